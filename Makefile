@@ -1,0 +1,50 @@
+# Every target sets up what it needs in .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+OLDEST := .venv-oldest
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OLDEST_READY := $(OLDEST)/.ready
+
+# The suites in which the kernels themselves matter: run again on CPU tensors by Triton's interpreter.
+INTERPRETED := tests/kernels tests/nn tests/surgery
+
+.PHONY: demo test test-oldest lint format bench clean
+
+demo: $(READY)
+	$(BIN)/python examples/digits.py
+
+test: $(READY)
+	$(BIN)/python -m pytest
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
+
+test-oldest: $(OLDEST_READY)
+	$(OLDEST)/bin/python -m pytest
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest $(INTERPRETED)
+
+lint: $(READY)
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(READY)
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) $(OLDEST) runs dist .mypy_cache .pytest_cache .ruff_cache
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# The oldest supported stack, to prove the lower bounds in pyproject.toml.
+$(OLDEST_READY): pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --editable '.[dev]' \
+		'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' 'lightning==2.6.0'
+	touch $@

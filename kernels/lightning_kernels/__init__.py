@@ -1,0 +1,7 @@
+"""Fused training kernels for PyTorch; no dependency on Lightning."""
+
+from lightning_kernels._dispatch import Route, route
+from lightning_kernels._dropout import dropout
+from lightning_kernels._layer_norm import layer_norm
+
+__all__ = ["Route", "dropout", "layer_norm", "route"]
