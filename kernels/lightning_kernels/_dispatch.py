@@ -1,12 +1,133 @@
-"""Decides, in one place, which route a tensor takes: Triton, its interpreter, or ATen."""
+"""Decides, in one place, which route a tensor takes, and launches kernels on its device."""
 
-from typing import Literal
+import functools
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from lightning_kernels._triton import HAS_TRITON, INTERPRETED
 
 Route = Literal["triton", "interpreter", "aten"]
 
+# float64 is computed in float64, which is ATen's work; the kernels compute in float32.
+_SERVED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
 
-def route(x: Tensor) -> Route:
-    """Return the route that a call on ``x`` takes."""
-    return "aten"
+# A norm holds a row, its gradient and two sums of its length in registers: 8192 is the longest
+# row that does so without spilling (tests/kernels/test_machine_code.py). Longer ones go to ATen.
+MAX_ROW_LENGTH = 8192
+
+# The interpreter has no multiprocessors; a small number lets small tensors exercise every loop.
+_INTERPRETED_MULTIPROCESSORS = 2
+
+
+def route(x: Tensor, row_length: int = 1) -> Route:
+    """Return the route that a call on ``x`` takes, as this process and this tensor are now.
+
+    Args:
+        x: The tensor that would be passed.
+        row_length: For a norm, how many elements are normalised together.
+
+    Returns:
+        ``"triton"`` for compiled kernels, ``"interpreter"`` for the same kernels run on the CPU by
+        Triton's interpreter (``TRITON_INTERPRET=1``), ``"aten"`` for PyTorch's own operators:
+        without Triton or a GPU of compute capability 8.0, for float64, integers, empty and
+        non-strided tensors, distributed and other wrapped tensors, forward-mode differentiation,
+        ``torch.func`` transforms and rows above 8192 elements.
+    """
+    if not runs_triton(x, row_length):
+        return "aten"
+    return "interpreter" if INTERPRETED else "triton"
+
+
+def runs_triton(x: Tensor, row_length: int = 1) -> bool:
+    """Return whether a kernel, compiled or interpreted, serves ``x``."""
+    return (
+        _serves_device(x.device)
+        and x.dtype in _SERVED_DTYPES
+        and row_length <= MAX_ROW_LENGTH
+        and x.numel() > 0
+        and x.layout is torch.strided
+        and not x.is_nested
+        and (type(x) in _PLAIN_TYPES or not is_traceable_wrapper_subclass(x))
+        and not _is_transformed()
+    )
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@functools.cache
+def _serves_device(device: torch.device) -> bool:
+    """Return whether this process can run kernels on ``device``: it never changes."""
+    if not HAS_TRITON:
+        return False
+    if device.type == "cuda" and not INTERPRETED and torch.version.hip is None:
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and INTERPRETED
+
+
+def _is_transformed() -> bool:
+    """Return whether forward-mode AD or a ``torch.func`` transform is at work, as ATen's must."""
+    if forward_ad._current_level >= 0:
+        return True
+    return not torch.compiler.is_compiling() and (
+        torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def is_traced(x: Tensor) -> bool:
+    """Return whether a compiler or a dispatch mode must see an operator rather than a launch."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or type(x) not in _PLAIN_TYPES
+    )
+
+
+@functools.cache
+def multiprocessor_count(device: torch.device) -> int:
+    """Return the number of streaming multiprocessors of ``device``."""
+    if device.type == "cpu":
+        return _INTERPRETED_MULTIPROCESSORS
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Launch ``kernel`` on the device of its first argument, a tensor.
+
+    Args:
+        kernel: What ``triton.jit`` returned.
+        grid: Number of programs along each axis.
+        *args: Tensors, numbers and ``None``, in the kernel's order.
+        **constants: Its ``constexpr`` arguments, and ``num_warps``.
+    """
+    device = args[0].device
+    if device.type == "cpu":
+        _interpret(kernel, grid, args, constants)
+    elif device.index == torch.cuda.current_device():
+        kernel[grid](*args, **constants)
+    else:
+        with torch.cuda.device(device):  # Triton launches on the current device, not the tensor's
+            kernel[grid](*args, **constants)
+
+
+def _interpret(
+    kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    """Run ``kernel`` on CPU tensors, bfloat16 widened meanwhile.
+
+    The interpreter adds bfloat16 as raw bits and truncates where a GPU rounds to nearest even.
+    """
+    widened = [
+        (i, arg, arg.float())
+        for i, arg in enumerate(args)
+        if isinstance(arg, Tensor) and arg.dtype == torch.bfloat16
+    ]
+    arguments = list(args)
+    for i, _, wide in widened:
+        arguments[i] = wide
+    kernel[grid](*arguments, **constants)
+    for _, narrow, wide in widened:
+        narrow.data.copy_(wide)  # through .data, for inputs that autograd guards come back too
