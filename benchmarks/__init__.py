@@ -1,0 +1,1 @@
+"""Measurements of the kernels and of whole fits, against their peers."""

@@ -1,0 +1,51 @@
+"""The calls whose machine code is tested and reported: one line for each main configuration."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+import lightning_kernels
+from benchmarks.machine_code import Launch, record_launches
+
+_ROWS = 8192
+
+
+def _layer_norm(dtype: torch.dtype, size: int, affine: bool = True) -> None:
+    x = torch.empty(_ROWS, size, device="cuda", dtype=dtype, requires_grad=True)
+    weight, bias = (torch.empty(size, device="cuda", requires_grad=affine) for _ in range(2))
+    y = lightning_kernels.layer_norm(x, (size,), *((weight, bias) if affine else ()))
+    _backward(y, torch.empty_like(y), None)
+
+
+def _dropout(dtype: torch.dtype) -> None:
+    x = torch.empty(_ROWS, 1024, device="cuda", dtype=dtype, requires_grad=True)
+    y = lightning_kernels.dropout(x, 0.1)
+    _backward(y, torch.empty_like(y))
+
+
+@torch.no_grad()
+def _backward(y: Tensor, *grads: Tensor | None) -> None:
+    """Run the backward of ``y``'s own node; the engine would ask for a real device."""
+    assert y.grad_fn is not None
+    y.grad_fn.apply(*grads)  # type: ignore[attr-defined]
+
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+CALLS: dict[str, Callable[[], None]] = {
+    **{
+        f"layer_norm {name} {size}": lambda dtype=dtype, size=size: _layer_norm(dtype, size)
+        for name, dtype in _DTYPES.items()
+        for size in (96, 128, 768, 1024, 1600, 4096, 8192)
+    },
+    "layer_norm bf16 768, not affine": lambda: _layer_norm(torch.bfloat16, 768, affine=False),
+    **{f"dropout {name}": lambda dtype=dtype: _dropout(dtype) for name, dtype in _DTYPES.items()},
+}
+
+
+def launches_of(name: str) -> list[Launch]:
+    """Return the kernel launches of the call named ``name`` in :data:`CALLS`."""
+    with record_launches() as launches:
+        CALLS[name]()
+    return launches

@@ -1,0 +1,40 @@
+"""The compiler's output for every kernel in its main configurations, built without a GPU."""
+
+import inspect
+import pkgutil
+from importlib import import_module
+
+import pytest
+from triton.runtime.jit import JITFunction
+
+import lightning_kernels
+from benchmarks.launches import CALLS, launches_of
+from benchmarks.machine_code import TARGETS, compile_launch
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", CALLS)
+def test_no_spills_and_wide_accesses(name: str, target: int) -> None:
+    launches = launches_of(name)
+    assert launches
+    for launch in launches:
+        code = compile_launch(launch, target)
+        assert code.spills == 0, code
+        assert max(code.load_bits) == 128, code
+        if launch.name != "_sum_partials_kernel":  # 16 sums per program: nothing to widen
+            assert max(code.store_bits) == 128, code
+
+
+def test_every_kernel_is_compiled() -> None:
+    modules = [
+        import_module(f"lightning_kernels.{module.name}")
+        for module in pkgutil.iter_modules(lightning_kernels.__path__)
+    ]
+    kernels = {
+        name
+        for module in modules
+        for name, _ in inspect.getmembers(module, lambda member: isinstance(member, JITFunction))
+        if name.endswith("_kernel")
+    }
+    assert kernels
+    assert kernels == {launch.name for name in CALLS for launch in launches_of(name)}
