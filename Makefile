@@ -42,9 +42,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
-# The oldest supported stack, to prove the lower bounds in pyproject.toml.
+# The oldest supported stack, to prove the lower bounds in pyproject.toml. Triton 3.6's interpreter
+# (not its compiler) needs a NumPy that still turns arrays of one element into scalars.
 $(OLDEST_READY): pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --editable '.[dev]' \
-		'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' 'lightning==2.6.0'
+		'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' 'lightning==2.6.0' 'numpy<2.4'
 	touch $@

@@ -1,5 +1,6 @@
 """The calls whose machine code is tested and reported: one line for each main configuration."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -32,15 +33,18 @@ def _backward(y: Tensor, *grads: Tensor | None) -> None:
 
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_SIZES = (96, 128, 768, 1024, 1600, 4096, 8192)
 
 CALLS: dict[str, Callable[[], None]] = {
     **{
-        f"layer_norm {name} {size}": lambda dtype=dtype, size=size: _layer_norm(dtype, size)
+        f"layer_norm {name} {size}": functools.partial(_layer_norm, dtype, size)
         for name, dtype in _DTYPES.items()
-        for size in (96, 128, 768, 1024, 1600, 4096, 8192)
+        for size in _SIZES
     },
-    "layer_norm bf16 768, not affine": lambda: _layer_norm(torch.bfloat16, 768, affine=False),
-    **{f"dropout {name}": lambda dtype=dtype: _dropout(dtype) for name, dtype in _DTYPES.items()},
+    "layer_norm bf16 768, not affine": functools.partial(
+        _layer_norm, torch.bfloat16, 768, affine=False
+    ),
+    **{f"dropout {name}": functools.partial(_dropout, dtype) for name, dtype in _DTYPES.items()},
 }
 
 

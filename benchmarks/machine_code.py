@@ -97,7 +97,7 @@ def record_launches() -> Iterator[list[Launch]]:
         plain = _dispatch._PLAIN_TYPES | {FakeTensor}
         enter(mock.patch.object(_dispatch, "_PLAIN_TYPES", plain))
         enter(FakeTensorMode(allow_non_fake_inputs=True))
-        enter(mock.patch.object(torch._C, "_len_torch_dispatch_stack", lambda: 0))
+        enter(mock.patch.object(torch._C, "_len_torch_dispatch_stack", return_value=0))
         yield launches
 
 
@@ -117,7 +117,7 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
     }
     for name, answer in answers.items():
         stack.enter_context(mock.patch.object(torch.cuda, name, answer))
-    for cached in (_dispatch._serves_device, _dispatch.multiprocessor_count):
+    for cached in (_dispatch._probe_device, _dispatch.multiprocessor_count):
         cached.cache_clear()
         stack.callback(cached.cache_clear)
 

@@ -46,7 +46,8 @@ def route(x: Tensor, row_length: int = 1) -> Route:
 def runs_triton(x: Tensor, row_length: int = 1) -> bool:
     """Return whether a kernel, compiled or interpreted, serves ``x``."""
     return (
-        _serves_device(x.device)
+        (x.is_cuda or INTERPRETED)  # the quick answer for the CPU, whose calls must stay cheap
+        and _serves_device(x.device)
         and x.dtype in _SERVED_DTYPES
         and row_length <= MAX_ROW_LENGTH
         and x.numel() > 0
@@ -57,9 +58,13 @@ def runs_triton(x: Tensor, row_length: int = 1) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-@functools.cache
+@torch.compiler.assume_constant_result
 def _serves_device(device: torch.device) -> bool:
+    return _probe_device(device)
+
+
+@functools.cache  # in a function of its own, for Dynamo warns where it would trace through a cache
+def _probe_device(device: torch.device) -> bool:
     """Return whether this process can run kernels on ``device``: it never changes."""
     if not HAS_TRITON:
         return False

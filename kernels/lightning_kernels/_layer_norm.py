@@ -200,9 +200,10 @@ def _fake_of_backward(
     grad: Tensor, x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None,
     statistics: Tensor, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    absent = (x.new_empty(0) for _ in needs)
     grad_x, grad_weight, grad_bias = (
-        torch.empty_like(tensor, memory_format=torch.contiguous_format) if need else next(absent)
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        if need and tensor is not None
+        else x.new_empty(0)
         for tensor, need in zip((x, weight, bias), needs, strict=True)
     )
     return grad_x, grad_weight, grad_bias
@@ -304,27 +305,48 @@ def layer_norm(
     References:
         Ba, Kiros and Hinton, 2016, "Layer normalization", arXiv:1607.06450.
     """
-    shape = tuple(normalized_shape)
-    _check(input, shape, weight, bias)
-    size = math.prod(shape)
-    if runs_triton(input, size):
-        return _layer_norm(input, size, weight, bias, eps)[0]
-    if weight is not None and weight.dtype != input.dtype and not input.is_cpu:
-        weight = weight.to(input.dtype)  # ATen mixes types on the CPU only
-    if bias is not None and bias.dtype != input.dtype and not input.is_cpu:
-        bias = bias.to(input.dtype)
-    if not torch.is_autocast_enabled(input.device.type):
-        return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
-    with torch.autocast(input.device.type, enabled=False):
-        return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
+    if not input.is_floating_point():
+        raise RuntimeError(f"layer_norm expects a floating-point input, but got {input.dtype}")
+    if isinstance(normalized_shape, int):
+        raise TypeError(
+            f"normalized_shape must be a sequence of ints, got {normalized_shape}: pass"
+            f" ({normalized_shape},)"
+        )
+    size = math.prod(normalized_shape)
+    if not runs_triton(input, size):
+        return _aten_layer_norm(input, normalized_shape, weight, bias, eps)
+    _check(input, tuple(normalized_shape), weight, bias)
+    return _layer_norm(input, size, weight, bias, eps)[0]
+
+
+def _aten_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Call torch's function, which checks its arguments, but return ``input``'s type."""
+    if not input.is_cpu:  # ATen mixes types on the CPU only
+        weight, bias = (
+            parameter.to(input.dtype) if parameter is not None else None
+            for parameter in (weight, bias)
+        )
+    shape = list(normalized_shape)
+    try:
+        if not torch.is_autocast_enabled(input.device.type):
+            return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
+        with torch.autocast(input.device.type, enabled=False):
+            return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
+    except RuntimeError:
+        _check(input, tuple(shape), weight, bias)  # clearer, where it knows what is wrong
+        raise
 
 
 def _check(
     input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
 ) -> None:
-    """Raise for arguments that do not go together, before anything is read."""
-    if not input.is_floating_point():
-        raise RuntimeError(f"layer_norm expects a floating-point input, but got {input.dtype}")
+    """Raise for arguments that do not go together, saying what was got and what is expected."""
     if not shape or tuple(input.shape[-len(shape) :]) != shape:
         raise RuntimeError(
             f"layer_norm expects an input whose last dimensions are normalized_shape, at least"

@@ -1,4 +1,4 @@
-"""Triton where it is installed; elsewhere (macOS, Windows) a stand-in, so that kernels still import.
+"""Triton where it is installed; elsewhere (macOS, Windows) a stand-in, so that kernels import.
 
 A kernel written against the stand-in is never launched: :mod:`lightning_kernels._dispatch` routes
 every tensor to ATen when :data:`HAS_TRITON` is false.
