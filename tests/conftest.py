@@ -1,17 +1,25 @@
-"""Fixtures and the handling of tests that need a GPU."""
+"""Which tests this run can make, and the device they use."""
 
 import pytest
 import torch
 
+import lightning_kernels
+
 HAS_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if HAS_GPU else "cpu"
+RUNS_KERNELS = lightning_kernels.route(torch.ones(1, device=DEVICE)) != "aten"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked ``gpu`` where there is none."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests where there is no GPU; leave ``kernel`` tests to the interpreted run."""
     if not HAS_GPU:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    if not RUNS_KERNELS:
+        left = [item for item in items if item.get_closest_marker("kernel")]
+        config.hook.pytest_deselected(items=left)
+        items[:] = [item for item in items if not item.get_closest_marker("kernel")]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -29,4 +37,4 @@ def _seed() -> None:
 @pytest.fixture
 def device() -> str:
     """Return the device on which this machine runs kernels."""
-    return "cuda" if HAS_GPU else "cpu"
+    return DEVICE

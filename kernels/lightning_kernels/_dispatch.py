@@ -99,16 +99,18 @@ def multiprocessor_count(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Launch ``kernel`` on the device of its first argument, a tensor.
+def launch(
+    kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **constants: Any
+) -> None:
+    """Launch ``kernel`` on ``device``.
 
     Args:
         kernel: What ``triton.jit`` returned.
         grid: Number of programs along each axis.
+        device: Where its tensors are.
         *args: Tensors, numbers and ``None``, in the kernel's order.
         **constants: Its ``constexpr`` arguments, and ``num_warps``.
     """
-    device = args[0].device
     if device.type == "cpu":
         _interpret(kernel, grid, args, constants)
         return
@@ -116,7 +118,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> 
     if device.index == torch.cuda.current_device():
         kernel[grid](*args, **constants)
     else:
-        with torch.cuda.device(device):  # Triton launches on the current device, not the tensor's
+        with torch.cuda.device(device):  # Triton launches on the current device, not its tensors'
             kernel[grid](*args, **constants)
 
 
@@ -127,6 +129,8 @@ def _interpret(
 
     The interpreter adds bfloat16 as raw bits and truncates where a GPU rounds to nearest even.
     """
+    import numpy  # the interpreter's own dependency, not ours
+
     widened = [
         (i, arg, arg.float())
         for i, arg in enumerate(args)
@@ -135,6 +139,7 @@ def _interpret(
     arguments = list(args)
     for i, _, wide in widened:
         arguments[i] = wide
-    kernel[grid](*arguments, **constants)
+    with numpy.errstate(all="ignore"):  # a GPU does not warn of nan either
+        kernel[grid](*arguments, **constants)
     for _, narrow, wide in widened:
         narrow.data.copy_(wide)  # through .data, for inputs that autograd guards come back too

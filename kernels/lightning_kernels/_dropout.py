@@ -42,7 +42,7 @@ def _launch(x: Tensor, y: Tensor, p: float, state: Tensor | None, seed: int, off
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
     grid = (triton.cdiv(x.numel(), BLOCK_SIZE),)
     launch(
-        _dropout_kernel, grid, x, y, x.numel(), threshold, scale, state, seed, offset,
+        _dropout_kernel, grid, x.device, x, y, x.numel(), threshold, scale, state, seed, offset,
         BLOCK_SIZE=BLOCK_SIZE, num_warps=4,
     )  # fmt: skip
 

@@ -150,7 +150,7 @@ def _forward(
     num_rows = x.numel() // size
     tile = _tile(num_rows, size, elements=4096)
     launch(
-        _layer_norm_forward_kernel, (triton.cdiv(num_rows, tile["ROWS"]),),
+        _layer_norm_forward_kernel, (triton.cdiv(num_rows, tile["ROWS"]),), x.device,
         x, weight, bias, y, statistics, num_rows, size, eps, **tile,
     )  # fmt: skip
     return y, statistics
@@ -185,13 +185,14 @@ def _forward_of_backward(
         for need in needs[1:]
     )
     launch(
-        _layer_norm_backward_kernel, (num_programs,), grad, x, weight, statistics,
-        grad_x, partial_weight, partial_bias, num_rows, size, **tile,
+        _layer_norm_backward_kernel, (num_programs,), x.device,
+        grad, x, weight, statistics, grad_x, partial_weight, partial_bias, num_rows, size, **tile,
     )  # fmt: skip
     if needs[1] or needs[2]:
         launch(
-            _sum_partials_kernel, (triton.cdiv(size, 16), 2), partial_weight, partial_bias,
-            grad_weight, grad_bias, num_programs, size, ROWS=128, COLUMNS=16, num_warps=4,
+            _sum_partials_kernel, (triton.cdiv(size, 16), 2), x.device,
+            partial_weight, partial_bias, grad_weight, grad_bias, num_programs, size,
+            ROWS=128, COLUMNS=16, num_warps=4,
         )  # fmt: skip
     return gradients
 

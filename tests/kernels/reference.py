@@ -1,0 +1,53 @@
+"""How right a result must be: measured against float64, judged by torch's own error."""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Tensor]
+
+
+def run(function: Function, tensors: Iterable[Tensor | None], grad: Tensor) -> list[Tensor]:
+    """Return ``function(*tensors)`` and its gradients with respect to those that are given."""
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+    y = function(*leaves)
+    present = [leaf for leaf in leaves if leaf is not None]
+    return [y.detach(), *torch.autograd.grad(y, present, grad)]
+
+
+def assert_as_right_as_torch(
+    ours: Function, torchs: Function, draw: Callable[[], tuple[list[Tensor | None], Tensor]]
+) -> None:
+    """Check the result and all gradients of ``ours`` on the tensors and the gradient of ``draw``.
+
+    The error against float64, a norm over all elements, may be at most 1.5 times that of ``torchs``
+    on the same tensors, plus half a unit in the last place of each element. Small tensors are drawn
+    several times, so that no lucky rounding of torch's decides.
+    """
+    numel = draw()[1].numel()
+    squares: list[list[float]] = []
+    for _ in range(max(1, min(16, 1024 // max(numel, 1)))):
+        tensors, grad = draw()
+        wide = [None if t is None else t.double() for t in tensors]
+        results = zip(
+            run(ours, tensors, grad),
+            run(torchs, tensors, grad),
+            run(torchs, wide, grad.double()),
+            strict=True,
+        )
+        squares.append([value for result in results for value in _square_errors(*result)])
+    totals = [math.sqrt(sum(column)) for column in zip(*squares, strict=True)]
+    for i in range(0, len(totals), 3):
+        mine, theirs, rounding = totals[i : i + 3]
+        assert mine <= 1.5 * theirs + rounding, f"result {i // 3}: {mine}, {theirs}, {rounding}"
+
+
+def _square_errors(mine: Tensor, theirs: Tensor, exact: Tensor) -> tuple[float, float, float]:
+    """Return the summed squares of our error, of torch's and of rounding ``exact``'s size."""
+    assert mine.shape == exact.shape
+    assert mine.dtype == theirs.dtype
+    rounding = exact.abs() * (torch.finfo(mine.dtype).eps / 2)
+    errors = mine.double() - exact, theirs.double() - exact, rounding
+    return tuple(error.square().sum().item() for error in errors)  # type: ignore[return-value]
