@@ -244,12 +244,13 @@ def test_two_numbers_per_row_are_kept(device: str) -> None:
     assert [t.shape for t in kept if t.data_ptr() not in own] == [(2, 40)]
 
 
-def test_autocast_keeps_the_inputs_type(device: str) -> None:
-    x, weight, bias = make((6, 32), (32,), torch.bfloat16, device)
+@pytest.mark.parametrize("size", [32, 20000])  # a kernel's row, and one that goes to ATen
+def test_autocast_keeps_the_inputs_type(size: int, device: str) -> None:
+    x, weight, bias = make((6, size), (size,), torch.bfloat16, device)
     with torch.autocast(device, torch.bfloat16):
-        y = layer_norm(x, (32,), weight, bias)
+        y = layer_norm(x, (size,), weight, bias)
     assert y.dtype == torch.bfloat16
-    assert torch.equal(y, layer_norm(x, (32,), weight, bias))
+    assert torch.equal(y, layer_norm(x, (size,), weight, bias))
 
 
 def test_an_error_in_a_backward_leaves_the_next_step_clean(device: str) -> None:

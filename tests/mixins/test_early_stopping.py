@@ -1,0 +1,217 @@
+"""Early stopping by subclassing."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as twin
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_practices.callbacks import EarlyStopping
+from lightning_practices.mixins import EarlyStoppingMixin
+
+pytestmark = [
+    # Lightning 2.6 calls what torch has deprecated.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
+    # These fits are on the CPU, also where there is a GPU.
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
+    # The data are two rows: loading them in other processes would only cost time.
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    # A second fit saves into the folder of the first.
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+LOSSES = (3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Spare these tiny fits the threads: on a busy machine they take several times as long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Base(LightningModule):
+    """Logs the loss of a script, one value an epoch of one step."""
+
+    def __init__(self, width: int = 2, losses: Sequence[float] = LOSSES) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.layer = nn.Linear(2, width)
+        self.losses = losses
+        self.seen: list[Tensor] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        loss: Tensor = self.layer(batch).square().mean()
+        return loss
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        if not self.trainer.sanity_checking:
+            self.seen.append(self.layer.weight.detach().clone())
+        loss = self.losses[self.current_epoch]
+        self.log("val_loss", loss)
+        self.log("accuracy", -loss)
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Net(EarlyStoppingMixin, Base):
+    pass
+
+
+def fit(
+    module: LightningModule, *callbacks: Callback, resume: Path | None = None, **options: Any
+) -> Trainer:
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=8,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    trainer.fit(module, loader(), loader(), ckpt_path=resume)
+    return trainer
+
+
+def loader() -> DataLoader[Tensor]:
+    return DataLoader([torch.ones(2), torch.zeros(2)], batch_size=2)  # type: ignore[arg-type]
+
+
+def stoppings(trainer: Trainer) -> list[Callback]:
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, LightningEarlyStopping)]
+
+
+def test_it_stops_and_gives_the_best_weights_back() -> None:
+    module = Net()
+    trainer = fit(module)
+    assert trainer.current_epoch == 5
+    assert (module.early_stopping.best_epoch, module.early_stopping.best_step) == (1, 2)
+    assert torch.equal(module.layer.weight, module.seen[1])
+
+
+def test_its_arguments() -> None:
+    module = Net(
+        early_stopping_monitor="accuracy",
+        early_stopping_mode="max",
+        early_stopping_patience=1,
+        early_stopping_min_delta=0.5,
+        width=3,
+    )
+    stopping = module.early_stopping
+    assert (stopping.monitor, stopping.mode, stopping.patience) == ("accuracy", "max", 1)
+    assert stopping.min_delta == 0.5
+    assert module.layer.out_features == 3
+    assert fit(module).current_epoch == 3
+
+
+def test_every_run_has_the_same_callback_once() -> None:
+    module = Net()
+    trainer = fit(module)
+    assert stoppings(trainer) == [module.early_stopping]
+    trainer.validate(module, loader(), verbose=False)
+    assert stoppings(trainer) == [module.early_stopping]
+    other = fit(module)  # with another Trainer: goes on counting, as Lightning's callback does
+    assert stoppings(other) == [module.early_stopping]
+    assert (other.current_epoch, module.early_stopping.wait_count) == (1, 4)
+    assert torch.equal(module.layer.weight, module.seen[1])
+
+
+def test_another_module_in_the_same_trainer_has_its_own() -> None:
+    first, second = Net(), Net()
+    trainer = fit(first)
+    trainer.fit_loop.max_epochs = 13
+    second.losses = 13 * [1.0]
+    trainer.fit(second, loader(), loader())
+    assert stoppings(trainer) == [second.early_stopping]
+    assert second.early_stopping.best_epoch == 5
+
+
+@pytest.mark.parametrize("kind", [EarlyStopping, LightningEarlyStopping])
+@pytest.mark.parametrize("monitor", ["val_loss", "accuracy"])
+def test_it_replaces_those_of_the_trainer(kind: type[LightningEarlyStopping], monitor: str) -> None:
+    module = Net()
+    trainer = fit(module, kind(monitor, patience=1))
+    assert stoppings(trainer) == [module.early_stopping]
+    assert trainer.current_epoch == 5
+
+
+class Two(Net):
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        extra = EarlyStopping("accuracy", patience=1, mode="max", restore_best_weights=False)
+        return [*super().configure_callbacks(), extra]
+
+
+def test_a_module_can_have_more() -> None:
+    module = Two()
+    trainer = fit(module)
+    assert len(stoppings(trainer)) == 2
+    assert (trainer.current_epoch, module.early_stopping.wait_count) == (3, 1)
+
+
+class OneBase(Base):
+    @override
+    def configure_callbacks(self) -> Sequence[Callback] | Callback:
+        return Timer({"hours": 1})
+
+
+def test_it_extends_what_the_base_brings() -> None:
+    class OneNet(EarlyStoppingMixin, OneBase):
+        pass
+
+    timer, stopping = OneNet().configure_callbacks()
+    assert isinstance(timer, Timer)
+    assert isinstance(stopping, EarlyStopping)
+
+
+def test_resuming_in_a_new_module_with_more_patience(tmp_path: Path) -> None:
+    fit(Net(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1))
+    module = Net(early_stopping_patience=10)
+    save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    trainer = fit(module, save, resume=tmp_path / "epoch=4.ckpt")
+    assert trainer.current_epoch == 8
+    assert (module.early_stopping.best_epoch, module.early_stopping.wait_count) == (1, 6)
+    best = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(module.layer.weight, best["layer.weight"])
+
+
+class Leaf(EarlyStoppingMixin):
+    """A leaf with arguments of its own, over the mixin alone."""
+
+    def __init__(self, width: int = 2, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.save_hyperparameters()
+        self.layer = nn.Linear(2, width)
+
+
+@pytest.mark.parametrize("kind", [Net, Leaf])
+def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path, kind: Any) -> None:
+    module = kind(width=3, early_stopping_patience=7)
+    assert dict(module.hparams).items() >= {"width": 3, "early_stopping_patience": 7}.items()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+    loaded = kind.load_from_checkpoint(tmp_path / "net.ckpt")
+    assert loaded.layer.out_features == 3
+    assert loaded.early_stopping.patience == 7
+
+
+def test_the_twin_package() -> None:
+    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
+        type("Mixed", (EarlyStoppingMixin, twin.LightningModule), {})

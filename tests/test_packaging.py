@@ -1,0 +1,72 @@
+"""What a user gets: a wheel, built from the source distribution, in an environment of its own."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+USE = """
+import lightning_kernels, lightning_practices, torch
+from lightning_practices import callbacks, mixins, nn, surgery
+model = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.Dropout(0.5))
+report = surgery.accelerate(model)
+assert len(report.replaced) == 2, report
+assert model(torch.randn(4, 8)).shape == (4, 8)
+print(lightning_kernels.__file__, lightning_practices.__file__, sep="\\n")
+"""
+
+
+def call(*command: str | Path, cwd: Path) -> str:
+    """Run a command away from the source tree and any ``PYTHONPATH``; return its output."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the source distribution, and the wheel from it."""
+    out = tmp_path_factory.mktemp("dist")
+    call(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=out)
+    return out
+
+
+def test_the_wheel_holds_both_packages_and_nothing_else(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert tops == {"lightning_kernels", "lightning_practices"}
+    assert {"lightning_kernels/py.typed", "lightning_practices/py.typed"} <= set(names)
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_source_distribution_can_run_its_tests(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        members = archive.getnames()
+    inner = {name.split("/", 1)[1] for name in members if "/" in name}
+    wanted = {"pyproject.toml", "Makefile", "LICENSE", "CHANGELOG.md", "tests/conftest.py"}
+    assert wanted <= inner
+
+
+def test_the_wheel_works_in_an_empty_environment(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    call(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    python = tmp_path / "venv" / "bin" / "python"
+    call(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    site = Path(
+        call(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=tmp_path).strip()
+    )
+    # Its dependencies are borrowed, to spare gigabytes. A plain path takes no notice of the .pth
+    # files behind it, so this project's own editable install there stays unseen.
+    (site / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    files = call(python, "-c", USE, cwd=tmp_path).split()
+    assert all(Path(file).is_relative_to(site) for file in files), files
