@@ -1,0 +1,84 @@
+"""What surgery did to a model, for people to read."""
+
+from dataclasses import dataclass, field
+from io import StringIO
+from textwrap import wrap
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from typing_extensions import override
+
+_WIDTH = 100  # columns of the printed table, wherever it is printed
+_REASON_WIDTH = 40
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A layer that was swapped.
+
+    Attributes:
+        names: Every name that the model has for it, more than one if it is shared.
+        before: Class whose ``forward`` it ran.
+        after: Class whose ``forward`` it runs now.
+    """
+
+    names: tuple[str, ...]
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A layer of a known kind that was left alone.
+
+    Attributes:
+        names: Every name that the model has for it.
+        cls: Its class.
+        reason: Why it was left alone.
+    """
+
+    names: tuple[str, ...]
+    cls: str
+    reason: str
+
+
+@dataclass(repr=False)
+class Report:
+    """What was replaced and what was skipped; ``print`` it for a table.
+
+    Attributes:
+        replaced: The layers swapped, in the model's order.
+        skipped: The layers left alone, in the model's order.
+    """
+
+    replaced: list[Replaced] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def __rich__(self) -> Table | Text:
+        if not self.replaced and not self.skipped:
+            return Text("Nothing to replace.")
+        table = Table("module", "before")
+        table.add_column("after, or why it was skipped", no_wrap=True)  # the others give way
+        for layer in self.replaced:
+            table.add_row(_cell(layer.names), Text(layer.before), Text(layer.after))
+        for left in self.skipped:
+            why = wrap(f"skipped: {left.reason}", _REASON_WIDTH)
+            table.add_row(_cell(left.names), Text(left.cls), Text("\n".join(why)))
+        for column in table.columns:
+            column.overflow = "fold"
+        return table
+
+    @override
+    def __str__(self) -> str:
+        text = StringIO()
+        Console(file=text, width=_WIDTH, color_system=None).print(self)
+        return text.getvalue().rstrip()
+
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self.replaced)} replaced, {len(self.skipped)} skipped)"
+
+
+def _cell(names: tuple[str, ...]) -> Text:
+    return Text("\n".join(name or "(the model itself)" for name in names))

@@ -1,0 +1,44 @@
+import re
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_practices.surgery import Report, Skipped, accelerate
+
+
+class OwnForward(nn.Dropout):
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return input + 1
+
+
+def test_report_is_a_table_of_at_most_100_columns() -> None:
+    model = nn.Sequential()
+    model.add_module("encoder_layer_0", nn.ModuleDict({"norm_before": nn.LayerNorm(8)}))
+    model.add_module("encoder_layer_1", nn.ModuleDict({"odd": OwnForward()}))
+    report = accelerate(model)
+    assert repr(report) == "Report(1 replaced, 1 skipped)"
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 100
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
+    assert cells[1] == ["module", "before", "after, or why it was skipped"]
+    columns = ["".join(column) for column in zip(*cells[3:-1], strict=True)]
+    assert columns == [
+        "encoder_layer_0.norm_beforeencoder_layer_1.odd",
+        f"torch.nn.LayerNorm{__name__}.OwnForward",
+        "lightning_practices.nn.LayerNormskipped: OwnForward overrides forward",
+    ]
+    assert cells[3][2] == "lightning_practices.nn.LayerNorm"  # in one piece
+
+
+def test_report_prints_long_names_and_brackets_whole() -> None:
+    reason = "has [bold]brackets[/bold] " + 20 * "and so on "
+    report = Report(skipped=[Skipped(("a", 150 * "z"), 90 * "C", reason)])
+    text = str(report)
+    assert max(map(len, text.splitlines())) == 100
+    assert (text.count("z"), text.count("C"), text.count("so")) == (150, 90, 20)
+    assert "has [bold]brackets[/bold]" in text
+
+
+def test_empty_report_is_a_sentence() -> None:
+    assert str(accelerate(nn.Linear(2, 2))) == "Nothing to replace."
