@@ -1,0 +1,130 @@
+"""Where measurements go: one JSON file of flat rows, safe at every moment."""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SCHEMA = 1
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass
+class Results:
+    """The rows of one run and where they were measured.
+
+    The file is rewritten after each row, whole or not at all, so a run that is interrupted keeps
+    what it has measured, and a resumed one goes on after it.
+
+    Attributes:
+        path: The JSON file: ``{"schema": 1, "environment": {...}, "rows": [...]}``.
+        environment: The machine, the versions and the revision, see :func:`describe_environment`.
+        rows: One flat dictionary for each measurement.
+    """
+
+    path: Path
+    environment: dict[str, Any]
+    rows: list[Row]
+
+    @classmethod
+    def create(cls, path: Path, resume: bool = False) -> "Results":
+        """Start a file, or go on with the one at ``path``.
+
+        Raises:
+            ValueError: If resuming where another revision, GPU or version was measured.
+        """
+        environment = describe_environment()
+        if not (resume and path.exists()):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return cls(path, environment, [])
+        results = cls.load(path)
+        for name in ("gpu", "revision", "torch", "triton"):
+            if results.environment[name] != environment[name]:
+                raise ValueError(
+                    f"{path} was measured with {name} {results.environment[name]}, but this is"
+                    f" {environment[name]}: choose another --out, or leave --resume out"
+                )
+        return results
+
+    @classmethod
+    def load(cls, path: Path) -> "Results":
+        """Read a file.
+
+        Raises:
+            ValueError: If it is not a file of results, or of another schema.
+        """
+        try:
+            content = json.loads(path.read_text())
+            schema, environment, rows = (content[k] for k in ("schema", "environment", "rows"))
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a file of benchmark results: {error!r}") from error
+        if schema != SCHEMA:
+            raise ValueError(f"{path} has schema {schema}, this reads schema {SCHEMA}")
+        return cls(path, environment, rows)
+
+    def find(self, **key: Any) -> list[Row]:
+        """Return the rows that agree with every item of ``key``."""
+        return [row for row in self.rows if key.items() <= row.items()]
+
+    def add(self, row: Row) -> None:
+        """Append a row and save."""
+        self.rows.append(row)
+        self.save()
+
+    def save(self) -> None:
+        """Write the file in one step."""
+        content = {"schema": SCHEMA, "environment": self.environment, "rows": self.rows}
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(content, indent=1) + "\n")
+        os.replace(partial, self.path)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Return what a reader needs to judge or repeat a measurement."""
+    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    return {
+        "gpu": gpu.name if gpu else None,
+        "gpu_memory_gib": round(gpu.total_memory / 2**30, 1) if gpu else None,
+        "multiprocessors": gpu.multi_processor_count if gpu else None,
+        "driver": _first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "cpu": platform.processor() or platform.machine(),
+        "cpu_cores": os.cpu_count(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "triton": _version("triton"),
+        "lightning": _version("lightning") or _version("pytorch-lightning"),
+        "revision": _revision(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _revision() -> str | None:
+    """Return the commit, marked if the tree differs from it; ``None`` outside a checkout."""
+    here = Path(__file__).parent
+    commit = _first_line("git", "-C", str(here), "rev-parse", "--short", "HEAD")
+    changed = _first_line("git", "-C", str(here), "status", "--porcelain")
+    return f"{commit}+changes" if commit and changed else commit
+
+
+def _first_line(*command: str) -> str | None:
+    try:
+        result = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.split("\n")[0].strip() or None
