@@ -151,22 +151,24 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     """Draw the validation loss of every run, the best step marked, and the test accuracies."""
     from matplotlib import pyplot as plt
 
-    figure, (curves, bars) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[2, 1])
-    for (name, its_runs), colour in zip(runs.items(), ("tab:gray", "tab:orange"), strict=True):
+    figure, (curves, dots) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[2, 1])
+    colours = ("tab:gray", "tab:orange")
+    for x, ((name, its_runs), colour) in enumerate(zip(runs.items(), colours, strict=True)):
         for i, run in enumerate(its_runs):
             epochs = range(1, len(run.losses) + 1)
             curves.plot(epochs, run.losses, color=colour, lw=1.2, label=None if i else name)
             if run.best_step is not None:
                 best = min(run.losses)
                 curves.plot(run.losses.index(best) + 1, best, "o", color=colour, ms=5)
-        values = [run.accuracy for run in its_runs]
-        bars.scatter([name] * len(values), values, color=colour, zorder=2)
-        bars.hlines(statistics.mean(values), name, name, color=colour, lw=30, alpha=0.3)
+        values = [100 * run.accuracy for run in its_runs]
+        spread = torch.linspace(-0.15, 0.15, len(values))  # so that equal ones show
+        dots.scatter(x + spread, values, color=colour)
+        dots.hlines(statistics.mean(values), x - 0.3, x + 0.3, color=colour, label="mean")
     curves.set(xlabel="epoch", ylabel="validation loss", yscale="log")
-    curves.set_title("Each line a seed; dots: the weights given back")
+    curves.set_title("Each line is a seed, each dot the weights that it gave back")
     curves.legend()
-    bars.set(ylabel="test accuracy", title="Test accuracy, one dot a seed")
-    bars.margins(x=0.5)
+    dots.set(ylabel="test accuracy in %", xlim=(-0.6, 1.6), title="Each dot a seed, lines: means")
+    dots.set_xticks(range(len(runs)), list(runs))
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -5,6 +5,9 @@ import torch
 
 import lightning_kernels
 
+# These tensors are small: on a busy machine more threads only wait for each other.
+torch.set_num_threads(1)
+
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 RUNS_KERNELS = lightning_kernels.route(torch.ones(1, device=DEVICE)) != "aten"

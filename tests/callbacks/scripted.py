@@ -15,12 +15,6 @@ from typing_extensions import override
 from lightning_practices.callbacks import EarlyStopping
 
 FILTERS = [
-    # Lightning 2.6 calls what torch has deprecated.
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
-    # These fits are on the CPU, also where there is a GPU.
-    pytest.mark.filterwarnings("ignore:GPU available but not used"),
-    # The data are eight rows: loading them in other processes would only cost time.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     # A resumed fit needn't save again.
     pytest.mark.filterwarnings("ignore:.*Please add the following callbacks.*ModelCheckpoint"),
     # Several fits of a test share a folder on purpose.

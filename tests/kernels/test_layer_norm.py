@@ -318,3 +318,15 @@ def test_bad_arguments(
         layer_norm(**call)  # type: ignore[arg-type]
     with pytest.raises(error):  # and torch raises the same class
         F.layer_norm(**call)  # type: ignore[arg-type]
+
+
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements() -> None:
+    x = torch.randn(2**19 + 3, 4096, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    y = layer_norm(x, (4096,))
+    (grad,) = torch.autograd.grad(y, x, y.detach())
+    tail = x.detach()[-3:].double().requires_grad_()
+    right = F.layer_norm(tail, (4096,))
+    torch.testing.assert_close(y[-3:].double(), right, rtol=0.01, atol=0.01)
+    (right_grad,) = torch.autograd.grad(right, tail, y[-3:].double())
+    torch.testing.assert_close(grad[-3:].double(), right_grad, rtol=0.01, atol=0.01)

@@ -22,10 +22,8 @@ def layer_norm_arguments(device: str, dtype: torch.dtype = torch.float32) -> lis
     return [x, 24, weight, bias, 1e-5]
 
 
-# torch's own check reads .grad of a tensor that is not a leaf; NumPy deprecates what the oldest
-# supported interpreter does.
+# torch's own check reads .grad of a tensor that is not a leaf
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
-@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 def test_opcheck(device: str) -> None:
     x, size, weight, bias, eps = layer_norm_arguments(device)
     torch.library.opcheck(OPS.layer_norm.default, (x, size, weight, bias, eps))

@@ -1,6 +1,6 @@
 """Early stopping by subclassing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,10 @@ from typing_extensions import override
 from lightning_practices.callbacks import EarlyStopping
 from lightning_practices.mixins import EarlyStoppingMixin
 
-pytestmark = [
-    # Lightning 2.6 calls what torch has deprecated.
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),
-    # These fits are on the CPU, also where there is a GPU.
-    pytest.mark.filterwarnings("ignore:GPU available but not used"),
-    # The data are two rows: loading them in other processes would only cost time.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    # A second fit saves into the folder of the first.
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-]
+# A second fit saves into the folder of the first.
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
 LOSSES = (3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Spare these tiny fits the threads: on a busy machine they take several times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Base(LightningModule):

@@ -19,14 +19,6 @@ from lightning_practices.mixins import FusedLayersMixin
 from lightning_practices.nn import Dropout, LayerNorm
 from lightning_practices.surgery import Report, restore
 
-pytestmark = [
-    # Lightning's advice on hardware and the number of workers.
-    pytest.mark.filterwarnings("ignore:GPU available but not used"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    # Lightning 2.6 calls what torch 2.15 deprecates.
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated"),
-]
-
 FUSED = "FusedLayersMixin: 2 layers fused (1 LayerNorm, 1 Dropout)"
 
 

@@ -10,10 +10,6 @@ from torch import Tensor, nn
 import lightning_kernels
 from lightning_practices.nn import LayerNorm
 
-pytestmark = pytest.mark.filterwarnings(  # in Triton 3.6's interpreter, about NumPy
-    "ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning"
-)
-
 CONSTRUCTORS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
     ((32,), {}),
     (([4, 8],), {"eps": 1e-3}),

@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchvision.models import ConvNeXt, VisionTransformer  # type: ignore[import-untyped]
-from torchvision.models.convnext import CNBlockConfig  # type: ignore[import-untyped]
+from torchvision.models import ConvNeXt, VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 from typing_extensions import override
 
 from lightning_practices.nn import Dropout, LayerNorm
 from lightning_practices.surgery import Replaced, Report, accelerate, restore
-
-pytestmark = pytest.mark.filterwarnings(  # in Triton 3.6's interpreter, about NumPy
-    "ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning"
-)
 
 
 class Tuned(nn.LayerNorm):

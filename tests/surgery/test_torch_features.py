@@ -74,8 +74,6 @@ def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
         assert torch.equal(a, b)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:FutureWarning")  # torch's
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 def test_scripted_layers_are_skipped_and_restored_ones_can_be_scripted() -> None:
     model = nn.ModuleDict({"scripted": torch.jit.script(mlp()), "plain": mlp()})
     report = accelerate(model)
