@@ -99,6 +99,11 @@ def multiprocessor_count(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def cdiv(a: int, b: int) -> int:
+    """Divide, rounding up. Triton's own takes over a microsecond, of a call's fifteen or so."""
+    return -(-a // b)
+
+
 def launch(
     kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **constants: Any
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import is_traced, launch, runs_triton
+from lightning_kernels._dispatch import cdiv, is_traced, launch, runs_triton
 from lightning_kernels._operator import Operator
 from lightning_kernels._random import random_words, reserve
 from lightning_kernels._triton import tl, triton
@@ -40,7 +40,7 @@ def _launch(x: Tensor, y: Tensor, p: float, state: Tensor | None, seed: int, off
     """Write the dropout of ``x`` to ``y``, dense tensors of equal strides, perhaps the same."""
     threshold = min(round(p * _WORDS), _WORDS - 1)
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
-    grid = (triton.cdiv(x.numel(), BLOCK_SIZE),)
+    grid = (cdiv(x.numel(), BLOCK_SIZE),)
     launch(
         _dropout_kernel, grid, x.device, x, y, x.numel(), threshold, scale, state, seed, offset,
         BLOCK_SIZE=BLOCK_SIZE, num_warps=4,

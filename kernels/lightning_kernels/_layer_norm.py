@@ -1,5 +1,6 @@
 """Layer normalisation: one pass over the rows forward, and one backward."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import launch, multiprocessor_count, runs_triton
+from lightning_kernels._dispatch import cdiv, launch, multiprocessor_count, runs_triton
 from lightning_kernels._operator import Operator
 from lightning_kernels._triton import tl, triton
 
@@ -134,23 +135,29 @@ def _sum_partials_kernel(
         _sum_partials(partial_bias_ptr, grad_bias_ptr, num_partials, size, ROWS, COLUMNS)
 
 
+@functools.lru_cache(maxsize=4096)
 def _tile(num_rows: int, size: int, elements: int) -> dict[str, int]:
     """Return a program's tile: about ``elements`` for four warps, more warps for a longer row."""
-    block_size = triton.next_power_of_2(size)
-    rows = max(1, min(elements // block_size, triton.next_power_of_2(num_rows)))
+    block_size = _next_power_of_2(size)
+    rows = max(1, min(elements // block_size, _next_power_of_2(num_rows)))
     num_warps = max(4, min(16, rows * block_size * 4 // elements))
     return {"ROWS": rows, "BLOCK_SIZE": block_size, "num_warps": num_warps}
+
+
+def _next_power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 def _forward(
     x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
+    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
     y, statistics = _fake(x, size, weight, bias, eps)
     num_rows = x.numel() // size
     tile = _tile(num_rows, size, elements=4096)
     launch(
-        _layer_norm_forward_kernel, (triton.cdiv(num_rows, tile["ROWS"]),), x.device,
+        _layer_norm_forward_kernel, (cdiv(num_rows, tile["ROWS"]),), x.device,
         x, weight, bias, y, statistics, num_rows, size, eps, **tile,
     )  # fmt: skip
     return y, statistics
@@ -170,10 +177,11 @@ def _forward_of_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of x, weight and bias, an empty tensor for what is not needed."""
     grad, x = grad.contiguous(), x.contiguous()
+    weight = None if weight is None else weight.contiguous()
     num_rows = x.numel() // size
     tile = _tile(num_rows, size, elements=2048)
     num_programs = min(
-        triton.cdiv(num_rows, tile["ROWS"]),
+        cdiv(num_rows, tile["ROWS"]),
         multiprocessor_count(x.device) * (16 // tile["num_warps"]),  # one wave
     )
     gradients = _fake_of_backward(grad, x, size, weight, bias, statistics, needs)
@@ -190,7 +198,7 @@ def _forward_of_backward(
     )  # fmt: skip
     if needs[1] or needs[2]:
         launch(
-            _sum_partials_kernel, (triton.cdiv(size, 16), 2), x.device,
+            _sum_partials_kernel, (cdiv(size, 16), 2), x.device,
             partial_weight, partial_bias, grad_weight, grad_bias, num_programs, size,
             ROWS=128, COLUMNS=16, num_warps=4,
         )  # fmt: skip

@@ -136,6 +136,20 @@ def test_strides_do_not_matter(device: str) -> None:
     assert torch.equal(torch.autograd.grad(y, leaf, grad)[0], plain[1])
 
 
+def test_strides_of_the_parameters_do_not_matter(device: str) -> None:
+    x, weight, bias = make((6, 32), (32,), torch.float32, device)
+    grad = torch.randn(6, 32, device=device)
+    plain = run(both((32,))[0], (x, weight, bias), grad)
+    spread = torch.stack([weight, bias], dim=1)  # each a column
+
+    def strided(x: Tensor, both: Tensor) -> Tensor:
+        return layer_norm(x, (32,), both[:, 0], both[:, 1])
+
+    y, grad_x, grad_both = run(strided, (x, spread), grad)
+    expected = [plain[0], plain[1], torch.stack(plain[2:], dim=1)]
+    assert all(torch.equal(a, b) for a, b in zip((y, grad_x, grad_both), expected, strict=True))
+
+
 def test_more_than_65536_rows(device: str) -> None:
     def draw() -> tuple[list[Tensor | None], Tensor]:
         tensors = make((65_537, 2), (2,), torch.float32, device)
