@@ -152,10 +152,13 @@ def test_float32_is_as_near_to_float64_as_torchs(
     exact = step(copy.deepcopy(model).double(), x.double())
     theirs = step(model, x)
     accelerate(model)
-    for ours, torchs, truth in zip(step(model, x), theirs, exact, strict=True):
-        scale = truth.abs().max()
-        error, allowed = (ours - truth).abs().max(), (torchs - truth).abs().max()
-        assert error <= 1.5 * allowed + 16 * torch.finfo(x.dtype).eps * scale
+    # All results together: some gradients are sums that cancel, and any one of those is noise.
+    ours, torchs, truth = (
+        torch.cat([tensor.double().flatten() for tensor in tensors])
+        for tensors in (step(model, x), theirs, exact)
+    )
+    rounding = torch.finfo(x.dtype).eps * truth.norm()
+    assert (ours - truth).norm() <= 1.5 * (torchs - truth).norm() + rounding
 
 
 def test_only_the_class_changes() -> None:

@@ -1,7 +1,6 @@
 """How swapped layers live with what torch itself does to modules."""
 
 import copy
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +13,6 @@ from typing_extensions import override
 import lightning_kernels
 from lightning_practices.nn import LayerNorm
 from lightning_practices.surgery import Report, accelerate, restore
-
-needs_compile = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="torch.compile can't see interpreted kernels"
-)
 
 
 class Tuned(nn.LayerNorm):
@@ -179,7 +174,6 @@ def test_attention_has_no_layer_to_swap() -> None:
     assert accelerate(nn.MultiheadAttention(8, 2, dropout=0.1)) == Report()
 
 
-@needs_compile
 @pytest.mark.parametrize("fullgraph", [True, False])
 def test_compiled_model_compiles_again(fullgraph: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model = mlp().double().eval()
@@ -194,7 +188,6 @@ def test_compiled_model_compiles_again(fullgraph: bool, monkeypatch: pytest.Monk
     torch.compiler.reset()
 
 
-@needs_compile
 def test_accelerated_model_compiles_in_one_graph() -> None:
     model = encoder().double()
     x = sequence().double()
