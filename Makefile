@@ -31,8 +31,9 @@ format: $(READY)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
+# Without ARGS what this machine can; `make bench ARGS=--help` lists the rest.
 bench: $(READY)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
 	rm -rf $(VENV) $(OLDEST) runs dist .mypy_cache .pytest_cache .ruff_cache

@@ -8,13 +8,14 @@ target with Triton's own compiler and reads registers, spills and the width of m
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -27,6 +28,17 @@ from lightning_kernels import _dispatch
 
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 _MULTIPROCESSORS = 132  # an H200's: it decides grids, which the machine code does not depend on
+_UNCOUNTED = (
+    (r"\bscf\.(for|while)\b", "it loops: how often depends on its arguments"),
+    (r"\b(scf\.if|cf\.cond_br|cf\.switch)\b", "it branches: which way depends on its arguments"),
+    (r"\btt\.(atomic_\w+|descriptor_\w+|call)\b", "it has atomics, descriptors or calls"),
+)
+# Of a load or store the address, and of its type, tensor<2x128x!tt.ptr<bf16>>, "2x128x" and "bf16".
+_ACCESS = r"\btt\.(?:load|store) (%[\w.-]+).*?: (?:tensor<)?((?:\d+x)*)!tt\.ptr<(\w+)>"
+_ITEM_BYTES = {
+    "i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8,
+    "f8E4M3FN": 1, "f8E5M2": 1,
+}  # fmt: skip
 _BITS = {"b8": 8, "b16": 16, "b32": 32, "b64": 64, "b128": 128}
 
 
@@ -45,6 +57,24 @@ class Launch:
         return str(self.kernel.fn.__name__)
 
 
+class Traffic(NamedTuple):
+    """Global memory that a program without loops asks for, counted in its code.
+
+    Lanes that a mask turns off at the edge of a tensor count as bytes and as elements alike.
+
+    Attributes:
+        bytes_per_element: Bytes of the accesses of the program's whole tile, over its elements:
+            what goes through memory once, so what a floor counts.
+        other_bytes_per_element: Bytes of all else over the same elements: what is the same for
+            every program (parameters, which caches hold) or smaller (statistics).
+        uncounted: Why the two are ``None``, if they are.
+    """
+
+    bytes_per_element: float | None
+    other_bytes_per_element: float | None
+    uncounted: str | None
+
+
 @dataclasses.dataclass(frozen=True)
 class MachineCode:
     """What the compiler made of a launch.
@@ -57,6 +87,7 @@ class MachineCode:
         shared: Bytes of shared memory per program.
         load_bits: Widths in bits of the global loads in the code, one entry per instruction.
         store_bits: Likewise of the global stores.
+        traffic: Bytes of global memory, counted in the code.
     """
 
     kernel: str
@@ -66,11 +97,12 @@ class MachineCode:
     shared: int
     load_bits: tuple[int, ...]
     store_bits: tuple[int, ...]
+    traffic: Traffic
 
     @property
     def vector_bits(self) -> int:
-        """The narrower of the widest load and the widest store."""
-        return min(max(self.load_bits), max(self.store_bits))
+        """The narrower of the widest load and the widest store; 0 without any."""
+        return min((max(bits) for bits in (self.load_bits, self.store_bits) if bits), default=0)
 
 
 @contextlib.contextmanager
@@ -143,6 +175,7 @@ def compile_launch(launch: Launch, target: int) -> MachineCode:
         shared=compiled.metadata.shared,
         load_bits=_access_bits(compiled.asm["ptx"], "ld"),
         store_bits=_access_bits(compiled.asm["ptx"], "st"),
+        traffic=count_traffic(compiled.asm["ttir"]),
     )
 
 
@@ -181,3 +214,36 @@ def _access_bits(ptx: str, kind: str) -> tuple[int, ...]:
     """Return the width of each global ``ld`` or ``st`` in ``ptx``."""
     pattern = rf"\b{kind}\.global[.\w:]*?(?:\.v(\d))?\.(b\d+)\b"
     return tuple(int(count or 1) * _BITS[unit] for count, unit in re.findall(pattern, ptx))
+
+
+def count_traffic(ttir: str) -> Traffic:
+    """Count the global bytes of a program in Triton's intermediate code.
+
+    The code names each access with its whole tile; the machine code does not, for threads repeat
+    the loads of a tile that is smaller than the program.
+    """
+    for pattern, reason in _UNCOUNTED:
+        if re.search(pattern, ttir):
+            return Traffic(None, None, reason)
+    moving = _names_that_depend_on_the_program(ttir)
+    tile: list[tuple[int, int]] = []
+    rest: list[tuple[int, int]] = []
+    for address, dimensions, item in re.findall(_ACCESS, ttir):
+        access = math.prod(map(int, dimensions.split("x")[:-1])), _ITEM_BYTES[item]
+        (tile if address in moving else rest).append(access)
+    if not tile:
+        return Traffic(None, None, "all its programs access the same memory, or none")
+    elements = max(size for size, _ in tile)
+    whole = sum(size * item for size, item in tile if size == elements)
+    total = sum(size * item for size, item in (*tile, *rest))
+    return Traffic(whole / elements, (total - whole) / elements, None)
+
+
+def _names_that_depend_on_the_program(ttir: str) -> set[str]:
+    """Return the values that follow from the program's number, in code without loops."""
+    moving: set[str] = set()
+    for name, expression in re.findall(r"^\s*(%[\w.-]+)(?::\d+)? = (.*)$", ttir, re.MULTILINE):
+        operands = re.findall(r"%[\w.-]+", expression)
+        if "tt.get_program_id" in expression or not moving.isdisjoint(operands):
+            moving.add(name)
+    return moving

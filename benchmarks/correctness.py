@@ -1,0 +1,118 @@
+"""Whether a provider computes the op: held to float64, or, for a random op, to its law."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from benchmarks.providers import Function, Inputs
+
+OUR_FACTOR = 1.5  # how many times torch's own error is allowed
+PEER_FACTOR = 2.0
+_SIGMAS = 5.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a check found.
+
+    Attributes:
+        reason: What is wrong; ``None`` if it is right.
+        error: The worst of the results' and gradients' errors, as a norm relative to the exact one.
+        allowed: How large that one may be.
+    """
+
+    reason: str | None = None
+    error: float | None = None
+    allowed: float | None = None
+
+
+def run(function: Function, inputs: Inputs, grad: Tensor) -> list[Tensor]:
+    """Return ``function(*inputs)`` and the inputs' gradients, if it can be differentiated.
+
+    The memory that these are likely to be written to is filled with nan first, so that an element
+    that is never written shows.
+    """
+    poison = [torch.full_like(tensor, math.nan) for tensor in (grad, *inputs)]
+    del poison
+    y = function(*inputs)
+    right = y.requires_grad and y.shape == grad.shape
+    gradients = torch.autograd.grad(y, inputs, grad) if right else ()
+    return [y.detach(), *gradients]
+
+
+class Float64:
+    """The exact result on some inputs, and how far torch's own is from it.
+
+    Args:
+        eager: The reference.
+        inputs: Its inputs, in the type that is measured.
+        grad: Gradient of its result.
+    """
+
+    def __init__(self, eager: Function, inputs: Inputs, grad: Tensor) -> None:
+        wide = tuple(t.detach().double().requires_grad_(t.requires_grad) for t in inputs)
+        self.exact = run(eager, wide, grad.double())
+        theirs = run(eager, inputs, grad)
+        self.dtype = theirs[0].dtype
+        self.errors = [
+            _norm(t.double() - e).item() for t, e in zip(theirs, self.exact, strict=True)
+        ]
+        self.roundings = [
+            (torch.finfo(t.dtype).eps / 2 * _norm(e)).item()
+            for t, e in zip(theirs, self.exact, strict=True)
+        ]
+
+    def check(self, function: Function, inputs: Inputs, grad: Tensor, factor: float) -> Verdict:
+        """Return whether each error is at most ``factor`` times torch's and a rounding unit."""
+        results = run(function, inputs, grad)
+        y, exact_y = results[0], self.exact[0]
+        if y.dtype != self.dtype or y.shape != exact_y.shape:
+            expected = f"{self.dtype} of shape {list(exact_y.shape)}"
+            return Verdict(f"returns {y.dtype} of shape {list(y.shape)}, not {expected}")
+        if len(results) != len(self.exact):
+            return Verdict("its result can't be differentiated")
+        worst = Verdict(error=0.0, allowed=math.inf)
+        for i, (mine, exact) in enumerate(zip(results, self.exact, strict=True)):
+            name = f"gradient of input {i - 1}" if i else "result"
+            error = _norm(mine.double() - exact).item()
+            size = max(_norm(exact).item(), torch.finfo(torch.float64).tiny)
+            allowed = factor * self.errors[i] + self.roundings[i]
+            if not error <= allowed:  # nan never passes
+                ratio = f"{error / allowed:.3g} times what is allowed" if allowed else "not exact"
+                relative = error / size if math.isfinite(error) else None
+                return Verdict(f"{name}: error {error / size:.3g}, {ratio}", relative)
+            if worst.error is not None and error / size >= worst.error:
+                worst = Verdict(error=error / size, allowed=allowed / size)
+        return worst
+
+
+def check_dropout(function: Function, inputs: Inputs, grad: Tensor, rate: float) -> Verdict:
+    """Check the share of zeros, the survivors' scale and that the gradient has the same mask."""
+    x = inputs[0].detach()
+    y, grad_x = run(function, inputs, grad)
+    if y.dtype != x.dtype or y.shape != x.shape:
+        return Verdict(f"returns {y.dtype} {list(y.shape)}, not {x.dtype} {list(x.shape)}")
+    present = x != 0
+    kept = (y != 0) & present
+    numel = int(present.sum())
+    dropped = 1 - int(kept.sum()) / numel
+    sigma = math.sqrt(rate * (1 - rate) / numel)
+    if not abs(dropped - rate) <= _SIGMAS * sigma:
+        return Verdict(f"drops {dropped:.6f} of the elements, not {rate} (sigma {sigma:.2g})")
+    for name, result, source in (("survivors", y, x), ("gradient", grad_x, grad)):
+        expected = torch.where(kept, source.double() / (1 - rate), 0)
+        error = torch.where(present, (result.double() - expected).abs(), 0)
+        # Half a unit for the rounding of the result, as much for a scale that is rounded first.
+        info = torch.finfo(x.dtype)
+        wrong = ~(error <= info.eps * expected.abs().clamp(min=info.smallest_normal))
+        if bool(wrong.any()):
+            share = wrong.double().mean().item()
+            return Verdict(f"{name} not those of the mask and 1 / (1 - p): {share:.3g} of them")
+    return Verdict()
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(tensor)
+    return norm

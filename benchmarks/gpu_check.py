@@ -1,0 +1,320 @@
+"""What to run when a GPU is at hand for a few minutes: tests and benchmarks, in order of worth.
+
+Every step is a process group of its own with its own time limit. One that fails or hangs costs the
+others nothing, and what it has written so far is kept.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+from rich.text import Text
+
+from benchmarks import report
+from benchmarks.results import Results, describe_environment
+
+ROOT = Path(__file__).parents[1]
+Status = Literal["passed", "failed", "timed out", "no time left", "not possible"]
+
+PEERS = {
+    "torchvision": "torchvision",
+    "timm": "timm",
+    "liger-kernel": "liger_kernel",
+    "quack-kernels": "quack",
+    "flag-gems": "flag_gems",
+}
+_LOG_BYTES = 200_000  # the end of a log that is kept
+_GRACE_SECONDS = 5.0  # between asking a step to stop and killing it
+_POLL_SECONDS = 0.2
+_FINISH_SECONDS = 10.0  # kept back for the summary
+_LEAST_SECONDS = 5.0  # with less than this a step is not begun
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A command and what it may cost.
+
+    Attributes:
+        name: What the summary calls it.
+        command: Its arguments; ``{out}`` stands for a folder to write to, ``{minutes}`` for four
+            fifths of its time limit.
+        weight: Its share of the time that is left, against the weights of the steps after it.
+        log: Name of the log that its output is appended to.
+        keeps: Names of the files to keep of what it writes to ``{out}``.
+        needs: A module without which it is not possible.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    weight: float
+    log: str
+    keeps: tuple[str, ...] = ()
+    needs: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a step ended.
+
+    Attributes:
+        name: The step's.
+        status: ``"passed"`` for exit status 0.
+        exit_status: Its exit status, ``None`` if it was killed or not begun.
+        seconds: How long it ran.
+        limit: How long it might have run.
+        note: Its last line of output, or why it was not begun.
+    """
+
+    name: str
+    status: Status
+    exit_status: int | None
+    seconds: float
+    limit: float
+    note: str
+
+
+def steps() -> list[Step]:
+    """Return the steps, the most worth knowing first."""
+    pytest = (
+        sys.executable, "-m", "pytest", "-m", "gpu or kernel", "-q", "-rfE", "--tb=short",
+        "--durations=10", "-p", "no:cacheprovider",
+    )  # fmt: skip
+    benchmarks = (sys.executable, "-m", "benchmarks")
+    out = ("--out", "{out}")
+    return [
+        Step("kernel tests", (*pytest, "tests/kernels"), 4, "kernel_tests.log", needs="pytest"),
+        Step(
+            "other gpu tests", (*pytest, "tests", "--ignore=tests/kernels"), 2, "other_tests.log",
+            needs="pytest",
+        ),
+        Step(
+            "static", (*benchmarks, "static", "--targets", _target(), *out), 2, "benchmarks.log",
+            keeps=("static.json",),
+        ),
+        Step(
+            "kernels",
+            (*benchmarks, "kernels", "--shapes", "quick", "--minutes", "{minutes}", *out),
+            6, "benchmarks.log", keeps=("kernels.json", "kernels.md"),
+        ),
+        Step(
+            "fit", (*benchmarks, "fit", "--short", *out), 3, "benchmarks.log", keeps=("fit.json",)
+        ),
+    ]  # fmt: skip
+
+
+def _target() -> str:
+    """Return the compute capability, of those that ``static`` knows, which this GPU's code is."""
+    import torch
+
+    major, _ = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
+    return str(10 * min(max(major, 8), 10))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``gpu-check``."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/gpu-check"),
+        metavar="DIR",
+        help="folder of summary.json, logs and results, 8 files in all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="for all steps together (default: %(default)s)"
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run all steps; return 0 if all passed, 1 if not, 2 without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("gpu-check needs a GPU that torch can use, and there is none", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the step, print the summary
+    return check(steps(), arguments.out, arguments.minutes * 60)
+
+
+def check(todo: Sequence[Step], out: Path, seconds: float) -> int:
+    """Run ``todo`` within ``seconds``, keep what they write in ``out``, print a summary last."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in {"summary.json", *(name for step in todo for name in (step.log, *step.keeps))}:
+        (out / name).unlink(missing_ok=True)  # of an earlier check
+    deadline = time.monotonic() + seconds - _FINISH_SECONDS
+    outcomes: list[Outcome] = []
+    environment, absent = describe_environment(), absent_peers()
+    print(f"peers absent: {', '.join(absent) or 'none'}", flush=True)
+    try:
+        for i, step in enumerate(todo):
+            left = deadline - time.monotonic()
+            limit = left * step.weight / sum(later.weight for later in todo[i:])
+            print(f"{step.name}: at most {limit:.0f} s ...", flush=True)
+            outcomes.append(run(step, out, limit))
+            print(f"  {outcomes[-1].status}: {outcomes[-1].note}", flush=True)
+            _save(out, environment, absent, outcomes)
+    finally:
+        _print_summary(out, absent, outcomes)
+    passed = len(outcomes) == len(todo) and all(o.status == "passed" for o in outcomes)
+    return 0 if passed else 1
+
+
+def absent_peers() -> list[str]:
+    """Return the peers that are not installed, by their names in the registry."""
+    return [name for name, module in PEERS.items() if importlib.util.find_spec(module) is None]
+
+
+def run(step: Step, out: Path, limit: float) -> Outcome:
+    """Run one step for at most ``limit`` seconds, then end its whole process group."""
+    if step.needs and importlib.util.find_spec(step.needs) is None:
+        return Outcome(
+            step.name, "not possible", None, 0.0, limit, f"{step.needs} is not installed"
+        )
+    if limit < _LEAST_SECONDS:
+        return Outcome(step.name, "no time left", None, 0.0, limit, f"{limit:.0f} s are too few")
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
+        work, full_log = Path(folder) / "out", Path(folder) / "log"
+        work.mkdir()
+        values = {"{out}": str(work), "{minutes}": f"{0.8 * limit / 60:.2f}"}
+        command = [values.get(part, part) for part in step.command]
+        start = time.monotonic()
+        try:
+            with full_log.open("wb") as log:
+                exit_status = _run_group(command, log, start + limit, step, work, out)
+        finally:
+            _keep(step, work, out)
+            end = _end_of(full_log)
+            with (out / step.log).open("a") as kept:
+                kept.write(f"==== {step.name}: {' '.join(command)}\n{end}\n")
+        seconds = time.monotonic() - start
+    if exit_status is None:
+        status: Status = "timed out"
+    else:
+        status = "passed" if exit_status == 0 else "failed"
+    lines = [line.strip() for line in end.splitlines() if line.strip()]
+    return Outcome(step.name, status, exit_status, seconds, limit, (lines or ["no output"])[-1])
+
+
+def _run_group(
+    command: Sequence[str], log: Any, deadline: float, step: Step, work: Path, out: Path
+) -> int | None:
+    """Return the exit status of ``command``, ``None`` if it did not end by ``deadline``."""
+    paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PYTHONUNBUFFERED": "1",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # plugins that happen to be installed
+    }
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    try:
+        while not _has_ended(process):
+            if time.monotonic() >= deadline:
+                _signal_group(process, signal.SIGINT)  # a chance to say what is finished
+                _await_end(process, _GRACE_SECONDS)
+                return None
+            _await_end(process, _POLL_SECONDS)
+            _keep(step, work, out)
+    finally:  # the number of a group is free for others once its leader is waited for
+        _signal_group(process, signal.SIGKILL)  # also what an ended step has left behind
+        process.wait()
+    return process.returncode
+
+
+def _has_ended(process: "subprocess.Popen[bytes]") -> bool:
+    """Return whether ``process`` has ended, without waiting for it."""
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, process.pid, flags) is not None
+
+
+def _await_end(process: "subprocess.Popen[bytes]", seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not _has_ended(process):
+        time.sleep(0.02)
+
+
+def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
+
+
+def _keep(step: Step, work: Path, out: Path) -> None:
+    """Copy what ``step`` has written so far, each file whole or not at all."""
+    for name in step.keeps:
+        source, target = work / name, out / name
+        if not source.exists():
+            continue
+        if target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns:
+            continue
+        partial = out / f"{name}.partial"
+        shutil.copy2(source, partial)
+        os.replace(partial, target)
+
+
+def _end_of(log: Path) -> str:
+    """Return the last :data:`_LOG_BYTES` of ``log``."""
+    size = log.stat().st_size
+    with log.open("rb") as file:
+        file.seek(max(0, size - _LOG_BYTES))
+        text = file.read().decode(errors="replace")
+    return f"[{size - _LOG_BYTES} bytes cut]\n{text}" if size > _LOG_BYTES else text
+
+
+def _save(
+    out: Path, environment: dict[str, Any], absent: Sequence[str], outcomes: Sequence[Outcome]
+) -> None:
+    content = {
+        "environment": environment,
+        "absent_peers": absent,
+        "steps": [dataclasses.asdict(outcome) for outcome in outcomes],
+    }
+    partial = out / "summary.partial"
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, out / "summary.json")
+
+
+def _print_summary(out: Path, absent: Sequence[str], outcomes: Sequence[Outcome]) -> None:
+    """Print what failed, the kernels' figures, and one line for each step at the very end."""
+    screen = report.console()
+    for name in ("kernel_tests.log", "other_tests.log"):
+        for line in deque(_failures(out / name), maxlen=20):
+            screen.print(line[:300], markup=False)
+    with contextlib.suppress(OSError, ValueError):
+        rows = Results.load(out / "kernels.json").rows
+        figures = Table(*report.SUMMARY_HEADINGS)
+        for values in report.summarise(rows):
+            figures.add_row(*map(report.cell, values))
+        screen.print(figures)
+        for left in report.not_measured(rows)[-1:]:
+            screen.print(left[:3000], markup=False)
+    table = Table("step", "status", "seconds", "limit", "last line")
+    for outcome in outcomes:
+        style = None if outcome.status == "passed" else "bold red"
+        figures_of = (f"{outcome.seconds:.0f}", f"{outcome.limit:.0f}", Text(outcome.note[:90]))
+        table.add_row(outcome.name, outcome.status, *figures_of, style=style)
+    screen.print(f"peers absent: {', '.join(absent) or 'none'}; files in {out}", markup=False)
+    screen.print(table)
+
+
+def _failures(log: Path) -> list[str]:
+    """Return the lines in which pytest names what failed."""
+    if not log.exists():
+        return []
+    lines = log.read_text(errors="replace").splitlines()
+    return [line for line in lines if line.startswith(("FAILED ", "ERROR "))]

@@ -1,0 +1,133 @@
+"""``profile``: one op under torch's profiler, ours and eager: a trace and a table each."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function, schedule
+
+from benchmarks.contenders import Case, make_calls
+from benchmarks.providers import EAGER, OURS, Provider, providers_of
+from benchmarks.shapes import DTYPES, OPS
+from benchmarks.timing import first_line
+
+_STEPS = 5  # traced, after as many to warm up
+_CPU_ELEMENTS = 1 << 20
+_ROWS = 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``profile``."""
+    add = parser.add_argument
+    add("op", choices=list(OPS), metavar="OP", help=", ".join(OPS))
+    add("--shape", metavar="NAME", help="(default: the op's first of a quick run)")
+    add("--dtype", choices=list(DTYPES), default="bf16", help="(default: %(default)s)")
+    add("--layout", metavar="LAYOUT", help="(default: the shape's first)")
+    add("--peers", nargs="+", default=[EAGER], metavar="NAME", help="(default: eager)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmarks"),
+        metavar="DIR",
+        help="folder of the traces and tables (default: %(default)s)",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Profile; return 1 if a provider failed, 2 if the arguments name nothing known."""
+    try:
+        case = case_of(arguments)
+        providers = providers_named(arguments.op, [OURS, *arguments.peers])
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        print("No GPU: the CPU's operators, not the kernels, on a shape made small.")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    failed = False
+    for provider in providers:
+        stem = f"profile-{case.name}-{provider.name}"
+        try:
+            profiler = _profile(case, provider, device)
+        except Exception as error:
+            failed = True
+            print(f"{provider.name}: {first_line(error)}", file=sys.stderr)
+            continue
+        table = _table(profiler)
+        trace = arguments.out / f"{stem}.json"
+        profiler.export_chrome_trace(str(trace))
+        trace.with_suffix(".txt").write_text(table + "\n")
+        print(f"{provider.name}, {' '.join(case.key().values())}\n{table}\n{trace}")
+    return 1 if failed else 0
+
+
+def case_of(arguments: argparse.Namespace) -> Case:
+    """Return the case that the command line names.
+
+    Raises:
+        ValueError: If the op has no such shape, or the shape no such layout.
+    """
+    shapes = {shape.name: shape for shape in OPS[arguments.op].shapes}
+    first = next(iter(shapes.values()))
+    default = next((shape for shape in shapes.values() if shape.quick), first)
+    shape = default if arguments.shape is None else shapes.get(arguments.shape)
+    if shape is None:
+        raise ValueError(f"{arguments.op} has no shape {arguments.shape}, but {', '.join(shapes)}")
+    layout = arguments.layout or shape.layouts[0]
+    if layout not in shape.layouts:
+        raise ValueError(f"{shape.name} has no layout {layout}, but {', '.join(shape.layouts)}")
+    if not torch.cuda.is_available():
+        shape = shape.shrunk(_CPU_ELEMENTS)
+    return Case(arguments.op, shape, arguments.dtype, layout)
+
+
+def providers_named(op: str, names: list[str]) -> list[Provider]:
+    """Return the providers of ``op`` called ``names``.
+
+    Raises:
+        ValueError: If there is none of a name.
+    """
+    known = {provider.name: provider for provider in providers_of(op)}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"{op} has no provider {unknown[0]}, but {', '.join(known)}")
+    return [known[name] for name in dict.fromkeys(names)]
+
+
+def _profile(case: Case, provider: Provider, device: torch.device) -> profile:
+    """Trace forward and backward passes, each under its own label."""
+    torch.manual_seed(0)
+    function = provider.make()
+    inputs = provider.prepare(case.draw(device))
+    grad = torch.randn_like(function(*inputs))
+    passes: dict[str, Callable[[], object]] = {
+        direction: make_calls(function, [inputs], [grad], direction)[0]
+        for direction in ("forward", "backward")
+        if direction in case.op.directions
+    }
+    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    plan = schedule(wait=0, warmup=_STEPS, active=_STEPS, repeat=1)
+    profiler = profile(activities=activities, schedule=plan, profile_memory=True, acc_events=True)
+    with profiler:
+        for _ in range(2 * _STEPS):
+            for direction, call in passes.items():
+                with record_function(f"{provider.name} {direction}"):
+                    call()
+            if wait is not None:
+                wait()
+            profiler.step()
+    return profiler
+
+
+def _table(profiler: profile) -> str:
+    """Return the operators that took most time, the GPU's if there is one."""
+    key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+    table: str = profiler.key_averages().table(sort_by=key, row_limit=_ROWS)
+    return table

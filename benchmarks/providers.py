@@ -1,0 +1,206 @@
+"""Who computes each op: ours, torch's ways, and the packages that people would pick instead.
+
+A factory imports its package itself, so that one that is missing or fails to import is a row of the
+results. The provider called ``eager`` is the op's reference, in float64 too.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+import lightning_kernels
+from benchmarks.shapes import OPS
+
+Function = Callable[..., Tensor]
+Inputs = tuple[Tensor, ...]
+
+OURS = "ours"
+EAGER = "eager"
+COMPILED = {"compile": None, "compile-max-autotune": "max-autotune-no-cudagraphs"}
+AUTOTUNED = "compile-max-autotune"
+
+_EPS = 1e-5
+
+
+def _as_they_are(inputs: Inputs) -> Inputs:
+    return inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Provider:
+    """One implementation of one op.
+
+    Attributes:
+        name: Who provides it, a package's name as in the registry.
+        op: Key of :data:`benchmarks.shapes.OPS`.
+        make: Imports what it needs and returns the function of the op's inputs.
+        prepare: What it takes in place of the op's inputs, made outside the measurement.
+        needs_gpu: Whether it runs on a GPU only.
+    """
+
+    name: str
+    op: str
+    make: Callable[[], Function]
+    prepare: Callable[[Inputs], Inputs] = _as_they_are
+    needs_gpu: bool = False
+
+
+def _torchs(op: str, function: Function) -> list[Provider]:
+    """Return torch's own ways of computing ``function``: eager, and compiled."""
+    compiled = [
+        Provider(name, op, lambda mode=mode: _compile(function, mode))  # type: ignore[misc]
+        for name, mode in COMPILED.items()
+    ]
+    return [Provider(EAGER, op, lambda: function), *compiled]
+
+
+def _compile(function: Function, mode: str | None) -> Function:
+    """Compile for one shape, in one graph; the CUDA graphs are the timer's own, alike for all."""
+    from torch._functorch import config
+
+    # A donated buffer can't be kept for another backward pass, and the timer makes many of one.
+    config.donated_buffer = False
+    return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
+
+
+def _eager_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], weight, bias, _EPS)
+
+
+def _our_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return lightning_kernels.layer_norm(x, x.shape[-1:], weight, bias, _EPS)
+
+
+def _liger_layer_norm() -> Function:
+    layer_norm = import_module("liger_kernel.transformers.functional").liger_layer_norm
+    return lambda x, weight, bias: layer_norm(x, weight, bias, _EPS)
+
+
+def _quack_layer_norm() -> Function:
+    quack = import_module("quack.rmsnorm")
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        y, rstd, mean = quack.layernorm_fwd(
+            x, weight, bias, _EPS, return_rstd=True, return_mean=True
+        )
+        return y, x, weight, rstd, mean
+
+    def backward(grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+        x, weight, rstd, mean = saved
+        gradients: tuple[Tensor, ...] = quack.layernorm_bwd(x, weight, grad, rstd, mean)
+        return gradients
+
+    return _on_rows(_differentiable(forward, backward))
+
+
+def _float32_parameters(inputs: Inputs) -> Inputs:
+    x, *parameters = inputs
+    return (x, *(p.detach().float().requires_grad_() for p in parameters))
+
+
+def _gems_layer_norm() -> Function:
+    gems = import_module("flag_gems")
+
+    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        y, mean, rstd = gems.layer_norm(x, x.shape[-1:], weight, bias, _EPS)
+        return y, x, mean, rstd, weight, bias
+
+    def backward(grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+        x, mean, rstd, weight, bias = saved
+        gradients: tuple[Tensor, ...] = gems.layer_norm_backward(
+            grad, x, x.shape[-1:], mean, rstd, weight, bias, (True, True, True)
+        )
+        return gradients
+
+    return _on_rows(_differentiable(forward, backward))
+
+
+def _drop_rate() -> float:
+    rate = OPS["dropout"].drop_rate
+    assert rate is not None
+    return rate
+
+
+def _eager_dropout(x: Tensor) -> Tensor:
+    return F.dropout(x, _drop_rate())
+
+
+def _our_dropout(x: Tensor) -> Tensor:
+    return lightning_kernels.dropout(x, _drop_rate())
+
+
+def _gems_dropout() -> Function:
+    gems = import_module("flag_gems")
+    rate = _drop_rate()
+
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        y, mask = gems.dropout(x, rate, True)
+        return y, mask
+
+    def backward(grad: Tensor, *saved: Tensor) -> tuple[Tensor, ...]:
+        return (gems.dropout_backward(grad, saved[0], 1 / (1 - rate)),)
+
+    return _differentiable(forward, backward)
+
+
+def _differentiable(
+    forward: Callable[..., tuple[Tensor, ...]], backward: Callable[..., tuple[Tensor, ...]]
+) -> Function:
+    """Join two passes that a package offers apart, at the cost of a bare autograd function.
+
+    Args:
+        forward: Returns the result, then the tensors to save.
+        backward: Takes the gradient and the saved tensors, returns the inputs' gradients.
+    """
+
+    class Joined(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+            y, *saved = forward(*inputs)
+            ctx.save_for_backward(*saved)
+            return y
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Any:
+            return backward(grad, *ctx.saved_tensors)
+
+    apply: Function = Joined.apply
+    return apply
+
+
+def _on_rows(function: Function) -> Function:
+    """Give the first input to ``function`` as a matrix."""
+
+    def on_rows(x: Tensor, *parameters: Tensor) -> Tensor:
+        return function(x.reshape(-1, x.shape[-1]), *parameters).reshape(x.shape)
+
+    return on_rows
+
+
+# timm's and torchvision's layer norms and dropouts call torch's: not peers of their own.
+PROVIDERS: list[Provider] = [
+    Provider(OURS, "layer_norm", lambda: _our_layer_norm),
+    *_torchs("layer_norm", _eager_layer_norm),
+    Provider("liger-kernel", "layer_norm", _liger_layer_norm, needs_gpu=True),
+    Provider("quack-kernels", "layer_norm", _quack_layer_norm, _float32_parameters, needs_gpu=True),
+    Provider("flag-gems", "layer_norm", _gems_layer_norm, needs_gpu=True),
+    Provider(OURS, "dropout", lambda: _our_dropout),
+    *_torchs("dropout", _eager_dropout),
+    Provider("flag-gems", "dropout", _gems_dropout, needs_gpu=True),
+]
+
+
+def providers_of(op: str) -> list[Provider]:
+    """Return the providers of ``op``, ours first."""
+    return [provider for provider in PROVIDERS if provider.op == op]
+
+
+def reference_of(op: str) -> Provider:
+    """Return the provider of ``op`` that is right by definition."""
+    (eager,) = (p for p in PROVIDERS if p.op == op and p.name == EAGER)
+    return eager

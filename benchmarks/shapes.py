@@ -1,0 +1,139 @@
+"""What is measured: each op's shapes, and the fewest bytes it must move. An op is one entry."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Dims = tuple[int, ...]
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+LAYOUTS = {
+    "contiguous": torch.contiguous_format,
+    "channels_last": torch.channels_last,
+}
+DIRECTIONS = ("forward", "backward", "both")
+CONTIGUOUS = ("contiguous",)
+BOTH_LAYOUTS = ("contiguous", "channels_last")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A shape from a model that people train.
+
+    Attributes:
+        name: The model, and which of its shapes.
+        dims: The dimensions of the first input.
+        layouts: Keys of :data:`LAYOUTS` to measure it in.
+        quick: Whether it is one of the few of a quick run.
+        autotune: Whether it is one of the fewer on which a quick run autotunes, which is slow.
+    """
+
+    name: str
+    dims: Dims
+    layouts: tuple[str, ...] = CONTIGUOUS
+    quick: bool = False
+    autotune: bool = False
+
+    def shrunk(self, numel: int) -> "Shape":
+        """Return the shape with at most ``numel`` elements, its last dimension kept."""
+        dims = list(self.dims)
+        while math.prod(dims) > numel and max(dims[:-1], default=1) > 1:
+            largest = dims.index(max(dims[:-1]))
+            dims[largest] = (dims[largest] + 1) // 2
+        return dataclasses.replace(self, dims=tuple(dims))
+
+
+def _no_parameters(dims: Dims) -> tuple[Dims, ...]:
+    return ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """A function of a tensor and parameters, drawn at random; differentiated if it has a backward.
+
+    The parameters have the type of the activations, as in a model in 16 bits: the one that every
+    provider takes.
+
+    Attributes:
+        shapes: Where it is measured.
+        forward_bytes: Fewest bytes moved per element of the first input, by its bytes per element.
+        backward_bytes: Likewise of the backward pass.
+        parameters: Dimensions of the further inputs, from those of the first.
+        drop_rate: For an op that drops elements at random, with which probability. It is then held
+            to its law, where another op is held to float64.
+        capture: Whether to time it as a CUDA graph. False for an op that takes another way under
+            capture, say, one launch more for its seed: it is then timed as in an eager step.
+        directions: Those of :data:`DIRECTIONS` that it has.
+    """
+
+    shapes: tuple[Shape, ...]
+    forward_bytes: Callable[[int], float]
+    backward_bytes: Callable[[int], float]
+    parameters: Callable[[Dims], tuple[Dims, ...]] = _no_parameters
+    drop_rate: float | None = None
+    capture: bool = True
+    directions: tuple[str, ...] = DIRECTIONS
+
+    def floor_bytes(self, dims: Dims, itemsize: int, direction: str) -> int:
+        """Return the fewest bytes that ``direction`` moves; parameters count for nothing."""
+        per_element = 0.0
+        if direction != "backward":
+            per_element += self.forward_bytes(itemsize)
+        if direction != "forward":
+            per_element += self.backward_bytes(itemsize)
+        return math.ceil(math.prod(dims) * per_element)
+
+    def draw(
+        self, dims: Dims, layout: str, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, ...]:
+        """Return fresh random inputs, leaves of autograd if there is a backward pass."""
+        x = torch.randn(dims, dtype=dtype, device=device)
+        x = x.contiguous(memory_format=LAYOUTS[layout])
+        rest = (torch.randn(d, dtype=dtype, device=device) for d in self.parameters(dims))
+        differentiable = "backward" in self.directions
+        return tuple(tensor.requires_grad_(differentiable) for tensor in (x, *rest))
+
+
+_VIT = (
+    Shape("ViT-B", (256, 197, 768), quick=True, autotune=True),
+    Shape("ViT-L", (128, 197, 1024)),
+)
+_GPT_2 = tuple(
+    Shape(f"GPT-2 {size}", (8, 1024, size), quick=size == 768) for size in (768, 1024, 1280, 1600)
+)
+_LLAMA = tuple(
+    Shape(f"Llama {size}", (8192, size), quick=size in (4096, 8192))
+    for size in (2048, 4096, 5120, 8192)
+)
+_CONVNEXT_ROWS = tuple(  # channels last, as its layer norms see them
+    Shape(f"ConvNeXt-{model} {channels}", (128, side, side, channels), quick=channels == 96)
+    for model, first in (("T", 96), ("B", 128))
+    for channels, side in ((first, 56), (2 * first, 28), (4 * first, 14), (8 * first, 7))
+)
+_QK_NORM = (Shape("QK norm", (262144, 128), quick=True),)
+_TINY = (Shape("tiny 1x128", (1, 128)), Shape("tiny 256x1024", (256, 1024), quick=True))
+
+OPS: dict[str, Op] = {
+    "layer_norm": Op(
+        shapes=(*_VIT, *_GPT_2, *_LLAMA, *_QK_NORM, *_CONVNEXT_ROWS, *_TINY),
+        forward_bytes=lambda itemsize: 2 * itemsize,  # read x, write y
+        backward_bytes=lambda itemsize: 3 * itemsize,  # read x and dy, write dx
+        parameters=lambda dims: (dims[-1:], dims[-1:]),
+    ),
+    "dropout": Op(
+        shapes=(
+            *_VIT,
+            *_GPT_2,
+            *_LLAMA,
+            Shape("ResNet-50 2048x7", (256, 2048, 7, 7), layouts=BOTH_LAYOUTS),
+            *_TINY,
+        ),
+        forward_bytes=lambda itemsize: 2 * itemsize,  # read x, write y
+        backward_bytes=lambda itemsize: 2 * itemsize,  # read dy, write dx
+        drop_rate=0.1,
+        capture=False,  # under capture ours draws its seed on the device: one launch more
+    ),
+}

@@ -1,0 +1,151 @@
+"""The machine code of every kernel, built and read without a GPU."""
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks import report
+from benchmarks.launches import CALLS, launches_of
+from benchmarks.machine_code import TARGETS, Launch, MachineCode, compile_launch
+from benchmarks.results import Results, Row
+from lightning_kernels._triton import INTERPRETED
+
+_DEFAULT_WARPS = 4  # Triton's own
+
+_COLUMNS = {
+    "target": "sm",
+    "num_warps": "warps",
+    "registers": "regis-\nters",
+    "spills": "spilled\nbytes",
+    "shared": "shared\nbytes",
+    "vector_bits": "vector\nbits",
+    "loads": "loads",
+    "stores": "stores",
+    "bytes_per_element": "bytes per\nelement",
+    "other_bytes_per_element": "smaller\naccesses'",
+}
+_CAPTION = "loads and stores: how many instructions x bits"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``static``."""
+    parser.add_argument(
+        "--targets",
+        type=int,
+        nargs="+",
+        choices=TARGETS,
+        default=list(TARGETS),
+        help="compute capabilities, times ten (default: all)",
+    )
+    parser.add_argument(
+        "--calls",
+        nargs="+",
+        type=_known,
+        metavar="NAME",
+        help="only the calls whose name begins with one of these, such as 'layer_norm bf16'",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmarks"),
+        metavar="DIR",
+        help="folder of static.json and static.md (default: %(default)s)",
+    )
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Report on every launch; return 1 if one spills or does not compile."""
+    if INTERPRETED:
+        print("static compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
+        return 2
+    results = Results.create(arguments.out / "static.json")
+    console = report.console()
+    calls = [name for name in CALLS if name.startswith(tuple(arguments.calls or [""]))]
+    work = list(_work(calls, arguments.targets))
+    for call, index, launch, target in track(work, "compiling", console=console, transient=True):
+        results.add({"call": call, "launch": index, **_measure(launch, target)})
+    _print(results.rows, console)
+    console.print("wrote", *map(str, [results.path, *report.write(results, arguments.out)]))
+    return _verdict(results.rows, console)
+
+
+def _known(name: str) -> str:
+    if not any(call.startswith(name) for call in CALLS):
+        raise argparse.ArgumentTypeError(
+            f"no call begins with {name!r}, choose from: {', '.join(CALLS)}"
+        )
+    return name
+
+
+def _work(calls: Sequence[str], targets: Sequence[int]) -> Iterator[tuple[str, int, Launch, int]]:
+    for call in calls:
+        for index, launch in enumerate(launches_of(call)):
+            for target in targets:
+                yield call, index, launch, target
+
+
+def _measure(launch: Launch, target: int) -> Row:
+    """Return the row of one launch, of its failure if it does not compile."""
+    row: Row = {
+        "kernel": launch.name,
+        "target": target,
+        "num_warps": launch.constants.get("num_warps", _DEFAULT_WARPS),
+    }
+    try:
+        code = compile_launch(launch, target)
+    except Exception as error:
+        return {**row, "status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
+    return {**row, "status": "ok", "reason": None, **_describe(code)}
+
+
+def _describe(code: MachineCode) -> Row:
+    return {
+        "registers": code.registers,
+        "spills": code.spills,
+        "shared": code.shared,
+        "vector_bits": code.vector_bits,
+        "loads": _count(code.load_bits),
+        "stores": _count(code.store_bits),
+        **code.traffic._asdict(),
+    }
+
+
+def _count(widths: Sequence[int]) -> str:
+    """Return ``"12x128 2x32"`` for twelve accesses of 128 bits and two of 32."""
+    return " ".join(f"{count}x{bits}" for bits, count in sorted(Counter(widths).items())[::-1])
+
+
+def _print(rows: Sequence[Row], console: Console) -> None:
+    table = Table("call", caption=_CAPTION)
+    table.add_column("kernel", no_wrap=True)
+    for heading in _COLUMNS.values():
+        table.add_column(heading, justify="right")
+    previous = None
+    for row in rows:
+        if previous not in (None, row["call"]):
+            table.add_section()
+        style = "bold red" if row["status"] == "failed" or row.get("spills") else None
+        cells = (report.cell(row.get(name)) for name in _COLUMNS)
+        call = "" if row["call"] == previous else row["call"]
+        table.add_row(call, row["kernel"], *cells, style=style)
+        previous = row["call"]
+    console.print(table)
+
+
+def _verdict(rows: Sequence[Row], console: Console) -> int:
+    """Say what spills and what failed; return the exit status."""
+    bad = [row for row in rows if row["status"] == "failed" or row["spills"]]
+    for row in bad:
+        why = row["reason"] or f"spills {row['spills']} bytes a thread"
+        console.print(f"{row['call']}, {row['kernel']}, sm_{row['target']}: {why}", markup=False)
+    reasons = Counter(row["uncounted"] for row in rows if row.get("uncounted"))
+    for reason, count in reasons.items():
+        console.print(f"bytes not counted for {count} of {len(rows)}: {reason}")
+    console.print(f"{len(rows)} compiled, {len(bad)} of them spill or failed")
+    return 1 if bad else 0

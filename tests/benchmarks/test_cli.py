@@ -1,0 +1,115 @@
+"""The command line: help without a wait, exit statuses, and what runs without a command."""
+
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import __main__ as cli
+from benchmarks.results import Results
+
+ROOT = Path(__file__).parents[2]
+
+
+def call(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run ``python -m benchmarks``."""
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_help_names_every_command_and_imports_none() -> None:
+    probe = (
+        "import sys; from benchmarks.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as exit: assert exit.code == 0\n"
+        "assert not {'torch', 'rich', 'matplotlib'} & set(sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    for name in cli.COMMANDS:
+        assert f"\n    {name}" in result.stdout
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main([name, "--help"])
+    assert caught.value.code == 0
+    assert f"python -m benchmarks {name}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("no-such",), 2, "invalid choice: 'no-such'"),
+        (("--no-such",), 2, "required: COMMAND"),
+        (("compare", "absent.json", "absent.json"), 2, "absent.json"),
+        (("compare", "--no-such", "a", "b"), 2, "unrecognized arguments: --no-such"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(
+    arguments: tuple[str, ...], status: int, message: str
+) -> None:
+    result = call(*arguments)
+    assert (result.returncode, result.stdout) == (status, "")
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_package_that_is_not_installed_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.static", None)
+    monkeypatch.setattr(cli, "import_module", lambda name: __import__("no_such_package"))
+    assert cli.main(["static"]) == 2
+    assert "static needs no_such_package, which is not installed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "commands", "said"),
+    [
+        (True, [["kernels", "--shapes", "quick"]], "a GPU here: running kernels --shapes quick"),
+        (False, [["static"], ["cpu"]], "no GPU here: running static and cpu"),
+    ],
+)
+def test_without_a_command_it_runs_what_it_can_and_says_so(
+    has_gpu: bool,
+    commands: list[list[str]],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+
+    def parse(argv: list[str]) -> tuple[Namespace, Callable[[Namespace], int]]:
+        ran.append(argv)
+        return Namespace(), lambda arguments: len(ran)
+
+    monkeypatch.setattr(cli, "_parse", parse)
+    assert cli.main([]) == len(commands)  # the worst status
+    assert ran == commands
+    assert said in capsys.readouterr().out
+
+
+def test_an_interrupt_ends_a_run_with_130_and_keeps_its_rows(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks", "static", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "static.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"interrupted: kept what was finished in {tmp_path}" in error
+    assert Results.load(tmp_path / "static.json").rows

@@ -1,0 +1,148 @@
+"""The report of the machine code: real compiles, and launches that go wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import static
+from benchmarks.__main__ import main
+from benchmarks.machine_code import MachineCode, Traffic, compile_launch, count_traffic
+from benchmarks.results import Results, Row
+
+TILE = "tensor<2x128x!tt.ptr<bf16>>"
+
+
+def run(out: Path, *options: str) -> tuple[int, list[Row]]:
+    """Run ``static`` on the command line; return its exit status and rows."""
+    status = main(["static", "--out", str(out), *options])
+    return status, Results.load(out / "static.json").rows
+
+
+def test_every_launch_of_a_call_is_a_row(tmp_path: Path) -> None:
+    options = ("--calls", "layer_norm bf16 768", "dropout fp32", "--targets", "80", "90")
+    status, rows = run(tmp_path, *options)
+    assert status == 0
+    kernels = [(row["call"], row["kernel"], row["target"]) for row in rows]
+    norms = ("_layer_norm_forward_kernel", "_layer_norm_backward_kernel", "_sum_partials_kernel")
+    for target in (80, 90):
+        for kernel in norms:
+            assert ("layer_norm bf16 768", kernel, target) in kernels
+        assert kernels.count(("dropout fp32", "_dropout_kernel", target)) == 2  # and backward
+    for row in rows:
+        assert row["spills"] == 0
+        assert 16 <= row["registers"] <= 255
+        assert row["num_warps"] == 4
+        assert row["vector_bits"] == (32 if row["kernel"] == "_sum_partials_kernel" else 128)
+    assert "| dropout fp32 | 0 | _dropout_kernel | 80 |" in (tmp_path / "static.md").read_text()
+
+
+def test_bytes_are_counted_from_the_code_or_there_is_a_reason(tmp_path: Path) -> None:
+    _, rows = run(tmp_path, "--calls", "layer_norm", "dropout", "--targets", "90")
+    counted = 0
+    for row in rows:
+        itemsize = 4 if "fp32" in row["call"] else 2
+        if row["kernel"] in ("_dropout_kernel", "_layer_norm_forward_kernel"):
+            assert row["bytes_per_element"] == 2 * itemsize, row  # read x, write y
+            assert row["uncounted"] is None
+            counted += 1
+        else:
+            assert row["bytes_per_element"] is None, row
+            assert row["uncounted"]
+    assert counted > 20
+    dropout = [row for row in rows if row["kernel"] == "_dropout_kernel"]
+    assert {row["other_bytes_per_element"] for row in dropout} == {0.0}
+    (affine,) = (
+        row
+        for row in rows
+        if row["call"] == "layer_norm bf16 4096" and row["kernel"] == "_layer_norm_forward_kernel"
+    )
+    assert affine["other_bytes_per_element"] == 8 + 8 / 4096  # two float32 a column and a row
+
+
+@pytest.mark.parametrize(
+    ("code", "traffic"),
+    [
+        (
+            f"""
+            %row = tt.get_program_id x : i32 loc(#loc)
+            %a = tt.addptr %x_ptr, %row : {TILE}, tensor<2x128xi32> loc(#loc)
+            %x = tt.load %a, %mask, %zero : {TILE} loc(#loc)
+            %b = tt.addptr %weight_ptr, %column : {TILE}, tensor<2x128xi32> loc(#loc)
+            %w = tt.load %b evictionPolicy = evict_last : {TILE} loc(#loc)
+            %c:2 = "both"(%y_ptr, %a) : {TILE}, tensor<2x128xi32> loc(#loc)
+            tt.store %c, %y, %mask : {TILE} loc(#loc)
+            %d = tt.addptr %s_ptr, %row : !tt.ptr<f32>, i32 loc(#loc)
+            tt.store %d, %s : !tt.ptr<f32> loc(#loc)
+            """,
+            Traffic(4.0, (256 * 2 + 4) / 256, None),
+        ),
+        ("%i = scf.for %j = %a to %b step %c { tt.load %p : !tt.ptr<f32> }", "it loops"),
+        ("scf.if %condition { tt.store %p, %x : !tt.ptr<f32> }", "it branches"),
+        ("%x = tt.atomic_rmw fadd, acq_rel, gpu, %p, %v : !tt.ptr<f32>", "it has atomics"),
+        ("%x = arith.addf %a, %b : f32", "all its programs"),
+        ("%x = tt.load %p : !tt.ptr<f32>", "all its programs"),
+    ],
+)
+def test_traffic(code: str, traffic: Traffic | str) -> None:
+    found = count_traffic(code)
+    if isinstance(traffic, Traffic):
+        assert found == traffic
+    else:
+        assert found[:2] == (None, None)
+        assert found.uncounted is not None
+        assert found.uncounted.startswith(traffic)
+
+
+def test_a_spill_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spilled = MachineCode("_k", 90, 255, 16, 0, (128,), (), Traffic(None, None, "it loops"))
+    monkeypatch.setattr(static, "compile_launch", lambda launch, target: spilled)
+    status, rows = run(tmp_path, "--calls", "dropout bf16", "--targets", "90")
+    assert status == 1
+    assert [row["spills"] for row in rows] == [16, 16]
+    assert rows[0]["vector_bits"] == 128  # of the loads alone, there being no store
+    assert "dropout bf16, _dropout_kernel, sm_90: spills 16 bytes" in capsys.readouterr().out
+
+
+def test_a_launch_that_does_not_compile_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_some(launch: Any, target: int) -> MachineCode:
+        if target == 100:
+            raise RuntimeError("no such [target]")
+        return compile_launch(launch, target)
+
+    monkeypatch.setattr(static, "compile_launch", compile_some)
+    status, rows = run(tmp_path, "--calls", "dropout bf16")
+    assert status == 1
+    assert [row["status"] for row in rows] == ["ok", "ok", "failed"] * 2
+    assert rows[2]["reason"] == "RuntimeError: no such [target]"
+    assert "sm_100: RuntimeError: no such [target]" in capsys.readouterr().out
+    assert "no such [target]" in (tmp_path / "static.md").read_text()
+
+
+def test_an_interrupted_report_keeps_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compile_some(launch: Any, target: int) -> MachineCode:
+        if target == 100:
+            raise KeyboardInterrupt
+        return compile_launch(launch, target)
+
+    monkeypatch.setattr(static, "compile_launch", compile_some)
+    assert main(["static", "--calls", "dropout bf16", "--out", str(tmp_path)]) == 130
+    assert f"kept what was finished in {tmp_path}" in capsys.readouterr().err
+    content = json.loads((tmp_path / "static.json").read_text())
+    assert [row["target"] for row in content["rows"]] == [80, 90]
+
+
+def test_an_unknown_call_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["static", "--calls", "dropout bf61", "--out", str(tmp_path)])
+    assert caught.value.code == 2
+    assert "no call begins with 'dropout bf61', choose from: layer_norm bf16" in (
+        capsys.readouterr().err
+    )
