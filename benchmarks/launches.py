@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,28 @@ def _layer_norm(dtype: torch.dtype, size: int, affine: bool = True) -> None:
     _backward(y, torch.empty_like(y), None)
 
 
+def _batch_norm(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    channels_last: bool,
+    training: bool = True,
+    activation: str | None = "relu",
+    residual: bool = False,
+) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, other = (
+        torch.empty(shape, device="cuda", dtype=dtype, requires_grad=True).to(memory_format=layout)
+        for _ in range(2)
+    )
+    mean, var = (torch.empty(shape[1], device="cuda") for _ in range(2))
+    weight, bias = (torch.empty(shape[1], device="cuda", requires_grad=True) for _ in range(2))
+    y = lightning_kernels.batch_norm(
+        x, mean, var, weight, bias, training,
+        activation=activation, residual=other if residual else None,
+    )  # fmt: skip
+    _backward(y, torch.empty_like(y), None, None)
+
+
 def _dropout(dtype: torch.dtype) -> None:
     x = torch.empty(_ROWS, 1024, device="cuda", dtype=dtype, requires_grad=True)
     y = lightning_kernels.dropout(x, 0.1)
@@ -34,6 +57,13 @@ def _backward(y: Tensor, *grads: Tensor | None) -> None:
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _SIZES = (96, 128, 768, 1024, 1600, 4096, 8192)
+_BATCH_NORM_OPTIONS: dict[str, dict[str, Any]] = {
+    "residual": {"residual": True},
+    "residual, gelu": {"residual": True, "activation": "gelu"},
+    "eval": {"training": False},
+    "eval, silu": {"training": False, "activation": "silu"},
+    "plain": {"activation": None},
+}
 
 CALLS: dict[str, Callable[[], None]] = {
     **{
@@ -44,6 +74,21 @@ CALLS: dict[str, Callable[[], None]] = {
     "layer_norm bf16 768, not affine": functools.partial(
         _layer_norm, torch.bfloat16, 768, affine=False
     ),
+    **{
+        f"batch_norm {name} {layout} {shape[1:]}": functools.partial(
+            _batch_norm, dtype, shape, layout == "channels last"
+        )
+        for name, dtype in _DTYPES.items()
+        for layout in ("channels last", "NCHW")
+        for shape in ((32, 64, 56, 56), (32, 2048, 8, 8))
+    },
+    **{
+        f"batch_norm bf16 {layout}, {name}": functools.partial(
+            _batch_norm, torch.bfloat16, (32, 256, 16, 16), layout == "channels last", **options
+        )
+        for layout in ("channels last", "NCHW")
+        for name, options in _BATCH_NORM_OPTIONS.items()
+    },
     **{f"dropout {name}": functools.partial(_dropout, dtype) for name, dtype in _DTYPES.items()},
 }
 

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lightning_kernels
 from lightning_kernels import _dropout, _layer_norm
-from lightning_kernels._dispatch import launch
+from tests.kernels.reference import guarded_launch
 
 pytestmark = pytest.mark.kernel
 
@@ -86,17 +86,6 @@ def test_fake_tensors_go_through(device: str) -> None:
 def test_kernels_touch_only_their_tensors(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str
 ) -> None:
-    """Surround every tensor with a guard that a stray read would spread and a stray write mark."""
-
-    def guarded(kernel: Any, grid: tuple[int, ...], on: torch.device, *args: Any, **k: Any) -> None:
-        moved = [_fence(arg) if isinstance(arg, Tensor) else (arg, None) for arg in args]
-        launch(kernel, grid, on, *(inner for inner, _ in moved), **k)
-        for arg, (inner, fence) in zip(args, moved, strict=True):
-            if fence is not None:
-                assert fence[:64].isnan().all(), kernel
-                assert fence[-64:].isnan().all(), kernel
-                arg.data.copy_(inner)
-
     def results() -> list[Tensor]:
         torch.manual_seed(1)
         x, _, weight, bias, _ = layer_norm_arguments(device, dtype)
@@ -104,14 +93,6 @@ def test_kernels_touch_only_their_tensors(
         return [y.detach(), *torch.autograd.grad(y.square().sum(), (x, weight, bias))]
 
     expected = results()
-    monkeypatch.setattr(_layer_norm, "launch", guarded)
-    monkeypatch.setattr(_dropout, "launch", guarded)
+    monkeypatch.setattr(_layer_norm, "launch", guarded_launch)
+    monkeypatch.setattr(_dropout, "launch", guarded_launch)
     assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
-
-
-def _fence(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a copy of ``tensor`` in the middle of nan, and the whole."""
-    whole = tensor.new_full((tensor.numel() + 128,), float("nan"))
-    inner = whole[64:-64].view(tensor.shape)
-    inner.copy_(tensor)
-    return inner, whole

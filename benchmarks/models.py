@@ -1,0 +1,270 @@
+"""The models that ``fit`` trains, their data, and the way it trains them."""
+
+import contextlib
+import dataclasses
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import models
+from torchvision.models.convnext import CNBlockConfig
+from typing_extensions import override
+
+from lightning_practices.callbacks import EarlyStopping
+from lightning_practices.mixins import FusedLayersMixin
+
+Batch = tuple[Tensor, Tensor]
+_BATCHES = 4  # distinct ones, taken in turn
+_DROP_RATE = 0.1
+_NEVER = 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A model, its data and how it is trained.
+
+    Attributes:
+        name: What the rows call it.
+        make: Builds the network, with random weights.
+        batch_size: Samples in a batch.
+        sample: Shape of an image, or of a sequence of tokens.
+        classes: How many classes, or tokens, there are.
+        unit: What a sample is.
+        precision: Of the Trainer.
+        channels_last: Whether images and weights are.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    batch_size: int
+    sample: tuple[int, ...]
+    classes: int
+    unit: Literal["images", "sequences"] = "images"
+    precision: Literal["bf16-mixed", "32-true"] = "bf16-mixed"
+    channels_last: bool = False
+
+    def make_network(self) -> nn.Module:
+        """Build the network, the same weights each time."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            network = self.make()
+        return network.to(memory_format=torch.channels_last) if self.channels_last else network
+
+    def make_batches(self, device: torch.device) -> list[Batch]:
+        """Draw batches on ``device``: random, for zeros would compute faster than data do."""
+        generator = torch.Generator(device).manual_seed(0)
+        shape = (self.batch_size, *self.sample)
+        batches = []
+        for _ in range(_BATCHES):
+            options: dict[str, Any] = {"device": device, "generator": generator}
+            if self.unit == "images":
+                x = torch.randn(shape, **options)
+                y = torch.randint(self.classes, shape[:1], **options)
+                x = x.to(memory_format=torch.channels_last) if self.channels_last else x
+            else:
+                x, y = (torch.randint(self.classes, shape, **options) for _ in range(2))
+            batches.append((x, y))
+        return batches
+
+
+class CausalTransformer(nn.Module):
+    """A language model of GPT's kind: embeddings, masked pre-norm blocks, a linear head."""
+
+    mask: Tensor
+
+    def __init__(self, depth: int, width: int, heads: int, length: int, tokens: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(tokens, width)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        block = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, _DROP_RATE, "gelu", batch_first=True, norm_first=True
+        )
+        block.self_attn.dropout = 0.0  # inside attention, where no layer can replace it
+        self.blocks = nn.TransformerEncoder(
+            block, depth, nn.LayerNorm(width), enable_nested_tensor=False
+        )
+        self.head = nn.Linear(width, tokens)
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        self.register_buffer("mask", mask, persistent=False)
+
+    @override
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embedding(tokens) + self.position
+        logits: Tensor = self.head(self.blocks(x, self.mask, is_causal=True))
+        return logits
+
+
+def _gpt() -> nn.Module:
+    return CausalTransformer(depth=12, width=768, heads=12, length=1024, tokens=16384)
+
+
+def _small_gpt() -> nn.Module:
+    return CausalTransformer(depth=2, width=64, heads=2, length=32, tokens=64)
+
+
+def _small_vit() -> nn.Module:
+    network: nn.Module = models.VisionTransformer(
+        32, 8, 2, 2, 64, 128, dropout=_DROP_RATE, num_classes=10
+    )
+    return network
+
+
+def _small_convnext() -> nn.Module:
+    blocks = [CNBlockConfig(32, 64, 1), CNBlockConfig(64, None, 1)]
+    network: nn.Module = models.ConvNeXt(blocks, num_classes=10)
+    return network
+
+
+_SMALL: dict[str, Any] = {"batch_size": 8, "precision": "32-true"}
+_IMAGE: dict[str, Any] = {"sample": (3, 224, 224), "classes": 1000}
+_SMALL_IMAGE: dict[str, Any] = {"sample": (3, 32, 32), "classes": 10, **_SMALL}
+
+# By what --models calls them. Dropout is on, as in the recipes that the models come from.
+ON_GPU = {
+    "resnet": Workload("resnet50", models.resnet50, 256, channels_last=True, **_IMAGE),
+    "vit": Workload("vit_b_16", lambda: models.vit_b_16(dropout=_DROP_RATE), 256, **_IMAGE),
+    "convnext": Workload("convnext_tiny", models.convnext_tiny, 128, channels_last=True, **_IMAGE),
+    "transformer": Workload("transformer", _gpt, 32, (1024,), 16384, "sequences"),
+}
+ON_CPU = {
+    "resnet": Workload(
+        "resnet18 32px", lambda: models.resnet18(num_classes=10), channels_last=True, **_SMALL_IMAGE
+    ),
+    "vit": Workload("small vit 32px", _small_vit, **_SMALL_IMAGE),
+    "convnext": Workload("small convnext 32px", _small_convnext, **_SMALL_IMAGE),
+    "transformer": Workload(
+        "small transformer", _small_gpt, sample=(32,), classes=64, unit="sequences", **_SMALL
+    ),
+}
+
+
+class Training(LightningModule):
+    """Trains a network to classify, with nothing in the way; logs ``loss`` once an epoch."""
+
+    def __init__(self, network: nn.Module, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network: Any = network
+        self._loss = torch.zeros(())
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        x, y = batch
+        return nn.functional.cross_entropy(self.network(x).flatten(0, -2), y.flatten())
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self._loss = outputs["loss"]
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        self.log("loss", self._loss)
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-4, fused=True)
+
+
+class Fused(FusedLayersMixin, Training):
+    """The same training over fused layers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A way to train a model.
+
+    Attributes:
+        module: The class to train.
+        callbacks: Makes its callbacks.
+        compiled: Whether under ``torch.compile``.
+    """
+
+    module: type[Training] = Training
+    callbacks: Callable[[], list[Callback]] = list
+    compiled: bool = False
+
+
+def _practices() -> list[Callback]:
+    return [EarlyStopping("loss", patience=_NEVER, check_on_train_epoch_end=True)]
+
+
+VARIANTS = {
+    "plain": Variant(),
+    "ours": Variant(Fused, _practices),
+    "plain compiled": Variant(compiled=True),
+    "ours compiled": Variant(Fused, _practices, compiled=True),
+}
+
+
+def train(
+    module: nn.Module,
+    batches: Sequence[Any],
+    device: torch.device,
+    callbacks: Sequence[Callback],
+    *,
+    steps: int,
+    epochs: int = 1,
+    precision: Literal["bf16-mixed", "32-true"] = "32-true",
+) -> Trainer:
+    """Fit ``module``, compiled or not, for ``epochs`` of ``steps`` batches that wait in memory.
+
+    On the CPU, where the models are small, one thread does it all.
+
+    Raises:
+        KeyboardInterrupt: If interrupted; Lightning would exit instead, and ignore the next one.
+    """
+    data: Any = [batches[step % len(batches)] for step in range(steps)]
+    handler = signal.getsignal(signal.SIGINT)
+    with quiet(), one_thread(device.type == "cpu"):
+        trainer = Trainer(
+            accelerator="gpu" if device.type == "cuda" else "cpu",
+            devices=1,
+            precision=precision,
+            max_epochs=epochs,
+            callbacks=list(callbacks),
+            benchmark=True,  # of cuDNN's algorithms: the sizes never change
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(module, DataLoader(data, batch_size=None))  # type: ignore[arg-type]
+        except SystemExit:
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+    return trainer
+
+
+@contextlib.contextmanager
+def one_thread(wanted: bool) -> Iterator[None]:
+    """Compute on one thread: where others compute too, several would wait for the slowest."""
+    threads = torch.get_num_threads()
+    if wanted:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning from advising on each of many fits."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        # The data need no workers, and few steps make an epoch.
+        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, on torch 2.12 and later
+        warnings.filterwarnings("ignore", "GPU available but not used.*")  # meant so
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

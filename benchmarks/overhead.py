@@ -1,0 +1,119 @@
+"""What each mixin and callback adds to a training step, over the same fit without it."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+from typing_extensions import override
+
+from benchmarks.models import Training, train
+from benchmarks.pairs import interleave, spread_of
+from benchmarks.results import Row
+from lightning_practices.callbacks import EarlyStopping
+from lightning_practices.mixins import EarlyStoppingMixin, FusedLayersMixin
+
+STEP_MICROSECONDS = 20_000  # the step of a fast training, which a practice may lengthen by
+GOAL_PERCENT = 1.0
+STEPS = 100  # in an epoch: what a practice does once an epoch counts a hundredth
+_NEVER = 10**9
+_WIDTH = 8
+
+Fit = tuple[LightningModule, list[Callback]]
+
+
+def bare() -> Fit:
+    """Return a module of one small layer, and no callbacks: Lightning's own cost and no more."""
+    return Training(nn.Linear(_WIDTH, _WIDTH)), []
+
+
+def _callback(make: Callable[..., Callback], **kwargs: Any) -> Callable[[], Fit]:
+    return lambda: (bare()[0], [make(**kwargs)])
+
+
+def _mixin(mixin: type[LightningModule], **kwargs: Any) -> Callable[[], Fit]:
+    mixed = type(mixin.__name__, (mixin, Training), {})
+    return lambda: (mixed(nn.Linear(_WIDTH, _WIDTH), **kwargs), [])
+
+
+# A practice is a line; it may not end the fit.
+PRACTICES: dict[str, Callable[[], Fit]] = {
+    "EarlyStopping": _callback(
+        EarlyStopping, monitor="loss", patience=_NEVER, check_on_train_epoch_end=True
+    ),
+    "EarlyStoppingMixin": _mixin(
+        EarlyStoppingMixin, early_stopping_monitor="loss", early_stopping_patience=_NEVER
+    ),
+    "FusedLayersMixin": _mixin(FusedLayersMixin),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long to measure: ``rounds`` of four fits, of ``epochs`` that count each."""
+
+    rounds: int = 12
+    epochs: int = 5
+
+
+FULL = Plan()
+SHORT = Plan(rounds=5, epochs=3)
+
+
+def measure(practice: str, plan: Plan) -> Row:
+    """Return the figures of one practice, or why there are none.
+
+    Fits without and with it alternate (without, with, with, without); the row has the median over
+    the rounds of the difference, and its interquartile range.
+    """
+    fits = (bare, PRACTICES[practice])
+    timers = [functools.partial(_microseconds_per_step, fit, plan.epochs) for fit in fits]
+    try:
+        rounds = [interleave(timers) for _ in range(plan.rounds)]
+    except Exception as error:
+        return {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
+    added = [with_it - without for without, with_it in rounds]
+    microseconds = statistics.median(added)
+    percent = 100 * microseconds / STEP_MICROSECONDS
+    return {
+        "status": "ok",
+        "reason": None,
+        "microseconds_per_step": round(microseconds, 2),
+        "percent_of_20ms_step": round(percent, 4),
+        "spread": round(spread_of(added), 2),
+        "bare_microseconds_per_step": round(statistics.median(first for first, _ in rounds), 2),
+        "above_goal": percent > GOAL_PERCENT,
+    }
+
+
+class _EpochStarts(Callback):
+    """Remember when each epoch began."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seconds.append(time.perf_counter())
+
+
+def _microseconds_per_step(make: Callable[[], Fit], epochs: int) -> float:
+    """Return that of the shortest epoch, from its start to the next one's.
+
+    Shortest because whatever else the machine does only adds. Of the epochs fitted the first warms
+    up, and the last only ends the one before it.
+    """
+    module, callbacks = make()
+    starts = _EpochStarts()
+    batches = [(torch.randn(_WIDTH, _WIDTH), torch.arange(_WIDTH))]
+    cpu = torch.device("cpu")
+    train(module, batches, cpu, [starts, *callbacks], steps=STEPS, epochs=epochs + 2)
+    lengths = [
+        end - start for start, end in zip(starts.seconds[1:-1], starts.seconds[2:], strict=True)
+    ]
+    return min(lengths) / STEPS * 1e6
