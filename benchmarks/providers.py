@@ -5,6 +5,7 @@ results. The provider called ``eager`` is the op's reference, in float64 too.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -120,6 +121,31 @@ def _gems_layer_norm() -> Function:
     return _on_rows(_differentiable(forward, backward))
 
 
+def _eager_batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.batch_norm(x, None, None, weight, bias, True, eps=_EPS)
+
+
+def _eager_batch_norm_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.relu(_eager_batch_norm(x, weight, bias))
+
+
+def _eager_batch_norm_add_relu(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+    return F.relu(_eager_batch_norm(x, weight, bias) + residual)
+
+
+def _our_batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None = None, *,
+    activation: str | None = None,
+) -> Tensor:  # fmt: skip
+    return lightning_kernels.batch_norm(
+        x, None, None, weight, bias, True, eps=_EPS, activation=activation, residual=residual
+    )
+
+
+def _our_batch_norm_relu() -> Function:
+    return functools.partial(_our_batch_norm, activation="relu")
+
+
 def _drop_rate() -> float:
     rate = OPS["dropout"].drop_rate
     assert rate is not None
@@ -189,6 +215,12 @@ PROVIDERS: list[Provider] = [
     Provider("liger-kernel", "layer_norm", _liger_layer_norm, needs_gpu=True),
     Provider("quack-kernels", "layer_norm", _quack_layer_norm, _float32_parameters, needs_gpu=True),
     Provider("flag-gems", "layer_norm", _gems_layer_norm, needs_gpu=True),
+    Provider(OURS, "batch_norm", lambda: _our_batch_norm),
+    *_torchs("batch_norm", _eager_batch_norm),
+    Provider(OURS, "batch_norm_relu", _our_batch_norm_relu),
+    *_torchs("batch_norm_relu", _eager_batch_norm_relu),
+    Provider(OURS, "batch_norm_add_relu", _our_batch_norm_relu),
+    *_torchs("batch_norm_add_relu", _eager_batch_norm_add_relu),
     Provider(OURS, "dropout", lambda: _our_dropout),
     *_torchs("dropout", _eager_dropout),
     Provider("flag-gems", "dropout", _gems_dropout, needs_gpu=True),

@@ -91,10 +91,13 @@ class Op:
     ) -> tuple[Tensor, ...]:
         """Return fresh random inputs, leaves of autograd if there is a backward pass."""
         x = torch.randn(dims, dtype=dtype, device=device)
-        x = x.contiguous(memory_format=LAYOUTS[layout])
-        rest = (torch.randn(d, dtype=dtype, device=device) for d in self.parameters(dims))
+        rest = [torch.randn(d, dtype=dtype, device=device) for d in self.parameters(dims)]
+        tensors = (
+            tensor.contiguous(memory_format=LAYOUTS[layout]) if tensor.dim() == x.dim() else tensor
+            for tensor in (x, *rest)
+        )
         differentiable = "backward" in self.directions
-        return tuple(tensor.requires_grad_(differentiable) for tensor in (x, *rest))
+        return tuple(tensor.requires_grad_(differentiable) for tensor in tensors)
 
 
 _VIT = (
@@ -114,7 +117,20 @@ _CONVNEXT_ROWS = tuple(  # channels last, as its layer norms see them
     for channels, side in ((first, 56), (2 * first, 28), (4 * first, 14), (8 * first, 7))
 )
 _QK_NORM = (Shape("QK norm", (262144, 128), quick=True),)
+_RESNET_50 = tuple(  # the inputs of its batch norms
+    Shape(f"ResNet-50 {channels}x{side}", (256, channels, side, side), BOTH_LAYOUTS, quick)
+    for channels, side, quick in (
+        (64, 112, False), (64, 56, False), (256, 56, True), (128, 56, False), (128, 28, False),
+        (512, 28, False), (256, 28, False), (256, 14, False), (1024, 14, True), (512, 14, False),
+        (512, 7, False), (2048, 7, False),
+    )
+)  # fmt: skip
 _TINY = (Shape("tiny 1x128", (1, 128)), Shape("tiny 256x1024", (256, 1024), quick=True))
+
+
+def _per_channel(dims: Dims) -> tuple[Dims, ...]:
+    return dims[1:2], dims[1:2]
+
 
 OPS: dict[str, Op] = {
     "layer_norm": Op(
@@ -122,6 +138,27 @@ OPS: dict[str, Op] = {
         forward_bytes=lambda itemsize: 2 * itemsize,  # read x, write y
         backward_bytes=lambda itemsize: 3 * itemsize,  # read x and dy, write dx
         parameters=lambda dims: (dims[-1:], dims[-1:]),
+    ),
+    "batch_norm": Op(
+        shapes=(
+            *(dataclasses.replace(shape, quick=False) for shape in _RESNET_50),
+            Shape("BatchNorm1d", (100_000, 32), quick=True),
+        ),
+        forward_bytes=lambda itemsize: 3 * itemsize,  # read x twice, write y
+        backward_bytes=lambda itemsize: 5 * itemsize,  # read x and dy twice, write dx
+        parameters=_per_channel,
+    ),
+    "batch_norm_relu": Op(
+        shapes=_RESNET_50,
+        forward_bytes=lambda itemsize: 3 * itemsize,
+        backward_bytes=lambda itemsize: 5 * itemsize,
+        parameters=_per_channel,
+    ),
+    "batch_norm_add_relu": Op(
+        shapes=_RESNET_50,
+        forward_bytes=lambda itemsize: 4 * itemsize + 1 / 8,  # the residual too, and a bit
+        backward_bytes=lambda itemsize: 6 * itemsize + 2 / 8,  # and write its gradient
+        parameters=lambda dims: (*_per_channel(dims), dims),
     ),
     "dropout": Op(
         shapes=(
