@@ -140,10 +140,7 @@ OPS: dict[str, Op] = {
         parameters=lambda dims: (dims[-1:], dims[-1:]),
     ),
     "batch_norm": Op(
-        shapes=(
-            *(dataclasses.replace(shape, quick=False) for shape in _RESNET_50),
-            Shape("BatchNorm1d", (100_000, 32), quick=True),
-        ),
+        shapes=(*_RESNET_50, Shape("BatchNorm1d", (100_000, 32), quick=True)),
         forward_bytes=lambda itemsize: 3 * itemsize,  # read x twice, write y
         backward_bytes=lambda itemsize: 5 * itemsize,  # read x and dy twice, write dx
         parameters=_per_channel,
