@@ -118,7 +118,10 @@ _CONVNEXT_ROWS = tuple(  # channels last, as its layer norms see them
 )
 _QK_NORM = (Shape("QK norm", (262144, 128), quick=True),)
 _RESNET_50 = tuple(  # the inputs of its batch norms
-    Shape(f"ResNet-50 {channels}x{side}", (256, channels, side, side), BOTH_LAYOUTS, quick)
+    Shape(
+        f"ResNet-50 {channels}x{side}", (256, channels, side, side), BOTH_LAYOUTS,
+        quick=quick, autotune=quick and side == 14,
+    )
     for channels, side, quick in (
         (64, 112, False), (64, 56, False), (256, 56, True), (128, 56, False), (128, 28, False),
         (512, 28, False), (256, 28, False), (256, 14, False), (1024, 14, True), (512, 14, False),
