@@ -309,13 +309,16 @@ def layer_norm(
         Contiguous tensor with the shape and dtype of ``input``.
 
     Raises:
+        NotImplementedError: If ``input`` is not floating point.
         RuntimeError: If shapes, dtypes or devices do not go together.
 
     References:
         Ba, Kiros and Hinton, 2016, "Layer normalization", arXiv:1607.06450.
     """
     if not input.is_floating_point():
-        raise RuntimeError(f"layer_norm expects a floating-point input, but got {input.dtype}")
+        raise NotImplementedError(
+            f"layer_norm expects a floating-point input, but got {input.dtype}"
+        )
     if isinstance(normalized_shape, int):
         raise TypeError(
             f"normalized_shape must be a sequence of ints, got {normalized_shape}: pass"
