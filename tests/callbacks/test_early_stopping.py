@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning_utilities.core import rank_zero
 from torch import Tensor
 from typing_extensions import override
 
@@ -232,7 +233,8 @@ def test_the_report_is_one_line_and_only_if_weights_came_back() -> None:
         def emit(self, record: logging.LogRecord) -> None:
             lines.append(record.getMessage())
 
-    logger, handler = logging.getLogger("lightning.pytorch"), Listen()
+    # Whichever of the twin packages was imported last has put its own logger here.
+    logger, handler = rank_zero.log, Listen()
     logger.addHandler(handler)
     try:
         fit(Scripted(), EarlyStopping("val_loss"))
