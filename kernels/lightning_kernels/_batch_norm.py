@@ -136,10 +136,13 @@ def _forward_of_backward(
             partial, sums, grad_weight, grad_bias, splits, channels, **_MERGE,
         )  # fmt: skip
     if needs[0] or needs[1]:
+        tile = plan.map_tile
+        if residual is not None:  # one tensor more in registers, and an activation to compute
+            tile = {**tile, "num_warps": 4 * tile["num_warps"]}
         launch(
             _batch_norm_backward_kernel, (plan.programs,), x.device,
             *inputs, sums, grad_x, grad_residual, *plan.matrix, float(x.numel() // channels),
-            eps, parameter, **plan.map_tile, **constants,
+            eps, parameter, **tile, **constants,
         )  # fmt: skip
     return gradients
 
