@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 
 import lightning_kernels
 from benchmarks.pairs import compare
-from benchmarks.results import Results, Row
+from benchmarks.results import Results, Row, add_out
 from lightning_practices import nn
 
 GOAL = 1.05  # at most this many times what the peer takes
@@ -135,13 +134,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ops", nargs="+", choices=list(OPS), default=list(OPS), help="(default: all)"
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/benchmarks"),
-        metavar="DIR",
-        help="folder of cpu.json (default: %(default)s)",
-    )
+    add_out(parser, "cpu.json")
     parser.add_argument("--resume", action="store_true", help="keep what cpu.json has, go on")
 
 

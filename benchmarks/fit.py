@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ import lightning_kernels
 from benchmarks import overhead
 from benchmarks.models import ON_CPU, ON_GPU, VARIANTS, Batch, Training, Variant, Workload, train
 from benchmarks.pairs import interleave, spread_of
-from benchmarks.results import Results, Row
+from benchmarks.results import Results, Row, add_out
 from lightning_practices.mixins import FusedLayersMixin
 
 _PROFILED = 3  # steps
@@ -328,10 +327,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " (default: all)",
     )  # fmt: skip
     parser.add_argument("--short", action="store_true", help="a few steps only")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR",
-        help="folder of fit.json (default: %(default)s)",
-    )  # fmt: skip
+    add_out(parser, "fit.json")
     parser.add_argument("--resume", action="store_true", help="keep what fit.json has, go on")
 
 

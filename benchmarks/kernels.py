@@ -5,7 +5,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -15,7 +14,7 @@ from benchmarks.contenders import Case
 from benchmarks.kernel_rows import COPY, CRASHED, TIMEOUT, copy_row, replace
 from benchmarks.providers import OURS, PROVIDERS
 from benchmarks.race import GpuLostError, Race, Settings
-from benchmarks.results import Results
+from benchmarks.results import Results, add_out
 from benchmarks.shapes import DTYPES, OPS
 from benchmarks.timing import Budget, Timer, make_timer, measure_copies
 
@@ -35,13 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seconds", type=float, help="of timing per case and direction (default: 0.4, full 1.5)")
     add("--minutes", type=float, help=f"for all (default: {QUICK_MINUTES} if quick, else no limit)")
     add("--resume", action="store_true", help="keep what kernels.json has, go on")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/benchmarks"),
-        metavar="DIR",
-        help="folder of kernels.json (default: %(default)s)",
-    )
+    add_out(parser, "kernels.json")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -4,13 +4,13 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from benchmarks.contenders import Case, make_calls
 from benchmarks.providers import EAGER, OURS, Provider, providers_of
+from benchmarks.results import add_out
 from benchmarks.shapes import DTYPES, OPS
 from benchmarks.timing import first_line
 
@@ -27,13 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dtype", choices=list(DTYPES), default="bf16", help="(default: %(default)s)")
     add("--layout", metavar="LAYOUT", help="(default: the shape's first)")
     add("--peers", nargs="+", default=[EAGER], metavar="NAME", help="(default: eager)")
-    add(
-        "--out",
-        type=Path,
-        default=Path("runs/benchmarks"),
-        metavar="DIR",
-        help="folder of the traces and tables (default: %(default)s)",
-    )
+    add_out(parser, "the traces and tables")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Where measurements go: one JSON file of flat rows, safe at every moment."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -84,6 +85,17 @@ class Results:
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n")
         os.replace(partial, self.path)
+
+
+def add_out(parser: argparse.ArgumentParser, contents: str) -> None:
+    """Add the option that names the folder of a command's results."""
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/benchmarks"),
+        metavar="DIR",
+        help=f"folder of {contents} (default: %(default)s)",
+    )
 
 
 def describe_environment() -> dict[str, Any]:

@@ -4,7 +4,6 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
@@ -13,7 +12,7 @@ from rich.table import Table
 from benchmarks import report
 from benchmarks.launches import CALLS, launches_of
 from benchmarks.machine_code import TARGETS, Launch, MachineCode, compile_launch
-from benchmarks.results import Results, Row
+from benchmarks.results import Results, Row, add_out
 from lightning_kernels._triton import INTERPRETED
 
 _DEFAULT_WARPS = 4  # Triton's own
@@ -50,13 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="only the calls whose name begins with one of these, such as 'layer_norm bf16'",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/benchmarks"),
-        metavar="DIR",
-        help="folder of static.json and static.md (default: %(default)s)",
-    )
+    add_out(parser, "static.json and static.md")
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-from lightning_kernels._dispatch import cdiv
+from lightning_kernels._dispatch import cdiv, next_power_of_2
 
 _TILE = 4096  # elements of a program's tile
 # Programs of 8 warps that a multiprocessor holds at once: 64 registers a thread leave room for
@@ -52,12 +52,12 @@ def plan_of(shape: torch.Size, channels_last: bool, multiprocessors: int) -> Pla
         groups = channels
     alignment = min(inner & -inner, 16)
     constants = {"ALIGNMENT": alignment, "CHANNELS_LAST": channels_last}
-    height = min(_TILE // width, _next_power_of_2(outer))
+    height = min(_TILE // width, next_power_of_2(outer))
     if not channels_last:  # few samples: longer pieces of them
-        width = max(width, min(_TILE // height, _next_power_of_2(plane)))
+        width = max(width, min(_TILE // height, next_power_of_2(plane)))
     tiles = cdiv(outer, height) * (1 if channels_last else cdiv(plane, width))
     sum_tile = {"OUTER": height, "INNER": width, "num_warps": _warps(height * width, 512)}
-    height = min(_TILE // width, _next_power_of_2(rows))
+    height = min(_TILE // width, next_power_of_2(rows))
     map_tile = {"ROWS": height, "COLUMNS": width, "num_warps": _warps(height * width, 1024)}
     return Plan(
         sizes=(outer, inner, channels),
@@ -76,16 +76,12 @@ def plan_of(shape: torch.Size, channels_last: bool, multiprocessors: int) -> Pla
 def _width(size: int, widths: tuple[int, ...]) -> int:
     """Return the width of a tile over rows of ``size``: of those given what pads the least."""
     if size <= widths[-1]:
-        return max(8, _next_power_of_2(size))
+        return max(8, next_power_of_2(size))
     return min(widths, key=lambda width: (cdiv(size, width) * width, -width))
 
 
 def _warps(elements: int, share: int) -> int:
     return max(1, elements // share)
-
-
-def _next_power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def is_channels_last(x: Tensor) -> bool:

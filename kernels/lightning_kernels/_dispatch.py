@@ -17,7 +17,7 @@ _SERVED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
 
 # A norm holds a row, its gradient and two sums of its length in registers: 8192 is the longest
-# row that does so without spilling (tests/kernels/test_machine_code.py). Longer ones go to ATen.
+# row that does so without spilling (tests/test_machine_code.py). Longer ones go to ATen.
 MAX_ROW_LENGTH = 8192
 
 # The interpreter has no multiprocessors; a small number lets small tensors exercise every loop.
@@ -102,6 +102,11 @@ def multiprocessor_count(device: torch.device) -> int:
 def cdiv(a: int, b: int) -> int:
     """Divide, rounding up. Triton's own takes over a microsecond, of a call's fifteen or so."""
     return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """Return the least power of 2 that is ``n`` or more, for a host that is in a hurry too."""
+    return 1 << (n - 1).bit_length()
 
 
 def launch(

@@ -8,7 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import cdiv, launch, multiprocessor_count, runs_triton
+from lightning_kernels._dispatch import (
+    cdiv,
+    launch,
+    multiprocessor_count,
+    next_power_of_2,
+    runs_triton,
+)
 from lightning_kernels._operator import Operator
 from lightning_kernels._triton import tl, triton
 
@@ -138,14 +144,10 @@ def _sum_partials_kernel(
 @functools.lru_cache(maxsize=4096)
 def _tile(num_rows: int, size: int, elements: int) -> dict[str, int]:
     """Return a program's tile: about ``elements`` for four warps, more warps for a longer row."""
-    block_size = _next_power_of_2(size)
-    rows = max(1, min(elements // block_size, _next_power_of_2(num_rows)))
+    block_size = next_power_of_2(size)
+    rows = max(1, min(elements // block_size, next_power_of_2(num_rows)))
     num_warps = max(4, min(16, rows * block_size * 4 // elements))
     return {"ROWS": rows, "BLOCK_SIZE": block_size, "num_warps": num_warps}
-
-
-def _next_power_of_2(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def _forward(
