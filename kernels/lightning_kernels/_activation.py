@@ -1,9 +1,13 @@
 """Activations that kernels apply while a tile is in registers: values, gradients, torch's twins."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from lightning_kernels._triton import tl, triton
+
+Activation = Literal["relu", "leaky_relu", "elu", "selu", "silu", "gelu"]
 
 # What each activation's one parameter is when it is not given; None for those without one.
 DEFAULT_PARAMETERS: dict[str, float | None] = {

@@ -1,5 +1,6 @@
 """Batch normalisation with residual and activation: two passes forward, two backward."""
 
+import functools
 from typing import Any
 
 import torch
@@ -16,10 +17,17 @@ from lightning_kernels._batch_norm_kernels import (
     _batch_norm_sum_kernel,
 )
 from lightning_kernels._batch_norm_layout import Plan, dense, is_channels_last, like, plan_of
+from lightning_kernels._batch_norm_sync import (
+    aten_sync_batch_norm,
+    average,
+    gather,
+    group_name,
+    no_second_derivative,
+)
 from lightning_kernels._dispatch import cdiv, is_traced, launch, multiprocessor_count, runs_triton
 from lightning_kernels._operator import Operator
 
-_MERGE = {"SPLITS": 128, "CHANNELS": 16, "num_warps": 4}
+_MERGE = {"SPLITS": 128, "CHANNELS": 16, "num_warps": 8}
 
 Running = tuple[Tensor | None, Tensor | None, float]  # mean, variance, momentum
 
@@ -27,13 +35,15 @@ Running = tuple[Tensor | None, Tensor | None, float]  # mean, variance, momentum
 def _forward(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     mean: Tensor | None, variance: Tensor | None, eps: float,
-    activation: str | None, parameter: float, keep_signs: bool, running: Running | None = None,
+    activation: str | None, parameter: float, keep_signs: bool, group: str | None,
+    running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Normalise by ``mean`` and ``variance``, without them by the batch's own.
 
     Returns:
-        The output; mean and biased variance of each channel of the batch; the signs before the
-        activation, eight to a byte. The last two are empty if not needed.
+        The output; mean, biased variance and count of each channel of the batch, with ``group``
+        of all its processes' batches; the signs before the activation, eight to a byte. The last
+        two are empty if not needed.
     """
     x = dense(x)
     residual = None if residual is None else like(residual, x)
@@ -41,12 +51,12 @@ def _forward(
         None if t is None else t.contiguous() for t in (weight, bias, mean, variance)
     )
     y, statistics, signs = _fake(
-        x, residual, weight, bias, mean, variance, eps, activation, parameter, keep_signs
+        x, residual, weight, bias, mean, variance, eps, activation, parameter, keep_signs, group
     )
     plan = plan_of(x.shape, is_channels_last(x), multiprocessor_count(x.device))
     training = mean is None
     if training:
-        _measure(x, plan, statistics, running)
+        _measure(x, plan, statistics, group, running)
         mean = variance = statistics
     launch(
         _batch_norm_forward_kernel, (plan.programs,), x.device,
@@ -56,20 +66,30 @@ def _forward(
     return y, statistics, signs
 
 
-def _measure(x: Tensor, plan: Plan, statistics: Tensor, running: Running | None) -> None:
+def _measure(
+    x: Tensor, plan: Plan, statistics: Tensor, group: str | None, running: Running | None
+) -> None:
     """Write the statistics of the batch, and update the running ones if there are any."""
     channels, splits = x.shape[1], plan.splits[0]
-    partial = x.new_empty((3, splits, channels), dtype=torch.float32)
+    partial = x.new_empty((3, splits, channels), dtype=torch.float32).transpose(0, 1)
     launch(
         _batch_norm_statistics_kernel, (plan.groups * splits,), x.device,
         x, partial, *plan.sizes, plan.groups, **plan.sum_tile,
         maxnreg=64 if x.element_size() == 2 else 80,  # float32 has as much under way with fewer
     )  # fmt: skip
+    if group is not None:
+        _merge(partial, statistics, None)
+        partial = gather(statistics, group)
+    _merge(partial, statistics, running)
+
+
+def _merge(partial: Tensor, statistics: Tensor, running: Running | None) -> None:
+    splits, _, channels = partial.shape
     mean, variance, momentum = running or (None, None, 0.0)
     launch(
-        _batch_norm_merge_kernel, (cdiv(channels, _MERGE["CHANNELS"]),), x.device,
-        partial, statistics, mean, variance, splits, channels,
-        float(x.numel() // channels), momentum, **_MERGE,
+        _batch_norm_merge_kernel, (cdiv(channels, _MERGE["CHANNELS"]),), partial.device,
+        partial, statistics, mean, variance, splits, channels, *partial.stride()[:2], momentum,
+        **_MERGE,
     )  # fmt: skip
     if mean is not None and variance is not None:
         torch.autograd.graph.increment_version((mean, variance))  # a graph may have saved them
@@ -78,11 +98,11 @@ def _measure(x: Tensor, plan: Plan, statistics: Tensor, running: Running | None)
 def _fake(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     mean: Tensor | None, variance: Tensor | None, eps: float,
-    activation: str | None, parameter: float, keep_signs: bool,
+    activation: str | None, parameter: float, keep_signs: bool, group: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x = dense(x)
     signs = x.new_empty(_signs_shape(x) if keep_signs else (0,), dtype=torch.uint8)
-    statistics = x.new_empty((2 if mean is None else 0, x.shape[1]), dtype=torch.float32)
+    statistics = x.new_empty((3 if mean is None else 0, x.shape[1]), dtype=torch.float32)
     # As torch: where sizes of 1 make a tensor both, the output has the strides of a contiguous one.
     layout = torch.contiguous_format if x.is_contiguous() else torch.preserve_format
     return torch.empty_like(x, memory_format=layout), statistics, signs
@@ -98,7 +118,7 @@ def _signs_shape(x: Tensor) -> tuple[int, int]:
 def _forward_of_backward(
     grad: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     mean: Tensor | None, variance: Tensor | None, statistics: Tensor, signs: Tensor, eps: float,
-    activation: str | None, parameter: float, needs: list[bool],
+    activation: str | None, parameter: float, group: str | None, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of x, residual, weight and bias, empty tensors if not needed."""
     x = dense(x)
@@ -109,7 +129,7 @@ def _forward_of_backward(
     )
     gradients = _fake_of_backward(
         grad, x, residual, weight, bias, mean, variance, statistics, signs, eps, activation,
-        parameter, needs,
+        parameter, group, needs,
     )  # fmt: skip
     grad_x, grad_residual, grad_weight, grad_bias = (
         gradient if need else None for gradient, need in zip(gradients, needs, strict=True)
@@ -122,7 +142,7 @@ def _forward_of_backward(
     inputs = grad, x, residual, kept, weight, bias, mean, variance
     constants = {"TRAINING": training, "ACTIVATION": activation}
     channels, splits = x.shape[1], plan.splits[1]
-    sums = None
+    sums, count = None, float(x.numel() // channels)
     if (training and needs[0]) or needs[2] or needs[3]:
         partial = x.new_empty((2, splits, channels), dtype=torch.float32)
         sums = x.new_empty((2, channels), dtype=torch.float32)
@@ -135,14 +155,16 @@ def _forward_of_backward(
             _batch_norm_sum_kernel, (cdiv(channels, _MERGE["CHANNELS"]),), x.device,
             partial, sums, grad_weight, grad_bias, splits, channels, **_MERGE,
         )  # fmt: skip
+    if sums is not None and group is not None and needs[0]:
+        sums, count = average(sums, statistics[2], group), 1.0
     if needs[0] or needs[1]:
         tile = plan.map_tile
         if residual is not None:  # one tensor more in registers, and an activation to compute
             tile = {**tile, "num_warps": 4 * tile["num_warps"]}
         launch(
             _batch_norm_backward_kernel, (plan.programs,), x.device,
-            *inputs, sums, grad_x, grad_residual, *plan.matrix, float(x.numel() // channels),
-            eps, parameter, **tile, **constants,
+            *inputs, sums, grad_x, grad_residual, *plan.matrix, count, eps,
+            parameter, **tile, **constants,
         )  # fmt: skip
     return gradients
 
@@ -150,7 +172,7 @@ def _forward_of_backward(
 def _fake_of_backward(
     grad: Tensor, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None,
     mean: Tensor | None, variance: Tensor | None, statistics: Tensor, signs: Tensor, eps: float,
-    activation: str | None, parameter: float, needs: list[bool],
+    activation: str | None, parameter: float, group: str | None, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     x = dense(x)
     grad_x, grad_residual = (torch.empty_like(x) if need else x.new_empty(0) for need in needs[:2])
@@ -167,7 +189,7 @@ _batch_norm_backward = Operator(
     "batch_norm_backward",
     "(Tensor grad, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? mean,"
     " Tensor? variance, Tensor statistics, Tensor signs, float eps, str? activation,"
-    " float parameter, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    " float parameter, str? group, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
     forward=_forward_of_backward,
     fake=_fake_of_backward,
 )
@@ -176,7 +198,7 @@ _batch_norm_backward = Operator(
 def _setup_context(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
-    x, residual, weight, bias, mean, variance, *ctx.numbers, keep_signs = inputs[:10]
+    x, residual, weight, bias, mean, variance, *ctx.numbers, keep_signs, ctx.group = inputs[:11]
     _, statistics, signs = output
     if keep_signs or ctx.numbers[1] is None:
         residual = None  # a bit of each element says enough, or nothing needs to be known
@@ -192,11 +214,13 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
         return (None,) * 4 + nothing
     needs = list(ctx.needs_input_grad[:4])
     if torch.is_grad_enabled():  # create_graph=True: in terms that autograd can follow
+        if ctx.group is not None:
+            raise no_second_derivative()
         return _differentiable_backward(grad, ctx.saved_tensors, needs, *ctx.numbers) + nothing
     activation = ctx.numbers[1]
     needed = [needs[0], needs[1] and activation is not None, *needs[2:]]
     if any(needed):
-        gradients = _batch_norm_backward(grad, *ctx.saved_tensors, *ctx.numbers, needed)
+        gradients = _batch_norm_backward(grad, *ctx.saved_tensors, *ctx.numbers, ctx.group, needed)
         results = [t if need else None for t, need in zip(gradients, needed, strict=True)]
     else:
         results = [None] * 4
@@ -249,7 +273,8 @@ def _unpack(signs: Tensor, x: Tensor) -> Tensor:
 _batch_norm = Operator(
     "batch_norm",
     "(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? variance,"
-    " float eps, str? activation, float parameter, bool keep_signs) -> (Tensor, Tensor, Tensor)",
+    " float eps, str? activation, float parameter, bool keep_signs, str? group)"
+    " -> (Tensor, Tensor, Tensor)",
     forward=_forward,
     fake=_fake,
     setup_context=_setup_context,
@@ -270,6 +295,7 @@ def batch_norm(
     activation: str | None = None,
     activation_parameter: float | None = None,
     residual: Tensor | None = None,
+    process_group: Any = None,
 ) -> Tensor:
     r"""Normalise each channel of ``x``, add ``residual`` and activate, in two passes.
 
@@ -301,6 +327,10 @@ def batch_norm(
             ``"gelu"`` (exact).
         activation_parameter: Slope of leaky_relu (by default 0.01) or alpha of elu (1.0).
         residual: Added before the activation, of shape and type of ``x``.
+        process_group: If ``training``, statistics are those of the batches of all its processes
+            together, which may differ in size and be empty, and gradients go through them: with
+            one collective forward and one backward (``torch.distributed.ProcessGroup``). The
+            gradients of ``weight`` and ``bias`` are those of the own batch, for the caller to sum.
 
     Returns:
         Tensor of the shape, type and memory format of ``x``: channels last or contiguous.
@@ -311,16 +341,24 @@ def batch_norm(
             running statistics.
         NotImplementedError: If ``x`` is not floating point.
         RuntimeError: If shapes, types or devices do not go together; if running statistics are
-            missing in evaluation, or require gradients.
+            missing in evaluation, or require gradients; if a second derivative is taken through
+            several processes.
 
     References:
         Ioffe and Szegedy, 2015, "Batch normalization: accelerating deep network training by
         reducing internal covariate shift", arXiv:1502.03167.
     """
     parameter = resolve_parameter(activation, activation_parameter)
-    check(x, running_mean, running_var, weight, bias, residual, training, momentum, eps)
+    group = group_name(process_group) if training and process_group is not None else None
+    check(
+        x, running_mean, running_var, weight, bias, residual, training, momentum, eps,
+        group is not None,
+    )  # fmt: skip
     if not runs_triton(x):
-        return aten_batch_norm(
+        normalise = aten_batch_norm
+        if group is not None:
+            normalise = functools.partial(aten_sync_batch_norm, group)
+        return normalise(
             x, running_mean, running_var, weight, bias, training, momentum, eps,
             activation, parameter, residual,
         )  # fmt: skip
@@ -333,6 +371,7 @@ def batch_norm(
     mean, variance = (None, None) if training else (running_mean, running_var)
     arguments = (
         x, residual, weight, bias, mean, variance, float(eps), activation, parameter, keep_signs,
+        group,
     )  # fmt: skip
     if not training:
         return _batch_norm(*arguments)[0]
@@ -342,5 +381,5 @@ def batch_norm(
         # The registered operator has no such argument, for it may change none.
         return _batch_norm(*arguments, (running_mean, running_var, float(momentum)))[0]
     y, statistics, _ = _batch_norm(*arguments)
-    update_running(running_mean, running_var, statistics, x.numel() // x.shape[1], momentum)
+    update_running(running_mean, running_var, statistics, momentum)
     return y

@@ -8,12 +8,20 @@ from lightning_kernels._activation import aten_activate
 
 @torch.no_grad()
 def update_running(
-    running_mean: Tensor, running_var: Tensor, statistics: Tensor, count: int, momentum: float
+    running_mean: Tensor, running_var: Tensor, statistics: Tensor, momentum: float
 ) -> None:
-    """Update the running statistics as the kernel does, in operators that a compiler can follow."""
-    mean, variance = statistics.unbind()
-    for running, new in ((running_mean, mean), (running_var, variance * (count / (count - 1)))):
-        running.copy_(momentum * new + (1 - momentum) * running)
+    """Update the running statistics as the kernel does, in operators that a compiler can follow.
+
+    Args:
+        running_mean: Of each channel.
+        running_var: Likewise, unbiased.
+        statistics: Mean, biased variance and count of each channel.
+        momentum: Share of the new ones; where the count is 0 they have none.
+    """
+    mean, variance, count = statistics.unbind()
+    unbiased = variance * (count / (count - 1).clamp(min=1))
+    for running, new in ((running_mean, mean), (running_var, unbiased)):
+        running.copy_(torch.where(count > 0, momentum * new + (1 - momentum) * running, running))
 
 
 def aten_batch_norm(
@@ -35,6 +43,7 @@ def aten_batch_norm(
 def check(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, residual: Tensor | None, training: bool, momentum: float, eps: float,
+    synchronised: bool,
 ) -> None:  # fmt: skip
     """Raise what torch raises, saying what was got and what is expected."""
     if not x.is_floating_point():
@@ -45,7 +54,7 @@ def check(
         raise TypeError("batch_norm expects a float as momentum, but got None")
     if eps < 0.0 or (training and eps == 0.0):
         raise ValueError(f"batch_norm expects a positive eps, but got {eps}")
-    if training and x.numel() == x.shape[1] > 0:
+    if training and not synchronised and x.numel() == x.shape[1] > 0:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )

@@ -130,35 +130,42 @@ def _batch_norm_merge_kernel(
     running_var_ptr,
     splits,
     channels,
-    count,
+    split_stride,
+    kind_stride,
     momentum,
     SPLITS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Merge the shares in a fixed order (Chan); update the running statistics."""
+    """Merge shares, of programs or of processes, in a fixed order; update the running statistics.
+
+    In float64, so that nothing cancels that float32 values could tell; shares may be empty.
+    """
     split = tl.arange(0, SPLITS)[:, None]
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     in_channels = channel < channels
-    shift = tl.load(partial_ptr + channel, mask=in_channels, other=0.0)
-    total = tl.zeros((SPLITS, CHANNELS), tl.float32)
-    squares = tl.zeros((SPLITS, CHANNELS), tl.float32)
+    total = tl.zeros((SPLITS, CHANNELS), tl.float64)
+    squares = tl.zeros((SPLITS, CHANNELS), tl.float64)
+    counts = tl.zeros((SPLITS, CHANNELS), tl.float64)
     for first in range(0, splits, SPLITS):
         in_bounds = (first + split < splits) & in_channels
-        in_ptr = partial_ptr + (first + split) * channels + channel
-        mean = tl.load(in_ptr, mask=in_bounds, other=0.0)
-        deviations = tl.load(in_ptr + splits * channels, mask=in_bounds, other=0.0)
-        size = tl.load(in_ptr + 2 * splits * channels, mask=in_bounds, other=0.0)
-        centred = tl.where(in_bounds, mean - shift, 0.0)
-        total += size * centred
-        squares += deviations + size * centred * centred
-    offset = _sum(total, True) / count
-    mean = shift + offset
-    variance = _sum(squares, True) / count - offset * offset
+        in_ptr = partial_ptr + (first + split) * split_stride + channel
+        mean = tl.load(in_ptr, mask=in_bounds, other=0.0).to(tl.float64)
+        deviations = tl.load(in_ptr + kind_stride, mask=in_bounds, other=0.0)
+        count = tl.load(in_ptr + 2 * kind_stride, mask=in_bounds, other=0.0)
+        total += count * mean
+        squares += count * mean * mean + deviations
+        counts += count
+    count = tl.sum(counts, axis=0, keep_dims=True)
+    divisor = tl.where(count > 0, count, 1.0)
+    mean = tl.sum(total, axis=0, keep_dims=True) / divisor
+    variance = tl.sum(squares, axis=0, keep_dims=True) / divisor - mean * mean
     variance = tl.where(variance < 0, 0.0, variance)  # not tl.maximum, which drops nan
-    tl.store(statistics_ptr + channel, mean, mask=in_channels)
-    tl.store(statistics_ptr + channels + channel, variance, mask=in_channels)
+    tl.store(statistics_ptr + channel, mean.to(tl.float32), mask=in_channels)
+    tl.store(statistics_ptr + channels + channel, variance.to(tl.float32), mask=in_channels)
+    tl.store(statistics_ptr + 2 * channels + channel, count.to(tl.float32), mask=in_channels)
     if running_mean_ptr is not None:
-        unbiased = variance * (count / (count - 1))
+        momentum = tl.where(count > 0, momentum, 0.0)
+        unbiased = variance * (count / tl.where(count > 1, count - 1, 1.0))
         old = _load(running_mean_ptr, channel, in_channels, 0.0)
         new = (momentum * mean + (1 - momentum) * old).to(running_mean_ptr.dtype.element_ty)
         tl.store(running_mean_ptr + channel, new, mask=in_channels)

@@ -397,11 +397,11 @@ def test_running_statistics_updated_before_backward_are_noticed(device: str) -> 
 @pytest.mark.parametrize(
     ("options", "residual", "expected"),
     [
-        ({}, False, [(2, 24)]),
-        ({}, True, [(2, 24)]),
-        ({"activation": "relu"}, False, [(2, 24)]),
-        ({"activation": "gelu"}, True, [(2, 24)]),  # the residual is the graph's own
-        ({"activation": "relu"}, True, [(2, 24), (4 * 9, 3)]),
+        ({}, False, [(3, 24)]),
+        ({}, True, [(3, 24)]),
+        ({"activation": "relu"}, False, [(3, 24)]),
+        ({"activation": "gelu"}, True, [(3, 24)]),  # the residual is the graph's own
+        ({"activation": "relu"}, True, [(3, 24), (4 * 9, 3)]),
         ({"activation": "leaky_relu", "training": False}, True, [(4 * 9, 3)]),
         ({"training": False}, True, []),
     ],

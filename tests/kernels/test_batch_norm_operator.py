@@ -50,14 +50,15 @@ def test_opcheck(
     x, residual, weight, bias, *statistics = tensors(device, layout, torch.float32)
     given = [None, None] if training else statistics
     numbers = (1e-5, activation, 0.1 if activation == "leaky_relu" else 1.0)
-    arguments = (x, residual, weight, bias, *given, *numbers, keep_signs)
+    arguments = (x, residual, weight, bias, *given, *numbers, keep_signs, None)
     torch.library.opcheck(OPS.batch_norm.default, arguments)
     with torch.no_grad():
         y, measured, signs = OPS.batch_norm(*arguments)
     detached = [None if t is None else t.detach() for t in (x, residual, weight, bias, *given)]
     for needs in ([True] * 4, [False, True, False, False], [False, False, True, False]):
         torch.library.opcheck(
-            OPS.batch_norm_backward.default, (y, *detached, measured, signs, *numbers, needs)
+            OPS.batch_norm_backward.default,
+            (y, *detached, measured, signs, *numbers, None, needs),
         )
 
 
