@@ -42,9 +42,10 @@ def _batch_norm(
     _backward(y, torch.empty_like(y), None, None)
 
 
-def _dropout(dtype: torch.dtype) -> None:
+def _dropout(dtype: torch.dtype, alpha: bool = False, scheduled: bool = False) -> None:
     x = torch.empty(_ROWS, 1024, device="cuda", dtype=dtype, requires_grad=True)
-    y = lightning_kernels.dropout(x, 0.1)
+    function = lightning_kernels.alpha_dropout if alpha else lightning_kernels.dropout
+    y = function(x, torch.empty((), device="cuda") if scheduled else 0.1, training=True)
     _backward(y, torch.empty_like(y))
 
 
@@ -90,6 +91,9 @@ CALLS: dict[str, Callable[[], None]] = {
         for name, options in _BATCH_NORM_OPTIONS.items()
     },
     **{f"dropout {name}": functools.partial(_dropout, dtype) for name, dtype in _DTYPES.items()},
+    "dropout bf16, scheduled": functools.partial(_dropout, torch.bfloat16, scheduled=True),
+    "alpha_dropout bf16": functools.partial(_dropout, torch.bfloat16, alpha=True),
+    "alpha_dropout bf16, scheduled": functools.partial(_dropout, torch.bfloat16, True, True),
 }
 
 

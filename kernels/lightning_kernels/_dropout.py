@@ -1,5 +1,6 @@
 """Dropout that replays its mask in the backward pass instead of storing it."""
 
+import math
 from typing import Any
 
 import torch
@@ -8,10 +9,29 @@ from torch import Tensor
 from lightning_kernels._dispatch import cdiv, is_traced, launch, runs_triton
 from lightning_kernels._operator import Operator
 from lightning_kernels._random import random_words, reserve
+from lightning_kernels._rate import (
+    aten_factor,
+    load_rate,
+    resolve_rate,
+    survivors_scale,
+    threshold_of,
+)
 from lightning_kernels._triton import tl, triton
 
 BLOCK_SIZE = 2048  # elements per program: two loads of 128 bits a thread, in 16 bits
-_WORDS = 2**32
+_SATURATED = tl.constexpr(-1.7580993408473766)  # what SELU tends to: -scale * alpha
+
+
+@triton.jit
+def load_alpha_rate(rate_ptr, threshold, scale, shift, dropped):
+    """Return threshold, scale and shift of survivors, and what the others become."""
+    if rate_ptr is not None:
+        threshold, _ = load_rate(rate_ptr, threshold, scale)
+        p = tl.load(rate_ptr)
+        scale = tl.where(p < 1, tl.rsqrt((1 - p) * (1 + p * _SATURATED * _SATURATED)), 0.0)
+        shift = -p * scale * _SATURATED
+        dropped = (1 - p) * scale * _SATURATED
+    return threshold.to(tl.uint32), scale, shift, dropped
 
 
 @triton.jit(do_not_specialize=["threshold", "seed", "offset"])
@@ -21,70 +41,102 @@ def _dropout_kernel(
     numel,
     threshold: tl.uint32,
     scale,
+    shift,
+    dropped,
+    rate_ptr,
     state_ptr,
     seed: tl.uint64,
     offset: tl.uint64,
+    ALPHA: tl.constexpr,
+    GRADIENT: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """Store ``x * scale`` where the element's random word reaches ``threshold``, else ``x * 0``."""
+    """Store ``x * scale + shift`` where the random word reaches ``threshold``, else a constant."""
     start = tl.program_id(0).to(tl.int64) * BLOCK_SIZE
     index = start + tl.arange(0, BLOCK_SIZE)
     in_bounds = index < numel
+    if ALPHA:
+        threshold, scale, shift, dropped = load_alpha_rate(
+            rate_ptr, threshold, scale, shift, dropped
+        )
+    else:
+        threshold, scale = load_rate(rate_ptr, threshold, scale)
     x = tl.load(x_ptr + index, mask=in_bounds).to(tl.float32)
     word = random_words(state_ptr, seed, offset, start // 4, BLOCK_SIZE)
-    factor = tl.where(word < threshold.to(tl.uint32), 0.0, scale)
-    tl.store(y_ptr + index, (x * factor).to(y_ptr.dtype.element_ty), mask=in_bounds)
+    y = x * tl.where(word < threshold, 0.0, scale)
+    if ALPHA and not GRADIENT:
+        y += tl.where(word < threshold, dropped, shift)
+    tl.store(y_ptr + index, y.to(y_ptr.dtype.element_ty), mask=in_bounds)
 
 
-def _launch(x: Tensor, y: Tensor, p: float, state: Tensor | None, seed: int, offset: int) -> None:
+def alpha_constants(p: float) -> tuple[float, float, float]:
+    """Return scale and shift of survivors and what the others become, of mean 0 and variance 1."""
+    if p == 1.0:
+        return 0.0, 0.0, 0.0
+    saturated: float = _SATURATED.value
+    scale = 1 / math.sqrt((1 - p) * (1 + p * saturated**2))
+    return scale, -p * scale * saturated, (1 - p) * scale * saturated
+
+
+def _launch(
+    x: Tensor, y: Tensor, p: float, rate: Tensor | None, alpha: bool, gradient: bool,
+    state: Tensor | None, seed: int, offset: int,
+) -> None:  # fmt: skip
     """Write the dropout of ``x`` to ``y``, dense tensors of equal strides, perhaps the same."""
-    threshold = min(round(p * _WORDS), _WORDS - 1)
-    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
+    constants = alpha_constants(p) if alpha else (survivors_scale(p), 0.0, 0.0)
     grid = (cdiv(x.numel(), BLOCK_SIZE),)
     launch(
-        _dropout_kernel, grid, x.device, x, y, x.numel(), threshold, scale, state, seed, offset,
-        BLOCK_SIZE=BLOCK_SIZE, num_warps=4,
+        _dropout_kernel, grid, x.device, x, y, x.numel(), threshold_of(p), *constants, rate,
+        state, seed, offset, ALPHA=alpha, GRADIENT=gradient, BLOCK_SIZE=BLOCK_SIZE, num_warps=4,
     )  # fmt: skip
 
 
-def _forward(x: Tensor, p: float, state: Tensor | None, seed: int, offset: int) -> Tensor:
+def _forward(x: Tensor, *options: Any) -> Tensor:
     y = torch.empty_like(x)  # dense, and of x's strides if x is dense
-    _launch(x if x.stride() == y.stride() else y.copy_(x), y, p, state, seed, offset)
+    _launch(x if x.stride() == y.stride() else y.copy_(x), y, *options)
     return y
 
 
-def _forward_in_place(
-    ctx: Any, x: Tensor, p: float, state: Tensor | None, seed: int, offset: int
-) -> Tensor:
-    _launch(x, x, p, state, seed, offset)
+def _forward_in_place(ctx: Any, x: Tensor, *options: Any) -> Tensor:
+    _launch(x, x, *options)
     ctx.mark_dirty(x)
-    _setup_context(ctx, (x, p, state, seed, offset), x)
+    _setup_context(ctx, (x, *options), x)
     return x
 
 
-def _fake(x: Tensor, p: float, state: Tensor | None, seed: int, offset: int) -> Tensor:
+def _fake(x: Tensor, *options: Any) -> Tensor:
     return torch.empty_like(x)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, ctx.p, state, ctx.seed, ctx.offset = inputs
+    _, ctx.p, rate, ctx.alpha, _, state, ctx.seed, ctx.offset = inputs
     ctx.strides = output.stride()
-    ctx.save_for_backward(state)
+    ctx.save_for_backward(rate, state)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Apply the same mask: dropout is linear, so it is its own gradient, and theirs in turn."""
-    (state,) = ctx.saved_tensors
-    if grad.stride() != ctx.strides:  # the mask belongs to places in memory
-        grad = torch.empty_strided(
-            grad.shape, ctx.strides, dtype=grad.dtype, device=grad.device
-        ).copy_(grad)
-    return _dropout(grad, ctx.p, state, ctx.seed, ctx.offset), None, None, None, None
+    rate, state = ctx.saved_tensors
+    grad = with_strides(grad, ctx.strides)  # the mask belongs to places in memory
+    return (
+        _dropout(grad, ctx.p, rate, ctx.alpha, True, state, ctx.seed, ctx.offset),
+        *(None,) * 7,
+    )
+
+
+def with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return ``tensor``, or a copy of it with these strides."""
+    if tensor.stride() == strides:
+        return tensor
+    return torch.empty_strided(
+        tensor.shape, strides, dtype=tensor.dtype, device=tensor.device
+    ).copy_(tensor)
 
 
 _dropout = Operator(
     "dropout",
-    "(Tensor x, float p, Tensor? state, int seed, int offset) -> Tensor",
+    "(Tensor x, float p, Tensor? rate, bool alpha, bool gradient, Tensor? state, int seed,"
+    " int offset) -> Tensor",
     forward=_forward,
     fake=_fake,
     setup_context=_setup_context,
@@ -99,7 +151,9 @@ class _DropoutInPlace(torch.autograd.Function):
     backward = staticmethod(_backward)
 
 
-def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def dropout(
+    x: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
+) -> Tensor:
     r"""Zero each element with probability ``p`` and scale the rest, in one pass and with no mask.
 
     .. math:: y_i = x_i \, m_i / (1 - p), \quad m_i \sim \text{Bernoulli}(1 - p)
@@ -111,7 +165,9 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
 
     Args:
         x: Tensor of any shape and strides, floating point.
-        p: Probability of zeroing an element.
+        p: Probability of zeroing an element. As a tensor (one float32 on ``x``'s device) it is
+            read on the device alone: changes need neither a recompilation nor a synchronisation,
+            and reach a captured CUDA graph. It must not change between forward and backward.
         training: When false, return ``x`` itself.
         inplace: Write the result over ``x``.
 
@@ -121,28 +177,78 @@ def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = Fa
 
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]`` or nan.
-        RuntimeError: If ``x`` is not floating point and something is to be dropped.
+        RuntimeError: If ``x`` is not floating point and something is to be dropped; if ``p`` is
+            another tensor than it may be.
 
     References:
         Srivastava et al., 2014, "Dropout: a simple way to prevent neural networks from
         overfitting"; Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox).
     """
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout probability p has to be between 0 and 1, but got {p}")
-    if not training or p == 0.0:
+    p, rate = resolve_rate("dropout", p, x)
+    if not training or (p == 0.0 and rate is None):
         return x
-    if not x.is_floating_point():
-        raise RuntimeError(f"dropout expects a floating-point input, but got {x.dtype}")
-    if not runs_triton(x):
+    check_floating("dropout", x)
+    if runs_triton(x):
+        return _run(x, p, rate, False, inplace)
+    if rate is None:
         return torch.nn.functional.dropout(x, p, inplace=inplace)
-    stream = reserve(x)
+    factor = aten_factor(x, x.shape, rate)
+    return x.mul_(factor) if inplace else x * factor
+
+
+def alpha_dropout(
+    x: Tensor, p: float | Tensor = 0.5, training: bool = False, inplace: bool = False
+) -> Tensor:
+    r"""Set each element to SELU's saturation value with probability ``p``; keep mean and variance.
+
+    .. math:: y_i = a \, (x_i m_i + \alpha' (1 - m_i)) + b, \quad m_i \sim \text{Bernoulli}(1 - p)
+
+    with :math:`\alpha' = -1.7581`, :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and
+    :math:`b = -a p \alpha'`, so that an input of mean 0 and variance 1 keeps both. One pass, and
+    no mask in memory: see :func:`dropout`, also for the arguments and errors. Equal to
+    :func:`torch.nn.functional.alpha_dropout` in distribution.
+
+    References:
+        Klambauer et al., 2017, "Self-normalizing neural networks", arXiv:1706.02515.
+    """
+    p, rate = resolve_rate("alpha_dropout", p, x)
+    if not training or (p == 0.0 and rate is None):
+        return x
+    check_floating("alpha_dropout", x)
+    if runs_triton(x):
+        return _run(x, p, rate, True, inplace)
+    if rate is None:
+        return torch.nn.functional.alpha_dropout(x, p, training=True, inplace=inplace)
+    return aten_alpha_dropout(x, x.shape, rate, inplace)
+
+
+def aten_alpha_dropout(
+    x: Tensor, shape: list[int] | torch.Size, rate: Tensor, inplace: bool
+) -> Tensor:
+    """Compose alpha dropout of a rate that is a tensor, with a mask of ``shape``."""
+    saturated: float = _SATURATED.value
+    kept = aten_factor(x, shape, rate) != 0
+    scale = torch.where(rate < 1, ((1 - rate) * (1 + rate * saturated**2)).rsqrt(), 0.0)
+    factor = torch.where(kept, scale, 0.0).to(x.dtype)
+    shift = torch.where(kept, -rate, 1 - rate) * scale * saturated
+    return (x.mul_(factor) if inplace else x * factor).add_(shift.to(x.dtype))
+
+
+def check_floating(function: str, x: Tensor) -> None:
+    """Refuse integers and complex numbers as torch does."""
+    if not x.is_floating_point():
+        raise RuntimeError(f"{function} expects a floating-point input, but got {x.dtype}")
+
+
+def _run(x: Tensor, p: float, rate: Tensor | None, alpha: bool, inplace: bool) -> Tensor:
+    options = (p, rate, alpha, False, *reserve(x))
     if not inplace:
-        return _dropout(x, p, *stream)
-    if is_traced(x) or not _is_dense(x):
-        return x.copy_(_dropout(x, p, *stream))
-    return _DropoutInPlace.apply(x, p, *stream)
+        return _dropout(x, *options)
+    if is_traced(x) or not is_dense(x):
+        return x.copy_(_dropout(x, *options))
+    return _DropoutInPlace.apply(x, *options)
 
 
-def _is_dense(x: Tensor) -> bool:
+def is_dense(x: Tensor) -> bool:
     """Return whether ``x``'s elements fill a stretch of memory, each once, in any order."""
     return x.is_contiguous() or torch.empty_like(x, device="meta").stride() == x.stride()

@@ -35,8 +35,8 @@ def test_opcheck(device: str) -> None:
         arguments = (y, detached[0], size, *detached[1:], statistics, needs)
         torch.library.opcheck(OPS.layer_norm_backward.default, arguments)
     state = torch.tensor([3, 8], device=device)
-    torch.library.opcheck(OPS.dropout.default, (x, 0.4, None, 3, 8))
-    torch.library.opcheck(OPS.dropout.default, (x, 0.4, state, 0, 0))
+    torch.library.opcheck(OPS.dropout.default, (x, 0.4, None, False, False, None, 3, 8))
+    torch.library.opcheck(OPS.dropout.default, (x, 0.4, None, False, False, state, 0, 0))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
