@@ -12,7 +12,7 @@ import math
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
 
-from lightning_kernels import _dispatch
+from lightning_kernels import _clip_grad_adaptive, _dispatch, _tensor_table
 
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 _MULTIPROCESSORS = 132  # an H200's: it decides grids, which the machine code does not depend on
@@ -149,9 +149,15 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
     }
     for name, answer in answers.items():
         stack.enter_context(mock.patch.object(torch.cuda, name, answer))
+    for module in (_tensor_table, _clip_grad_adaptive):  # which read addresses and copy to it
+        stack.enter_context(mock.patch.object(module, "kept_on_device", _table))
     for cached in (_dispatch._probe_device, _dispatch.multiprocessor_count):
         cached.cache_clear()
         stack.callback(cached.cache_clear)
+
+
+def _table(tensors: Sequence[torch.Tensor], _: Any) -> torch.Tensor:
+    return torch.empty(len(tensors), 5, dtype=torch.int64, device="cuda")
 
 
 def compile_launch(launch: Launch, target: int) -> MachineCode:

@@ -91,6 +91,11 @@ def is_traced(x: Tensor) -> bool:
     )
 
 
+def is_dense(x: Tensor) -> bool:
+    """Return whether ``x``'s elements fill a stretch of memory, each once, in any order."""
+    return x.is_contiguous() or torch.empty_like(x, device="meta").stride() == x.stride()
+
+
 @functools.cache
 def multiprocessor_count(device: torch.device) -> int:
     """Return the number of streaming multiprocessors of ``device``."""

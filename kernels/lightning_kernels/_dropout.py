@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import cdiv, is_traced, launch, runs_triton
+from lightning_kernels._dispatch import cdiv, is_dense, is_traced, launch, runs_triton
 from lightning_kernels._operator import Operator
 from lightning_kernels._random import random_words, reserve
 from lightning_kernels._rate import (
@@ -247,8 +247,3 @@ def _run(x: Tensor, p: float, rate: Tensor | None, alpha: bool, inplace: bool) -
     if is_traced(x) or not is_dense(x):
         return x.copy_(_dropout(x, *options))
     return _DropoutInPlace.apply(x, *options)
-
-
-def is_dense(x: Tensor) -> bool:
-    """Return whether ``x``'s elements fill a stretch of memory, each once, in any order."""
-    return x.is_contiguous() or torch.empty_like(x, device="meta").stride() == x.stride()

@@ -1,0 +1,105 @@
+"""Many tensors in one launch: a table of pieces of them, in memory that a kernel reads."""
+
+import contextlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK_SIZE = 32768  # elements of a piece
+COLUMNS = 3  # of the table: address, number of elements, code of the dtype
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # their codes are their places
+_ALIGNMENT = 16  # bytes: what the widest loads ask for
+_MAX_TABLES = 32  # kept: a few sets of tensors on a few devices
+
+
+class TensorTable(NamedTuple):
+    """The pieces of some dense tensors on one device.
+
+    Every piece but the one before the first aligned address begins at a multiple of 16 bytes.
+
+    Attributes:
+        tensors: What it was made of.
+        pieces: int64 of shape ``(pieces, COLUMNS)``, on their device.
+    """
+
+    tensors: Sequence[Tensor]
+    pieces: Tensor
+
+
+_tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+
+
+def table_of(tensors: Sequence[Tensor]) -> TensorTable:
+    """Return the table of dense tensors, of the types in :data:`DTYPES`, on one device.
+
+    Where gradients stay in place, as they do with ``zero_grad(set_to_none=False)`` and mostly do
+    with torch's caching allocator, it is the table of the step before. Otherwise it is copied to
+    the device, from pinned memory, without waiting.
+    """
+    return TensorTable(tensors, kept_on_device(tensors, _describe))
+
+
+def kept_on_device(
+    tensors: Sequence[Tensor], describe: Callable[[Sequence[Tensor]], Tensor]
+) -> Tensor:
+    """Return what ``describe`` says of the places and sizes of tensors, on their device.
+
+    It is called only if none of the last sets of tensors was the same.
+    """
+    device = tensors[0].device
+    key = (describe, device, *((address_of(t), t.shape, t.dtype) for t in tensors))
+    table = _tables.pop(key, None)
+    if table is None:
+        table = describe(tensors)
+        if device.type == "cuda":
+            table = table.pin_memory()
+        table = table.to(device, non_blocking=True)
+        if len(_tables) >= _MAX_TABLES:
+            _tables.popitem(last=False)
+    _tables[key] = table  # the last used stands last
+    return table
+
+
+def address_of(tensor: Tensor) -> int:
+    """Return where the tensor begins in its device's memory."""
+    return tensor.data_ptr()
+
+
+def _pieces(addresses: list[int], sizes: list[int], codes: list[int]) -> Tensor:
+    rows = torch.tensor([addresses, sizes, codes], dtype=torch.int64)
+    address, size, code = rows
+    item = torch.tensor([dtype.itemsize for dtype in DTYPES])[code]
+    head = torch.minimum((-address % _ALIGNMENT) // item, size)
+    rest = size - head
+    counts = (rest + CHUNK_SIZE - 1) // CHUNK_SIZE
+    owner = torch.arange(len(sizes)).repeat_interleave(counts)
+    number = torch.arange(len(owner)) - (counts.cumsum(0) - counts)[owner]
+    first = head[owner] + number * CHUNK_SIZE
+    length = (size[owner] - first).clamp(max=CHUNK_SIZE)
+    whole = torch.stack((address[owner] + first * item[owner], length, code[owner]), 1)
+    heads = torch.stack((address, head, code), 1)[head > 0]
+    return torch.cat((whole, heads))
+
+
+@contextlib.contextmanager
+def widened(table: TensorTable) -> Iterator[TensorTable]:
+    """Yield a table of float32 copies of its bfloat16 tensors, which are copied back at the end."""
+    if all(t.dtype != torch.bfloat16 for t in table.tensors):
+        yield table
+        return
+    wide = [t.float() if t.dtype == torch.bfloat16 else t for t in table.tensors]
+    yield TensorTable(wide, _describe(wide))
+    for tensor, copy in zip(table.tensors, wide, strict=True):
+        if tensor is not copy:
+            tensor.data.copy_(copy)
+
+
+def _describe(tensors: Sequence[Tensor]) -> Tensor:
+    return _pieces(
+        [address_of(t) for t in tensors],
+        [t.numel() for t in tensors],
+        [DTYPES.index(t.dtype) for t in tensors],
+    )
