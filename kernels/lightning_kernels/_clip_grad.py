@@ -1,28 +1,28 @@
 """Gradient clipping in two launches, whatever the number of parameters, and without waiting."""
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_kernels._clip_grad_aten import aten_clip_grad_norm_
-from lightning_kernels._clip_grad_kernels import _clip_norm_kernel, _clip_value_kernel, _norm_kernel
-from lightning_kernels._dispatch import (
-    is_dense,
-    launch,
-    multiprocessor_count,
-    next_power_of_2,
-    runs_triton,
+from lightning_kernels._clip_grad_kernels import _clip_value_kernel
+from lightning_kernels._clip_grad_passes import (
+    BLOCK,
+    are_served,
+    aten_clip_by_norm_,
+    clip_by_shares_,
+    launch_on,
+    norm_of,
+    power_shares,
+    programs_for,
+    total_norm,
 )
-from lightning_kernels._tensor_table import TensorTable, table_of, widened
+from lightning_kernels._clip_grad_sharded import joint_shares, local_gradients
+from lightning_kernels._tensor_table import table_of
 
 NonFinite = Literal["propagate", "error", "skip", "zero"]
-
-_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
-_PROGRAMS_PER_MULTIPROCESSOR = 6  # of 8 warps: what 40 registers a thread allow
-_NORMS = {1.0: "1", 2.0: "2", math.inf: "inf"}
 
 
 def clip_grad_norm_(
@@ -42,6 +42,9 @@ def clip_grad_norm_(
     is clipped; if not, nothing is written. Sums are float32, merged in float64 in a fixed order.
     Other gradients (float64, sparse, on the CPU or several devices, not dense) go to torch's
     functions, on the CPU without the write where nothing is clipped.
+
+    Sharded gradients (``DTensor``: FSDP2, tensor parallelism) stay where they are: each process
+    sums its own shards, and one reduction over each mesh makes the norm, the same in all.
 
     Args:
         parameters: Whose ``grad`` is scaled in place; those without one are left out.
@@ -67,30 +70,25 @@ def clip_grad_norm_(
     """
     nonfinite = _resolve_nonfinite(nonfinite, error_if_nonfinite)
     grads = gradients(parameters)
-    norm_type = float(norm_type)
+    max_norm, norm_type = float(max_norm), float(norm_type)
     if not grads:
         return torch.tensor(0.0)
-    if norm_type <= 0 or math.isnan(norm_type) or not _are_served(grads):
-        return aten_clip_grad_norm_(grads, float(max_norm), norm_type, nonfinite)
-    table = table_of(grads)
-    device = grads[0].device
-    constants: dict[str, Any] = {"NORM": _NORMS.get(norm_type, "p"), **_BLOCK}
-    programs = _programs(table)
-    partial = torch.empty(programs, device=device)
-    launch_on(table, _norm_kernel, programs, partial, len(table.pieces), norm_type, **constants)
-    constants["PARTIALS"] = next_power_of_2(programs)
-    total = torch.empty((), device=device)
+    groups = local_gradients(grads)
+    locals_ = [grad for tensors in groups.values() for grad in tensors if grad.numel() > 0]
+    sharded = any(axes for _, axes in groups)
+    if not sharded and (norm_type <= 0 or math.isnan(norm_type) or not are_served(locals_)):
+        total = total_norm(locals_, norm_type)
+        if nonfinite == "error":
+            _raise_if_nonfinite(total, norm_type)
+        aten_clip_by_norm_(locals_, total, max_norm, nonfinite)
+        return total
+    shares = joint_shares(groups, norm_type) if sharded else power_shares(locals_, norm_type)
     if nonfinite == "error":
-        launch_on(
-            table, _clip_norm_kernel, 1, partial, total, 0, programs, 1.0, norm_type,
-            NONFINITE=nonfinite, **constants,
-        )  # fmt: skip
-        raise_if_nonfinite(total, norm_type)
-    launch_on(
-        table, _clip_norm_kernel, programs, partial, total, len(table.pieces), programs,
-        float(max_norm), norm_type, NONFINITE=nonfinite, **constants,
-    )  # fmt: skip
-    torch.autograd.graph.increment_version(grads)
+        _raise_if_nonfinite(norm_of(shares.double(), norm_type), norm_type)
+    if locals_ and are_served(locals_):
+        return clip_by_shares_(locals_, shares, max_norm, norm_type, nonfinite)
+    total = norm_of(shares, norm_type)
+    aten_clip_by_norm_(locals_, total, max_norm, nonfinite)
     return total
 
 
@@ -114,13 +112,17 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     grads = gradients(parameters)
     if not grads:
         return
-    if not _are_served(grads):
-        for grad in grads:
-            grad.clamp_(-clip_value, clip_value)
+    locals_ = [t for tensors in local_gradients(grads).values() for t in tensors if t.numel() > 0]
+    if not locals_ or not are_served(locals_):
+        with torch.no_grad():
+            for grad in locals_:
+                grad.clamp_(-clip_value, clip_value)
         return
-    table = table_of(grads)
-    launch_on(table, _clip_value_kernel, _programs(table), len(table.pieces), clip_value, **_BLOCK)
-    torch.autograd.graph.increment_version(grads)
+    table = table_of(locals_)
+    launch_on(
+        table, _clip_value_kernel, programs_for(table), len(table.pieces), clip_value, **BLOCK
+    )
+    torch.autograd.graph.increment_version(locals_)
 
 
 def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -131,7 +133,7 @@ def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [*{id(g): g for g in grads if g is not None and g.numel() > 0}.values()]
 
 
-def raise_if_nonfinite(total: Tensor, norm_type: float) -> None:
+def _raise_if_nonfinite(total: Tensor, norm_type: float) -> None:
     """Wait for the norm, and raise torch's error if it is nan or infinite."""
     if not math.isfinite(value := total.item()):
         raise RuntimeError(
@@ -150,32 +152,3 @@ def _resolve_nonfinite(nonfinite: NonFinite, error_if_nonfinite: bool) -> NonFin
     if nonfinite in ("skip", "zero"):
         raise ValueError(f"error_if_nonfinite contradicts nonfinite={nonfinite!r}: give one")
     return "error"
-
-
-def _are_served(grads: Sequence[Tensor]) -> bool:
-    """Return whether one table can hold all gradients."""
-    kinds = {(g.device, g.dtype, g.layout, type(g)) for g in grads}
-    if len({device for device, *_ in kinds}) > 1:
-        return False
-    examples = {(g.dtype, type(g)): g for g in grads}.values()
-    return (
-        all(layout is torch.strided for *_, layout, _ in kinds)
-        and all(runs_triton(g) for g in examples)
-        and all(is_dense(g) for g in grads)
-    )
-
-
-def _programs(table: TensorTable) -> int:
-    """Return how many programs walk over the table: enough to fill the device, none idle."""
-    device = table.tensors[0].device
-    return min(len(table.pieces), _PROGRAMS_PER_MULTIPROCESSOR * multiprocessor_count(device))
-
-
-def launch_on(table: TensorTable, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
-    """Launch over a table; the interpreter, which rounds bfloat16 wrongly, gets a wider one."""
-    device = table.tensors[0].device
-    if device.type == "cpu":
-        with widened(table) as wide:
-            launch(kernel, (programs,), device, wide.pieces, *args, **constants)
-    else:
-        launch(kernel, (programs,), device, table.pieces, *args, **constants)

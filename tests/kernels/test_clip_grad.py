@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_kernels import _clip_grad, _tensor_table, clip_grad_norm_, clip_grad_value_
+from lightning_kernels import (
+    _clip_grad,
+    _clip_grad_passes,
+    _tensor_table,
+    clip_grad_norm_,
+    clip_grad_value_,
+)
 from lightning_kernels._tensor_table import CHUNK_SIZE, TensorTable, table_of
 
 NORMS = [0.5, 1, 2, 3.0, math.inf]
@@ -299,7 +305,8 @@ def test_two_launches_whatever_the_number(monkeypatch: pytest.MonkeyPatch, devic
         names.append(kernel.fn.__name__)
         launch(table, kernel, *args, **constants)
 
-    monkeypatch.setattr(_clip_grad, "launch_on", counted)
+    for module in (_clip_grad, _clip_grad_passes):
+        monkeypatch.setattr(module, "launch_on", counted)
     params = parameters(device, (torch.float32, torch.bfloat16, torch.float16)) * 3
     clip_grad_norm_(params, 1.0)
     clip_grad_value_(params, 1e-3)

@@ -1,0 +1,131 @@
+"""The two passes of clipping by norm, on kernels or torch's functions: sum powers, then scale."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from lightning_kernels._clip_grad_kernels import _clip_norm_kernel, _norm_kernel
+from lightning_kernels._dispatch import (
+    is_dense,
+    launch,
+    multiprocessor_count,
+    next_power_of_2,
+    runs_triton,
+)
+from lightning_kernels._tensor_table import TensorTable, table_of, widened
+
+BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
+_PROGRAMS_PER_MULTIPROCESSOR = 6  # of 8 warps: what 40 registers a thread allow
+_NORMS = {1.0: "1", 2.0: "2", math.inf: "inf"}
+
+
+def are_served(grads: Sequence[Tensor]) -> bool:
+    """Return whether one table can hold all gradients."""
+    kinds = {(g.device, g.dtype, g.layout, type(g)) for g in grads}
+    if len({device for device, *_ in kinds}) > 1:
+        return False
+    examples = {(g.dtype, type(g)): g for g in grads}.values()
+    return (
+        all(layout is torch.strided for *_, layout, _ in kinds)
+        and all(runs_triton(g) for g in examples)
+        and all(is_dense(g) for g in grads)
+    )
+
+
+def programs_for(table: TensorTable) -> int:
+    """Return how many programs walk over the table: enough to fill the device, none idle."""
+    device = table.tensors[0].device
+    return min(len(table.pieces), _PROGRAMS_PER_MULTIPROCESSOR * multiprocessor_count(device))
+
+
+def launch_on(table: TensorTable, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
+    """Launch over a table; the interpreter, which rounds bfloat16 wrongly, gets a wider one."""
+    device = table.tensors[0].device
+    if device.type == "cpu":
+        with widened(table) as wide:
+            launch(kernel, (programs,), device, wide.pieces, *args, **constants)
+    else:
+        launch(kernel, (programs,), device, table.pieces, *args, **constants)
+
+
+def power_shares(grads: Sequence[Tensor], norm_type: float) -> Tensor:
+    """Return shares of the sum of all elements' powers, or of their maximum, one dimension.
+
+    Args:
+        grads: Not empty.
+        norm_type: Order of the norm.
+    """
+    if not are_served(grads):
+        total = total_norm(grads, norm_type).double()
+        return (total if norm_type == math.inf else total**norm_type).reshape(1)
+    table = table_of(grads)
+    programs = programs_for(table)
+    shares = torch.empty(programs, device=grads[0].device)
+    launch_on(
+        table, _norm_kernel, programs, shares, len(table.pieces), norm_type,
+        NORM=_NORMS.get(norm_type, "p"), **BLOCK,
+    )  # fmt: skip
+    return shares
+
+
+def norm_of(shares: Tensor, norm_type: float) -> Tensor:
+    """Return the norm that shares of powers are of, in their type."""
+    if norm_type == math.inf:
+        return shares.max()
+    return shares.sum() ** (1 / norm_type)
+
+
+def clip_by_shares_(
+    grads: Sequence[Tensor], shares: Tensor, max_norm: float, norm_type: float, nonfinite: str
+) -> Tensor:
+    """Scale gradients whose powers' sum is given in shares, on the kernels' route.
+
+    Returns:
+        The norm, float32.
+    """
+    table = table_of(grads)
+    total = torch.empty((), device=grads[0].device)
+    launch_on(
+        table, _clip_norm_kernel, programs_for(table), shares, total, len(table.pieces),
+        len(shares), max_norm, norm_type, NONFINITE=nonfinite, NORM=_NORMS.get(norm_type, "p"),
+        PARTIALS=next_power_of_2(len(shares)), **BLOCK,
+    )  # fmt: skip
+    torch.autograd.graph.increment_version(grads)
+    return total
+
+
+@torch.no_grad()
+def total_norm(grads: Sequence[Tensor], norm_type: float) -> Tensor:
+    """Return the norm of all gradients by torch's function, of 16 bits in float32."""
+    halves = (torch.float16, torch.bfloat16)
+    return get_total_norm([g.float() if g.dtype in halves else g for g in grads], norm_type)
+
+
+@torch.no_grad()
+def aten_clip_by_norm_(
+    grads: Sequence[Tensor], total: Tensor, max_norm: float, nonfinite: str
+) -> None:
+    """Scale gradients of a known norm by torch's functions; on the CPU only if it is too large."""
+    if total.device.type == "cpu":  # to look costs nothing
+        value = float(total)
+        if max_norm / (value + 1e-6) >= 1 or (nonfinite == "skip" and not math.isfinite(value)):
+            return
+    if nonfinite in ("zero", "skip"):
+        finite = total.isfinite()
+        total = torch.where(finite, total, 0.0)
+        if nonfinite == "zero":
+            for grad in grads:
+                grad.masked_fill_(~finite.to(grad.device), 0.0)
+    holders = [_Holder(grad) for grad in grads]
+    clip_grads_with_norm_(holders, max_norm, total)  # type: ignore[arg-type]
+
+
+class _Holder:
+    """What torch's function takes for a parameter."""
+
+    def __init__(self, grad: Tensor) -> None:
+        self.grad = grad
