@@ -2,14 +2,18 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_kernels._clip_grad_kernels import add_power, reduce_powers, root
+from lightning_kernels._clip_grad_sharded import Group, local_gradients, reduce_shares
 from lightning_kernels._dispatch import is_dense, launch, multiprocessor_count, runs_triton
 from lightning_kernels._tensor_table import DTYPES, address_of, kept_on_device
 from lightning_kernels._triton import tl, triton
+
+Pair = tuple[Tensor, Tensor]  # weight and gradient
 
 _BLOCK = {"BLOCK_SIZE": 1024, "num_warps": 4}
 _PROGRAMS_PER_MULTIPROCESSOR = 12
@@ -100,7 +104,8 @@ def clip_grad_adaptive_(
     A unit is a row of the first dimension, so an output of a linear or convolutional layer, or a
     whole tensor of fewer than two dimensions. One launch for any number of gradients and any mix of
     float32, bfloat16 and float16, norms in float32, and units that are not clipped are not written.
-    Other tensors take torch's functions.
+    Other tensors take torch's functions. Of sharded parameters (``DTensor``), a process clips the
+    rows that it holds; units that are shared out are judged by one reduction over each mesh.
 
     Args:
         parameters: Whose ``grad`` is clipped in place; those without one are left out.
@@ -129,36 +134,85 @@ def clip_grad_adaptive_(
         for p in {id(p): p for p in given}.values()
         if id(p) not in excluded and p.grad is not None and p.grad.numel() > 0
     ]
-    served: dict[torch.device, list[Tensor]] = {}
-    for p in clipped:
-        if _is_served(p):
-            served.setdefault(p.device, []).append(p)
+    whole, split = _by_units(clipped)
+    served: dict[torch.device, list[Pair]] = {}
+    for pair in whole:
+        if _is_served(*pair):
+            served.setdefault(pair[0].device, []).append(pair)
         else:
-            _aten_clip(p, clip_factor, eps, norm_type)
-    for weights in served.values():
-        _clip(weights, clip_factor, eps, norm_type)
+            _aten_clip(*pair, clip_factor, eps, norm_type)
+    for pairs in served.values():
+        _clip(pairs, clip_factor, eps, norm_type)
+    for (mesh, axes), pairs in split.items():
+        _clip_split(pairs, mesh, axes, clip_factor, eps, norm_type)
 
 
-def _is_served(p: Tensor) -> bool:
-    grad = p.grad
+def _by_units(parameters: Iterable[Tensor]) -> tuple[list[Pair], dict[Group, list[Pair]]]:
+    """Return weights and gradients here: those of whole units, and the others by who has the rest.
+
+    A parameter that processes share out by rows has whole units in each.
+    """
+    whole: list[Pair] = []
+    split: dict[Group, list[Pair]] = {}
+    for p in parameters:
+        if p.grad is None:
+            continue
+        if not hasattr(p.grad, "placements"):
+            whole.append((p.detach(), p.grad))
+            continue
+        ((mesh, _), (grad,)), *_ = local_gradients([p.grad]).items()
+        pair = p.detach().to_local(), grad  # type: ignore[attr-defined]
+        axes = tuple(
+            axis
+            for axis, place in enumerate(p.grad.placements)
+            if place.is_shard() and (p.dim() < 2 or place.dim != 0)
+        )
+        if axes:
+            split.setdefault((mesh, axes), []).append(pair)
+        elif grad.numel() > 0:
+            whole.append(pair)
+    return whole, split
+
+
+@torch.no_grad()
+def _clip_split(
+    pairs: Sequence[Pair], mesh: Any, axes: Sequence[int],
+    clip_factor: float, eps: float, norm_type: float,
+) -> None:  # fmt: skip
+    """Clip units of which each process has a part, by one reduction over each axis for all."""
+    norms = [_unit_norms(t, norm_type).double().flatten() for pair in pairs for t in pair]
+    shares = torch.cat(norms)
+    if norm_type == math.inf:
+        shares = reduce_shares(shares, mesh, axes, norm_type)
+    else:
+        shares = reduce_shares(shares**norm_type, mesh, axes, norm_type) ** (1 / norm_type)
+    joint = iter(shares.split([len(norm) for norm in norms]))
+    for _, grad in pairs:
+        factor = _factor(next(joint), next(joint), clip_factor, eps)
+        if grad.dim() > 1:
+            factor = factor.reshape(-1, *[1] * (grad.dim() - 1))
+        grad.mul_(factor.to(torch.promote_types(grad.dtype, torch.float32)))
+
+
+def _is_served(weight: Tensor, grad: Tensor) -> bool:
     return (
-        grad is not None
-        and runs_triton(p)
+        runs_triton(weight)
         and runs_triton(grad)
-        and p.dtype == grad.dtype
-        and all(t.dim() < 2 or _rows_are_dense(t) for t in (p, grad))
-        and (p.dim() > 1 or (is_dense(p) and is_dense(grad)))
+        and weight.dtype == grad.dtype
+        and all(_rows_are_dense(t) for t in (weight, grad))
     )
 
 
 def _rows_are_dense(t: Tensor) -> bool:
     """Return whether the rows of the first dimension lie in memory one after the other."""
-    return is_dense(t) and (t.shape[0] == 1 or t.stride(0) == t.numel() // t.shape[0])
+    return is_dense(t) and (
+        t.dim() < 2 or t.shape[0] == 1 or t.stride(0) == t.numel() // t.shape[0]
+    )
 
 
-def _clip(weights: Sequence[Tensor], clip_factor: float, eps: float, norm_type: float) -> None:
+def _clip(pairs: Sequence[Pair], clip_factor: float, eps: float, norm_type: float) -> None:
+    weights, grads = zip(*pairs, strict=True)
     device = weights[0].device
-    grads = [p.grad for p in weights if p.grad is not None]
     if device.type == "cpu":  # the interpreter rounds bfloat16 wrongly: it gets float32 copies
         wide = [t.float() if t.dtype == torch.bfloat16 else t for t in (*weights, *grads)]
     else:
@@ -208,21 +262,23 @@ def _owners(tensors: Sequence[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _aten_clip(p: Tensor, clip_factor: float, eps: float, norm_type: float) -> None:
+def _aten_clip(
+    weight: Tensor, grad: Tensor, clip_factor: float, eps: float, norm_type: float
+) -> None:
     """Clip the units of one parameter by torch's functions."""
-    grad = p.grad
-    if grad is None:
-        return
-    weight_norm, grad_norm = (_unit_norms(t, norm_type) for t in (p, grad))
+    factor = _factor(_unit_norms(weight, norm_type), _unit_norms(grad, norm_type), clip_factor, eps)
+    if grad.device.type != "cpu" or bool((factor != 1).any()):
+        grad.mul_(factor)
+
+
+def _factor(weight_norm: Tensor, grad_norm: Tensor, clip_factor: float, eps: float) -> Tensor:
     limit = weight_norm.clamp(min=eps) * clip_factor
-    fits = grad_norm <= limit
-    if grad.device.type == "cpu" and bool(fits.all()):
-        return
-    factor = torch.where(fits, 1.0, limit / grad_norm.clamp(min=_MIN_NORM))
-    grad.mul_(factor.to(grad.dtype) if grad.dtype == torch.float64 else factor)
+    return torch.where(grad_norm <= limit, 1.0, limit / grad_norm.clamp(min=_MIN_NORM))
 
 
 def _unit_norms(t: Tensor, norm_type: float) -> Tensor:
     dims = list(range(1, t.dim())) if t.dim() > 1 else None
     dtype = torch.promote_types(t.dtype, torch.float32)
+    if t.numel() == 0:  # a part of a unit
+        return t.new_zeros(t.shape[:1] + (1,) * (t.dim() - 1) if t.dim() > 1 else (), dtype=dtype)
     return torch.linalg.vector_norm(t, norm_type, dims, keepdim=t.dim() > 1, dtype=dtype)

@@ -49,18 +49,18 @@ def joint_shares(groups: Mapping[Group, Sequence[Tensor]], norm_type: float) -> 
             share = part.max() if norm_type == math.inf else part.sum()
         else:
             share = torch.zeros((), dtype=torch.float64, device=tensors[0].device)
-        shares.append(_reduce(share, mesh, axes, norm_type))
+        shares.append(reduce_shares(share, mesh, axes, norm_type))
     device = next((share.device for share in shares if share.is_cuda), shares[0].device)
     return torch.stack([share.to(device) for share in shares])
 
 
-def _reduce(share: Tensor, mesh: Any, axes: Sequence[int], norm_type: float) -> Tensor:
-    """Return the sum or the maximum over the processes along ``axes``; nan stays nan."""
+def reduce_shares(shares: Tensor, mesh: Any, axes: Sequence[int], norm_type: float) -> Tensor:
+    """Return sums or maxima over the processes along ``axes``; nan stays nan."""
     if norm_type != math.inf:
         for axis in axes:
-            dist.all_reduce(share, group=mesh.get_group(axis))
-        return share
-    packed = torch.stack((share.nan_to_num(0.0, math.inf), share.isnan().double()))
+            dist.all_reduce(shares, group=mesh.get_group(axis))
+        return shares
+    packed = torch.stack((shares.nan_to_num(0.0, math.inf), shares.isnan().to(shares.dtype)))
     for axis in axes:  # some backends' maximum drops nan
         dist.all_reduce(packed, dist.ReduceOp.MAX, group=mesh.get_group(axis))
     return torch.where(packed[1] > 0, math.nan, packed[0])

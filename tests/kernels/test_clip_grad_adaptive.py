@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_kernels import _clip_grad_adaptive, clip_grad_adaptive_
+from lightning_kernels import _clip_grad_adaptive, _dispatch, clip_grad_adaptive_
 
 SHAPES: list[tuple[int, ...]] = [
     (7, 5),
@@ -146,7 +146,7 @@ def test_nothing_is_written_on_the_cpu_where_nothing_is_clipped() -> None:
 @pytest.mark.kernel
 def test_one_launch_whatever_the_number(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     launches: list[Any] = []
-    launch = _clip_grad_adaptive.launch
+    launch = _dispatch.launch
 
     def counted(*args: Any, **constants: Any) -> None:
         launches.append(args[0])
