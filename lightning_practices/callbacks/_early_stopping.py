@@ -187,8 +187,13 @@ class EarlyStopping(LightningEarlyStopping):
         if self._best is None:
             return
         live = checkpoint["state_dict"]
-        may_be_best = self._last is not None or self.best_step == trainer.global_step
-        is_best = may_be_best and _equal(self._best, live)
+        if self._last is not None:  # the best are back; buffers may be recalibrated since
+            weights = {name for name, _ in pl_module.named_parameters()} & live.keys()
+            is_best = all(
+                torch.equal(self._best[k], live[k].to(self._best[k].device)) for k in weights
+            )
+        else:
+            is_best = self.best_step == trainer.global_step and _equal(self._best, live)
         kept = {"best": live if is_best else self._best}  # torch.save writes a shared tensor once
         if is_best and self._last is not None:
             kept["last"] = self._last

@@ -213,3 +213,18 @@ def test_it_can_be_pickled_with_what_it_holds() -> None:
     other = Scripted()
     copied.restore(other)
     assert same(other.state_dict(), module.seen[8])
+
+
+def test_statistics_recalibrated_after_the_fit_stay_and_training_still_goes_on_from_the_last(
+    tmp_path: Path,
+) -> None:
+    module, stopping = Scripted(), EarlyStopping("val_loss")
+    trainer = fit(module, stopping)
+    last = module.seen[trainer.global_step]
+    norm = module.net[1]
+    assert isinstance(norm.running_mean, torch.Tensor)
+    norm.running_mean.fill_(7.0)
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    kept = torch.load(tmp_path / "after.ckpt", weights_only=True)[WEIGHTS][STATE]
+    assert same(kept["best"], module.state_dict())
+    assert same(kept["last"], last)

@@ -1,0 +1,149 @@
+"""Batch norm's running statistics recomputed when training has ended."""
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from math import isinf
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.strategies import FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from rich.console import Console
+from rich.progress import track
+from torch.nn.modules.batchnorm import _BatchNorm
+from typing_extensions import override
+
+from lightning_practices._twin import reject_twin
+from lightning_practices.surgery import recalibrate_batch_norm
+from lightning_practices.surgery._recalibrate import input_of
+
+
+class RecalibrateBatchNorm(Callback):
+    """Recompute batch norm's running statistics over the training set once training has ended.
+
+    What :func:`~lightning_practices.surgery.recalibrate_batch_norm` does, when a fit ends by
+    itself (``max_epochs``, ``max_steps``, ``max_time``, an early stop) and not when it is
+    interrupted or fails, and with the final weights: in whatever order callbacks are listed, it
+    comes after those that give back or average weights, such as :class:`EarlyStopping`, and before
+    those that save.
+
+    One epoch of the fit's own training batches is run, in the fit's precision, each rank its share,
+    ``limit_train_batches`` and ``fast_dev_run`` honoured. Batches go through the hooks that move
+    them to the device: augmentation in ``on_after_batch_transfer`` changes what the batch norms see
+    unless it asks for ``self.training``, which is false in the pass. A batch norm that the fit kept
+    in eval mode is frozen, and left alone. If the pass raises, so does the fit; the module has its
+    trained weights, and the statistics of before.
+
+    Checkpoints saved while training hold the averages of training. To save the new statistics call
+    ``trainer.save_checkpoint`` after the fit, or in the module's own ``on_train_end``. For a
+    checkpoint loaded later, ``best_model_path`` for one, call the function. Lightning's
+    ``WeightAveraging`` saves a copy of its own, without them: save ``module.state_dict()``.
+
+    Source: as for the function.
+
+    Args:
+        forward: Called with the module and a batch, on its device, to run the one on the other.
+            Default: the module is called with the batch, or with its first item if it is a list or
+            tuple.
+
+    Raises:
+        MisconfigurationException: Before the first step, if ``forward`` is not given and the module
+            has no ``forward`` either; with ``FSDPStrategy``.
+        TypeError: If the trainer or the module is from ``pytorch_lightning``. At an epoch's first
+            batch, if without ``forward`` it is no tensor, nor a list or tuple that begins with one.
+    """
+
+    def __init__(self, forward: Callable[[Any, Any], Any] | None = None) -> None:
+        self.forward = forward
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        reject_twin(trainer, pl_module)
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, FSDPStrategy):
+            raise MisconfigurationException(
+                "FSDPStrategy shards the weights and gathers them for the training step alone, so"
+                " RecalibrateBatchNorm can't run the module: use ModelParallelStrategy"
+            )
+        # A new list: Lightning is iterating over the old one.
+        trainer.callbacks = sorted(  # type: ignore[attr-defined]
+            trainer.callbacks,  # type: ignore[attr-defined]
+            key=lambda callback: (isinstance(callback, Checkpoint), callback is self),
+        )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        runs = self.forward is not None or is_overridden("forward", pl_module)
+        if not runs and _to_do(pl_module):
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__} has no `forward`: define one, or say how to run a"
+                " batch, as in RecalibrateBatchNorm(forward=lambda module, batch:"
+                " module.net(batch[0]))"
+            )
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # Now, rather than after all of training. None: `training_step` takes an iterator.
+        if batch_idx == 0 and self.forward is None and batch is not None and _to_do(pl_module):
+            input_of(batch)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        names: tuple[str, ...] = ()
+        if _to_do(pl_module):
+            batches = _with_progress(trainer, _batches(trainer))
+            names = recalibrate_batch_norm(
+                pl_module, batches, forward=lambda _, batch: self._run(trainer, pl_module, batch)
+            )
+        result = f"{len(names)} batch norms have the statistics of the training set"
+        if not names:
+            result = "nothing to do, no batch norm in train mode keeps running statistics"
+        rank_zero_info(f"RecalibrateBatchNorm: {result}")
+
+    def _run(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
+        with trainer.precision_plugin.forward_context():
+            if self.forward is None:
+                pl_module(input_of(batch))
+            else:
+                self.forward(pl_module, batch)
+
+
+def _to_do(pl_module: LightningModule) -> bool:
+    """Say whether there is a batch norm whose running statistics the fit has updated."""
+    return any(
+        isinstance(module, _BatchNorm) and module.training and module.track_running_stats
+        for module in pl_module.modules()
+    )
+
+
+def _limit(trainer: Trainer) -> int | None:
+    """Return the batches of an epoch, ``None`` if that isn't known."""
+    limit = trainer.fit_loop.max_batches
+    return None if isinf(limit) else int(limit)
+
+
+def _batches(trainer: Trainer) -> Iterator[Any]:
+    """Yield an epoch's batches as the training step would get them."""
+    loader, module = trainer.fit_loop._combined_loader, trainer.lightning_module
+    assert loader is not None
+    for batch, *_ in islice(loader, _limit(trainer)):
+        if batch is not None:  # such are skipped in training too
+            batch = trainer.precision_plugin.convert_input(batch)
+            batch = module._on_before_batch_transfer(batch)
+            yield trainer.strategy.batch_to_device(batch)
+
+
+def _with_progress(trainer: Trainer, batches: Iterator[Any]) -> Iterator[Any]:
+    shown = getattr(trainer.progress_bar_callback, "is_enabled", False)
+    if not (shown and trainer.is_global_zero):
+        return batches
+    # Apart from the console that Lightning's bar holds until the fit is torn down.
+    console = Console(stderr=True)
+    what = "Recalibrating batch norm"
+    return iter(track(batches, what, _limit(trainer), console=console, transient=True))

@@ -1,0 +1,378 @@
+"""Running statistics against those computed by hand, in float64."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
+from typing_extensions import override
+
+from lightning_practices.nn import BatchNorm1d, SyncBatchNorm
+from lightning_practices.surgery import recalibrate_batch_norm
+from tests.processes import Processes
+
+Statistics = tuple[Tensor, Tensor, int]  # mean, variance, and of how many batches
+SIZES = (4, 6, 5, 3)
+
+
+def network() -> Any:
+    return nn.Sequential(
+        nn.Linear(3, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.5),
+        nn.Linear(5, 4), nn.BatchNorm1d(4, momentum=0.3), nn.Linear(4, 1),
+    ).double()  # fmt: skip
+
+
+def batches(sizes: Sequence[int] = SIZES) -> list[Tensor]:
+    """Return batches that differ from each other more than their values do."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(size, 3, generator=generator, dtype=torch.float64) * (i + 1) + 3 * i
+        for i, size in enumerate(sizes)
+    ]
+
+
+def by_hand(net: Iterable[Any], batches: Sequence[Tensor]) -> dict[int, Statistics]:
+    """Return what each batch norm of a sequence should have, in float64, by its index."""
+    means: dict[int, list[Tensor]] = {}
+    variances: dict[int, list[Tensor]] = {}
+    for batch in batches:
+        x = batch.double()
+        for i, layer in enumerate(net):
+            if isinstance(layer, _BatchNorm):
+                mean = x.sum(0) / len(x)
+                squares = (x - mean).square().sum(0)
+                means.setdefault(i, []).append(mean)
+                variances.setdefault(i, []).append(squares / (len(x) - 1))
+                x = (x - mean) / (squares / len(x) + layer.eps).sqrt()
+                x = x * layer.weight.double() + layer.bias.double()
+            elif isinstance(layer, nn.Linear):
+                x = x @ layer.weight.double().T + layer.bias.double()
+            elif isinstance(layer, nn.ReLU):
+                x = x.clamp(min=0)
+    return {i: (mean_of(means[i]), mean_of(variances[i]), len(means[i])) for i in means}
+
+
+def mean_of(values: list[Tensor]) -> Tensor:
+    return torch.stack(values).sum(0) / len(values)
+
+
+def statistics_of(layer: Any) -> Statistics:
+    return layer.running_mean, layer.running_var, int(layer.num_batches_tracked)
+
+
+def assert_close(actual: Statistics, expected: Statistics) -> None:
+    assert actual[2] == expected[2]
+    for a, b in zip(actual[:2], expected[:2], strict=True):
+        torch.testing.assert_close(a.detach(), b.detach(), rtol=1e-12, atol=1e-12)
+
+
+def trained(net: Any) -> Any:
+    """Return ``net`` with weights that are new, and statistics of older ones."""
+    for batch in batches((8, 8)):
+        net(batch)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return net
+
+
+def record(net: nn.Module) -> list[Any]:
+    """Return all that a failed pass has to leave as it was."""
+    state = [(name, value.clone()) for name, value in net.state_dict().items()]
+    modes = [module.training for module in net.modules()]
+    momenta = [module.momentum for module in net.modules() if isinstance(module, _BatchNorm)]
+    return [*state, modes, momenta]
+
+
+def assert_same(actual: list[Any], expected: list[Any]) -> None:
+    *states, modes, momenta = actual
+    *old_states, old_modes, old_momenta = expected
+    for (name, value), (old_name, old) in zip(states, old_states, strict=True):
+        assert name == old_name
+        assert torch.equal(value, old), name
+    assert modes == old_modes
+    assert momenta == old_momenta
+
+
+class Untouchable:
+    """A loader that must not be used."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        raise AssertionError("the loader was used")
+
+
+# The statistics.
+
+
+@pytest.mark.parametrize("pack", [lambda x: x, lambda x: [x, "y"], lambda x: (x, None, 3)])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_statistics_are_those_by_hand(training: bool, pack: Callable[[Tensor], Any]) -> None:
+    net = trained(network()).train(training)
+    before, expected = record(net), by_hand(net, batches())
+    assert recalibrate_batch_norm(net, [pack(x) for x in batches()]) == ("1", "5")
+    for i, statistics in expected.items():
+        assert_close(statistics_of(net[i]), statistics)
+    after = record(net)
+    assert after[-2:] == before[-2:]  # modes and momenta
+    for (name, new), (_, old) in zip(after[:-2], before[:-2], strict=True):
+        assert torch.equal(new, old) == (not name.split(".")[1].startswith(("running", "num"))), (
+            name
+        )
+
+
+def test_the_same_again_and_cumulative_layers_alike() -> None:
+    net = trained(network())
+    net[1].momentum = None
+    for _ in range(2):
+        recalibrate_batch_norm(net, batches())
+        for i, statistics in by_hand(net, batches()).items():
+            assert_close(statistics_of(net[i]), statistics)
+        assert (net[1].momentum, net[5].momentum) == (None, 0.3)
+
+
+def test_only_batch_norm_trains_in_the_pass_and_nothing_learns() -> None:
+    net = trained(network())
+    seen: list[Any] = []
+    net[4].register_forward_hook(lambda *_: seen.append([m.training for m in net.modules()]))
+    net[6].register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled()))
+    recalibrate_batch_norm(net, batches((4,)))
+    assert seen == [[False, False, True, False, False, False, True, False], False]
+
+
+def test_averages_in_half_precision_do_not_stall() -> None:
+    many = [
+        x.bfloat16() for x in (torch.rand(300, 32, 4) + torch.linspace(0, 9, 300)[:, None, None])
+    ]
+    net: Any = nn.BatchNorm1d(4).bfloat16()
+    theirs: Any = nn.BatchNorm1d(4).bfloat16()
+    mean, variance, _ = by_hand([net], many)[0]
+    recalibrate_batch_norm(net, many)
+    update_bn(many, theirs)
+    # Each batch's statistics are rounded once, and so is their mean: at most two half steps.
+    bound = torch.finfo(torch.bfloat16).eps
+    errors = [
+        ((actual.double() - exact).abs() / exact).max()
+        for layer in (net, theirs)
+        for actual, exact in ((layer.running_mean, mean), (layer.running_var, variance))
+    ]
+    assert max(errors[:2]) <= bound
+    assert max(errors[2:]) > 4 * bound
+
+
+def test_a_shared_layer_counts_each_of_its_calls() -> None:
+    norm, x = nn.BatchNorm1d(3).double(), batches()
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = norm, norm
+
+        @override
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + self.b(2 * x) if len(x) > 3 else self.a(x)  # type: ignore[no-any-return]
+
+    assert recalibrate_batch_norm(Twice(), x) == ("a",)
+    inputs = [y for batch in x for y in ((batch, 2 * batch) if len(batch) > 3 else (batch,))]
+    assert len(inputs) == 7
+    assert_close(statistics_of(norm), by_hand([norm], inputs)[0])
+
+
+def test_layers_that_few_or_no_batches_reach() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.main, self.rare, self.auxiliary = (nn.BatchNorm1d(3).double() for _ in range(3))
+
+        @override
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.main(x)
+            if self.training:
+                y = y + self.auxiliary(x)
+            return self.rare(y) if len(x) == 6 else y
+
+    net = trained(Branches())
+    net.rare(batches()[0])
+    old = copy.deepcopy(net.auxiliary)
+    assert recalibrate_batch_norm(net, batches()) == ("main", "rare")
+    assert_close(statistics_of(net.main), by_hand([net.main], batches())[0])
+    both = nn.Sequential(net.main, net.rare)
+    assert_close(statistics_of(net.rare), by_hand(both, batches()[1:2])[1])
+    assert_same(record(net.auxiliary), record(old))
+
+
+def test_fused_layers_and_virtual_batches() -> None:
+    norm = BatchNorm1d(3, activation="relu", virtual_batch_size=3, dtype=torch.float64)
+    net = nn.Sequential(norm, BatchNorm1d(3, dtype=torch.float64))
+    x = batches((6, 4, 3))
+    pieces = [
+        piece for batch, n in zip(x, (2, 2, 1), strict=True) for piece in batch.tensor_split(n)
+    ]
+    recalibrate_batch_norm(net, x)
+    assert_close(statistics_of(norm), by_hand([norm], pieces)[0])
+    norm.train()
+    assert_close(statistics_of(net[1]), by_hand(net[1:], [norm(batch) for batch in x])[0])
+
+
+# Which layers.
+
+
+def test_frozen_layers_keep_theirs() -> None:
+    net = trained(network())
+    net[1].eval()  # with weights that train
+    net[3].eval()
+    before, frozen = record(net), copy.deepcopy(net[1])
+    assert recalibrate_batch_norm(net, batches()) == ("5",)
+    assert_same(record(net[1]), record(frozen))
+    assert record(net)[-2:] == before[-2:]
+    x = [net[:5].eval()(batch) for batch in batches()]  # through the frozen one's old statistics
+    assert_close(statistics_of(net[5]), by_hand(net[5:6], x)[0])
+
+
+def test_nothing_to_recompute() -> None:
+    net = trained(network())
+    net[1].eval()
+    net[5].eval()
+    lost: Any = nn.BatchNorm1d(3)
+    lost.num_batches_tracked = None
+    untracked = nn.Sequential(
+        nn.BatchNorm1d(3, track_running_stats=False),
+        nn.InstanceNorm1d(3, track_running_stats=True),
+        lost,
+    )
+    for model in (net, untracked, untracked.eval(), nn.Linear(3, 3)):
+        before = record(model)
+        assert recalibrate_batch_norm(model, Untouchable()) == ()
+        assert_same(record(model), before)
+
+
+# What goes wrong.
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_nothing_changes_if_anything_raises(error: type[BaseException]) -> None:
+    net = trained(network())
+    net[4].eval()
+    before = record(net)
+
+    def forward(model: nn.Module, batch: Tensor) -> None:
+        model(batch)
+        if len(batch) == 5:
+            raise error("in the third batch")
+
+    with pytest.raises(error, match="third") as caught:
+        recalibrate_batch_norm(net, batches(), forward=forward)
+    assert "none has changed" in caught.value.__notes__[0]
+    assert_same(record(net), before)
+
+
+@pytest.mark.parametrize("loader", [[], iter(())])
+def test_an_empty_loader(loader: Iterable[Tensor]) -> None:
+    net = trained(network())
+    before = record(net)
+    with pytest.raises(ValueError, match="the loader is empty"):
+        recalibrate_batch_norm(net, loader)
+    assert_same(record(net), before)
+
+
+def test_a_forward_that_does_not_run_the_model() -> None:
+    net = trained(network())
+    before = record(net)
+    with pytest.raises(ValueError, match="`forward` doesn't run the model"):
+        recalibrate_batch_norm(net, batches(), forward=lambda model, batch: model[0](batch))
+    assert_same(record(net), before)
+
+
+@pytest.mark.parametrize(
+    ("batch", "got"),
+    [
+        ({"x": 1}, "type dict,"),
+        ([{"x": 1}], "type list that begins with dict"),
+        ((), "type tuple,"),
+    ],
+)
+def test_batches_that_need_forward(batch: Any, got: str) -> None:
+    net = trained(network())
+    before = record(net)
+    with pytest.raises(TypeError, match=got + r".*forward=lambda model, batch"):
+        recalibrate_batch_norm(net, [batch])
+    assert_same(record(net), before)
+
+
+def test_forward_runs_batches_of_any_type() -> None:
+    net = trained(network())
+    data = [{"x": x} for x in batches()]
+    recalibrate_batch_norm(net, data, forward=lambda model, batch: model(batch["x"]))
+    for i, statistics in by_hand(net, batches()).items():
+        assert_close(statistics_of(net[i]), statistics)
+
+
+@pytest.mark.parametrize("bad", [None, nn.BatchNorm1d])
+def test_anything_but_a_module_is_refused(bad: Any) -> None:
+    with pytest.raises(TypeError, match="model must be a torch"):
+        recalibrate_batch_norm(bad, batches())
+
+
+# Several processes.
+
+
+@pytest.fixture(scope="module")
+def trio() -> Iterator[Processes]:
+    with Processes(3) as processes:
+        yield processes
+
+
+def share(net: Any, mine: list[Tensor]) -> list[Statistics]:
+    """Compute in one process with its share of the batches."""
+    recalibrate_batch_norm(net, mine)
+    return [statistics_of(layer) for layer in net if isinstance(layer, _BatchNorm)]
+
+
+@pytest.mark.parametrize("counts", [(3, 1, 2), (1, 0, 3), (2, 2, 2)])
+def test_ranks_have_the_statistics_of_all_batches(counts: Sequence[int], trio: Processes) -> None:
+    net, data = trained(network()), batches((4, 6, 5, 3, 7, 4)[: sum(counts)])
+    expected = list(by_hand(net, data).values())
+    parts = [[data.pop() for _ in range(count)] for count in counts]
+    ranks = trio.run(share, [(net, part) for part in parts])
+    for rank in ranks:
+        for actual, first, exact in zip(rank, ranks[0], expected, strict=True):
+            assert all(map(torch.equal, actual[:2], first[:2]))
+            assert_close(actual, exact)
+
+
+def share_synchronised(net: Any, mine: list[Tensor]) -> tuple[list[Statistics], list[Statistics]]:
+    """Compute together what synchronised layers agree on by themselves, and what comes of it."""
+    net = SyncBatchNorm.convert_sync_batchnorm(net)
+    net[3].eval()
+    alone = copy.deepcopy(net)
+    alone[3].p = 0.0
+    update_bn(mine, alone)
+    recalibrate_batch_norm(net, mine)
+    return [statistics_of(alone[i]) for i in (1, 5)], [statistics_of(net[i]) for i in (1, 5)]
+
+
+def test_synchronised_layers_count_a_batch_of_all_ranks_once(trio: Processes) -> None:
+    net, data = trained(network()), batches((4, 6, 5, 3, 7, 4))
+    joined = [torch.cat(data[i : i + 3]) for i in (0, 3)]
+    ranks = trio.run(share_synchronised, [(net, data[rank::3]) for rank in range(3)])
+    for alone, actual in ranks:
+        for theirs, ours, first in zip(alone, actual, ranks[0][1], strict=True):
+            assert_close(ours, theirs)
+            assert all(map(torch.equal, ours[:2], first[:2]))
+        for ours, exact in zip(actual, by_hand(net, joined).values(), strict=True):
+            assert_close(ours, exact)
+
+
+def share_nothing(net: Any) -> list[Any]:
+    before = record(net)
+    with pytest.raises(ValueError, match="no batch has reached"):
+        recalibrate_batch_norm(net, [])
+    return [before, record(net)]
+
+
+def test_no_rank_has_a_batch(trio: Processes) -> None:
+    for before, after in trio.run(share_nothing, [(trained(network()),)] * 3):
+        assert_same(after, before)
