@@ -1,0 +1,180 @@
+"""Rates of dropout that follow a schedule during a fit."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from typing_extensions import override
+
+from lightning_practices._twin import reject_twin
+from lightning_practices.schedules import DropRate
+from lightning_practices.schedules._drop_rate import Layers, Schedule, check_schedule
+
+
+class DropRateSchedule(Callback):
+    """Let the rates of dropout layers follow a schedule during a fit.
+
+    What :class:`~lightning_practices.schedules.DropRate` does, by the optimizer steps or epochs of
+    the fit: at each the layers have their own, configured rates times
+    :func:`~lightning_practices.schedules.drop_rate_factor`. The default is DropBlock's: from 0 at
+    the first step in a straight line towards the own rates, for the whole fit. However the fit
+    ends, the layers then have their own rates again, so that a later one, or dropout at test time,
+    finds the model as configured.
+
+    There is no state: the factor is a function of the steps taken, so a resumed fit goes on where
+    it was, and checkpoints are the same with and without this. Give ``duration`` as a number of
+    steps if you resume with other limits. All micro-batches of an accumulated step have the same
+    rates. With several optimizers under manual optimization each of their steps counts, as in
+    ``max_steps``.
+
+    The factor is logged as ``drop_rate_factor`` if the trainer has a logger, every
+    ``log_every_n_steps``; that of a second such callback as ``drop_rate_factor-1``.
+
+    Args:
+        schedule: ``"linear"``, ``"cosine"``, ``"early"``, ``"early_linear"`` or ``"late"``.
+        layers: Which layers: a class, a name within the module, in which ``*`` stands for anything,
+            or several of them. Default: all dropout layers, see
+            :class:`~lightning_practices.schedules.DropRate`.
+        interval: What the schedule counts: optimizer steps or epochs.
+        duration: After how much of the fit the schedule ends, and the rates stay: a float for a
+            share of it, an int for a number of steps or epochs. It is where ``"early"`` turns
+            dropout off and ``"late"`` on, and has to be given for these.
+
+    Raises:
+        ValueError: If an argument is none of the above. When the fit starts, if one of ``layers``
+            matches no layer that drops.
+        MisconfigurationException: When the fit starts, if another such callback schedules one of
+            the layers too, or ``duration`` is a share of a length that isn't known beforehand.
+        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule = "linear",
+        *,
+        layers: Layers | None = None,
+        interval: Literal["step", "epoch"] = "step",
+        duration: int | float = 1.0,
+    ) -> None:
+        check_schedule(schedule)
+        if interval not in ("step", "epoch"):
+            raise ValueError(f"interval has to be 'step' or 'epoch', but got {interval!r}")
+        whole = isinstance(duration, int) and not isinstance(duration, bool) and duration >= 1
+        share = isinstance(duration, float) and 0.0 < duration <= 1.0
+        if not (whole or share):
+            raise ValueError(
+                f"duration has to be a number of {interval}s, an int from 1 on, or a share of the"
+                f" fit, a float above 0 and up to 1.0, but got {duration!r}"
+            )
+        if schedule in ("early", "late") and share and duration == 1.0:
+            raise ValueError(
+                f"with {schedule!r} a duration of the whole fit is no schedule: give the duration"
+                " after which dropout is turned on or off, as in duration=0.2"
+            )
+        self.schedule: Schedule = schedule
+        self.layers = layers
+        self.interval = interval
+        self.duration = duration
+        self._drop_rate: DropRate | None = None  # while a fit runs
+        self._length = 0  # of the schedule, in steps or epochs
+        self._log_name = ""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        reject_twin(trainer, pl_module)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Built, wrapped and on its device, and nothing is compiled yet.
+        drop_rate = DropRate(pl_module, self.schedule, layers=self.layers, device=pl_module.device)
+        alike: list[DropRateSchedule] = [
+            callback
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, DropRateSchedule)
+        ]
+        for other in alike:
+            both = other._drop_rate and other._drop_rate.rates.keys() & drop_rate.rates.keys()
+            if both:
+                raise MisconfigurationException(
+                    f"two DropRateSchedule callbacks would set the rate of {sorted(both)[0]!r}:"
+                    " choose other `layers` for one of them"
+                )
+        index = alike.index(self)
+        self._log_name = f"drop_rate_factor-{index}" if index else "drop_rate_factor"
+        self._drop_rate = drop_rate
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(self.duration, int):
+            self._length = self.duration
+            return
+        length = _epochs(trainer) if self.interval == "epoch" else _steps(trainer)
+        if length is None:
+            raise MisconfigurationException(
+                f"DropRateSchedule(duration={self.duration}) is a share of the fit, but how many"
+                f" {self.interval}s that takes isn't known beforehand ({_why(trainer)}): give the"
+                f" duration as a number of {self.interval}s, an int"
+            )
+        self._length = max(1, round(self.duration * length))
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        assert self._drop_rate is not None
+        done = trainer.global_step if self.interval == "step" else trainer.current_epoch
+        factor = self._drop_rate.apply(done / self._length)
+        if trainer.loggers and trainer._logger_connector.should_update_logs:
+            # A tensor on the CPU: of a number `log` makes one on the device, and waits for it.
+            pl_module.log(self._log_name, torch.tensor(factor, device="cpu"))
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._restore()  # Lightning calls no teardown here
+
+    def _restore(self) -> None:
+        if self._drop_rate is not None:
+            self._drop_rate.restore()
+            self._drop_rate = None
+
+
+def _epochs(trainer: Trainer) -> int | None:
+    """Return the epochs of the fit, ``None`` if that isn't known."""
+    epochs = trainer.max_epochs
+    return None if epochs is None or epochs == -1 else epochs
+
+
+def _steps(trainer: Trainer) -> int | None:
+    """Return the optimizer steps of the fit, ``None`` if that isn't known."""
+    limits = [] if trainer.max_steps == -1 else [trainer.max_steps]
+    epochs, batches = _epochs(trainer), trainer.num_training_batches
+    by_itself = trainer.lightning_module.automatic_optimization
+    if by_itself and epochs is not None and not math.isinf(batches):
+        limits.append(sum(math.ceil(batches / _accumulated(trainer, e)) for e in range(epochs)))
+    return min(limits, default=None)
+
+
+def _accumulated(trainer: Trainer, epoch: int) -> int:
+    """Return how many batches make an optimizer step in ``epoch``."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
+
+
+def _why(trainer: Trainer) -> str:
+    """Say why the length of the fit isn't known."""
+    if _epochs(trainer) is None:
+        return "the Trainer's max_epochs is -1"
+    if not trainer.lightning_module.automatic_optimization:
+        return "under manual optimization the module decides, and the Trainer has no max_steps"
+    return "the training data has no length, and the Trainer no max_steps"

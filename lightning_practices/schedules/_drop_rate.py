@@ -1,0 +1,207 @@
+"""Rates of dropout that change in the course of training."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from torchvision import ops
+
+from lightning_practices.nn._scheduled_rate import ScheduledRate
+from lightning_practices.surgery._accelerate import _named
+
+Schedule = Literal["linear", "cosine", "early", "early_linear", "late"]
+Layers = type[nn.Module] | str | Sequence[type[nn.Module] | str]
+
+# From the progress, 0 at the start and 1 at the end of the schedule, to a factor in [0, 1].
+_SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda t: t,
+    "cosine": lambda t: (1 - math.cos(math.pi * t)) / 2,
+    "early": lambda t: float(t < 1),
+    "early_linear": lambda t: 1 - t,
+    "late": lambda t: float(t >= 1),
+}
+
+# What wrappers put into the names of what they wrap.
+_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+_SHOWN = 10  # layers that an error names
+
+
+def drop_rate_factor(schedule: Schedule, progress: float) -> float:
+    r"""Return which share of its own rate a layer has at ``progress`` :math:`t` of a schedule.
+
+    ================  =========================================  ==============================
+    ``linear``        :math:`t`                                  grows
+    ``cosine``        :math:`(1 - \cos \pi t) / 2`               grows, slowly at both ends
+    ``early``         1 before :math:`t = 1`, then 0             early dropout
+    ``early_linear``  :math:`1 - t`                              early dropout that fades out
+    ``late``          0 before :math:`t = 1`, then 1             late dropout
+    ================  =========================================  ==============================
+
+    The growing ones spare a network that has learned nothing yet: Ghiasi et al., 2018, *DropBlock*,
+    arXiv:1810.12890, section 3.1 (linear). Dropout in the first epochs alone helps a model that
+    underfits, dropout in all but the first one that overfits: Liu et al., 2023, *Dropout Reduces
+    Underfitting*, arXiv:2303.01500 (``early_linear`` and ``late``, 50 of 300 epochs).
+
+    Args:
+        schedule: Which.
+        progress: 0 where the schedule starts, 1 where it ends; above 1 it stays as at its end.
+
+    Raises:
+        ValueError: If there is no such schedule, or ``progress`` is negative or nan.
+    """
+    check_schedule(schedule)
+    if not progress >= 0:
+        raise ValueError(f"progress has to be 0 or more, but got {progress}")
+    return _SCHEDULES[schedule](min(float(progress), 1.0))
+
+
+def check_schedule(schedule: str) -> None:
+    """Refuse a schedule that isn't known.
+
+    Raises:
+        ValueError: If it isn't.
+    """
+    if schedule not in _SCHEDULES:
+        raise ValueError(f"schedule has to be one of {', '.join(_SCHEDULES)}, but got {schedule!r}")
+
+
+class DropRate:
+    """Set the rates of a model's dropout layers by a schedule, each a share of the layer's own.
+
+    Of all dropout layers by default: torch's, stochastic depth and DropBlock of torchvision, those
+    of this package, and every layer without children that has a number ``drop_prob``, as timm's and
+    transformers' ``DropPath``. Their rates keep their ratios, as those of stochastic depth that
+    grow with the depth. Layers with a rate of 0 are left out. Dropout within attention is an
+    argument of torch's function and no layer: it stays as it is.
+
+    The layers of this package are told by
+    :meth:`~lightning_practices.nn._scheduled_rate.ScheduledRate.schedule_rate`, so that a compiled
+    model is not compiled again; torch's and others' are, at each change. Make it before the model
+    is compiled or run. ::
+
+        drop_rate = DropRate(model, "linear")
+        for step in range(steps):
+            drop_rate.apply(step / steps)
+            ...
+        drop_rate.restore()
+
+    Args:
+        model: The model, whose layers have the rates that a factor of 1 stands for.
+        schedule: See :func:`drop_rate_factor`.
+        layers: Which layers: a class, a name within the model, in which ``*`` stands for anything,
+            or several of them. Default: all. Parts of names that wrappers add are left out.
+        device: Where the layers' inputs are. Default: where the model's first parameter is.
+
+    Attributes:
+        rates: Own rate of each layer that is scheduled, by its name.
+        factor: What they are multiplied by now.
+
+    Raises:
+        TypeError: If ``model`` is not a module, or ``layers`` something else.
+        ValueError: If there is no such schedule, or one of ``layers`` matches no layer that drops.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule = "linear",
+        *,
+        layers: Layers | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        check_schedule(schedule)
+        self.schedule: Schedule = schedule
+        self.factor = 1.0
+        self._layers = _choose(model, layers)
+        self.rates = {name: _rate(layer) for name, layer in self._layers.items()}
+        if device is None:
+            device = next((parameter.device for parameter in model.parameters()), None)
+        for layer in self._layers.values():
+            if isinstance(layer, ScheduledRate):
+                layer.schedule_rate(device)
+
+    def apply(self, progress: float) -> float:
+        """Set the rates for ``progress``, and return the factor.
+
+        Raises:
+            ValueError: If ``progress`` is negative or nan.
+        """
+        factor = drop_rate_factor(self.schedule, progress)
+        if factor != self.factor:
+            for name, layer in self._layers.items():
+                setattr(layer, _rate_name(layer), factor * self.rates[name])
+            self.factor = factor
+        return factor
+
+    def restore(self) -> None:
+        """Give each layer its own rate back."""
+        for name, layer in self._layers.items():
+            setattr(layer, _rate_name(layer), self.rates[name])
+        self.factor = 1.0
+
+
+def _rate_name(layer: nn.Module) -> str:
+    """Return the attribute that holds the rate of a layer that drops, ``""`` for other modules."""
+    if isinstance(layer, ScheduledRate):
+        return layer.rate_name
+    if isinstance(layer, _DropoutNd | ops.StochasticDepth | ops.DropBlock2d):
+        return "p"
+    is_leaf = next(layer.children(), None) is None
+    has_rate = isinstance(getattr(layer, "drop_prob", None), int | float)
+    return "drop_prob" if is_leaf and has_rate else ""
+
+
+def _rate(layer: nn.Module) -> float:
+    rate: float = getattr(layer, _rate_name(layer), 0.0)
+    return rate
+
+
+def _choose(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
+    """Return the layers that drop and are wanted, each once, by the first of its names."""
+    dropping = {
+        tuple(_WRAPPERS.sub("", name) for name in names): layer
+        for layer, names in _named(model)
+        if _rate(layer) > 0
+    }
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        layers = ["*" if layers is None else layers]
+    chosen: set[tuple[str, ...]] = set()
+    for wanted in layers:
+        found = {names for names, layer in dropping.items() if _matches(layer, names, wanted)}
+        if not found:
+            raise ValueError(_nothing(wanted, dropping))
+        chosen |= found
+    if not chosen:
+        raise ValueError(f"layers are none: got {layers!r}")
+    return {names[0]: layer for names, layer in dropping.items() if names in chosen}
+
+
+def _matches(layer: nn.Module, names: Sequence[str], wanted: type[nn.Module] | str) -> bool:
+    if isinstance(wanted, type):
+        return isinstance(layer, wanted)
+    if isinstance(wanted, str):
+        return any(fnmatchcase(name, wanted) for name in names)
+    raise TypeError(
+        "layers have to be classes or names, one or several, but got"
+        f" {type(wanted).__name__}: {wanted!r}"
+    )
+
+
+def _nothing(wanted: type[nn.Module] | str, dropping: dict[tuple[str, ...], nn.Module]) -> str:
+    """Say that ``wanted`` matches no layer, and what there is."""
+    got = wanted.__name__ if isinstance(wanted, type) else repr(wanted)
+    there = [
+        f"{names[0]!r}, a {type(layer).__name__} of {_rate(layer):g}"
+        for names, layer in dropping.items()
+    ]
+    if len(there) > _SHOWN:
+        there[_SHOWN:] = [f"and {len(there) - _SHOWN} more"]
+    return (
+        f"no dropout layer with a rate above 0 matches {got}; there"
+        f" {'is none at all' if not there else 'are: ' + '; '.join(there)}"
+    )
