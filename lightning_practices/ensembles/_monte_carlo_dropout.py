@@ -1,0 +1,252 @@
+"""Monte Carlo dropout: a model's own dropout, left on, as a measure of what it doesn't know."""
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_practices.ensembles._shared_masks import SharedMasks
+
+_TASKS = ("binary", "multiclass", "regression")
+
+
+class MonteCarloPrediction(NamedTuple):
+    """What several stochastic passes over a batch say together, in float32 or better.
+
+    Attributes:
+        mean: Over the passes: of the probabilities, of the outputs for ``"regression"``. Its shape
+            is the output's.
+        std: Standard deviation over the passes of the same, unbiased (divided by passes - 1).
+        entropy: Of the mean probabilities, in nats: how uncertain the prediction is. ``None`` for
+            ``"regression"``. Its shape is the output's, without the classes for ``"multiclass"``.
+        mutual_information: The part of the entropy due to the weights, in nats, which more data
+            would lower: 0 where all passes agree, however undecided each is. As the entropy.
+    """
+
+    mean: Tensor
+    std: Tensor
+    entropy: Tensor | None
+    mutual_information: Tensor | None
+
+
+def monte_carlo_dropout(
+    model: nn.Module,
+    batch: Any,
+    *,
+    task: Literal["binary", "multiclass", "regression"],
+    passes: int = 30,
+    seed: int = 0,
+    max_batch_size: int | None = None,
+    forward: Callable[[Any], Tensor] | None = None,
+) -> MonteCarloPrediction:
+    r"""Predict ``passes`` times with dropout on and all else as in evaluation, and sum up.
+
+    .. math::
+        \bar p = \frac{1}{T} \sum_{t=1}^{T} p_t \qquad
+        \mathrm{H}[p] = -\sum_c p_c \ln p_c \qquad
+        \mathrm{I} = \mathrm{H}[\bar p] - \frac{1}{T} \sum_{t=1}^{T} \mathrm{H}[p_t]
+
+    A pass is one network drawn from those that dropout trains: its masks are drawn once, for a
+    single sample, and shared by all samples of all batches. So for a given ``seed`` what is
+    predicted for a sample depends, to rounding, on that sample alone: not on the batch it is in, on
+    the order, on the size of batches or on the number of processes. A sample's mean and spread are
+    distributed as with a mask of its own. Between samples passes are correlated, as they are in the
+    posterior. Sequences padded to another length get other masks.
+
+    What drops are torch's dropout layers, torchvision's ``StochasticDepth`` and ``DropBlock``,
+    timm's ``DropPath`` and ``DropBlock2d``, ``nn.MultiheadAttention``, this package's layers, and
+    subclasses of them all; not a layer at rate 0, nor ``F.dropout`` within a ``forward``, which
+    isn't seen. Batch norm and the rest are in eval mode. Each module gets its own mode back,
+    torch's generators their state, and no gradients are recorded. Compiled models run eagerly.
+
+    Sources: lecture S2; Gal and Ghahramani, 2016, *Dropout as a Bayesian Approximation*,
+    arXiv:1506.02142; mutual information: Houlsby et al., 2011, arXiv:1112.5745.
+
+    Args:
+        model: The model, trained with dropout.
+        batch: What it is called with: tensors, in lists, tuples and mappings too, with the samples
+            in dimension 0, of the first tensor at least, of the output and of what is dropped from.
+        task: What the outputs are. ``"multiclass"``: logits of shape ``(N, C, *)``; ``"binary"``:
+            one logit for each yes or no, ``(N, *)``, several labels included; ``"regression"``: the
+            values themselves, ``(N, *)``.
+        passes: How many, at least 2.
+        seed: Which networks are drawn.
+        max_batch_size: Most samples in one forward. The batch is repeated as often as that allows,
+            to run several passes in one; a larger batch is still not split. If CUDA's memory
+            doesn't suffice, half as many passes are tried. Default: one pass at a time.
+        forward: Called with the batch, to return the outputs. Default: ``model``.
+
+    Returns:
+        Mean and standard deviation, and for classifiers entropy and mutual information.
+
+    Raises:
+        RuntimeError: If nothing in the model drops, if what does was never reached, drops from a
+            tensor without the batch in dimension 0, or is within a recurrent layer.
+        TypeError: If ``model`` is not a module, there is no tensor in ``batch``, or the output
+            isn't one of floating dtype.
+        ValueError: If an argument is out of range, the batch is empty, or the shape of an output,
+            or of a tensor to be repeated, doesn't fit.
+    """
+    _check(model, task, passes, max_batch_size)
+    size = _size(batch)
+    masks = SharedMasks(model, seed, size)
+    summary = _Summary(task)
+    at_once = max(1, min(passes, (max_batch_size or size) // size))
+    _run(forward or model, batch, masks, summary, passes, at_once)
+    _report_unreached(masks.layers, masks.calls)
+    return summary.result()
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a region under it can't set its stance
+def _run(
+    forward: Callable[[Any], Tensor],
+    batch: Any,
+    masks: SharedMasks,
+    summary: "_Summary",
+    passes: int,
+    at_once: int,
+) -> None:
+    """Fill ``summary`` with ``passes``, as many in one forward as ``at_once`` and memory allow."""
+    if masks.one_pass_only:
+        at_once = 1
+    with masks.applied():
+        while summary.passes < passes:
+            count = min(at_once, passes - summary.passes)
+            masks.begin(summary.passes, count)
+            try:
+                outputs = forward(_repeated(batch, count, masks.size))
+            except torch.OutOfMemoryError:
+                if count == 1:
+                    raise
+                at_once = count // 2
+            else:
+                _check_outputs(outputs, summary.task, count * masks.size)
+                summary.add(outputs.reshape(count, masks.size, *outputs.shape[1:]))
+
+
+class _Summary:
+    """Mean and variance over passes by Welford's updates, and the mean of their entropies."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self.passes = 0
+        self._mean = self._squares = self._entropy = torch.zeros(())
+
+    def add(self, outputs: Tensor) -> None:
+        """Count the passes in dimension 0."""
+        for output in outputs.to(torch.promote_types(outputs.dtype, torch.float32)):
+            values = self._probabilities(output)
+            self.passes += 1
+            delta = values - self._mean
+            self._mean = self._mean + delta / self.passes
+            self._squares = self._squares + delta * (values - self._mean)
+            if self.task != "regression":
+                self._entropy = self._entropy + _entropy(values)
+
+    def result(self) -> MonteCarloPrediction:
+        mean, std = self._mean, (self._squares / (self.passes - 1)).sqrt()
+        if self.task == "regression":
+            return MonteCarloPrediction(mean, std, None, None)
+        entropy = _entropy(mean)
+        information = (entropy - self._entropy / self.passes).clamp_min(0)  # but for rounding
+        if self.task == "binary":
+            mean, std = mean[:, 1], std[:, 1]
+        return MonteCarloPrediction(mean, std, entropy, information)
+
+    def _probabilities(self, output: Tensor) -> Tensor:
+        if self.task == "multiclass":
+            return output.softmax(1)
+        if self.task == "binary":  # as two classes; 1 - p would lose what is small
+            return torch.stack([-output, output], dim=1).sigmoid()
+        return output
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    entropy: Tensor = torch.special.entr(probabilities).sum(1)  # 0 where a probability is
+    return entropy
+
+
+def _report_unreached(layers: dict[str, nn.Module], calls: Counter[str]) -> None:
+    unreached = ", ".join(name for name in layers if not calls[name])
+    if not calls.total():
+        raise RuntimeError(
+            f"no layer that drops was called ({unreached}): either the forward doesn't run this"
+            " model, or its layers are not called as modules"
+        )
+    if unreached:
+        warnings.warn(
+            f"these layers drop in training, but were not called and add no spread: {unreached}",
+            stacklevel=3,
+        )
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors in ``batch`` that have a dimension."""
+    if isinstance(batch, Tensor) and batch.dim():
+        yield batch
+    elif isinstance(batch, Mapping | list | tuple):
+        for item in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(item)
+
+
+def _size(batch: Any) -> int:
+    for tensor in _tensors(batch):
+        if tensor.shape[0]:
+            return tensor.shape[0]
+        raise ValueError(f"the batch is empty: its first tensor has shape {tuple(tensor.shape)}")
+    raise TypeError(
+        f"got a batch of type {type(batch).__name__} without a tensor that has a dimension, of"
+        " which it could be known how many samples it holds"
+    )
+
+
+def _repeated(batch: Any, count: int, size: int) -> Any:
+    """Return ``count`` times the batch, one after another."""
+    if count == 1:
+        return batch
+    if isinstance(batch, Tensor) and batch.dim():
+        if batch.shape[0] != size:
+            raise ValueError(
+                f"can't repeat a batch of {size} samples with a tensor of shape"
+                f" {tuple(batch.shape)} in it: leave max_batch_size=None"
+            )
+        return torch.cat([batch] * count)
+    if isinstance(batch, Mapping):
+        return {key: _repeated(value, count, size) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        items = [_repeated(item, count, size) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return batch
+
+
+def _check(model: object, task: str, passes: int, max_batch_size: int | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: {model!r}")
+    if task not in _TASKS:
+        raise ValueError(f"task must be one of {', '.join(map(repr, _TASKS))}, got {task!r}")
+    if passes < 2:
+        raise ValueError(f"passes must be at least 2, to have a standard deviation, got {passes}")
+    if max_batch_size is not None and max_batch_size < 1:
+        raise ValueError(f"max_batch_size must be at least 1, or None, got {max_batch_size}")
+
+
+def _check_outputs(outputs: object, task: str, size: int) -> None:
+    if not isinstance(outputs, Tensor) or not outputs.is_floating_point():
+        got = outputs.dtype if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise TypeError(
+            f"the forward must return a tensor of floating dtype, got {got}: return the outputs"
+            " alone, as in forward=lambda batch: model(batch)['logits'], and logits, not classes"
+        )
+    if not outputs.dim() or outputs.shape[0] != size:
+        raise ValueError(
+            f"the forward of {size} samples returned a tensor of shape {tuple(outputs.shape)}:"
+            " dimension 0 of batch and output must be the samples"
+        )
+    if task == "multiclass" and (outputs.dim() < 2 or outputs.shape[1] < 2):
+        raise ValueError(
+            f"task='multiclass' needs logits of shape (N, C, *) with C of at least 2, got"
+            f" {tuple(outputs.shape)}: one logit for each sample is task='binary'"
+        )
