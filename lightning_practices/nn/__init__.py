@@ -1,15 +1,37 @@
 """Drop-in layers: each is a subclass of the one in ``torch.nn``, and computes the same faster."""
 
 from lightning_practices.nn._batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
-from lightning_practices.nn._dropout import Dropout
+from lightning_practices.nn._drop_block import DropBlock2d, DropBlock3d
+from lightning_practices.nn._drop_cluster import DropCluster2d, fit_drop_clusters
+from lightning_practices.nn._drop_connect import DropConnectLinear
+from lightning_practices.nn._dropout import (
+    AlphaDropout,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
+)
 from lightning_practices.nn._layer_norm import LayerNorm
+from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
 
 __all__ = [
+    "AlphaDropout",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "DropBlock2d",
+    "DropBlock3d",
+    "DropCluster2d",
+    "DropConnectLinear",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "FeatureAlphaDropout",
     "LayerNorm",
+    "StochasticDepth",
     "SyncBatchNorm",
+    "fit_drop_clusters",
 ]

@@ -1,12 +1,13 @@
-"""Dropout over the fused kernel."""
+"""Dropout of elements and of channels over the fused kernels."""
 
 from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
-class Dropout(nn.Dropout):
+class Dropout(ScheduledRate, nn.Dropout):
     r"""Zero elements at random while training, with no mask kept for the backward pass.
 
     .. math::
@@ -19,7 +20,7 @@ class Dropout(nn.Dropout):
     JMLR 15; Hinton et al., 2012, arXiv:1207.0580.
 
     Args:
-        p: Probability that an element is zeroed.
+        p: Probability that an element is zeroed; may be assigned at any time.
         inplace: Overwrite the input.
 
     Shape:
@@ -32,4 +33,73 @@ class Dropout(nn.Dropout):
 
     @override
     def forward(self, input: Tensor) -> Tensor:
-        return lightning_kernels.dropout(input, self.p, self.training, self.inplace)
+        return lightning_kernels.dropout(input, self.current_rate(), self.training, self.inplace)
+
+
+class Dropout1d(ScheduledRate, nn.Dropout1d):
+    """:class:`Dropout` of whole channels, ``(N, C, L)`` or ``(C, L)``: one draw for each.
+
+    Tompson et al., 2015, *Efficient Object Localization Using Convolutional Networks*,
+    arXiv:1411.4280 (spatial dropout).
+    """
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return lightning_kernels.dropout1d(input, self.current_rate(), self.training, self.inplace)
+
+
+class Dropout2d(ScheduledRate, nn.Dropout2d):
+    """:class:`Dropout1d` for ``(N, C, H, W)``, contiguous or channels last."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return lightning_kernels.dropout2d(input, self.current_rate(), self.training, self.inplace)
+
+
+class Dropout3d(ScheduledRate, nn.Dropout3d):
+    """:class:`Dropout1d` for ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return lightning_kernels.dropout3d(input, self.current_rate(), self.training, self.inplace)
+
+
+class AlphaDropout(ScheduledRate, nn.AlphaDropout):
+    r"""Dropout for SELU networks: sets to its saturation value, and keeps mean and variance.
+
+    .. math::
+        y_i = a (m_i x_i + (1 - m_i) \alpha') + b, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
+
+    with :math:`\alpha' = -1.7581`; :math:`a` and :math:`b` see
+    :func:`lightning_kernels.alpha_dropout`. Still a :class:`torch.nn.AlphaDropout`, and
+    ``inplace`` is honoured, which torch's overlooks.
+
+    Klambauer et al., 2017, *Self-Normalizing Neural Networks*, arXiv:1706.02515.
+
+    Args:
+        p: Probability that an element is set to it.
+        inplace: Overwrite the input.
+
+    Shape:
+        - Input: ``(*)``, any floating dtype.
+        - Output: as the input.
+
+    Raises:
+        ValueError: If ``p`` is outside ``[0, 1]``.
+    """
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return lightning_kernels.alpha_dropout(
+            input, self.current_rate(), self.training, self.inplace
+        )
+
+
+class FeatureAlphaDropout(ScheduledRate, nn.FeatureAlphaDropout):
+    """:class:`AlphaDropout` of whole channels, ``(N, C, *)``."""
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return lightning_kernels.feature_alpha_dropout(
+            input, self.current_rate(), self.training, self.inplace
+        )
