@@ -8,7 +8,7 @@ import lightning_kernels
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
-class DropBlock2d(ScheduledRate, ops.DropBlock2d):
+class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # untyped
     r"""Zero squares of a feature map at random while training, and rescale what is kept.
 
     .. math::
@@ -39,6 +39,9 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):
             the input has another dimension.
     """
 
+    block_size: int
+    inplace: bool
+    eps: float
     per_channel: bool = True  # on the class, for layers that became fused by a change of class
 
     def __init__(
@@ -66,7 +69,7 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):
         )
 
 
-class DropBlock3d(DropBlock2d, ops.DropBlock3d):
+class DropBlock3d(DropBlock2d, ops.DropBlock3d):  # type: ignore[misc]  # untyped
     """:class:`DropBlock2d` of cubes, for inputs of shape :math:`(N, C, D, H, W)`."""
 
     @override

@@ -8,7 +8,7 @@ import lightning_kernels
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
-class StochasticDepth(ScheduledRate, ops.StochasticDepth):
+class StochasticDepth(ScheduledRate, ops.StochasticDepth):  # type: ignore[misc]  # untyped
     r"""Drop a residual branch, of each sample or of the whole batch, and add the rest in one pass.
 
     .. math::
@@ -33,6 +33,8 @@ class StochasticDepth(ScheduledRate, ops.StochasticDepth):
     Raises:
         ValueError: From ``forward``, if ``p`` is outside ``[0, 1]`` or ``mode`` unknown.
     """
+
+    mode: str
 
     @override
     def forward(
