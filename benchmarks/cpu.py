@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
+import torchvision
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
@@ -108,12 +109,80 @@ def _batch_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
     )
 
 
+def _batch_norm_layer(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
+    ours, peer = (getattr(kind, name)(shape[1], dtype=dtype) for kind in (nn, torch.nn))
+    return _on_x(shape, dtype, ours=ours, peer=peer)
+
+
+def _dropout_of_channels(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
+    ours, peer = (
+        functools.partial(getattr(room, name), p=_DROP_RATE, training=True)
+        for room in (lightning_kernels, torch.nn.functional)
+    )
+    return _on_x(shape, dtype, ours=ours, peer=peer)
+
+
+def _stochastic_depth(shape: Shape, dtype: torch.dtype) -> Candidates:
+    x, residual = (_random(shape, dtype) for _ in range(2))
+    return Candidates(
+        lambda: lightning_kernels.stochastic_depth(x, _DROP_RATE, "row", residual=residual),
+        lambda: residual + torchvision.ops.stochastic_depth(x, _DROP_RATE, "row"),
+        (x, residual),
+    )
+
+
+def _dropout_activation(shape: Shape, dtype: torch.dtype) -> Candidates:
+    x, bias = (_random(part, dtype) for part in (shape, shape[-1:]))
+    functional = torch.nn.functional
+    return Candidates(
+        lambda: lightning_kernels.dropout_activation(x, "gelu", _DROP_RATE, bias=bias),
+        lambda: functional.dropout(functional.gelu(x + bias), _DROP_RATE),
+        (x, bias),
+    )
+
+
+_CHANNELS: dict[str, tuple[Shape, ...]] = {
+    "dropout1d": ((2, 8, 16), (8, 768, 197)),
+    "dropout2d": ((2, 8, 4, 4), (8, 64, 56, 56)),
+    "dropout3d": ((2, 8, 2, 4, 4), (2, 32, 8, 28, 28)),
+    "feature_alpha_dropout": ((2, 8, 4, 4), (8, 64, 56, 56)),
+}
+_BATCH_NORMS: dict[str, tuple[Shape, ...]] = {
+    "BatchNorm1d": ((16, 8), (256, 1024)),
+    "BatchNorm2d": ((2, 8, 4, 4), (8, 64, 56, 56)),
+    "BatchNorm3d": ((2, 8, 2, 4, 4), (2, 32, 8, 28, 28)),
+    "SyncBatchNorm": ((2, 8, 4, 4), (8, 64, 56, 56)),  # in one process
+}
+
 OPS: dict[str, Op] = {
     "batch_norm": Op(
         "torch.nn.functional.batch_norm", _batch_norm, ((2, 8, 4, 4), (8, 64, 56, 56))
     ),
+    **{
+        f"nn.{name}": Op(
+            f"torch.nn.{name}", functools.partial(_batch_norm_layer, name=name), shapes
+        )
+        for name, shapes in _BATCH_NORMS.items()
+    },
     "layer_norm": Op("torch.nn.functional.layer_norm", _layer_norm),
     "nn.LayerNorm": Op("torch.nn.LayerNorm", _layer_norm_layer),
+    **{
+        name: Op(
+            f"torchvision.ops.{name}",
+            functools.partial(
+                _on_x,
+                ours=functools.partial(
+                    getattr(lightning_kernels, name), p=_DROP_RATE, block_size=7
+                ),
+                peer=functools.partial(getattr(torchvision.ops, name), p=_DROP_RATE, block_size=7),
+            ),
+            shapes,
+        )
+        for name, shapes in (
+            ("drop_block2d", ((1, 4, 14, 14), (32, 256, 14, 14), (32, 512, 28, 28))),
+            ("drop_block3d", ((1, 1, 8, 8, 8), (8, 64, 16, 16, 16))),
+        )
+    },
     "dropout": Op(
         "torch.nn.functional.dropout",
         functools.partial(
@@ -122,6 +191,16 @@ OPS: dict[str, Op] = {
             peer=functools.partial(torch.nn.functional.dropout, p=_DROP_RATE),
         ),
     ),
+    **{
+        name: Op(
+            f"torch.nn.functional.{name}",
+            functools.partial(_dropout_of_channels, name=name),
+            shapes,
+        )
+        for name, shapes in _CHANNELS.items()
+    },
+    "stochastic_depth": Op("torchvision.ops.stochastic_depth", _stochastic_depth),
+    "dropout_activation": Op("torch.nn.functional.dropout", _dropout_activation),
     "nn.Dropout": Op(
         "torch.nn.Dropout",
         functools.partial(_on_x, ours=nn.Dropout(_DROP_RATE), peer=torch.nn.Dropout(_DROP_RATE)),

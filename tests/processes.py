@@ -31,12 +31,16 @@ class Processes:
     def __init__(self, count: int) -> None:
         self._count = count
         self._workers: list[tuple[Any, Connection]] = []
+        self._folder: tempfile.TemporaryDirectory[str] | None = None  # where they meet
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for _, pipe in self._workers:
             pipe.send_bytes(b"")
@@ -64,7 +68,8 @@ class Processes:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        store = Path(tempfile.mkdtemp()) / "store"
+        self._folder = tempfile.TemporaryDirectory()
+        store = Path(self._folder.name, "store")
         for rank in range(self._count):
             ours, theirs = context.Pipe()
             process = context.Process(
@@ -79,15 +84,18 @@ class Processes:
             process.join()
             pipe.close()
         self._workers.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def _answers(pipes: list[Connection]) -> list[Any]:
     """Return what each process answers; raise at the first error, whoever else still computes."""
     values: dict[Connection, Any] = {}
     while waiting := [pipe for pipe in pipes if pipe not in values]:
-        for pipe in wait(waiting, _ANSWER_SECONDS) or [None]:
-            if not isinstance(pipe, Connection):
-                raise TimeoutError(f"no process has answered within {_ANSWER_SECONDS} s")
+        ready = [pipe for pipe in wait(waiting, _ANSWER_SECONDS) if isinstance(pipe, Connection)]
+        if not ready:
+            raise TimeoutError(f"no process has answered within {_ANSWER_SECONDS} s")
+        for pipe in ready:
             rank = pipes.index(pipe)
             try:
                 values[pipe], error = pickle.loads(pipe.recv_bytes())
@@ -109,10 +117,11 @@ def _work(rank: int, count: int, store: Path, pipe: Connection) -> None:
         timeout=timedelta(seconds=_COLLECTIVE_SECONDS),
     )
     while message := pipe.recv_bytes():
+        value = error = None
         try:
             function, arguments = pickle.loads(message)
-            answer = function(*arguments), None
+            value = function(*arguments)
         except Exception:
-            answer = None, traceback.format_exc()
-        pipe.send_bytes(pickle.dumps(answer))  # tensors by value
+            error = traceback.format_exc()
+        pipe.send_bytes(pickle.dumps((value, error)))  # tensors by value
     dist.destroy_process_group()

@@ -17,12 +17,13 @@ ORDER: list[list[str]] = [
     ["lightning_practices.nn"],
     [
         "lightning_practices.surgery",
+        "lightning_practices.ensembles",
         "lightning_practices.init",
         "lightning_practices.optim",
         "lightning_practices.schedules",
         "lightning_practices.data",
     ],
-    ["lightning_practices.callbacks"],
+    ["lightning_practices.callbacks", "lightning_practices.plugins"],
     ["lightning_practices.mixins"],
     [
         "lightning_practices.advisor",

@@ -101,20 +101,19 @@ class _SyncBatchNorm(torch.autograd.Function):
             raise no_second_derivative()
         x, weight, mean, variance, count = ctx.saved_tensors
         scale = torch.ones_like(mean) if weight is None else weight
-        if x.numel() == 0:
-            grad_x, grad_weight, grad_bias = grad, torch.zeros_like(mean), torch.zeros_like(mean)
-        else:
-            grad_x, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
-                grad, x, scale, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        grad_weight, grad_bias = torch.zeros_like(mean), torch.zeros_like(mean)
+        if x.numel() > 0:
+            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                grad, x, scale, mean, variance, None, None, False, ctx.eps, [False, True, True]
             )
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            shape = [1, -1] + [1] * (x.dim() - 2)
             sums = average(torch.stack((grad_bias, grad_weight)), count, ctx.group)
             inverse = (variance + ctx.eps).rsqrt()
-            # What the mean and the variance pass on, linear in x.
-            slope, offset = sums[1] * scale * inverse * inverse, sums[0] * scale * inverse
-            offset = (offset - slope * mean).reshape(shape)
-            grad_x = (grad_x - (x * slope.reshape(shape) + offset)).to(x.dtype)
+            columns = mean, inverse * sums[1], sums[0], scale * inverse
+            shape = [1, -1] + [1] * (x.dim() - 2)
+            shift, slope, offset, factor = (column.reshape(shape) for column in columns)
+            grad_x = ((grad - offset - (x - shift) * slope) * factor).to(x.dtype)
         gradients = zip((grad_x, grad_weight, grad_bias), ctx.needs_input_grad[:3], strict=True)
         return (*(grad if need else None for grad, need in gradients), None, None)
 
@@ -130,11 +129,10 @@ def _statistics(x: Tensor) -> Tensor:
 
 
 def _joint(everyone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge the statistics of all processes, in float64, as the kernel does."""
+    """Merge the statistics of all processes, in float64: for float32 as the kernel does."""
     mean, deviations, count = everyone.double().unbind(1)
     total = count.sum(0)
-    divisor = total.clamp(min=1)
-    joint = (count * mean).sum(0) / divisor
-    squares = (count * mean * mean + deviations).sum(0) / divisor - joint * joint
+    joint = (count * mean).sum(0) / total
+    variance = (deviations + count * (mean - joint).square()).sum(0) / total
     dtype = everyone.dtype
-    return joint.to(dtype), squares.clamp(min=0).to(dtype), total.to(dtype)
+    return joint.to(dtype), variance.to(dtype), total.to(dtype)

@@ -32,7 +32,9 @@ class FusedBatchNorm(_BatchNorm):
         if activation is not None and activation not in get_args(Activation):
             known = ", ".join(get_args(Activation))
             raise ValueError(f"activation must be None or one of {known}, but got {activation!r}")
-        if virtual_batch_size is not None and virtual_batch_size < 1:
+        if virtual_batch_size is not None and not (
+            isinstance(virtual_batch_size, int) and virtual_batch_size > 0
+        ):
             raise ValueError(
                 f"virtual_batch_size must be a positive number of samples or None,"
                 f" but got {virtual_batch_size!r}"
@@ -61,11 +63,18 @@ class FusedBatchNorm(_BatchNorm):
             pieces = -(-input.shape[0] // self.virtual_batch_size)
         if pieces <= 1:
             return self._normalise_batch(input, residual, *arguments)
-        residuals = [None] * pieces if residual is None else residual.tensor_split(pieces)
+        size, larger = divmod(input.shape[0], pieces)
+        if size * input[:1].numel() == input.shape[1] > 0:
+            raise ValueError(
+                "Expected more than 1 value per channel when training, got input size"
+                f" {input.shape} in {pieces} virtual batches"
+            )
+        sizes = [size + 1] * larger + [size] * (pieces - larger)
+        residuals = [None] * pieces if residual is None else torch.split(residual, sizes)
         return torch.cat(
             [
                 self._normalise_batch(*samples, *arguments)
-                for samples in zip(input.tensor_split(pieces), residuals, strict=True)
+                for samples in zip(torch.split(input, sizes), residuals, strict=True)
             ]
         )
 
@@ -127,6 +136,10 @@ class FusedBatchNorm(_BatchNorm):
     @qconfig.setter
     def qconfig(self, value: Any) -> None:
         vars(self)["qconfig"] = value
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        del vars(self)["qconfig"]
 
     @override
     def extra_repr(self) -> str:

@@ -105,7 +105,20 @@ def test_every_op_is_measured_in_both_directions(op: str, tmp_path: Path) -> Non
         assert both > forward
 
 
-@pytest.mark.parametrize("op", ["layer_norm", "nn.LayerNorm", "dropout", "nn.Dropout"])
+@pytest.mark.parametrize(
+    "op",
+    [
+        "layer_norm",
+        "nn.LayerNorm",
+        "dropout",
+        "dropout1d",
+        "feature_alpha_dropout",
+        "dropout_activation",
+        "nn.Dropout",
+        "nn.BatchNorm1d",
+        "nn.SyncBatchNorm",
+    ],
+)
 def test_both_compute_the_same(op: str) -> None:
     torch.manual_seed(0)
     pair = OPS[op].make((4, 16), torch.float32)
@@ -147,7 +160,7 @@ def test_both_passes_are_differentiated(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_every_public_function_and_layer_is_there() -> None:
-    functions = set(lightning_kernels.__all__) - {"Route", "route"}
+    functions = set(lightning_kernels.__all__) - {"Activation", "Route", "route"}
     assert functions <= OPS.keys()
     assert {f"nn.{name}" for name in nn.__all__} <= OPS.keys()
 
