@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any, Literal
 
 import torch
@@ -141,11 +142,60 @@ def _dropout_activation(shape: Shape, dtype: torch.dtype) -> Candidates:
     )
 
 
+def _layer_that_drops(
+    shape: Shape, dtype: torch.dtype, *, name: str, room: Any, arguments: tuple[Any, ...]
+) -> Candidates:
+    ours, peer = (getattr(where, name)(_DROP_RATE, *arguments) for where in (nn, room))
+    return _on_x(shape, dtype, ours=ours, peer=peer)
+
+
+def _drop_connect(shape: Shape, dtype: torch.dtype) -> Candidates:
+    layer = nn.DropConnectLinear(shape[-1], shape[-1], p=_DROP_RATE, dtype=dtype)
+    x, functional = _random(shape, dtype), torch.nn.functional
+    return Candidates(
+        lambda: layer(x),
+        lambda: functional.linear(x, functional.dropout(layer.weight, _DROP_RATE), layer.bias),
+        (x, *layer.parameters()),
+    )
+
+
+def _clip(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
+    """Clip as many gradients as the shape has rows, of which none is too large."""
+    weights = [torch.ones(size, dtype=dtype) for size in [shape[1:]] * shape[0]]
+    for weight in weights:
+        weight.grad = torch.randn_like(weight) * 1e-4
+    adaptive = name == "clip_grad_adaptive_"
+    ours = getattr(lightning_kernels, name)
+    peer: Any = (
+        import_module("timm.utils.agc").adaptive_clip_grad
+        if adaptive
+        else getattr(torch.nn.utils, name)
+    )
+    limit = 0.1 if adaptive else 1e3
+    return Candidates(lambda: ours(weights, limit), lambda: peer(weights, limit), ())
+
+
 _CHANNELS: dict[str, tuple[Shape, ...]] = {
     "dropout1d": ((2, 8, 16), (8, 768, 197)),
     "dropout2d": ((2, 8, 4, 4), (8, 64, 56, 56)),
     "dropout3d": ((2, 8, 2, 4, 4), (2, 32, 8, 28, 28)),
     "feature_alpha_dropout": ((2, 8, 4, 4), (8, 64, 56, 56)),
+}
+_MAPS = ((2, 8, 4, 4), (8, 64, 56, 56))
+_LAYERS_THAT_DROP: dict[str, tuple[Any, tuple[Any, ...], tuple[Shape, ...]]] = {
+    "Dropout1d": (torch.nn, (), ((2, 8, 16), (8, 768, 197))),
+    "Dropout2d": (torch.nn, (), _MAPS),
+    "Dropout3d": (torch.nn, (), ((2, 8, 2, 4, 4), (2, 32, 8, 28, 28))),
+    "AlphaDropout": (torch.nn, (), SHAPES),
+    "FeatureAlphaDropout": (torch.nn, (), _MAPS),
+    "StochasticDepth": (torchvision.ops, ("row",), _MAPS),
+    "DropBlock2d": (torchvision.ops, (7,), ((1, 4, 14, 14), (32, 256, 14, 14))),
+    "DropBlock3d": (torchvision.ops, (7,), ((1, 1, 8, 8, 8), (8, 64, 16, 16, 16))),
+}
+_CLIPS = {
+    "clip_grad_norm_": "torch.nn.utils.clip_grad_norm_",
+    "clip_grad_value_": "torch.nn.utils.clip_grad_value_",
+    "clip_grad_adaptive_": "timm.utils.agc.adaptive_clip_grad",
 }
 _BATCH_NORMS: dict[str, tuple[Shape, ...]] = {
     "BatchNorm1d": ((16, 8), (256, 1024)),
@@ -198,6 +248,25 @@ OPS: dict[str, Op] = {
             shapes,
         )
         for name, shapes in _CHANNELS.items()
+    },
+    "alpha_dropout": Op(
+        "torch.nn.functional.alpha_dropout",
+        functools.partial(_dropout_of_channels, name="alpha_dropout"),
+    ),
+    **{
+        f"nn.{name}": Op(
+            f"{room.__name__}.{name}",
+            functools.partial(_layer_that_drops, name=name, room=room, arguments=arguments),
+            shapes,
+        )
+        for name, (room, arguments, shapes) in _LAYERS_THAT_DROP.items()
+    },
+    "nn.DropConnectLinear": Op("torch.nn.functional.linear", _drop_connect, ((2, 16), (256, 1024))),
+    **{
+        name: Op(
+            peer, functools.partial(_clip, name=name), ((3, 4, 8), (100, 64, 256)), ("forward",)
+        )
+        for name, peer in _CLIPS.items()
     },
     "stochastic_depth": Op("torchvision.ops.stochastic_depth", _stochastic_depth),
     "dropout_activation": Op("torch.nn.functional.dropout", _dropout_activation),
