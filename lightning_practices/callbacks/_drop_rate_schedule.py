@@ -1,15 +1,14 @@
 """Rates of dropout that follow a schedule during a fit."""
 
-import math
 from typing import Any, Literal
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._horizon import epochs_of_fit, steps_of_fit, why_unknown
 from lightning_practices.schedules import DropRate
 from lightning_practices.schedules._drop_rate import Layers, Schedule, check_schedule
 
@@ -111,12 +110,12 @@ class DropRateSchedule(Callback):
         if isinstance(self.duration, int):
             self._length = self.duration
             return
-        length = _epochs(trainer) if self.interval == "epoch" else _steps(trainer)
+        length = epochs_of_fit(trainer) if self.interval == "epoch" else steps_of_fit(trainer)
         if length is None:
             raise MisconfigurationException(
                 f"DropRateSchedule(duration={self.duration}) is a share of the fit, but how many"
-                f" {self.interval}s that takes isn't known beforehand ({_why(trainer)}): give the"
-                f" duration as a number of {self.interval}s, an int"
+                f" {self.interval}s that takes isn't known beforehand ({why_unknown(trainer)}):"
+                f" give the duration as a number of {self.interval}s, an int"
             )
         self._length = max(1, round(self.duration * length))
 
@@ -145,36 +144,3 @@ class DropRateSchedule(Callback):
         if self._drop_rate is not None:
             self._drop_rate.restore()
             self._drop_rate = None
-
-
-def _epochs(trainer: Trainer) -> int | None:
-    """Return the epochs of the fit, ``None`` if that isn't known."""
-    epochs = trainer.max_epochs
-    return None if epochs is None or epochs == -1 else epochs
-
-
-def _steps(trainer: Trainer) -> int | None:
-    """Return the optimizer steps of the fit, ``None`` if that isn't known."""
-    limits = [] if trainer.max_steps == -1 else [trainer.max_steps]
-    epochs, batches = _epochs(trainer), trainer.num_training_batches
-    by_itself = trainer.lightning_module.automatic_optimization
-    if by_itself and epochs is not None and not math.isinf(batches):
-        limits.append(sum(math.ceil(batches / _accumulated(trainer, e)) for e in range(epochs)))
-    return min(limits, default=None)
-
-
-def _accumulated(trainer: Trainer, epoch: int) -> int:
-    """Return how many batches make an optimizer step in ``epoch``."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            return callback.get_accumulate_grad_batches(epoch)
-    return trainer.accumulate_grad_batches
-
-
-def _why(trainer: Trainer) -> str:
-    """Say why the length of the fit isn't known."""
-    if _epochs(trainer) is None:
-        return "the Trainer's max_epochs is -1"
-    if not trainer.lightning_module.automatic_optimization:
-        return "under manual optimization the module decides, and the Trainer has no max_steps"
-    return "the training data has no length, and the Trainer no max_steps"

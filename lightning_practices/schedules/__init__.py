@@ -1,5 +1,28 @@
 """Schedules: values that change in the course of training, in any training loop."""
 
 from lightning_practices.schedules._drop_rate import DropRate, drop_rate_factor
+from lightning_practices.schedules._learning_rate import (
+    cosine_decay,
+    exponential_decay,
+    learning_rate_factor,
+    linear_warmup,
+    one_cycle,
+    performance,
+    power_decay,
+    step_decay,
+    warmed_up,
+)
 
-__all__ = ["DropRate", "drop_rate_factor"]
+__all__ = [
+    "DropRate",
+    "cosine_decay",
+    "drop_rate_factor",
+    "exponential_decay",
+    "learning_rate_factor",
+    "linear_warmup",
+    "one_cycle",
+    "performance",
+    "power_decay",
+    "step_decay",
+    "warmed_up",
+]

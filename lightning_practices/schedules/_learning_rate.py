@@ -1,0 +1,283 @@
+r"""Learning rates that change in the course of training.
+
+Each schedule is a factor of the optimizer steps :math:`t` taken so far, 1 standing for a group's
+own rate, :math:`\eta(t) = \eta_0 f(t)`, and thus what torch's ``LambdaLR`` takes. That is the
+scheduler to use: its rates depend on the step alone, so all groups keep their ratios, and a resumed
+run has the rates of one that was not. Torch's special ones compute the same rates within a run, but
+
+- ``CosineAnnealingLR(T_max=steps)`` has its least rate after the last step, and rises from there;
+  ``eta_min`` is one rate for all groups; and what it resumes with is the old ``T_max``.
+- ``OneCycleLR`` raises beyond its ``total_steps``, the old ones after resuming, and starts near
+  its highest rate if they are three or fewer.
+- ``SequentialLR`` takes no ``ReduceLROnPlateau``, and before a ``OneCycleLR`` it warms up to 1/25
+  of the rate and leaves out the cycle's rise; ``ChainedScheduler`` anneals during the warmup.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
+
+Factor = Callable[[int], float]
+LearningRateSchedule = Literal["power", "exponential", "step", "cosine", "one_cycle"]
+
+_RISE = 0.3  # share of one cycle
+_START = 1 / 25  # of its highest rate
+
+
+def power_decay(steps: int, exponent: float = 1.0) -> Factor:
+    r"""Return :math:`f(t) = 1 / (1 + t/s)^c`: ever slower, 1/2, 1/3, 1/4 after each ``steps``.
+
+    Source: "Power scheduling", lecture S2.
+
+    Args:
+        steps: :math:`s`.
+        exponent: :math:`c`.
+
+    Raises:
+        ValueError: If ``steps`` isn't a whole number from 1 on, or ``exponent`` isn't positive.
+    """
+    _check_whole("steps", steps, 1)
+    if not 0 < exponent < math.inf:
+        raise ValueError(f"exponent has to be positive, but got {exponent!r}")
+    return lambda t: (1 + t / steps) ** -exponent
+
+
+def exponential_decay(steps: int) -> Factor:
+    r"""Return :math:`f(t) = 0.1^{t/s}`: a tenth after each ``steps``.
+
+    Source: "Exponential scheduling", lecture S2.
+
+    Args:
+        steps: :math:`s`.
+
+    Raises:
+        ValueError: If ``steps`` isn't a whole number from 1 on.
+    """
+    _check_whole("steps", steps, 1)
+    return lambda t: 0.1 ** (t / steps)
+
+
+def step_decay(steps: int, divisor: float = 10.0) -> Factor:
+    r"""Return :math:`f(t) = \lambda^{-\lfloor t/s \rfloor}`: divided at once after each ``steps``.
+
+    Source: "Step reduction", lectures S0 and S3.
+
+    Args:
+        steps: :math:`s`.
+        divisor: :math:`\lambda`.
+
+    Raises:
+        ValueError: If ``steps`` isn't a whole number from 1 on, or ``divisor`` not above 1.
+    """
+    _check_whole("steps", steps, 1)
+    _check_divisor(divisor)
+    return lambda t: divisor ** -(t // steps)
+
+
+def cosine_decay(steps: int, floor: float = 0.0) -> Factor:
+    r"""Return half a period of a cosine, from 1 at the first of ``steps`` to ``floor`` at the last.
+
+    With :math:`p = \min(t / (steps - 1), 1)` it is
+    :math:`f(t) = floor + (1 - floor) (1 + \cos \pi p) / 2`.
+
+    Source: Loshchilov and Hutter, 2017, *SGDR*, arXiv:1608.03983, equation 5, without restarts.
+
+    Args:
+        steps: Of the fit.
+        floor: What is left at the end, a share from 0 to 1.
+
+    Raises:
+        ValueError: If ``steps`` isn't a whole number from 1 on, or ``floor`` no such share.
+    """
+    _check_whole("steps", steps, 1)
+    _check_floor(floor)
+    return lambda t: _anneal(1.0, floor, t / max(steps - 1, 1))
+
+
+def one_cycle(steps: int, floor: float = 0.0) -> Factor:
+    r"""Return a rise from 1/25 to 1 in 30% of the steps, and a fall to ``floor`` at the last one.
+
+    Both are half periods of a cosine, as of torch's ``OneCycleLR``; but the highest rate is always
+    reached, and lasts for one step. Momentum stays as it is.
+
+    Source: Smith and Topin, 2018, *Super-Convergence*, arXiv:1708.07120; HML, chapter 11.
+
+    Args:
+        steps: Of the fit.
+        floor: What is left at the end, a share from 0 to 1. ``OneCycleLR`` leaves 4e-6.
+
+    Raises:
+        ValueError: If ``steps`` isn't a whole number from 1 on, or ``floor`` no such share.
+    """
+    _check_whole("steps", steps, 1)
+    _check_floor(floor)
+    peak = max(round(_RISE * steps) - 1, 0)
+    fall = max(steps - 1 - peak, 1)
+
+    def factor(t: int) -> float:
+        if t < peak:
+            return _anneal(_START, 1.0, t / peak)
+        return _anneal(1.0, floor, (t - peak) / fall)
+
+    return factor
+
+
+def warmed_up(factor: Factor, steps: int) -> Factor:
+    r"""Return ``factor``, but ``steps`` later, after a straight rise to where it starts.
+
+    :math:`(t + 1) / (steps + 1)` of ``factor(0)``: no step is lost to a rate of 0, and the first at
+    the full rate comes after exactly ``steps`` others.
+
+    Source: Goyal et al., 2017, *Accurate, Large Minibatch SGD*, arXiv:1706.02677, section 2.2.
+
+    Args:
+        factor: What follows.
+        steps: Of the warmup; 0 for none.
+
+    Raises:
+        ValueError: If ``steps`` isn't a whole number from 0 on.
+    """
+    _check_whole("warmup_steps", steps, 0)
+    return lambda t: factor(0) * (t + 1) / (steps + 1) if t < steps else factor(t - steps)
+
+
+def learning_rate_factor(
+    schedule: LearningRateSchedule,
+    steps: int,
+    *,
+    warmup_steps: int = 0,
+    floor: float = 0.0,
+    exponent: float = 1.0,
+    divisor: float = 10.0,
+) -> Factor:
+    """Return a schedule by its name, for torch's ``LambdaLR``.
+
+    ::
+
+        scheduler = LambdaLR(optimizer, learning_rate_factor("cosine", 1000, warmup_steps=100))
+        for batch in batches:
+            ...
+            optimizer.step()
+            scheduler.step()
+
+    Args:
+        schedule: ``"power"``, ``"exponential"``, ``"step"``: :func:`power_decay` and so on;
+            ``"cosine"``: :func:`cosine_decay`; ``"one_cycle"``: :func:`one_cycle`.
+        steps: Of the first three, what their rates are divided after. Of the others all steps of
+            the fit, those of the warmup included.
+        warmup_steps: See :func:`warmed_up`.
+        floor: Of the cosine and the cycle.
+        exponent: Of the power.
+        divisor: Of the steps.
+
+    Raises:
+        ValueError: If there is no such schedule, or one of its arguments is out of its range.
+    """
+    _check_whole("warmup_steps", warmup_steps, 0)
+    _check_whole("steps", steps, 1)
+    left = max(steps - warmup_steps, 1)
+    make: dict[str, Callable[[], Factor]] = {
+        "power": lambda: power_decay(steps, exponent),
+        "exponential": lambda: exponential_decay(steps),
+        "step": lambda: step_decay(steps, divisor),
+        "cosine": lambda: cosine_decay(left, floor),
+        "one_cycle": lambda: one_cycle(left, floor),
+    }
+    if schedule not in make:
+        raise ValueError(f"schedule has to be one of {', '.join(make)}, but got {schedule!r}")
+    return warmed_up(make[schedule](), warmup_steps)
+
+
+def linear_warmup(optimizer: Optimizer, steps: int) -> LinearLR:
+    """Return torch's scheduler for the rates of :func:`warmed_up`, before :func:`performance`.
+
+    It multiplies, and stops to do so after ``steps``, so that it leaves alone what the other has
+    divided; ``LambdaLR`` would set the rates anew at each step. Step it after each step of the
+    optimizer.
+
+    Args:
+        optimizer: Whose rates to warm up, all groups alike.
+        steps: Of the warmup; 0 for none.
+
+    Raises:
+        ValueError: If ``steps`` isn't a whole number from 0 on.
+    """
+    _check_whole("warmup_steps", steps, 0)
+    return LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
+
+
+def performance(
+    optimizer: Optimizer,
+    *,
+    mode: Literal["min", "max"] = "min",
+    divisor: float = 10.0,
+    patience: int = 10,
+    floor: float = 0.0,
+) -> ReduceLROnPlateau:
+    """Return torch's scheduler that divides the rates when a metric has stopped improving.
+
+    Its ``step(metric)`` is for when the metric has been computed and the warmup is over. Unlike
+    torch's defaults any improvement counts, since one by a share of the best value, as there, takes
+    a slowly worsening negative metric for an improving one; rates below 1e-8 are divided too;
+    ``floor`` keeps the ratios of the groups.
+
+    Source: "Performance scheduling", lectures S0 and S2.
+
+    Args:
+        optimizer: Whose rates to divide, all groups alike.
+        mode: Whether the metric is to fall, ``"min"``, or to rise, ``"max"``.
+        divisor: What the rates are divided by.
+        patience: Metrics in a row without improvement that are put up with; the next one divides.
+        floor: Least share that is left of the rates, from 0 to 1.
+
+    Raises:
+        ValueError: If an argument is none of the above.
+    """
+    check_performance(mode, divisor, patience, floor)
+    groups = optimizer.param_groups
+    return ReduceLROnPlateau(
+        optimizer,
+        mode=mode,
+        factor=1 / divisor,
+        patience=patience,
+        threshold=0.0,
+        min_lr=[floor * float(group.get("initial_lr", group["lr"])) for group in groups],
+        eps=0.0,
+    )
+
+
+def check_performance(mode: str, divisor: float, patience: int, floor: float) -> None:
+    """Refuse arguments that :func:`performance` can't have.
+
+    Raises:
+        ValueError: If one is such.
+    """
+    if mode not in ("min", "max"):
+        raise ValueError(f"mode has to be 'min' or 'max', but got {mode!r}")
+    _check_whole("patience", patience, 0)
+    _check_divisor(divisor)
+    _check_floor(floor)
+
+
+def _anneal(start: float, end: float, progress: float) -> float:
+    """Return half a period of a cosine from ``start`` to ``end``, both exact; the end stays."""
+    share = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    return start * share + end * (1 - share)
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} has to be a whole number from {least} on, but got {value!r}")
+
+
+def _check_floor(floor: float) -> None:
+    if not 0 <= floor <= 1:
+        raise ValueError(f"floor has to be a share from 0 to 1, but got {floor!r}")
+
+
+def _check_divisor(divisor: float) -> None:
+    if not 1 < divisor < math.inf:
+        raise ValueError(f"divisor has to be above 1, but got {divisor!r}")
