@@ -32,11 +32,28 @@ from lightning_practices.mixins import FusedLayersMixin
 
 _PROFILED = 3  # steps
 
+_BATCH_NORM = (
+    "aten::native_batch_norm",
+    "aten::native_batch_norm_backward",
+    "aten::cudnn_batch_norm",
+    "aten::cudnn_batch_norm_backward",
+    "aten::miopen_batch_norm",
+    "aten::miopen_batch_norm_backward",
+)
+
 # For each of torch's layers that we replace, the profiler's names of its operators; no name's time
 # may contain another's.
 REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
     nn.Dropout: ("aten::dropout", "aten::dropout_", "aten::native_dropout_backward"),
+    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _BATCH_NORM),
+    nn.SyncBatchNorm: (
+        "aten::batch_norm_stats",
+        "aten::batch_norm_gather_stats_with_counts",
+        "aten::batch_norm_elemt",
+        "aten::batch_norm_backward_reduce",
+        "aten::batch_norm_backward_elemt",
+    ),
 }
 _REPLACED = frozenset(name for names in REPLACED_OPS.values() for name in names)
 

@@ -1,6 +1,7 @@
 """The calls whose machine code is tested and reported: one line for each main configuration."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -49,6 +50,63 @@ def _dropout(dtype: torch.dtype, alpha: bool = False, scheduled: bool = False) -
     _backward(y, torch.empty_like(y))
 
 
+def _image(dtype: torch.dtype, channels_last: bool) -> Tensor:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x = torch.empty(32, 64, 56, 56, device="cuda", dtype=dtype, requires_grad=True)
+    return x.to(memory_format=layout)
+
+
+def _channel_dropout(
+    dtype: torch.dtype, channels_last: bool, alpha: bool = False, scheduled: bool = False
+) -> None:
+    x = _image(dtype, channels_last)
+    function = lightning_kernels.feature_alpha_dropout if alpha else lightning_kernels.dropout2d
+    y = function(x, torch.empty((), device="cuda") if scheduled else 0.1, training=True)
+    _backward(y, torch.empty_like(y))
+
+
+def _stochastic_depth(
+    dtype: torch.dtype, channels_last: bool, residual: bool = True, layer_scale: bool = True
+) -> None:
+    x, other = (_image(dtype, channels_last) for _ in range(2))
+    scale = torch.empty(64, 1, 1, device="cuda", requires_grad=True)
+    y = lightning_kernels.stochastic_depth(
+        x, 0.1, "row",
+        residual=other if residual else None, layer_scale=scale if layer_scale else None,
+    )  # fmt: skip
+    _backward(y, torch.empty_like(y))
+
+
+def _dropout_activation(
+    dtype: torch.dtype, activation: str, bias: bool = True, training: bool = True
+) -> None:
+    x = torch.empty(_ROWS, 3072, device="cuda", dtype=dtype, requires_grad=True)
+    shift = torch.empty(3072, device="cuda", dtype=dtype, requires_grad=True) if bias else None
+    y = lightning_kernels.dropout_activation(x, activation, 0.1, training, bias=shift)
+    _backward(y, torch.empty_like(y))
+
+
+def _clip_grad(function: Callable[..., Any], norm_type: float | None = None) -> None:
+    """Clip by ``function`` a parameter of each type that a table can hold."""
+    weights = [torch.empty(64, 64, device="cuda", dtype=dtype) for dtype in _DTYPES.values()]
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    function(weights, 0.1, **({} if norm_type is None else {"norm_type": norm_type}))
+
+
+def _drop_block(
+    dtype: torch.dtype, shape: tuple[int, ...], channels_last: bool, per_channel: bool = True,
+    scheduled: bool = False,
+) -> None:  # fmt: skip
+    x = torch.empty(shape, device="cuda", dtype=dtype, requires_grad=True)
+    function = lightning_kernels.drop_block2d if len(shape) == 4 else lightning_kernels.drop_block3d
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    p = torch.empty((), device="cuda") if scheduled else 0.1
+    y = function(x, p, 7 if len(shape) == 4 else 3, per_channel=per_channel)
+    _backward(y, torch.empty_like(y), None, None)
+
+
 @torch.no_grad()
 def _backward(y: Tensor, *grads: Tensor | None) -> None:
     """Run the backward of ``y``'s own node; the engine would ask for a real device."""
@@ -65,6 +123,7 @@ _BATCH_NORM_OPTIONS: dict[str, dict[str, Any]] = {
     "eval, silu": {"training": False, "activation": "silu"},
     "plain": {"activation": None},
 }
+_MAPS = ((256, 512, 28, 28), (256, 1024, 14, 14), (256, 2048, 7, 7))
 
 CALLS: dict[str, Callable[[], None]] = {
     **{
@@ -91,6 +150,74 @@ CALLS: dict[str, Callable[[], None]] = {
         for name, options in _BATCH_NORM_OPTIONS.items()
     },
     **{f"dropout {name}": functools.partial(_dropout, dtype) for name, dtype in _DTYPES.items()},
+    **{
+        f"clip_grad_norm_ {norm}": functools.partial(
+            _clip_grad, lightning_kernels.clip_grad_norm_, norm
+        )
+        for norm in (1.0, 2.0, 3.0, math.inf)
+    },
+    "clip_grad_value_": functools.partial(_clip_grad, lightning_kernels.clip_grad_value_),
+    "clip_grad_adaptive_": functools.partial(_clip_grad, lightning_kernels.clip_grad_adaptive_),
+    **{
+        f"{function.__name__[1:]} {name} {layout}": functools.partial(
+            function, dtype, layout == "channels last"
+        )
+        for function in (_channel_dropout, _stochastic_depth)
+        for name, dtype in _DTYPES.items()
+        for layout in ("channels last", "NCHW")
+    },
+    "channel_dropout bf16, alpha": functools.partial(_channel_dropout, torch.bfloat16, True, True),
+    "channel_dropout bf16, scheduled alpha": functools.partial(
+        _channel_dropout, torch.bfloat16, False, True, True
+    ),
+    "stochastic_depth bf16, plain": functools.partial(
+        _stochastic_depth, torch.bfloat16, False, False, False
+    ),
+    "stochastic_depth bf16, residual": functools.partial(
+        _stochastic_depth, torch.bfloat16, True, True, False
+    ),
+    **{
+        f"dropout_activation {name} gelu": functools.partial(_dropout_activation, dtype, "gelu")
+        for name, dtype in _DTYPES.items()
+    },
+    **{
+        f"dropout_activation bf16 {name}": functools.partial(
+            _dropout_activation, torch.bfloat16, name
+        )
+        for name in ("relu", "elu", "silu")
+    },
+    "dropout_activation bf16 gelu, no bias": functools.partial(
+        _dropout_activation, torch.bfloat16, "gelu", bias=False
+    ),
+    "dropout_activation bf16 silu, evaluation": functools.partial(
+        _dropout_activation, torch.bfloat16, "silu", training=False
+    ),
+    **{
+        f"drop_block bf16 {layout} {shape[1:]}": functools.partial(
+            _drop_block, torch.bfloat16, shape, layout == "channels last"
+        )
+        for layout in ("channels last", "NCHW")
+        for shape in (*_MAPS, (32, 64, 128, 128))
+    },
+    **{
+        f"drop_block {name} {layout}": functools.partial(
+            _drop_block, dtype, _MAPS[0], layout == "channels last"
+        )
+        for name, dtype in (("fp16", torch.float16), ("fp32", torch.float32))
+        for layout in ("channels last", "NCHW")
+    },
+    **{
+        f"drop_block bf16 NCHW {shape[1:]}": functools.partial(
+            _drop_block, torch.bfloat16, shape, False
+        )
+        for shape in ((32, 64, 33, 67), (32, 64, 16, 16, 16))
+    },
+    **{
+        f"drop_block bf16 {layout}, scheduled and shared": functools.partial(
+            _drop_block, torch.bfloat16, _MAPS[0], layout == "channels last", False, True
+        )
+        for layout in ("channels last", "NCHW")
+    },
     "dropout bf16, scheduled": functools.partial(_dropout, torch.bfloat16, scheduled=True),
     "alpha_dropout bf16": functools.partial(_dropout, torch.bfloat16, alpha=True),
     "alpha_dropout bf16, scheduled": functools.partial(_dropout, torch.bfloat16, True, True),

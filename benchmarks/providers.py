@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torchvision import ops
 
 import lightning_kernels
 from benchmarks.shapes import OPS
@@ -26,6 +27,7 @@ COMPILED = {"compile": None, "compile-max-autotune": "max-autotune-no-cudagraphs
 AUTOTUNED = "compile-max-autotune"
 
 _EPS = 1e-5
+_RARE = 1e-12  # a rate at which nothing is dropped, though all is done that dropping takes
 
 
 def _as_they_are(inputs: Inputs) -> Inputs:
@@ -160,6 +162,34 @@ def _our_dropout(x: Tensor) -> Tensor:
     return lightning_kernels.dropout(x, _drop_rate())
 
 
+def _eager_dropout2d(x: Tensor) -> Tensor:
+    return F.dropout2d(x, _RARE)
+
+
+def _our_dropout2d(x: Tensor) -> Tensor:
+    return lightning_kernels.dropout2d(x, _RARE)
+
+
+def _eager_stochastic_depth(x: Tensor, residual: Tensor, layer_scale: Tensor) -> Tensor:
+    """Compute what torchvision's and timm's blocks do, a function at a time."""
+    kept = x.new_empty([x.shape[0], *[1] * (x.dim() - 1)]).bernoulli_(1 - _RARE).div_(1 - _RARE)
+    return residual + layer_scale * x * kept
+
+
+def _our_stochastic_depth(x: Tensor, residual: Tensor, layer_scale: Tensor) -> Tensor:
+    return lightning_kernels.stochastic_depth(
+        x, _RARE, "row", residual=residual, layer_scale=layer_scale
+    )
+
+
+def _eager_dropout_activation(x: Tensor, bias: Tensor) -> Tensor:
+    return F.dropout(F.gelu(x + bias), _RARE)
+
+
+def _our_dropout_activation(x: Tensor, bias: Tensor) -> Tensor:
+    return lightning_kernels.dropout_activation(x, "gelu", _RARE, bias=bias)
+
+
 def _gems_dropout() -> Function:
     gems = import_module("flag_gems")
     rate = _drop_rate()
@@ -172,6 +202,27 @@ def _gems_dropout() -> Function:
         return (gems.dropout_backward(grad, saved[0], 1 / (1 - rate)),)
 
     return _differentiable(forward, backward)
+
+
+def _block() -> tuple[float, int]:
+    op = OPS["drop_block"]
+    assert op.drop_rate is not None
+    assert op.block_size is not None
+    return op.drop_rate, op.block_size
+
+
+def _eager_drop_block(x: Tensor) -> Tensor:
+    y: Tensor = ops.drop_block2d(x, *_block())
+    return y
+
+
+def _our_drop_block(x: Tensor) -> Tensor:
+    return lightning_kernels.drop_block2d(x, *_block())
+
+
+def _timm_drop_block() -> Function:
+    drop_block = import_module("timm.layers").drop_block_2d
+    return lambda x: drop_block(x, *_block(), couple_channels=False)  # a mask for each, as ours
 
 
 def _differentiable(
@@ -224,6 +275,15 @@ PROVIDERS: list[Provider] = [
     Provider(OURS, "dropout", lambda: _our_dropout),
     *_torchs("dropout", _eager_dropout),
     Provider("flag-gems", "dropout", _gems_dropout, needs_gpu=True),
+    Provider(OURS, "drop_block", lambda: _our_drop_block),
+    *_torchs("drop_block", _eager_drop_block),  # torchvision's
+    Provider("timm", "drop_block", _timm_drop_block),
+    Provider(OURS, "dropout2d", lambda: _our_dropout2d),
+    *_torchs("dropout2d", _eager_dropout2d),
+    Provider(OURS, "stochastic_depth", lambda: _our_stochastic_depth),
+    *_torchs("stochastic_depth", _eager_stochastic_depth),
+    Provider(OURS, "dropout_activation", lambda: _our_dropout_activation),
+    *_torchs("dropout_activation", _eager_dropout_activation),
 ]
 
 

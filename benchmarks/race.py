@@ -192,7 +192,9 @@ class Race:
                 function = provider.make()
                 own = [provider.prepare(inputs) for inputs in sets]
                 if case.op.drop_rate is not None:
-                    verdict = check_dropout(function, own[0], grads[0], case.op.drop_rate)
+                    verdict = check_dropout(
+                        function, own[0], grads[0], case.op.drop_rate, case.op.block_size
+                    )
                 else:
                     assert reference is not None
                     factor = OUR_FACTOR if provider.name == OURS else PEER_FACTOR

@@ -64,6 +64,7 @@ class Op:
         parameters: Dimensions of the further inputs, from those of the first.
         drop_rate: For an op that drops elements at random, with which probability. It is then held
             to its law, where another op is held to float64.
+        block_size: For an op that drops blocks, how large they are.
         capture: Whether to time it as a CUDA graph. False for an op that takes another way under
             capture, say, one launch more for its seed: it is then timed as in an eager step.
         directions: Those of :data:`DIRECTIONS` that it has.
@@ -74,6 +75,7 @@ class Op:
     backward_bytes: Callable[[int], float]
     parameters: Callable[[Dims], tuple[Dims, ...]] = _no_parameters
     drop_rate: float | None = None
+    block_size: int | None = None
     capture: bool = True
     directions: tuple[str, ...] = DIRECTIONS
 
@@ -128,11 +130,29 @@ _RESNET_50 = tuple(  # the inputs of its batch norms
         (512, 7, False), (2048, 7, False),
     )
 )  # fmt: skip
+_CONVNEXT = tuple(  # the outputs of its blocks
+    Shape(
+        f"ConvNeXt-{model} {channels}x{side}", (128, channels, side, side), BOTH_LAYOUTS,
+        quick=channels in (96, 384), autotune=channels == 384,
+    )
+    for model, first in (("T", 96), ("B", 128))
+    for channels, side in ((first, 56), (2 * first, 28), (4 * first, 14), (8 * first, 7))
+)  # fmt: skip
+_FEED_FORWARD = (  # what stands between the two linear layers
+    Shape("ViT-B", (256, 197, 3072), quick=True, autotune=True),
+    Shape("ViT-L", (128, 197, 4096)),
+    *(Shape(f"GPT-2 {4 * size}", (8, 1024, 4 * size), quick=size == 768) for size in (768, 1600)),
+)
 _TINY = (Shape("tiny 1x128", (1, 128)), Shape("tiny 256x1024", (256, 1024), quick=True))
 
 
 def _per_channel(dims: Dims) -> tuple[Dims, ...]:
     return dims[1:2], dims[1:2]
+
+
+def _residual_and_layer_scale(dims: Dims) -> tuple[Dims, ...]:
+    """Return the dimensions of a branch' residual and layer scale, for images and for tokens."""
+    return dims, (dims[1], 1, 1) if len(dims) == 4 else dims[-1:]
 
 
 OPS: dict[str, Op] = {
@@ -171,6 +191,39 @@ OPS: dict[str, Op] = {
         forward_bytes=lambda itemsize: 2 * itemsize,  # read x, write y
         backward_bytes=lambda itemsize: 2 * itemsize,  # read dy, write dx
         drop_rate=0.1,
+        capture=False,  # under capture ours draws its seed on the device: one launch more
+    ),
+    # At a rate that drops nothing: the kernels do the same work, and float64 can judge them.
+    "dropout2d": Op(
+        shapes=_RESNET_50,
+        forward_bytes=lambda itemsize: 2 * itemsize,  # read x, write y
+        backward_bytes=lambda itemsize: 2 * itemsize,  # read dy, write dx
+        capture=False,
+    ),
+    "stochastic_depth": Op(
+        shapes=(*_CONVNEXT, *_VIT),
+        forward_bytes=lambda itemsize: 3 * itemsize,  # read x and the residual, write y
+        backward_bytes=lambda itemsize: 3 * itemsize,  # read x and dy, write dx
+        parameters=_residual_and_layer_scale,
+        capture=False,
+    ),
+    "dropout_activation": Op(
+        shapes=(*_FEED_FORWARD, *_TINY),
+        forward_bytes=lambda itemsize: 2 * itemsize,  # read x, write y
+        backward_bytes=lambda itemsize: 3 * itemsize,  # read x and dy, write dx
+        parameters=lambda dims: (dims[-1:],),
+        capture=False,
+    ),
+    "drop_block": Op(
+        shapes=tuple(
+            dataclasses.replace(shape, quick=True, autotune=shape.dims[2] == 14)
+            for shape in _RESNET_50
+            if shape.dims[1:3] in ((1024, 14), (2048, 7), (512, 28))
+        ),
+        forward_bytes=lambda itemsize: 2 * itemsize + 1 / 8,  # read x, write y and a bit
+        backward_bytes=lambda itemsize: 2 * itemsize + 1 / 8,  # read dy and a bit, write dx
+        drop_rate=0.1,
+        block_size=7,
         capture=False,  # under capture ours draws its seed on the device: one launch more
     ),
 }

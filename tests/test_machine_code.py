@@ -13,12 +13,16 @@ from benchmarks.machine_code import TARGETS, compile_launch
 
 # These write a few sums per program, spread over its threads: nothing to widen.
 REDUCTIONS = {
+    "_norm_kernel",
     "_sum_partials_kernel",
     "_batch_norm_statistics_kernel",
     "_batch_norm_merge_kernel",
     "_batch_norm_reduce_kernel",
     "_batch_norm_sum_kernel",
 }
+
+# This reads nothing and writes a bit where others write an element: nothing to widen either.
+DRAWS = {"_drop_block_mask_kernel"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -29,6 +33,8 @@ def test_no_spills_and_wide_accesses(name: str, target: int) -> None:
     for launch in launches:
         code = compile_launch(launch, target)
         assert code.spills == 0, code
+        if launch.name in DRAWS:
+            continue
         assert max(code.load_bits) == 128, code
         if launch.name not in REDUCTIONS:
             assert max(code.store_bits) == 128, code

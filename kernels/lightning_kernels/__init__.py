@@ -2,8 +2,38 @@
 
 from lightning_kernels._activation import Activation
 from lightning_kernels._batch_norm import batch_norm
+from lightning_kernels._channel_dropout import (
+    dropout1d,
+    dropout2d,
+    dropout3d,
+    feature_alpha_dropout,
+)
+from lightning_kernels._clip_grad import clip_grad_norm_, clip_grad_value_
+from lightning_kernels._clip_grad_adaptive import clip_grad_adaptive_
 from lightning_kernels._dispatch import Route, route
+from lightning_kernels._drop_block import drop_block2d, drop_block3d
 from lightning_kernels._dropout import alpha_dropout, dropout
+from lightning_kernels._dropout_activation import dropout_activation
 from lightning_kernels._layer_norm import layer_norm
+from lightning_kernels._stochastic_depth import stochastic_depth
 
-__all__ = ["Activation", "Route", "alpha_dropout", "batch_norm", "dropout", "layer_norm", "route"]
+__all__ = [
+    "Activation",
+    "Route",
+    "alpha_dropout",
+    "batch_norm",
+    "clip_grad_adaptive_",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "drop_block2d",
+    "drop_block3d",
+    "dropout",
+    "dropout1d",
+    "dropout2d",
+    "dropout3d",
+    "dropout_activation",
+    "feature_alpha_dropout",
+    "layer_norm",
+    "route",
+    "stochastic_depth",
+]

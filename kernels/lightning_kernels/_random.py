@@ -46,23 +46,60 @@ def reserve(x: Tensor) -> Stream:
 
 
 @triton.jit
-def random_words(state_ptr, seed, offset, first_group, BLOCK_SIZE: tl.constexpr):
-    """Return a block of uint32, element ``4 * first_group + i`` of the stream at ``i``.
+def _philox(state_ptr, seed, offset, group):
+    """Return the four words of each group, a tensor of any shape.
 
-    Four neighbours share a Philox call, counted by (offset / 4, their group): the way in which
-    torch's own kernels count, a thread to a group, so that streams never overlap with theirs.
+    A call is counted by (offset / 4, group): the way in which torch's own kernels count, a thread
+    to a group, so that streams never overlap with theirs.
     """
     if state_ptr is not None:
         seed = tl.load(state_ptr)
         offset = tl.load(state_ptr + 1)
-    group = (first_group + tl.arange(0, BLOCK_SIZE // 4)).to(tl.uint64)
+    group = group.to(tl.uint64)
     counter = offset.to(tl.uint64) // 4
     zero = (group * 0).to(tl.uint32)
-    a, b, c, d = tl.philox(
+    return tl.philox(
         seed.to(tl.uint64),
         zero + (counter & 0xFFFFFFFF).to(tl.uint32),
         zero + (counter >> 32).to(tl.uint32),
         (group & 0xFFFFFFFF).to(tl.uint32),
         (group >> 32).to(tl.uint32),
     )
+
+
+@triton.jit
+def _words_of(state_ptr, seed, offset, group):
+    """Return elements ``4 * group`` to ``4 * group + 3`` of the stream, the last dimension longer.
+
+    Four neighbours share a Philox call.
+    """
+    a, b, c, d = _philox(state_ptr, seed, offset, group)
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
+
+
+@triton.jit
+def random_words(state_ptr, seed, offset, first_group, BLOCK_SIZE: tl.constexpr):
+    """Return a block of uint32, element ``4 * first_group + i`` of the stream at ``i``."""
+    return _words_of(state_ptr, seed, offset, first_group + tl.arange(0, BLOCK_SIZE // 4))
+
+
+@triton.jit
+def random_word_at(state_ptr, seed, offset, index):
+    """Return those elements of the stream, wherever they are: a Philox call for each."""
+    a, b, c, d = _philox(state_ptr, seed, offset, index // 4)
+    lane = index % 4
+    return tl.where(lane < 2, tl.where(lane == 0, a, b), tl.where(lane == 2, c, d))
+
+
+@triton.jit
+def random_rows(
+    state_ptr, seed, offset, first, COLUMNS: tl.constexpr, MULTIPLES_OF_4: tl.constexpr
+):
+    """Return for each of ``first``, a column or one number, the elements of the stream from it."""
+    if MULTIPLES_OF_4:
+        group = first // 4 + tl.arange(0, COLUMNS // 4)[None, :]
+        word = _words_of(state_ptr, seed, offset, group)
+    else:
+        index = first + tl.arange(0, COLUMNS)[None, :]
+        word = random_word_at(state_ptr, seed, offset, index)
+    return word

@@ -53,9 +53,10 @@ class FusedLayersMixin(LightningModule):
         super().configure_model()
         self._refuse_unparallelised()
         report = accelerate(self)
-        if report.replaced or "_fused_layers" not in vars(self):
+        if report.replaced or report.folded or "_fused_layers" not in vars(self):
             rank_zero_info(_in_a_line(report))
         report.replaced[:0] = self.fused_layers.replaced
+        report.folded[:0] = self.fused_layers.folded
         self._fused_layers = report
 
     def _refuse_unparallelised(self) -> None:
@@ -78,6 +79,8 @@ def _in_a_line(report: Report) -> str:
     line = f"FusedLayersMixin: {len(report.replaced)} layer{'s' * (kinds.total() != 1)} fused"
     if kinds:
         line += f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
+    if report.folded:
+        line += f", {len(report.folded)} folded with what follows"
     if report.skipped:
         left = (f"{' = '.join(layer.names)} ({layer.reason})" for layer in report.skipped)
         line += f", {len(report.skipped)} skipped: {'; '.join(left)}"

@@ -29,8 +29,23 @@ class Replaced:
 
 
 @dataclass(frozen=True)
+class Folded:
+    """A batch norm that is computed in one call with what follows it.
+
+    Attributes:
+        names: Every name that the model has for it.
+        block: Class of the module that calls it.
+        chain: What is one call now, such as ``"BatchNorm2d + add + ReLU"``.
+    """
+
+    names: tuple[str, ...]
+    block: str
+    chain: str
+
+
+@dataclass(frozen=True)
 class Skipped:
-    """A layer of a known kind that was left alone.
+    """A layer of a known kind, or a block with one, that was left alone.
 
     Attributes:
         names: Every name that the model has for it.
@@ -45,23 +60,28 @@ class Skipped:
 
 @dataclass(repr=False)
 class Report:
-    """What was replaced and what was skipped; ``print`` it for a table.
+    """What was replaced, folded and skipped; ``print`` it for a table.
 
     Attributes:
         replaced: The layers swapped, in the model's order.
-        skipped: The layers left alone, in the model's order.
+        folded: The batch norms that run in one call with what follows them, likewise.
+        skipped: The layers left alone, then the blocks and batch norms not folded.
     """
 
     replaced: list[Replaced] = field(default_factory=list)
+    folded: list[Folded] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
     def __rich__(self) -> Table | Text:
-        if not self.replaced and not self.skipped:
+        if not (self.replaced or self.folded or self.skipped):
             return Text("Nothing to replace.")
         table = Table("module", "before")
         table.add_column("after, or why it was skipped", no_wrap=True)  # the others give way
         for layer in self.replaced:
             table.add_row(_cell(layer.names), Text(layer.before), Text(layer.after))
+        for fold in self.folded:
+            chain = wrap(f"folded: {fold.chain}", _REASON_WIDTH)
+            table.add_row(_cell(fold.names), Text(fold.block), Text("\n".join(chain)))
         for left in self.skipped:
             why = wrap(f"skipped: {left.reason}", _REASON_WIDTH)
             table.add_row(_cell(left.names), Text(left.cls), Text("\n".join(why)))
@@ -77,7 +97,9 @@ class Report:
 
     @override
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({len(self.replaced)} replaced, {len(self.skipped)} skipped)"
+        counts = (self.replaced, "replaced"), (self.folded, "folded"), (self.skipped, "skipped")
+        text = ", ".join(f"{len(entries)} {what}" for entries, what in counts)
+        return f"{type(self).__name__}({text})"
 
 
 def _cell(names: tuple[str, ...]) -> Text:

@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
+from torchvision import ops
 
+import lightning_kernels
 from benchmarks.correctness import OUR_FACTOR, PEER_FACTOR, Float64, check_dropout
-from benchmarks.providers import providers_of
+from benchmarks.providers import Function, providers_of
 from benchmarks.shapes import DTYPES, OPS
 
 EPS = 1e-5
@@ -145,3 +147,26 @@ def test_wrong_dropouts_do_not_pass(name: str) -> None:
     found = check(lambda x: function(x))
     assert found is not None
     assert reason in found
+
+
+def check_blocks(function: Function) -> str | None:
+    x = torch.randn(64, 32, 14, 14, dtype=torch.bfloat16, requires_grad=True)
+    return check_dropout(function, (x,), torch.randn_like(x), RATE, 7).reason
+
+
+@pytest.mark.parametrize("op", [lightning_kernels.drop_block2d, ops.drop_block2d])
+def test_drop_blocks_pass(op: Function) -> None:
+    assert check_blocks(lambda x: op(x, RATE, 7)) is None
+
+
+def test_wrong_drop_blocks_do_not_pass() -> None:
+    def unscaled(x: Tensor) -> Tensor:
+        return x * (ops.drop_block2d(torch.ones_like(x), RATE, 7) != 0)
+
+    wrong: dict[str, Function] = {
+        "drops 0.3": lambda x: ops.drop_block2d(x, 0.4, 7),
+        "no blocks of 7": lambda x: ops.drop_block2d(x, RATE, 5),
+        "survivors not those": unscaled,
+    }
+    for reason, function in wrong.items():
+        assert reason in (check_blocks(function) or "")

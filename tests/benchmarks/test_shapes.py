@@ -16,6 +16,10 @@ FLOORS = {
     "batch_norm_relu": (6, 10),
     "batch_norm_add_relu": (8.125, 12.25),
     "dropout": (4, 4),
+    "drop_block": (4.125, 4.125),
+    "dropout2d": (4, 4),
+    "stochastic_depth": (6, 6),
+    "dropout_activation": (4, 6),
 }
 
 

@@ -13,13 +13,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
+from torchvision.models.resnet import BasicBlock
 from typing_extensions import override
 
 from lightning_practices.mixins import FusedLayersMixin
-from lightning_practices.nn import Dropout, LayerNorm
+from lightning_practices.nn import BatchNorm2d, Dropout, LayerNorm
 from lightning_practices.surgery import Report, restore
 
 FUSED = "FusedLayersMixin: 2 layers fused (1 LayerNorm, 1 Dropout)"
+FOLDED = "FusedLayersMixin: 3 layers fused (3 BatchNorm2d), 3 folded with what follows"
 
 
 class Kept(nn.Dropout):
@@ -64,6 +66,23 @@ class Plain(LightningModule):
 
 
 class Fused(FusedLayersMixin, Plain):
+    pass
+
+
+class Residual(Plain):
+    """Has a residual network, and an activation of its own after the first norm."""
+
+    @override
+    def build(self, hidden: int) -> nn.Module:
+        self.conv, self.norm = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        return nn.Sequential(BasicBlock(4, 4), nn.Flatten(), nn.Linear(16, 1))
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(torch.relu(self.norm(self.conv(x.view(-1, 1, 2, 2)))))  # type: ignore[no-any-return]
+
+
+class FusedResidual(FusedLayersMixin, Residual):
     pass
 
 
@@ -131,7 +150,13 @@ def test_trains_as_the_plain_module_does(tmp_path: Path) -> None:
         assert not torch.equal(start[1][name], expected)
 
 
-@pytest.mark.parametrize(("saved", "loaded"), [(Fused, Plain), (Plain, Fused), (Fused, Fused)])
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        (Fused, Plain), (Plain, Fused), (Fused, Fused),
+        (FusedResidual, Residual), (Residual, FusedResidual),
+    ],
+)  # fmt: skip
 def test_checkpoints_load_into_the_other(
     saved: type[Plain], loaded: type[Plain], tmp_path: Path, messages: list[str]
 ) -> None:
@@ -143,12 +168,13 @@ def test_checkpoints_load_into_the_other(
     module.eval()
     x = torch.randn(5, 4)
     assert torch.equal(twin(x), module(x))
-    assert isinstance(twin.net[1], LayerNorm) == (loaded is Fused)
-    assert messages == [FUSED] * (loaded is Fused)
+    fused = issubclass(loaded, FusedLayersMixin)
+    assert any(isinstance(m, (LayerNorm, BatchNorm2d)) for m in twin.modules()) == fused
+    assert messages == [FOLDED if issubclass(loaded, Residual) else FUSED] * fused
     resumed = trainer(tmp_path, max_epochs=3, enable_checkpointing=False)
     resumed.fit(twin.train(), data(), data(), ckpt_path=path, weights_only=True)
-    assert len(messages) == (loaded is Fused)
-    assert not torch.equal(twin.net[3].weight, module.net[3].weight)
+    assert len(messages) == fused
+    assert not torch.equal(twin.net[-1].weight, module.net[-1].weight)
 
 
 class Late(Fused):
@@ -284,6 +310,39 @@ def run_as_script(part: str, root: Path) -> str:
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def test_folded_network_trains_as_the_plain_one_does(tmp_path: Path, messages: list[str]) -> None:
+    trained = []
+    for cls in (Residual, FusedResidual):
+        torch.manual_seed(0)
+        module = cls().double()
+        fitted(module, tmp_path, precision="64-true", enable_checkpointing=False)
+        trained.append(module.state_dict())
+    assert messages == [FOLDED]
+    assert isinstance(module, FusedResidual)
+    assert type(module) is not FusedResidual  # its own forward has one of the three
+    for name, expected in trained[0].items():
+        torch.testing.assert_close(trained[1][name], expected)
+
+
+# It warns about any configure_model; this one makes no sharded layers.
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback with a model that")
+def test_weight_averaging_copies_folded_blocks(tmp_path: Path) -> None:
+    averaging, module = EMAWeightAveraging(decay=0.5), FusedResidual()
+    fitted(module, tmp_path, callbacks=[averaging], enable_checkpointing=False)
+    average: Any = averaging._average_model
+    assert type(average.module.net[0]) is type(module.net[0]) is not BasicBlock
+
+
+def test_folds_found_later_are_added_to_the_report(messages: list[str]) -> None:
+    module = FusedResidual()
+    module.configure_model()
+    module.net.append(nn.Sequential(nn.BatchNorm1d(1), nn.SiLU()))
+    module.configure_model()
+    later = "FusedLayersMixin: 1 layer fused (1 BatchNorm1d), 1 folded with what follows"
+    assert messages == [FOLDED, later]
+    assert [fold.names for fold in module.fused_layers.folded][-1] == ("net.3.0",)
 
 
 class Gathering(Fused):

@@ -48,3 +48,17 @@ def step(model: Any, x: Tensor) -> list[Tensor]:
 def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:
     for a, b in zip(actual, expected, strict=True):
         assert torch.equal(a, b)
+
+
+def everything(model: Any, x: Any) -> list[Tensor]:
+    """Return the output, the gradients of input and parameters, the input after, the buffers."""
+    torch.manual_seed(7)
+    leaf = x.clone().requires_grad_()
+    with torch.backends.cudnn.flags(deterministic=True, allow_tf32=False):
+        given = leaf.clone()  # which the model may change
+        y = model(given)
+        gradients = torch.autograd.grad(
+            y.square().sum(), [leaf, *model.parameters()], allow_unused=True
+        )
+    found = [y, given, *(g for g in gradients if g is not None), *model.buffers()]
+    return [tensor.detach().clone() for tensor in found]

@@ -3,7 +3,7 @@ import re
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_practices.surgery import Report, Skipped, accelerate
+from lightning_practices.surgery import Folded, Report, Skipped, accelerate
 
 
 class OwnForward(nn.Dropout):
@@ -17,7 +17,7 @@ def test_report_is_a_table_of_at_most_100_columns() -> None:
     model.add_module("encoder_layer_0", nn.ModuleDict({"norm_before": nn.LayerNorm(8)}))
     model.add_module("encoder_layer_1", nn.ModuleDict({"odd": OwnForward()}))
     report = accelerate(model)
-    assert repr(report) == "Report(1 replaced, 1 skipped)"
+    assert repr(report) == "Report(1 replaced, 0 folded, 1 skipped)"
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 100
     cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
@@ -42,3 +42,15 @@ def test_report_prints_long_names_and_brackets_whole() -> None:
 
 def test_empty_report_is_a_sentence() -> None:
     assert str(accelerate(nn.Linear(2, 2))) == "Nothing to replace."
+
+
+def test_folds_are_rows_of_their_own() -> None:
+    fold = Folded(("a.norm", "b.norm"), "torch.nn.Sequential", "BatchNorm2d + add + LeakyReLU")
+    report = Report(folded=[fold])
+    assert repr(report) == "Report(0 replaced, 1 folded, 0 skipped)"
+    lines = str(report).splitlines()
+    cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines[3:-1]]
+    assert cells == [
+        ["a.norm", "torch.nn.Sequential", "folded: BatchNorm2d + add + LeakyReLU"],
+        ["b.norm", "", ""],
+    ]
