@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torchvision import ops
 from typing_extensions import override
 
 import lightning_kernels
@@ -46,6 +47,14 @@ _BATCH_NORM = (
 REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
     nn.Dropout: ("aten::dropout", "aten::dropout_", "aten::native_dropout_backward"),
+    **dict.fromkeys(
+        (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+        ("aten::feature_dropout", "aten::feature_dropout_"),
+    ),
+    nn.AlphaDropout: ("aten::alpha_dropout", "aten::alpha_dropout_"),
+    nn.FeatureAlphaDropout: ("aten::feature_alpha_dropout", "aten::feature_alpha_dropout_"),
+    # Made of operators that much else is made of.
+    **dict.fromkeys((ops.StochasticDepth, ops.DropBlock2d, ops.DropBlock3d), ()),
     **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _BATCH_NORM),
     nn.SyncBatchNorm: (
         "aten::batch_norm_stats",

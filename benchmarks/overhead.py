@@ -15,8 +15,19 @@ from typing_extensions import override
 from benchmarks.models import Training, train
 from benchmarks.pairs import interleave, spread_of
 from benchmarks.results import Row
-from lightning_practices.callbacks import EarlyStopping
-from lightning_practices.mixins import EarlyStoppingMixin, FusedLayersMixin
+from lightning_practices.callbacks import (
+    DropRateSchedule,
+    EarlyStopping,
+    GradientClipping,
+    RecalibrateBatchNorm,
+    SkipNonFinite,
+)
+from lightning_practices.mixins import (
+    EarlyStoppingMixin,
+    FusedLayersMixin,
+    GradientClippingMixin,
+    LearningRateScheduleMixin,
+)
 
 STEP_MICROSECONDS = 20_000  # the step of a fast training, which a practice may lengthen by
 GOAL_PERCENT = 1.0
@@ -41,8 +52,15 @@ def _mixin(mixin: type[LightningModule], **kwargs: Any) -> Callable[[], Fit]:
     return lambda: (mixed(nn.Linear(_WIDTH, _WIDTH), **kwargs), [])
 
 
+def _with_dropout() -> Fit:
+    module, _ = bare()
+    module.dropout = nn.Dropout()  # has its rate set, and isn't run: the fit without has none
+    return module, [DropRateSchedule()]
+
+
 # A practice is a line; it may not end the fit.
 PRACTICES: dict[str, Callable[[], Fit]] = {
+    "DropRateSchedule": _with_dropout,
     "EarlyStopping": _callback(
         EarlyStopping, monitor="loss", patience=_NEVER, check_on_train_epoch_end=True
     ),
@@ -50,6 +68,11 @@ PRACTICES: dict[str, Callable[[], Fit]] = {
         EarlyStoppingMixin, early_stopping_monitor="loss", early_stopping_patience=_NEVER
     ),
     "FusedLayersMixin": _mixin(FusedLayersMixin),
+    "GradientClipping": _callback(GradientClipping, value=1.0),
+    "GradientClippingMixin": _mixin(GradientClippingMixin, gradient_clipping_value=1.0),
+    "LearningRateScheduleMixin": _mixin(LearningRateScheduleMixin),
+    "RecalibrateBatchNorm": _callback(RecalibrateBatchNorm),
+    "SkipNonFinite": _callback(SkipNonFinite),
 }
 
 

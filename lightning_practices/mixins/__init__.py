@@ -2,5 +2,14 @@
 
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
+from lightning_practices.mixins._gradient_clipping import GradientClippingMixin
+from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
+from lightning_practices.mixins._monte_carlo_dropout import MonteCarloDropoutMixin
 
-__all__ = ["EarlyStoppingMixin", "FusedLayersMixin"]
+__all__ = [
+    "EarlyStoppingMixin",
+    "FusedLayersMixin",
+    "GradientClippingMixin",
+    "LearningRateScheduleMixin",
+    "MonteCarloDropoutMixin",
+]

@@ -9,27 +9,51 @@ import torch
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torchvision import ops
 
 from lightning_practices.nn import (
+    AlphaDropout,
     BatchNorm1d,
     BatchNorm2d,
     BatchNorm3d,
+    DropBlock2d,
+    DropBlock3d,
     Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    FeatureAlphaDropout,
     LayerNorm,
+    StochasticDepth,
     SyncBatchNorm,
 )
-from lightning_practices.surgery import _fold
+from lightning_practices.nn._scheduled_rate import ScheduledRate
+from lightning_practices.surgery import _fold, _timm
 from lightning_practices.surgery._report import Folded, Replaced, Report, Skipped
 
 # What is fused: a new layer is one more line.
 _FUSED: dict[type, type[nn.Module]] = {
     nn.Dropout: Dropout,
+    nn.Dropout1d: Dropout1d,
+    nn.Dropout2d: Dropout2d,
+    nn.Dropout3d: Dropout3d,
+    nn.AlphaDropout: AlphaDropout,
+    nn.FeatureAlphaDropout: FeatureAlphaDropout,
+    ops.StochasticDepth: StochasticDepth,
+    ops.DropBlock3d: DropBlock3d,  # a subclass of the next
+    ops.DropBlock2d: DropBlock2d,
     nn.LayerNorm: LayerNorm,
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
     nn.SyncBatchNorm: SyncBatchNorm,
 }
+
+
+def _twins() -> dict[type, type[nn.Module]]:
+    """Return what is fused, timm's layers included if timm is there."""
+    return {**_FUSED, **_timm.twins()}
+
 
 # Kept in the instance's ``__dict__``, which deepcopy and pickle carry and ``state_dict`` doesn't.
 _MARK = "_accelerated_from"
@@ -79,7 +103,7 @@ def accelerate(model: nn.Module) -> Report:
     modules = dict(_named(model))
     for module, names in modules.items():
         original = type_before_parametrizations(module)
-        if isinstance(module, tuple(_FUSED.values())):
+        if isinstance(module, tuple(_twins().values())):
             fused[module] = type(module)
         elif not (kind := _kind(module)):
             continue
@@ -88,7 +112,7 @@ def accelerate(model: nn.Module) -> Report:
         else:
             fused[module] = _with_base(module, _fuse(original, kind))
             plan.append((module, original, fused[module]))
-            report.replaced.append(Replaced(names, _public(original), _public(_FUSED[kind])))
+            report.replaced.append(Replaced(names, _public(original), _public(_twins()[kind])))
     folds = _plan_folds(modules, fused, report)
     for module, original, cls in plan:
         _set_class(module, cls)
@@ -158,14 +182,16 @@ def restore(model: nn.Module) -> Report:
             report.folded += _folded(names, folds.original, folds.folded)
             continue
         original: type | None = module.__dict__.get(_MARK)
-        kind = next((kind for kind in _FUSED if original and issubclass(original, kind)), None)
+        kind = next((kind for kind in _twins() if original and issubclass(original, kind)), None)
         if original and kind and now is _fuse(original, kind):
             plan.append((module, _with_base(module, original)))
-            report.replaced.append(Replaced(names, _public(_FUSED[kind]), _public(original)))
+            report.replaced.append(Replaced(names, _public(_twins()[kind]), _public(original)))
         elif kind or any(_fold.folds_of(cls) for cls in now.__mro__):
             reason = "its class was changed after it was accelerated"
             report.skipped.append(Skipped(names, _public(type(module)), reason))
     for module, cls in plan:
+        if isinstance(module, ScheduledRate):
+            module.__dict__.pop("rate", None)  # which only the fused class reads
         _set_class(module, cls)
         module.__dict__.pop(_MARK, None)
     return report
@@ -184,7 +210,7 @@ def _named(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
 
 def _kind(module: nn.Module) -> type | None:
     """Return which of torch's layers ``module`` is, if it is one that can be fused."""
-    for kind in _FUSED:
+    for kind in _twins():
         scripted = isinstance(module, torch.jit.ScriptModule)
         if isinstance(module, kind) or (scripted and module.original_name == kind.__name__):
             return kind
@@ -230,7 +256,7 @@ def _is_ours(cls: type) -> bool:
 @cache
 def _fuse(original: type, kind: type) -> type[nn.Module]:
     """Return the fused twin of ``original``: a subclass of it, unless it is torch's own class."""
-    fused = _FUSED[kind]
+    fused = _twins()[kind]
     if original is kind:
         return fused
 

@@ -161,7 +161,8 @@ def test_drop_blocks_pass(op: Function) -> None:
 
 def test_wrong_drop_blocks_do_not_pass() -> None:
     def unscaled(x: Tensor) -> Tensor:
-        return x * (ops.drop_block2d(torch.ones_like(x), RATE, 7) != 0)
+        kept: Tensor = ops.drop_block2d(torch.ones_like(x), RATE, 7) != 0
+        return x * kept
 
     wrong: dict[str, Function] = {
         "drops 0.3": lambda x: ops.drop_block2d(x, 0.4, 7),

@@ -39,7 +39,9 @@ def test_every_launch_of_a_call_is_a_row(tmp_path: Path) -> None:
 
 
 def test_bytes_are_counted_from_the_code_or_there_is_a_reason(tmp_path: Path) -> None:
-    _, rows = run(tmp_path, "--calls", "layer_norm", "dropout", "--targets", "90")
+    _, rows = run(
+        tmp_path, "--calls", "layer_norm", "dropout fp32", "dropout fp16", "--targets", "90"
+    )
     counted = 0
     for row in rows:
         itemsize = 4 if "fp32" in row["call"] else 2
@@ -100,11 +102,11 @@ def test_a_spill_is_an_error(
 ) -> None:
     spilled = MachineCode("_k", 90, 255, 16, 0, (128,), (), Traffic(None, None, "it loops"))
     monkeypatch.setattr(static, "compile_launch", lambda launch, target: spilled)
-    status, rows = run(tmp_path, "--calls", "dropout bf16", "--targets", "90")
+    status, rows = run(tmp_path, "--calls", "dropout fp16", "--targets", "90")
     assert status == 1
     assert [row["spills"] for row in rows] == [16, 16]
     assert rows[0]["vector_bits"] == 128  # of the loads alone, there being no store
-    assert "dropout bf16, _dropout_kernel, sm_90: spills 16 bytes" in capsys.readouterr().out
+    assert "dropout fp16, _dropout_kernel, sm_90: spills 16 bytes" in capsys.readouterr().out
 
 
 def test_a_launch_that_does_not_compile_costs_the_others_nothing(
@@ -116,7 +118,7 @@ def test_a_launch_that_does_not_compile_costs_the_others_nothing(
         return compile_launch(launch, target)
 
     monkeypatch.setattr(static, "compile_launch", compile_some)
-    status, rows = run(tmp_path, "--calls", "dropout bf16")
+    status, rows = run(tmp_path, "--calls", "dropout fp16")
     assert status == 1
     assert [row["status"] for row in rows] == ["ok", "ok", "failed"] * 2
     assert rows[2]["reason"] == "RuntimeError: no such [target]"

@@ -12,7 +12,7 @@ from torchvision.models import ConvNeXt, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 from typing_extensions import override
 
-from lightning_practices.nn import Dropout, LayerNorm
+from lightning_practices.nn import Dropout, LayerNorm, StochasticDepth
 from lightning_practices.surgery import Replaced, Report, accelerate, restore
 from tests.surgery.models import Tuned, assert_equal, encoder, mlp, randomise, sequence, step
 
@@ -90,7 +90,7 @@ def test_models_compute_the_same_there_and_back(
     assert report.replaced
     for replaced in report.replaced:
         forward = type(model.get_submodule(replaced.names[0])).forward
-        assert forward in (LayerNorm.forward, Dropout.forward)
+        assert forward in (LayerNorm.forward, Dropout.forward, StochasticDepth.forward)
     assert repr(model) == text
     assert_equal(step(model, x), before)
     undone = restore(model)
@@ -226,7 +226,9 @@ def test_convnexts_channels_first_norm_is_skipped() -> None:
     report = accelerate(model)
     assert [r.names for r in report.replaced] == [
         ("features.1.0.block.2",),
+        ("features.1.0.stochastic_depth",),
         ("features.3.0.block.2",),
+        ("features.3.0.stochastic_depth",),
     ]
     assert {s.cls for s in report.skipped} == {"torchvision.models.convnext.LayerNorm2d"}
     assert "LayerNorm2d overrides forward" in report.skipped[0].reason

@@ -1,0 +1,73 @@
+"""What to clip gradients by."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+Algorithm = Literal["norm", "value", "adaptive"]
+
+
+@dataclass(frozen=True)
+class ClippingSettings:
+    """The arguments of :class:`GradientClipping`, checked.
+
+    Raises:
+        ValueError: If one is none of what it may be, or two contradict each other.
+    """
+
+    value: float | None = None
+    algorithm: Algorithm = "norm"
+    groups: Mapping[str, float] = field(default_factory=dict)
+    percentile: float | None = None
+    warmup_steps: int = 0
+    log_layers: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in get_args(Algorithm):
+            known = ", ".join(map(repr, get_args(Algorithm)))
+            raise ValueError(f"algorithm has to be one of {known}, but got {self.algorithm!r}")
+        thresholds = {"value": self.value, **{f"groups[{k!r}]": v for k, v in self.groups.items()}}
+        for name, threshold in thresholds.items():
+            if threshold is not None and not threshold > 0:
+                raise ValueError(
+                    f"{name} has to be above 0, inf for no clipping, but got {threshold}"
+                )
+        self._check_percentile()
+        unset = self.value is None and not self.groups
+        if self.algorithm != "norm" and unset:
+            raise ValueError(f"algorithm={self.algorithm!r} needs a value to clip by")
+        if self.warmup_steps != int(self.warmup_steps) or self.warmup_steps < 0:
+            raise ValueError(
+                f"warmup_steps has to be a number of steps, 0 or more, but got {self.warmup_steps}"
+            )
+        if self.log_layers is not None and not re.fullmatch(r"top[1-9]\d*", self.log_layers):
+            raise ValueError(
+                "log_layers has to be 'top' and a number of layers, as in 'top5', but got"
+                f" {self.log_layers!r}"
+            )
+
+    @property
+    def has_threshold(self) -> bool:
+        """Whether there is one for parameters that no pattern of ``groups`` matches."""
+        return self.value is not None or self.percentile is not None
+
+    @property
+    def top_layers(self) -> int:
+        """How many layers to log, 0 for none."""
+        return int(self.log_layers.removeprefix("top")) if self.log_layers else 0
+
+    def _check_percentile(self) -> None:
+        if self.percentile is None:
+            return
+        if not 0 <= self.percentile <= 100:
+            raise ValueError(f"percentile has to be from 0 to 100, but got {self.percentile}")
+        if self.value is not None:
+            raise ValueError(
+                f"value={self.value} is a fixed threshold and percentile={self.percentile} one that"
+                " follows the norms: give one of them"
+            )
+        if self.algorithm != "norm":
+            raise ValueError(
+                f"percentile is of norms, but algorithm is {self.algorithm!r}: leave it at 'norm'"
+            )
