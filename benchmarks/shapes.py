@@ -143,6 +143,14 @@ _FEED_FORWARD = (  # what stands between the two linear layers
     Shape("ViT-L", (128, 197, 4096)),
     *(Shape(f"GPT-2 {4 * size}", (8, 1024, 4 * size), quick=size == 768) for size in (768, 1600)),
 )
+_BATCH_NORM = (
+    *_RESNET_50,
+    *(  # as one of eight GPUs sees them
+        Shape(f"{shape.name}, batch 32", (32, *shape.dims[1:]), BOTH_LAYOUTS)
+        for shape in _RESNET_50
+    ),
+    Shape("64x1024x7x7", (64, 1024, 7, 7), BOTH_LAYOUTS),
+)
 _TINY = (Shape("tiny 1x128", (1, 128)), Shape("tiny 256x1024", (256, 1024), quick=True))
 
 
@@ -163,19 +171,19 @@ OPS: dict[str, Op] = {
         parameters=lambda dims: (dims[-1:], dims[-1:]),
     ),
     "batch_norm": Op(
-        shapes=(*_RESNET_50, Shape("BatchNorm1d", (100_000, 32), quick=True)),
+        shapes=(*_BATCH_NORM, Shape("BatchNorm1d", (100_000, 32), quick=True)),
         forward_bytes=lambda itemsize: 3 * itemsize,  # read x twice, write y
         backward_bytes=lambda itemsize: 5 * itemsize,  # read x and dy twice, write dx
         parameters=_per_channel,
     ),
     "batch_norm_relu": Op(
-        shapes=_RESNET_50,
+        shapes=_BATCH_NORM,
         forward_bytes=lambda itemsize: 3 * itemsize,
         backward_bytes=lambda itemsize: 5 * itemsize,
         parameters=_per_channel,
     ),
     "batch_norm_add_relu": Op(
-        shapes=_RESNET_50,
+        shapes=_BATCH_NORM,
         forward_bytes=lambda itemsize: 4 * itemsize + 1 / 8,  # the residual too, and a bit
         backward_bytes=lambda itemsize: 6 * itemsize + 2 / 8,  # and write its gradient
         parameters=lambda dims: (*_per_channel(dims), dims),
