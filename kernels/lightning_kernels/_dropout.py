@@ -19,7 +19,8 @@ from lightning_kernels._rate import (
 from lightning_kernels._triton import tl, triton
 
 BLOCK_SIZE = 2048  # elements per program: two loads of 128 bits a thread, in 16 bits
-_SATURATED = tl.constexpr(-1.7580993408473766)  # what SELU tends to: -scale * alpha
+_SATURATION = -1.7580993408473766  # what SELU tends to: -scale * alpha
+_SATURATED = tl.constexpr(_SATURATION)
 
 
 @triton.jit
@@ -73,9 +74,8 @@ def alpha_constants(p: float) -> tuple[float, float, float]:
     """Return scale and shift of survivors and what the others become, of mean 0 and variance 1."""
     if p == 1.0:
         return 0.0, 0.0, 0.0
-    saturated: float = _SATURATED.value
-    scale = 1 / math.sqrt((1 - p) * (1 + p * saturated**2))
-    return scale, -p * scale * saturated, (1 - p) * scale * saturated
+    scale = 1 / math.sqrt((1 - p) * (1 + p * _SATURATION**2))
+    return scale, -p * scale * _SATURATION, (1 - p) * scale * _SATURATION
 
 
 def _launch(
@@ -226,11 +226,10 @@ def aten_alpha_dropout(
     x: Tensor, shape: list[int] | torch.Size, rate: Tensor, inplace: bool
 ) -> Tensor:
     """Compose alpha dropout of a rate that is a tensor, with a mask of ``shape``."""
-    saturated: float = _SATURATED.value
     kept = aten_factor(x, shape, rate) != 0
-    scale = torch.where(rate < 1, ((1 - rate) * (1 + rate * saturated**2)).rsqrt(), 0.0)
+    scale = torch.where(rate < 1, ((1 - rate) * (1 + rate * _SATURATION**2)).rsqrt(), 0.0)
     factor = torch.where(kept, scale, 0.0).to(x.dtype)
-    shift = torch.where(kept, -rate, 1 - rate) * scale * saturated
+    shift = torch.where(kept, -rate, 1 - rate) * scale * _SATURATION
     return (x.mul_(factor) if inplace else x * factor).add_(shift.to(x.dtype))
 
 

@@ -71,7 +71,14 @@ def test_without_triton_everything_runs_on_aten(interpret: str) -> None:
     code = FORMER + (
         "x = torch.randn(4, 8, requires_grad=True); assert lk.route(x) == 'aten'; "
         "y = lk.dropout(lk.layer_norm(x, (8,)), 0.5); y.sum().backward(); "
-        "assert x.grad.shape == x.shape"
+        "assert x.grad.shape == x.shape; rate = torch.tensor(0.5); "
+        "assert lk.alpha_dropout(x, rate, training=True).shape == x.shape; "
+        "lk.clip_grad_norm_(x, 0.1); assert x.grad.norm() < 0.11; "
+        "lk.clip_grad_adaptive_(x); maps = x.detach().reshape(1, 1, 4, 8); "
+        "assert lk.drop_block2d(maps, rate, 2).shape == maps.shape; "
+        "assert lk.dropout2d(maps, rate).shape == lk.dropout_activation(maps, 'gelu', rate).shape; "
+        "lk.stochastic_depth(x, rate, 'row', residual=x); "
+        "lk.batch_norm(x, None, None, training=True, activation='relu')"
     )
     environment = {"TRITON_INTERPRET": interpret, "PATH": ""}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
