@@ -15,8 +15,8 @@ from lightning_kernels._clip_grad_passes import (
     clip_by_shares_,
     launch_on,
     norm_of,
-    power_shares,
     programs_for,
+    table_shares,
     total_norm,
 )
 from lightning_kernels._clip_grad_sharded import joint_shares, local_gradients
@@ -76,17 +76,21 @@ def clip_grad_norm_(
     groups = local_gradients(grads)
     locals_ = [grad for tensors in groups.values() for grad in tensors if grad.numel() > 0]
     sharded = any(axes for _, axes in groups)
-    if not sharded and (norm_type <= 0 or math.isnan(norm_type) or not are_served(locals_)):
+    table = table_of(locals_) if locals_ and are_served(locals_) else None
+    if not sharded and (norm_type <= 0 or math.isnan(norm_type) or table is None):
         total = total_norm(locals_, norm_type)
         if nonfinite == "error":
             _raise_if_nonfinite(total, norm_type)
         aten_clip_by_norm_(locals_, total, max_norm, nonfinite)
         return total
-    shares = joint_shares(groups, norm_type) if sharded else power_shares(locals_, norm_type)
+    if sharded or table is None:
+        shares = joint_shares(groups, norm_type)
+    else:
+        shares = table_shares(table, norm_type)
     if nonfinite == "error":
         _raise_if_nonfinite(norm_of(shares.double(), norm_type), norm_type)
-    if locals_ and are_served(locals_):
-        return clip_by_shares_(locals_, shares, max_norm, norm_type, nonfinite)
+    if table is not None:
+        return clip_by_shares_(table, shares, max_norm, norm_type, nonfinite)
     total = norm_of(shares, norm_type)
     aten_clip_by_norm_(locals_, total, max_norm, nonfinite)
     return total

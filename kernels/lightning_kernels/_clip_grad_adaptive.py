@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._clip_grad_kernels import add_power, reduce_powers, root
+from lightning_kernels._clip_grad_passes import norm_name
 from lightning_kernels._clip_grad_sharded import Group, local_gradients, reduce_shares
 from lightning_kernels._dispatch import is_dense, launch, multiprocessor_count, runs_triton
 from lightning_kernels._tensor_table import DTYPES, address_of, kept_on_device
@@ -17,9 +18,9 @@ Pair = tuple[Tensor, Tensor]  # weight and gradient
 
 _BLOCK = {"BLOCK_SIZE": 1024, "num_warps": 4}
 _PROGRAMS_PER_MULTIPROCESSOR = 12
-_NORMS = {1.0: "1", 2.0: "2", math.inf: "inf"}
 _COLUMNS = tl.constexpr(5)  # of the table, see _describe
 _MIN_NORM = 1e-6  # of a gradient that is divided by its norm
+_LEAST = tl.constexpr(_MIN_NORM)
 
 
 @triton.jit
@@ -47,7 +48,7 @@ def _clip_unit(
     # Not tl.maximum, which drops nan.
     limit = clip_factor * tl.where(weight_norm < eps, eps, weight_norm)
     if (grad_norm <= limit) == 0:
-        factor = limit / tl.where(grad_norm < 1e-6, 1e-6, grad_norm)
+        factor = limit / tl.where(grad_norm < _LEAST, _LEAST, grad_norm)
         for start in range(0, size, BLOCK_SIZE):
             index = start + tl.arange(0, BLOCK_SIZE)
             grad = tl.load(grad_ptr + index, mask=index < size).to(tl.float32)
@@ -224,7 +225,7 @@ def _clip(pairs: Sequence[Pair], clip_factor: float, eps: float, norm_type: floa
     programs = min(units, _PROGRAMS_PER_MULTIPROCESSOR * multiprocessor_count(device))
     launch(
         _clip_adaptive_kernel, (programs,), device, table, owners, units, clip_factor, eps,
-        norm_type, NORM=_NORMS.get(norm_type, "p"), **_BLOCK,
+        norm_type, NORM=norm_name(norm_type), **_BLOCK,
     )  # fmt: skip
     for grad, copy in zip(grads, wide[len(weights) :], strict=True):
         if grad is not copy:

@@ -24,6 +24,11 @@ _MAX_REGISTERS = 48  # left to itself, Triton 3.6's ptxas takes 40 for sm_100, a
 _NORMS = {1.0: "1", 2.0: "2", math.inf: "inf"}
 
 
+def norm_name(norm_type: float) -> str:
+    """Return what kernels call a norm of this order: those of their own, and ``"p"`` for others."""
+    return _NORMS.get(norm_type, "p")
+
+
 def are_served(grads: Sequence[Tensor]) -> bool:
     """Return whether one table can hold all gradients."""
     kinds = {(g.device, g.dtype, g.layout, type(g)) for g in grads}
@@ -63,12 +68,16 @@ def power_shares(grads: Sequence[Tensor], norm_type: float) -> Tensor:
     if not are_served(grads):
         total = total_norm(grads, norm_type).double()
         return (total if norm_type == math.inf else total**norm_type).reshape(1)
-    table = table_of(grads)
+    return table_shares(table_of(grads), norm_type)
+
+
+def table_shares(table: TensorTable, norm_type: float) -> Tensor:
+    """Return the same of the tensors in a table, by the kernel: a share of each program."""
     programs = programs_for(table)
-    shares = torch.empty(programs, device=grads[0].device)
+    shares = torch.empty(programs, device=table.pieces.device)
     launch_on(
         table, _norm_kernel, programs, shares, len(table.pieces), norm_type,
-        NORM=_NORMS.get(norm_type, "p"), maxnreg=_MAX_REGISTERS, **BLOCK,
+        NORM=norm_name(norm_type), maxnreg=_MAX_REGISTERS, **BLOCK,
     )  # fmt: skip
     return shares
 
@@ -81,21 +90,20 @@ def norm_of(shares: Tensor, norm_type: float) -> Tensor:
 
 
 def clip_by_shares_(
-    grads: Sequence[Tensor], shares: Tensor, max_norm: float, norm_type: float, nonfinite: str
+    table: TensorTable, shares: Tensor, max_norm: float, norm_type: float, nonfinite: str
 ) -> Tensor:
-    """Scale gradients whose powers' sum is given in shares, on the kernels' route.
+    """Scale the gradients in a table, whose powers' sum is given in shares.
 
     Returns:
         The norm, float32.
     """
-    table = table_of(grads)
-    total = torch.empty((), device=grads[0].device)
+    total = torch.empty((), device=table.pieces.device)
     launch_on(
         table, _clip_norm_kernel, programs_for(table), shares, total, len(table.pieces),
-        len(shares), max_norm, norm_type, NONFINITE=nonfinite, NORM=_NORMS.get(norm_type, "p"),
+        len(shares), max_norm, norm_type, NONFINITE=nonfinite, NORM=norm_name(norm_type),
         PARTIALS=next_power_of_2(len(shares)), **BLOCK,
     )  # fmt: skip
-    torch.autograd.graph.increment_version(grads)
+    torch.autograd.graph.increment_version(table.tensors)
     return total
 
 
