@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_
 
 from lightning_kernels import clip_grad_adaptive_, clip_grad_norm_, clip_grad_value_
+from lightning_practices._names import plain_name
 from lightning_practices.callbacks._clipping_settings import ClippingSettings
-from lightning_practices.schedules._drop_rate import _WRAPPERS
 
 _WINDOW = 1000  # steps whose norms the automatic threshold is a percentile of
 _SHOWN = 10  # parameters that an error names
@@ -131,7 +131,7 @@ class Clipper:
     def start(self, pl_module: LightningModule) -> None:
         """Learn the parameters' names, now that they are those that the optimizers have."""
         named = [
-            (_WRAPPERS.sub("", name), p)
+            (plain_name(name), p)
             for name, p in pl_module.named_parameters(remove_duplicate=False)
         ]
         self._names = {id(p): name for name, p in reversed(named)}

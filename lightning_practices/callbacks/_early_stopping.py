@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._ranks import mean_over_ranks
 
 _CHECKPOINT_KEY = "early_stopping_weights"
 _SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
@@ -224,7 +225,7 @@ class EarlyStopping(LightningEarlyStopping):
         skipped = trainer.fast_dev_run  # type: ignore[attr-defined]
         if skipped or not self._validate_condition_metric(logs):
             return
-        current = _mean_over_ranks(trainer, logs[self.monitor].squeeze())
+        current = mean_over_ranks(trainer, logs[self.monitor].squeeze())
         improved = self._improves(current)
         if improved:
             self._keep(trainer)
@@ -305,14 +306,6 @@ def _equal(kept: Mapping[str, Any], live: Mapping[str, Any]) -> bool:
 
 def _shapes(state: Mapping[str, Any]) -> dict[str, Any]:
     return {name: getattr(value, "shape", None) for name, value in state.items()}
-
-
-def _mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
-    value = value.clone() if value.is_floating_point() else value.float()
-    if trainer.world_size > 1:  # in place
-        value = value.to(trainer.strategy.root_device)
-        trainer.strategy.reduce(value, reduce_op="mean")
-    return value
 
 
 def _reached_minimum(trainer: Trainer) -> bool:

@@ -14,10 +14,10 @@ from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
 from lightning_kernels import clip_grad_norm_
+from lightning_practices._names import plain_name
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._clipper import place_of
 from lightning_practices.callbacks._non_finite_report import NonFiniteParameter, NonFiniteReport
-from lightning_practices.schedules._drop_rate import _WRAPPERS
 
 
 class SkipNonFinite(Callback):
@@ -172,7 +172,7 @@ def _report(
         counts = grad.isnan().sum(), grad.isinf().sum(), torch.tensor(grad.numel())
         rows.append(torch.stack([count.cpu() for count in counts]))
     shares = [
-        NonFiniteParameter(_WRAPPERS.sub("", name), nan / max(size, 1), inf / max(size, 1))
+        NonFiniteParameter(plain_name(name), nan / max(size, 1), inf / max(size, 1))
         for name, (nan, inf, size) in zip(
             named, _over_ranks(trainer, torch.stack(rows)).tolist(), strict=True
         )

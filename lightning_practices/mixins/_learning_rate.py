@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._early_stopping import _mean_over_ranks
 from lightning_practices.callbacks._horizon import steps_of_fit, why_unknown
+from lightning_practices.callbacks._ranks import mean_over_ranks
 from lightning_practices.schedules import learning_rate_factor, linear_warmup, performance
 from lightning_practices.schedules._learning_rate import (
     Factor,
@@ -285,7 +285,7 @@ class _Stepping(Callback):
             return
         self._seen = True
         if warmup.last_epoch >= self._settings.warmup_steps:
-            plateau.step(_mean_over_ranks(trainer, value.squeeze()).item())
+            plateau.step(mean_over_ranks(trainer, value.squeeze()).item())
 
     def _miss(self, trainer: Trainer) -> None:
         """Raise if the metric should have been computed by the end of a first epoch."""

@@ -1,7 +1,6 @@
 """Rates of dropout that change in the course of training."""
 
 import math
-import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
@@ -11,6 +10,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision import ops
 
+from lightning_practices._names import plain_name
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 from lightning_practices.surgery._accelerate import _named
 
@@ -26,8 +26,6 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
     "late": lambda t: float(t >= 1),
 }
 
-# What wrappers put into the names of what they wrap.
-_WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 _SHOWN = 10  # layers that an error names
 
 
@@ -164,7 +162,7 @@ def _rate(layer: nn.Module) -> float:
 def _choose(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
     """Return the layers that drop and are wanted, each once, by the first of its names."""
     dropping = {
-        tuple(_WRAPPERS.sub("", name) for name in names): layer
+        tuple(plain_name(name) for name in names): layer
         for layer, names in _named(model)
         if _rate(layer) > 0
     }
