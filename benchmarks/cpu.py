@@ -159,11 +159,17 @@ def _drop_connect(shape: Shape, dtype: torch.dtype) -> Candidates:
     )
 
 
-def _clip(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
-    """Clip as many gradients as the shape has rows, of which none is too large."""
-    weights = [torch.ones(size, dtype=dtype) for size in [shape[1:]] * shape[0]]
+def _weights(shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+    """Return as many parameters as the shape has rows, with small gradients."""
+    weights = [torch.ones(shape[1:], dtype=dtype) for _ in range(shape[0])]
     for weight in weights:
         weight.grad = torch.randn_like(weight) * 1e-4
+    return weights
+
+
+def _clip(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
+    """Clip as many gradients as the shape has rows, of which none is too large."""
+    weights = _weights(shape, dtype)
     adaptive = name == "clip_grad_adaptive_"
     ours = getattr(lightning_kernels, name)
     peer: Any = (
@@ -192,6 +198,26 @@ _LAYERS_THAT_DROP: dict[str, tuple[Any, tuple[Any, ...], tuple[Shape, ...]]] = {
     "DropBlock2d": (torchvision.ops, (7,), ((1, 4, 14, 14), (32, 256, 14, 14))),
     "DropBlock3d": (torchvision.ops, (7,), ((1, 1, 8, 8, 8), (8, 64, 16, 16, 16))),
 }
+
+
+def _clip_in_step(shape: Shape, dtype: torch.dtype) -> Candidates:
+    """Find the number to divide by, and clip: torch has no function for the former."""
+    clip = _clip(shape, dtype, name="clip_grad_norm_")
+    weights = _weights(shape, dtype)
+    return Candidates(lambda: lightning_kernels.clip_grad_scale(weights, 1e3), clip.peer, ())
+
+
+def _clip_by_known_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
+    weights = _weights(shape, dtype)
+    norm = torch.tensor(1.0)
+    return Candidates(
+        lambda: lightning_kernels.clip_grads_with_norm_(weights, 1e3, norm),
+        lambda: torch.nn.utils.clip_grads_with_norm_(weights, 1e3, norm),
+        (),
+    )
+
+
+_CLIPPED_SHAPES = ((3, 4, 8), (100, 64, 256))
 _CLIPS = {
     "clip_grad_norm_": "torch.nn.utils.clip_grad_norm_",
     "clip_grad_value_": "torch.nn.utils.clip_grad_value_",
@@ -263,11 +289,15 @@ OPS: dict[str, Op] = {
     },
     "nn.DropConnectLinear": Op("torch.nn.functional.linear", _drop_connect, ((2, 16), (256, 1024))),
     **{
-        name: Op(
-            peer, functools.partial(_clip, name=name), ((3, 4, 8), (100, 64, 256)), ("forward",)
-        )
+        name: Op(peer, functools.partial(_clip, name=name), _CLIPPED_SHAPES, ("forward",))
         for name, peer in _CLIPS.items()
     },
+    "clip_grad_scale": Op(
+        "torch.nn.utils.clip_grad_norm_", _clip_in_step, _CLIPPED_SHAPES, ("forward",)
+    ),
+    "clip_grads_with_norm_": Op(
+        "torch.nn.utils.clip_grads_with_norm_", _clip_by_known_norm, _CLIPPED_SHAPES, ("forward",)
+    ),
     "stochastic_depth": Op("torchvision.ops.stochastic_depth", _stochastic_depth),
     "dropout_activation": Op("torch.nn.functional.dropout", _dropout_activation),
     "nn.Dropout": Op(

@@ -86,12 +86,26 @@ def _dropout_activation(
     _backward(y, torch.empty_like(y))
 
 
-def _clip_grad(function: Callable[..., Any], norm_type: float | None = None) -> None:
-    """Clip by ``function`` a parameter of each type that a table can hold."""
+def _weights() -> list[torch.Tensor]:
+    """Return a parameter with a gradient of each type that a table can hold."""
     weights = [torch.empty(64, 64, device="cuda", dtype=dtype) for dtype in _DTYPES.values()]
     for weight in weights:
         weight.grad = torch.empty_like(weight)
-    function(weights, 0.1, **({} if norm_type is None else {"norm_type": norm_type}))
+    return weights
+
+
+def _clip_grad(function: Callable[..., Any], norm_type: float | None = None) -> None:
+    function(_weights(), 0.1, **({} if norm_type is None else {"norm_type": norm_type}))
+
+
+def _clip_grad_scale() -> None:
+    limit, scale = torch.empty(2, device="cuda").unbind()
+    lightning_kernels.clip_grad_scale(_weights(), limit, loss_scale=scale)
+
+
+def _clip_grads_with_norm() -> None:
+    limit, norm = torch.empty(2, device="cuda").unbind()
+    lightning_kernels.clip_grads_with_norm_(_weights(), limit, norm)
 
 
 def _drop_block(
@@ -156,6 +170,14 @@ CALLS: dict[str, Callable[[], None]] = {
         )
         for norm in (1.0, 2.0, 3.0, math.inf)
     },
+    **{
+        f"clip_grad_scale {norm}": functools.partial(
+            _clip_grad, lightning_kernels.clip_grad_scale, norm
+        )
+        for norm in (2.0, 3.0, math.inf)
+    },
+    "clip_grad_scale, scaled": _clip_grad_scale,
+    "clip_grads_with_norm_": _clip_grads_with_norm,
     "clip_grad_value_": functools.partial(_clip_grad, lightning_kernels.clip_grad_value_),
     "clip_grad_adaptive_": functools.partial(_clip_grad, lightning_kernels.clip_grad_adaptive_),
     **{

@@ -6,6 +6,7 @@ results. The provider called ``eager`` is the op's reference, in float64 too.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from torchvision import ops
 
 import lightning_kernels
+from benchmarks.gradients import sizes_of, with_gradients
 from benchmarks.shapes import OPS
 
 Function = Callable[..., Tensor]
@@ -27,6 +29,7 @@ COMPILED = {"compile": None, "compile-max-autotune": "max-autotune-no-cudagraphs
 AUTOTUNED = "compile-max-autotune"
 
 _EPS = 1e-5
+_NEVER, _ALWAYS = 1e6, 0.0  # thresholds: of the latter gradients are scaled again and again
 _RARE = 1e-12  # a rate at which nothing is dropped, though all is done that dropping takes
 
 
@@ -225,6 +228,45 @@ def _timm_drop_block() -> Function:
     return lambda x: drop_block(x, *_block(), couple_channels=False)  # a mask for each, as ours
 
 
+def _clip_by_norm(clip: Callable[..., Tensor], max_norm: float) -> Function:
+    """Return what clips the gradients of its inputs and returns their norm before."""
+
+    def clip_all(*weights: Tensor) -> Tensor:
+        if weights[0].grad is None:  # the reference: all gradients as one
+            whole: Tensor = torch.linalg.vector_norm(weights[0])
+            return whole
+        norm: Tensor = clip(weights, max_norm)
+        return norm.to(weights[0].dtype)
+
+    return clip_all
+
+
+def _clip_adaptively(clip: Callable[..., object]) -> Function:
+    """Return what clips the gradients of its inputs and returns the first, which is no larger."""
+
+    def clip_all(*weights: Tensor) -> Tensor:
+        if weights[0].grad is None:
+            flat = weights[0].flatten()
+            return flat[: math.prod(sizes_of(flat.numel())[0])]
+        clip(weights, _NEVER)
+        return weights[0].grad.flatten()
+
+    return clip_all
+
+
+def _timm_adaptive_clip() -> Function:
+    return _clip_adaptively(import_module("timm.utils.agc").adaptive_clip_grad)
+
+
+def _clips(op: str, max_norm: float) -> list[Provider]:
+    """Return who clips by norm; torch picks its multi-tensor functions by itself."""
+    ours, torchs = (
+        functools.partial(Provider, make=functools.partial(_clip_by_norm, clip, max_norm))
+        for clip in (lightning_kernels.clip_grad_norm_, torch.nn.utils.clip_grad_norm_)
+    )
+    return [ours(OURS, op, prepare=with_gradients), torchs(EAGER, op, prepare=with_gradients)]
+
+
 def _differentiable(
     forward: Callable[..., tuple[Tensor, ...]], backward: Callable[..., tuple[Tensor, ...]]
 ) -> Function:
@@ -284,6 +326,15 @@ PROVIDERS: list[Provider] = [
     *_torchs("stochastic_depth", _eager_stochastic_depth),
     Provider(OURS, "dropout_activation", lambda: _our_dropout_activation),
     *_torchs("dropout_activation", _eager_dropout_activation),
+    *_clips("clip_grad_norm", _NEVER),
+    *_clips("clip_grad_norm_clipped", _ALWAYS),
+    Provider(
+        OURS,
+        "clip_grad_adaptive",
+        functools.partial(_clip_adaptively, lightning_kernels.clip_grad_adaptive_),
+        with_gradients,
+    ),
+    Provider(EAGER, "clip_grad_adaptive", _timm_adaptive_clip, with_gradients),  # torch has none
 ]
 
 

@@ -154,6 +154,14 @@ _BATCH_NORM = (
 _TINY = (Shape("tiny 1x128", (1, 128)), Shape("tiny 256x1024", (256, 1024), quick=True))
 
 
+_GRADIENTS = tuple(  # as many elements as all of them; benchmarks.gradients knows how to cut them
+    Shape(name, (numel // 8, 8), quick=True)
+    for name, numel in (
+        ("ResNet-50", 25_557_032), ("ViT-L", 304_326_632), ("2000 tensors", 2000 * 4096)
+    )
+)  # fmt: skip
+
+
 def _per_channel(dims: Dims) -> tuple[Dims, ...]:
     return dims[1:2], dims[1:2]
 
@@ -161,6 +169,16 @@ def _per_channel(dims: Dims) -> tuple[Dims, ...]:
 def _residual_and_layer_scale(dims: Dims) -> tuple[Dims, ...]:
     """Return the dimensions of a branch' residual and layer scale, for images and for tokens."""
     return dims, (dims[1], 1, 1) if len(dims) == 4 else dims[-1:]
+
+
+def _gradients(passes: int) -> Op:
+    """Return an op on the gradients of a model, which moves them ``passes`` times."""
+    return Op(
+        shapes=_GRADIENTS,
+        forward_bytes=lambda itemsize: passes * itemsize,
+        backward_bytes=lambda itemsize: 0,
+        directions=("forward",),
+    )
 
 
 OPS: dict[str, Op] = {
@@ -234,4 +252,7 @@ OPS: dict[str, Op] = {
         block_size=7,
         capture=False,  # under capture ours draws its seed on the device: one launch more
     ),
+    "clip_grad_norm": _gradients(1),  # of which none is too large: read them
+    "clip_grad_norm_clipped": _gradients(3),  # read them twice, write them
+    "clip_grad_adaptive": _gradients(2),  # of which none is too large: read them and the weights
 }

@@ -21,8 +21,9 @@ REDUCTIONS = {
     "_batch_norm_sum_kernel",
 }
 
-# This reads nothing and writes a bit where others write an element: nothing to widen either.
-DRAWS = {"_drop_block_mask_kernel"}
+# Nothing to widen in these either: the one reads nothing and writes a bit where others write an
+# element, the other is one program that reads a number of each that ran before.
+NARROW = {"_drop_block_mask_kernel", "_grad_scale_kernel"}
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -33,7 +34,7 @@ def test_no_spills_and_wide_accesses(name: str, target: int) -> None:
     for launch in launches:
         code = compile_launch(launch, target)
         assert code.spills == 0, code
-        if launch.name in DRAWS:
+        if launch.name in NARROW:
             continue
         assert max(code.load_bits) == 128, code
         if launch.name not in REDUCTIONS:

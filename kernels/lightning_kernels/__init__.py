@@ -8,8 +8,13 @@ from lightning_kernels._channel_dropout import (
     dropout3d,
     feature_alpha_dropout,
 )
-from lightning_kernels._clip_grad import clip_grad_norm_, clip_grad_value_
+from lightning_kernels._clip_grad import (
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+)
 from lightning_kernels._clip_grad_adaptive import clip_grad_adaptive_
+from lightning_kernels._clip_grad_scale import GradScale, clip_grad_scale
 from lightning_kernels._dispatch import Route, route
 from lightning_kernels._drop_block import drop_block2d, drop_block3d
 from lightning_kernels._dropout import alpha_dropout, dropout
@@ -19,12 +24,15 @@ from lightning_kernels._stochastic_depth import stochastic_depth
 
 __all__ = [
     "Activation",
+    "GradScale",
     "Route",
     "alpha_dropout",
     "batch_norm",
     "clip_grad_adaptive_",
     "clip_grad_norm_",
+    "clip_grad_scale",
     "clip_grad_value_",
+    "clip_grads_with_norm_",
     "drop_block2d",
     "drop_block3d",
     "dropout",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -19,15 +19,44 @@ from lightning_kernels._clip_grad_passes import (
     table_shares,
     total_norm,
 )
-from lightning_kernels._clip_grad_sharded import joint_shares, local_gradients
-from lightning_kernels._tensor_table import table_of
+from lightning_kernels._clip_grad_sharded import Group, joint_shares, local_gradients
+from lightning_kernels._tensor_table import TensorTable, table_of
 
 NonFinite = Literal["propagate", "error", "skip", "zero"]
 
 
+class HeldGradients(NamedTuple):
+    """What this process holds of some gradients.
+
+    Attributes:
+        groups: All of them, by who has the rest.
+        present: Those that are not empty here.
+        table: Of these, if one can hold them all.
+        sharded: Whether other processes hold parts.
+    """
+
+    groups: dict[Group, list[Tensor]]
+    present: list[Tensor]
+    table: TensorTable | None
+    sharded: bool
+
+    def total_norm(self, norm_type: float) -> Tensor | None:
+        """Return the norm by torch's functions, ``None`` where shares of powers serve better."""
+        unusual = norm_type <= 0 or math.isnan(norm_type)
+        if self.sharded or not (unusual or self.table is None):
+            return None
+        return total_norm(self.present, norm_type)
+
+    def shares(self, norm_type: float) -> Tensor:
+        """Return shares of the sum of powers, or of the maximum, those of other processes too."""
+        if self.sharded or self.table is None:
+            return joint_shares(self.groups, norm_type)
+        return table_shares(self.table, norm_type)
+
+
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
-    max_norm: float,
+    max_norm: float | Tensor,
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     *,
@@ -48,7 +77,7 @@ def clip_grad_norm_(
 
     Args:
         parameters: Whose ``grad`` is scaled in place; those without one are left out.
-        max_norm: Largest norm :math:`C`.
+        max_norm: Largest norm :math:`C`; a tensor of one element is not read by the host.
         norm_type: Order of the norm: any positive number, or ``inf``.
         error_if_nonfinite: Same as ``nonfinite="error"``.
         nonfinite: What to do if the norm is nan or infinite: ``"propagate"`` it into all
@@ -69,31 +98,50 @@ def clip_grad_norm_(
         networks", arXiv:1211.5063.
     """
     nonfinite = _resolve_nonfinite(nonfinite, error_if_nonfinite)
+    norm_type = float(norm_type)
     grads = gradients(parameters)
-    max_norm, norm_type = float(max_norm), float(norm_type)
     if not grads:
         return torch.tensor(0.0)
-    groups = local_gradients(grads)
-    locals_ = [grad for tensors in groups.values() for grad in tensors if grad.numel() > 0]
-    sharded = any(axes for _, axes in groups)
-    table = table_of(locals_) if locals_ and are_served(locals_) else None
-    if not sharded and (norm_type <= 0 or math.isnan(norm_type) or table is None):
-        total = total_norm(locals_, norm_type)
+    held = hold(grads)
+    total = held.total_norm(norm_type)
+    if total is None:
+        shares = held.shares(norm_type)
         if nonfinite == "error":
-            _raise_if_nonfinite(total, norm_type)
-        aten_clip_by_norm_(locals_, total, max_norm, nonfinite)
-        return total
-    if sharded or table is None:
-        shares = joint_shares(groups, norm_type)
-    else:
-        shares = table_shares(table, norm_type)
-    if nonfinite == "error":
-        _raise_if_nonfinite(norm_of(shares.double(), norm_type), norm_type)
-    if table is not None:
-        return clip_by_shares_(table, shares, max_norm, norm_type, nonfinite)
-    total = norm_of(shares, norm_type)
-    aten_clip_by_norm_(locals_, total, max_norm, nonfinite)
+            _raise_if_nonfinite(norm_of(shares.double(), norm_type), norm_type)
+        if held.table is not None:
+            return clip_by_shares_(held.table, shares, max_norm, norm_type, nonfinite)
+        total = norm_of(shares, norm_type)
+    elif nonfinite == "error":
+        _raise_if_nonfinite(total, norm_type)
+    aten_clip_by_norm_(held.present, total, max_norm, nonfinite)
     return total
+
+
+def clip_grads_with_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float | Tensor, total_norm: Tensor
+) -> None:
+    """Scale all gradients as :func:`clip_grad_norm_` does, by a norm that is known already.
+
+    As :func:`torch.nn.utils.clip_grads_with_norm_`, in one launch that writes nothing if nothing
+    is clipped.
+
+    Args:
+        parameters: Whose ``grad`` is scaled in place; those without one are left out.
+        max_norm: Largest norm; a tensor of one element is not read by the host.
+        total_norm: The norm of all gradients, one element.
+    """
+    grads = gradients(parameters)
+    if not grads:
+        return
+    held = hold(grads)
+    if hasattr(total_norm, "full_tensor"):  # of sharded gradients, as torch returns it
+        total_norm = total_norm.full_tensor()
+    total_norm = total_norm.detach().reshape(1)
+    if held.table is None:
+        aten_clip_by_norm_(held.present, total_norm[0], max_norm)
+        return
+    total_norm = total_norm.to(held.table.pieces.device, torch.float32, non_blocking=True)
+    clip_by_shares_(held.table, total_norm, max_norm, math.inf)  # a maximum of one
 
 
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
@@ -116,17 +164,17 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     grads = gradients(parameters)
     if not grads:
         return
-    locals_ = [t for tensors in local_gradients(grads).values() for t in tensors if t.numel() > 0]
-    if not locals_ or not are_served(locals_):
+    held = hold(grads)
+    table = held.table
+    if table is None:
         with torch.no_grad():
-            for grad in locals_:
+            for grad in held.present:
                 grad.clamp_(-clip_value, clip_value)
         return
-    table = table_of(locals_)
     launch_on(
         table, _clip_value_kernel, programs_for(table), len(table.pieces), clip_value, **BLOCK
     )
-    torch.autograd.graph.increment_version(locals_)
+    torch.autograd.graph.increment_version(held.present)
 
 
 def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -135,6 +183,14 @@ def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
         parameters = [parameters]
     grads = (p.grad for p in parameters)
     return [*{id(g): g for g in grads if g is not None and g.numel() > 0}.values()]
+
+
+def hold(grads: Iterable[Tensor]) -> HeldGradients:
+    """Return what this process holds of gradients, of which there is one at least."""
+    groups = local_gradients(grads)
+    present = [grad for tensors in groups.values() for grad in tensors if grad.numel() > 0]
+    table = table_of(present) if present and are_served(present) else None
+    return HeldGradients(groups, present, table, any(axes for _, axes in groups))
 
 
 def _raise_if_nonfinite(total: Tensor, norm_type: float) -> None:

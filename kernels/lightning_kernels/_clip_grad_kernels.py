@@ -112,6 +112,32 @@ def _total_norm(partial_ptr, partials, power, NORM: tl.constexpr, PARTIALS: tl.c
 
 
 @triton.jit
+def _limit(limit_ptr, max_norm):
+    """Return the number that was given, or that in memory."""
+    if limit_ptr is not None:
+        max_norm = tl.load(limit_ptr)
+    return max_norm
+
+
+@triton.jit
+def _grad_scale_kernel(
+    partial_ptr, loss_scale_ptr, limit_ptr, norm_ptr, scale_ptr, found_inf_ptr,
+    partials, max_norm, power, NORM: tl.constexpr, PARTIALS: tl.constexpr,
+):  # fmt: skip
+    """Leave the norm of the unscaled gradients, and what to divide the scaled ones by."""
+    total = _total_norm(partial_ptr, partials, power, NORM, PARTIALS)
+    loss_scale = 1.0
+    if loss_scale_ptr is not None:
+        loss_scale = tl.load(loss_scale_ptr)
+    total = total / loss_scale
+    divisor = (total + 1e-6) / _limit(limit_ptr, max_norm)
+    divisor = tl.where(divisor <= 1, 1.0, divisor)  # unlike tl.maximum it keeps nan
+    tl.store(norm_ptr, total)
+    tl.store(scale_ptr, divisor * loss_scale)
+    tl.store(found_inf_ptr, tl.where(total < float("inf"), 0.0, 1.0))
+
+
+@triton.jit
 def _scale(values, factor, ZERO: tl.constexpr):
     scaled = values.to(tl.float32) * factor
     if ZERO:  # 0 * inf would be nan
@@ -138,7 +164,7 @@ def _scale_piece(
 
 @triton.jit
 def _clip_norm_kernel(
-    table_ptr, partial_ptr, total_ptr, pieces, partials, max_norm, power,
+    table_ptr, partial_ptr, total_ptr, limit_ptr, pieces, partials, max_norm, power,
     NONFINITE: tl.constexpr, NORM: tl.constexpr,
     PARTIALS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
@@ -146,6 +172,7 @@ def _clip_norm_kernel(
     total = _total_norm(partial_ptr, partials, power, NORM, PARTIALS)
     if tl.program_id(0) == 0:
         tl.store(total_ptr, total)
+    max_norm = _limit(limit_ptr, max_norm)
     factor = max_norm / (total + 1e-6)
     finite = total < float("inf")
     writes = (factor >= 1) == 0  # nan writes too

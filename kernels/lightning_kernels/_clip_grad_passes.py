@@ -21,6 +21,7 @@ from lightning_kernels._tensor_table import TensorTable, table_of, widened
 BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
 _PROGRAMS_PER_MULTIPROCESSOR = 5  # of 8 warps: what 48 registers a thread allow
 _MAX_REGISTERS = 48  # left to itself, Triton 3.6's ptxas takes 40 for sm_100, and spills
+_HALVES = (torch.float16, torch.bfloat16)
 _NORMS = {1.0: "1", 2.0: "2", math.inf: "inf"}
 
 
@@ -89,18 +90,42 @@ def norm_of(shares: Tensor, norm_type: float) -> Tensor:
     return shares.sum() ** (1 / norm_type)
 
 
+def limit_on(
+    device: torch.device, max_norm: float | Tensor, dtype: torch.dtype = torch.float32
+) -> tuple[float, Tensor | None]:
+    """Return the largest norm as a number, or 0 and the tensor that a kernel reads.
+
+    Raises:
+        ValueError: If it is a tensor, but not of one element.
+    """
+    if not isinstance(max_norm, Tensor):
+        return float(max_norm), None
+    if max_norm.numel() != 1:
+        raise ValueError(
+            "max_norm has to be a number or a tensor of one element, but got the shape"
+            f" {list(max_norm.shape)}"
+        )
+    return 0.0, max_norm.detach().reshape(()).to(device, dtype, non_blocking=True)
+
+
 def clip_by_shares_(
-    table: TensorTable, shares: Tensor, max_norm: float, norm_type: float, nonfinite: str
+    table: TensorTable,
+    shares: Tensor,
+    max_norm: float | Tensor,
+    norm_type: float,
+    nonfinite: str = "propagate",
 ) -> Tensor:
     """Scale the gradients in a table, whose powers' sum is given in shares.
 
     Returns:
         The norm, float32.
     """
-    total = torch.empty((), device=table.pieces.device)
+    device = table.pieces.device
+    total = torch.empty((), device=device)
+    number, tensor = limit_on(device, max_norm)
     launch_on(
-        table, _clip_norm_kernel, programs_for(table), shares, total, len(table.pieces),
-        len(shares), max_norm, norm_type, NONFINITE=nonfinite, NORM=norm_name(norm_type),
+        table, _clip_norm_kernel, programs_for(table), shares, total, tensor, len(table.pieces),
+        len(shares), number, norm_type, NONFINITE=nonfinite, NORM=norm_name(norm_type),
         PARTIALS=next_power_of_2(len(shares)), **BLOCK,
     )  # fmt: skip
     torch.autograd.graph.increment_version(table.tensors)
@@ -110,15 +135,28 @@ def clip_by_shares_(
 @torch.no_grad()
 def total_norm(grads: Sequence[Tensor], norm_type: float) -> Tensor:
     """Return the norm of all gradients by torch's function, of 16 bits in float32."""
-    halves = (torch.float16, torch.bfloat16)
-    return get_total_norm([g.float() if g.dtype in halves else g for g in grads], norm_type)
+    is_half = [g.dtype in _HALVES and g.layout is torch.strided for g in grads]
+    halves = [g for g, half in zip(grads, is_half, strict=True) if half]
+    if not halves:
+        return get_total_norm([g.float() if g.dtype in _HALVES else g for g in grads], norm_type)
+    # Without a copy in float32, unlike torch's function on such copies.
+    norms = [*torch._foreach_norm(halves, norm_type, dtype=torch.float32)]
+    if len(halves) < len(grads):
+        norms.append(
+            total_norm([g for g, half in zip(grads, is_half, strict=True) if not half], norm_type)
+        )
+    norms = [norm.to(grads[0].device) for norm in norms]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    return total
 
 
 @torch.no_grad()
 def aten_clip_by_norm_(
-    grads: Sequence[Tensor], total: Tensor, max_norm: float, nonfinite: str
+    grads: Sequence[Tensor], total: Tensor, max_norm: float | Tensor, nonfinite: str = "propagate"
 ) -> None:
     """Scale gradients of a known norm by torch's functions; on the CPU only if it is too large."""
+    number, limit = limit_on(total.device, max_norm, total.dtype)
+    max_norm = number if limit is None else limit
     if total.device.type == "cpu":  # to look costs nothing
         value = float(total)
         if max_norm / (value + 1e-6) >= 1 or (nonfinite == "skip" and not math.isfinite(value)):

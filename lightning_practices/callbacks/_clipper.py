@@ -13,11 +13,18 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import Tensor
-from torch.nn.utils import clip_grads_with_norm_
+from torch.optim import Optimizer
 
-from lightning_kernels import clip_grad_adaptive_, clip_grad_norm_, clip_grad_value_
+from lightning_kernels import (
+    clip_grad_adaptive_,
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+)
 from lightning_practices._names import plain_name
 from lightning_practices.callbacks._clipping_settings import ClippingSettings
+from lightning_practices.optim import clip_in_step
+from lightning_practices.optim._clip_in_step import clips_in_step
 
 _WINDOW = 1000  # steps whose norms the automatic threshold is a percentile of
 _SHOWN = 10  # parameters that an error names
@@ -34,11 +41,13 @@ class _Step(NamedTuple):
     """What holds for one step.
 
     Attributes:
+        optimizer: Torch's own, whose step it is.
         factor: That warm-up multiplies thresholds by.
         scale: Of the loss, and so of the gradients.
         logs: Whether it is time to.
     """
 
+    optimizer: Any
     factor: float
     scale: float
     logs: bool
@@ -131,8 +140,7 @@ class Clipper:
     def start(self, pl_module: LightningModule) -> None:
         """Learn the parameters' names, now that they are those that the optimizers have."""
         named = [
-            (plain_name(name), p)
-            for name, p in pl_module.named_parameters(remove_duplicate=False)
+            (plain_name(name), p) for name, p in pl_module.named_parameters(remove_duplicate=False)
         ]
         self._names = {id(p): name for name, p in reversed(named)}
         self._patterns = {}
@@ -143,6 +151,8 @@ class Clipper:
             for p in found:
                 self._patterns.setdefault(id(p), pattern)
         optimizers = pl_module.trainer.optimizers
+        if self.settings.fused:
+            self._refuse_unfused(optimizers)
         if self._flat and self._algorithm == "norm" and len(optimizers) > 1:
             raise MisconfigurationException(
                 "FSDPStrategy knows the norm of all gradients together, not that of each of"
@@ -173,10 +183,13 @@ class Clipper:
         place = place_of(trainer, optimizer)
         state = self._states.setdefault(place, _State())
         warmup = self.settings.warmup_steps
+        logs = bool(trainer.loggers) and trainer._logger_connector.should_update_logs
+        reads_scale = not self.settings.fused or (logs and self.settings.top_layers)
         step = _Step(
+            optimizer=trainer.optimizers[place],
             factor=min(1.0, (state.steps + 1) / warmup) if warmup else 1.0,
-            scale=_loss_scale(trainer, optimizer, in_step),
-            logs=bool(trainer.loggers) and trainer._logger_connector.should_update_logs,
+            scale=_loss_scale(trainer, optimizer, in_step) if reads_scale else 1.0,
+            logs=logs,
         )
         suffix = f"-{place}" if place else ""
         if step.logs and self.settings.top_layers:
@@ -209,12 +222,27 @@ class Clipper:
             "log_layers": given.top_layers > 0,
             "groups": self._algorithm == "norm" and bool(given.groups),
             "percentile": given.percentile is not None,
+            "fused": given.fused,
         }
         for name, wanted in alone.items():
             if wanted:
                 raise MisconfigurationException(
                     f"FSDPStrategy shards several parameters as one, and {self._owner} has no"
                     f" {name} for those: use ModelParallelStrategy"
+                )
+
+    def _refuse_unfused(self, optimizers: list[Optimizer]) -> None:
+        if self._value is None or self._algorithm != "norm":
+            raise MisconfigurationException(
+                f"{self._owner}: fused=True needs a largest norm, but got {self._value} and"
+                f" {self._algorithm!r}: give a value, or leave out fused"
+            )
+        for optimizer in optimizers:
+            if not clips_in_step(optimizer):
+                raise MisconfigurationException(
+                    f"{self._owner}: fused=True leaves clipping to the optimizer, but this"
+                    f" {type(optimizer).__name__} can't: make it with fused=True, which torch's"
+                    " SGD, Adam, AdamW and Adagrad have, or leave out fused here"
                 )
 
     def _groups(self, parameters: list[Tensor]) -> list[_Group]:
@@ -243,14 +271,11 @@ class Clipper:
                 limit = state.percentile(norm, self.settings.percentile) * step.factor
                 values["grad_clip_threshold"] = limit
                 least = torch.finfo(limit.dtype).tiny  # for gradients that are all 0
-                clip_grads_with_norm_(parameters, 1.0, norm / limit.clamp(min=least))
+                clip_grads_with_norm_(parameters, limit.clamp(min=least), norm)
                 pairs.append((norm, limit))
             elif value is not None and value < math.inf:
                 limit_now = value * step.factor
-                root: Any = trainer.strategy.model  # under FSDP1 it alone can
-                clip = root.clip_grad_norm_ if self._flat else partial(clip_grad_norm_, parameters)
-                norm = clip(limit_now * step.scale)
-                pairs.append((_unscaled(norm, step.scale), limit_now))
+                pairs.append((self._clip_norm(trainer, parameters, limit_now, step), limit_now))
             elif step.logs and not self._flat:
                 pairs.append((_norm(parameters, step.scale), math.inf))
         if pairs:
@@ -263,6 +288,16 @@ class Clipper:
                 values["grad_norm"] = torch.linalg.vector_norm(before)
                 values["grad_norm_clipped"] = torch.linalg.vector_norm(after)
         return values
+
+    def _clip_norm(
+        self, trainer: Trainer, parameters: list[Tensor], limit: float, step: _Step
+    ) -> Tensor:
+        """Clip by the norm of all parameters together, and return it."""
+        if self.settings.fused:
+            return clip_in_step(step.optimizer, limit, scaler=_scaler(trainer))
+        root: Any = trainer.strategy.model  # under FSDP1 it alone can
+        clip = root.clip_grad_norm_ if self._flat else partial(clip_grad_norm_, parameters)
+        return _unscaled(clip(limit * step.scale), step.scale)
 
     def _clip_elements(
         self, _: Trainer, groups: list[_Group], state: _State, step: _Step
@@ -319,9 +354,13 @@ def place_of(trainer: Trainer, optimizer: Any) -> int:
     )
 
 
+def _scaler(trainer: Trainer) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
 def _loss_scale(trainer: Trainer, optimizer: Any, in_step: bool) -> float:
     """Return what the gradients are multiplied by; to know it waits for the device."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaler = _scaler(trainer)
     # Lightning unscales them in the step, unless the optimizer does so itself, as fused ones do.
     if scaler is None or (in_step and not getattr(optimizer, "_step_supports_amp_scaling", False)):
         return 1.0

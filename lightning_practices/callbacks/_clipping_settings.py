@@ -22,6 +22,7 @@ class ClippingSettings:
     percentile: float | None = None
     warmup_steps: int = 0
     log_layers: str | None = None
+    fused: bool = False
 
     def __post_init__(self) -> None:
         if self.algorithm not in get_args(Algorithm):
@@ -34,6 +35,7 @@ class ClippingSettings:
                     f"{name} has to be above 0, inf for no clipping, but got {threshold}"
                 )
         self._check_percentile()
+        self._check_fused()
         unset = self.value is None and not self.groups
         if self.algorithm != "norm" and unset:
             raise ValueError(f"algorithm={self.algorithm!r} needs a value to clip by")
@@ -56,6 +58,21 @@ class ClippingSettings:
     def top_layers(self) -> int:
         """How many layers to log, 0 for none."""
         return int(self.log_layers.removeprefix("top")) if self.log_layers else 0
+
+    def _check_fused(self) -> None:
+        if not self.fused:
+            return
+        contradictions = {
+            f"algorithm={self.algorithm!r}": self.algorithm != "norm",
+            "groups": bool(self.groups),
+            f"percentile={self.percentile}": self.percentile is not None,
+        }
+        for given, contradicts in contradictions.items():
+            if contradicts:
+                raise ValueError(
+                    "fused=True lets the optimizer divide all its gradients by one number that"
+                    f" comes from their norm and a value: leave out {given}, or fused"
+                )
 
     def _check_percentile(self) -> None:
         if self.percentile is None:

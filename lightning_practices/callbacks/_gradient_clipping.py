@@ -39,7 +39,13 @@ class GradientClipping(Callback):
     clipping by value logs nothing. Under DeepSpeed the engine clips, and this refuses. Lightning
     can't clip for an optimizer that unscales gradients itself, as fused ones do under
     ``"16-mixed"``. This does, by thresholds times the loss scale, for which it waits for the
-    device. A norm of nan or infinity makes gradients nan, as in torch: see :class:`SkipNonFinite`.
+    device unless ``fused``. A norm of nan or infinity makes gradients nan, as in torch: see
+    :class:`SkipNonFinite`.
+
+    **Without a pass of its own.** With ``fused=True`` the optimizer scales the gradients in its own
+    kernel, see :func:`~lightning_practices.optim.clip_in_step`. Under ``"16-mixed"`` it unscales
+    them there too, and the norm replaces the scaler's search for nan and infinity. Use it there, or
+    where most steps are clipped. Gradients are then clipped after the step and not before it.
 
     A checkpoint holds the steps, counts and norms, so that a resumed fit goes on as it would have.
 
@@ -54,12 +60,14 @@ class GradientClipping(Callback):
         percentile: In place of ``value``, of past norms, from 0 to 100.
         warmup_steps: Optimizer steps in which thresholds grow.
         log_layers: How many layers' norms to log, as in ``"top5"``.
+        fused: Whether the optimizer, one of torch's with ``fused=True``, clips in its step: by
+            norm, with one value for all parameters.
 
     Raises:
         ValueError: If an argument is none of the above, or two contradict each other. When the fit
             starts, if a pattern matches no parameter.
         MisconfigurationException: When the fit starts, if the Trainer has a ``gradient_clip_val``
-            or the strategy can't do it.
+            or the strategy or, with ``fused``, an optimizer can't do it.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -72,9 +80,10 @@ class GradientClipping(Callback):
         percentile: float | None = None,
         warmup_steps: int = 0,
         log_layers: str | None = None,
+        fused: bool = False,
     ) -> None:
         settings = ClippingSettings(
-            value, algorithm, dict(groups or {}), percentile, warmup_steps, log_layers
+            value, algorithm, dict(groups or {}), percentile, warmup_steps, log_layers, fused
         )
         self._clipper = Clipper(settings, owner="GradientClipping", adopts=False)
 

@@ -54,6 +54,7 @@ class GradientClippingMixin(LightningModule):
         gradient_clipping_percentile: In place of a value, of past norms.
         gradient_clipping_warmup_steps: Optimizer steps in which thresholds grow.
         gradient_clipping_log_layers: How many layers' norms to log, as in ``"top5"``.
+        gradient_clipping_fused: Whether a fused optimizer clips in its step.
         **kwargs: Passed on.
 
     Raises:
@@ -77,6 +78,7 @@ class GradientClippingMixin(LightningModule):
         gradient_clipping_percentile: float | None = None,
         gradient_clipping_warmup_steps: int = 0,
         gradient_clipping_log_layers: str | None = None,
+        gradient_clipping_fused: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -88,6 +90,7 @@ class GradientClippingMixin(LightningModule):
                 gradient_clipping_percentile,
                 gradient_clipping_warmup_steps,
                 gradient_clipping_log_layers,
+                gradient_clipping_fused,
             )
         )
 

@@ -1,0 +1,87 @@
+"""Gradients clipped by the optimizer's own kernel, in the step."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.amp.grad_scaler import OptState
+from torch.optim import Optimizer
+
+from lightning_kernels import clip_grad_scale
+
+
+def clip_in_step(
+    optimizer: Optimizer,
+    max_norm: float | Tensor,
+    norm_type: float = 2.0,
+    *,
+    scaler: GradScaler | None = None,
+) -> Tensor:
+    """Let the next step of a fused optimizer scale its gradients to a norm of at most ``max_norm``.
+
+    The result is that of :func:`lightning_kernels.clip_grad_norm_` before the step, up to the last
+    bit; see :func:`lightning_kernels.clip_grad_scale` for what it costs and saves. After the step
+    the gradients are the clipped ones. Without a step the next call makes up for it.
+
+    With an enabled ``scaler``, call this in place of ``scaler.unscale_(optimizer)``: the norm tells
+    whether a gradient is nan or infinite, in which case ``scaler.step`` skips the step, and the
+    optimizer unscales.
+
+    Args:
+        optimizer: One of torch's, made with ``fused=True``.
+        max_norm: Largest norm of all its gradients together; a tensor isn't read by the host.
+        norm_type: Order of the norm.
+        scaler: What has scaled the loss.
+
+    Returns:
+        The norm before clipping, without the loss scale: a tensor on the gradients' device.
+
+    Raises:
+        ValueError: If the optimizer isn't fused, so that it would ignore this.
+        RuntimeError: If the scaler has unscaled the gradients already.
+    """
+    if not clips_in_step(optimizer):
+        raise ValueError(
+            "clip_in_step needs an optimizer that scales gradients in its step, but"
+            f" {type(optimizer).__name__} doesn't: make it with fused=True, which torch's SGD,"
+            " Adam, AdamW and Adagrad have, or clip by clip_grad_norm_"
+        )
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    given: Any = optimizer  # torch reads these attributes, and declares none
+    if scaler is None or not scaler.is_enabled():
+        norm, given.grad_scale, _ = clip_grad_scale(parameters, max_norm, norm_type)
+        _forget_after_step(optimizer)
+        return norm
+    state = scaler._per_optimizer_states[id(optimizer)]
+    if state["stage"] is not OptState.READY and not hasattr(optimizer, "grad_scale"):
+        raise RuntimeError(
+            "clip_in_step unscales in the step, but scaler.unscale_(optimizer) has been called, or"
+            " scaler.update() not yet: leave out the one, call the other"
+        )
+    scale = scaler._get_scale_async()
+    assert scale is not None, "a loss has been scaled, for there are gradients"
+    norm, given.grad_scale, found_inf = clip_grad_scale(
+        parameters, max_norm, norm_type, loss_scale=scale
+    )
+    # As unscale_ leaves it, but that the gradients aren't divided yet. step() deletes grad_scale.
+    state["found_inf_per_device"] = {found_inf.device: found_inf}
+    state["stage"] = OptState.UNSCALED
+    return norm
+
+
+def clips_in_step(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer divides its gradients by an attribute ``grad_scale``."""
+    return getattr(optimizer, "_step_supports_amp_scaling", False)
+
+
+def _forget_after_step(optimizer: Any) -> None:
+    """Let the scale be of one step alone."""
+    if getattr(optimizer, "_clips_in_step", False):  # a step that never came
+        return
+    optimizer._clips_in_step = True
+
+    def forget(*_: Any) -> None:
+        handle.remove()
+        del optimizer.grad_scale, optimizer._clips_in_step
+
+    handle = optimizer.register_step_post_hook(forget)
