@@ -1,12 +1,14 @@
 """Early stopping as a part of the module."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import EarlyStopping
+from lightning_practices.callbacks._early_stopping import Mode
 
 
 class EarlyStoppingMixin(LightningModule):
@@ -21,14 +23,17 @@ class EarlyStoppingMixin(LightningModule):
 
     Args:
         *args: Passed on.
-        early_stopping_monitor: Name of the logged value to watch.
-        early_stopping_mode: Whether the value is to fall, ``"min"``, or to rise, ``"max"``.
+        early_stopping_monitor: Name of the logged value to watch, or several names.
+        early_stopping_mode: Whether the value is to fall, ``"min"``, or to rise, ``"max"``; one for
+            all values or one for each.
         early_stopping_patience: Checks without improvement after which training stops.
-        early_stopping_min_delta: Least change that counts as an improvement.
+        early_stopping_min_delta: Least change that counts as an improvement; one for all values or
+            one for each.
         **kwargs: Passed on.
 
     Raises:
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        MisconfigurationException, ValueError: As the callback does.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -38,10 +43,10 @@ class EarlyStoppingMixin(LightningModule):
     def __init__(
         self,
         *args: Any,
-        early_stopping_monitor: str = "val_loss",
-        early_stopping_mode: Literal["min", "max"] = "min",
+        early_stopping_monitor: str | Sequence[str] = "val_loss",
+        early_stopping_mode: Mode | Sequence[Mode] = "min",
         early_stopping_patience: int = 3,
-        early_stopping_min_delta: float = 0.0,
+        early_stopping_min_delta: float | Sequence[float] = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -54,7 +59,7 @@ class EarlyStoppingMixin(LightningModule):
 
     @property
     def early_stopping(self) -> EarlyStopping:
-        """The callback: its ``best_step``, ``best_score``, ``stopped_epoch``."""
+        """The callback: its ``best_step``, ``fit_steps``, ``best_score``, ``stopped_epoch``."""
         return self._early_stopping
 
     @override

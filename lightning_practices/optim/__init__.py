@@ -1,5 +1,21 @@
-"""Optimizers: their parameter groups, and what comes before and after their steps."""
+"""Optimizers, their parameter groups and steps, and penalties on weights, in any training loop."""
 
 from lightning_practices.optim._clip_in_step import clip_in_step
+from lightning_practices.optim._optimizer import make_optimizer
+from lightning_practices.optim._parameter_groups import (
+    decayed_weights,
+    layer_depths,
+    parameter_groups,
+)
+from lightning_practices.optim._penalty import add_penalty_gradients_, penalty, soft_threshold_
 
-__all__ = ["clip_in_step"]
+__all__ = [
+    "add_penalty_gradients_",
+    "clip_in_step",
+    "decayed_weights",
+    "layer_depths",
+    "make_optimizer",
+    "parameter_groups",
+    "penalty",
+    "soft_threshold_",
+]

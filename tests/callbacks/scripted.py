@@ -1,6 +1,6 @@
 """Fits on scripted losses, small enough to make many of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,35 @@ class Scripted(LightningModule):
         return self.values[self.trainer.global_step // self.every - 1]
 
     @override
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
 
 
 def loaders() -> tuple[DataLoader[Tensor], DataLoader[Tensor]]:
     rows = list(torch.randn(2 * STEPS, 2, generator=torch.Generator().manual_seed(1)))
     return DataLoader(rows, batch_size=2), DataLoader(rows, batch_size=8)  # type: ignore[arg-type]
+
+
+class Stateful(DataLoader[Tensor]):
+    """A loader that goes on in mid-epoch when a fit is resumed."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.given = 0  # batches, of this epoch
+
+    @override
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        first, self.given = self.given % len(self), 0
+        for self.given, batch in enumerate(super().__iter__(), 1):
+            if self.given > first:
+                yield batch
+        self.given = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.given = state["given"]
 
 
 def trainer_of(*callbacks: Callback, **options: Any) -> Trainer:

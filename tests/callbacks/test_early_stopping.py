@@ -15,7 +15,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from lightning_utilities.core import rank_zero
 from torch import Tensor
 from typing_extensions import override
@@ -133,7 +132,7 @@ def test_a_compiled_module() -> None:
 
 
 @pytest.mark.gpu
-def test_the_copy_is_in_cpu_memory(device: str) -> None:
+def test_the_copy_is_in_pinned_cpu_memory(device: str) -> None:
     module, stopping = Scripted(), EarlyStopping("val_loss")
     devices: list[set[str]] = []
 
@@ -144,8 +143,9 @@ def test_the_copy_is_in_cpu_memory(device: str) -> None:
 
     fit(module, stopping, Look(), accelerator=device)
     assert devices == [{device}]
-    assert stopping._best is not None
-    assert {value.device.type for value in stopping._best.values()} == {"cpu"}
+    assert stopping._weights._best is not None
+    kept = stopping._weights._best.values
+    assert all(value.device.type == "cpu" and value.is_pinned() for value in kept.values())
     assert all(torch.equal(v, module.seen[8][k].cpu()) for k, v in module.state_dict().items())
 
 
@@ -153,7 +153,7 @@ def test_without_restoring_the_last_weights_stay() -> None:
     module, stopping = Scripted(), EarlyStopping("val_loss", restore_best_weights=False)
     fit(module, stopping)
     assert verdict(stopping) == (1, 8, 1.0, 3)
-    assert stopping._best is None
+    assert not stopping._weights
     assert same(module.state_dict(), module.seen[20])
 
 
@@ -253,17 +253,6 @@ def test_the_report_is_one_line_and_only_if_weights_came_back() -> None:
 def test_invalid_mode() -> None:
     with pytest.raises(MisconfigurationException, match="mode"):
         EarlyStopping("val_loss", mode="lowest")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("strategy", [FSDPStrategy, ModelParallelStrategy])
-def test_sharded_weights(strategy: Any) -> None:
-    trainer = trainer_of()
-    trainer._accelerator_connector.strategy = strategy()  # Lightning makes some on GPUs only
-    with pytest.raises(
-        MisconfigurationException, match=rf"{strategy.__name__} shards .*Checkpoint"
-    ):
-        EarlyStopping("val_loss").setup(trainer, Scripted(), "fit")
-    EarlyStopping("val_loss", restore_best_weights=False).setup(trainer, Scripted(), "fit")
 
 
 def test_averaged_weights() -> None:

@@ -50,6 +50,7 @@ def test_a_checkpoint_holds_the_verdict_of_its_check(
             *LightningEarlyStopping("val_loss").state_dict(),
             "best_epoch",
             "best_step",
+            "fit_steps",
         }
         weights = checkpoint[WEIGHTS][STATE]["best"]
         assert same(weights, module.seen[best])
@@ -74,6 +75,7 @@ def test_resuming_with_more_patience_is_as_if_never_stopped(
     trainer = fit(module, resumed, resume=tmp_path / f"step={resume_at}.ckpt")
 
     assert (trainer.current_epoch, resumed.patience) == (8, 10)
+    assert (resumed.stopped_epoch, resumed.stopping_reason_message) == (0, None)
     assert verdict(resumed) == verdict(whole)
     assert same(module.state_dict(), expected.state_dict())
     assert whole.best_step is not None
@@ -191,6 +193,16 @@ def test_a_second_fit_goes_on_with_the_same_count_and_weights() -> None:
     assert trainer.current_epoch == 6
     assert verdict(stopping) == (1, 8, 1.0, 4)
     assert same(module.state_dict(), module.seen[8])
+
+
+def test_a_second_fit_has_its_own_last_weights(tmp_path: Path) -> None:
+    module, stopping = Scripted((3, 1, 2, 2, 2, 0.5, 2, 2)), EarlyStopping("val_loss", patience=9)
+    trainer = fit(module, stopping, saves(tmp_path), max_epochs=4)
+    trainer.fit_loop.max_epochs = 8
+    trainer.fit(module, *loaders())
+    kept = torch.load(tmp_path / "step=24.ckpt", weights_only=True)[WEIGHTS][STATE]
+    assert kept.keys() == {"best"}
+    assert same(kept["best"], module.seen[24])
 
 
 @pytest.mark.parametrize("width", [2, 3])

@@ -103,6 +103,18 @@ def test_its_arguments() -> None:
     assert fit(module).current_epoch == 3
 
 
+def test_several_values() -> None:
+    module = Net(
+        early_stopping_monitor=["val_loss", "accuracy"],
+        early_stopping_mode=["min", "max"],
+        early_stopping_min_delta=[0.0, 3.0],
+        early_stopping_patience=2,
+    )
+    assert fit(module).current_epoch == 4
+    assert module.early_stopping.best_step == 2
+    assert torch.equal(module.layer.weight, module.seen[1])
+
+
 def test_every_run_has_the_same_callback_once() -> None:
     module = Net()
     trainer = fit(module)

@@ -1,0 +1,229 @@
+"""Penalties on the size of weights, in any Trainer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import LBFGS, Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._clipper import place_of
+from lightning_practices.callbacks._gradient_clipping import GradientClipping
+from lightning_practices.optim import (
+    add_penalty_gradients_,
+    decayed_weights,
+    penalty,
+    soft_threshold_,
+)
+from lightning_practices.optim._clip_in_step import clips_in_step
+from lightning_practices.optim._parameter_groups import KINDS
+from lightning_practices.optim._penalty import check_strengths
+
+
+class Penalty(Callback):
+    r"""Penalise large weights: L1, L2 or both, the elastic net, apart from the loss.
+
+    As if :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2` were added to the loss, of which
+    the gradient is added to the gradients before each step of an optimizer, and before they are
+    clipped: see :func:`~lightning_practices.optim.add_penalty_gradients_`. So the logged loss stays
+    that of the task, accumulated batches are penalised once, and it doesn't matter what the
+    module's ``training_step`` is; whatever the precision, under automatic and manual optimization,
+    on one device, under DDP, FSDP2 and tensor parallelism. It never waits for the device.
+
+    Penalised are the weights that :func:`~lightning_practices.optim.decayed_weights` returns, so no
+    biases, norms and embeddings, as far as they have a gradient.
+
+    **Exact zeros.** With ``proximal=True`` L1 acts after each step, by
+    :func:`~lightning_practices.optim.soft_threshold_` with the group's present learning rate times
+    ``l1``, and in place of its gradient. A step that a ``GradScaler`` or :class:`SkipNonFinite`
+    skips leaves the weights alone.
+
+    **Weight decay** of the optimizer is not L2 under adaptive optimizers such as ``AdamW``: there
+    the gradient of L2 is divided by the size of the gradients, and weight decay isn't. If an
+    optimizer decays a weight that is penalised too, both shrink it, and a warning says so.
+
+    The value, of the weights before the step, is logged as ``penalty``, if the trainer has a
+    logger, every ``log_every_n_steps``; for the second of several optimizers as ``penalty-1``, and
+    by a second such callback as ``penalty2``.
+
+    There is no state: a resumed fit has the strengths that are given now.
+
+    Source: "L1 and L2 regularization", lectures S3 and S4; for ``proximal`` as for
+    :func:`~lightning_practices.optim.soft_threshold_`.
+
+    Args:
+        l1: :math:`\lambda_1`.
+        l2: :math:`\lambda_2`.
+        no_penalty: What to spare: ``"norm"``, ``"bias"``, ``"embedding"`` and patterns of names,
+            see :func:`~lightning_practices.optim.decayed_weights`.
+        proximal: Whether L1 acts after the step.
+
+    Raises:
+        ValueError: If ``l1`` or ``l2`` is negative or not finite. When the fit starts, if a pattern
+            matches no parameter.
+        MisconfigurationException: When the fit starts, if no weight is left to penalise; if the
+            strategy is FSDP1 or DeepSpeed, which hold weights or gradients in their own form; if an
+            optimizer is ``LBFGS``, which compares losses, or maximises; or if the module clips
+            before the step, as ``GradientClippingMixin`` does under manual optimization.
+        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+    """
+
+    def __init__(
+        self,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        *,
+        no_penalty: Sequence[str] = KINDS,
+        proximal: bool = False,
+    ) -> None:
+        check_strengths(l1, l2)
+        self.l1 = l1
+        self.l2 = l2
+        self.no_penalty = no_penalty
+        self.proximal = proximal
+        self._penalised: set[int] = set()  # weights, by id, while a fit runs
+        self._handles: list[RemovableHandle] = []
+        self._log_name = "penalty"
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        reject_twin(trainer, pl_module)
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+            raise MisconfigurationException(
+                f"Penalty can't tell weights from biases, or see their gradients, under"
+                f" {type(trainer.strategy).__name__}: use ModelParallelStrategy (FSDP2), or the"
+                " optimizer's weight_decay"
+            )
+        self._come_before_clipping(trainer)
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Wrapped and sharded: these are the parameters that the optimizers have.
+        weights = decayed_weights(pl_module, self.no_penalty)
+        if not weights:
+            raise MisconfigurationException(
+                f"{type(pl_module).__name__} has no weight to penalise: no_penalty="
+                f"{tuple(self.no_penalty)} spares all parameters"
+            )
+        self._penalised = {id(p) for p in weights.values()}
+        if not pl_module.automatic_optimization and hasattr(pl_module, "clip_gradients_of"):
+            raise MisconfigurationException(
+                "under manual optimization GradientClippingMixin clips before the step and so"
+                " before the penalty is added: use the callback GradientClipping, which clips in it"
+            )
+        for optimizer in trainer.optimizers:
+            _check_optimizer(optimizer)
+            if self.proximal and self.l1:
+                _check_rates(optimizer)
+                self._handles.append(optimizer.register_step_post_hook(self._shrink))
+        alike = [c for c in trainer.callbacks if isinstance(c, Penalty)]  # type: ignore[attr-defined]
+        place = alike.index(self)
+        self._log_name = f"penalty{place + 1}" if place else "penalty"
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # The groups of a checkpoint are restored by now.
+        for optimizer in trainer.optimizers if self.l1 or self.l2 else []:
+            for group in optimizer.param_groups:
+                decay = group.get("weight_decay", 0.0)
+                both = sum(id(p) in self._penalised for p in group["params"])
+                if decay and both:
+                    rank_zero_warn(
+                        f"{type(optimizer).__name__} decays {both} of the parameters that Penalty"
+                        f" penalises (weight_decay={decay}), so they are shrunk twice: leave it to"
+                        " one of them, as with weight_decay=0"
+                    )
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        weights = [w for group in optimizer.param_groups for w in self._weights_of(group)]
+        if not weights:
+            return
+        if trainer.loggers and trainer._logger_connector.should_update_logs:
+            with torch.no_grad():
+                value = penalty(weights, l1=self.l1, l2=self.l2)
+            place = place_of(trainer, optimizer)
+            pl_module.log(f"{self._log_name}-{place}" if place else self._log_name, value)
+        add_penalty_gradients_(
+            weights,
+            l1=0.0 if self.proximal else self.l1,
+            l2=self.l2,
+            scale=_loss_scale(trainer, optimizer, weights[0].device),
+        )
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._forget()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._forget()  # Lightning calls no teardown here
+
+    def _shrink(self, optimizer: Optimizer, *_: Any) -> None:
+        """Let L1 act, after a step."""
+        skipped = getattr(optimizer, "found_inf", None)  # the GradScaler's word to a fused one
+        for group in optimizer.param_groups:
+            threshold = group["lr"] * self.l1
+            if skipped is not None:
+                threshold = threshold * (1 - skipped)
+            soft_threshold_(self._weights_of(group), threshold)
+
+    def _weights_of(self, group: dict[str, Any]) -> list[Tensor]:
+        return [p for p in group["params"] if id(p) in self._penalised and p.grad is not None]
+
+    def _come_before_clipping(self, trainer: Trainer) -> None:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        others = [callback for callback in callbacks if callback is not self]
+        clipping = (i for i, other in enumerate(others) if isinstance(other, GradientClipping))
+        place = min(callbacks.index(self), next(clipping, len(others)))
+        # A new list: Lightning is iterating over the old one.
+        trainer.callbacks = [*others[:place], self, *others[place:]]  # type: ignore[attr-defined]
+
+    def _forget(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._penalised = [], set()
+
+
+def _check_optimizer(optimizer: Optimizer) -> None:
+    if isinstance(optimizer, LBFGS):
+        raise MisconfigurationException(
+            "Penalty adds to gradients, and LBFGS compares losses, which don't have it: add"
+            " lightning_practices.optim.penalty(weights) to the loss in training_step, or use"
+            " another optimizer"
+        )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise MisconfigurationException(
+            f"{type(optimizer).__name__}(maximize=True) would let Penalty enlarge the weights:"
+            " minimise the negative loss instead"
+        )
+
+
+def _check_rates(optimizer: Optimizer) -> None:
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise MisconfigurationException(
+            f"proximal=True shrinks by the learning rate, and {type(optimizer).__name__} has none:"
+            " leave it out"
+        )
+
+
+def _loss_scale(trainer: Trainer, optimizer: Optimizer, device: torch.device) -> Tensor | None:
+    """Return what the gradients are multiplied by, on the device; without waiting for it."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not clips_in_step(optimizer):  # Lightning has unscaled them
+        return None
+    scale: Tensor = scaler.scale(torch.ones((), device=device))
+    return scale

@@ -1,0 +1,196 @@
+"""Training once more, on all data, for the number of steps that early stopping has found."""
+
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
+from typing_extensions import override
+
+from lightning_practices._twin import reject_twin
+
+_KEPT = (  # what a loader does with the samples
+    "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout",
+    "worker_init_fn", "multiprocessing_context", "generator", "prefetch_factor",
+    "persistent_workers", "in_order",
+)  # fmt: skip
+
+
+class RetrainFor(Callback):
+    """Train a new module, on training and validation data, for as long as early stopping found.
+
+    The second use of early stopping: the first fit has found the number of steps, this one takes
+    them with the data that the first had to leave out::
+
+        stopping = EarlyStopping("val_loss")
+        Trainer(max_epochs=100, callbacks=[stopping]).fit(Net(), train_dataloader, val_dataloader)
+
+        retrain = RetrainFor(stopping.best_step, stopping.fit_steps)
+        everything = join_loaders(train_dataloader, val_dataloader)
+        Trainer(max_epochs=100, callbacks=[retrain]).fit(Net(), everything)
+
+    The fit ends after exactly ``steps`` optimizer steps, counted as in ``Trainer.global_step``. As
+    the epochs of the joined data are longer, that takes fewer of them. There is no validation, as
+    it would be on data trained on, and an :class:`EarlyStopping` that is there nonetheless, brought
+    by ``EarlyStoppingMixin`` for one, neither judges nor keeps weights.
+
+    Schedules go as they did: they are laid out for ``fit_steps``, which is the Trainer's
+    ``max_steps`` in this fit, so at each step the rate is that of the first fit, rather than all of
+    the schedule pressed into ``steps``. That holds for what counts steps, such as
+    ``LearningRateScheduleMixin``, :class:`DropRateSchedule` and ``OneCycleLR`` for
+    ``trainer.estimated_stepping_batches``. A schedule that counts epochs goes by the longer ones;
+    one that watches the validation, as ``"performance"`` does, has nothing to watch.
+
+    It has no state: a fit resumed from a checkpoint ends after the same step.
+
+    Source: early stopping, lectures S0 and S2 to S4; Goodfellow et al., Deep learning, 2016,
+    algorithm 7.2.
+
+    Args:
+        steps: Optimizer steps to take: ``EarlyStopping.best_step``.
+        fit_steps: Those that the first fit was to take at most: ``EarlyStopping.fit_steps``.
+            ``None`` if that wasn't known: the Trainer's own limits are then left as they are.
+
+    Raises:
+        ValueError: If ``steps`` is no number of steps, or more than ``fit_steps``.
+        MisconfigurationException: When the fit starts, if the Trainer would take more steps
+            (``min_epochs``, ``min_steps``) or fewer (``max_steps`` without ``fit_steps``), or an
+            ``EarlyStopping`` has already kept weights of another fit.
+        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+    """
+
+    def __init__(self, steps: int | None, fit_steps: int | None) -> None:
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+            raise ValueError(
+                "steps has to be the optimizer steps to take, EarlyStopping.best_step after a fit"
+                f" in which a check improved, but got {steps!r}"
+            )
+        if fit_steps is not None and fit_steps < steps:
+            raise ValueError(
+                f"steps is a part of fit_steps, but got {steps} of {fit_steps}: give"
+                " EarlyStopping.best_step and then EarlyStopping.fit_steps"
+            )
+        self.steps = steps
+        self.fit_steps = fit_steps
+        self._limits: tuple[int, int | float] | None = None  # the Trainer's own, in a fit
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        reject_twin(trainer, pl_module)
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if trainer.min_epochs or (trainer.min_steps or 0) > self.steps:
+            raise MisconfigurationException(
+                f"RetrainFor({self.steps}) ends the fit by itself, and the Trainer has"
+                f" min_epochs={trainer.min_epochs}, min_steps={trainer.min_steps}: leave them out"
+            )
+        if self.fit_steps is None and -1 < trainer.max_steps < self.steps:
+            raise MisconfigurationException(
+                f"RetrainFor({self.steps}) can't take these steps, for the Trainer has"
+                f" max_steps={trainer.max_steps}: leave it out"
+            )
+        self._limits = trainer.max_steps, trainer.limit_val_batches or 0
+        trainer.limit_val_batches = 0
+        if self.fit_steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps = self.fit_steps
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop(trainer)  # resumed where no step is left
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._stop(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._limits is not None and trainer.global_step != self.steps:
+            rank_zero_warn(
+                f"RetrainFor: the fit has taken {trainer.global_step} optimizer steps rather than"
+                f" {self.steps}, as something else ended it or one batch takes several steps"
+            )
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._restore(trainer)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._restore(trainer)  # Lightning calls no teardown here
+
+    def _stop(self, trainer: Trainer) -> None:
+        if self._limits is not None and trainer.global_step >= self.steps:
+            trainer.should_stop = True
+
+    def _restore(self, trainer: Trainer) -> None:
+        if self._limits is not None:
+            trainer.fit_loop.epoch_loop.max_steps, trainer.limit_val_batches = self._limits
+            self._limits = None
+
+
+def join_loaders(
+    train_dataloader: DataLoader[Any], val_dataloader: DataLoader[Any]
+) -> DataLoader[Any]:
+    """Return a loader of all samples of two, that does with them what the first one does.
+
+    It has the first's batch size, shuffling, workers, collation and generator. Each dataset keeps
+    its own transforms, so validation samples are augmented only if they were before.
+
+    Args:
+        train_dataloader: The loader whose settings count.
+        val_dataloader: The loader whose samples are added.
+
+    Raises:
+        TypeError: If one is no ``DataLoader``, but a subclass or another thing; if its dataset has
+            no length (an ``IterableDataset``), so that an epoch of both can't be drawn.
+        ValueError: If the first has a sampler or batch sampler of its own, which knows the samples
+            of its dataset alone.
+    """
+    for name, loader in (("train", train_dataloader), ("val", val_dataloader)):
+        if type(loader) is not DataLoader:
+            raise TypeError(
+                f"{name}_dataloader has to be a torch.utils.data.DataLoader, but got"
+                f" {type(loader).__name__}: join the datasets by ConcatDataset, and make a loader"
+            )
+        if isinstance(loader.dataset, IterableDataset):
+            raise TypeError(
+                f"the dataset of {name}_dataloader, {type(loader.dataset).__name__}, has no length,"
+                " so nothing says how to draw from both: make a dataset that yields all samples"
+            )
+    return DataLoader(
+        ConcatDataset([train_dataloader.dataset, val_dataloader.dataset]),
+        shuffle=_shuffles(train_dataloader),
+        **{name: getattr(train_dataloader, name) for name in _KEPT},
+    )
+
+
+def _shuffles(loader: DataLoader[Any]) -> bool:
+    """Say whether a loader shuffles.
+
+    Raises:
+        ValueError: If it does something else.
+    """
+    plain = DataLoader(loader.dataset, batch_size=loader.batch_size)
+    sampler: Any = loader.sampler
+    if type(loader.batch_sampler) is type(plain.batch_sampler):
+        if type(sampler) is SequentialSampler:
+            return False
+        whole = type(sampler) is RandomSampler and not sampler.replacement
+        if whole and sampler.num_samples == len(loader.dataset):  # type: ignore[arg-type]
+            return True
+    raise ValueError(
+        f"train_dataloader draws by its own {type(sampler).__name__} and"
+        f" {type(loader.batch_sampler).__name__}, which don't know the samples of val_dataloader:"
+        " make a loader of ConcatDataset([...]) with samplers for all of them"
+    )
