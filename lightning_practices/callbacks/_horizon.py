@@ -17,13 +17,15 @@ def steps_of_fit(trainer: Trainer) -> int | None:
 
     Unlike ``Trainer.estimated_stepping_batches`` it knows ``GradientAccumulationScheduler``. It can
     be asked from ``configure_optimizers`` on; the training data is then loaded a little earlier,
-    and not twice.
+    and not twice, except where a checkpoint may hold the state of its loader.
     """
     limits = [] if trainer.max_steps == -1 else [trainer.max_steps]
     epochs = epochs_of_fit(trainer)
     if trainer.lightning_module.automatic_optimization and epochs is not None:
         if trainer.train_dataloader is None:
             trainer.fit_loop.setup_data()
+            if trainer.ckpt_path is not None:  # Lightning gives it a state only as it sets it up
+                trainer.fit_loop._combined_loader = None
         batches = trainer.num_training_batches
         if not math.isinf(batches):
             limits.append(sum(math.ceil(batches / _accumulated(trainer, e)) for e in range(epochs)))

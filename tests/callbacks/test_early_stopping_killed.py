@@ -24,8 +24,7 @@ class Net(LearningRateScheduleMixin, Scripted):
     """What it logs depends on each bit of its weights."""
 
     def __init__(self) -> None:
-        # The length is given: to find it out, data is loaded before a loader's state is.
-        super().__init__(learning_rate_warmup_steps=3, learning_rate_steps=8 * STEPS)
+        super().__init__(learning_rate_warmup_steps=3)
 
     @override
     def value(self) -> float:
