@@ -3,13 +3,24 @@
 from lightning_practices.callbacks._drop_rate_schedule import DropRateSchedule
 from lightning_practices.callbacks._early_stopping import EarlyStopping
 from lightning_practices.callbacks._gradient_clipping import GradientClipping
+from lightning_practices.callbacks._learning_curves import LearningCurves
+from lightning_practices.callbacks._penalty import Penalty
 from lightning_practices.callbacks._recalibrate_batch_norm import RecalibrateBatchNorm
+from lightning_practices.callbacks._retrain_for import RetrainFor, join_loaders
 from lightning_practices.callbacks._skip_non_finite import SkipNonFinite
+from lightning_practices.callbacks._snapshot_ensemble import SnapshotEnsemble
+from lightning_practices.callbacks._weight_averaging import WeightAveraging
 
 __all__ = [
     "DropRateSchedule",
     "EarlyStopping",
     "GradientClipping",
+    "LearningCurves",
+    "Penalty",
     "RecalibrateBatchNorm",
+    "RetrainFor",
     "SkipNonFinite",
+    "SnapshotEnsemble",
+    "WeightAveraging",
+    "join_loaders",
 ]

@@ -1,15 +1,23 @@
 """Mixins: practices that a LightningModule or LightningDataModule subclasses."""
 
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
+from lightning_practices.mixins._ensemble import EnsembleModule
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
 from lightning_practices.mixins._gradient_clipping import GradientClippingMixin
 from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
 from lightning_practices.mixins._monte_carlo_dropout import MonteCarloDropoutMixin
+from lightning_practices.mixins._optimizer import OptimizerMixin
+from lightning_practices.mixins._penalty import PenaltyMixin
+from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 
 __all__ = [
     "EarlyStoppingMixin",
+    "EnsembleModule",
     "FusedLayersMixin",
     "GradientClippingMixin",
     "LearningRateScheduleMixin",
     "MonteCarloDropoutMixin",
+    "OptimizerMixin",
+    "PenaltyMixin",
+    "WeightAveragingMixin",
 ]

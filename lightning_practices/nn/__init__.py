@@ -12,6 +12,10 @@ from lightning_practices.nn._dropout import (
     Dropout3d,
     FeatureAlphaDropout,
 )
+from lightning_practices.nn._label_smoothing import (
+    SmoothedBCEWithLogitsLoss,
+    SmoothedCrossEntropyLoss,
+)
 from lightning_practices.nn._layer_norm import LayerNorm
 from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
@@ -31,6 +35,8 @@ __all__ = [
     "Dropout3d",
     "FeatureAlphaDropout",
     "LayerNorm",
+    "SmoothedBCEWithLogitsLoss",
+    "SmoothedCrossEntropyLoss",
     "StochasticDepth",
     "SyncBatchNorm",
     "fit_drop_clusters",

@@ -3,6 +3,7 @@
 from lightning_practices.schedules._drop_rate import DropRate, drop_rate_factor
 from lightning_practices.schedules._learning_rate import (
     cosine_decay,
+    cosine_restarts,
     exponential_decay,
     learning_rate_factor,
     linear_warmup,
@@ -16,6 +17,7 @@ from lightning_practices.schedules._learning_rate import (
 __all__ = [
     "DropRate",
     "cosine_decay",
+    "cosine_restarts",
     "drop_rate_factor",
     "exponential_decay",
     "learning_rate_factor",

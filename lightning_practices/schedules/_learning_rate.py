@@ -97,6 +97,42 @@ def cosine_decay(steps: int, floor: float = 0.0) -> Factor:
     return lambda t: _anneal(1.0, floor, t / max(steps - 1, 1))
 
 
+def cosine_restarts(steps: int, cycles: int) -> Factor:
+    r"""Return half a period of a cosine that starts anew ``cycles`` times in ``steps``.
+
+    With :math:`b_k = \lfloor k s / M \rfloor`, where cycle :math:`k` of :math:`M` begins, it is
+    :math:`f(t) = (1 + \cos(\pi (t - b_k) / (b_{k+1} - b_k))) / 2`: 1 at each first step, and near
+    0 at the last one. After ``steps`` such cycles go on. Where :math:`M` doesn't divide
+    :math:`s`, the source's :math:`\lceil s / M \rceil` steps for each would cut the last one
+    short; here lengths differ by one at most.
+
+    Source: Huang et al., 2017, *Snapshot Ensembles*, arXiv:1704.00109, equation 2.
+
+    Args:
+        steps: Of all cycles.
+        cycles: How many, from 1 to ``steps``.
+
+    Raises:
+        ValueError: If an argument is none of the above.
+    """
+    _check_whole("steps", steps, 1)
+    _check_whole("cycles", cycles, 1)
+    if cycles > steps:
+        raise ValueError(f"each cycle takes a step at least, but got {cycles} in {steps} steps")
+
+    def factor(t: int) -> float:
+        cycle = cycle_of(t, steps, cycles)
+        start, end = cycle * steps // cycles, (cycle + 1) * steps // cycles
+        return _anneal(1.0, 0.0, (t - start) / (end - start))
+
+    return factor
+
+
+def cycle_of(t: int, steps: int, cycles: int) -> int:
+    """Return which of :func:`cosine_restarts`' cycles step ``t`` is in, so how many have ended."""
+    return ((t + 1) * cycles - 1) // steps
+
+
 def one_cycle(steps: int, floor: float = 0.0) -> Factor:
     r"""Return a rise from 1/25 to 1 in 30% of the steps, and a fall to ``floor`` at the last one.
 

@@ -1,0 +1,173 @@
+"""Overfit scikit-learn's digits on purpose, and see it in the learning curves.
+
+Two twins learn from 150 digits, of which a fifth has a wrong label. The plain one learns these by
+heart: its training loss falls to 0, and its validation loss turns where the best step is marked.
+The other drops units, smooths labels while training and lowers its learning rate: its validation
+loss doesn't turn. Each draws its own curves, plain above:
+
+    python examples/curves.py
+"""
+
+import argparse
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
+
+from lightning_practices.callbacks import LearningCurves
+from lightning_practices.mixins import LearningRateScheduleMixin
+from lightning_practices.nn import Dropout, LayerNorm, SmoothedCrossEntropyLoss
+
+CLASSES, PIXELS, WIDTH = 10, 64, 256
+TRAIN, WRONG, BATCH_SIZE = 150, 0.2, 50
+EPOCHS, LEARNING_RATE = 80, 2e-3
+WARMUP, SCALE = 10, 100  # steps: of the warmup, and in which the rate falls to a tenth
+
+
+class PlainDigits(LightningModule):
+    """A multilayer perceptron over the 64 pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = self.make_network()
+        self.loss: Callable[[Tensor, Tensor], Tensor] = self.make_loss()
+
+    def make_network(self) -> nn.Sequential:
+        """Return two hidden layers."""
+        return nn.Sequential(
+            nn.Linear(PIXELS, WIDTH), nn.ReLU(),
+            nn.Linear(WIDTH, WIDTH), nn.ReLU(),
+            nn.Linear(WIDTH, CLASSES),
+        )  # fmt: skip
+
+    def make_loss(self) -> nn.Module:
+        """Return the loss."""
+        return nn.CrossEntropyLoss()
+
+    @override
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        z = self.network(x)
+        self.log("train_loss", nn.functional.cross_entropy(z, y))  # as in validation, to compare
+        self.log("train_accuracy", _accuracy(z, y), on_step=False, on_epoch=True)
+        return self.loss(z, y)
+
+    @override
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        x, y = batch
+        z = self.network(x)
+        self.log_dict({"val_loss": self.loss(z, y), "val_accuracy": _accuracy(z, y)})
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        return torch.optim.Adam(self.parameters(), lr=LEARNING_RATE)
+
+
+class Digits(LearningRateScheduleMixin, PlainDigits):
+    """The same with practices."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            learning_rate_schedule="exponential",
+            learning_rate_warmup_steps=WARMUP,
+            learning_rate_steps=SCALE,
+        )
+
+    @override
+    def make_network(self) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Linear(PIXELS, WIDTH), LayerNorm(WIDTH), nn.ReLU(), Dropout(0.5),
+            nn.Linear(WIDTH, WIDTH), LayerNorm(WIDTH), nn.ReLU(), Dropout(0.5),
+            nn.Linear(WIDTH, CLASSES),
+        )  # fmt: skip
+
+    @override
+    def make_loss(self) -> nn.Module:
+        return SmoothedCrossEntropyLoss()
+
+
+def _accuracy(z: Tensor, y: Tensor) -> Tensor:
+    return (z.argmax(1) == y).float().mean()
+
+
+def make_loaders() -> list[DataLoader[tuple[Tensor, ...]]]:
+    """Return few digits with some wrong labels to train, and all others to validate."""
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.tensor(pixels, dtype=torch.float32) / 16  # grey levels from 0 to 16
+    y = torch.tensor(labels)
+    order = torch.randperm(len(y))
+    train, val = order[:TRAIN], order[TRAIN:]
+    wrong = train[torch.rand(TRAIN) < WRONG]
+    y[wrong] = (y[wrong] + torch.randint(1, CLASSES, wrong.shape)) % CLASSES
+    return [
+        DataLoader(TensorDataset(x[train], y[train]), BATCH_SIZE, shuffle=True),
+        DataLoader(TensorDataset(x[val], y[val]), len(val)),
+    ]
+
+
+def fit(model: PlainDigits, path: Path) -> LearningCurves:
+    """Train, drawing to ``path``."""
+    train, val = make_loaders()
+    curves = LearningCurves(path, every_n_train_steps=1)
+    trainer = Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", devices=1, callbacks=[curves],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+    )  # fmt: skip
+    trainer.fit(model, train, val)
+    return curves
+
+
+def run(folder: Path) -> dict[str, LearningCurves]:
+    """Fit both twins, and return the curves of each."""
+    found = {}
+    for twin in (PlainDigits, Digits):
+        seed_everything(0, verbose=False)
+        found[twin.__name__] = fit(twin(), folder / f"{twin.__name__}.png")
+    return found
+
+
+def stack(pictures: list[Path], out: Path) -> None:
+    """Put pictures of one width above each other."""
+    from matplotlib.image import imread, imsave
+
+    rows: list[Any] = [torch.tensor(imread(picture)) for picture in pictures]
+    imsave(out, torch.cat(rows).numpy())
+
+
+def main() -> None:
+    """Draw the picture, and say what is on it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    default = Path(__file__).with_suffix(".png")
+    parser.add_argument("--out", type=Path, default=default, help="file to draw to")
+    arguments = parser.parse_args()
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the data is in memory
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")  # there is no logger
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, on torch 2.12 and later
+    torch.set_num_threads(1)  # for a network this small, more threads only wait for each other
+    with tempfile.TemporaryDirectory() as folder:
+        found = run(Path(folder))
+        stack([Path(folder, f"{name}.png") for name in found], arguments.out)
+    for name, curves in found.items():
+        step, last = curves.history["val_loss"][-1]
+        print(
+            f"{name}: best val_loss {curves.best_score:.3f} at step {curves.best_step},"
+            f" {last:.3f} at step {step}"
+        )
+    print(f"Wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Compare one network with ensembles of five, on scikit-learn's digits with few for training.
+
+Five networks from five seeds, each trained with one cosine of the learning rate, are tested one by
+one and as ensembles, by averaged probabilities and by votes; and so are five snapshots of a single
+training as long as that of one network, by ``SnapshotEnsemble``. Several repetitions, each with
+training data and seeds of its own, one table, one picture:
+
+    python examples/ensemble.py
+
+It takes about a minute on a CPU. The picture is written next to this script, or to ``--out``.
+"""
+
+import argparse
+import logging
+import statistics
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, TensorDataset
+from typing_extensions import override
+
+from lightning_practices.callbacks import SnapshotEnsemble
+from lightning_practices.mixins import EnsembleModule
+from lightning_practices.schedules import cosine_decay
+
+mpl.use("Agg")  # draws to files, needs no screen
+
+CLASSES, PIXELS, WIDTH = 10, 64, 128
+TRAIN, BATCH_SIZE = 200, 20
+EPOCHS, LEARNING_RATE = 60, 0.1
+STEPS = EPOCHS * TRAIN // BATCH_SIZE
+MEMBERS = 5
+
+Scores = dict[str, tuple[float, float]]  # by the method: accuracy, negative log likelihood
+
+
+class Digits(LightningModule):
+    """A multilayer perceptron over the 64 pixels.
+
+    Args:
+        scheduled: Whether its rate is annealed once; a callback may do it otherwise.
+    """
+
+    def __init__(self, scheduled: bool = True) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.scheduled = scheduled
+        self.network = nn.Sequential(
+            nn.Linear(PIXELS, WIDTH), nn.ReLU(),
+            nn.Linear(WIDTH, WIDTH), nn.ReLU(),
+            nn.Linear(WIDTH, CLASSES),
+        )  # fmt: skip
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits
+
+    @override
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self(x), y)
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=LEARNING_RATE, momentum=0.9)
+        if not self.scheduled:
+            return optimizer
+        scheduler = LambdaLR(optimizer, cosine_decay(STEPS))
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+def make_loaders(seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Return training data, other ones for each seed, and all the rest to test."""
+    pixels, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels)
+    train, test = train_test_split(range(len(y)), train_size=TRAIN, stratify=y, random_state=seed)
+    return (
+        DataLoader(TensorDataset(x[train], y[train]), BATCH_SIZE, shuffle=True),
+        DataLoader(TensorDataset(x[test], y[test]), len(test)),
+    )
+
+
+def make_trainer(*callbacks: Callback) -> Trainer:
+    """Return a quiet Trainer on the CPU."""
+    return Trainer(
+        max_epochs=EPOCHS, accelerator="cpu", devices=1, callbacks=list(callbacks), logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+
+
+def score(members: list[Any], loader: DataLoader[Any], **options: Any) -> tuple[float, float]:
+    """Return accuracy and negative log likelihood, nan for votes."""
+    module = EnsembleModule(members, task="multiclass", **options)
+    (result,) = make_trainer().test(module, loader, verbose=False)
+    return result["test_accuracy"], result.get("test_loss", float("nan"))
+
+
+def compare(seed: int) -> Scores:
+    """Train and test all of them."""
+    train, held_out = make_loaders(seed)
+    networks = []
+    for member in range(MEMBERS):
+        torch.manual_seed(MEMBERS * seed + member)
+        networks.append(Digits())
+        make_trainer().fit(networks[-1], train)
+    torch.manual_seed(MEMBERS * seed)  # starts as the first of them
+    network, snapshots = Digits(scheduled=False), SnapshotEnsemble(MEMBERS)
+    make_trainer(snapshots).fit(network, train)
+    kept = snapshots.members(network)
+    single = [score([network], held_out) for network in networks]
+    accuracies, losses = zip(*single, strict=True)
+    return {
+        "one network": (statistics.mean(accuracies), statistics.mean(losses)),
+        "the last snapshot": score(kept[-1:], held_out),
+        f"{MEMBERS} snapshots of one training": score(kept, held_out),
+        f"{MEMBERS} networks, votes counted": score(networks, held_out, vote="hard"),
+        f"{MEMBERS} networks, averaged": score(networks, held_out),
+    }
+
+
+def show(runs: list[Scores]) -> None:
+    """Print means and standard deviations over the repetitions."""
+    table = Table("method", "training", "test accuracy in %", "better than one by", "NLL in nats")
+    for name in runs[0]:
+        accuracies = [100 * run[name][0] for run in runs]
+        gains = [100 * (run[name][0] - run["one network"][0]) for run in runs]
+        losses = [run[name][1] for run in runs]
+        steps = STEPS * (MEMBERS if "networks" in name else 1)
+        table.add_row(
+            name,
+            f"{steps} steps",
+            spread(accuracies, 2),
+            "" if name == "one network" else spread(gains, 2),
+            spread(losses, 3) if losses[0] == losses[0] else "no probabilities",
+        )
+    Console(width=110).print(table)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Return mean and standard deviation."""
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def draw(runs: list[Scores], path: Path) -> None:
+    """Draw each repetition, joined to itself, and the means."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    names = list(runs[0])
+    for axis, column in zip(axes, (0, 1), strict=True):
+        scale = 100 if column == 0 else 1
+        for run in runs:
+            values = [scale * run[name][column] for name in names]
+            axis.plot(values, range(len(names)), ".-", color="0.75", lw=0.8)
+        means = [statistics.mean(scale * run[name][column] for run in runs) for name in names]
+        axis.plot(means, range(len(names)), "D", color="tab:orange", label="mean")
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    axes[0].set(xlabel="test accuracy in %", title=f"Each grey line: {TRAIN} digits to train on")
+    axes[1].set(xlabel="negative log likelihood in nats", title="Votes are no probabilities")
+    axes[0].legend()
+    figure.savefig(path, dpi=75)
+    plt.close(figure)
+
+
+def main() -> None:
+    """Repeat the comparison, and say how it went."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    default = Path(__file__).with_suffix(".png")
+    parser.add_argument("--out", type=Path, default=default, help="file to draw to")
+    parser.add_argument("--repetitions", type=int, default=8, help="at least 2")
+    arguments = parser.parse_args()
+    if arguments.repetitions < 2:
+        parser.error(f"--repetitions must be at least 2, for a spread, got {arguments.repetitions}")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # the data is in memory
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, on torch 2.12 and later
+    torch.set_num_threads(1)  # for a network this small, more threads only wait for each other
+    seeds = range(arguments.repetitions)
+    runs = [compare(seed) for seed in track(seeds, "Training", transient=True)]
+    show(runs)
+    draw(runs, arguments.out)
+    print(f"Wrote {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What can't be averaged, and what averaging doesn't go with."""
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+
+from lightning_practices.callbacks._early_stopping import EarlyStopping
+
+
+def check_arguments(
+    kind: str,
+    decay: float | None,
+    decay_warmup: bool,
+    start: int | float,
+    interval: str | None,
+    frequency: int,
+) -> None:
+    if kind not in ("ema", "swa"):
+        raise ValueError(f"kind has to be 'ema' or 'swa', but got {kind!r}")
+    if interval not in (None, "step", "epoch"):
+        raise ValueError(f"interval has to be 'step' or 'epoch', but got {interval!r}")
+    if kind == "swa" and (decay is not None or decay_warmup):
+        raise ValueError(
+            "with 'swa' all weights count alike, so there is no decay: leave decay and"
+            " decay_warmup out, or choose 'ema'"
+        )
+    if decay is not None and not 0.0 <= decay < 1.0:
+        raise ValueError(f"decay has to be from 0 to below 1, but got {decay}")
+    is_whole = isinstance(start, int) and not isinstance(start, bool) and start >= 0
+    if not (is_whole or (isinstance(start, float) and 0.0 <= start < 1.0)):
+        raise ValueError(
+            "start has to be a number of steps or epochs, an int from 0 on, or a share of the fit,"
+            f" a float from 0 to below 1, but got {start!r}"
+        )
+    if not isinstance(frequency, int) or frequency < 1:
+        raise ValueError(f"frequency has to be an int from 1 on, but got {frequency!r}")
+
+
+def check_trainer(trainer: Trainer, own: Callback) -> None:
+    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        raise MisconfigurationException(
+            f"{type(trainer.strategy).__name__} shards the weights in a way that WeightAveraging"
+            " can't save and load: use ModelParallelStrategy, or DDPStrategy"
+        )
+    for other in trainer.callbacks:  # type: ignore[attr-defined]
+        rivals = (type(own), LightningWeightAveraging, StochasticWeightAveraging)
+        if isinstance(other, rivals) and other is not own:
+            raise MisconfigurationException(
+                f"WeightAveraging and {type(other).__name__} would both give the module their"
+                " averages: remove one"
+            )
+        if isinstance(other, ModelCheckpoint) and other.save_weights_only:
+            raise MisconfigurationException(
+                "ModelCheckpoint(save_weights_only=True) asks no callback, so it would save the"
+                " weights under training where the averages were validated: set it to False"
+            )
+        if isinstance(other, EarlyStopping) and other.restore_best_weights:
+            raise MisconfigurationException(
+                "WeightAveraging validates averages, and EarlyStopping would keep the weights under"
+                " training: set EarlyStopping(restore_best_weights=False) and let"
+                " ModelCheckpoint(monitor=...) save the best ones"
+            )

@@ -1,0 +1,229 @@
+"""Several models from one training: its learning rate is annealed and restarted."""
+
+from copy import deepcopy
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._horizon import steps_of_fit, why_unknown
+from lightning_practices.schedules import cosine_restarts
+from lightning_practices.schedules._learning_rate import Factor, cycle_of
+
+_CHECKPOINT_KEY = "snapshot_ensemble"
+_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
+
+
+class SnapshotEnsemble(Callback):
+    r"""Anneal the learning rate several times in a fit, and keep the weights of each time.
+
+    .. math:: \eta(t) = \frac{\eta_0}{2} \left(1 + \cos \pi \frac{t - b_k}{b_{k+1} - b_k}\right)
+
+    The rates of all groups of all optimizers follow
+    :func:`~lightning_practices.schedules.cosine_restarts`, counted in optimizer steps
+    (``trainer.global_step``): from the group's own :math:`\eta_0` to nearly 0 in each cycle
+    :math:`k`, so that groups keep their ratios. At the end of a cycle the module's state, buffers
+    included, is copied to CPU memory. ::
+
+        snapshots = SnapshotEnsemble(cycles=5)
+        Trainer(callbacks=[snapshots], max_epochs=100).fit(module, data)
+        ensemble = EnsembleModule(snapshots.members(module), task="multiclass")
+
+    The module trains on from there, and keeps its last weights; the rates stay what they were at
+    the last step. All ranks hold the same snapshots: the running statistics are those of rank 0.
+    Under manual optimization rates are set at the start of each batch. However the fit ends, a
+    cycle that is not at its end leaves no snapshot.
+
+    Checkpoints hold the snapshots, each as large as the weights, so that a resumed fit ends with
+    the same ones; those with weights only do not. A fit that starts from the beginning discards
+    the snapshots of an earlier one.
+
+    Source: Huang et al., 2017, *Snapshot Ensembles: Train 1, get M for free*, arXiv:1704.00109.
+
+    Args:
+        cycles: How many in ``steps``. In ``fast_dev_run`` at most one for each step.
+        steps: Optimizer steps of all cycles; in a longer fit such cycles go on. Default: those of
+            the fit. Give it if you resume with other limits, or these don't tell.
+        keep: How many snapshots, the last ones. Default: all.
+
+    Raises:
+        ValueError: If an argument isn't a whole number from 1 on.
+        MisconfigurationException: When the fit starts, if there is a scheduler too, the strategy
+            shards the weights, there are fewer steps than cycles, how many steps the fit takes
+            isn't known beforehand, or a fit with other cycles is resumed.
+        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+    """
+
+    def __init__(
+        self, cycles: int = 5, *, steps: int | None = None, keep: int | None = None
+    ) -> None:
+        for name, value in (("cycles", cycles), ("steps", steps), ("keep", keep)):
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not whole and (name == "cycles" or value is not None):
+                raise ValueError(f"{name} has to be a whole number from 1 on, but got {value!r}")
+        if steps is not None:
+            cosine_restarts(steps, cycles)  # checks that they fit
+        self.cycles = cycles
+        self.steps = steps
+        self.keep = keep
+        self._snapshots: dict[int, dict[str, Any]] = {}  # by the step at which they were taken
+        self._cycles: tuple[int, int] | None = None  # steps and cycles of the fit
+        self._ended: int | None = None  # cycles, seen to; None where nothing was yet
+        self._factor: Factor = lambda t: 1.0
+
+    @property
+    def steps_taken(self) -> list[int]:
+        """Optimizer steps after which the snapshots were taken, in order."""
+        return list(self._snapshots)
+
+    def members(self, pl_module: LightningModule) -> list[LightningModule]:
+        """Return a copy of the module for each snapshot, in order.
+
+        For :class:`~lightning_practices.ensembles.Ensemble`, or
+        :class:`~lightning_practices.mixins.EnsembleModule`, which is saved as one.
+
+        Raises:
+            RuntimeError: If there is no snapshot, or they are of another module.
+        """
+        if not self._snapshots:
+            raise RuntimeError("SnapshotEnsemble has no snapshot: no cycle has come to its end")
+        members = []
+        for state in self._snapshots.values():
+            member = deepcopy(pl_module)
+            member.load_state_dict(state, strict=pl_module.strict_loading)
+            members.append(member)
+        return members
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        reject_twin(trainer, pl_module)
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, _SHARDED):
+            raise MisconfigurationException(
+                f"{type(trainer.strategy).__name__} shards the weights, and SnapshotEnsemble would"
+                " keep only a part of them: let ModelCheckpoint(every_n_train_steps=...,"
+                " save_top_k=-1) save each cycle's, schedule the rates by LambdaLR(optimizer,"
+                " cosine_restarts(...)), and use EnsembleModule.from_checkpoints"
+            )
+        if trainer.global_step == 0:  # not one that goes on
+            self._snapshots, self._cycles, self._ended = {}, None, None
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.lr_scheduler_configs:
+            kind = type(trainer.lr_scheduler_configs[0].scheduler).__name__
+            raise MisconfigurationException(
+                f"configure_optimizers returns a {kind}, and SnapshotEnsemble would set the same"
+                " rates: return the optimizers alone, or leave out the callback"
+            )
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        cycles = self._cycles_of(trainer)
+        if self._cycles not in (None, cycles):
+            old = "{1} cycles in {0} steps".format(*self._cycles or ())
+            raise MisconfigurationException(
+                f"the fit began with {old}, and goes on with {cycles[1]} in {cycles[0]}: give"
+                " SnapshotEnsemble the same `cycles`, and `steps` as before"
+            )
+        self._cycles, self._factor = cycles, cosine_restarts(*cycles)
+        if self._ended is None:
+            self._ended = cycle_of(trainer.global_step, *cycles)
+        self._take(trainer)  # if a checkpoint was saved just before
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        factor = self._factor(trainer.global_step)
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                _scale(group, factor)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._take(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"cycles": self._cycles, "ended": self._ended}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._cycles, self._ended = state_dict["cycles"], state_dict["ended"]
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[_CHECKPOINT_KEY] = dict(self._snapshots)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._snapshots = dict(checkpoint.get(_CHECKPOINT_KEY, {}))
+        self._drop()
+
+    def _cycles_of(self, trainer: Trainer) -> tuple[int, int]:
+        """Return the steps and cycles of the fit."""
+        steps = self.steps or steps_of_fit(trainer)
+        if steps is None:
+            raise MisconfigurationException(
+                "SnapshotEnsemble divides the fit into cycles, but how many steps that takes isn't"
+                f" known beforehand ({why_unknown(trainer)}): give SnapshotEnsemble(steps=...)"
+            )
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return steps, min(self.cycles, steps)
+        if steps < self.cycles:
+            raise MisconfigurationException(
+                f"the fit takes {steps} optimizer steps, fewer than SnapshotEnsemble's"
+                f" {self.cycles} cycles: give fewer"
+            )
+        return steps, self.cycles
+
+    def _take(self, trainer: Trainer) -> None:
+        """Keep the present state if a cycle has ended since the last look."""
+        assert self._cycles is not None
+        assert self._ended is not None
+        ended = cycle_of(trainer.global_step, *self._cycles)
+        if ended == self._ended:
+            return
+        self._ended = ended
+        module = trainer.lightning_module
+        weights = {name for name, _ in module.named_parameters()}
+        state = {name: _copy(value) for name, value in module.state_dict().items()}
+        # Only DDP's parameters are the same everywhere.
+        state |= trainer.strategy.broadcast(
+            {name: value for name, value in state.items() if name not in weights}
+        )
+        self._snapshots[trainer.global_step] = state
+        self._drop()
+        rank_zero_info(f"SnapshotEnsemble: snapshot of step {trainer.global_step}, cycle {ended}")
+
+    def _drop(self) -> None:
+        while self.keep is not None and len(self._snapshots) > self.keep:
+            del self._snapshots[min(self._snapshots)]
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    return deepcopy(value)
+
+
+def _scale(group: dict[str, Any], factor: float) -> None:
+    """Set a group's rate to ``factor`` times its own, which the optimizer's checkpoint keeps."""
+    rate = group["lr"]
+    if isinstance(rate, Tensor):  # a compiled or capturable optimizer's, on its device
+        rate.copy_(group.setdefault("initial_lr", rate.clone()) * factor)
+    else:
+        group["lr"] = group.setdefault("initial_lr", rate) * factor

@@ -1,0 +1,232 @@
+"""Several models as one, that says what they say together and how far they agree."""
+
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any, Literal, Self, get_args
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_practices.ensembles._monte_carlo_dropout import MonteCarloPrediction, _Summary
+from lightning_practices.ensembles._stacked import StackedModels, difference, has_convolutions
+from lightning_practices.ensembles._vote import (
+    Outputs,
+    Task,
+    logits_of,
+    mean_logits,
+    probabilities_of,
+    shares_of_votes,
+)
+
+_ONE_BY_ONE = ("cpu",)  # devices where running members stacked doesn't pay
+
+
+class Ensemble(nn.Module):
+    r"""Models whose predictions are averaged: trained apart, or snapshots of one training.
+
+    .. math::
+        \bar p = \frac{1}{M} \sum_{m=1}^{M} p_m \qquad
+        \mathrm{Var}[\bar p] = \frac{1 + (M - 1) \rho}{M} \sigma^2
+
+    with :math:`\rho` the correlation of the members' errors: the variance of a mean of independent
+    ones is :math:`\sigma^2 / M`. Averaged are probabilities, not logits and not weights.
+
+    ::
+
+        ensemble = Ensemble([first, second, third], task="multiclass")
+        probabilities = ensemble(x)  # (N, C), of which argmax(1) is the class
+        loss = cross_entropy(ensemble.logits(x), y)
+        mean, std, entropy, mutual_information = ensemble.predict(x)
+
+    It is for prediction. The members are copies: training a given model further changes nothing
+    here. They are frozen, and in eval mode whatever ``train()`` says, so that batch norm uses its
+    running statistics and nothing drops. Gradients reach the input. Half precision is averaged in
+    float32.
+
+    **How members run**: one by one, or stacked, by one ``torch.func.vmap`` over the weights of
+    all: fewer, larger kernels. For that they have to differ in the values of parameters and buffers
+    alone, and no forward may look at a tensor's values. By default members on the CPU run one by
+    one, which is faster there unless they are many and tiny. Elsewhere they are stacked if they can
+    be and have no convolutions, of which ``vmap`` makes grouped ones. Compiled, members always run
+    one by one. ``repr`` says how they do, and why.
+
+    Sources: lectures S0, S1 and S3; Lakshminarayanan et al., 2017, *Simple and Scalable Predictive
+    Uncertainty Estimation using Deep Ensembles*, arXiv:1612.01474.
+
+    Args:
+        members: The models. Each returns a tensor, for the same input one of the same shape.
+        task: What they return. ``"multiclass"``: one output for each class, ``(N, C, *)``, C at
+            least 2; ``"binary"``: one for each yes or no, ``(N, *)``, several labels included;
+            ``"regression"``: the values themselves, ``(N, *)``.
+        outputs: Whether they return ``"logits"`` or ``"probabilities"``, as after a softmax or
+            sigmoid. ``"regression"`` has neither.
+        vote: ``"soft"``: the mean of probabilities, or of values. ``"hard"``: each member votes for
+            one class, in ``"binary"`` for yes if that has more than 1/2.
+        stacked: Whether members run stacked. Default: as said above.
+
+    Attributes:
+        members: The copies, an ``nn.ModuleList``.
+
+    Raises:
+        TypeError: If a member is no module. On a call, if one doesn't return a tensor of floating
+            dtype.
+        ValueError: If an argument is none of the above, or ``stacked`` members differ. On a call,
+            if the shape of what is returned doesn't fit.
+    """
+
+    def __init__(
+        self,
+        members: Iterable[nn.Module],
+        *,
+        task: Task,
+        outputs: Outputs = "logits",
+        vote: Literal["soft", "hard"] = "soft",
+        stacked: bool | None = None,
+    ) -> None:
+        super().__init__()
+        given = list(members)
+        _check(given, task, outputs, vote)
+        self.task: Task = task
+        self.outputs: Outputs = outputs
+        self.vote = vote
+        self.stacked = stacked
+        # One by one: a tensor that given models share can't be in two places of a stack.
+        self.members = nn.ModuleList(deepcopy(member) for member in given)
+        self.members.requires_grad_(False).eval()
+        self._obstacle = difference(self.members)  # type: ignore[arg-type]
+        if stacked and self._obstacle:
+            raise ValueError(f"stacked=True, but {self._obstacle}: leave stacked=None")
+        self._stack = StackedModels(self.members)  # type: ignore[arg-type]
+
+    @override
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call each member with the arguments, and return what they say together.
+
+        Returns:
+            In float32 or better and of the shape of a member's output: by ``"soft"`` vote the mean
+            probabilities, or the mean values; by ``"hard"`` vote the share of members that votes
+            for each class (of equal shares ``argmax`` takes the first), or for yes.
+        """
+        outputs = self._outputs(args, kwargs)
+        if self.vote == "hard":
+            return shares_of_votes(outputs, self.task, self.outputs)
+        return probabilities_of(outputs, self.task, self.outputs).mean(0)
+
+    def logits(self, *args: Any, **kwargs: Any) -> Tensor:
+        r"""Return logits of the mean probabilities, for torch's losses.
+
+        :math:`\ln \bar p`, for ``"binary"`` :math:`\ln \bar p - \ln (1 - \bar p)`, without
+        underflow where members return logits.
+
+        Raises:
+            ValueError: By ``"hard"`` vote, and for ``"regression"``, which have none.
+        """
+        if self.task == "regression" or self.vote == "hard":
+            raise ValueError(
+                f"an ensemble of task={self.task!r} and vote={self.vote!r} has no logits: call it"
+                " for values, or for shares of votes"
+            )
+        return mean_logits(self._outputs(args, kwargs), self.task, self.outputs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> MonteCarloPrediction:
+        """Return mean and spread over the members, whatever the vote.
+
+        As of :func:`monte_carlo_dropout`, the members in place of the passes: the mutual
+        information is 0 where all agree, however undecided each is. No gradients are recorded.
+
+        Raises:
+            ValueError: If there is one member only.
+        """
+        if len(self.members) < 2:
+            raise ValueError("a spread takes two members at least, but there is one: call it")
+        with torch.no_grad():
+            outputs = self._outputs(args, kwargs)
+            summary = _Summary(self.task)
+            summary.add(logits_of(outputs, self.task, self.outputs))
+            return summary.result()
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        """Set the ensemble's own flag; the members stay in eval mode."""
+        self.training = mode
+        return self
+
+    @override
+    def extra_repr(self) -> str:
+        reason = self._reason()
+        way = f"run one by one, for {reason}" if reason else "run stacked"
+        return f"task={self.task!r}, outputs={self.outputs!r}, vote={self.vote!r}, {way}"
+
+    def _reason(self) -> str | None:
+        """Say why members run one by one, if they do."""
+        if self.stacked is False:
+            return "stacked=False"
+        if self.stacked is None:
+            if self._obstacle:
+                return self._obstacle
+            tensor = next(self.members.parameters(), None)
+            if tensor is None or tensor.device.type in _ONE_BY_ONE:
+                return "that is faster on the CPU"
+            if has_convolutions(self.members):
+                return "they have convolutions"
+        return None
+
+    def _outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Return the outputs of all members in dimension 0."""
+        if torch.compiler.is_compiling() or self._reason():
+            return self._looped(args, kwargs)
+        try:
+            outputs = self._stack(*args, **kwargs)
+        except Exception as error:
+            if self.stacked:
+                raise
+            looped = self._looped(args, kwargs)  # raises in turn if that was no fault of vmap's
+            self._obstacle = f"vmap can't run them ({type(error).__name__})"
+            return looped
+        return self._checked(outputs, 1)
+
+    def _looped(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        each = [self._checked(member(*args, **kwargs)) for member in self.members]
+        shapes = {tuple(output.shape) for output in each}
+        if len(shapes) > 1:
+            raise ValueError(f"members return tensors of several shapes: {sorted(shapes)}")
+        return torch.stack(each)
+
+    def _checked(self, output: Any, first: int = 0) -> Tensor:
+        """Return the output in float32 or better; ``first`` is the dimension of the samples."""
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            got = output.dtype if isinstance(output, Tensor) else type(output).__name__
+            raise TypeError(
+                f"each member must return a tensor of floating dtype, got {got}: wrap it in a"
+                " module that returns the outputs alone, and no classes"
+            )
+        shape = tuple(output.shape[first:])
+        if self.task == "multiclass" and (len(shape) < 2 or shape[1] < 2):
+            raise ValueError(
+                "task='multiclass' needs outputs of shape (N, C, *) with C of at least 2, got"
+                f" {shape}: one output for each sample is task='binary'"
+            )
+        return output.to(torch.promote_types(output.dtype, torch.float32))
+
+
+def _check(members: list[Any], task: str, outputs: str, vote: str) -> None:
+    if not members:
+        raise ValueError("an ensemble needs a member at least, got none")
+    for member in members:
+        if not isinstance(member, nn.Module):
+            raise TypeError(
+                f"each member must be a torch.nn.Module, got {type(member).__name__}: {member!r}"
+            )
+    for name, got, known in (
+        ("task", task, get_args(Task)),
+        ("outputs", outputs, get_args(Outputs)),
+        ("vote", vote, ("soft", "hard")),
+    ):
+        if got not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got!r}")
+    if task == "regression" and (outputs != "logits" or vote != "soft"):
+        raise ValueError(
+            f"task='regression' averages values: outputs={outputs!r} and vote={vote!r} are for"
+            " classifiers, leave them out"
+        )

@@ -1,0 +1,118 @@
+"""Arguments of averaging, and what it doesn't go with."""
+
+from typing import Any
+
+import pytest
+import pytorch_lightning as twin
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+
+from lightning_practices.callbacks import EarlyStopping, RecalibrateBatchNorm, WeightAveraging
+from lightning_practices.surgery import recalibrate_batch_norm
+from tests.callbacks.averaging import VALIDATION, Loader, Net, fit
+from tests.callbacks.scripted import Scripted, same, state_of, trainer_of
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "mean"}, "kind has to be 'ema' or 'swa', but got 'mean'"),
+        ({"decay": 1.0}, "decay has to be from 0 to below 1, but got 1.0"),
+        ({"decay": -0.1}, "decay has to be from 0"),
+        ({"kind": "swa", "decay": 0.9}, "with 'swa' all weights count alike"),
+        ({"kind": "swa", "decay_warmup": True}, "with 'swa' all weights count alike"),
+        ({"start": -1}, "start has to be a number of steps .* got -1"),
+        ({"start": 1.0}, "start has to be .* below 1, but got 1.0"),
+        ({"start": True}, "but got True"),
+        ({"start": "0.5"}, "but got '0.5'"),
+        ({"interval": "batch"}, "interval has to be 'step' or 'epoch', but got 'batch'"),
+        ({"frequency": 0}, "frequency has to be an int from 1 on, but got 0"),
+        ({"frequency": 0.5}, "frequency has to be an int from 1 on, but got 0.5"),
+    ],
+)
+def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        WeightAveraging(**arguments)
+
+
+def test_defaults() -> None:
+    ema, swa = WeightAveraging(), WeightAveraging("swa")
+    assert (ema.decay, ema.interval, swa.decay, swa.interval) == (0.999, "step", None, "epoch")
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (EMAWeightAveraging(), "WeightAveraging and EMAWeightAveraging would both"),
+        (StochasticWeightAveraging(0.1), "and StochasticWeightAveraging would both"),
+        (ModelCheckpoint(save_weights_only=True), "save_weights_only=True.* set it to False"),
+        (EarlyStopping("val_loss"), r"restore_best_weights=False.*ModelCheckpoint\(monitor"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_other_callbacks(other: Callback, message: str) -> None:
+    trainer = trainer_of(WeightAveraging(), other)
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer.fit(Net(), Loader(), VALIDATION)
+    assert trainer.global_step == 0
+
+
+def test_two_of_them() -> None:
+    trainer = trainer_of()
+    own = WeightAveraging()
+    trainer.callbacks = [own, WeightAveraging("swa")]  # type: ignore[attr-defined]
+    with pytest.raises(MisconfigurationException, match="would both give the module"):
+        own.setup(trainer, Net(), "fit")
+
+
+def test_early_stopping_that_keeps_nothing() -> None:
+    module = Net()
+    stopping = EarlyStopping("val_loss", restore_best_weights=False)
+    trainer = fit(module, WeightAveraging(decay=0.6), stopping, max_epochs=8)
+    assert (trainer.current_epoch, stopping.best_step) == (5, 8)
+    assert same(state_of(module), module.seen[20])
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_strategies_whose_shards_are_their_own(strategy: Any) -> None:
+    trainer = trainer_of()
+    # As if it had a GPU and were installed: what is asked is only of which class it is.
+    trainer._accelerator_connector.strategy = object.__new__(strategy)
+    message = rf"{strategy.__name__} shards .* use ModelParallelStrategy"
+    with pytest.raises(MisconfigurationException, match=message):
+        WeightAveraging().setup(trainer, Net(), "fit")
+    WeightAveraging().setup(trainer, Net(), "validate")
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": -1, "max_time": {"hours": 1}}], ids=str)
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+def test_a_share_of_an_unknown_length(options: dict[str, Any], interval: Any) -> None:
+    averaging = WeightAveraging(start=0.5, interval=interval)
+    trainer = trainer_of(averaging, **options)
+    message = rf"share of the fit, but how many {interval}s .* max_epochs is -1\): .* an int"
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer.fit(Net(), Loader(), VALIDATION)
+
+
+def test_a_module_without_forward_says_how_to_recompute_statistics() -> None:
+    with pytest.raises(MisconfigurationException, match="Scripted has no `forward`"):
+        fit(Scripted(), WeightAveraging("swa"))
+    fit(Scripted(), WeightAveraging())
+    module, expected = Net(), Net()
+    own = RecalibrateBatchNorm(lambda module, batch: module.net(batch * 2))
+    fit(module, own, WeightAveraging("swa"))
+    expected.load_state_dict(module.seen[16])
+    recalibrate_batch_norm(expected, Loader(), forward=lambda m, batch: m(batch * 2))
+    assert same(state_of(module), state_of(expected))
+
+
+def test_the_twin_package() -> None:
+    trainer: Any = twin.Trainer(logger=False, accelerator="cpu")
+    with pytest.raises(TypeError, match=r"import Trainer from `lightning\.pytorch`"):
+        WeightAveraging().setup(trainer, Net(), "fit")
