@@ -13,6 +13,7 @@ from lightning_practices.nn._dropout import (
     FeatureAlphaDropout,
 )
 from lightning_practices.nn._layer_norm import LayerNorm
+from lightning_practices.nn._rms_norm import RMSNorm
 from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
 
@@ -31,6 +32,7 @@ __all__ = [
     "Dropout3d",
     "FeatureAlphaDropout",
     "LayerNorm",
+    "RMSNorm",
     "StochasticDepth",
     "SyncBatchNorm",
     "fit_drop_clusters",
