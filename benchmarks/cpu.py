@@ -94,6 +94,21 @@ def _layer_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
     )
 
 
+def _rms_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
+    x, weight = _random(shape, dtype), _random(shape[-1:], dtype)
+    arguments = (x, shape[-1:], weight)
+    return Candidates(
+        lambda: lightning_kernels.rms_norm(*arguments),
+        lambda: torch.nn.functional.rms_norm(*arguments),
+        (x, weight),
+    )
+
+
+def _rms_norm_layer(shape: Shape, dtype: torch.dtype) -> Candidates:
+    ours, peer = (kind(shape[-1], dtype=dtype) for kind in (nn.RMSNorm, torch.nn.RMSNorm))
+    return _on_x(shape, dtype, ours=ours, peer=peer)
+
+
 def _layer_norm_layer(shape: Shape, dtype: torch.dtype) -> Candidates:
     ours, peer = (kind(shape[-1], dtype=dtype) for kind in (nn.LayerNorm, torch.nn.LayerNorm))
     return _on_x(shape, dtype, ours=ours, peer=peer)
@@ -242,6 +257,8 @@ OPS: dict[str, Op] = {
     },
     "layer_norm": Op("torch.nn.functional.layer_norm", _layer_norm),
     "nn.LayerNorm": Op("torch.nn.LayerNorm", _layer_norm_layer),
+    "rms_norm": Op("torch.nn.functional.rms_norm", _rms_norm),
+    "nn.RMSNorm": Op("torch.nn.RMSNorm", _rms_norm_layer),
     **{
         name: Op(
             f"torchvision.ops.{name}",

@@ -46,6 +46,7 @@ _BATCH_NORM = (
 # may contain another's.
 REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
+    nn.RMSNorm: ("aten::_fused_rms_norm", "aten::_fused_rms_norm_backward"),
     nn.Dropout: ("aten::dropout", "aten::dropout_", "aten::native_dropout_backward"),
     **dict.fromkeys(
         (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),

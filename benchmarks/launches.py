@@ -21,6 +21,13 @@ def _layer_norm(dtype: torch.dtype, size: int, affine: bool = True) -> None:
     _backward(y, torch.empty_like(y), None)
 
 
+def _rms_norm(dtype: torch.dtype, size: int, heads: bool = False) -> None:
+    x = torch.empty(_ROWS, 3, size, device="cuda", dtype=dtype, requires_grad=True)
+    weight = torch.empty(size, device="cuda", requires_grad=True)
+    y = lightning_kernels.rms_norm(x[:, 1] if heads else x, (size,), weight)
+    _backward(y, torch.empty_like(y), None)
+
+
 def _batch_norm(
     dtype: torch.dtype,
     shape: tuple[int, ...],
@@ -145,6 +152,13 @@ CALLS: dict[str, Callable[[], None]] = {
         for name, dtype in _DTYPES.items()
         for size in _SIZES
     },
+    **{
+        f"rms_norm {name} {size}": functools.partial(_rms_norm, dtype, size)
+        for name, dtype in _DTYPES.items()
+        for size in (128, 4096, 16384)
+    },
+    "rms_norm bf16 128, heads": functools.partial(_rms_norm, torch.bfloat16, 128, heads=True),
+    "layer_norm bf16 16384": functools.partial(_layer_norm, torch.bfloat16, 16384),
     "layer_norm bf16 768, not affine": functools.partial(
         _layer_norm, torch.bfloat16, 768, affine=False
     ),

@@ -126,6 +126,14 @@ def _gems_layer_norm() -> Function:
     return _on_rows(_differentiable(forward, backward))
 
 
+def _eager_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return F.rms_norm(x, x.shape[-1:], weight, _EPS)
+
+
+def _our_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return lightning_kernels.rms_norm(x, x.shape[-1:], weight, _EPS)
+
+
 def _eager_batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.batch_norm(x, None, None, weight, bias, True, eps=_EPS)
 
@@ -308,6 +316,8 @@ PROVIDERS: list[Provider] = [
     Provider("liger-kernel", "layer_norm", _liger_layer_norm, needs_gpu=True),
     Provider("quack-kernels", "layer_norm", _quack_layer_norm, _float32_parameters, needs_gpu=True),
     Provider("flag-gems", "layer_norm", _gems_layer_norm, needs_gpu=True),
+    Provider(OURS, "rms_norm", lambda: _our_rms_norm),
+    *_torchs("rms_norm", _eager_rms_norm),
     Provider(OURS, "batch_norm", lambda: _our_batch_norm),
     *_torchs("batch_norm", _eager_batch_norm),
     Provider(OURS, "batch_norm_relu", _our_batch_norm_relu),

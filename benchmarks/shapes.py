@@ -188,6 +188,17 @@ OPS: dict[str, Op] = {
         backward_bytes=lambda itemsize: 3 * itemsize,  # read x and dy, write dx
         parameters=lambda dims: (dims[-1:], dims[-1:]),
     ),
+    "rms_norm": Op(
+        shapes=(
+            *(dataclasses.replace(s, autotune=s.name == "Llama 4096") for s in _LLAMA),
+            *_QK_NORM,
+            Shape("row 16384", (4096, 16384)),
+            *_TINY,
+        ),
+        forward_bytes=lambda itemsize: 2 * itemsize,
+        backward_bytes=lambda itemsize: 3 * itemsize,
+        parameters=lambda dims: (dims[-1:],),
+    ),
     "batch_norm": Op(
         shapes=(*_BATCH_NORM, Shape("BatchNorm1d", (100_000, 32), quick=True)),
         forward_bytes=lambda itemsize: 3 * itemsize,  # read x twice, write y

@@ -188,7 +188,7 @@ def summarise(runs: dict[str, list[Run]], model: Digits, seconds: float) -> dict
         "plain_stop_steps": [run.stop_step for run in runs["plain"]],
         "seeds": len(ours),
         "fused_layers": [name for layer in model.fused_layers.replaced for name in layer.names],
-        "route": lightning_kernels.route(example, WIDTH),
+        "route": lightning_kernels.route(example),
         "device": str(model.device),
         "seconds": round(seconds, 1),
     }

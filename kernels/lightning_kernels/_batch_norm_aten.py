@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._activation import aten_activate
+from lightning_kernels._parameters import check_parameter
 
 
 @torch.no_grad()
@@ -67,8 +68,9 @@ def check(
         ("running_mean", running_mean), ("running_var", running_var),
         ("weight", weight), ("bias", bias),
     ):  # fmt: skip
-        if parameter is not None:
-            _check_parameter(name, parameter, x)
+        check_parameter("batch_norm", name, parameter, x.shape[1:2], "the channels of x", x)
+        if parameter is not None and parameter.requires_grad and name.startswith("running"):
+            raise RuntimeError(f"batch_norm has no gradient for {name}, but it requires one")
     if residual is not None and (residual.shape, residual.dtype, residual.device) != (
         x.shape, x.dtype, x.device,
     ):  # fmt: skip
@@ -76,22 +78,3 @@ def check(
             f"batch_norm expects residual like x, {list(x.shape)} of {x.dtype} on {x.device}, but"
             f" got {list(residual.shape)} of {residual.dtype} on {residual.device}"
         )
-
-
-def _check_parameter(name: str, parameter: Tensor, x: Tensor) -> None:
-    if parameter.dim() != 1 or parameter.shape[0] != x.shape[1]:
-        raise RuntimeError(
-            f"batch_norm expects {name} of shape [{x.shape[1]}] (the channels of x), but got"
-            f" {list(parameter.shape)}"
-        )
-    if parameter.device != x.device:
-        raise RuntimeError(
-            f"batch_norm expects {name} on {x.device} like x, but got {parameter.device}"
-        )
-    if parameter.dtype != torch.float32 and parameter.dtype != x.dtype:
-        raise RuntimeError(
-            f"batch_norm expects {name} of {x.dtype} (x's) or torch.float32, but got"
-            f" {parameter.dtype}"
-        )
-    if parameter.requires_grad and name.startswith("running"):
-        raise RuntimeError(f"batch_norm has no gradient for {name}, but it requires one")

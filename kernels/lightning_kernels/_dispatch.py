@@ -16,40 +16,34 @@ Route = Literal["triton", "interpreter", "aten"]
 _SERVED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
 
-# A norm holds a row, its gradient and two sums of its length in registers: 8192 is the longest
-# row that does so without spilling (tests/test_machine_code.py). Longer ones go to ATen.
-MAX_ROW_LENGTH = 8192
-
 # The interpreter has no multiprocessors; a small number lets small tensors exercise every loop.
 _INTERPRETED_MULTIPROCESSORS = 2
 
 
-def route(x: Tensor, row_length: int = 1) -> Route:
+def route(x: Tensor) -> Route:
     """Return the route that a call on ``x`` takes, as this process and this tensor are now.
 
     Args:
         x: The tensor that would be passed.
-        row_length: For a norm, how many elements are normalised together.
 
     Returns:
         ``"triton"`` for compiled kernels, ``"interpreter"`` for the same kernels run on the CPU by
         Triton's interpreter (``TRITON_INTERPRET=1``), ``"aten"`` for PyTorch's own operators:
         without Triton or a GPU of compute capability 8.0, for float64, integers, empty and
-        non-strided tensors, distributed and other wrapped tensors, forward-mode differentiation,
-        ``torch.func`` transforms and rows above 8192 elements.
+        non-strided tensors, distributed and other wrapped tensors, forward-mode differentiation
+        and ``torch.func`` transforms.
     """
-    if not runs_triton(x, row_length):
+    if not runs_triton(x):
         return "aten"
     return "interpreter" if INTERPRETED else "triton"
 
 
-def runs_triton(x: Tensor, row_length: int = 1) -> bool:
+def runs_triton(x: Tensor) -> bool:
     """Return whether a kernel, compiled or interpreted, serves ``x``."""
     return (
         (x.is_cuda or INTERPRETED)  # the quick answer for the CPU, whose calls must stay cheap
         and _serves_device(x.device)
         and x.dtype in _SERVED_DTYPES
-        and row_length <= MAX_ROW_LENGTH
         and x.numel() > 0
         and x.layout is torch.strided
         and not x.is_nested

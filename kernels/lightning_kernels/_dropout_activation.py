@@ -13,10 +13,10 @@ from lightning_kernels._activation import (
 )
 from lightning_kernels._dispatch import cdiv, launch, multiprocessor_count, runs_triton
 from lightning_kernels._dropout import _dropout, check_floating, dropout, with_strides
-from lightning_kernels._layer_norm import _sum_partials_kernel
 from lightning_kernels._operator import Operator
 from lightning_kernels._random import random_rows, reserve
 from lightning_kernels._rate import load_rate, resolve_rate, survivors_scale, threshold_of
+from lightning_kernels._row_norm_kernels import _sum_partials_kernel
 from lightning_kernels._tiles import place_of_tile, tile_of
 from lightning_kernels._triton import tl, triton
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from lightning_kernels._dispatch import cdiv, launch, multiprocessor_count, runs_triton
 from lightning_kernels._dropout import check_floating, with_strides
-from lightning_kernels._layer_norm import _sum_partials_kernel
 from lightning_kernels._operator import Operator
 from lightning_kernels._random import reserve
 from lightning_kernels._rate import aten_factor, resolve_rate, survivors_scale, threshold_of
+from lightning_kernels._row_norm_kernels import _sum_partials_kernel
 from lightning_kernels._stochastic_depth_kernels import (
     _stochastic_depth_backward_kernel,
     _stochastic_depth_kernel,

@@ -1,4 +1,4 @@
-"""Drop-in layers: each is a subclass of the one in ``torch.nn``, and computes the same faster."""
+"""Drop-in layers, each a subclass of torch's that computes the same faster; smoothing losses."""
 
 from lightning_practices.nn._batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from lightning_practices.nn._drop_block import DropBlock2d, DropBlock3d
@@ -17,6 +17,7 @@ from lightning_practices.nn._label_smoothing import (
     SmoothedCrossEntropyLoss,
 )
 from lightning_practices.nn._layer_norm import LayerNorm
+from lightning_practices.nn._rms_norm import RMSNorm
 from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
 
@@ -35,6 +36,7 @@ __all__ = [
     "Dropout3d",
     "FeatureAlphaDropout",
     "LayerNorm",
+    "RMSNorm",
     "SmoothedBCEWithLogitsLoss",
     "SmoothedCrossEntropyLoss",
     "StochasticDepth",

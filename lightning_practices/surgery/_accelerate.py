@@ -24,6 +24,7 @@ from lightning_practices.nn import (
     Dropout3d,
     FeatureAlphaDropout,
     LayerNorm,
+    RMSNorm,
     StochasticDepth,
     SyncBatchNorm,
 )
@@ -43,6 +44,7 @@ _FUSED: dict[type, type[nn.Module]] = {
     ops.DropBlock3d: DropBlock3d,  # a subclass of the next
     ops.DropBlock2d: DropBlock2d,
     nn.LayerNorm: LayerNorm,
+    nn.RMSNorm: RMSNorm,
     nn.BatchNorm1d: BatchNorm1d,
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,

@@ -315,7 +315,7 @@ def test_share_of_a_gpu() -> None:
     ]
     assert share_of_replaced_ops(events, on_cuda=True) == pytest.approx(30 / 90)
     kernels = [
-        ("_layer_norm_forward_kernel", 10), ("_dropout_kernel", 5), ("gemm", 60),
+        ("_row_norm_forward_kernel", 10), ("_dropout_kernel", 5), ("gemm", 60),
         ("triton_per_fused_add_native_layer_norm_3", 20), ("triton_poi_fused_gelu_1", 5),
     ]  # fmt: skip
     events = [event(name, kind="CUDA", own=own) for name, own in kernels]
@@ -335,7 +335,7 @@ def test_replaced_operators_are_known() -> None:
     assert fit.REPLACED_OPS.keys() == _accelerate._FUSED.keys()
     for name in fit._REPLACED:
         assert hasattr(torch.ops.aten, name.removeprefix("aten::"))
-    assert {"_layer_norm_forward_kernel", "_dropout_kernel"} <= fit._our_kernels()
+    assert {"_row_norm_forward_kernel", "_dropout_kernel"} <= fit._our_kernels()
 
 
 def test_steps_on_a_gpu_never_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from benchmarks.shapes import DIRECTIONS, DTYPES, LAYOUTS, OPS, Op, Shape
 # Bytes per element in 16 bits: forward, backward.
 FLOORS = {
     "layer_norm": (4, 6),
+    "rms_norm": (4, 6),
     "batch_norm": (6, 10),
     "batch_norm_relu": (6, 10),
     "batch_norm_add_relu": (8.125, 12.25),

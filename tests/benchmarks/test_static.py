@@ -25,7 +25,7 @@ def test_every_launch_of_a_call_is_a_row(tmp_path: Path) -> None:
     status, rows = run(tmp_path, *options)
     assert status == 0
     kernels = [(row["call"], row["kernel"], row["target"]) for row in rows]
-    norms = ("_layer_norm_forward_kernel", "_layer_norm_backward_kernel", "_sum_partials_kernel")
+    norms = ("_row_norm_forward_kernel", "_row_norm_backward_kernel", "_sum_partials_kernel")
     for target in (80, 90):
         for kernel in norms:
             assert ("layer_norm bf16 768", kernel, target) in kernels
@@ -45,7 +45,7 @@ def test_bytes_are_counted_from_the_code_or_there_is_a_reason(tmp_path: Path) ->
     counted = 0
     for row in rows:
         itemsize = 4 if "fp32" in row["call"] else 2
-        if row["kernel"] in ("_dropout_kernel", "_layer_norm_forward_kernel"):
+        if row["kernel"] in ("_dropout_kernel", "_row_norm_forward_kernel"):
             assert row["bytes_per_element"] == 2 * itemsize, row  # read x, write y
             assert row["uncounted"] is None
             counted += 1
@@ -58,7 +58,7 @@ def test_bytes_are_counted_from_the_code_or_there_is_a_reason(tmp_path: Path) ->
     (affine,) = (
         row
         for row in rows
-        if row["call"] == "layer_norm bf16 4096" and row["kernel"] == "_layer_norm_forward_kernel"
+        if row["call"] == "layer_norm bf16 4096" and row["kernel"] == "_row_norm_forward_kernel"
     )
     assert affine["other_bytes_per_element"] == 8 + 8 / 4096  # two float32 a column and a row
 

@@ -22,7 +22,7 @@ SHAPES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
     ((3, 4, 5, 6), (5, 6)),
     ((2, 4097), (4097,)),
     ((7, 8), (7, 8)),
-    ((1, 20000), (20000,)),  # longer than a kernel's row
+    ((3, 9000), (9000,)),  # longer than a program holds
 ]
 
 
@@ -91,6 +91,16 @@ def test_a_large_mean_keeps_the_variance(eps: float, device: str) -> None:
         return [x + 1e4, weight, bias], torch.randn_like(x)
 
     assert_as_right_as_torch(*both((257,), eps=eps), draw)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e4])
+def test_long_rows_merge_their_statistics(mean: float, device: str) -> None:
+    def draw() -> tuple[list[Tensor | None], Tensor]:
+        x, weight, bias = make((2, 12_300), (12_300,), torch.float32, device)
+        slope = torch.linspace(0, 3, 12_300, device=device)  # blocks of different means
+        return [x + slope + mean, weight, bias], torch.randn_like(x)
+
+    assert_as_right_as_torch(*both((12_300,)), draw)
 
 
 def test_a_constant_row_becomes_the_bias(device: str) -> None:
@@ -258,7 +268,7 @@ def test_two_numbers_per_row_are_kept(device: str) -> None:
     assert [t.shape for t in kept if t.data_ptr() not in own] == [(2, 40)]
 
 
-@pytest.mark.parametrize("size", [32, 20000])  # a kernel's row, and one that goes to ATen
+@pytest.mark.parametrize("size", [32, 20000])  # a row that a program holds, and a longer one
 def test_autocast_keeps_the_inputs_type(size: int, device: str) -> None:
     x, weight, bias = make((6, size), (size,), torch.bfloat16, device)
     with torch.autocast(device, torch.bfloat16):

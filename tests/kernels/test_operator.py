@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lightning_kernels
-from lightning_kernels import _dropout, _layer_norm
+from lightning_kernels import _dropout, _row_norm
 from tests.kernels.reference import guarded_launch
 
 pytestmark = pytest.mark.kernel
@@ -19,21 +19,21 @@ OPS = torch.ops.lightning_kernels
 def layer_norm_arguments(device: str, dtype: torch.dtype = torch.float32) -> list[Any]:
     x = torch.randn(6, 24, device=device, dtype=dtype, requires_grad=True)
     weight, bias = (torch.randn(24, device=device, requires_grad=True) for _ in range(2))
-    return [x, 24, weight, bias, 1e-5]
+    return [x, 24, weight, bias, 1e-5, True, None]
 
 
 # torch's own check reads .grad of a tensor that is not a leaf
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 def test_opcheck(device: str) -> None:
-    x, size, weight, bias, eps = layer_norm_arguments(device)
-    torch.library.opcheck(OPS.layer_norm.default, (x, size, weight, bias, eps))
-    torch.library.opcheck(OPS.layer_norm.default, (x, size, None, None, eps))
+    x, size, weight, bias, eps, *_ = layer_norm_arguments(device)
+    torch.library.opcheck(OPS.row_norm.default, (x, size, weight, bias, eps, True, None))
+    torch.library.opcheck(OPS.row_norm.default, (x, size, None, None, eps, False, torch.bfloat16))
     with torch.no_grad():
-        y, statistics = OPS.layer_norm(x, size, weight, bias, eps)
+        y, statistics = OPS.row_norm(x, size, weight, bias, eps, True, None)
         detached = [t.detach() for t in (x, weight, bias)]
     for needs in ([True, True, True], [False, True, False]):
         arguments = (y, detached[0], size, *detached[1:], statistics, needs)
-        torch.library.opcheck(OPS.layer_norm_backward.default, arguments)
+        torch.library.opcheck(OPS.row_norm_backward.default, arguments)
     state = torch.tensor([3, 8], device=device)
     torch.library.opcheck(OPS.dropout.default, (x, 0.4, None, False, False, None, 3, 8))
     torch.library.opcheck(OPS.dropout.default, (x, 0.4, None, False, False, state, 0, 0))
@@ -41,7 +41,7 @@ def test_opcheck(device: str) -> None:
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.gpu)])
 def test_compiles_whole_and_agrees_with_eager(backend: str, device: str) -> None:
-    x, _, weight, bias, _ = layer_norm_arguments(device)
+    x, _, weight, bias, *_ = layer_norm_arguments(device)
 
     def block(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         y = lightning_kernels.layer_norm(x, (24,), weight, bias).exp()
@@ -75,7 +75,7 @@ def test_inplace_dropout_compiles(device: str) -> None:
 
 def test_fake_tensors_go_through(device: str) -> None:
     with FakeTensorMode():
-        x, _, weight, bias, _ = layer_norm_arguments(device, torch.bfloat16)
+        x, _, weight, bias, *_ = layer_norm_arguments(device, torch.bfloat16)
         y = lightning_kernels.dropout(lightning_kernels.layer_norm(x, (24,), weight, bias), 0.5)
         grads = torch.autograd.grad(y.sum(), (x, weight, bias)) if device == "cpu" else ()
     assert (y.shape, y.dtype, y.device.type) == (x.shape, torch.bfloat16, device)
@@ -88,11 +88,11 @@ def test_kernels_touch_only_their_tensors(
 ) -> None:
     def results() -> list[Tensor]:
         torch.manual_seed(1)
-        x, _, weight, bias, _ = layer_norm_arguments(device, dtype)
+        x, _, weight, bias, *_ = layer_norm_arguments(device, dtype)
         y = lightning_kernels.dropout(lightning_kernels.layer_norm(x, (24,), weight, bias), 0.5)
         return [y.detach(), *torch.autograd.grad(y.square().sum(), (x, weight, bias))]
 
     expected = results()
-    monkeypatch.setattr(_layer_norm, "launch", guarded_launch)
+    monkeypatch.setattr(_row_norm, "launch", guarded_launch)
     monkeypatch.setattr(_dropout, "launch", guarded_launch)
     assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
