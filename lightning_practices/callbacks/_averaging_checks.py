@@ -6,8 +6,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveragi
 from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 
-from lightning_practices.callbacks._early_stopping import EarlyStopping
-
 
 def check_arguments(
     kind: str,
@@ -55,10 +53,4 @@ def check_trainer(trainer: Trainer, own: Callback) -> None:
             raise MisconfigurationException(
                 "ModelCheckpoint(save_weights_only=True) asks no callback, so it would save the"
                 " weights under training where the averages were validated: set it to False"
-            )
-        if isinstance(other, EarlyStopping) and other.restore_best_weights:
-            raise MisconfigurationException(
-                "WeightAveraging validates averages, and EarlyStopping would keep the weights under"
-                " training: set EarlyStopping(restore_best_weights=False) and let"
-                " ModelCheckpoint(monitor=...) save the best ones"
             )

@@ -1,12 +1,13 @@
 """Early stopping that gives the best weights back."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,6 +20,7 @@ from lightning_practices.callbacks._best_weights import CHECKPOINT_KEY, BestWeig
 from lightning_practices.callbacks._horizon import steps_of_fit
 from lightning_practices.callbacks._ranks import mean_over_ranks
 from lightning_practices.callbacks._retrain_for import RetrainFor
+from lightning_practices.callbacks._weight_averaging import WeightAveraging
 
 Mode = Literal["min", "max"]
 _Item = TypeVar("_Item")
@@ -40,6 +42,7 @@ class EarlyStopping(LightningEarlyStopping):
     - Before ``min_epochs`` and ``min_steps`` there is no verdict. The first check after them judges
       afresh, so an improvement in between lets training go on.
     - A value that reaches ``stopping_threshold`` counts as the best one if it is.
+    - Beside :class:`WeightAveraging` the best are the averages, as they were validated.
     - Resuming keeps the count, the best value and the best weights, but not the old ``patience``.
     - Several values can be monitored: training stops once none of them has improved for
       ``patience`` checks, each judged by its own best value. The best weights, ``best_epoch``,
@@ -92,7 +95,7 @@ class EarlyStopping(LightningEarlyStopping):
 
     Raises:
         MisconfigurationException: If ``mode`` is neither. When ``Trainer.fit`` starts, if weights
-            are to be restored and the strategy shards them in a way not served,
+            are to be restored and the strategy shards them in a way not served, Lightning's
             ``WeightAveraging`` validates others, a second such callback is there, or the weights
             held are another module's.
         RuntimeError: At a check, if ``strict`` and ``monitor`` was not logged.
@@ -293,7 +296,8 @@ class EarlyStopping(LightningEarlyStopping):
 
     def _keep(self, trainer: Trainer) -> None:
         if self.restore_best_weights:
-            self._weights.keep(trainer.lightning_module)
+            with _as_validated(trainer):
+                self._weights.keep(trainer.lightning_module)
         self.best_epoch = trainer.current_epoch
         self.best_step = trainer.global_step
 
@@ -308,10 +312,11 @@ class EarlyStopping(LightningEarlyStopping):
                 f" keep only a part of them: use ModelParallelStrategy (FSDP2), or {instead}"
             )
         for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, WeightAveraging):
+            if isinstance(other, LightningWeightAveraging):
                 raise MisconfigurationException(
                     f"{type(other).__name__} validates averaged weights, and EarlyStopping would"
-                    f" keep those under training: {instead}"
+                    f" keep those under training: use the WeightAveraging of this package, or"
+                    f" {instead}"
                 )
             rival = isinstance(other, EarlyStopping) and other.restore_best_weights
             if rival and other is not self:
@@ -341,6 +346,14 @@ def _each(given: _Item | Sequence[_Item], names: Sequence[str], what: str) -> Se
     if len(given) != len(names):
         raise ValueError(f"{what} has to be one for all of {list(names)} or for each, got {given}")
     return given
+
+
+def _as_validated(trainer: Trainer) -> AbstractContextManager[None]:
+    """Let the module have the weights that validation had: the averages, where there are any."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, WeightAveraging):
+            return callback.averaged_weights(trainer.lightning_module)
+    return nullcontext()
 
 
 def _rests(trainer: Trainer) -> bool:

@@ -78,6 +78,9 @@ class WeightAveraging(Callback):
     from them, from those saved after the end too, goes on exactly as if it had never ended, with
     the arguments given now. A fit that isn't resumed averages anew.
 
+    **Beside** :class:`EarlyStopping` the best of the averages that were validated are kept, and
+    given back at the end.
+
     It costs the memory of one copy of the weights from the start of averaging on, and of another
     while it validates or saves; after the fit both are in CPU memory. For the rates of the last
     epochs, constant or cyclic in the paper, see the schedules: this changes none.
@@ -103,9 +106,9 @@ class WeightAveraging(Callback):
     Raises:
         ValueError: If an argument is none of the above, or contradicts another.
         MisconfigurationException: When the fit starts, if the strategy is FSDP1 or DeepSpeed,
-            another callback averages weights too, keeps those under training (``EarlyStopping``) or
-            saves checkpoints without the state of callbacks (``save_weights_only``), or ``start``
-            is a share of a length that isn't known beforehand.
+            another callback averages weights too or saves checkpoints without the state of
+            callbacks (``save_weights_only``), or ``start`` is a share of a length that isn't known
+            beforehand.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 

@@ -145,7 +145,7 @@ def test_an_algorithm_of_the_trainer_that_is_not_the_norm() -> None:
     class Clipped(GradientClippingMixin, Net):
         pass
 
-    with pytest.raises(MisconfigurationException, match="but got 1.0 and 'value': give a value"):
+    with pytest.raises(MisconfigurationException, match=r"but got 1\.0 and 'value': give a value"):
         fit(
             Clipped(gradient_clipping_fused=True, **OPTIONS),
             gradient_clip_val=1.0,

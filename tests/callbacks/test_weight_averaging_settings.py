@@ -52,7 +52,6 @@ def test_defaults() -> None:
         (EMAWeightAveraging(), "WeightAveraging and EMAWeightAveraging would both"),
         (StochasticWeightAveraging(0.1), "and StochasticWeightAveraging would both"),
         (ModelCheckpoint(save_weights_only=True), "save_weights_only=True.* set it to False"),
-        (EarlyStopping("val_loss"), r"restore_best_weights=False.*ModelCheckpoint\(monitor"),
     ],
     ids=lambda value: type(value).__name__,
 )
