@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,14 +20,22 @@ from lightning_practices.callbacks import (
     DropRateSchedule,
     EarlyStopping,
     GradientClipping,
+    LearningCurves,
+    Penalty,
     RecalibrateBatchNorm,
+    RetrainFor,
     SkipNonFinite,
+    SnapshotEnsemble,
+    WeightAveraging,
 )
 from lightning_practices.mixins import (
     EarlyStoppingMixin,
     FusedLayersMixin,
     GradientClippingMixin,
     LearningRateScheduleMixin,
+    PenaltyMixin,
+    Practices,
+    WeightAveragingMixin,
 )
 
 STEP_MICROSECONDS = 20_000  # the step of a fast training, which a practice may lengthen by
@@ -58,6 +67,13 @@ def _with_dropout() -> Fit:
     return module, [DropRateSchedule()]
 
 
+def _with_curves() -> Fit:
+    folder = tempfile.TemporaryDirectory()
+    curves = LearningCurves(f"{folder.name}/curves.png")
+    curves.folder = folder  # type: ignore[attr-defined]  # goes when it does
+    return bare()[0], [curves]
+
+
 # A practice is a line; it may not end the fit.
 PRACTICES: dict[str, Callable[[], Fit]] = {
     "DropRateSchedule": _with_dropout,
@@ -70,9 +86,17 @@ PRACTICES: dict[str, Callable[[], Fit]] = {
     "FusedLayersMixin": _mixin(FusedLayersMixin),
     "GradientClipping": _callback(GradientClipping, value=1.0),
     "GradientClippingMixin": _mixin(GradientClippingMixin, gradient_clipping_value=1.0),
+    "LearningCurves": _with_curves,
     "LearningRateScheduleMixin": _mixin(LearningRateScheduleMixin),
+    "Penalty": _callback(Penalty, l1=1e-4, l2=1e-4),
+    "PenaltyMixin": _mixin(PenaltyMixin, penalty_l2=1e-4),
+    "Practices": _mixin(Practices, monitor="loss", early_stopping_patience=_NEVER),
     "RecalibrateBatchNorm": _callback(RecalibrateBatchNorm),
+    "RetrainFor": _callback(RetrainFor, steps=_NEVER, fit_steps=None),
     "SkipNonFinite": _callback(SkipNonFinite),
+    "SnapshotEnsemble": _callback(SnapshotEnsemble, cycles=2),
+    "WeightAveraging": _callback(WeightAveraging),
+    "WeightAveragingMixin": _mixin(WeightAveragingMixin),
 }
 
 

@@ -23,6 +23,7 @@ from lightning_kernels import (
 )
 from lightning_practices._names import plain_name
 from lightning_practices.callbacks._clipping_settings import ClippingSettings
+from lightning_practices.callbacks._logs import logs_now
 from lightning_practices.optim import clip_in_step
 from lightning_practices.optim._clip_in_step import clips_in_step
 
@@ -183,7 +184,7 @@ class Clipper:
         place = place_of(trainer, optimizer)
         state = self._states.setdefault(place, _State())
         warmup = self.settings.warmup_steps
-        logs = bool(trainer.loggers) and trainer._logger_connector.should_update_logs
+        logs = logs_now(trainer)
         reads_scale = not self.settings.fused or (logs and self.settings.top_layers)
         step = _Step(
             optimizer=trainer.optimizers[place],

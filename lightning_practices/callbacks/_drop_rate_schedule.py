@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._horizon import epochs_of_fit, steps_of_fit, why_unknown
+from lightning_practices.callbacks._logs import logs_now
 from lightning_practices.schedules import DropRate
 from lightning_practices.schedules._drop_rate import Layers, Schedule, check_schedule
 
@@ -126,7 +127,7 @@ class DropRateSchedule(Callback):
         assert self._drop_rate is not None
         done = trainer.global_step if self.interval == "step" else trainer.current_epoch
         factor = self._drop_rate.apply(done / self._length)
-        if trainer.loggers and trainer._logger_connector.should_update_logs:
+        if logs_now(trainer):
             # A tensor on the CPU: of a number `log` makes one on the device, and waits for it.
             pl_module.log(self._log_name, torch.tensor(factor, device="cpu"))
 

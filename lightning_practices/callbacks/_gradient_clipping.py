@@ -28,12 +28,12 @@ class GradientClipping(Callback):
     :math:`2/N` at the second and the whole from the :math:`N`-th on. Without any of these
     nothing is clipped, and norms are logged: a way to find a value.
 
-    **Logged**, if the trainer has a logger, every ``log_every_n_steps``: ``grad_norm``, of all
-    gradients before clipping; ``grad_norm_clipped``, after it; ``grad_clipped_fraction``, of the
-    steps so far (by value and adaptively, of those that were logged); ``grad_clip_threshold`` if
-    it moves; with ``log_layers="top5"``, ``grad_norm/<layer>`` of the five layers whose norms are
-    largest before clipping, for which these steps wait for the device. The second of several
-    optimizers has ``grad_norm-1`` and so on.
+    **Logged**, if there is a logger or :class:`LearningCurves`, every ``log_every_n_steps``:
+    ``grad_norm``, of all gradients before clipping; ``grad_norm_clipped``, after it;
+    ``grad_clipped_fraction``, of the steps so far (by value and adaptively, of those that were
+    logged); ``grad_clip_threshold`` if it moves; with ``log_layers="top5"``, for loggers,
+    ``grad_norm/<layer>`` of the five layers whose norms are largest before clipping, for which
+    these steps wait for the device. The second of several optimizers has ``grad_norm-1`` and so on.
 
     **Where it differs.** Under FSDP1 (``FSDPStrategy``) there is one threshold for the norm, and
     clipping by value logs nothing. Under DeepSpeed the engine clips, and this refuses. Lightning

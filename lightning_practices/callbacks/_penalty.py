@@ -16,6 +16,7 @@ from typing_extensions import override
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._clipper import place_of
 from lightning_practices.callbacks._gradient_clipping import GradientClipping
+from lightning_practices.callbacks._logs import logs_now
 from lightning_practices.optim import (
     add_penalty_gradients_,
     decayed_weights,
@@ -150,7 +151,7 @@ class Penalty(Callback):
         weights = [w for group in optimizer.param_groups for w in self._weights_of(group)]
         if not weights:
             return
-        if trainer.loggers and trainer._logger_connector.should_update_logs:
+        if logs_now(trainer):
             with torch.no_grad():
                 value = penalty(weights, l1=self.l1, l2=self.l2)
             place = place_of(trainer, optimizer)

@@ -17,6 +17,7 @@ from lightning_kernels import clip_grad_norm_
 from lightning_practices._names import plain_name
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._clipper import place_of
+from lightning_practices.callbacks._logs import logs_now
 from lightning_practices.callbacks._non_finite_report import NonFiniteParameter, NonFiniteReport
 
 
@@ -121,7 +122,7 @@ class SkipNonFinite(Callback):
                 f"SkipNonFinite: a gradient is nan or infinite, step {trainer.global_step} is"
                 f" skipped (epoch {trainer.current_epoch}, {self.consecutive[place]} in a row)"
             )
-        if trainer.loggers and trainer._logger_connector.should_update_logs:
+        if logs_now(trainer):
             # A tensor on the CPU: of a number `log` makes one on the device, and waits for it.
             pl_module.log("skipped_steps", torch.tensor(float(self.skipped), device="cpu"))
 

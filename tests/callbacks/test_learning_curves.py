@@ -356,3 +356,9 @@ def test_a_new_fit_starts_anew_and_a_longer_one_goes_on(tmp_path: Path, drawn: D
     trainer.fit(module, *loaders())
     assert curves.history["val_loss"] == [(4, 3.0), (8, 1.0), (12, 2.0)]
     assert drawn.titles[-1] == "Logged: 12 optimizer steps, 3 epochs"
+
+
+def test_norms_of_clipping_are_drawn_without_a_logger(tmp_path: Path) -> None:
+    curves = curves_in(tmp_path, every_n_train_steps=1)
+    fit(Logged(), curves, GradientClipping(0.5), log_every_n_steps=1)
+    assert all(value <= 0.5 + 1e-5 for _, value in curves.history["grad_norm_clipped"])
