@@ -134,19 +134,19 @@ def clip_by_shares_(
 
 @torch.no_grad()
 def total_norm(grads: Sequence[Tensor], norm_type: float) -> Tensor:
-    """Return the norm of all gradients by torch's function, of 16 bits in float32."""
-    is_half = [g.dtype in _HALVES and g.layout is torch.strided for g in grads]
-    halves = [g for g, half in zip(grads, is_half, strict=True) if half]
-    if not halves:
+    """Return the norm of all gradients by torch's functions, of 16 bits in float32."""
+    if any(g.layout is not torch.strided for g in grads):
         return get_total_norm([g.float() if g.dtype in _HALVES else g for g in grads], norm_type)
-    # Without a copy in float32, unlike torch's function on such copies.
-    norms = [*torch._foreach_norm(halves, norm_type, dtype=torch.float32)]
-    if len(halves) < len(grads):
-        norms.append(
-            total_norm([g for g, half in zip(grads, is_half, strict=True) if not half], norm_type)
-        )
-    norms = [norm.to(grads[0].device) for norm in norms]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
+    # As torch's function, but that it makes no copies in float32 and doesn't sort by device.
+    halves = [g for g in grads if g.dtype in _HALVES]
+    others = [g for g in grads if g.dtype not in _HALVES]
+    norms = [*torch._foreach_norm(others, norm_type)] if others else []
+    if halves:
+        norms += torch._foreach_norm(halves, norm_type, dtype=torch.float32)
+    device = grads[0].device
+    total: Tensor = torch.linalg.vector_norm(
+        torch.stack([norm.to(device) for norm in norms]), norm_type
+    )
     return total
 
 

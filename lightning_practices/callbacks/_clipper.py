@@ -282,7 +282,8 @@ class Clipper:
         if pairs:
             device = pairs[0][0].device
             pairs = [(norm.to(device), limit) for norm, limit in pairs]
-            state.look(torch.stack([norm > limit for norm, limit in pairs]).any())
+            clipped = [norm > limit for norm, limit in pairs]
+            state.look(clipped[0] if len(clipped) == 1 else torch.stack(clipped).any())
             if step.logs:
                 after = torch.stack([norm.clamp(max=limit) for norm, limit in pairs])
                 before = torch.stack([norm for norm, _ in pairs])

@@ -8,6 +8,7 @@ from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
 from lightning_practices.mixins._monte_carlo_dropout import MonteCarloDropoutMixin
 from lightning_practices.mixins._optimizer import OptimizerMixin
 from lightning_practices.mixins._penalty import PenaltyMixin
+from lightning_practices.mixins._practices import Practices
 from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 
 __all__ = [
@@ -19,5 +20,6 @@ __all__ = [
     "MonteCarloDropoutMixin",
     "OptimizerMixin",
     "PenaltyMixin",
+    "Practices",
     "WeightAveragingMixin",
 ]

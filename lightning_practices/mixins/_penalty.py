@@ -54,4 +54,6 @@ class PenaltyMixin(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         given = super().configure_callbacks()
         others = [given] if isinstance(given, Callback) else given
+        if not (self._penalty.l1 or self._penalty.l2):
+            return [*others]
         return [*others, self._penalty]  # one instance: Lightning asks again for each run

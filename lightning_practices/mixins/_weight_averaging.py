@@ -18,7 +18,7 @@ class WeightAveragingMixin(LightningModule):
 
     Args:
         *args: Passed on.
-        weight_averaging_kind: ``"ema"`` or ``"swa"``.
+        weight_averaging_kind: ``"ema"`` or ``"swa"``; ``None`` to average nothing.
         weight_averaging_decay: Of ``"ema"``, 0.999 by default.
         weight_averaging_decay_warmup: Whether the decay grows up to its value.
         weight_averaging_start: After how many steps or epochs, or what share of the fit, averaging
@@ -39,7 +39,7 @@ class WeightAveragingMixin(LightningModule):
     def __init__(
         self,
         *args: Any,
-        weight_averaging_kind: Literal["ema", "swa"] = "ema",
+        weight_averaging_kind: Literal["ema", "swa"] | None = "ema",
         weight_averaging_decay: float | None = None,
         weight_averaging_decay_warmup: bool = False,
         weight_averaging_start: int | float = 0,
@@ -48,22 +48,26 @@ class WeightAveragingMixin(LightningModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._weight_averaging = WeightAveraging(
-            weight_averaging_kind,
-            decay=weight_averaging_decay,
-            decay_warmup=weight_averaging_decay_warmup,
-            start=weight_averaging_start,
-            interval=weight_averaging_interval,
-            frequency=weight_averaging_frequency,
-        )
+        self._weight_averaging: WeightAveraging | None = None
+        if weight_averaging_kind is not None:
+            self._weight_averaging = WeightAveraging(
+                weight_averaging_kind,
+                decay=weight_averaging_decay,
+                decay_warmup=weight_averaging_decay_warmup,
+                start=weight_averaging_start,
+                interval=weight_averaging_interval,
+                frequency=weight_averaging_frequency,
+            )
 
     @property
-    def weight_averaging(self) -> WeightAveraging:
-        """The callback: its ``averaged``, ``averaged_weights``."""
+    def weight_averaging(self) -> WeightAveraging | None:
+        """The callback: its ``averaged``, ``averaged_weights``; ``None`` without averaging."""
         return self._weight_averaging
 
     @override
     def configure_callbacks(self) -> list[Callback]:
         given = super().configure_callbacks()
         others = [given] if isinstance(given, Callback) else given
+        if self._weight_averaging is None:
+            return [*others]
         return [*others, self._weight_averaging]  # one instance: Lightning asks for each run

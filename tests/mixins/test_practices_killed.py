@@ -1,4 +1,4 @@
-"""A fit killed in mid-epoch and resumed from its last checkpoint, against one that was not."""
+"""A fit with all practices, killed in mid-epoch and resumed, against one that was not."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices.callbacks import EarlyStopping
-from lightning_practices.mixins import LearningRateScheduleMixin
+from lightning_practices.mixins import Practices
 from tests.callbacks.scripted import DIP, FILTERS, STEPS, At, Scripted, Stateful, same, trainer_of
 from tests.killed import kill, run, run_killed
 
@@ -20,11 +19,23 @@ pytestmark = FILTERS
 KILLED_AT = 14  # the third step of epoch 3
 
 
-class Net(LearningRateScheduleMixin, Scripted):
+class Net(Practices, Scripted):
     """What it logs depends on each bit of its weights."""
 
-    def __init__(self) -> None:
-        super().__init__(learning_rate_warmup_steps=3)
+    def __init__(self, values: tuple[float, ...]) -> None:
+        super().__init__(
+            values,
+            early_stopping_patience=5,
+            learning_rate_warmup_steps=3,
+            optimizer_lr=0.05,
+            gradient_clipping_value=None,
+            gradient_clipping_percentile=50,
+            optimizer_weight_decay=0.0,
+            penalty_l1=1e-3,
+            weight_averaging_kind="ema",
+            weight_averaging_decay=0.8,
+            weight_averaging_start=2,
+        )
 
     @override
     def value(self) -> float:
@@ -52,24 +63,30 @@ def fit(
     values: tuple[float, ...] = DIP,
 ) -> dict[str, Any]:
     """Fit, saving each epoch or ``every`` so many steps, and say how that ended."""
-    module, stopping, rates = Net(), EarlyStopping("val_loss", patience=5), Rates()
-    module.values = values
+    module, rates = Net(values), Rates()
     save = ModelCheckpoint(folder, save_last=True, every_n_train_steps=every)
     trainer = trainer_of(
-        stopping, rates, save, At(killed_at, kill),
+        rates, save, At(killed_at, kill),
         devices=devices, strategy="ddp" if devices > 1 else "auto",
     )  # fmt: skip
     rows = list(torch.randn(2 * STEPS * devices, 2, generator=torch.Generator().manual_seed(1)))
     train: Any = Stateful(rows, batch_size=2) if every else DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
     path = folder / "last.ckpt" if resume else None
     trainer.fit(module, train, DataLoader(rows, batch_size=8), ckpt_path=path)  # type: ignore[arg-type]
-    state = stopping.state_dict()
+    state = module.early_stopping.state_dict()
+    averaging = module.weight_averaging
+    assert averaging is not None
     return {
         "weights": {k: v.clone() for k, v in module.state_dict().items()},
         "last": module.seen[trainer.global_step],
         "rates": rates.seen,
         "score": state.pop("best_score").item(),
-        "counters": {**state, "steps": trainer.global_step, "epoch": trainer.current_epoch},
+        "counters": {
+            **state,
+            "steps": trainer.global_step,
+            "epoch": trainer.current_epoch,
+            "averaged": averaging.averaged,
+        },
     }
 
 

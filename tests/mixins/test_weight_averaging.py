@@ -35,6 +35,11 @@ class Net(WeightAveragingMixin, Base):
     pass
 
 
+def callback_of(module: WeightAveragingMixin) -> WeightAveraging:
+    assert module.weight_averaging is not None
+    return module.weight_averaging
+
+
 def prefixed(settings: dict[str, Any]) -> dict[str, Any]:
     return {f"weight_averaging_{name}": value for name, value in settings.items()}
 
@@ -45,9 +50,18 @@ def test_it_does_what_the_callback_does(settings: dict[str, Any]) -> None:
     callback = WeightAveraging(**settings)
     fit(module)
     fit(plain, callback)
-    assert module.weight_averaging.averaged == callback.averaged > 0
+    assert callback_of(module).averaged == callback.averaged > 0
     assert same(state_of(module), state_of(plain))
     assert all(same(module.seen[step], plain.seen[step]) for step in plain.seen)
+
+
+def test_without_averaging() -> None:
+    module, plain = Net(weight_averaging_kind=None), averaging.Net()
+    trainer = fit(module)
+    fit(plain)
+    assert module.weight_averaging is None
+    assert not any(isinstance(c, WeightAveraging) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    assert same(state_of(module), state_of(plain))
 
 
 def test_every_run_has_the_same_callback_once_in_place_of_the_trainers() -> None:
@@ -80,7 +94,7 @@ def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path) -> None:
     fit(module, saves(tmp_path, every_n_train_steps=16))
     loaded = Net.load_from_checkpoint(tmp_path / "step=16.ckpt", weights_only=True)
     assert same(state_of(loaded), state_of(module))
-    assert loaded.weight_averaging.frequency == 2
+    assert callback_of(loaded).frequency == 2
 
 
 def test_it_extends_what_the_base_brings() -> None:
