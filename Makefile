@@ -14,13 +14,18 @@ INTERPRETED := tests/kernels tests/nn tests/surgery
 demo: $(READY)
 	$(BIN)/python examples/digits.py
 
+# A file of tests on each core; those that measure time have the machine to themselves.
+PARALLEL := --numprocesses auto --dist loadfile
+
 test: $(READY)
-	$(BIN)/python -m pytest
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
+	$(BIN)/python -m pytest tests/benchmarks
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/benchmarks
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) $(INTERPRETED)
 
 test-oldest: $(OLDEST_READY)
-	$(OLDEST)/bin/python -m pytest
-	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest $(INTERPRETED)
+	$(OLDEST)/bin/python -m pytest tests/benchmarks
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) --ignore tests/benchmarks
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest $(PARALLEL) $(INTERPRETED)
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .
