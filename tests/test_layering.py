@@ -97,7 +97,7 @@ def run(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-ROOMS = sorted({room_of(module_name(path)) for path in SOURCES}, key=LEVELS.__getitem__)
+ROOMS = sorted({room_of(module_name(path)) for path in SOURCES}, key=lambda r: (LEVELS[r], r))
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)

@@ -234,7 +234,6 @@ class Monitored(Logged):
         ({"monitor": "val_loss"}, EarlyStopping("val_loss", min_delta=2.5), ("val_loss", 4, 3.0)),
         ({"monitor": "val_loss", "mode": "max"}, EarlyStopping("val_loss"), ("val_loss", 16, 4.0)),
     ],
-    ids=str,
 )
 def test_the_best_is_marked(
     arguments: dict[str, Any], stopping: Callback | None, best: Any, tmp_path: Path, drawn: Drawn

@@ -159,7 +159,7 @@ def test_statistics_no_longer_tracked(training: bool, device: str) -> None:
 
 
 @pytest.mark.parametrize("residual", [False, True], ids=["alone", "residual"])
-@pytest.mark.parametrize(("options", "activate"), ACTIVATIONS, ids=str)
+@pytest.mark.parametrize(("options", "activate"), ACTIVATIONS)
 def test_activation_and_residual(
     options: dict[str, Any], activate: Callable[[Tensor], Tensor], residual: bool, device: str
 ) -> None:
