@@ -5,6 +5,9 @@ from lightning_practices.callbacks._early_stopping import EarlyStopping
 from lightning_practices.callbacks._gradient_clipping import GradientClipping
 from lightning_practices.callbacks._learning_curves import LearningCurves
 from lightning_practices.callbacks._penalty import Penalty
+from lightning_practices.callbacks._phase_plan import unfreezing_schedule
+from lightning_practices.callbacks._phase_schedule import write_schedule
+from lightning_practices.callbacks._progressive_unfreezing import ProgressiveUnfreezing
 from lightning_practices.callbacks._recalibrate_batch_norm import RecalibrateBatchNorm
 from lightning_practices.callbacks._retrain_for import RetrainFor, join_loaders
 from lightning_practices.callbacks._skip_non_finite import SkipNonFinite
@@ -17,10 +20,13 @@ __all__ = [
     "GradientClipping",
     "LearningCurves",
     "Penalty",
+    "ProgressiveUnfreezing",
     "RecalibrateBatchNorm",
     "RetrainFor",
     "SkipNonFinite",
     "SnapshotEnsemble",
     "WeightAveraging",
     "join_loaders",
+    "unfreezing_schedule",
+    "write_schedule",
 ]

@@ -140,7 +140,7 @@ class BestWeights:
         if stranger or not self._best.fits(pl_module):
             raise MisconfigurationException(
                 f"{self._owner} holds the best weights of another module or of other shapes than"
-                f" {type(pl_module).__name__} has now: make a new EarlyStopping for a new module"
+                f" {type(pl_module).__name__} has now: make a new one for a new module"
             )
 
 

@@ -2,6 +2,7 @@
 
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._ensemble import EnsembleModule
+from lightning_practices.mixins._fine_tuning import FineTuningMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
 from lightning_practices.mixins._gradient_clipping import GradientClippingMixin
 from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
@@ -14,6 +15,7 @@ from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 __all__ = [
     "EarlyStoppingMixin",
     "EnsembleModule",
+    "FineTuningMixin",
     "FusedLayersMixin",
     "GradientClippingMixin",
     "LearningRateScheduleMixin",

@@ -2,23 +2,21 @@
 
 import math
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from itertools import chain
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_practices._names import plain_name
+from lightning_practices.surgery import blocks
+from lightning_practices.surgery._blocks_layers import NORMS
 
 KINDS = ("norm", "bias", "embedding")
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _BIAS = re.compile(r"(?:^|_)bias(?:es)?(?:_|$)")
 _SCALE = re.compile(r"(?:^|_)(?:scale|gamma)(?:_|$)")
 _EMBEDDING = re.compile(r"(?:^|_)(?:embed|embedding|token)s?(?:_|$)")
@@ -129,17 +127,16 @@ def parameter_groups(
 def layer_depths(model: nn.Module) -> dict[nn.Parameter, int]:
     """Return how many layers are between each parameter and the output.
 
-    Layers are the model's children that have parameters, in order of registration, and the elements
-    of those that are ``nn.Sequential`` or ``nn.ModuleList``; of a model of timm what its
-    ``group_matcher`` says. While there is one child alone, as in a module that wraps another, its
-    layers are looked at. Parameters of the model itself, such as position embeddings, belong to the
-    first layer, and shared ones to that which is nearest to the output.
+    Layers are the blocks of :func:`lightning_practices.surgery.blocks`, at their depths.
 
     Args:
         model: Whose parameters.
+
+    Raises:
+        ValueError: If the model has no parameters, or some without a shape yet.
     """
-    layers = _layers(model, is_top=True)
-    return {p: depth for depth in reversed(range(len(layers))) for p in layers[-1 - depth]}
+    parameters = dict(model.named_parameters())
+    return {parameters[name]: block.depth for block in blocks(model) for name in block.parameters}
 
 
 def check_groups(weight_decay: float | None, layer_decay: float | None, lr: float | None) -> None:
@@ -227,7 +224,7 @@ def _kinds(module: nn.Module, word: str, p: Tensor) -> set[str]:
     is_vector = p.dim() <= 1
     if _BIAS.search(word):
         kinds.add("bias")
-    is_norm = isinstance(module, _NORMS) or (is_vector and "norm" in type(module).__name__.lower())
+    is_norm = isinstance(module, NORMS) or (is_vector and "norm" in type(module).__name__.lower())
     if is_norm or (not kinds and (is_vector or _SCALE.search(word))):
         kinds.add("norm")
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) or _EMBEDDING.search(word):
@@ -261,27 +258,9 @@ def _depths(model: nn.Module, layer_decay: float) -> dict[int, int]:
     if layer_decay < 1 and not any(depths.values()):
         raise ValueError(
             f"layer_decay={layer_decay} is from layer to layer, but {type(model).__name__} is one"
-            " layer: its children are, or the elements of those that are nn.Sequential"
+            " layer: surgery.blocks says what is one"
         )
     return depths
-
-
-def _layers(module: nn.Module, *, is_top: bool) -> list[list[nn.Parameter]]:
-    """Return the parameters of each layer, from the input on."""
-    timm = sys.modules.get("timm.models")  # a model that has a matcher has imported it
-    matcher: Any = getattr(module, "group_matcher", None)
-    if timm is not None and matcher is not None:
-        grouped = timm.group_parameters(module, matcher(coarse=False), return_values=True)
-        return [grouped[place] for place in sorted(grouped)]
-    children = [child for child in module.children() if any(True for _ in child.parameters())]
-    own = list(module.parameters(recurse=False))
-    if is_top and len(children) == 1 and not own:
-        return _layers(children[0], is_top=True)
-    is_list = isinstance(module, nn.ModuleList) or type(module) is nn.Sequential
-    if children and (is_top or is_list):
-        layers = list(chain.from_iterable(_layers(child, is_top=False) for child in children))
-        return [own + layers[0], *layers[1:]]
-    return [list(module.parameters())]
 
 
 def _nothing(pattern: str, names: list[str]) -> str:

@@ -135,8 +135,7 @@ def saved() -> list[str]:
 
 
 def test_names_stay_in_distributed_checkpoints(two: Processes) -> None:
-    kinds = [(0, "decay"), (0, "no_decay"), (1, "no_decay"), (2, "decay"), (2, "no_decay"),
-             (3, "decay"), (3, "no_decay")]  # fmt: skip
+    kinds = [(layer, kind) for layer in range(3) for kind in ("decay", "no_decay")]
     expected = [f"layer_{place}_{kind}" for place, kind in kinds]
     assert two.run(saved, [()] * 2) == [expected] * 2
 

@@ -1,0 +1,237 @@
+"""A schedule of unfreezing: its form, whatever the model."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+Entry = str | int
+"""A name of modules or parameters, a depth, or a pattern as ``"re:..."``."""
+
+Schedule = str | PathLike[str] | Sequence[Mapping[str, Any]] | Mapping[str | int, Mapping[str, Any]]
+
+_PHASE = ("blocks", "freeze", "until", "lr_scale", "restore_best")
+_UNTIL = ("epoch", "step", "plateau")
+_PLATEAU = ("monitor", "patience", "mode", "min_delta")
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """A value that no longer improves.
+
+    Attributes:
+        monitor: Its name.
+        patience: Checks without improvement after which the phase ends.
+        mode: Whether it is to fall or to rise.
+        min_delta: Least change that counts; one equal to it doesn't.
+    """
+
+    monitor: str
+    patience: int = 3
+    mode: Literal["min", "max"] = "min"
+    min_delta: float = 0.0
+
+    def improves(self, value: float, best: float | None) -> bool:
+        """Say whether ``value`` is better than the ``best`` so far; nan never is."""
+        if best is None:
+            return not math.isnan(value)
+        gain = best - value if self.mode == "min" else value - best
+        return gain > self.min_delta
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a fit in which the same blocks are trained.
+
+    Attributes:
+        name: As it is shown: its number, from 1, or its key.
+        blocks: What is trained from now on.
+        freeze: What is no longer.
+        lr_scale: Of the rate of ``blocks``; ``None`` for the decay by depth.
+        epochs: Epochs after which the phase ends.
+        steps: Optimizer steps after which it ends.
+        plateau: What ends it.
+        restore_best: Whether the next phase starts from the best weights of this one.
+    """
+
+    name: str
+    blocks: tuple[Entry, ...]
+    freeze: tuple[Entry, ...] = ()
+    lr_scale: float | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    plateau: Plateau | None = None
+    restore_best: bool = False
+
+    @property
+    def layout(self) -> str:
+        """What can't be changed where a fit is resumed."""
+        scale = None if self.lr_scale is None else float(self.lr_scale)
+        return f"blocks={[*self.blocks]}, freeze={[*self.freeze]}, lr_scale={scale}"
+
+    @property
+    def end(self) -> str:
+        """When the phase ends, in words."""
+        ends = []
+        if self.epochs is not None:
+            ends.append(f"{self.epochs} epoch" + "s" * (self.epochs > 1))
+        if self.steps is not None:
+            ends.append(f"{self.steps} step" + "s" * (self.steps > 1))
+        if self.plateau is not None:
+            ends.append(f"a plateau of {self.plateau.monitor}")
+        return " or ".join(ends) or "the end of the fit"
+
+
+def read_schedule(schedule: Schedule) -> tuple[Phase, ...]:
+    """Return the phases of a schedule, a sequence or mapping of them or the path of a YAML file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If that isn't a schedule; all that is wrong is named.
+    """
+    content: Any = schedule
+    if isinstance(schedule, str | PathLike):
+        path = Path(schedule)
+        if path.suffix not in (".yaml", ".yml"):
+            raise ValueError(
+                "schedule has to be 'auto', a list or dict of phases or the path of a .yaml file,"
+                f" but got {str(schedule)!r}"
+            )
+        content = yaml.safe_load(path.read_text())
+    named = _named(content)
+    wrong: list[str] = []
+    last = len(named) - 1
+    phases = [_phase(name, given, n == last, wrong) for n, (name, given) in enumerate(named)]
+    if wrong:
+        raise ValueError("the schedule of unfreezing is wrong:\n- " + "\n- ".join(wrong))
+    return tuple(phases)
+
+
+def write_schedule(schedule: Sequence[Mapping[str, Any]], path: str | PathLike[str]) -> None:
+    """Write a schedule as YAML, to be edited and given to :class:`ProgressiveUnfreezing`.
+
+    Args:
+        schedule: As :func:`unfreezing_schedule` returns it.
+        path: Of the file, ending in ``.yaml``.
+
+    Raises:
+        ValueError: If it isn't a schedule, or the file's name ends otherwise.
+    """
+    if Path(path).suffix not in (".yaml", ".yml"):
+        raise ValueError(f"a schedule is written to a .yaml file, but got {str(path)!r}")
+    read_schedule(schedule)
+    plain = [dict(phase) for phase in schedule]
+    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None))
+
+
+def _named(content: Any) -> list[tuple[str, Any]]:
+    if isinstance(content, Mapping):
+        named = [(str(name), phase) for name, phase in content.items()]
+    elif isinstance(content, Sequence) and not isinstance(content, str):
+        named = [(str(number), phase) for number, phase in enumerate(content, 1)]
+    else:
+        raise ValueError(
+            f"a schedule is a list of phases, or a dict of them by name, but got {content!r}"
+        )
+    if not named:
+        raise ValueError("the schedule has no phases: list at least one, as in {blocks: [head]}")
+    return named
+
+
+def _phase(name: str, given: Any, is_last: bool, wrong: list[str]) -> Phase:
+    """Return a phase, and say in ``wrong`` what is."""
+    place = f"phase {name}: "
+    if not isinstance(given, Mapping):
+        wrong.append(f"{place}it has to be a dict with the key 'blocks', but got {given!r}")
+        return Phase(name, ())
+    found = [*_unknown(given, _PHASE)]
+    blocks = _entries(given, "blocks", found)
+    frozen = _entries(given, "freeze", found)
+    if not blocks and not frozen and not found:
+        found.append("it is empty: name blocks to train")
+    lr_scale = given.get("lr_scale")
+    if lr_scale is not None and not (_is_number(lr_scale) and 0 < lr_scale < math.inf):
+        found.append(f"lr_scale has to be a number above 0, but got {lr_scale!r}")
+    if lr_scale is not None and not blocks:
+        found.append("lr_scale is of blocks, but there are none")
+    epochs, steps, plateau = _until(given.get("until"), is_last, found)
+    restore_best = given.get("restore_best", False)
+    if not isinstance(restore_best, bool):
+        found.append(f"restore_best has to be true or false, but got {restore_best!r}")
+    elif restore_best and plateau is None:
+        found.append("restore_best needs a plateau in until, which says by what to judge")
+    wrong += [place + what for what in found]
+    return Phase(name, blocks, frozen, lr_scale, epochs, steps, plateau, restore_best is True)
+
+
+def _until(
+    until: Any, is_last: bool, wrong: list[str]
+) -> tuple[int | None, int | None, Plateau | None]:
+    """Return after how many epochs, steps, and at which plateau a phase ends."""
+    if is_last:
+        if until is not None:
+            wrong.append(
+                f"it is the last, so it ends with the fit and until={until!r} has no meaning: leave"
+                " it out, and let the Trainer's max_epochs or EarlyStopping end the fit"
+            )
+        return None, None, None
+    if not isinstance(until, Mapping) or not until:
+        wrong.append(
+            "until has to say when it ends, as in {epoch: 1}, {step: 500} or"
+            f" {{plateau: {{monitor: val_loss, patience: 2}}}}, but got {until!r}"
+        )
+        return None, None, None
+    wrong += _unknown(until, _UNTIL)
+    for key in ("epoch", "step"):
+        if key in until and not _is_whole(until[key], 1):
+            wrong.append(f"{key} has to be a whole number from 1 on, but got {until[key]!r}")
+    plateau = _plateau(until["plateau"], wrong) if "plateau" in until else None
+    return until.get("epoch"), until.get("step"), plateau
+
+
+def _plateau(given: Any, wrong: list[str]) -> Plateau | None:
+    if not isinstance(given, Mapping) or not isinstance(given.get("monitor"), str):
+        wrong.append(f"plateau has to name what to monitor, {{monitor: val_loss}}, but got {given}")
+        return None
+    found = [*_unknown(given, _PLATEAU)]
+    plateau = Plateau(**{key: given[key] for key in _PLATEAU if key in given})
+    if not _is_whole(plateau.patience, 1):
+        found.append(f"patience has to be a whole number from 1 on, but got {plateau.patience!r}")
+    if plateau.mode not in ("min", "max"):
+        found.append(f"mode has to be 'min' or 'max', but got {plateau.mode!r}")
+    if not (_is_number(plateau.min_delta) and 0 <= plateau.min_delta < math.inf):
+        found.append(f"min_delta has to be a number from 0 on, but got {plateau.min_delta!r}")
+    wrong += found
+    return None if found else plateau
+
+
+def _entries(given: Mapping[str, Any], key: str, wrong: list[str]) -> tuple[Entry, ...]:
+    entries = given.get(key, ())
+    if isinstance(entries, str | int) and not isinstance(entries, bool):
+        entries = (entries,)
+    if not isinstance(entries, Sequence):
+        wrong.append(f"{key} has to be a list of names and depths, but got {entries!r}")
+        return ()
+    for entry in entries:
+        is_depth = _is_whole(entry, 0)
+        if not is_depth and not (isinstance(entry, str) and entry):
+            wrong.append(f"{key} has to list names, depths from 0 on and 're:...', got {entry!r}")
+    return tuple(entries)
+
+
+def _unknown(given: Mapping[str, Any], known: Sequence[str]) -> Iterator[str]:
+    for key in given:
+        if key not in known:
+            yield f"{key!r} is none of {', '.join(known)}"
+
+
+def _is_whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,82 @@
+"""The inputs that pretrained weights were made for."""
+
+import math
+import sys
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision.models import WeightsEnum
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms._presets import ImageClassification
+
+
+def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
+    r"""Return the transform that makes of an image what pretrained weights were made for.
+
+    It resizes the shorter side, crops the centre to the size of the training images, and
+    standardises each channel, :math:`(x - \mu) / \sigma` with the statistics of the data that the
+    weights were trained on; what :math:`x` in [0, 1] is made of, an image of PIL or a ``uint8`` or
+    floating-point tensor of shape ``(..., 3, height, width)``. All of it is read from the weights'
+    own meta data, nothing is downloaded. The result is a ``torch.float32`` tensor.
+
+    Source: lecture S0, on adapting the input size.
+
+    Args:
+        weights: Weights of torchvision, as in ``ResNet18_Weights.DEFAULT``, or a model of timm.
+
+    Raises:
+        TypeError: If it is neither; a model of torchvision doesn't know its weights.
+        ValueError: If the weights are not for the classification of images, or timm says to resize
+            in a way that is not one of ``"center"``, for a square, and ``"squash"``.
+    """
+    if isinstance(weights, WeightsEnum):
+        preset: Any = weights.transforms()
+        if not isinstance(preset, ImageClassification):
+            raise ValueError(
+                f"{weights} is for {type(preset).__name__} and not for the classification of"
+                f" images: use {type(weights).__name__}.{weights.name}.transforms()"
+            )
+        return _compose(
+            preset.resize_size, preset.crop_size, preset.mean, preset.std, preset.interpolation,
+            antialias=preset.antialias,
+        )  # fmt: skip
+    timm: Any = sys.modules.get("timm.data")  # a model of timm has imported it
+    if timm is None or not isinstance(getattr(weights, "pretrained_cfg", None), dict):
+        raise TypeError(
+            "give weights of torchvision, as in ResNet18_Weights.DEFAULT, or a model of timm, but"
+            f" got {repr(weights) if isinstance(weights, str) else type(weights).__name__}, which"
+            " says nothing of its inputs"
+        )
+    config = timm.resolve_model_data_config(weights)
+    height, width = config["input_size"][-2:]
+    mode = config["crop_mode"]
+    scaled = [math.floor(side / config["crop_pct"]) for side in (height, width)]
+    if mode not in ("center", "squash") or (mode == "center" and height != width):
+        raise ValueError(
+            f"crop_mode={mode!r} with {height} x {width} pixels is timm's own: use"
+            " timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
+        )
+    resized = scaled[:1] if mode == "center" else scaled
+    interpolation = InterpolationMode(config["interpolation"])
+    return _compose(resized, [height, width], config["mean"], config["std"], interpolation)
+
+
+def _compose(
+    resize: list[int],
+    crop: list[int],
+    mean: Any,
+    std: Any,
+    interpolation: InterpolationMode,
+    *,
+    antialias: bool | None = True,
+) -> v2.Compose:
+    return v2.Compose(
+        [
+            v2.Resize(resize, interpolation, antialias=antialias),
+            v2.CenterCrop(crop),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(mean), list(std)),
+        ]
+    )
