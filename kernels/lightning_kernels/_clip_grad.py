@@ -23,6 +23,7 @@ from lightning_kernels._clip_grad_sharded import Group, joint_shares, local_grad
 from lightning_kernels._tensor_table import TensorTable, table_of
 
 NonFinite = Literal["propagate", "error", "skip", "zero"]
+_NON_FINITE = get_args(NonFinite)
 
 
 class HeldGradients(NamedTuple):
@@ -204,8 +205,8 @@ def _raise_if_nonfinite(total: Tensor, norm_type: float) -> None:
 
 
 def _resolve_nonfinite(nonfinite: NonFinite, error_if_nonfinite: bool) -> NonFinite:
-    if nonfinite not in get_args(NonFinite):
-        known = ", ".join(map(repr, get_args(NonFinite)))
+    if nonfinite not in _NON_FINITE:
+        known = ", ".join(map(repr, _NON_FINITE))
         raise ValueError(f"nonfinite has to be one of {known}, but got {nonfinite!r}")
     if not error_if_nonfinite:
         return nonfinite
