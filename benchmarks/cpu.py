@@ -115,14 +115,15 @@ def _add_norm(
 
     def peer() -> Tensor:
         z = residual + functional.dropout(x, _DROP_RATE)
-        return getattr(functional, norm)(z, rows, *parameters, eps=1e-5)  # type: ignore[no-any-return]
+        y: Tensor = getattr(functional, norm)(z, rows, *parameters, eps=1e-5)
+        return y
 
     def ours() -> Tensor:
         if layer:
-            y, _ = module(x, residual)
-        else:
-            function = getattr(lightning_kernels, f"add_dropout_{norm}")
-            y, _ = function(x, residual, rows, *parameters, p=_DROP_RATE, eps=1e-5)
+            y: Tensor = module(x, residual)[0]
+            return y
+        function = getattr(lightning_kernels, f"add_dropout_{norm}")
+        y = function(x, residual, rows, *parameters, p=_DROP_RATE, eps=1e-5)[0]
         return y
 
     module = nn.AddDropoutLayerNorm(shape[-1], _DROP_RATE, dtype=dtype)

@@ -175,7 +175,7 @@ def _backward(
     z, *saved, statistics, rate, path_rate, state = ctx.saved_tensors
     drops = ctx.p, rate, ctx.drop_path, path_rate, state, ctx.seed, ctx.offset
     if torch.is_grad_enabled():  # create_graph=True: in terms that autograd can follow
-        return *_differentiable_backward(ctx, grad_y, grad_z, z, *saved, drops), *(None,) * 10
+        return *_differentiable_backward(ctx, grad_y, grad_z, z, saved, drops), *(None,) * 10
     needs = list(ctx.needs_input_grad[:5])
     alike = saved[1] is None and ctx.dtype == z.dtype and not any(_rates(*drops[:4])[1].values())
     if grad_y is None:
@@ -196,10 +196,11 @@ def _backward(
 
 
 def _differentiable_backward(
-    ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None, z: Tensor, x: Tensor | None,
-    layer_scale: Tensor | None, weight: Tensor | None, bias: Tensor | None, drops: tuple[Any, ...],
+    ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None, z: Tensor, saved: list[Tensor | None],
+    drops: tuple[Any, ...],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Return the same gradients as a composition of torch functions, for higher derivatives."""
+    x, layer_scale, weight, bias = saved
     grad_weight = grad_bias = grad_scale = None
     grad = grad_z
     if grad_y is not None:

@@ -66,6 +66,8 @@ class AddDropoutLayerNorm(LayerNorm):
         ValueError: If ``p`` or ``drop_path`` is outside ``[0, 1]``.
     """
 
+    layer_scale: nn.Parameter | None
+
     def __init__(
         self,
         normalized_shape: int | Sequence[int],
@@ -98,8 +100,9 @@ class AddDropoutLayerNorm(LayerNorm):
     def reset_parameters(self) -> None:
         super().reset_parameters()
         # The norm's constructor calls this before there is a layer scale.
-        if getattr(self, "layer_scale", None) is not None:
-            nn.init.constant_(self.layer_scale, self.initial_scale)
+        scale = self._parameters.get("layer_scale")
+        if scale is not None and self.initial_scale is not None:
+            nn.init.constant_(scale, self.initial_scale)
 
     @override
     def forward(  # type: ignore[override]  # it takes and returns the stream too

@@ -13,7 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from lightning_kernels import add_dropout_layer_norm, add_dropout_rms_norm
 from tests.kernels.reference import assert_as_right_as_torch
 
-FUNCTIONS = {"layer_norm": add_dropout_layer_norm, "rms_norm": add_dropout_rms_norm}
+FUNCTIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "layer_norm": add_dropout_layer_norm,
+    "rms_norm": add_dropout_rms_norm,
+}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
     ((2, 9, 127), (127,)),
@@ -181,9 +184,9 @@ def test_strided_inputs(norm: str, device: str) -> None:
     results = []
     for change in (Tensor.detach, Tensor.contiguous):
         torch.manual_seed(3)
-        leaves = [change(t).requires_grad_() for t in (x, residual, scale)]
-        rates = {"p": 0.3, "drop_path": 0.4}
-        y, z = call(norm, *leaves[:2], (8,), leaves[2], None, layer_scale=leaves[2], **rates)
+        leaves = a, b, w = [change(t).requires_grad_() for t in (x, residual, scale)]
+        rates: Any = {"p": 0.3, "drop_path": 0.4}
+        y, z = call(norm, a, b, (8,), w, None, layer_scale=w, **rates)
         strided = [change(g.permute(order)) for g in grads]
         results.append([y, z, *torch.autograd.grad((y, z), leaves, strided)])
     for mine, right in zip(*results, strict=True):
@@ -321,7 +324,7 @@ def bad(**options: Any) -> Callable[[str], object]:
             else value
             for key, value in (valid | options).items()
         }
-        return add_dropout_layer_norm(**arguments)
+        return add_dropout_layer_norm(**arguments)  # type: ignore[arg-type]
 
     return attempt
 

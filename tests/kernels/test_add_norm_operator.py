@@ -58,7 +58,7 @@ def test_what_is_kept_for_the_backward_pass(device: str) -> None:
         kept.append(tensor)
         return tensor
 
-    rates = {"p": 0.3, "drop_path": 0.3}
+    rates: Any = {"p": 0.3, "drop_path": 0.3}
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         z = add_dropout_layer_norm(x, residual, (10,), weight, bias, **rates)[1]
         own = {t.data_ptr() for t in (z, weight, bias)}
@@ -92,9 +92,14 @@ def test_what_is_dropped_beside_a_residual_is_not_read(device: str) -> None:
         y, z = add_dropout_layer_norm(
             x, residual, (10,), weight, bias, drop_path=0.5, layer_scale=scale
         )
-        grads = torch.autograd.grad((y.sum() + z.sum()), leaves, create_graph=create_graph)
+        grads = torch.autograd.grad(
+            y.sum() + z.sum(), leaves, retain_graph=True, create_graph=create_graph
+        )
         assert not any(g.isnan().any() for g in grads)
         assert torch.equal(grads[0][~kept], torch.zeros_like(grads[0][~kept]))
+        bad = torch.where(kept[:, None, None], z.detach(), math.nan)
+        (grad,) = torch.autograd.grad(z, x, bad, create_graph=create_graph)
+        assert torch.equal(grad[~kept], torch.zeros_like(grad[~kept]))
 
 
 def test_without_a_residual_nan_stays_nan(device: str) -> None:
@@ -161,7 +166,7 @@ def test_compiles_whole(device: str) -> None:
 
 def test_functorch_and_forward_mode(device: str) -> None:
     x, residual = torch.randn(2, 4, 6, device=device)
-    (y, z), (_, tangent) = torch.func.jvp(
+    (y, z), (_, tangent), *_ = torch.func.jvp(
         lambda x: add_dropout_layer_norm(x, residual, (6,)), (x,), (torch.full_like(x, 3.0),)
     )
     assert torch.equal(z, x + residual)

@@ -41,6 +41,7 @@ def test_is_its_function_in_training_and_evaluation(device: str) -> None:
 def test_its_state_and_what_it_prints() -> None:
     layer = AddDropoutLayerNorm([2, 6], layer_scale=1e-5, dtype=torch.float64)
     assert isinstance(layer, nn.LayerNorm)
+    assert layer.layer_scale is not None
     assert list(layer.state_dict()) == ["weight", "bias", "layer_scale"]
     assert torch.equal(layer.layer_scale, torch.full((2, 6), 1e-5, dtype=torch.float64))
     nn.init.zeros_(layer.layer_scale)
@@ -101,7 +102,7 @@ def test_monte_carlo_dropout_finds_what_drops() -> None:
     assert (prediction.std > 0).all()
 
 
-@pytest.mark.parametrize(("arguments", "name"), [((1.5,), "p"), ((0.0, -1.0), "drop_path")])
-def test_rates_outside_the_unit_interval(arguments: tuple[float, ...], name: str) -> None:
+@pytest.mark.parametrize(("p", "drop_path", "name"), [(1.5, 0.0, "p"), (0.0, -1.0, "drop_path")])
+def test_rates_outside_the_unit_interval(p: float, drop_path: float, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} has to be between 0 and 1, but got"):
-        AddDropoutLayerNorm(6, *arguments)
+        AddDropoutLayerNorm(6, p, drop_path)
