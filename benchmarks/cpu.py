@@ -119,12 +119,13 @@ def _add_norm(
         return y
 
     def ours() -> Tensor:
+        results: tuple[Tensor, Tensor]
         if layer:
-            y: Tensor = module(x, residual)[0]
-            return y
-        function = getattr(lightning_kernels, f"add_dropout_{norm}")
-        y = function(x, residual, rows, *parameters, p=_DROP_RATE, eps=1e-5)[0]
-        return y
+            results = module(x, residual)
+        else:
+            function = getattr(lightning_kernels, f"add_dropout_{norm}")
+            results = function(x, residual, rows, *parameters, p=_DROP_RATE, eps=1e-5)
+        return results[0]
 
     module = nn.AddDropoutLayerNorm(shape[-1], _DROP_RATE, dtype=dtype)
     return Candidates(
