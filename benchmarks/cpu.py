@@ -104,6 +104,35 @@ def _rms_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
     )
 
 
+def _add_norm(
+    shape: Shape, dtype: torch.dtype, *, norm: str = "layer_norm", layer: bool = False
+) -> Candidates:
+    """Compare with dropout, addition and norm, one after the other, of which the norm is used."""
+    x, residual = (_random(shape, dtype) for _ in range(2))
+    functional, rows = torch.nn.functional, shape[-1:]
+    count = 2 if norm == "layer_norm" else 1
+    parameters = [torch.ones(rows, dtype=dtype, requires_grad=True) for _ in range(count)]
+
+    def peer() -> Tensor:
+        z = residual + functional.dropout(x, _DROP_RATE)
+        y: Tensor = getattr(functional, norm)(z, rows, *parameters, eps=1e-5)
+        return y
+
+    def ours() -> Tensor:
+        results: tuple[Tensor, Tensor]
+        if layer:
+            results = module(x, residual)
+        else:
+            function = getattr(lightning_kernels, f"add_dropout_{norm}")
+            results = function(x, residual, rows, *parameters, p=_DROP_RATE, eps=1e-5)
+        return results[0]
+
+    module = nn.AddDropoutLayerNorm(shape[-1], _DROP_RATE, dtype=dtype)
+    return Candidates(
+        ours, peer, (x, residual, *(module.parameters() if layer else ()), *parameters)
+    )
+
+
 def _rms_norm_layer(shape: Shape, dtype: torch.dtype) -> Candidates:
     ours, peer = (kind(shape[-1], dtype=dtype) for kind in (nn.RMSNorm, torch.nn.RMSNorm))
     return _on_x(shape, dtype, ours=ours, peer=peer)
@@ -246,6 +275,13 @@ _BATCH_NORMS: dict[str, tuple[Shape, ...]] = {
 }
 
 OPS: dict[str, Op] = {
+    "add_dropout_layer_norm": Op("torch.nn.functional.layer_norm", _add_norm),
+    "add_dropout_rms_norm": Op(
+        "torch.nn.functional.rms_norm", functools.partial(_add_norm, norm="rms_norm")
+    ),
+    "nn.AddDropoutLayerNorm": Op(
+        "torch.nn.functional.layer_norm", functools.partial(_add_norm, layer=True)
+    ),
     "batch_norm": Op(
         "torch.nn.functional.batch_norm", _batch_norm, ((2, 8, 4, 4), (8, 64, 56, 56))
     ),

@@ -28,6 +28,27 @@ def _rms_norm(dtype: torch.dtype, size: int, heads: bool = False) -> None:
     _backward(y, torch.empty_like(y), None)
 
 
+def _add_norm(
+    dtype: torch.dtype,
+    size: int,
+    norm: str = "layer_norm",
+    residual_dtype: torch.dtype | None = None,
+    layer_scale: bool = False,
+    used: str = "yz",
+    training: bool = True,
+) -> None:
+    x = torch.empty(32, _ROWS // 32, size, device="cuda", dtype=dtype, requires_grad=True)
+    residual = torch.empty_like(x, dtype=residual_dtype or dtype, requires_grad=True)
+    weight, scale = (torch.empty(size, device="cuda", requires_grad=True) for _ in range(2))
+    bias = (torch.empty_like(weight, requires_grad=True),) if norm == "layer_norm" else ()
+    y, z = getattr(lightning_kernels, f"add_dropout_{norm}")(
+        x, residual, (size,), weight, *bias, p=0.1, drop_path=0.1,
+        layer_scale=scale if layer_scale else None, training=training,
+    )  # fmt: skip
+    grads = (torch.empty_like(t) if name in used else None for name, t in (("y", y), ("z", z)))
+    _backward(y, *grads, None)
+
+
 def _batch_norm(
     dtype: torch.dtype,
     shape: tuple[int, ...],
@@ -158,6 +179,39 @@ CALLS: dict[str, Callable[[], None]] = {
         for size in (128, 4096, 16384)
     },
     "rms_norm bf16 128, heads": functools.partial(_rms_norm, torch.bfloat16, 128, heads=True),
+    **{
+        f"add_dropout_layer_norm {name} {size}": functools.partial(_add_norm, dtype, size)
+        for name, dtype in _DTYPES.items()
+        for size in _SIZES
+    },
+    **{
+        f"add_dropout_layer_norm {name} {size}, layer scale": functools.partial(
+            _add_norm, dtype, size, layer_scale=True
+        )
+        for name, dtype in _DTYPES.items()
+        for size in (128, 768, 1600, 4096)
+    },
+    **{
+        f"add_dropout_rms_norm bf16 {size}": functools.partial(
+            _add_norm, torch.bfloat16, size, "rms_norm"
+        )
+        for size in (768, 4096, 8192)
+    },
+    **{
+        f"add_dropout_layer_norm bf16 {size}, residual fp32": functools.partial(
+            _add_norm, torch.bfloat16, size, residual_dtype=torch.float32
+        )
+        for size in (128, 768, 4096, 8192)
+    },
+    **{
+        f"add_dropout_layer_norm bf16 768, {used} alone": functools.partial(
+            _add_norm, torch.bfloat16, 768, used=used
+        )
+        for used in "yz"
+    },
+    "add_dropout_layer_norm bf16 768, evaluation": functools.partial(
+        _add_norm, torch.bfloat16, 768, training=False
+    ),
     "layer_norm bf16 16384": functools.partial(_layer_norm, torch.bfloat16, 16384),
     "layer_norm bf16 768, not affine": functools.partial(
         _layer_norm, torch.bfloat16, 768, affine=False

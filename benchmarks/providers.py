@@ -134,6 +134,21 @@ def _our_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     return lightning_kernels.rms_norm(x, x.shape[-1:], weight, _EPS)
 
 
+def _eager_add_dropout_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    return _eager_layer_norm(residual + F.dropout(x, _RARE), weight, bias)
+
+
+def _our_add_dropout_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    y, _ = lightning_kernels.add_dropout_layer_norm(
+        x, residual, x.shape[-1:], weight, bias, p=_RARE, eps=_EPS
+    )
+    return y
+
+
 def _eager_batch_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return F.batch_norm(x, None, None, weight, bias, True, eps=_EPS)
 
@@ -318,6 +333,8 @@ PROVIDERS: list[Provider] = [
     Provider("flag-gems", "layer_norm", _gems_layer_norm, needs_gpu=True),
     Provider(OURS, "rms_norm", lambda: _our_rms_norm),
     *_torchs("rms_norm", _eager_rms_norm),
+    Provider(OURS, "add_dropout_layer_norm", lambda: _our_add_dropout_layer_norm),
+    *_torchs("add_dropout_layer_norm", _eager_add_dropout_layer_norm),
     Provider(OURS, "batch_norm", lambda: _our_batch_norm),
     *_torchs("batch_norm", _eager_batch_norm),
     Provider(OURS, "batch_norm_relu", _our_batch_norm_relu),

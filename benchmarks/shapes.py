@@ -199,6 +199,14 @@ OPS: dict[str, Op] = {
         backward_bytes=lambda itemsize: 3 * itemsize,
         parameters=lambda dims: (dims[-1:],),
     ),
+    # Of the results the norm is used, at rates that drop nothing though all work is done.
+    "add_dropout_layer_norm": Op(
+        shapes=(*_VIT, *_GPT_2, *_LLAMA, *_TINY),
+        forward_bytes=lambda itemsize: 4 * itemsize,  # read x and the residual, write z and y
+        backward_bytes=lambda itemsize: 4 * itemsize,  # read dy and z, write dx and dresidual
+        parameters=lambda dims: (dims, dims[-1:], dims[-1:]),
+        capture=False,
+    ),
     "batch_norm": Op(
         shapes=(*_BATCH_NORM, Shape("BatchNorm1d", (100_000, 32), quick=True)),
         forward_bytes=lambda itemsize: 3 * itemsize,  # read x twice, write y

@@ -1,6 +1,7 @@
 """Fused training kernels for PyTorch; no dependency on Lightning."""
 
 from lightning_kernels._activation import Activation
+from lightning_kernels._add_norm import add_dropout_layer_norm, add_dropout_rms_norm
 from lightning_kernels._batch_norm import batch_norm
 from lightning_kernels._channel_dropout import (
     dropout1d,
@@ -27,6 +28,8 @@ __all__ = [
     "Activation",
     "GradScale",
     "Route",
+    "add_dropout_layer_norm",
+    "add_dropout_rms_norm",
     "alpha_dropout",
     "batch_norm",
     "clip_grad_adaptive_",

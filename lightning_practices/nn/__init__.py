@@ -1,5 +1,6 @@
 """Drop-in layers, each a subclass of torch's that computes the same faster; smoothing losses."""
 
+from lightning_practices.nn._add_norm import AddDropoutLayerNorm
 from lightning_practices.nn._batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from lightning_practices.nn._drop_block import DropBlock2d, DropBlock3d
 from lightning_practices.nn._drop_cluster import DropCluster2d, fit_drop_clusters
@@ -22,6 +23,7 @@ from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
 
 __all__ = [
+    "AddDropoutLayerNorm",
     "AlphaDropout",
     "BatchNorm1d",
     "BatchNorm2d",

@@ -13,6 +13,7 @@ from benchmarks.shapes import DIRECTIONS, DTYPES, LAYOUTS, OPS, Op, Shape
 FLOORS = {
     "layer_norm": (4, 6),
     "rms_norm": (4, 6),
+    "add_dropout_layer_norm": (8, 8),  # 10 if the sum has a gradient of its own
     "batch_norm": (6, 10),
     "batch_norm_relu": (6, 10),
     "batch_norm_add_relu": (8.125, 12.25),

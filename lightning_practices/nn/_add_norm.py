@@ -1,0 +1,130 @@
+"""What ends a block of a transformer, over the fused kernel."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+import lightning_kernels
+from lightning_practices.nn._dropout import Dropout
+from lightning_practices.nn._layer_norm import LayerNorm
+from lightning_practices.nn._stochastic_depth import StochasticDepth
+
+
+class AddDropoutLayerNorm(LayerNorm):
+    r"""Drop from a branch, scale it, add the residual stream and normalise, in one kernel each way.
+
+    .. math::
+        z = r + \frac{m_n}{1 - q} \, \lambda \odot \mathrm{dropout}_p(x), \qquad
+        y = \mathrm{layer\_norm}(z), \qquad m_n \sim \mathrm{Bernoulli}(1 - q)
+
+    :math:`z` is the stream, to be added to next; :math:`y` goes into the next branch. Still a
+    :class:`torch.nn.LayerNorm`, with its parameters under their names, and ``layer_scale`` beside
+    them. What drops are its children ``dropout`` and ``drop_path``, so that all that finds dropout
+    layers finds them: schedules of the rate, Monte Carlo dropout. ::
+
+        class Block(nn.Module):  # pre-norm: y is the norm of z already
+            def __init__(self, width, p, drop_path):
+                super().__init__()
+                self.attention, self.feed_forward = Attention(width), FeedForward(width)
+                self.after_attention, self.after_feed_forward = (
+                    AddDropoutLayerNorm(width, p, drop_path, layer_scale=1e-5) for _ in range(2)
+                )
+
+            def forward(self, y, z):
+                y, z = self.after_attention(self.attention(y), z)
+                return self.after_feed_forward(self.feed_forward(y), z)
+
+        y, z = first_norm(tokens), tokens  # an nn.LayerNorm
+        for block in blocks:
+            y, z = block(y, z)
+        # y is normalised for the head
+
+    Ba et al., 2016, arXiv:1607.06450; Huang et al., 2016, *Deep Networks with Stochastic Depth*,
+    arXiv:1603.09382; Touvron et al., 2021, arXiv:2103.17239 (layer scale).
+
+    Args:
+        normalized_shape: Shape of the last dimensions of the input, those to normalise.
+        p: Probability that an element of the branch is zeroed.
+        drop_path: Probability that the branch of a sample is dropped.
+        layer_scale: What the learned factors :math:`\lambda` of the channels are at first. ``None``
+            for none.
+        eps: Added to the variance.
+        elementwise_affine: Learn the norm's ``weight`` (ones at first).
+        bias: Learn its ``bias`` (zeros at first) too.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Shape:
+        - Input: ``(N, *, *normalized_shape)``, any floating dtype.
+        - Residual: as the input, float32 too if that has 16 bits; or ``None``.
+        - Output: :math:`y` as the input and :math:`z` as the residual, or as the input without one.
+
+    Raises:
+        ValueError: If ``p`` or ``drop_path`` is outside ``[0, 1]``.
+    """
+
+    layer_scale: nn.Parameter | None
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        p: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        for name, rate in (("p", p), ("drop_path", drop_path)):
+            if not 0.0 <= rate <= 1.0:
+                raise ValueError(
+                    f"AddDropoutLayerNorm's {name} has to be between 0 and 1, but got {rate}"
+                )
+        shape = normalized_shape if isinstance(normalized_shape, int) else [*normalized_shape]
+        super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
+        self.initial_scale = layer_scale
+        self.dropout = Dropout(p)
+        self.drop_path = StochasticDepth(drop_path, "row")
+        scale = None
+        if layer_scale is not None:
+            empty = torch.empty(self.normalized_shape, device=device, dtype=dtype)
+            scale = nn.Parameter(empty.fill_(layer_scale))
+        self.register_parameter("layer_scale", scale)
+
+    @override
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        # The norm's constructor calls this before there is a layer scale.
+        scale = self._parameters.get("layer_scale")
+        if scale is not None and self.initial_scale is not None:
+            nn.init.constant_(scale, self.initial_scale)
+
+    @override
+    def forward(  # type: ignore[override]  # it takes and returns the stream too
+        self, input: Tensor, residual: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        dropout, drop_path = self.dropout, self.drop_path
+        fused = dropout.training and drop_path.training
+        if not fused:  # what is in evaluation passes it on, and its hooks see it
+            input = drop_path(dropout(input))
+        return lightning_kernels.add_dropout_layer_norm(
+            input,
+            residual,
+            self.normalized_shape,
+            self.weight,
+            self.bias,
+            p=dropout.current_rate() if fused else 0.0,
+            drop_path=drop_path.current_rate() if fused else 0.0,
+            layer_scale=self.layer_scale,
+            eps=self.eps,
+            training=fused,
+        )
+
+    @override
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, layer_scale={self.initial_scale}"
