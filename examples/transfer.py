@@ -1,0 +1,399 @@
+"""Transfer a network to digits that it has never seen, with five labels for each.
+
+A small convolutional network is pretrained on scikit-learn's digits 0 to 4. Then it has 25 images
+to tell 5 to 9 apart: from scratch, as a feature extractor, fine-tuned at once, and unfrozen phase
+by phase, twice: as ``ProgressiveUnfreezing("auto")`` does it, whose phases last one epoch, and by a
+schedule of equal phases, written to a file and read from there. Each starts from the same head,
+sees the same batches in as many steps, has the learning rate that was best for it on other seeds,
+and is tested after its last step on all other images of 5 to 9. Several seeds, each with labels and
+a pretraining of its own, one table, one picture, in a minute or two on a CPU:
+
+    python examples/transfer.py
+
+The same with a network of torchvision and your images, in ``train`` and ``val``, each with a folder
+for each class, which downloads the weights:
+
+    python examples/transfer.py --weights DEFAULT --data FOLDER --model resnet18
+
+The figures are written to ``runs/transfer/summary.json``. A GPU is used if there is one.
+"""
+
+import argparse
+import copy
+import json
+import logging
+import math
+import statistics
+import time
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision import models
+from torchvision.datasets import ImageFolder
+from typing_extensions import override
+
+from lightning_practices.callbacks import ProgressiveUnfreezing, unfreezing_schedule, write_schedule
+from lightning_practices.surgery import blocks, feature_extractor, input_transform, replace_head
+
+mpl.use("Agg")  # draws to files, needs no screen
+
+HALF, LABELS = 5, 5  # classes before and after the transfer, and labels for each of the latter
+POINTS = 10  # of a curve, about
+WORKERS = 4  # processes that load images of a folder
+PRETRAINING = 32, 10  # batch size and epochs
+
+SCRATCH, EXTRACTOR, AT_ONCE = "from scratch", "feature extractor", "fine-tuned at once"
+AUTO, PHASES = "unfrozen, 'auto'", "unfrozen, equal phases"
+REFERENCES = SCRATCH, AT_ONCE
+COLOURS = {
+    SCRATCH: "0.6", EXTRACTOR: "#009e73", AT_ONCE: "#0072b2", AUTO: "#e69f00", PHASES: "#d55e00",
+}  # fmt: skip
+
+# Of Adam: for each the best of 0.001, 0.003 and 0.01, by the mean accuracy of seeds 100 to 104.
+RATES = {SCRATCH: 1e-3, EXTRACTOR: 3e-3, AT_ONCE: 3e-3, AUTO: 1e-2, PHASES: 1e-2}
+
+Run = dict[int, float]  # accuracies after so many optimizer steps
+Runs = dict[str, list[Run]]  # by method, one for each seed
+
+
+@dataclass
+class Task:
+    """What there is to learn, and from where."""
+
+    pretrained: nn.Module
+    fresh: Callable[[], nn.Module]  # makes a network that is not pretrained
+    train: Dataset[Any]
+    labels: list[int]  # of these
+    test: Dataset[Any]
+    classes: int
+    batch_size: int
+    epochs: int
+    workers: int = 0  # processes that load images
+
+
+class Classifier(LightningModule):
+    """Trains all of a network that is not frozen."""
+
+    def __init__(self, network: nn.Module, lr: float = 1e-3) -> None:
+        super().__init__()
+        self.network = network
+        self.lr = lr
+
+    @override
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(self.network(x), y)
+
+    @override
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        x, y = batch
+        correct = (self.network(x).argmax(1) == y).float().mean()
+        self.log("accuracy", correct, batch_size=len(y))
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+class History(Callback):
+    """Keep the accuracy of each validation."""
+
+    def __init__(self) -> None:
+        self.run: Run = {}
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.run[trainer.global_step] = trainer.callback_metrics["accuracy"].item()
+
+
+def make_network() -> nn.Sequential:
+    """Return four blocks of convolution and batch norm for images of 8 x 8, and a head."""
+
+    def block(inputs: int, outputs: int) -> nn.Sequential:
+        convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+    layers = OrderedDict(
+        block1=block(1, 8), block2=block(8, 16), pool=nn.MaxPool2d(2),
+        block3=block(16, 32), block4=block(32, 32), mean=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(), head=nn.Linear(32, HALF),
+    )  # fmt: skip
+    return nn.Sequential(layers)
+
+
+def fit(task: Task, model: Classifier, callbacks: list[Callback], seed: int) -> Run:
+    """Train, whatever of the network is not frozen."""
+    order = torch.Generator().manual_seed(seed)  # of batches, whatever else is drawn
+    history = History()
+    options: dict[str, Any] = {"num_workers": task.workers, "persistent_workers": task.workers > 0}
+    trainer = Trainer(
+        max_epochs=task.epochs, accelerator="auto", devices=1, callbacks=[*callbacks, history],
+        logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0,
+        check_val_every_n_epoch=math.gcd(task.epochs, max(1, task.epochs // POINTS)),
+    )  # fmt: skip
+    trainer.fit(
+        model,
+        DataLoader(task.train, task.batch_size, shuffle=True, generator=order, **options),
+        DataLoader(task.test, 256, **options),
+    )
+    return history.run
+
+
+def digits_task(seed: int, epochs: int) -> Task:
+    """Pretrain on the digits 0 to 4, and return the others, a few of them to train on."""
+    pixels, labels = load_digits(return_X_y=True)
+    x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    y = torch.tensor(labels)
+    known, new = y < HALF, y >= HALF
+    torch.manual_seed(seed)
+    network = make_network()
+    seen = TensorDataset(x[known], y[known])
+    start = Task(network, make_network, seen, y[known].tolist(), seen, HALF, *PRETRAINING)
+    fit(start, Classifier(network), [], seed)
+    x, y = x[new], y[new] - HALF
+    train, test = train_test_split(
+        range(len(y)), train_size=HALF * LABELS, stratify=y, random_state=seed
+    )
+    few, rest = TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test])
+    return Task(network, make_network, few, y[train].tolist(), rest, HALF, LABELS, epochs)
+
+
+def folder_task(folder: Path, model: str, weights: str, epochs: int) -> Task:
+    """Return the images of a folder and a network of torchvision.
+
+    Raises:
+        ValueError: If there are no such model or weights, or no images where they have to be.
+    """
+    known = models.get_model_weights(model)
+    if weights != "none" and weights not in known.__members__:
+        raise ValueError(f"{model} has no weights {weights!r}: {', '.join(known.__members__)}")
+    for part in (folder / "train", folder / "val"):
+        if not part.is_dir():
+            raise ValueError(f"there is no folder {part}: make it, with a folder for each class")
+    chosen = None if weights == "none" else known[weights]
+    transform = input_transform(chosen or known["DEFAULT"])
+    try:
+        train, val = (ImageFolder(str(folder / part), transform) for part in ("train", "val"))
+    except FileNotFoundError as error:  # no classes, or some without images
+        raise ValueError(str(error)) from error
+    if train.classes != val.classes:
+        raise ValueError(f"the classes differ: train has {train.classes}, val has {val.classes}")
+
+    fresh = partial(models.get_model, model, weights=None)
+    pretrained, labels = models.get_model(model, weights=chosen), train.targets
+    return Task(pretrained, fresh, train, labels, val, len(train.classes), 32, epochs, WORKERS)
+
+
+def equal_phases(task: Task) -> list[dict[str, Any]]:
+    """Return the schedule of "auto" with phases that share the epochs, not of one each."""
+    network = Classifier(task.pretrained)
+    epochs = task.epochs // len(unfreezing_schedule(network))
+    return unfreezing_schedule(network, epochs=max(1, epochs))
+
+
+def prepare(method: str, task: Task, seed: int, schedule: Path) -> tuple[nn.Module, list[Callback]]:
+    """Return the network with its new head, and what is to train it."""
+    torch.manual_seed(seed)
+    network = task.fresh() if method == SCRATCH else copy.deepcopy(task.pretrained)
+    torch.manual_seed(seed)
+    if method == EXTRACTOR:
+        feature_extractor(network, task.classes)
+        return network, []
+    replace_head(network, task.classes)
+    if method == AUTO:
+        return network, [ProgressiveUnfreezing()]
+    if method == PHASES:
+        return network, [ProgressiveUnfreezing(schedule)]
+    return network, []
+
+
+def compare(make_task: Callable[[int], Task], seeds: int, out: Path) -> tuple[Runs, Task]:
+    """Return the runs of each method, one for each seed, and the task of the last."""
+    schedule = out / "unfreezing.yaml"
+    runs: Runs = {method: [] for method in COLOURS}
+    with Progress(transient=True) as progress:
+        bar = progress.add_task("Training", total=seeds * len(runs))
+        for seed in range(seeds):
+            task = make_task(seed)
+            if seed == 0:
+                write_schedule(equal_phases(task), schedule)
+                Console(width=100).print(blocks(task.pretrained))
+                print(f"{schedule}:\n\n{schedule.read_text()}")
+            for method, its_runs in runs.items():
+                network, callbacks = prepare(method, task, seed, schedule)
+                its_runs.append(fit(task, Classifier(network, RATES[method]), callbacks, seed))
+                progress.advance(bar)
+    return runs, task
+
+
+def ends(runs: Runs) -> dict[str, list[float]]:
+    """Return the accuracies after the last step, in per cent."""
+    return {name: [100 * [*run.values()][-1] for run in its] for name, its in runs.items()}
+
+
+def show(runs: Runs) -> None:
+    """Print means and standard deviations over the seeds, of differences within a seed too."""
+    table = Table("method", "rate", "test accuracy in %", *(f"over {o} by" for o in REFERENCES))
+    accuracies = ends(runs)
+    for method, values in accuracies.items():
+        gains = [
+            spread([a - b for a, b in zip(values, accuracies[other], strict=True)])
+            for other in REFERENCES
+        ]
+        table.add_row(method, f"{RATES[method]:g}", spread(values), *gains)
+    Console(width=120).print(table)
+    its = runs[SCRATCH]
+    print(f"Mean ± standard deviation, seeds: {len(its)}, steps of each fit: {max(its[0])}")
+
+
+def spread(values: list[float]) -> str:
+    """Return the mean, and the standard deviation where there is one."""
+    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{deviation}"
+
+
+def draw(runs: Runs, task: Task, path: Path) -> None:
+    """Draw what there is to learn from, how accuracies rise, and where they end."""
+    from matplotlib import pyplot as plt
+
+    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
+        figure = plt.figure(figsize=(13, 4.2), layout="constrained")
+        images, courses, last = figure.subplots(1, 3, width_ratios=[1, 1.8, 1.4])
+    draw_images(images, task)
+    draw_courses(courses, runs, task)
+    draw_ends(last, ends(runs))
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def draw_images(axis: Any, task: Task) -> None:
+    """Draw images to train on, a row for each of the first classes."""
+    rows = []
+    for label in range(min(task.classes, LABELS)):
+        chosen = [i for i, other in enumerate(task.labels) if other == label][:LABELS]
+        images = [task.train[i][0] for i in chosen]
+        shades = [(image - image.min()) / (image.max() - image.min()) for image in images]
+        tiles = [F.pad(image, [image.shape[-1] // 8] * 4, value=1) for image in shades]
+        tiles += [torch.ones_like(tiles[0])] * (LABELS - len(tiles))
+        rows.append(torch.cat(tiles, 2))
+    axis.imshow(torch.cat(rows, 1).permute(1, 2, 0).numpy(), cmap="gray")
+    axis.set_axis_off()
+    all_of = "All" if len(task.labels) <= LABELS * LABELS else "Some of the"
+    axis.set_title(f"{all_of} {len(task.labels)} images with labels")
+
+
+def draw_courses(axis: Any, runs: Runs, task: Task) -> None:
+    """Draw the mean over the seeds of each method, and where phases begin."""
+    for method, its_runs in runs.items():
+        means = {step: 100 * statistics.mean(run[step] for run in its_runs) for step in its_runs[0]}
+        axis.plot([*means], [*means.values()], color=COLOURS[method], lw=2, label=method)
+    axis.set(xlabel="optimizer steps", ylabel="test accuracy in %", ylim=(0, 100))
+    axis.set_title("In the course of training\n\n")
+    axis.legend(frameon=False, loc="lower right")
+    epoch = 0
+    for phase in equal_phases(task):
+        if epoch < task.epochs:  # a short fit ends before all phases
+            step = max(runs[PHASES][0]) * epoch / task.epochs
+            axis.axvline(step, color=COLOURS[PHASES], lw=1, ls=":")
+            names = [name.removeprefix("network.") for name in phase["blocks"]]
+            axis.text(
+                step, 101, "+ " + ",\n   ".join(names), color=COLOURS[PHASES], size=9, va="bottom"
+            )
+        epoch += phase.get("until", {"epoch": 0})["epoch"]
+
+
+def draw_ends(axis: Any, accuracies: dict[str, list[float]]) -> None:
+    """Draw each seed, joined to itself, and the means."""
+    rows = range(len(accuracies))
+    for values in zip(*accuracies.values(), strict=True):
+        axis.plot(values, rows, ".-", color="0.8", lw=0.8, zorder=1)
+    means = [statistics.mean(values) for values in accuracies.values()]
+    axis.scatter(means, rows, 60, [*COLOURS.values()], marker="D", zorder=2)
+    for row, mean in zip(rows, means, strict=True):
+        axis.annotate(f"{mean:.1f}", (mean, row), (0, 7), textcoords="offset points", ha="center")
+    axis.set_yticks(rows, [*accuracies])
+    for label, colour in zip(axis.get_yticklabels(), COLOURS.values(), strict=True):
+        label.set_color(colour)
+    axis.set(xlabel="test accuracy in %", ylim=(len(rows) - 0.7, -0.5))
+    axis.set_title("After the last step: means, seeds in grey")
+
+
+def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """Return what is asked for, with the defaults of the task."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="for results")
+    parser.add_argument("--seeds", type=int, help="5 of digits, at least 2, and 1 of a folder")
+    parser.add_argument("--epochs", type=int, help="of each fit: 40 on digits, 12 on a folder")
+    parser.add_argument("--weights", help="of torchvision, as in DEFAULT, or none, for random ones")
+    parser.add_argument("--data", type=Path, help="folder with train/ and val/, a folder a class")
+    parser.add_argument("--model", help="of torchvision, default: resnet18")
+    arguments = parser.parse_args()
+    is_folder = arguments.weights is not None
+    if is_folder != (arguments.data is not None):
+        parser.error("--weights and --data go together: a network of torchvision, and images")
+    if arguments.model is not None and not is_folder:
+        parser.error("--model needs --weights and --data: digits have a network of their own")
+    arguments.model = arguments.model or "resnet18"
+    defaults = {"seeds": 1, "epochs": 12} if is_folder else {"seeds": 5, "epochs": 40}
+    least = 1 if is_folder else 2  # for a spread
+    for name, default in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+    if arguments.seeds < least or arguments.epochs < 1:
+        parser.error(
+            f"--seeds must be at least {least} and --epochs 1,"
+            f" got {arguments.seeds} and {arguments.epochs}"
+        )
+    return parser, arguments
+
+
+def main() -> None:
+    """Compare the methods, and say how it went."""
+    parser, arguments = parse()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")  # digits are in memory
+    warnings.filterwarnings("ignore", ".*in eval mode at the start.*")  # all that is frozen
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, on torch 2.12 and later
+    started = time.perf_counter()
+    if arguments.weights is None:
+        torch.set_num_threads(1)  # for a network this small, more threads only wait for each other
+        tasks: Callable[[int], Task] = partial(digits_task, epochs=arguments.epochs)
+    else:
+        try:
+            task = folder_task(arguments.data, arguments.model, arguments.weights, arguments.epochs)
+        except ValueError as error:
+            parser.error(str(error))
+        tasks = lambda seed: task  # noqa: E731
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    runs, task = compare(tasks, arguments.seeds, arguments.out)
+    show(runs)
+    summary = {
+        "test_accuracy_percent": ends(runs),
+        "accuracies_by_step": runs,
+        "learning_rates": RATES,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+    draw(runs, task, arguments.out / "transfer.png")
+    (arguments.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    print(f"Wrote {arguments.out}/transfer.png and {arguments.out}/summary.json")
+
+
+if __name__ == "__main__":
+    main()
