@@ -23,6 +23,7 @@ import copy
 import json
 import logging
 import math
+import os
 import statistics
 import time
 import warnings
@@ -55,7 +56,7 @@ mpl.use("Agg")  # draws to files, needs no screen
 
 HALF, LABELS = 5, 5  # classes before and after the transfer, and labels for each of the latter
 POINTS = 10  # of a curve, about
-WORKERS = 4  # processes that load images of a folder
+WORKERS = min(4, os.cpu_count() or 1)  # processes that load images of a folder
 PRETRAINING = 32, 10  # batch size and epochs
 
 SCRATCH, EXTRACTOR, AT_ONCE = "from scratch", "feature extractor", "fine-tuned at once"
@@ -217,10 +218,8 @@ def prepare(method: str, task: Task, seed: int, schedule: Path) -> tuple[nn.Modu
         feature_extractor(network, task.classes)
         return network, []
     replace_head(network, task.classes)
-    if method == AUTO:
-        return network, [ProgressiveUnfreezing()]
-    if method == PHASES:
-        return network, [ProgressiveUnfreezing(schedule)]
+    if method in (AUTO, PHASES):
+        return network, [ProgressiveUnfreezing("auto" if method == AUTO else schedule)]
     return network, []
 
 
@@ -303,7 +302,7 @@ def draw_courses(axis: Any, runs: Runs, task: Task) -> None:
     """Draw the mean over the seeds of each method, and where phases begin."""
     for method, its_runs in runs.items():
         means = {step: 100 * statistics.mean(run[step] for run in its_runs) for step in its_runs[0]}
-        axis.plot([*means], [*means.values()], color=COLOURS[method], lw=2, label=method)
+        axis.plot([*means], [*means.values()], ".-", color=COLOURS[method], lw=2, label=method)
     axis.set(xlabel="optimizer steps", ylabel="test accuracy in %", ylim=(0, 100))
     axis.set_title("In the course of training\n\n")
     axis.legend(frameon=False, loc="lower right")
