@@ -23,7 +23,6 @@ from lightning_practices.callbacks import (
     LearningCurves,
     Penalty,
     RecalibrateBatchNorm,
-    RetrainFor,
     SkipNonFinite,
     SnapshotEnsemble,
     WeightAveraging,
@@ -56,8 +55,18 @@ def _callback(make: Callable[..., Callback], **kwargs: Any) -> Callable[[], Fit]
     return lambda: (bare()[0], [make(**kwargs)])
 
 
-def _mixin(mixin: type[LightningModule], **kwargs: Any) -> Callable[[], Fit]:
-    mixed = type(mixin.__name__, (mixin, Training), {})
+class _Undecayed(Training):
+    """Without the weight decay of which a penalty warns."""
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
+
+
+def _mixin(
+    mixin: type[LightningModule], base: type[LightningModule] = Training, **kwargs: Any
+) -> Callable[[], Fit]:
+    mixed = type(mixin.__name__, (mixin, base), {})
     return lambda: (mixed(nn.Linear(_WIDTH, _WIDTH), **kwargs), [])
 
 
@@ -88,11 +97,10 @@ PRACTICES: dict[str, Callable[[], Fit]] = {
     "GradientClippingMixin": _mixin(GradientClippingMixin, gradient_clipping_value=1.0),
     "LearningCurves": _with_curves,
     "LearningRateScheduleMixin": _mixin(LearningRateScheduleMixin),
-    "Penalty": _callback(Penalty, l1=1e-4, l2=1e-4),
-    "PenaltyMixin": _mixin(PenaltyMixin, penalty_l2=1e-4),
+    "Penalty": lambda: (_Undecayed(nn.Linear(_WIDTH, _WIDTH)), [Penalty(l1=1e-4, l2=1e-4)]),
+    "PenaltyMixin": _mixin(PenaltyMixin, _Undecayed, penalty_l2=1e-4),
     "Practices": _mixin(Practices, monitor="loss", early_stopping_patience=_NEVER),
     "RecalibrateBatchNorm": _callback(RecalibrateBatchNorm),
-    "RetrainFor": _callback(RetrainFor, steps=_NEVER, fit_steps=None),
     "SkipNonFinite": _callback(SkipNonFinite),
     "SnapshotEnsemble": _callback(SnapshotEnsemble, cycles=2),
     "WeightAveraging": _callback(WeightAveraging),
