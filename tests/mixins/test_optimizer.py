@@ -106,10 +106,10 @@ def test_rates_by_layer_and_what_is_spared() -> None:
     )  # fmt: skip
     rates = {g["name"]: (g["lr"], g["weight_decay"], len(g["params"])) for g in made.param_groups}
     assert rates == {
-        "layer_0_decay": (0.25, 0.1, 1), "layer_0_no_decay": (0.25, 0.0, 1),
-        "layer_1_decay": (0.5, 0.1, 1), "layer_1_no_decay": (0.5, 0.0, 1),
-        "layer_2_no_decay": (1.0, 0.0, 2),
-    }  # fmt: skip
+        "layer_0_decay": (0.5, 0.1, 2),  # the norm is of the layer before it
+        "layer_0_no_decay": (0.5, 0.0, 2),
+        "layer_1_no_decay": (1.0, 0.0, 2),
+    }
     assert made.defaults["lr"] == 1.0  # of groups that are added
 
 
@@ -141,8 +141,8 @@ def test_with_a_schedule() -> None:
     fit(module, LearningRateMonitor(), logger=logger)
     fit(expected)
     assert same(state_of(module), state_of(expected))
-    assert logger.of("lr-Adam/layer_0_decay")[0] == pytest.approx(0.025)
-    assert logger.of("lr-Adam/layer_2_no_decay")[-1] == pytest.approx(0.0, abs=1e-9)
+    assert logger.of("lr-Adam/layer_0_decay")[0] == pytest.approx(0.05)
+    assert logger.of("lr-Adam/layer_1_no_decay")[-1] == pytest.approx(0.0, abs=1e-9)
 
 
 def test_a_configure_optimizers_of_the_class_stands() -> None:
