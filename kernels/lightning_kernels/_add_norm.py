@@ -9,8 +9,8 @@ from torch import Tensor
 from lightning_kernels._add_norm_operator import add_norm
 from lightning_kernels._dispatch import runs_triton
 from lightning_kernels._dropout import check_floating, dropout
-from lightning_kernels._layer_norm import check_rows, layer_norm
-from lightning_kernels._parameters import check_parameter
+from lightning_kernels._layer_norm import layer_norm
+from lightning_kernels._parameters import check_parameter, check_rows, shape_of
 from lightning_kernels._random import reserve
 from lightning_kernels._rate import resolve_rate
 from lightning_kernels._rms_norm import rms_norm
@@ -133,12 +133,7 @@ def _run(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Check the arguments, and launch or compose."""
     check_floating(function, x)
-    if isinstance(normalized_shape, int):
-        raise TypeError(
-            f"normalized_shape must be a sequence of ints, got {normalized_shape}: pass"
-            f" ({normalized_shape},)"
-        )
-    shape = tuple(normalized_shape)
+    shape = shape_of(normalized_shape)
     check_rows(function, x, shape)
     for name, parameter in (("weight", weight), ("bias", bias), ("layer_scale", layer_scale)):
         check_parameter(function, name, parameter, shape, "normalized_shape", x)

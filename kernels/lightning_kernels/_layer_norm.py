@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._dispatch import runs_triton
-from lightning_kernels._parameters import check_parameter
+from lightning_kernels._parameters import check_parameter, check_rows, shape_of
 from lightning_kernels._row_norm import row_norm
 
 Autocast = Literal["input", "match"]
@@ -62,12 +62,7 @@ def layer_norm(
         raise NotImplementedError(
             f"layer_norm expects a floating-point input, but got {input.dtype}"
         )
-    if isinstance(normalized_shape, int):
-        raise TypeError(
-            f"normalized_shape must be a sequence of ints, got {normalized_shape}: pass"
-            f" ({normalized_shape},)"
-        )
-    shape = tuple(normalized_shape)
+    shape = shape_of(normalized_shape)
     size = math.prod(shape)
     dtype = autocast_dtype("layer_norm", input, autocast)
     if not runs_triton(input):
@@ -117,12 +112,3 @@ def _check(
     check_rows("layer_norm", input, shape)
     check_parameter("layer_norm", "weight", weight, shape, "normalized_shape", input)
     check_parameter("layer_norm", "bias", bias, shape, "normalized_shape", input)
-
-
-def check_rows(function: str, input: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise if the last dimensions of ``input`` are not those to normalise."""
-    if not shape or tuple(input.shape[-len(shape) :]) != shape:
-        raise RuntimeError(
-            f"{function} expects an input whose last dimensions are normalized_shape, at least"
-            f" one, but got normalized_shape {list(shape)} and input {list(input.shape)}"
-        )

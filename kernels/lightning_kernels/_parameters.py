@@ -1,9 +1,32 @@
-"""What all norms ask of their weight and bias."""
+"""What all norms ask of their shape, weight and bias."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+
+def shape_of(normalized_shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the dimensions to normalise, as a tuple.
+
+    Raises:
+        TypeError: If it is a number.
+    """
+    if isinstance(normalized_shape, int):
+        raise TypeError(
+            f"normalized_shape must be a sequence of ints, got {normalized_shape}: pass"
+            f" ({normalized_shape},)"
+        )
+    return tuple(normalized_shape)
+
+
+def check_rows(function: str, input: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise if the last dimensions of ``input`` are not those to normalise."""
+    if not shape or tuple(input.shape[-len(shape) :]) != shape:
+        raise RuntimeError(
+            f"{function} expects an input whose last dimensions are normalized_shape, at least"
+            f" one, but got normalized_shape {list(shape)} and input {list(input.shape)}"
+        )
 
 
 def check_parameter(

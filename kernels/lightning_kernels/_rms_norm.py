@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._dispatch import runs_triton
-from lightning_kernels._layer_norm import Autocast, autocast_dtype, check_rows
-from lightning_kernels._parameters import check_parameter
+from lightning_kernels._layer_norm import Autocast, autocast_dtype
+from lightning_kernels._parameters import check_parameter, check_rows, shape_of
 from lightning_kernels._row_norm import row_norm
 
 
@@ -49,12 +49,7 @@ def rms_norm(
     """
     if not input.is_floating_point():
         raise NotImplementedError(f"rms_norm expects a floating-point input, but got {input.dtype}")
-    if isinstance(normalized_shape, int):
-        raise TypeError(
-            f"normalized_shape must be a sequence of ints, got {normalized_shape}: pass"
-            f" ({normalized_shape},)"
-        )
-    shape = tuple(normalized_shape)
+    shape = shape_of(normalized_shape)
     dtype = autocast_dtype("rms_norm", input, autocast)
     check_rows("rms_norm", input, shape)
     check_parameter("rms_norm", "weight", weight, shape, "normalized_shape", input)

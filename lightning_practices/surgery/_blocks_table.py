@@ -1,19 +1,16 @@
 """The blocks of a network, for programs and for people."""
 
 from collections.abc import Iterable, Sequence
-from io import StringIO
 from typing import overload
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
 from lightning_practices._names import plain_name
+from lightning_practices._tables import as_text
 from lightning_practices.surgery._block import Block
 from lightning_practices.surgery._blocks_names import is_within, module_name, unknown
-
-_WIDTH = 100  # columns of the printed table, wherever it is printed
 
 
 class Blocks(Sequence[Block]):
@@ -98,9 +95,7 @@ class Blocks(Sequence[Block]):
 
     @override
     def __str__(self) -> str:
-        text = StringIO()
-        Console(file=text, width=_WIDTH, color_system=None).print(self)
-        return text.getvalue().rstrip()
+        return as_text(self)
 
     @override
     def __repr__(self) -> str:

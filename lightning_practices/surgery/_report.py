@@ -1,15 +1,14 @@
 """What surgery did to a model, for people to read."""
 
 from dataclasses import dataclass, field
-from io import StringIO
 from textwrap import wrap
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-_WIDTH = 100  # columns of the printed table, wherever it is printed
+from lightning_practices._tables import as_text
+
 _REASON_WIDTH = 40
 
 
@@ -91,9 +90,7 @@ class Report:
 
     @override
     def __str__(self) -> str:
-        text = StringIO()
-        Console(file=text, width=_WIDTH, color_system=None).print(self)
-        return text.getvalue().rstrip()
+        return as_text(self)
 
     @override
     def __repr__(self) -> str:
