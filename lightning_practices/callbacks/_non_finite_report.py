@@ -1,14 +1,13 @@
 """Which gradients were nan or infinite, for people to read."""
 
 from dataclasses import dataclass
-from io import StringIO
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-_WIDTH = 100  # columns of the printed table, wherever it is printed
+from lightning_practices._tables import as_text
+
 _SHOWN = 20  # parameters in the table
 
 
@@ -56,9 +55,7 @@ class NonFiniteReport:
 
     @override
     def __str__(self) -> str:
-        text = StringIO()
-        Console(file=text, width=_WIDTH, color_system=None).print(self)
-        return f"{self._in_a_line()}\n{text.getvalue().rstrip()}"
+        return f"{self._in_a_line()}\n{as_text(self)}"
 
     def __rich__(self) -> Table:
         table = Table("parameter", "nan", "infinite")
