@@ -9,8 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from benchmarks.models import Training, train
@@ -22,6 +23,7 @@ from lightning_practices.callbacks import (
     GradientClipping,
     LearningCurves,
     Penalty,
+    ProgressiveUnfreezing,
     RecalibrateBatchNorm,
     SkipNonFinite,
     SnapshotEnsemble,
@@ -32,6 +34,7 @@ from lightning_practices.mixins import (
     FusedLayersMixin,
     GradientClippingMixin,
     LearningRateScheduleMixin,
+    OptimizerMixin,
     PenaltyMixin,
     Practices,
     WeightAveragingMixin,
@@ -63,6 +66,25 @@ class _Undecayed(Training):
         return torch.optim.AdamW(self.parameters(), lr=1e-4, weight_decay=0.0, fused=True)
 
 
+class _BuiltIns(Training):
+    """Clips and has a schedule as Lightning's users have them without this package."""
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        schedule = {"scheduler": LambdaLR(optimizer, lambda _: 1.0), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    @override
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        self.clip_gradients(optimizer, 1.0, "norm")  # as the Trainer's gradient_clip_val does
+
+
+def _built_ins() -> Fit:
+    stopping = callbacks.EarlyStopping("loss", patience=_NEVER, check_on_train_epoch_end=True)
+    return _BuiltIns(nn.Linear(_WIDTH, _WIDTH)), [stopping]
+
+
 def _mixin(
     mixin: type[LightningModule], base: type[LightningModule] = Training, **kwargs: Any
 ) -> Callable[[], Fit]:
@@ -83,6 +105,8 @@ def _with_curves() -> Fit:
     return bare()[0], [curves]
 
 
+BUILT_INS = "Lightning's own clipping, schedule, early stopping"  # the peer of Practices
+
 # A practice is a line; it may not end the fit.
 PRACTICES: dict[str, Callable[[], Fit]] = {
     "DropRateSchedule": _with_dropout,
@@ -97,9 +121,12 @@ PRACTICES: dict[str, Callable[[], Fit]] = {
     "GradientClippingMixin": _mixin(GradientClippingMixin, gradient_clipping_value=1.0),
     "LearningCurves": _with_curves,
     "LearningRateScheduleMixin": _mixin(LearningRateScheduleMixin),
+    BUILT_INS: _built_ins,
+    "OptimizerMixin": _mixin(OptimizerMixin),
     "Penalty": lambda: (_Undecayed(nn.Linear(_WIDTH, _WIDTH)), [Penalty(l1=1e-4, l2=1e-4)]),
     "PenaltyMixin": _mixin(PenaltyMixin, _Undecayed, penalty_l2=1e-4),
     "Practices": _mixin(Practices, monitor="loss", early_stopping_patience=_NEVER),
+    "ProgressiveUnfreezing": _callback(ProgressiveUnfreezing, schedule=[{"blocks": ["network"]}]),
     "RecalibrateBatchNorm": _callback(RecalibrateBatchNorm),
     "SkipNonFinite": _callback(SkipNonFinite),
     "SnapshotEnsemble": _callback(SnapshotEnsemble, cycles=2),

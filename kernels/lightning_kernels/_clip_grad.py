@@ -55,6 +55,7 @@ class HeldGradients(NamedTuple):
         return table_shares(self.table, norm_type)
 
 
+@torch.no_grad()
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor],
     max_norm: float | Tensor,
@@ -118,6 +119,7 @@ def clip_grad_norm_(
     return total
 
 
+@torch.no_grad()
 def clip_grads_with_norm_(
     parameters: Tensor | Iterable[Tensor], max_norm: float | Tensor, total_norm: Tensor
 ) -> None:
@@ -145,6 +147,7 @@ def clip_grads_with_norm_(
     clip_by_shares_(held.table, total_norm, max_norm, math.inf)  # a maximum of one
 
 
+@torch.no_grad()
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     r"""Clamp each element of all gradients to ``[-clip_value, clip_value]``.
 
@@ -168,9 +171,8 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     held = hold(grads)
     table = held.table
     if table is None:
-        with torch.no_grad():
-            for grad in held.present:
-                grad.clamp_(-clip_value, clip_value)
+        for grad in held.present:
+            grad.clamp_(-clip_value, clip_value)
         return
     launch_on(
         table, _clip_value_kernel, programs_for(table), len(table.pieces), clip_value, **BLOCK

@@ -134,25 +134,23 @@ def clip_by_shares_(
     return total
 
 
-@torch.no_grad()
 def total_norm(grads: Sequence[Tensor], norm_type: float) -> Tensor:
     """Return the norm of all gradients by torch's functions, of 16 bits in float32."""
     if any(g.layout is not torch.strided for g in grads):
         return get_total_norm([g.float() if g.dtype in _HALVES else g for g in grads], norm_type)
     # As torch's function, but that it makes no copies in float32 and doesn't sort by device.
     halves = [g for g in grads if g.dtype in _HALVES]
-    others = [g for g in grads if g.dtype not in _HALVES]
+    others = [g for g in grads if g.dtype not in _HALVES] if halves else grads
     norms = [*torch._foreach_norm(others, norm_type)] if others else []
     if halves:
         norms += torch._foreach_norm(halves, norm_type, dtype=torch.float32)
     device = grads[0].device
-    total: Tensor = torch.linalg.vector_norm(
-        torch.stack([norm.to(device) for norm in norms]), norm_type
-    )
+    if device.type != "cpu":  # else they are all there: whatever is called here costs
+        norms = [norm.to(device) for norm in norms]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     return total
 
 
-@torch.no_grad()
 def aten_clip_by_norm_(
     grads: Sequence[Tensor], total: Tensor, max_norm: float | Tensor, nonfinite: str = "propagate"
 ) -> None:

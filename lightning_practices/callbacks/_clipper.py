@@ -81,7 +81,7 @@ class _State:
         self.norms[self.steps % _WINDOW] = torch.where(norm.isfinite(), norm, math.nan)
         return self.norms.nanquantile(percentile / 100)
 
-    def look(self, clipped: Tensor) -> None:
+    def look(self, clipped: Tensor | bool) -> None:
         self.looked += 1
         self.clipped = self.clipped + clipped
 
@@ -160,7 +160,6 @@ class Clipper:
                 f" {len(optimizers)} optimizers: use ModelParallelStrategy, or algorithm='value'"
             )
 
-    @torch.no_grad()
     def clip(self, pl_module: LightningModule, optimizer: Any, *, in_step: bool) -> None:
         """Clip the gradients of an optimizer, and log if it is time to.
 
@@ -280,13 +279,11 @@ class Clipper:
             elif step.logs and not self._flat:
                 pairs.append((_norm(parameters, step.scale), math.inf))
         if pairs:
-            device = pairs[0][0].device
-            pairs = [(norm.to(device), limit) for norm, limit in pairs]
-            clipped = [norm > limit for norm, limit in pairs]
-            state.look(clipped[0] if len(clipped) == 1 else torch.stack(clipped).any())
+            state.look(_exceeds(pairs))
             if step.logs:
-                after = torch.stack([norm.clamp(max=limit) for norm, limit in pairs])
-                before = torch.stack([norm for norm, _ in pairs])
+                device = pairs[0][0].device
+                after = torch.stack([norm.clamp(max=limit).to(device) for norm, limit in pairs])
+                before = torch.stack([norm.to(device) for norm, _ in pairs])
                 values["grad_norm"] = torch.linalg.vector_norm(before)
                 values["grad_norm_clipped"] = torch.linalg.vector_norm(after)
         return values
@@ -339,6 +336,15 @@ class Clipper:
 def _norm(parameters: list[Tensor], scale: float) -> Tensor:
     """Return the norm of all gradients, and leave them as they are."""
     return _unscaled(clip_grad_norm_(parameters, math.inf, nonfinite="skip"), scale)
+
+
+def _exceeds(pairs: list[tuple[Tensor, Tensor | float]]) -> Tensor | bool:
+    """Return whether a norm is above its limit; of norms on a device a tensor, there to stay."""
+    device = pairs[0][0].device
+    if device.type == "cpu" and all(norm.device == device for norm, _ in pairs):
+        return any(float(norm) > float(limit) for norm, limit in pairs)
+    above = [(norm > limit).to(device) for norm, limit in pairs]
+    return above[0] if len(above) == 1 else torch.stack(above).any()
 
 
 def _unscaled(norm: Tensor, scale: float) -> Tensor:

@@ -135,6 +135,7 @@ class EarlyStopping(LightningEarlyStopping):
             log_rank_zero_only=log_rank_zero_only,
             **shared,
         )
+        self._state_key = super().state_key  # made once: Lightning asks at each hook of a step
         # Never a Trainer's: they judge one value each, and hold its best and its count.
         self._others = [
             LightningEarlyStopping(monitor=name, min_delta=delta, mode=mode, **shared)
@@ -198,6 +199,11 @@ class EarlyStopping(LightningEarlyStopping):
         # Lightning ends training here, without on_train_end.
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
             self.restore(pl_module)
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._state_key
 
     @override
     def state_dict(self) -> dict[str, Any]:
