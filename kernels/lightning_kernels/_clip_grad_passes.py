@@ -140,7 +140,7 @@ def total_norm(grads: Sequence[Tensor], norm_type: float) -> Tensor:
         return get_total_norm([g.float() if g.dtype in _HALVES else g for g in grads], norm_type)
     # As torch's function, but that it makes no copies in float32 and doesn't sort by device.
     halves = [g for g in grads if g.dtype in _HALVES]
-    others = [g for g in grads if g.dtype not in _HALVES] if halves else grads
+    others = [g for g in grads if g.dtype not in _HALVES] if halves else [*grads]
     norms = [*torch._foreach_norm(others, norm_type)] if others else []
     if halves:
         norms += torch._foreach_norm(halves, norm_type, dtype=torch.float32)
