@@ -7,6 +7,7 @@ from lightning_practices.surgery._blocks_table import Blocks
 from lightning_practices.surgery._drop_top import drop_top
 from lightning_practices.surgery._freeze import freeze, unfreeze
 from lightning_practices.surgery._input_transform import input_transform
+from lightning_practices.surgery._parametrize import parametrize, unparametrize
 from lightning_practices.surgery._recalibrate import recalibrate_batch_norm
 from lightning_practices.surgery._replace_head import feature_extractor, replace_head
 from lightning_practices.surgery._report import Folded, Replaced, Report, Skipped
@@ -25,9 +26,11 @@ __all__ = [
     "feature_extractor",
     "freeze",
     "input_transform",
+    "parametrize",
     "recalibrate_batch_norm",
     "replace_head",
     "restore",
     "share_layers",
     "unfreeze",
+    "unparametrize",
 ]
