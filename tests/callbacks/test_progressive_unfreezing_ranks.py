@@ -32,7 +32,7 @@ from tests.callbacks.unfreezing import BODY, HEAD, STEM, Net, rows, runs, unfree
 
 FLAT = {"plateau": {"monitor": "val_loss", "patience": 2}}
 PHASES = [{**HEAD, "until": FLAT, "restore_best": True}, {**BODY, "until": {"step": 3}}, STEM]
-KINDS = ["ddp", "static", "accumulated", "sharded"]
+KINDS = ["ddp", "static", "by hand", "accumulated", "sharded"]
 RESUMED = ["ddp", "sharded", "spread"]  # the last by a checkpoint of several files
 
 
@@ -84,6 +84,22 @@ class Sharded(Shared):
             fully_shard(part, mesh=mesh)
 
 
+class ByHand(Shared):
+    """Manual optimization, for which Lightning itself reduces the first gradients of a wrapper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    @override
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        loss = super().training_step(batch, batch_idx)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+
 def whole(state: dict[str, Any]) -> dict[str, Tensor]:
     full = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in state.items()}
     return {name: value.clone() for name, value in full.items()}
@@ -106,9 +122,13 @@ def fit_shared(
     return trainer
 
 
+MAKES: dict[str, type[Shared]] = {"sharded": Sharded, "spread": Sharded, "by hand": ByHand}
+
+
 def by_kind(kind: str) -> tuple[Any, dict[str, Any]]:
     strategies: dict[str, Any] = {
         "static": DDPStrategy(static_graph=True, gradient_as_bucket_view=True),
+        "by hand": DDPStrategy(static_graph=True),
         "sharded": ModelParallelStrategy(2, 1, save_distributed_checkpoint=False),
         "spread": ModelParallelStrategy(2, 1),
     }
@@ -137,7 +157,7 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
         return trainer.global_rank
 
     for kind in [*KINDS, "spread"]:
-        make = Sharded if kind in ("sharded", "spread") else Shared
+        make = MAKES.get(kind, Shared)
         strategy, options = by_kind(kind)
         if kind not in RESUMED:
             note(kind, make(), strategy, **options)
@@ -202,7 +222,7 @@ def test_the_mean_of_the_ranks_ends_a_phase(ranks: list[dict[str, Any]]) -> None
     assert ranks[0]["accumulated"]["trained"] == [("h", 12), ("hb", 6), ("hbs", 6)]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "static", "accumulated"])
+@pytest.mark.parametrize("kind", ["ddp", "static", "by hand", "accumulated"])
 def test_only_what_is_trained_is_reduced(ranks: list[dict[str, Any]], kind: str) -> None:
     for rank in ranks:
         (_, first), (_, second), (_, third) = rank[kind]["trained"]
