@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_practices.callbacks import EarlyStopping
 from tests.callbacks.scripted import FILTERS, At, same, state_of, stop
 from tests.callbacks.unfreezing import (
     BODY,
@@ -161,15 +160,6 @@ def test_a_value_of_training_epochs() -> None:
     assert runs(module.trained) == [("h", 8), ("hs", 4)]
 
 
-def test_nothing_to_monitor() -> None:
-    phase = until(HEAD, plateau={"monitor": "loss"})
-    message = "phase 1 ends at a plateau of 'loss', but neither.*; logged are: val_loss"
-    with pytest.raises(Exception, match=message):
-        fit(Net([1.0]), unfreezing(phase, STEM))
-    fit(module := Net(), unfreezing(phase, STEM), check_val_every_n_epoch=9)
-    assert module.trained == ["h"] * 12
-
-
 def test_frozen_means_frozen() -> None:
     states: list[dict[str, Tensor]] = []
     note = Each("on_train_batch_start", lambda _, module: states.append(state_of(module)))
@@ -259,41 +249,6 @@ def test_two_zero_biases_of_one_shape() -> None:
     fit(module := Zero(), unfreezing(), max_epochs=4)
     assert module.body[0].bias.all()  # type: ignore[operator]
     assert module.stem[0].bias.all()  # type: ignore[operator]
-
-
-def test_restore_best() -> None:
-    states: dict[int, dict[str, Tensor]] = {}
-
-    def note(trainer: Any, module: Net) -> None:
-        states[trainer.global_step] = state_of(module)
-
-    phases = [
-        {**until(HEAD, plateau=FLAT), "restore_best": True},
-        {**until(BODY, plateau=FLAT, epoch=2), "restore_best": True},
-        STEM,
-    ]
-    module = Net([3, 1, 2, 2, 4, 5, 6])
-    ended = Each("on_validation_end", note)
-    fit(module, unfreezing(*phases), ended, Each("on_train_batch_start", note), max_epochs=7)
-    assert runs(module.trained) == [("h", 16), ("hb", 8), ("hbs", 4)]
-    # At the start of a batch after the transition, in place of what the last check has seen.
-    assert same(states[16], states[8])
-    assert same(states[24], states[20])
-    assert not same(states[12], states[8])
-
-
-def test_beside_early_stopping_and_checkpoints(tmp_path: Any) -> None:
-    module = Net([5, 4, 4, 4, 4, 4, 4])
-    phases = [until(HEAD, plateau=FLAT), STEM]
-    saving = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_top_k=-1)
-    stopping = EarlyStopping("val_loss", patience=4)
-    trainer = fit(module, stopping, saving, unfreezing(*phases), max_epochs=9)
-    assert runs(module.trained) == [("h", 16), ("hs", 8)]
-    assert trainer.current_epoch == 6
-    checkpoint = torch.load(tmp_path / "epoch=3.ckpt", weights_only=True)
-    state = checkpoint["callbacks"]["ProgressiveUnfreezing"]
-    assert (state["phase"], state["is_flat"], state["waited"], state["best"]) == (0, True, 2, 4)
-    assert (state["best_step"], state["epoch"], state["step"]) == (8, 0, 0)
 
 
 class Manual(Net):

@@ -18,9 +18,12 @@ from lightning_practices.callbacks import (
     unfreezing_schedule,
     write_schedule,
 )
+from lightning_practices.callbacks._phase_plan import make_plan
+from lightning_practices.callbacks._phase_schedule import read_schedule
 from lightning_practices.surgery import blocks
 from tests.callbacks.scripted import FILTERS, trainer_of
 from tests.callbacks.unfreezing import BODY, HEAD, SCHEDULE, STEM, Net, fit, runs, unfreezing
+from tests.surgery.test_blocks import Tied
 
 pytestmark = FILTERS
 
@@ -179,6 +182,14 @@ def test_other_bad_arguments(tmp_path: Path) -> None:
         unfreezing_schedule(Net(), at_once=0)
     with pytest.raises(ValueError, match="Linear is one block"):
         unfreezing_schedule(nn.Linear(2, 2))
+
+
+def test_a_tied_parameter_by_either_name() -> None:
+    for name in ("head.weight", "words.weight", "words"):
+        phases = read_schedule([{**HEAD, "blocks": [name]}, {"blocks": ["hidden"]}])
+        plan = make_plan(Tied(), phases, None, 0.5)
+        assert plan.trainable[0] == {"words.weight"}
+        assert plan.shares["words.weight"].scale == 1
 
 
 class Classifier(Net):
