@@ -38,8 +38,9 @@ class FineTuningMixin(LightningModule):
                 self.head = nn.Linear(512, 10)
 
     The head is trained first, then two blocks of the backbone more in each epoch, from the top
-    down, at rates that fall with their depth; ``fine_tuning_schedule`` says otherwise. Blocks are
-    those that :func:`~lightning_practices.surgery.blocks` finds in the backbone.
+    down, at rates that fall with their depth; ``fine_tuning_schedule`` says otherwise, as it should
+    where an epoch has few steps. Blocks are those that
+    :func:`~lightning_practices.surgery.blocks` finds in the backbone.
 
     A ``configure_callbacks`` of yours has to extend what ``super().configure_callbacks()`` returns.
     It replaces a ``ProgressiveUnfreezing`` that was passed to the Trainer, and Lightning says so.

@@ -141,6 +141,14 @@ def test_never_among_accumulated_gradients(
     assert trainer.global_step == 6
 
 
+def test_a_phase_begins_before_the_epoch_of_the_module_itself() -> None:
+    flags = []
+    module = Net()
+    module.on_train_epoch_start = lambda: flags.append(trained(module))  # type: ignore[method-assign]
+    fit(module, unfreezing())
+    assert flags == ["h", "hb", "hbs"]
+
+
 def test_a_schedule_of_accumulation() -> None:
     module = Net()
     scheduler = GradientAccumulationScheduler({0: 1, 1: 4})
@@ -295,7 +303,7 @@ def test_the_module_is_given_back_as_it_came() -> None:
     module.body.eval()
     flags = [p.requires_grad for p in module.parameters()]
     modes = [part.training for part in module.modules()]
-    with pytest.warns(UserWarning, match="in eval mode at the start of training"):
+    with pytest.warns(UserWarning, match=r"Found 4 module\(s\) in eval mode at the start"):
         fit(module, unfreezing(), max_epochs=1)
     assert [p.requires_grad for p in module.parameters()] == flags
     assert [part.training for part in module.modules()] == modes

@@ -32,7 +32,13 @@ from tests.callbacks.unfreezing import BODY, HEAD, STEM, Net, rows, runs, unfree
 
 FLAT = {"plateau": {"monitor": "val_loss", "patience": 2}}
 PHASES = [{**HEAD, "until": FLAT, "restore_best": True}, {**BODY, "until": {"step": 3}}, STEM]
-KINDS = ["ddp", "static", "by hand", "accumulated", "sharded"]
+AGAIN = [
+    {**HEAD, "until": {"step": 2}},  # right after a validation
+    {**BODY, "freeze": ["head"]},
+    {"blocks": ["head", "stem"]},
+]
+KINDS = ["ddp", "static", "by hand", "accumulated", "sharded", "frozen again"]
+NORMED = "norms"  # of which each rank has statistics of its own rows
 RESUMED = ["ddp", "sharded", "spread"]  # the last by a checkpoint of several files
 
 
@@ -83,6 +89,11 @@ class Sharded(Shared):
         for part in (self.stem, self.body, self):
             fully_shard(part, mesh=mesh)
 
+    @override
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self(batch)  # after which the outermost parameters, those of the head, stay gathered
+        super().validation_step(batch, batch_idx)
+
 
 class ByHand(Shared):
     """Manual optimization, for which Lightning itself reduces the first gradients of a wrapper."""
@@ -109,10 +120,10 @@ def fit_shared(
     module: LightningModule, strategy: Any, *callbacks: Any, devices: int = 2, **options: Any
 ) -> Trainer:
     defaults: dict[str, Any] = {"max_epochs": 6, "use_distributed_sampler": False}
-    resume = options.pop("resume", None)
+    resume, phases = options.pop("resume", None), options.pop("phases", PHASES)
     trainer = trainer_of(
         *callbacks,
-        unfreezing(*PHASES),
+        unfreezing(*phases),
         devices=devices,
         strategy=strategy,
         num_sanity_val_steps=0,
@@ -122,7 +133,10 @@ def fit_shared(
     return trainer
 
 
-MAKES: dict[str, type[Shared]] = {"sharded": Sharded, "spread": Sharded, "by hand": ByHand}
+MAKES: dict[str, type[Shared]] = {
+    **dict.fromkeys(["sharded", "spread", "frozen again"], Sharded),
+    "by hand": ByHand,
+}
 
 
 def by_kind(kind: str) -> tuple[Any, dict[str, Any]]:
@@ -131,8 +145,13 @@ def by_kind(kind: str) -> tuple[Any, dict[str, Any]]:
         "by hand": DDPStrategy(static_graph=True),
         "sharded": ModelParallelStrategy(2, 1, save_distributed_checkpoint=False),
         "spread": ModelParallelStrategy(2, 1),
+        "frozen again": ModelParallelStrategy(2, 1),
     }
-    return strategies.get(kind, "ddp"), {"accumulate_grad_batches": 1 + (kind == "accumulated")}
+    return strategies.get(kind, "ddp"), {
+        "accumulate_grad_batches": 1 + (kind == "accumulated"),
+        "phases": AGAIN if kind == "frozen again" else PHASES,
+        "val_check_interval": 2 if kind == "frozen again" else None,
+    }
 
 
 def unfreeze_stem(trainer: Trainer) -> None:
@@ -167,6 +186,7 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
         for step in (10, 14):
             path = folder / kind / f"step={step}.ckpt"
             note(f"{kind} {step}", make(), by_kind(kind)[0], resume=path)
+    note(NORMED, Shared(norm=True), "ddp")
     theirs = At(4, unfreeze_stem)  # someone else's: known to the reducer from the next epoch on
     note("theirs", Shared(), "ddp", theirs)
     rewrap = Freezing.rewrap
@@ -178,6 +198,10 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
     Freezing.rewrap = once  # type: ignore[assignment,method-assign]
     rank = note("drifting", Shared(), "ddp")
     Freezing.rewrap = rewrap  # type: ignore[method-assign]
+    try:
+        fit_shared(Sharded(), by_kind("sharded")[0], resume=folder / "ddp" / "step=10.ckpt")
+    except Exception as error:
+        results["of another strategy"] = str(error)
     return rank, results
 
 
@@ -200,6 +224,21 @@ def test_ranks_have_the_same_weights(ranks: list[dict[str, Any]], kind: str) -> 
     assert first["trained"] == second["trained"]
     for a, b in zip(first["states"], second["states"], strict=True):
         assert same(a, b)
+
+
+def test_batch_norms_of_what_is_frozen_keep_statistics_on_all_ranks(
+    ranks: list[dict[str, Any]],
+) -> None:
+    first, second = (rank[NORMED]["states"] for rank in ranks)
+    assert ranks[0][NORMED]["trained"] == [("h", 12), ("hb", 3), ("hbs", 9)]
+    buffers = {name for name in first[0] if "running" in name or "batches" in name}
+    fresh = Shared(norm=True).state_dict()
+    for a, b in zip(first, second, strict=True):
+        assert same(*({n: v for n, v in s.items() if n not in buffers} for s in (a, b)))
+    for epoch, trained in enumerate([set(), set(), set(), {"body", "stem"}]):
+        for state in (first[epoch], second[epoch]):
+            changed = {n for n in buffers if not torch.equal(state[n], fresh[n])}
+            assert changed == {n for n in buffers if n.split(".")[0] in trained}
 
 
 def test_without_a_new_wrapper_they_drift_apart(ranks: list[dict[str, Any]]) -> None:
@@ -243,6 +282,12 @@ def test_a_distributed_checkpoint_has_no_best_weights(ranks: list[dict[str, Any]
     assert "knows the best val_loss, 4, but not its weights" in " ".join(told[0])
     assert "knows the best" not in " ".join(told[1])  # only rank 0 says it
     assert ranks[0]["spread 10"]["trained"] == [("h", 2), ("hb", 3), ("hbs", 9)]
+
+
+def test_a_checkpoint_of_another_strategy(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        message = rank["of another strategy"]
+        assert "step=10.ckpt was saved under another strategy than ModelParallelStrategy" in message
 
 
 def test_what_someone_else_unfreezes_is_reduced_from_the_next_epoch(
