@@ -171,6 +171,7 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
             "states": module.states,
             "trained": runs(module.trained),
             "reduced": runs([str(count) for count in module.reduced]),
+            "wrappers": len(module.wrappers),
             "alive": sum(wrapper() is not None for wrapper in module.wrappers),
         }
         return trainer.global_rank
@@ -198,10 +199,12 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
     Freezing.rewrap = once  # type: ignore[assignment,method-assign]
     rank = note("drifting", Shared(), "ddp")
     Freezing.rewrap = rewrap  # type: ignore[method-assign]
-    try:
-        fit_shared(Sharded(), by_kind("sharded")[0], resume=folder / "ddp" / "step=10.ckpt")
-    except Exception as error:
-        results["of another strategy"] = str(error)
+    for name, kind, phases in (("strategy", "ddp", PHASES), ("schedule", "sharded", AGAIN)):
+        resumed: dict[str, Any] = {"resume": folder / kind / "step=10.ckpt", "phases": phases}
+        try:
+            fit_shared(Sharded(), by_kind("sharded")[0], **resumed)
+        except Exception as error:
+            results[f"another {name}"] = str(error)
     return rank, results
 
 
@@ -266,6 +269,7 @@ def test_only_what_is_trained_is_reduced(ranks: list[dict[str, Any]], kind: str)
     for rank in ranks:
         (_, first), (_, second), (_, third) = rank[kind]["trained"]
         assert rank[kind]["reduced"] == [("2", first), ("4", second), ("6", third)]
+        assert rank[kind]["wrappers"] == 3
         assert rank[kind]["alive"] <= 1  # no reducer of an earlier phase, and no hook of one
 
 
@@ -286,8 +290,14 @@ def test_a_distributed_checkpoint_has_no_best_weights(ranks: list[dict[str, Any]
 
 def test_a_checkpoint_of_another_strategy(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        message = rank["of another strategy"]
+        message = rank["another strategy"]
         assert "step=10.ckpt was saved under another strategy than ModelParallelStrategy" in message
+
+
+def test_a_sharded_checkpoint_of_another_schedule(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        message = rank["another schedule"]
+        assert "the checkpoint is of another schedule of unfreezing, different in" in message
 
 
 def test_what_someone_else_unfreezes_is_reduced_from_the_next_epoch(
