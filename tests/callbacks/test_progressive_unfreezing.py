@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from typing_extensions import override
 
-from tests.callbacks.scripted import FILTERS, At, same, state_of, stop
+from tests.callbacks.scripted import FILTERS, At, same, state_of, stop, trainer_of
 from tests.callbacks.unfreezing import (
     BODY,
     HEAD,
@@ -326,6 +326,8 @@ def test_a_second_fit() -> None:
     trainer.fit(module, loader(), loader(8))  # goes on
     assert runs(module.trained) == [("h", 4), ("hb", 4), ("hbs", 8)]
     module.trained.clear()
+    trainer_of(callback).validate(module, loader(8), verbose=False)
+    assert callback.phase == 3  # as the fit has left it
     fit(module, callback)  # begins anew
     assert runs(module.trained) == [("h", 4), ("hb", 4), ("hbs", 4)]
 

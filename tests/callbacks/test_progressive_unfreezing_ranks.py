@@ -171,6 +171,7 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
             "states": module.states,
             "trained": runs(module.trained),
             "reduced": runs([str(count) for count in module.reduced]),
+            "changed": "load_checkpoint" in vars(trainer.strategy),
             "wrappers": len(module.wrappers),
             "alive": sum(wrapper() is not None for wrapper in module.wrappers),
         }
@@ -279,6 +280,8 @@ def test_only_what_is_trained_is_reduced(ranks: list[dict[str, Any]], kind: str)
 def test_resuming_is_as_if_never_stopped(ranks: list[dict[str, Any]], kind: str, step: int) -> None:
     for rank in ranks:
         assert same(rank[f"{kind} {step}"]["states"][-1], rank[kind]["states"][-1])
+        assert not rank[kind]["changed"]  # how the strategy loads, in a fit from no checkpoint
+        assert not rank[f"{kind} {step}"]["changed"]
 
 
 def test_a_distributed_checkpoint_has_no_best_weights(ranks: list[dict[str, Any]]) -> None:
