@@ -143,6 +143,14 @@ def _layer_norm_layer(shape: Shape, dtype: torch.dtype) -> Candidates:
     return _on_x(shape, dtype, ours=ours, peer=peer)
 
 
+def _layer_norm2d(shape: Shape, dtype: torch.dtype) -> Candidates:
+    ours, peer = (
+        kind(shape[1], dtype=dtype)
+        for kind in (nn.LayerNorm2d, torchvision.models.convnext.LayerNorm2d)
+    )
+    return _on_x(shape, dtype, ours=ours, peer=peer)
+
+
 def _batch_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
     x, weight, bias = (_random(part, dtype) for part in (shape, shape[1:2], shape[1:2]))
     running = torch.zeros(shape[1:2], dtype=dtype), torch.ones(shape[1:2], dtype=dtype)
@@ -293,6 +301,9 @@ OPS: dict[str, Op] = {
     },
     "layer_norm": Op("torch.nn.functional.layer_norm", _layer_norm),
     "nn.LayerNorm": Op("torch.nn.LayerNorm", _layer_norm_layer),
+    "nn.LayerNorm2d": Op(
+        "torchvision's LayerNorm2d", _layer_norm2d, ((2, 8, 4, 4), (8, 96, 56, 56))
+    ),
     "rms_norm": Op("torch.nn.functional.rms_norm", _rms_norm),
     "nn.RMSNorm": Op("torch.nn.RMSNorm", _rms_norm_layer),
     **{

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision import ops
+from torchvision.models import convnext
 from typing_extensions import override
 
 import lightning_kernels
@@ -46,6 +47,7 @@ _BATCH_NORM = (
 # may contain another's.
 REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
+    convnext.LayerNorm2d: (),  # a layer norm's
     nn.RMSNorm: ("aten::_fused_rms_norm", "aten::_fused_rms_norm_backward"),
     nn.Dropout: ("aten::dropout", "aten::dropout_", "aten::native_dropout_backward"),
     **dict.fromkeys(

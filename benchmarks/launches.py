@@ -21,6 +21,14 @@ def _layer_norm(dtype: torch.dtype, size: int, affine: bool = True) -> None:
     _backward(y, torch.empty_like(y), None)
 
 
+def _channels(dtype: torch.dtype, size: int, pixels: int) -> None:
+    """Normalise the channels of images that have their pixels last, as they are."""
+    images = torch.empty(32, size, pixels, device="cuda", dtype=dtype, requires_grad=True)
+    weight, bias = (torch.empty(size, device="cuda", requires_grad=True) for _ in range(2))
+    y = lightning_kernels.layer_norm(images.transpose(1, 2), (size,), weight, bias)
+    _backward(y, torch.empty_like(y), None)
+
+
 def _rms_norm(dtype: torch.dtype, size: int, heads: bool = False) -> None:
     x = torch.empty(_ROWS, 3, size, device="cuda", dtype=dtype, requires_grad=True)
     weight = torch.empty(size, device="cuda", requires_grad=True)
@@ -172,6 +180,13 @@ CALLS: dict[str, Callable[[], None]] = {
         f"layer_norm {name} {size}": functools.partial(_layer_norm, dtype, size)
         for name, dtype in _DTYPES.items()
         for size in _SIZES
+    },
+    **{
+        f"layer_norm {name} {size}, {pixels} pixels last": functools.partial(
+            _channels, dtype, size, pixels
+        )
+        for name, dtype in _DTYPES.items()
+        for size, pixels in ((96, 3136), (192, 784), (256, 64))
     },
     **{
         f"rms_norm {name} {size}": functools.partial(_rms_norm, dtype, size)

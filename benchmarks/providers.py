@@ -82,6 +82,14 @@ def _our_layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return lightning_kernels.layer_norm(x, x.shape[-1:], weight, bias, _EPS)
 
 
+def _eager_layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _eager_layer_norm(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
+def _our_layer_norm2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _our_layer_norm(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+
+
 def _liger_layer_norm() -> Function:
     layer_norm = import_module("liger_kernel.transformers.functional").liger_layer_norm
     return lambda x, weight, bias: layer_norm(x, weight, bias, _EPS)
@@ -132,6 +140,17 @@ def _eager_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 
 def _our_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
     return lightning_kernels.rms_norm(x, x.shape[-1:], weight, _EPS)
+
+
+def _liger_rms_norm() -> Function:
+    rms_norm = import_module("liger_kernel.transformers.functional").liger_rms_norm
+    # In place it would write into the gradient that the next round is given.
+    return lambda x, weight: rms_norm(x, weight, _EPS, in_place=False)
+
+
+def _quack_rms_norm() -> Function:
+    rms_norm = import_module("quack.rmsnorm").rmsnorm
+    return _on_rows(lambda x, weight: rms_norm(x, weight=weight, eps=_EPS))
 
 
 def _eager_add_dropout_layer_norm(
@@ -333,6 +352,10 @@ PROVIDERS: list[Provider] = [
     Provider("flag-gems", "layer_norm", _gems_layer_norm, needs_gpu=True),
     Provider(OURS, "rms_norm", lambda: _our_rms_norm),
     *_torchs("rms_norm", _eager_rms_norm),
+    Provider("liger-kernel", "rms_norm", _liger_rms_norm, needs_gpu=True),
+    Provider("quack-kernels", "rms_norm", _quack_rms_norm, _float32_parameters, needs_gpu=True),
+    Provider(OURS, "layer_norm2d", lambda: _our_layer_norm2d),
+    *_torchs("layer_norm2d", _eager_layer_norm2d),
     Provider(OURS, "add_dropout_layer_norm", lambda: _our_add_dropout_layer_norm),
     *_torchs("add_dropout_layer_norm", _eager_add_dropout_layer_norm),
     Provider(OURS, "batch_norm", lambda: _our_batch_norm),

@@ -188,6 +188,21 @@ OPS: dict[str, Op] = {
         backward_bytes=lambda itemsize: 3 * itemsize,  # read x and dy, write dx
         parameters=lambda dims: (dims[-1:], dims[-1:]),
     ),
+    "layer_norm2d": Op(
+        shapes=tuple(
+            Shape(
+                f"ConvNeXt-{model} stem",
+                (128, channels, 56, 56),
+                BOTH_LAYOUTS,
+                quick=channels < 192,
+                autotune=channels == 96,
+            )
+            for model, channels in (("T", 96), ("B", 128), ("L", 192))
+        ),
+        forward_bytes=lambda itemsize: 2 * itemsize,  # read x, write y
+        backward_bytes=lambda itemsize: 3 * itemsize,  # read x and dy, write dx
+        parameters=_per_channel,
+    ),
     "rms_norm": Op(
         shapes=(
             *(dataclasses.replace(s, autotune=s.name == "Llama 4096") for s in _LLAMA),

@@ -20,12 +20,13 @@ from lightning_kernels._dispatch import Route, route
 from lightning_kernels._drop_block import drop_block2d, drop_block3d
 from lightning_kernels._dropout import alpha_dropout, dropout
 from lightning_kernels._dropout_activation import dropout_activation
-from lightning_kernels._layer_norm import layer_norm
+from lightning_kernels._layer_norm import Autocast, layer_norm
 from lightning_kernels._rms_norm import rms_norm
 from lightning_kernels._stochastic_depth import stochastic_depth
 
 __all__ = [
     "Activation",
+    "Autocast",
     "GradScale",
     "Route",
     "add_dropout_layer_norm",

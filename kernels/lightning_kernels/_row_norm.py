@@ -25,6 +25,9 @@ from lightning_kernels._row_norm_kernels import (
 # A program holds a row, its gradient and two sums of its length in registers: 8192 elements are the
 # most that do so without spilling (tests/test_machine_code.py).
 _LONGEST = 8192
+# Transposed rows come 8 at a time at least, for 16 bytes and more of neighbours; longer ones spill.
+_NEIGHBOURS = 8
+_LONGEST_TRANSPOSED = 256
 _LONG_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
 _COLUMNS = {"BLOCK_SIZE": 1024, "num_warps": 4}
 
@@ -37,43 +40,80 @@ class Rows(NamedTuple):
     stride_outer: int
     stride_inner: int
     stride_last: int
+    stride_column: int = 1
+
+    @property
+    def transposed(self) -> bool:
+        """Whether neighbours in memory are of different rows."""
+        return self.stride_column != 1
+
+    def tile(self, num_rows: int, size: int, elements: int) -> dict[str, int]:
+        """Return a program's tile; one of transposed rows is of one last dimension."""
+        if self.transposed:
+            return _tile(self.last, size, elements, _NEIGHBOURS)
+        return _tile(num_rows, size, elements)
+
+    def places(self) -> tuple[int, ...]:
+        """Return what tells where rows begin, for kernels of rows that are not transposed."""
+        return self[:-1]
 
 
 def rows_of(x: Tensor, size: int) -> tuple[Tensor, Rows]:
     """Return ``x`` and where its rows are, or a contiguous copy if they are no rows as it is.
 
-    Rows of heads that are a view into a larger projection need no copy.
+    Rows of heads that are a view into a larger projection need no copy, nor do those of a view
+    that has the channels last of a tensor that has its pixels last.
     """
-    if x.is_contiguous():
-        return x, Rows(1, 1, size, 0, 0)
-    expected, dims = 1, x.dim()
-    while expected < size:  # the dimensions of a row, from the last one
-        dims -= 1
-        if x.shape[dims] > 1 and x.stride(dims) != expected:
-            return rows_of(x.contiguous(), size)
-        expected *= x.shape[dims]
-    lengths, strides = [1, 1], [0, 0]  # of leading dimensions, those that lie evenly as one
+    if x.is_contiguous() or (place := _place_of_rows(x, size)) is None:
+        return x.contiguous(), Rows(1, 1, size, 0, 0)
+    return x, place
+
+
+def _place_of_rows(x: Tensor, size: int) -> Rows | None:
+    """Return where the rows of ``x`` are, or ``None`` if no kernel could read them well."""
+    stride_column, dims = 1, x.dim()
+    if x.shape[-1] == size > 1:
+        stride_column, dims = x.stride(-1), x.dim() - 1
+    else:
+        expected = 1
+        while expected < size:  # the dimensions of a row, from the last one
+            dims -= 1
+            if x.shape[dims] > 1 and x.stride(dims) != expected:
+                return None
+            expected *= x.shape[dims]
+    lengths, strides = [1, 1, 1], [0, 0, 0]  # of leading dimensions, those that lie evenly as one
     for length, stride in zip(x.shape[:dims], x.stride()[:dims], strict=True):
         if length > 1 and strides[-1] == length * stride and lengths[-1] > 1:
             lengths[-1], strides[-1] = lengths[-1] * length, stride
         elif length > 1:
             lengths.append(length)
             strides.append(stride)
-    if len(lengths) > 5:
-        return rows_of(x.contiguous(), size)
-    (_, inner, last), (outer_stride, inner_stride, last_stride) = lengths[-3:], strides[-3:]
-    if inner == last == 1:
-        return x, Rows(1, 1, last_stride, 0, 0)
-    return x, Rows(inner, last, outer_stride, inner_stride, last_stride)
+    if len(lengths) > 6:
+        return None
+    (_, inner, last), (stride_outer, stride_inner, stride_last) = lengths[-3:], strides[-3:]
+    if stride_column != 1:
+        tiled = stride_last == 1 and last >= _NEIGHBOURS and size <= _LONGEST_TRANSPOSED
+        if not tiled:
+            return None
+    elif inner == last == 1:
+        return Rows(1, 1, stride_last, 0, 0)
+    return Rows(inner, last, stride_outer, stride_inner, stride_last, stride_column)
 
 
 @functools.lru_cache(maxsize=4096)
-def _tile(num_rows: int, size: int, elements: int) -> dict[str, int]:
+def _tile(num_rows: int, size: int, elements: int, least: int = 1) -> dict[str, int]:
     """Return a program's tile: about ``elements`` for four warps, more warps for a longer row."""
     block_size = next_power_of_2(size)
-    rows = max(1, min(elements // block_size, next_power_of_2(num_rows)))
+    rows = max(least, min(elements // block_size, next_power_of_2(num_rows)))
     num_warps = max(4, min(16, rows * block_size * 4 // elements))
     return {"ROWS": rows, "BLOCK_SIZE": block_size, "num_warps": num_warps}
+
+
+def _tiles(num_rows: int, rows: Rows, tile: dict[str, int]) -> int:
+    """Return how many tiles there are."""
+    if rows.transposed:
+        return num_rows // rows.last * cdiv(rows.last, tile["ROWS"])
+    return cdiv(num_rows, tile["ROWS"])
 
 
 def _forward(
@@ -84,17 +124,17 @@ def _forward(
     y, statistics = _fake(x, size, weight, bias, eps, centred, dtype)
     x, rows = rows_of(x, size)
     num_rows = x.numel() // size
-    arguments = (x, weight, bias, y, statistics, num_rows, size, eps, *rows)
+    arguments = (x, weight, bias, y, statistics, num_rows, size, eps)
     if size > _LONGEST:
         launch(
-            _long_row_norm_forward_kernel, (num_rows,), x.device, *arguments, CENTRED=centred,
-            **_LONG_BLOCK,
+            _long_row_norm_forward_kernel, (num_rows,), x.device, *arguments, *rows.places(),
+            CENTRED=centred, **_LONG_BLOCK,
         )  # fmt: skip
     else:
-        tile = _tile(num_rows, size, elements=4096)
+        tile = rows.tile(num_rows, size, 2048 if rows.transposed else 4096)
         launch(
-            _row_norm_forward_kernel, (cdiv(num_rows, tile["ROWS"]),), x.device, *arguments,
-            CENTRED=centred, **tile,
+            _row_norm_forward_kernel, (_tiles(num_rows, rows, tile),), x.device, *arguments, *rows,
+            CENTRED=centred, TRANSPOSED=rows.transposed, **tile,
         )  # fmt: skip
     return y, statistics
 
@@ -142,16 +182,16 @@ def _backward_of_rows(
     grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor,
     needed: list[Tensor | None], num_rows: int, size: int, rows: Rows,
 ) -> list[Tensor | None]:  # fmt: skip
-    tile = _tile(num_rows, size, elements=2048)
+    tile = rows.tile(num_rows, size, 2048)
     num_programs = min(
-        cdiv(num_rows, tile["ROWS"]),
+        _tiles(num_rows, rows, tile),
         multiprocessor_count(x.device) * (16 // tile["num_warps"]),  # one wave
     )
     partials = _partials(x, num_programs, size, needed)
     launch(
         _row_norm_backward_kernel, (num_programs,), x.device,
         grad, x, weight, statistics, needed[0], *partials, num_rows, size, *rows,
-        CENTRED=len(statistics) == 2, **tile,
+        CENTRED=len(statistics) == 2, TRANSPOSED=rows.transposed, **tile,
     )  # fmt: skip
     return partials
 
@@ -164,7 +204,7 @@ def _backward_of_long_rows(
     if needed[0] is not None:
         launch(
             _long_row_norm_backward_kernel, (num_rows,), x.device,
-            grad, x, weight, statistics, needed[0], num_rows, size, *rows,
+            grad, x, weight, statistics, needed[0], num_rows, size, *rows.places(),
             CENTRED=centred, **_LONG_BLOCK,
         )  # fmt: skip
     blocks = cdiv(size, _COLUMNS["BLOCK_SIZE"])
@@ -173,7 +213,8 @@ def _backward_of_long_rows(
     if any(partial is not None for partial in partials):
         launch(
             _long_row_norm_parameters_kernel, (blocks, stripes), x.device,
-            grad, x, statistics, *partials, num_rows, size, *rows, CENTRED=centred, **_COLUMNS,
+            grad, x, statistics, *partials, num_rows, size, *rows.places(),
+            CENTRED=centred, **_COLUMNS,
         )  # fmt: skip
     return partials
 

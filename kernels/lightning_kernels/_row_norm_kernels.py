@@ -1,7 +1,8 @@
 """The kernels of layer norm and RMS norm: rows that fit a program's registers, and longer ones.
 
 Rows may lie anywhere: row :math:`r` begins at ``r // (inner * last) * stride_outer + r // last %
-inner * stride_inner + r % last * stride_last``; its elements are neighbours. Statistics are the
+inner * stride_inner + r % last * stride_last``; its elements are neighbours, or, if ``TRANSPOSED``,
+``stride_column`` apart, and then rows are neighbours (``stride_last`` is 1). Statistics are the
 ``1/sqrt`` of each row, and before them the means if ``CENTRED``.
 """
 
@@ -13,6 +14,40 @@ def _offset(row, inner, last, stride_outer, stride_inner, stride_last):
     """Return where a row begins."""
     outer = row // (inner * last)
     return outer * stride_outer + row // last % inner * stride_inner + row % last * stride_last
+
+
+@triton.jit
+def _tiles(num_rows, last, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """Return how many tiles of ``ROWS`` rows there are."""
+    tiles = tl.cdiv(num_rows, ROWS)
+    if TRANSPOSED:
+        tiles = num_rows // last * tl.cdiv(last, ROWS)
+    return tiles
+
+
+@triton.jit
+def _tile(
+    index, num_rows, inner, last, stride_outer, stride_inner, stride_last,
+    ROWS: tl.constexpr, TRANSPOSED: tl.constexpr,
+):  # fmt: skip
+    """Return the rows of a tile, which of them exist, and where they begin.
+
+    A tile of transposed rows is of one ``last`` dimension: all of it can be seen to be neighbours.
+    """
+    index = index * tl.full((), 1, tl.int64)
+    place = tl.arange(0, ROWS)[:, None]
+    if TRANSPOSED:
+        tiles = tl.cdiv(last, ROWS)
+        outer = index // tiles
+        place = index % tiles * ROWS + place
+        row = outer * last + place
+        in_rows = place < last
+        first = outer // inner * stride_outer + outer % inner * stride_inner + place * stride_last
+    else:
+        row = index * ROWS + place
+        in_rows = row < num_rows
+        first = _offset(row, inner, last, stride_outer, stride_inner, stride_last)
+    return row, in_rows, first
 
 
 @triton.jit
@@ -34,15 +69,18 @@ def _shifted(values, bias_ptr, column, in_columns):
 @triton.jit
 def _row_norm_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, num_rows, size, eps,
-    inner, last, stride_outer, stride_inner, stride_last,
-    CENTRED: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    inner, last, stride_outer, stride_inner, stride_last, stride_column,
+    CENTRED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
     """Normalise ``ROWS`` rows held in registers; the variance is taken around the mean."""
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK_SIZE)[None, :]
-    in_rows, in_columns = row < num_rows, column < size
-    x_row_ptr = x_ptr + _offset(row, inner, last, stride_outer, stride_inner, stride_last)
-    x = tl.load(x_row_ptr + column, mask=in_rows & in_columns, other=0.0).to(tl.float32)
+    in_columns = column < size
+    row, in_rows, first = _tile(
+        tl.program_id(0), num_rows, inner, last, stride_outer, stride_inner, stride_last,
+        ROWS, TRANSPOSED,
+    )  # fmt: skip
+    x_ptr += first + column.to(tl.int64) * stride_column
+    x = tl.load(x_ptr, mask=in_rows & in_columns, other=0.0).to(tl.float32)
     if CENTRED:
         mean = tl.sum(x, axis=1, keep_dims=True) / size
         tl.store(statistics_ptr + row, mean, mask=in_rows)
@@ -58,8 +96,8 @@ def _row_norm_forward_kernel(
 @triton.jit
 def _row_norm_backward_kernel(
     grad_ptr, x_ptr, weight_ptr, statistics_ptr, grad_x_ptr, partial_weight_ptr, partial_bias_ptr,
-    num_rows, size, inner, last, stride_outer, stride_inner, stride_last,
-    CENTRED: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    num_rows, size, inner, last, stride_outer, stride_inner, stride_last, stride_column,
+    CENTRED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
     """Walk over every ``num_programs``-th tile of rows; read ``x`` and ``grad`` once.
 
@@ -70,13 +108,16 @@ def _row_norm_backward_kernel(
     weight = _scaled(tl.full((1, BLOCK_SIZE), 1.0, tl.float32), weight_ptr, column, in_columns)
     sum_weight = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
     sum_bias = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
-    for index in range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
-        row = index * tl.full((), ROWS, tl.int64) + tl.arange(0, ROWS)[:, None]
-        in_rows = row < num_rows
+    tiles = _tiles(num_rows, last, ROWS, TRANSPOSED)
+    for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
+        row, in_rows, first = _tile(
+            index, num_rows, inner, last, stride_outer, stride_inner, stride_last,
+            ROWS, TRANSPOSED,
+        )  # fmt: skip
         in_bounds = in_rows & in_columns
-        x_row_ptr = x_ptr + _offset(row, inner, last, stride_outer, stride_inner, stride_last)
         grad = tl.load(grad_ptr + row * size + column, mask=in_bounds, other=0.0).to(tl.float32)
-        x = tl.load(x_row_ptr + column, mask=in_bounds, other=0.0).to(tl.float32)
+        x_tile_ptr = x_ptr + first + column.to(tl.int64) * stride_column
+        x = tl.load(x_tile_ptr, mask=in_bounds, other=0.0).to(tl.float32)
         if CENTRED:
             x -= tl.load(statistics_ptr + row, mask=in_rows, other=0.0)
             rstd = tl.load(statistics_ptr + num_rows + row, mask=in_rows, other=0.0)

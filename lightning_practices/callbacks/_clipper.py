@@ -242,7 +242,7 @@ class Clipper:
                 raise MisconfigurationException(
                     f"{self._owner}: fused=True leaves clipping to the optimizer, but this"
                     f" {type(optimizer).__name__} can't: make it with fused=True, which torch's"
-                    " SGD, Adam, AdamW and Adagrad have, or leave out fused here"
+                    " SGD, Adam and AdamW have, and newer ones' Adagrad, or leave out fused here"
                 )
 
     def _groups(self, parameters: list[Tensor]) -> list[_Group]:

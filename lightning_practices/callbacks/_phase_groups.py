@@ -1,11 +1,11 @@
 """Parameter groups by block, in the optimizers and schedulers that a user has configured."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -42,7 +42,7 @@ def split_groups(
     Raises:
         MisconfigurationException: If the optimizer or a scheduler can't be split.
     """
-    if isinstance(optimizer, LBFGS | ZeroRedundancyOptimizer):
+    if _is_fixed(optimizer):
         raise MisconfigurationException(
             f"ProgressiveUnfreezing gives each block a parameter group, and {_name(optimizer)} has"
             " one set of parameters once it is made: use another optimizer, such as AdamW"
@@ -154,6 +154,15 @@ def _scaled(value: Any, scale: float) -> Any:
 
 def _same(value: Any, scale: float) -> Any:
     return value
+
+
+def _is_fixed(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer's parameters can't be grouped anew."""
+    # Not imported: torch 2.11 warns as it is, and who has such an optimizer has imported it.
+    sharded = sys.modules.get("torch.distributed.optim")
+    return isinstance(optimizer, LBFGS) or (
+        sharded is not None and isinstance(optimizer, sharded.ZeroRedundancyOptimizer)
+    )
 
 
 def _name(item: object) -> str:

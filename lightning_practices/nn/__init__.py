@@ -18,6 +18,7 @@ from lightning_practices.nn._label_smoothing import (
     SmoothedCrossEntropyLoss,
 )
 from lightning_practices.nn._layer_norm import LayerNorm
+from lightning_practices.nn._layer_norm2d import LayerNorm2d
 from lightning_practices.nn._rms_norm import RMSNorm
 from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
@@ -38,6 +39,7 @@ __all__ = [
     "Dropout3d",
     "FeatureAlphaDropout",
     "LayerNorm",
+    "LayerNorm2d",
     "RMSNorm",
     "SmoothedBCEWithLogitsLoss",
     "SmoothedCrossEntropyLoss",

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_kernels import Autocast
 
 
 class LayerNorm(nn.LayerNorm):
@@ -27,6 +28,10 @@ class LayerNorm(nn.LayerNorm):
         device: Of the parameters.
         dtype: Of the parameters.
 
+    Attributes:
+        autocast: As in :func:`lightning_kernels.layer_norm`: ``"match"`` returns float32 where
+            torch does.
+
     Shape:
         - Input: ``(*, *normalized_shape)``, any floating dtype.
         - Output: as the input, its dtype included (torch's is float32 under a GPU's autocast).
@@ -36,8 +41,10 @@ class LayerNorm(nn.LayerNorm):
             or its type is not floating.
     """
 
+    autocast: Autocast = "input"
+
     @override
     def forward(self, input: Tensor) -> Tensor:
         return lightning_kernels.layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps
+            input, self.normalized_shape, self.weight, self.bias, self.eps, autocast=self.autocast
         )

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_kernels import Autocast
 
 
 class RMSNorm(nn.RMSNorm):
@@ -24,6 +25,10 @@ class RMSNorm(nn.RMSNorm):
         device: Of the parameter.
         dtype: Of the parameter.
 
+    Attributes:
+        autocast: As in :func:`lightning_kernels.rms_norm`: ``"match"`` returns float32 where torch
+            does.
+
     Shape:
         - Input: ``(*, *normalized_shape)``, any floating dtype.
         - Output: as the input, its dtype included (torch's is float32 under a GPU's autocast).
@@ -33,6 +38,10 @@ class RMSNorm(nn.RMSNorm):
         NotImplementedError: From ``forward``, if its type is not floating.
     """
 
+    autocast: Autocast = "input"
+
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return lightning_kernels.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        return lightning_kernels.rms_norm(
+            x, self.normalized_shape, self.weight, self.eps, autocast=self.autocast
+        )

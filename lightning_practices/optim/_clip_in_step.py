@@ -44,7 +44,7 @@ def clip_in_step(
         raise ValueError(
             "clip_in_step needs an optimizer that scales gradients in its step, but"
             f" {type(optimizer).__name__} doesn't: make it with fused=True, which torch's SGD,"
-            " Adam, AdamW and Adagrad have, or clip by clip_grad_norm_"
+            " Adam and AdamW have, newer ones' Adagrad too, or clip by clip_grad_norm_"
         )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     given: Any = optimizer  # torch reads these attributes, and declares none

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torchvision import ops
+from torchvision.models import convnext
 
 from lightning_practices.nn import (
     AlphaDropout,
@@ -24,6 +25,7 @@ from lightning_practices.nn import (
     Dropout3d,
     FeatureAlphaDropout,
     LayerNorm,
+    LayerNorm2d,
     RMSNorm,
     StochasticDepth,
     SyncBatchNorm,
@@ -43,6 +45,7 @@ _FUSED: dict[type, type[nn.Module]] = {
     ops.StochasticDepth: StochasticDepth,
     ops.DropBlock3d: DropBlock3d,  # a subclass of the next
     ops.DropBlock2d: DropBlock2d,
+    convnext.LayerNorm2d: LayerNorm2d,  # a subclass of the next
     nn.LayerNorm: LayerNorm,
     nn.RMSNorm: RMSNorm,
     nn.BatchNorm1d: BatchNorm1d,
@@ -54,7 +57,7 @@ _FUSED: dict[type, type[nn.Module]] = {
 
 def _twins() -> dict[type, type[nn.Module]]:
     """Return what is fused, timm's layers included if timm is there."""
-    return {**_FUSED, **_timm.twins()}
+    return {**_timm.twins(), **_FUSED}  # timm's first: its norms are subclasses of torch's
 
 
 # Kept in the instance's ``__dict__``, which deepcopy and pickle carry and ``state_dict`` doesn't.

@@ -1,4 +1,4 @@
-"""Fused twins of timm's layers that drop, made when timm is there: it is not a requirement."""
+"""Fused twins of timm's layers, made when timm is there: it is not a requirement."""
 
 import sys
 from functools import cache
@@ -8,9 +8,15 @@ from typing import Any
 from torch import Tensor, nn
 
 import lightning_kernels
+from lightning_practices import nn as fused  # no layer by its name: the twins have those
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 _NORMALISER = 1e-7  # timm's, beside the number of kept elements
+_NORMS: dict[str, Any] = {
+    "LayerNorm": fused.LayerNorm,
+    "LayerNorm2d": fused.LayerNorm2d,
+    "RmsNorm": fused.RMSNorm,
+}
 
 
 def twins() -> dict[type, type[nn.Module]]:
@@ -18,18 +24,19 @@ def twins() -> dict[type, type[nn.Module]]:
     layers = sys.modules.get("timm.layers")
     if layers is None:
         return {}
+    norms = {getattr(layers, name): _norm(layers, name) for name in _NORMS}
     drop_path, drop_block = _drop_path(layers), _drop_block(layers)
-    return {layers.DropPath: drop_path, layers.DropBlock2d: drop_block}
+    return {layers.DropPath: drop_path, layers.DropBlock2d: drop_block, **norms}
 
 
 def __getattr__(name: str) -> type[nn.Module]:
     """Find a twin under its name, as unpickling does."""
     makers = {"DropPath": _drop_path, "DropBlock2d": _drop_block}
-    if name not in makers:
+    if name not in makers and name not in _NORMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import timm.layers
 
-    return makers[name](timm.layers)
+    return makers[name](timm.layers) if name in makers else _norm(timm.layers, name)
 
 
 @cache
@@ -59,6 +66,20 @@ def _drop_block(layers: ModuleType) -> type[nn.Module]:
         )  # fmt: skip
 
     return _twin("DropBlock2d", base, forward)
+
+
+@cache
+def _norm(layers: ModuleType, name: str) -> type[nn.Module]:
+    """Return the twin of one of timm's norms, which are torch's but for the ``fast`` mode."""
+    base: Any = getattr(layers, name)
+    ours = _NORMS[name]
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        result: Tensor = base.forward(self, x) if self._fast_norm else ours.forward(self, x)
+        return result
+
+    members = {"forward": forward, "autocast": ours.autocast, "__module__": __name__}
+    return type(name, (base,), members)
 
 
 def _twin(name: str, base: type, forward: Any) -> type[nn.Module]:

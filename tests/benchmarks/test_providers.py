@@ -30,16 +30,28 @@ def native_backward(
 
 
 def liger() -> dict[str, Any]:
-    """Return ``liger_layer_norm`` as in liger-kernel 0.8.5."""
+    """Return the norms of liger-kernel 0.8.5."""
 
     def liger_layer_norm(X: Tensor, W: Tensor, B: Tensor, eps: float) -> Tensor:  # noqa: N803
         return F.layer_norm(X, X.shape[-1:], W, B, eps)
 
-    return {"liger_kernel.transformers.functional": {"liger_layer_norm": liger_layer_norm}}
+    def liger_rms_norm(
+        X: Tensor,  # noqa: N803
+        W: Tensor,  # noqa: N803
+        eps: float,
+        offset: float = 0.0,
+        casting_mode: str = "llama",
+        in_place: bool = True,
+    ) -> Tensor:
+        assert not in_place  # which would change the caller's gradient
+        return F.rms_norm(X, X.shape[-1:], W + offset, eps)
+
+    functions = {"liger_layer_norm": liger_layer_norm, "liger_rms_norm": liger_rms_norm}
+    return {"liger_kernel.transformers.functional": functions}
 
 
 def quack() -> dict[str, Any]:
-    """Return the two passes of quack-kernels 0.6.5, which takes matrices and float32 only."""
+    """Return the norms of quack-kernels 0.6.5, which takes matrices and float32 parameters only."""
 
     def layernorm_fwd(
         x: Tensor,
@@ -70,7 +82,14 @@ def quack() -> dict[str, Any]:
         dx, dw, db = native_backward(dout, x, mean, rstd, narrow, narrow)
         return dx, dw.float(), db.float()
 
-    return {"quack.rmsnorm": {"layernorm_fwd": layernorm_fwd, "layernorm_bwd": layernorm_bwd}}
+    def rmsnorm(x: Tensor, weight: Tensor | None = None, *_: Any, eps: float = 1e-6) -> Tensor:
+        assert x.dim() == 2
+        assert weight is not None
+        assert weight.dtype == torch.float32
+        return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
+
+    passes = {"layernorm_fwd": layernorm_fwd, "layernorm_bwd": layernorm_bwd}
+    return {"quack.rmsnorm": {**passes, "rmsnorm": rmsnorm}}
 
 
 def gems() -> dict[str, Any]:

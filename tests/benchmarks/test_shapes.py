@@ -12,6 +12,7 @@ from benchmarks.shapes import DIRECTIONS, DTYPES, LAYOUTS, OPS, Op, Shape
 # Bytes per element in 16 bits: forward, backward.
 FLOORS = {
     "layer_norm": (4, 6),
+    "layer_norm2d": (4, 6),
     "rms_norm": (4, 6),
     "add_dropout_layer_norm": (8, 8),  # 10 if the sum has a gradient of its own
     "batch_norm": (6, 10),

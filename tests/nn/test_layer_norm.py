@@ -65,7 +65,7 @@ def test_is_built_printed_and_saved_like_torchs(
 
 def test_forward_is_the_fused_function(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(lightning_kernels, "layer_norm", lambda *args: calls.append(args))
+    monkeypatch.setattr(lightning_kernels, "layer_norm", lambda *args, **_: calls.append(args))
     layer, x = LayerNorm((4, 8), eps=1e-3, bias=False), torch.randn(2, 4, 8)
     layer(x)
     ((given, shape, weight, bias, eps),) = calls
