@@ -4,16 +4,20 @@ A small convolutional network is pretrained on scikit-learn's digits 0 to 4. The
 to tell 5 to 9 apart: from scratch, as a feature extractor, fine-tuned at once, and unfrozen phase
 by phase, twice: as ``ProgressiveUnfreezing("auto")`` does it, whose phases last one epoch, and by a
 schedule of equal phases, written to a file and read from there. Each starts from the same head,
-sees the same batches in as many steps, has the learning rate that was best for it on other seeds,
+sees the same batches in as many steps, has a learning rate that falls to 0 along the same cosine,
 and is tested after its last step on all other images of 5 to 9. Several seeds, each with labels and
-a pretraining of its own, one table, one picture, in a minute or two on a CPU:
+a pretraining of its own, one table, one picture, in a few minutes on a CPU:
 
     python examples/transfer.py
 
-The same with a network of torchvision and your images, in ``train`` and ``val``, each with a folder
-for each class, which downloads the weights:
+Each method starts at the learning rate, of 0.001, 0.003, 0.01, 0.03 and 0.1, that had the best mean
+accuracy on the seeds 100 to 104, which are not in the table; ``--tune`` chooses anew, on half as
+many seeds as are compared.
 
-    python examples/transfer.py --weights DEFAULT --data FOLDER --model resnet18
+The same with a network of torchvision and your images, in ``train`` and ``val``, each with a folder
+for each class, which downloads the weights; ``val`` then both chooses rates and compares:
+
+    python examples/transfer.py --weights DEFAULT --data FOLDER --model resnet18 --tune
 
 The figures are written to ``runs/transfer/summary.json``. A GPU is used if there is one.
 """
@@ -25,18 +29,18 @@ import logging
 import math
 import os
 import statistics
-import time
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from operator import sub
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -50,9 +54,8 @@ from torchvision.datasets import ImageFolder
 from typing_extensions import override
 
 from lightning_practices.callbacks import ProgressiveUnfreezing, unfreezing_schedule, write_schedule
+from lightning_practices.mixins import LearningRateScheduleMixin
 from lightning_practices.surgery import blocks, feature_extractor, input_transform, replace_head
-
-mpl.use("Agg")  # draws to files, needs no screen
 
 HALF, LABELS = 5, 5  # classes before and after the transfer, and labels for each of the latter
 POINTS = 10  # of a curve, about
@@ -66,8 +69,9 @@ COLOURS = {
     SCRATCH: "0.6", EXTRACTOR: "#009e73", AT_ONCE: "#0072b2", AUTO: "#e69f00", PHASES: "#d55e00",
 }  # fmt: skip
 
-# Of Adam: for each the best of 0.001, 0.003 and 0.01, by the mean accuracy of seeds 100 to 104.
-RATES = {SCRATCH: 1e-3, EXTRACTOR: 3e-3, AT_ONCE: 3e-3, AUTO: 1e-2, PHASES: 1e-2}
+# Of Adam at its first step: from where --tune chooses, and what it has chosen on digits.
+GRID = 1e-3, 3e-3, 1e-2, 3e-2, 1e-1
+RATES = {SCRATCH: 1e-2, EXTRACTOR: 1e-1, AT_ONCE: 1e-2, AUTO: 1e-2, PHASES: 3e-2}
 
 Run = dict[int, float]  # accuracies after so many optimizer steps
 Runs = dict[str, list[Run]]  # by method, one for each seed
@@ -85,11 +89,10 @@ class Task:
     classes: int
     batch_size: int
     epochs: int
-    workers: int = 0  # processes that load images
 
 
-class Classifier(LightningModule):
-    """Trains all of a network that is not frozen."""
+class Classifier(LearningRateScheduleMixin, LightningModule):
+    """Trains all of a network that is not frozen, at a rate that falls to 0 along a cosine."""
 
     def __init__(self, network: nn.Module, lr: float = 1e-3) -> None:
         super().__init__()
@@ -108,8 +111,8 @@ class Classifier(LightningModule):
         self.log("accuracy", correct, batch_size=len(y))
 
     @override
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=self.lr)
+    def configure_optimizers(self) -> Any:
+        return self.schedule_learning_rate(torch.optim.Adam(self.parameters(), lr=self.lr))
 
 
 class History(Callback):
@@ -130,30 +133,27 @@ def make_network() -> nn.Sequential:
         convolution = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
-    layers = OrderedDict(
+    return nn.Sequential(OrderedDict(
         block1=block(1, 8), block2=block(8, 16), pool=nn.MaxPool2d(2),
         block3=block(16, 32), block4=block(32, 32), mean=nn.AdaptiveAvgPool2d(1),
         flatten=nn.Flatten(), head=nn.Linear(32, HALF),
-    )  # fmt: skip
-    return nn.Sequential(layers)
+    ))  # fmt: skip
 
 
 def fit(task: Task, model: Classifier, callbacks: list[Callback], seed: int) -> Run:
     """Train, whatever of the network is not frozen."""
     order = torch.Generator().manual_seed(seed)  # of batches, whatever else is drawn
     history = History()
-    options: dict[str, Any] = {"num_workers": task.workers, "persistent_workers": task.workers > 0}
+    workers = WORKERS if isinstance(task.train, ImageFolder) else 0
+    load = partial(DataLoader[Any], num_workers=workers, persistent_workers=workers > 0)
+    batches = load(task.train, task.batch_size, shuffle=True, generator=order)
     trainer = Trainer(
         max_epochs=task.epochs, accelerator="auto", devices=1, callbacks=[*callbacks, history],
         logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
         check_val_every_n_epoch=math.gcd(task.epochs, max(1, task.epochs // POINTS)),
     )  # fmt: skip
-    trainer.fit(
-        model,
-        DataLoader(task.train, task.batch_size, shuffle=True, generator=order, **options),
-        DataLoader(task.test, 256, **options),
-    )
+    trainer.fit(model, batches, load(task.test, 256))
     return history.run
 
 
@@ -181,6 +181,7 @@ def folder_task(folder: Path, model: str, weights: str, epochs: int) -> Task:
 
     Raises:
         ValueError: If there are no such model or weights, or no images where they have to be.
+        FileNotFoundError: If there are no classes, or some without images.
     """
     known = models.get_model_weights(model)
     if weights != "none" and weights not in known.__members__:
@@ -190,16 +191,13 @@ def folder_task(folder: Path, model: str, weights: str, epochs: int) -> Task:
             raise ValueError(f"there is no folder {part}: make it, with a folder for each class")
     chosen = None if weights == "none" else known[weights]
     transform = input_transform(chosen or known["DEFAULT"])
-    try:
-        train, val = (ImageFolder(str(folder / part), transform) for part in ("train", "val"))
-    except FileNotFoundError as error:  # no classes, or some without images
-        raise ValueError(str(error)) from error
+    train, val = (ImageFolder(str(folder / part), transform) for part in ("train", "val"))
     if train.classes != val.classes:
         raise ValueError(f"the classes differ: train has {train.classes}, val has {val.classes}")
 
     fresh = partial(models.get_model, model, weights=None)
     pretrained, labels = models.get_model(model, weights=chosen), train.targets
-    return Task(pretrained, fresh, train, labels, val, len(train.classes), 32, epochs, WORKERS)
+    return Task(pretrained, fresh, train, labels, val, len(train.classes), 32, epochs)
 
 
 def equal_phases(task: Task) -> list[dict[str, Any]]:
@@ -218,28 +216,40 @@ def prepare(method: str, task: Task, seed: int, schedule: Path) -> tuple[nn.Modu
         feature_extractor(network, task.classes)
         return network, []
     replace_head(network, task.classes)
-    if method in (AUTO, PHASES):
-        return network, [ProgressiveUnfreezing("auto" if method == AUTO else schedule)]
-    return network, []
+    schedules: dict[str, Any] = {AUTO: "auto", PHASES: schedule}
+    return network, [ProgressiveUnfreezing(schedules[method])] if method in schedules else []
 
 
-def compare(make_task: Callable[[int], Task], seeds: int, out: Path) -> tuple[Runs, Task]:
+def compare(
+    make_task: Callable[[int], Task], seeds: range, rates: dict[str, float], schedule: Path
+) -> tuple[Runs, Task]:
     """Return the runs of each method, one for each seed, and the task of the last."""
-    schedule = out / "unfreezing.yaml"
     runs: Runs = {method: [] for method in COLOURS}
     with Progress(transient=True) as progress:
-        bar = progress.add_task("Training", total=seeds * len(runs))
-        for seed in range(seeds):
+        bar = progress.add_task("Training", total=len(seeds) * len(runs))
+        for seed in seeds:
             task = make_task(seed)
-            if seed == 0:
-                write_schedule(equal_phases(task), schedule)
-                Console(width=100).print(blocks(task.pretrained))
-                print(f"{schedule}:\n\n{schedule.read_text()}")
+            write_schedule(equal_phases(task), schedule)
             for method, its_runs in runs.items():
                 network, callbacks = prepare(method, task, seed, schedule)
-                its_runs.append(fit(task, Classifier(network, RATES[method]), callbacks, seed))
+                its_runs.append(fit(task, Classifier(network, rates[method]), callbacks, seed))
                 progress.advance(bar)
     return runs, task
+
+
+def tune(make_task: Callable[[int], Task], seeds: int, schedule: Path) -> dict[str, float]:
+    """Return the rate of the grid that is best for each method, on half as many other seeds."""
+    others = range(100, 100 + (seeds + 1) // 2)
+    same = (dict.fromkeys(COLOURS, rate) for rate in GRID)
+    found = [ends(compare(make_task, others, rates, schedule)[0]) for rates in same]
+    table = Table(f"seeds {others[0]} to {others[-1]}", *(f"{rate:g}" for rate in GRID))
+    chosen = {}
+    for method in COLOURS:
+        means = [statistics.mean(accuracies[method]) for accuracies in found]
+        table.add_row(method, *(f"{mean:.1f}" for mean in means))
+        chosen[method] = GRID[means.index(max(means))]
+    Console(width=120).print(table)
+    return chosen
 
 
 def ends(runs: Runs) -> dict[str, list[float]]:
@@ -247,16 +257,13 @@ def ends(runs: Runs) -> dict[str, list[float]]:
     return {name: [100 * [*run.values()][-1] for run in its] for name, its in runs.items()}
 
 
-def show(runs: Runs) -> None:
+def show(runs: Runs, rates: dict[str, float]) -> None:
     """Print means and standard deviations over the seeds, of differences within a seed too."""
     table = Table("method", "rate", "test accuracy in %", *(f"over {o} by" for o in REFERENCES))
     accuracies = ends(runs)
     for method, values in accuracies.items():
-        gains = [
-            spread([a - b for a, b in zip(values, accuracies[other], strict=True)])
-            for other in REFERENCES
-        ]
-        table.add_row(method, f"{RATES[method]:g}", spread(values), *gains)
+        gains = (spread([*map(sub, values, accuracies[other])]) for other in REFERENCES)
+        table.add_row(method, f"{rates[method]:g}", spread(values), *gains)
     Console(width=120).print(table)
     its = runs[SCRATCH]
     print(f"Mean ± standard deviation, seeds: {len(its)}, steps of each fit: {max(its[0])}")
@@ -270,24 +277,21 @@ def spread(values: list[float]) -> str:
 
 def draw(runs: Runs, task: Task, path: Path) -> None:
     """Draw what there is to learn from, how accuracies rise, and where they end."""
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context({"axes.spines.top": False, "axes.spines.right": False}):
-        figure = plt.figure(figsize=(13, 4.2), layout="constrained")
-        images, courses, last = figure.subplots(1, 3, width_ratios=[1, 1.8, 1.4])
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    images, courses, last = figure.subplots(1, 3, width_ratios=[1, 1.8, 1.4])
+    for axis in (courses, last):
+        axis.spines[["top", "right"]].set_visible(False)
     draw_images(images, task)
     draw_courses(courses, runs, task)
     draw_ends(last, ends(runs))
     figure.savefig(path, dpi=90)
-    plt.close(figure)
 
 
 def draw_images(axis: Any, task: Task) -> None:
     """Draw images to train on, a row for each of the first classes."""
     rows = []
     for label in range(min(task.classes, LABELS)):
-        chosen = [i for i, other in enumerate(task.labels) if other == label][:LABELS]
-        images = [task.train[i][0] for i in chosen]
+        images = [task.train[i][0] for i, own in enumerate(task.labels) if own == label][:LABELS]
         shades = [(image - image.min()) / (image.max() - image.min()) for image in images]
         tiles = [F.pad(image, [image.shape[-1] // 8] * 4, value=1) for image in shades]
         tiles += [torch.ones_like(tiles[0])] * (LABELS - len(tiles))
@@ -311,10 +315,8 @@ def draw_courses(axis: Any, runs: Runs, task: Task) -> None:
         if epoch < task.epochs:  # a short fit ends before all phases
             step = max(runs[PHASES][0]) * epoch / task.epochs
             axis.axvline(step, color=COLOURS[PHASES], lw=1, ls=":")
-            names = [name.removeprefix("network.") for name in phase["blocks"]]
-            axis.text(
-                step, 101, "+ " + ",\n   ".join(names), color=COLOURS[PHASES], size=9, va="bottom"
-            )
+            names = ",\n   ".join(name.removeprefix("network.") for name in phase["blocks"])
+            axis.text(step, 101, f"+ {names}", color=COLOURS[PHASES], size=9, va="bottom")
         epoch += phase.get("until", {"epoch": 0})["epoch"]
 
 
@@ -325,10 +327,10 @@ def draw_ends(axis: Any, accuracies: dict[str, list[float]]) -> None:
         axis.plot(values, rows, ".-", color="0.8", lw=0.8, zorder=1)
     means = [statistics.mean(values) for values in accuracies.values()]
     axis.scatter(means, rows, 60, [*COLOURS.values()], marker="D", zorder=2)
-    for row, mean in zip(rows, means, strict=True):
-        axis.annotate(f"{mean:.1f}", (mean, row), (0, 7), textcoords="offset points", ha="center")
     axis.set_yticks(rows, [*accuracies])
-    for label, colour in zip(axis.get_yticklabels(), COLOURS.values(), strict=True):
+    labels = axis.get_yticklabels()
+    for row, mean, label, colour in zip(rows, means, labels, COLOURS.values(), strict=True):
+        axis.annotate(f"{mean:.1f}", (mean, row), (0, 7), textcoords="offset points", ha="center")
         label.set_color(colour)
     axis.set(xlabel="test accuracy in %", ylim=(len(rows) - 0.7, -0.5))
     axis.set_title("After the last step: means, seeds in grey")
@@ -338,28 +340,26 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     """Return what is asked for, with the defaults of the task."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="for results")
-    parser.add_argument("--seeds", type=int, help="5 of digits, at least 2, and 1 of a folder")
+    parser.add_argument("--seeds", type=int, help="10 of digits, at least 2, and 1 of a folder")
     parser.add_argument("--epochs", type=int, help="of each fit: 40 on digits, 12 on a folder")
     parser.add_argument("--weights", help="of torchvision, as in DEFAULT, or none, for random ones")
     parser.add_argument("--data", type=Path, help="folder with train/ and val/, a folder a class")
     parser.add_argument("--model", help="of torchvision, default: resnet18")
+    parser.add_argument("--tune", action="store_true", help="choose the learning rates anew")
     arguments = parser.parse_args()
     is_folder = arguments.weights is not None
     if is_folder != (arguments.data is not None):
         parser.error("--weights and --data go together: a network of torchvision, and images")
     if arguments.model is not None and not is_folder:
         parser.error("--model needs --weights and --data: digits have a network of their own")
-    arguments.model = arguments.model or "resnet18"
-    defaults = {"seeds": 1, "epochs": 12} if is_folder else {"seeds": 5, "epochs": 40}
+    defaults = {"seeds": 1, "epochs": 12} if is_folder else {"seeds": 10, "epochs": 40}
     least = 1 if is_folder else 2  # for a spread
     for name, default in defaults.items():
         if getattr(arguments, name) is None:
             setattr(arguments, name, default)
     if arguments.seeds < least or arguments.epochs < 1:
-        parser.error(
-            f"--seeds must be at least {least} and --epochs 1,"
-            f" got {arguments.seeds} and {arguments.epochs}"
-        )
+        got = f"got {arguments.seeds} and {arguments.epochs}"
+        parser.error(f"--seeds must be at least {least} and --epochs 1, {got}")
     return parser, arguments
 
 
@@ -370,25 +370,26 @@ def main() -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # digits are in memory
     warnings.filterwarnings("ignore", ".*in eval mode at the start.*")  # all that is frozen
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, on torch 2.12 and later
-    started = time.perf_counter()
     if arguments.weights is None:
         torch.set_num_threads(1)  # for a network this small, more threads only wait for each other
         tasks: Callable[[int], Task] = partial(digits_task, epochs=arguments.epochs)
     else:
         try:
-            task = folder_task(arguments.data, arguments.model, arguments.weights, arguments.epochs)
-        except ValueError as error:
+            model = arguments.model or "resnet18"
+            task = folder_task(arguments.data, model, arguments.weights, arguments.epochs)
+        except (ValueError, FileNotFoundError) as error:
             parser.error(str(error))
         tasks = lambda seed: task  # noqa: E731
     arguments.out.mkdir(parents=True, exist_ok=True)
-    runs, task = compare(tasks, arguments.seeds, arguments.out)
-    show(runs)
+    schedule = arguments.out / "unfreezing.yaml"
+    rates = tune(tasks, arguments.seeds, schedule) if arguments.tune else RATES
+    runs, task = compare(tasks, range(arguments.seeds), rates, schedule)
+    Console(width=100).print(blocks(task.pretrained))
+    print(f"{schedule}:\n\n{schedule.read_text()}")
+    show(runs, rates)
     summary = {
-        "test_accuracy_percent": ends(runs),
-        "accuracies_by_step": runs,
-        "learning_rates": RATES,
-        "seconds": round(time.perf_counter() - started, 1),
-    }
+        "test_accuracy_percent": ends(runs), "accuracies_by_step": runs, "learning_rates": rates,
+    }  # fmt: skip
     draw(runs, task, arguments.out / "transfer.png")
     (arguments.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     print(f"Wrote {arguments.out}/transfer.png and {arguments.out}/summary.json")

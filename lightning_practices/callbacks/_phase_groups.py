@@ -6,7 +6,6 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -92,7 +91,7 @@ def _split(
         members.setdefault((share.block.depth, scale), []).append(place)
     for depth, scale in sorted(members):
         places = members[depth, scale]
-        part = {key: _copy(value) for key, value in group.items()}
+        part = dict(group)
         for key in ("params", "param_names"):
             if key in group:
                 part[key] = [group[key][place] for place in places]
@@ -155,10 +154,6 @@ def _scaled(value: Any, scale: float) -> Any:
 
 def _same(value: Any, scale: float) -> Any:
     return value
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
 
 
 def _is_fixed(optimizer: Optimizer) -> bool:

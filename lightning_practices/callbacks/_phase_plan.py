@@ -60,7 +60,8 @@ def unfreezing_schedule(
     """Return a schedule of progressive unfreezing: the head, then the top blocks, then those below.
 
     What ``ProgressiveUnfreezing("auto")`` follows. Write it by :func:`write_schedule`, edit it and
-    give the file to :class:`ProgressiveUnfreezing`.
+    give the file to :class:`ProgressiveUnfreezing`. Where an epoch has few steps, phases of one are
+    nearly fine-tuning at once: give more ``epochs``.
 
     Source: "Transfer learning", lecture S2: the head alone first, then the top one or two layers.
 

@@ -12,7 +12,8 @@ import yaml
 Entry = str | int
 """A name of modules or parameters, a depth, or a pattern as ``"re:..."``."""
 
-Schedule = str | PathLike[str] | Sequence[Mapping[str, Any]] | Mapping[str | int, Mapping[str, Any]]
+# A path is last: before the others jsonargparse takes the text of whatever is given for one.
+Schedule = str | Sequence[Mapping[str, Any]] | Mapping[str | int, Mapping[str, Any]] | PathLike[str]
 
 _PHASE = ("blocks", "freeze", "until", "lr_scale", "restore_best")
 _UNTIL = ("epoch", "step", "plateau")

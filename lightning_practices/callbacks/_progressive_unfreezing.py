@@ -53,7 +53,8 @@ class ProgressiveUnfreezing(Callback):
     or at which plateau the next one begins, at the first of several. A plateau is as many checks in
     a row as its ``patience`` without an improvement by more than ``min_delta``, whenever validation
     or training epochs log ``monitor``; it is averaged over the ranks. ``"auto"`` is
-    :func:`unfreezing_schedule`, to be written and edited by :func:`write_schedule`.
+    :func:`unfreezing_schedule`, to be written and edited by :func:`write_schedule`. Its phases last
+    one epoch: with few steps in that, all is trained nearly at once; give more ``epochs`` there.
 
     A phase ends between two optimizer steps, never among accumulated gradients. With
     ``restore_best`` the next one starts from the weights of the best check of this one; the
@@ -70,7 +71,9 @@ class ProgressiveUnfreezing(Callback):
     momentum moves them. Their blocks stay in eval mode whoever calls ``train()``: batch norms keep
     their statistics, and dropout is off. Parameters that the module itself has frozen stay so, and
     are reported; so do those that anyone freezes or unfreezes during the fit. When it ends, nothing
-    is frozen that wasn't before.
+    is frozen that wasn't before. Modules in eval mode before the fit, as many libraries return
+    pretrained ones, stay so too, trained or not: only of these Lightning warns at its start. If
+    that isn't meant, call ``train()`` before.
 
     **Strategies.** Under DDP the module is wrapped again at each phase, without which ranks drift
     apart in silence; ``find_unused_parameters`` isn't needed. FSDP2 (``ModelParallelStrategy``) is

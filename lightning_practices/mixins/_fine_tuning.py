@@ -1,6 +1,5 @@
 """Transfer learning as a part of the module."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -8,6 +7,7 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import ProgressiveUnfreezing
+from lightning_practices.callbacks._phase_schedule import Schedule
 from lightning_practices.surgery import blocks
 
 
@@ -38,8 +38,9 @@ class FineTuningMixin(LightningModule):
                 self.head = nn.Linear(512, 10)
 
     The head is trained first, then two blocks of the backbone more in each epoch, from the top
-    down, at rates that fall with their depth; ``fine_tuning_schedule`` says otherwise. Blocks are
-    those that :func:`~lightning_practices.surgery.blocks` finds in the backbone.
+    down, at rates that fall with their depth; ``fine_tuning_schedule`` says otherwise, as it should
+    where an epoch has few steps. Blocks are those that
+    :func:`~lightning_practices.surgery.blocks` finds in the backbone.
 
     A ``configure_callbacks`` of yours has to extend what ``super().configure_callbacks()`` returns.
     It replaces a ``ProgressiveUnfreezing`` that was passed to the Trainer, and Lightning says so.
@@ -70,7 +71,7 @@ class FineTuningMixin(LightningModule):
         *args: Any,
         fine_tuning_backbone: str = "backbone",
         fine_tuning_head: str = "head",
-        fine_tuning_schedule: str | Sequence[Mapping[str, Any]] | Mapping[str, Any] = "auto",
+        fine_tuning_schedule: Schedule = "auto",
         fine_tuning_decay: float = 0.75,
         fine_tuning_dropout: bool = False,
         **kwargs: Any,

@@ -22,6 +22,7 @@ def freeze(
     apply once more. Their modules are in eval mode and stay so whatever ``train()`` is called later
     on them or on the model: batch norms keep their statistics, dropout is off, so outputs are those
     of evaluation, and no checkpoint, key or class changes. Copies and pickles are frozen too.
+    Lightning warns of modules in eval mode when a fit starts: here they are meant to be.
 
     A parameter that is also elsewhere in the model is frozen there as well. :func:`blocks` puts
     those into the block nearest to the head, so a block is frozen without the tied head.

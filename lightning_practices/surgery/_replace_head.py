@@ -45,8 +45,10 @@ def replace_head(model: nn.Module, num_classes: int) -> tuple[str, ...]:
         for layer in layers.values():
             swap(model, layer, new_layer(layer, inputs_of(layer), num_classes))
         return tuple(layers)
-    of_timm.reset_classifier(num_classes)
-    return tuple(output_layers(model))
+    before = set(model.modules())
+    of_timm.reset_classifier(num_classes)  # distilled ones have two
+    made = [(name, module) for name, module in model.named_modules() if module not in before]
+    return tuple(name for name, module in made if any(True for _ in module.parameters(False)))
 
 
 def feature_extractor(

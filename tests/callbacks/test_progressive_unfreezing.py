@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_practices.callbacks import EarlyStopping
-from tests.callbacks.scripted import FILTERS, At, same, state_of, stop
+from tests.callbacks.scripted import FILTERS, At, same, state_of, stop, trainer_of
 from tests.callbacks.unfreezing import (
     BODY,
     HEAD,
@@ -142,6 +141,14 @@ def test_never_among_accumulated_gradients(
     assert trainer.global_step == 6
 
 
+def test_a_phase_begins_before_the_epoch_of_the_module_itself() -> None:
+    flags = []
+    module = Net()
+    module.on_train_epoch_start = lambda: flags.append(trained(module))  # type: ignore[method-assign]
+    fit(module, unfreezing())
+    assert flags == ["h", "hb", "hbs"]
+
+
 def test_a_schedule_of_accumulation() -> None:
     module = Net()
     scheduler = GradientAccumulationScheduler({0: 1, 1: 4})
@@ -159,15 +166,6 @@ def test_a_value_of_training_epochs() -> None:
     phase = until(HEAD, plateau={"monitor": "loss_of", "patience": 1})
     fit(module := Logging(), unfreezing(phase, STEM), limit_val_batches=0)
     assert runs(module.trained) == [("h", 8), ("hs", 4)]
-
-
-def test_nothing_to_monitor() -> None:
-    phase = until(HEAD, plateau={"monitor": "loss"})
-    message = "phase 1 ends at a plateau of 'loss', but neither.*; logged are: val_loss"
-    with pytest.raises(Exception, match=message):
-        fit(Net([1.0]), unfreezing(phase, STEM))
-    fit(module := Net(), unfreezing(phase, STEM), check_val_every_n_epoch=9)
-    assert module.trained == ["h"] * 12
 
 
 def test_frozen_means_frozen() -> None:
@@ -261,41 +259,6 @@ def test_two_zero_biases_of_one_shape() -> None:
     assert module.stem[0].bias.all()  # type: ignore[operator]
 
 
-def test_restore_best() -> None:
-    states: dict[int, dict[str, Tensor]] = {}
-
-    def note(trainer: Any, module: Net) -> None:
-        states[trainer.global_step] = state_of(module)
-
-    phases = [
-        {**until(HEAD, plateau=FLAT), "restore_best": True},
-        {**until(BODY, plateau=FLAT, epoch=2), "restore_best": True},
-        STEM,
-    ]
-    module = Net([3, 1, 2, 2, 4, 5, 6])
-    ended = Each("on_validation_end", note)
-    fit(module, unfreezing(*phases), ended, Each("on_train_batch_start", note), max_epochs=7)
-    assert runs(module.trained) == [("h", 16), ("hb", 8), ("hbs", 4)]
-    # At the start of a batch after the transition, in place of what the last check has seen.
-    assert same(states[16], states[8])
-    assert same(states[24], states[20])
-    assert not same(states[12], states[8])
-
-
-def test_beside_early_stopping_and_checkpoints(tmp_path: Any) -> None:
-    module = Net([5, 4, 4, 4, 4, 4, 4])
-    phases = [until(HEAD, plateau=FLAT), STEM]
-    saving = ModelCheckpoint(tmp_path, "{epoch}", monitor="val_loss", save_top_k=-1)
-    stopping = EarlyStopping("val_loss", patience=4)
-    trainer = fit(module, stopping, saving, unfreezing(*phases), max_epochs=9)
-    assert runs(module.trained) == [("h", 16), ("hs", 8)]
-    assert trainer.current_epoch == 6
-    checkpoint = torch.load(tmp_path / "epoch=3.ckpt", weights_only=True)
-    state = checkpoint["callbacks"]["ProgressiveUnfreezing"]
-    assert (state["phase"], state["is_flat"], state["waited"], state["best"]) == (0, True, 2, 4)
-    assert (state["best_step"], state["epoch"], state["step"]) == (8, 0, 0)
-
-
 class Manual(Net):
     """Two optimizers, which step after each ``every`` batches, whatever epoch these are of."""
 
@@ -340,7 +303,7 @@ def test_the_module_is_given_back_as_it_came() -> None:
     module.body.eval()
     flags = [p.requires_grad for p in module.parameters()]
     modes = [part.training for part in module.modules()]
-    with pytest.warns(UserWarning, match="in eval mode at the start of training"):
+    with pytest.warns(UserWarning, match=r"Found 4 module\(s\) in eval mode at the start"):
         fit(module, unfreezing(), max_epochs=1)
     assert [p.requires_grad for p in module.parameters()] == flags
     assert [part.training for part in module.modules()] == modes
@@ -363,6 +326,8 @@ def test_a_second_fit() -> None:
     trainer.fit(module, loader(), loader(8))  # goes on
     assert runs(module.trained) == [("h", 4), ("hb", 4), ("hbs", 8)]
     module.trained.clear()
+    trainer_of(callback).validate(module, loader(8), verbose=False)
+    assert callback.phase == 3  # as the fit has left it
     fit(module, callback)  # begins anew
     assert runs(module.trained) == [("h", 4), ("hb", 4), ("hbs", 4)]
 

@@ -71,7 +71,7 @@ def shares_of(model: nn.Module) -> dict[int, Share]:
 
 def rates_of(optimizer: Optimizer, scheduler: Any) -> list[list[float]]:
     """Return the rates by group, and what the scheduler says they are, step by step."""
-    found = []
+    found = [scheduler.get_last_lr()]
     for _ in range(10):
         optimizer.step()
         found.append([group["lr"] for group in optimizer.param_groups])
@@ -177,6 +177,12 @@ def test_groups_by_block_keep_their_own_rates() -> None:
     }
     fit(module := Own(), unfreezing(HEAD, {**BODY, "lr_scale": 0.1}, STEM))
     assert [*module.rates[0].values()][::2] == [0.25, 0.125 * 0.1, 0.0625]
+
+
+def test_groups_by_block_of_one_rate_have_the_decay() -> None:
+    groups = lambda net: [{"params": getattr(net, name).parameters()} for name in SCALES]  # noqa: E731
+    fit(module := Picky(lambda net: Adam(groups(net), lr=0.5)), unfreezing(decay=0.5))
+    assert module.rates[0] == {"head": 0.5, "body": 0.25, "stem": 0.125}
 
 
 def test_a_cycle_runs_across_phases(tmp_path: Any) -> None:

@@ -32,7 +32,13 @@ from tests.callbacks.unfreezing import BODY, HEAD, STEM, Net, rows, runs, unfree
 
 FLAT = {"plateau": {"monitor": "val_loss", "patience": 2}}
 PHASES = [{**HEAD, "until": FLAT, "restore_best": True}, {**BODY, "until": {"step": 3}}, STEM]
-KINDS = ["ddp", "static", "accumulated", "sharded"]
+AGAIN = [
+    {**HEAD, "until": {"step": 2}},  # right after a validation
+    {**BODY, "freeze": ["head"]},
+    {"blocks": ["head", "stem"]},
+]
+KINDS = ["ddp", "static", "by hand", "accumulated", "sharded", "frozen again"]
+NORMED = "norms"  # of which each rank has statistics of its own rows
 RESUMED = ["ddp", "sharded", "spread"]  # the last by a checkpoint of several files
 
 
@@ -83,6 +89,27 @@ class Sharded(Shared):
         for part in (self.stem, self.body, self):
             fully_shard(part, mesh=mesh)
 
+    @override
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self(batch)  # after which the outermost parameters, those of the head, stay gathered
+        super().validation_step(batch, batch_idx)
+
+
+class ByHand(Shared):
+    """Manual optimization, for which Lightning itself reduces the first gradients of a wrapper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    @override
+    def training_step(self, batch: Tensor, batch_idx: int) -> None:  # type: ignore[override]
+        optimizer: Any = self.optimizers()
+        loss = super().training_step(batch, batch_idx)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
 
 def whole(state: dict[str, Any]) -> dict[str, Tensor]:
     full = {k: v.full_tensor() if hasattr(v, "full_tensor") else v for k, v in state.items()}
@@ -93,10 +120,10 @@ def fit_shared(
     module: LightningModule, strategy: Any, *callbacks: Any, devices: int = 2, **options: Any
 ) -> Trainer:
     defaults: dict[str, Any] = {"max_epochs": 6, "use_distributed_sampler": False}
-    resume = options.pop("resume", None)
+    resume, phases = options.pop("resume", None), options.pop("phases", PHASES)
     trainer = trainer_of(
         *callbacks,
-        unfreezing(*PHASES),
+        unfreezing(*phases),
         devices=devices,
         strategy=strategy,
         num_sanity_val_steps=0,
@@ -106,13 +133,25 @@ def fit_shared(
     return trainer
 
 
+MAKES: dict[str, type[Shared]] = {
+    **dict.fromkeys(["sharded", "spread", "frozen again"], Sharded),
+    "by hand": ByHand,
+}
+
+
 def by_kind(kind: str) -> tuple[Any, dict[str, Any]]:
     strategies: dict[str, Any] = {
         "static": DDPStrategy(static_graph=True, gradient_as_bucket_view=True),
+        "by hand": DDPStrategy(static_graph=True),
         "sharded": ModelParallelStrategy(2, 1, save_distributed_checkpoint=False),
         "spread": ModelParallelStrategy(2, 1),
+        "frozen again": ModelParallelStrategy(2, 1),
     }
-    return strategies.get(kind, "ddp"), {"accumulate_grad_batches": 1 + (kind == "accumulated")}
+    return strategies.get(kind, "ddp"), {
+        "accumulate_grad_batches": 1 + (kind == "accumulated"),
+        "phases": AGAIN if kind == "frozen again" else PHASES,
+        "val_check_interval": 2 if kind == "frozen again" else None,
+    }
 
 
 def unfreeze_stem(trainer: Trainer) -> None:
@@ -132,12 +171,14 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
             "states": module.states,
             "trained": runs(module.trained),
             "reduced": runs([str(count) for count in module.reduced]),
+            "changed": "load_checkpoint" in vars(trainer.strategy),
+            "wrappers": len(module.wrappers),
             "alive": sum(wrapper() is not None for wrapper in module.wrappers),
         }
         return trainer.global_rank
 
     for kind in [*KINDS, "spread"]:
-        make = Sharded if kind in ("sharded", "spread") else Shared
+        make = MAKES.get(kind, Shared)
         strategy, options = by_kind(kind)
         if kind not in RESUMED:
             note(kind, make(), strategy, **options)
@@ -147,6 +188,7 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
         for step in (10, 14):
             path = folder / kind / f"step={step}.ckpt"
             note(f"{kind} {step}", make(), by_kind(kind)[0], resume=path)
+    note(NORMED, Shared(norm=True), "ddp")
     theirs = At(4, unfreeze_stem)  # someone else's: known to the reducer from the next epoch on
     note("theirs", Shared(), "ddp", theirs)
     rewrap = Freezing.rewrap
@@ -158,6 +200,12 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
     Freezing.rewrap = once  # type: ignore[assignment,method-assign]
     rank = note("drifting", Shared(), "ddp")
     Freezing.rewrap = rewrap  # type: ignore[method-assign]
+    for name, kind, phases in (("strategy", "ddp", PHASES), ("schedule", "sharded", AGAIN)):
+        resumed: dict[str, Any] = {"resume": folder / kind / "step=10.ckpt", "phases": phases}
+        try:
+            fit_shared(Sharded(), by_kind("sharded")[0], **resumed)
+        except Exception as error:
+            results[f"another {name}"] = str(error)
     return rank, results
 
 
@@ -182,6 +230,21 @@ def test_ranks_have_the_same_weights(ranks: list[dict[str, Any]], kind: str) -> 
         assert same(a, b)
 
 
+def test_batch_norms_of_what_is_frozen_keep_statistics_on_all_ranks(
+    ranks: list[dict[str, Any]],
+) -> None:
+    first, second = (rank[NORMED]["states"] for rank in ranks)
+    assert ranks[0][NORMED]["trained"] == [("h", 12), ("hb", 3), ("hbs", 9)]
+    buffers = {name for name in first[0] if "running" in name or "batches" in name}
+    fresh = Shared(norm=True).state_dict()
+    for a, b in zip(first, second, strict=True):
+        assert same(*({n: v for n, v in s.items() if n not in buffers} for s in (a, b)))
+    for epoch, trained in enumerate([set(), set(), set(), {"body", "stem"}]):
+        for state in (first[epoch], second[epoch]):
+            changed = {n for n in buffers if not torch.equal(state[n], fresh[n])}
+            assert changed == {n for n in buffers if n.split(".")[0] in trained}
+
+
 def test_without_a_new_wrapper_they_drift_apart(ranks: list[dict[str, Any]]) -> None:
     first, second = (rank["drifting"]["states"] for rank in ranks)
     assert [same(a, b) for a, b in zip(first, second, strict=True)] == [True] * 3 + [False] * 3
@@ -202,11 +265,12 @@ def test_the_mean_of_the_ranks_ends_a_phase(ranks: list[dict[str, Any]]) -> None
     assert ranks[0]["accumulated"]["trained"] == [("h", 12), ("hb", 6), ("hbs", 6)]
 
 
-@pytest.mark.parametrize("kind", ["ddp", "static", "accumulated"])
+@pytest.mark.parametrize("kind", ["ddp", "static", "by hand", "accumulated"])
 def test_only_what_is_trained_is_reduced(ranks: list[dict[str, Any]], kind: str) -> None:
     for rank in ranks:
         (_, first), (_, second), (_, third) = rank[kind]["trained"]
         assert rank[kind]["reduced"] == [("2", first), ("4", second), ("6", third)]
+        assert rank[kind]["wrappers"] == 3
         assert rank[kind]["alive"] <= 1  # no reducer of an earlier phase, and no hook of one
 
 
@@ -216,6 +280,8 @@ def test_only_what_is_trained_is_reduced(ranks: list[dict[str, Any]], kind: str)
 def test_resuming_is_as_if_never_stopped(ranks: list[dict[str, Any]], kind: str, step: int) -> None:
     for rank in ranks:
         assert same(rank[f"{kind} {step}"]["states"][-1], rank[kind]["states"][-1])
+        assert not rank[kind]["changed"]  # how the strategy loads, in a fit from no checkpoint
+        assert not rank[f"{kind} {step}"]["changed"]
 
 
 def test_a_distributed_checkpoint_has_no_best_weights(ranks: list[dict[str, Any]]) -> None:
@@ -223,6 +289,18 @@ def test_a_distributed_checkpoint_has_no_best_weights(ranks: list[dict[str, Any]
     assert "knows the best val_loss, 4, but not its weights" in " ".join(told[0])
     assert "knows the best" not in " ".join(told[1])  # only rank 0 says it
     assert ranks[0]["spread 10"]["trained"] == [("h", 2), ("hb", 3), ("hbs", 9)]
+
+
+def test_a_checkpoint_of_another_strategy(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        message = rank["another strategy"]
+        assert "step=10.ckpt was saved under another strategy than ModelParallelStrategy" in message
+
+
+def test_a_sharded_checkpoint_of_another_schedule(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        message = rank["another schedule"]
+        assert "the checkpoint is of another schedule of unfreezing, different in" in message
 
 
 def test_what_someone_else_unfreezes_is_reduced_from_the_next_epoch(

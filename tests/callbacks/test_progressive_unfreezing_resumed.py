@@ -13,7 +13,17 @@ from typing_extensions import override
 
 from lightning_practices.callbacks import ProgressiveUnfreezing
 from tests.callbacks.scripted import FILTERS, Stateful, same, saves, state_of, trainer_of
-from tests.callbacks.unfreezing import BODY, HEAD, SCHEDULE, STEM, Net, rows, trained, unfreezing
+from tests.callbacks.unfreezing import (
+    BODY,
+    HEAD,
+    SCHEDULE,
+    STEM,
+    Each,
+    Net,
+    rows,
+    trained,
+    unfreezing,
+)
 
 pytestmark = FILTERS
 
@@ -156,6 +166,25 @@ def test_the_ends_of_phases_may_be_changed(whole: tuple[Cycle, Path]) -> None:
     del body["restore_best"]
     stem = {**stem, "until": {"step": 5}}
     assert resumed(whole, head, body, stem, last) == ["hb"] + ["bs"] * 5 + ["hbs"] * 4
+
+
+def test_best_weights_that_are_no_longer_wanted(whole: tuple[Cycle, Path]) -> None:
+    head, body, *others = PHASES
+    begun = []
+    module = Cycle()
+    note = Each("on_train_batch_start", lambda trainer, module: begun.append(state_of(module)))
+    path = whole[1] / "steps" / "step=18.ckpt"
+    run(module, note, unfreezing(head, {**body, "restore_best": False}, *others), resume=path)
+    assert [flags for _, flags, *_ in module.states[:3]] == ["hb", "hb", "bs"]
+    for (ended, *_), start in zip(module.states, begun[1:], strict=False):
+        assert same(ended, start)
+
+
+def test_one_callback_goes_back_to_an_earlier_step(whole: tuple[Cycle, Path]) -> None:
+    callback = unfreezing(*PHASES)
+    run(Cycle(), callback, max_steps=7)  # its last batch began after 6
+    run(module := Cycle(), callback, resume=whole[1] / "steps" / "step=6.ckpt")
+    assert all(equal(*pair) for pair in zip(module.states, whole[0].states[6:], strict=True))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import timm
 import torch
 import torchvision
 import yaml
+from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -18,9 +20,22 @@ from lightning_practices.callbacks import (
     unfreezing_schedule,
     write_schedule,
 )
+from lightning_practices.callbacks._phase_plan import make_plan
+from lightning_practices.callbacks._phase_schedule import read_schedule
 from lightning_practices.surgery import blocks
 from tests.callbacks.scripted import FILTERS, trainer_of
-from tests.callbacks.unfreezing import BODY, HEAD, SCHEDULE, STEM, Net, fit, runs, unfreezing
+from tests.callbacks.unfreezing import (
+    BODY,
+    HEAD,
+    SCHEDULE,
+    STEM,
+    Net,
+    fit,
+    loader,
+    runs,
+    unfreezing,
+)
+from tests.surgery.test_blocks import Tied
 
 pytestmark = FILTERS
 
@@ -48,6 +63,30 @@ def test_forms(form: str, tmp_path: Path) -> None:
     module = Net()
     fit(module, ProgressiveUnfreezing(forms(tmp_path)[form]))
     assert runs(module.trained) == [("h", 4), ("hb", 4), ("hbs", 4)]
+
+
+@pytest.mark.parametrize("form", ["list", "dict", "str"])
+def test_from_the_configuration_of_a_command_line(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"schedule": forms(tmp_path)[form], "by": [["head"], "body", ""], "decay": 0.5}
+    name = "lightning_practices.callbacks.ProgressiveUnfreezing"
+    trainer = {
+        "callbacks": [{"class_path": name, "init_args": options}],
+        "accelerator": "cpu",
+        "max_epochs": 3,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    (path := tmp_path / "config.yaml").write_text(yaml.safe_dump({"trainer": trainer}))
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+    monkeypatch.setattr(sys, "argv", ["fit.py", "--config", str(path)])
+    cli = LightningCLI(Net, save_config_callback=None, seed_everything_default=False, run=False)
+    cli.trainer.fit(cli.model, loader(), loader(8))
+    assert runs(cli.model.trained) == [("h", 4), ("hb", 4), ("hbs", 4)]
+    assert cli.model.rates[0] == {"head": 0.1, "body": 0.05, "rest": 0.025}
 
 
 def test_the_default_written_edited_and_read(tmp_path: Path) -> None:
@@ -179,6 +218,14 @@ def test_other_bad_arguments(tmp_path: Path) -> None:
         unfreezing_schedule(Net(), at_once=0)
     with pytest.raises(ValueError, match="Linear is one block"):
         unfreezing_schedule(nn.Linear(2, 2))
+
+
+def test_a_tied_parameter_by_either_name() -> None:
+    for name in ("head.weight", "words.weight", "words"):
+        phases = read_schedule([{**HEAD, "blocks": [name]}, {"blocks": ["hidden"]}])
+        plan = make_plan(Tied(), phases, None, 0.5)
+        assert plan.trainable[0] == {"words.weight"}
+        assert plan.shares["words.weight"].scale == 1
 
 
 class Classifier(Net):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_practices.callbacks import ProgressiveUnfreezing
+from lightning_practices.callbacks._phase_progress import rates_by_block
 from tests.callbacks.scripted import FILTERS, At, same, state_of, trainer_of
 from tests.callbacks.unfreezing import (
     BODY,
@@ -66,6 +67,19 @@ def test_a_table_at_each_transition(told: Callable[[], list[str]]) -> None:
     assert third.startswith("ProgressiveUnfreezing: phase 3/3, after 2 steps, until the end of the")
 
 
+def test_the_rate_of_a_block_is_the_largest_of_its_groups() -> None:
+    layers = [nn.Linear(1, 1) for _ in range(4)]
+    rates = {"a": [0.1, 0.01, 1.0], "b": [0.5]}
+    each = [(block, rate) for block, its in rates.items() for rate in its]
+    groups = [
+        {"params": layer.parameters(), "lr": rate, "block": block}
+        for layer, (block, rate) in zip(layers, each, strict=True)
+    ]
+    optimizer = torch.optim.SGD(groups, lr=2.0)
+    layers[2].requires_grad_(False)
+    assert rates_by_block([optimizer]) == {"a": 0.1, "b": 0.5}
+
+
 def logged(folder: Any, *callbacks: Any, **options: Any) -> Trainer:
     trainer = Trainer(
         accelerator="cpu",
@@ -80,8 +94,16 @@ def logged(folder: Any, *callbacks: Any, **options: Any) -> Trainer:
     return trainer
 
 
-def test_what_is_logged(tmp_path: Any) -> None:
+def test_what_is_logged(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, calls = Net.log_dict, []
+
+    def log_dict(module: Net, values: Any) -> None:
+        calls.append(module.trainer.global_step)
+        log(module, values)
+
+    monkeypatch.setattr(Net, "log_dict", log_dict)
     logged(tmp_path, log_every_n_steps=2, enable_progress_bar=False)
+    assert calls == [1, 3, 5, 7, 9, 11]  # no rate is read in between
     (path,) = tmp_path.rglob("metrics.csv")
     with path.open() as file:
         read = [{key: float(v) for key, v in row.items() if v} for row in csv.DictReader(file)]
@@ -168,7 +190,7 @@ def test_what_it_has_frozen_goes_with_the_layer_around_it() -> None:
 
 def test_parts_of_a_block() -> None:
     schedule: list[dict[str, Any]] = [
-        {"blocks": ["head", "re:body.*bias"], "until": {"epoch": 1}},
+        {"blocks": ["head", "re:dy.*bias"], "until": {"epoch": 1}},
         {"blocks": ["body.0.weight", "body.1.weight"], "lr_scale": 0.5},
     ]
     found = []

@@ -17,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from examples import transfer
 from lightning_practices.callbacks import ProgressiveUnfreezing, write_schedule
+from lightning_practices.schedules import cosine_decay
 
 SCRIPT = Path(transfer.__file__)
 # That of a network that is frozen: what the comparison is about.
@@ -100,16 +101,19 @@ def test_all_start_from_one_head(task: transfer.Task, schedule: Path) -> None:
 
 
 class Batches(Callback):
-    """Keep the images of every step, and the phases."""
+    """Keep the images of every step, the share of the first rate, and the phases."""
 
     def __init__(self) -> None:
         self.images: list[Tensor] = []
+        self.shares: list[float] = []
         self.phases: list[int] = []
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: list[Tensor], batch_idx: int
     ) -> None:
         self.images.append(batch[0].cpu())
+        group = trainer.optimizers[0].param_groups[0]  # that of the head, if there are several
+        self.shares.append(group["lr"] / group["initial_lr"])
         for callback in trainer.callbacks:
             if isinstance(callback, ProgressiveUnfreezing):
                 self.phases.append(callback.phase)
@@ -137,7 +141,11 @@ def test_all_see_the_same_batches_and_train_what_they_say(
         is_kept = equal(parts(network.cpu(), head=False), pretrained)
         assert is_kept == (method == transfer.EXTRACTOR)
     first = torch.stack(seen[transfer.SCRATCH].images)
-    assert all(torch.equal(first, torch.stack(batches.images)) for batches in seen.values())
+    cosine = [cosine_decay(30)(step) for step in range(30)]
+    for batches in seen.values():
+        assert torch.equal(first, torch.stack(batches.images))
+        assert batches.shares == pytest.approx(cosine, abs=1e-12)
+    assert cosine[-1] == 0
     assert equal(parts(task.pretrained, head=False), pretrained)
 
 
@@ -176,6 +184,27 @@ def test_the_comparison(
     assert struct.unpack(">II", committed[16:24]) == struct.unpack(">II", picture[16:24])
 
 
+def test_rates_are_chosen_on_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = dict(zip(transfer.COLOURS, transfer.GRID, strict=True))
+
+    def compare(
+        make_task: Any, seeds: range, rates: dict[str, float], schedule: Path
+    ) -> tuple[transfer.Runs, None]:
+        assert seeds == range(100, 105)
+        runs = {method: [{5: 1.0, 10: 0.5 + 0.2 * (rate == best[method])}] * len(seeds)
+                for method, rate in rates.items()}  # fmt: skip
+        return runs, None
+
+    monkeypatch.setattr(transfer, "compare", compare)
+    assert transfer.tune(transfer.digits_task, 10, tmp_path) == best  # type: ignore[arg-type]
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if transfer.AT_ONCE in line)
+    assert [cell.strip() for cell in row.strip("│").split("│")][1:] == [
+        "50.0", "50.0", "70.0", "50.0", "50.0"
+    ]  # fmt: skip
+
+
 def make_folder(root: Path) -> Path:
     """Write images of two classes, horizontal and vertical stripes."""
     stripes = (torch.arange(64) // 8 % 2 * 255).to(torch.uint8)
@@ -193,11 +222,15 @@ def test_a_network_of_torchvision_and_a_folder(
 ) -> None:
     data, out = make_folder(tmp_path / "data"), tmp_path / "out"
     monkeypatch.setattr(transfer, "WORKERS", 0)
-    run_main(monkeypatch, "--weights", "none", "--data", data, "--epochs", 1, "--out", out)
+    rates = dict.fromkeys(transfer.COLOURS, 1e-4)
+    monkeypatch.setattr(transfer, "tune", lambda *_: rates)
+    options = ["--data", data, "--epochs", 1, "--out", out, "--tune"]
+    run_main(monkeypatch, "--weights", "none", *options)
     printed = capsys.readouterr().out
     assert "layer4.1" in printed
     assert "seeds: 1, steps of each fit: 1" in printed
     summary = json.loads((out / "summary.json").read_text())
+    assert summary["learning_rates"] == rates
     for values in summary["test_accuracy_percent"].values():
         assert len(values) == 1
         assert values[0] in (0, 50, 100)
@@ -218,7 +251,7 @@ def test_a_network_of_torchvision_and_a_folder(
     ("arguments", "message"),
     [
         (["--seeds", "1"], "--seeds must be at least 2 and --epochs 1, got 1 and 40"),
-        (["--epochs", "0"], "--epochs 1, got 5 and 0"),
+        (["--epochs", "0"], "--epochs 1, got 10 and 0"),
         (["--weights", "DEFAULT"], "--weights and --data go together"),
         (["--data", "images"], "--weights and --data go together"),
         (["--model", "resnet18"], "--model needs --weights and --data"),

@@ -8,7 +8,7 @@ import pytorch_lightning as twin
 import torch
 import torchvision
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -134,6 +134,46 @@ def test_every_run_has_the_same_callback() -> None:
     trainer = fit(module)
     found = [c for c in trainer.callbacks if isinstance(c, ProgressiveUnfreezing)]  # type: ignore[attr-defined]
     assert found == [module.fine_tuning] == module.configure_callbacks()
+
+
+def test_callbacks_of_the_module_itself_stay() -> None:
+    class Timed(Base):
+        timer = Timer()
+
+        @override
+        def configure_callbacks(self) -> Any:
+            return self.timer
+
+    class Both(FineTuningMixin, Timed):
+        pass
+
+    module = Both(fine_tuning_backbone="trunk", fine_tuning_head="top")
+    assert module.configure_callbacks() == [Timed.timer, module.fine_tuning]
+
+
+def test_it_replaces_that_of_the_trainer(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lightning.pytorch")
+    module = Net(fine_tuning_schedule=[{"blocks": [0, 1]}])
+    fit(module, ProgressiveUnfreezing([{"blocks": ["trunk.0"]}]))
+    assert module.seen == ["xx..."] * 6
+    assert "override existing callbacks passed to Trainer: ProgressiveUnfreezing" in caplog.text
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_of_what_is_frozen(dropout: bool) -> None:
+    class Dropping(Net):
+        def __init__(self) -> None:
+            super().__init__(fine_tuning_dropout=dropout)
+            self.drop = self.trunk[0] = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
+            self.modes: list[bool] = []
+
+        @override
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            self.modes.append(self.trunk[0][1].training)  # type: ignore[index]
+            return super().training_step(batch, batch_idx)
+
+    fit(module := Dropping())
+    assert module.modes == [dropout] * 4 + [True] * 2
 
 
 def test_the_twin_is_refused() -> None:

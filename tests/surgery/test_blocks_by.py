@@ -42,9 +42,9 @@ def test_a_parameter_and_a_module_without_any_can_be_named() -> None:
 
 def test_a_prefix_ends_at_a_dot() -> None:
     model = nn.Sequential(*[nn.Linear(1, 1, bias=False) for _ in range(11)])
-    found = blocks(model, ["10", "1", ""])
-    assert found[1].parameters == ("1.weight",)
-    assert len(found[2].parameters) == 9
+    found = blocks(model, ["1", ""])
+    assert found[0].parameters == ("1.weight",)
+    assert len(found[1].parameters) == 10
 
 
 def test_a_regular_expression() -> None:

@@ -215,6 +215,8 @@ def test_parts_of_what_was_frozen() -> None:
     model.train()
     assert modes(model[1]) == {"": False, "0": True, "1": True, "2": False}
     assert not any(modes(model[0]).values())
+    assert unfreeze(model, ["0.0.weight"]) == ("0.0.weight",)
+    assert unfreeze(model, ["0"]) == ("0.0.bias", "0.1.weight", "0.1.bias")
 
 
 def test_a_model_in_eval_mode_stays_in_it() -> None:

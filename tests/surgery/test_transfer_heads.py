@@ -85,6 +85,13 @@ def test_a_model_of_timm_keeps_its_type_and_place() -> None:
     assert head.num_classes == 5
 
 
+def test_all_that_a_model_of_timm_replaces() -> None:
+    model: Any = timm.create_model("deit_tiny_distilled_patch16_224", depth=1)
+    assert replace_head(model, 5) == ("head", "head_dist")
+    outputs = model.set_distilled_training() or model.train()(torch.randn(1, 3, 224, 224))
+    assert [tuple(output.shape) for output in outputs] == [(1, 5)] * 2
+
+
 # A fixed extractor of features.
 
 

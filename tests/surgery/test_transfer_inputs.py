@@ -1,6 +1,7 @@
 """Inputs as the weights' own transforms make them."""
 
 import sys
+from functools import partial
 from typing import Any
 
 import numpy
@@ -16,9 +17,12 @@ from torchvision.models import (
     EfficientNet_B0_Weights,
     ResNet18_Weights,
     ViT_B_16_Weights,
+    Weights,
+    WeightsEnum,
     resnet18,
 )
 from torchvision.models.segmentation import FCN_ResNet50_Weights
+from torchvision.transforms._presets import ImageClassification
 
 from lightning_practices.surgery import input_transform
 
@@ -44,6 +48,15 @@ def test_weights_of_torchvision(weights: Any) -> None:
     torch.testing.assert_close(made, theirs(image()), rtol=0, atol=ROUNDING)
     pixels = torch.rand(2, 3, 260, 330)
     assert torch.equal(transform(pixels), theirs(pixels))
+
+
+class Aliased(WeightsEnum):  # type: ignore[misc]
+    A = Weights("", partial(ImageClassification, crop_size=32, antialias=False), {})
+
+
+def test_weights_that_do_not_smooth() -> None:
+    pixels = torch.rand(3, 300, 300)
+    assert torch.equal(input_transform(Aliased.A)(pixels), Aliased.A.transforms()(pixels))
 
 
 @pytest.mark.parametrize("changes", [
