@@ -182,11 +182,13 @@ class Variant:
         module: The class to train.
         callbacks: Makes its callbacks.
         compiled: Whether under ``torch.compile``.
+        leaves_norms: To Inductor, see :func:`lightning_kernels.leave_norms_to_inductor`.
     """
 
     module: type[Training] = Training
     callbacks: Callable[[], list[Callback]] = list
     compiled: bool = False
+    leaves_norms: bool = False
 
 
 def _practices() -> list[Callback]:
@@ -198,6 +200,7 @@ VARIANTS = {
     "ours": Variant(Fused, _practices),
     "plain compiled": Variant(compiled=True),
     "ours compiled": Variant(Fused, _practices, compiled=True),
+    "ours compiled, norms left": Variant(Fused, _practices, compiled=True, leaves_norms=True),
 }
 
 

@@ -16,7 +16,7 @@ from lightning_kernels._clip_grad import (
 )
 from lightning_kernels._clip_grad_adaptive import clip_grad_adaptive_
 from lightning_kernels._clip_grad_scale import GradScale, clip_grad_scale
-from lightning_kernels._dispatch import Route, route
+from lightning_kernels._dispatch import Route, leave_norms_to_inductor, route
 from lightning_kernels._drop_block import drop_block2d, drop_block3d
 from lightning_kernels._dropout import alpha_dropout, dropout
 from lightning_kernels._dropout_activation import dropout_activation
@@ -47,6 +47,7 @@ __all__ = [
     "dropout_activation",
     "feature_alpha_dropout",
     "layer_norm",
+    "leave_norms_to_inductor",
     "rms_norm",
     "route",
     "stochastic_depth",

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._add_norm_operator import add_norm
-from lightning_kernels._dispatch import runs_triton
+from lightning_kernels._dispatch import norm_runs_triton
 from lightning_kernels._dropout import check_floating, dropout
 from lightning_kernels._layer_norm import layer_norm
 from lightning_kernels._parameters import check_parameter, check_rows, shape_of
@@ -153,7 +153,7 @@ def _run(
     drops = drops_paths or p != 0.0 or rate is not None
     scaled = layer_scale is not None and layer_scale.requires_grad
     is_bare = residual is None and layer_scale is None and not drops
-    if is_bare or size > (_LONGEST_SCALED if scaled else _LONGEST) or not runs_triton(x):
+    if is_bare or size > (_LONGEST_SCALED if scaled else _LONGEST) or not norm_runs_triton(x):
         rates = p if rate is None else rate, drop_path if path_rate is None else path_rate
         return _composed(x, residual, shape, weight, bias, *rates, layer_scale, eps, centred)
     if eps is None:

@@ -24,7 +24,13 @@ from lightning_kernels._batch_norm_sync import (
     group_name,
     no_second_derivative,
 )
-from lightning_kernels._dispatch import cdiv, is_traced, launch, multiprocessor_count, runs_triton
+from lightning_kernels._dispatch import (
+    cdiv,
+    is_traced,
+    launch,
+    multiprocessor_count,
+    norm_runs_triton,
+)
 from lightning_kernels._operator import Operator
 
 _MERGE = {"SPLITS": 128, "CHANNELS": 16, "num_warps": 8}
@@ -354,7 +360,7 @@ def batch_norm(
         x, running_mean, running_var, weight, bias, residual, training, momentum, eps,
         group is not None,
     )  # fmt: skip
-    if not runs_triton(x):
+    if not norm_runs_triton(x):
         normalise = aten_batch_norm
         if group is not None:
             normalise = functools.partial(aten_sync_batch_norm, group)

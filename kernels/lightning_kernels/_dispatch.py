@@ -16,6 +16,8 @@ Route = Literal["triton", "interpreter", "aten"]
 _SERVED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
 
+_leaves_norms = False  # to Inductor
+
 # The interpreter has no multiprocessors; a small number lets small tensors exercise every loop.
 _INTERPRETED_MULTIPROCESSORS = 2
 
@@ -50,6 +52,27 @@ def runs_triton(x: Tensor) -> bool:
         and (type(x) in _PLAIN_TYPES or not is_traceable_wrapper_subclass(x))
         and not _is_transformed()
     )
+
+
+def leave_norms_to_inductor(leave: bool = True) -> None:
+    """Choose what ``torch.compile`` makes of norms: one of these kernels each, or Inductor's own.
+
+    Inductor can fuse what is around a norm into its passes over the tensor, which it can't do with
+    a kernel; the kernels read and write less than its norms do. Which is faster depends on the
+    model: ``python -m benchmarks fit`` measures whole steps of both. Kernels are the default. This
+    is of the whole process; what has been compiled compiles again. Eager calls are as they were.
+
+    Args:
+        leave: Whether layer, RMS, batch and group norms, and ``add_dropout_layer_norm``, become
+            torch's functions where they are compiled.
+    """
+    global _leaves_norms
+    _leaves_norms = leave
+
+
+def norm_runs_triton(x: Tensor) -> bool:
+    """Return whether a kernel of a norm serves ``x``, see :func:`leave_norms_to_inductor`."""
+    return runs_triton(x) and not (_leaves_norms and torch.compiler.is_compiling())
 
 
 @torch.compiler.assume_constant_result

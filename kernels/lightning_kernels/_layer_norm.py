@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import runs_triton
+from lightning_kernels._dispatch import norm_runs_triton
 from lightning_kernels._parameters import check_parameter, check_rows, shape_of
 from lightning_kernels._row_norm import row_norm
 
@@ -65,7 +65,7 @@ def layer_norm(
     shape = shape_of(normalized_shape)
     size = math.prod(shape)
     dtype = autocast_dtype("layer_norm", input, autocast)
-    if not runs_triton(input):
+    if not norm_runs_triton(input):
         return _aten_layer_norm(input, shape, weight, bias, eps, dtype)
     _check(input, shape, weight, bias)
     return row_norm(input, size, weight, bias, eps, True, dtype)[0]

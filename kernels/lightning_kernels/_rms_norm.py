@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import runs_triton
+from lightning_kernels._dispatch import norm_runs_triton
 from lightning_kernels._layer_norm import Autocast, autocast_dtype
 from lightning_kernels._parameters import check_parameter, check_rows, shape_of
 from lightning_kernels._row_norm import row_norm
@@ -53,7 +53,7 @@ def rms_norm(
     dtype = autocast_dtype("rms_norm", input, autocast)
     check_rows("rms_norm", input, shape)
     check_parameter("rms_norm", "weight", weight, shape, "normalized_shape", input)
-    if not runs_triton(input):
+    if not norm_runs_triton(input):
         return _aten_rms_norm(input, shape, weight, eps, dtype)
     if eps is None:
         eps = torch.finfo(torch.float32).eps

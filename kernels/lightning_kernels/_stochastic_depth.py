@@ -5,7 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import cdiv, launch, multiprocessor_count, runs_triton
+from lightning_kernels._dispatch import (
+    cdiv,
+    launch,
+    multiprocessor_count,
+    norm_runs_triton,
+    runs_triton,
+)
 from lightning_kernels._dropout import check_floating, with_strides
 from lightning_kernels._operator import Operator
 from lightning_kernels._random import reserve
@@ -229,7 +235,8 @@ def stochastic_depth(
     dim = -1 if layer_scale is None else _channel_dim(x, layer_scale)
     if not drops:
         p, rate = 0.0, None
-    if not runs_triton(x):
+    serves = runs_triton if drops else norm_runs_triton  # an addition before a norm goes with it
+    if not serves(x):
         return _aten(x, mode, drops, p, rate, residual, layer_scale)
     place = reserve(x) if drops else (None, 0, 0)
     dtype = x.dtype if residual is None else residual.dtype

@@ -20,6 +20,7 @@ from benchmarks import fit, overhead
 from benchmarks.fit import Plan, Profile, Steps, measure_model, share_of_replaced_ops
 from benchmarks.models import ON_CPU, ON_GPU, VARIANTS, Batch, Training, Variant, Workload, train
 from benchmarks.results import Row
+from lightning_kernels import _dispatch
 from lightning_practices.callbacks import EarlyStopping
 from lightning_practices.nn import Dropout, LayerNorm
 from lightning_practices.surgery import _accelerate
@@ -190,6 +191,27 @@ def test_compiled_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     assert eager["fused_layers"] == compiled["fused_layers"] == 2
     assert compiled["milliseconds_per_step"] > 0
     assert compiled["share_of_replaced_ops"] is None
+
+
+def test_norms_are_left_to_inductor_by_one_variant_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[bool]] = {}
+
+    class Looking(Training):
+        name = "without"
+
+        @override
+        def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+            seen.setdefault(self.name, set()).add(_dispatch._leaves_norms)
+            return super().training_step(batch, batch_idx)
+
+    class Left(Looking):
+        name = "left"
+
+    monkeypatch.setitem(VARIANTS, "plain", Variant(Looking))
+    monkeypatch.setitem(VARIANTS, "ours", Variant(Left, leaves_norms=True))
+    measure_model(workload(), EAGER, TINY, CPU)
+    assert seen == {"without": {False}, "left": {True}}
+    assert not _dispatch._leaves_norms
 
 
 def test_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
