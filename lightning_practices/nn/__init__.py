@@ -13,6 +13,7 @@ from lightning_practices.nn._dropout import (
     Dropout3d,
     FeatureAlphaDropout,
 )
+from lightning_practices.nn._encoder_block import EncoderBlock
 from lightning_practices.nn._label_smoothing import (
     SmoothedBCEWithLogitsLoss,
     SmoothedCrossEntropyLoss,
@@ -21,6 +22,7 @@ from lightning_practices.nn._layer_norm import LayerNorm
 from lightning_practices.nn._rms_norm import RMSNorm
 from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
+from lightning_practices.nn._transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
     "AddDropoutLayerNorm",
@@ -36,6 +38,7 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "EncoderBlock",
     "FeatureAlphaDropout",
     "LayerNorm",
     "RMSNorm",
@@ -43,5 +46,7 @@ __all__ = [
     "SmoothedCrossEntropyLoss",
     "StochasticDepth",
     "SyncBatchNorm",
+    "TransformerDecoderLayer",
+    "TransformerEncoderLayer",
     "fit_drop_clusters",
 ]

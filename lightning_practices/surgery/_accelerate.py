@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torchvision import ops
+from torchvision.models import vision_transformer
 
 from lightning_practices.nn import (
     AlphaDropout,
@@ -22,11 +23,14 @@ from lightning_practices.nn import (
     Dropout1d,
     Dropout2d,
     Dropout3d,
+    EncoderBlock,
     FeatureAlphaDropout,
     LayerNorm,
     RMSNorm,
     StochasticDepth,
     SyncBatchNorm,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
 )
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 from lightning_practices.surgery import _fold, _timm
@@ -49,6 +53,9 @@ _FUSED: dict[type, type[nn.Module]] = {
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
     nn.SyncBatchNorm: SyncBatchNorm,
+    nn.TransformerDecoderLayer: TransformerDecoderLayer,
+    nn.TransformerEncoderLayer: TransformerEncoderLayer,
+    vision_transformer.EncoderBlock: EncoderBlock,
 }
 
 
