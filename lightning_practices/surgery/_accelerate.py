@@ -97,6 +97,12 @@ def accelerate(model: nn.Module) -> Report:
     here and stays an assumption: global variables that a forward reads, and what it asks by
     ``type(x)`` or of a layer's output by ``is None``. Copies and pickles are folded anew.
 
+    **Transformers.** Dropout, the addition to the stream and the norm after it are one call,
+    :func:`lightning_kernels.add_dropout_layer_norm`, in torch's encoder and decoder layers and in
+    the blocks of torchvision's vision transformer: wherever that norm is the same layer's. They
+    are among what is replaced; each decides at every call, see
+    :class:`lightning_practices.nn.TransformerEncoderLayer`.
+
     Args:
         model: The model to change.
 
