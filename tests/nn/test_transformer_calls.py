@@ -338,3 +338,33 @@ def test_the_route_decides(monkeypatch: pytest.MonkeyPatch, device: str) -> None
     for a, b in zip(gradients(ours, *x), gradients(theirs, *x), strict=True):
         assert torch.equal(a, b)
     assert not calls
+
+
+@kernel
+def test_a_scheduled_rate_is_read_on_the_device(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """So that a compiled layer is not compiled again, nor a captured graph stale."""
+    _, ours = pair(ENCODER, norm_first=False, p=0.5)
+    accelerate(ours.to(device))
+    for dropout in (ours.dropout1, ours.dropout2):
+        dropout.schedule_rate(device)
+    calls = count_folds(monkeypatch)
+    call(ours, *inputs(device))
+    assert [options["p"] is rate for options, rate in zip(
+        calls, (ours.dropout1.rate, ours.dropout2.rate), strict=True
+    )] == [True, True]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [ENCODER, DECODER])
+def test_attention_is_told_that_its_mask_is_causal(kind: str, device: str) -> None:
+    """By a hint that changes which kernel is run, and not what it computes."""
+    for layer in pair(kind, norm_first=True):
+        hints: list[bool] = []
+        layer.to(device).self_attn.register_forward_pre_hook(
+            lambda _, args, options, hints=hints: hints.append(options["is_causal"]),
+            with_kwargs=True,
+        )
+        for masks in ("causal", "float"):
+            call(layer, *inputs(device), masks=masks)
+        assert hints == [True, False]
