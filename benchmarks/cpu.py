@@ -201,6 +201,20 @@ def _layer_that_drops(
     return _on_x(shape, dtype, ours=ours, peer=peer)
 
 
+def _transformer(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
+    """Compare a layer of a transformer with its twin in training."""
+    room: Any = torchvision.models.vision_transformer if name == "EncoderBlock" else torch.nn
+    width, heads = shape[-1], 4
+    arguments: tuple[Any, ...] = (width, heads, 2 * width, _DROP_RATE)
+    if name == "EncoderBlock":
+        arguments = (heads, width, 2 * width, _DROP_RATE, _DROP_RATE)
+    ours, peer = (getattr(where, name)(*arguments).to(dtype) for where in (nn, room))
+    x = _random(shape, dtype)
+    more = (_random(shape, dtype),) if name == "TransformerDecoderLayer" else ()
+    inputs = (x, *more, *ours.parameters(), *peer.parameters())
+    return Candidates(lambda: ours(x, *more), lambda: peer(x, *more), inputs)
+
+
 def _drop_connect(shape: Shape, dtype: torch.dtype) -> Candidates:
     layer = nn.DropConnectLinear(shape[-1], shape[-1], p=_DROP_RATE, dtype=dtype)
     x, functional = _random(shape, dtype), torch.nn.functional
@@ -350,6 +364,18 @@ OPS: dict[str, Op] = {
             shapes,
         )
         for name, (room, arguments, shapes) in _LAYERS_THAT_DROP.items()
+    },
+    **{
+        f"nn.{name}": Op(
+            f"{room}.{name}",
+            functools.partial(_transformer, name=name),
+            ((2, 4, 32), (8, 197, 256)),
+        )
+        for name, room in (
+            ("TransformerEncoderLayer", "torch.nn"),
+            ("TransformerDecoderLayer", "torch.nn"),
+            ("EncoderBlock", "torchvision.models.vision_transformer"),
+        )
     },
     "nn.DropConnectLinear": Op("torch.nn.functional.linear", _drop_connect, ((2, 16), (256, 1024))),
     **{

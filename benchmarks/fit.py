@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torchvision import ops
-from torchvision.models import convnext
+from torchvision.models import convnext, vision_transformer
 from typing_extensions import override
 
 import lightning_kernels
@@ -66,6 +66,9 @@ REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
         "aten::batch_norm_backward_reduce",
         "aten::batch_norm_backward_elemt",
     ),
+    # What these fold is their layers', above.
+    **dict.fromkeys((nn.TransformerDecoderLayer, nn.TransformerEncoderLayer), ()),
+    vision_transformer.EncoderBlock: (),
 }
 _REPLACED = frozenset(name for names in REPLACED_OPS.values() for name in names)
 

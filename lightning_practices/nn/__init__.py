@@ -13,6 +13,7 @@ from lightning_practices.nn._dropout import (
     Dropout3d,
     FeatureAlphaDropout,
 )
+from lightning_practices.nn._encoder_block import EncoderBlock
 from lightning_practices.nn._label_smoothing import (
     SmoothedBCEWithLogitsLoss,
     SmoothedCrossEntropyLoss,
@@ -22,6 +23,7 @@ from lightning_practices.nn._layer_norm2d import LayerNorm2d
 from lightning_practices.nn._rms_norm import RMSNorm
 from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
+from lightning_practices.nn._transformer import TransformerDecoderLayer, TransformerEncoderLayer
 
 __all__ = [
     "AddDropoutLayerNorm",
@@ -37,6 +39,7 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "EncoderBlock",
     "FeatureAlphaDropout",
     "LayerNorm",
     "LayerNorm2d",
@@ -45,5 +48,7 @@ __all__ = [
     "SmoothedCrossEntropyLoss",
     "StochasticDepth",
     "SyncBatchNorm",
+    "TransformerDecoderLayer",
+    "TransformerEncoderLayer",
     "fit_drop_clusters",
 ]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 from torchvision import ops
-from torchvision.models import convnext
+from torchvision.models import convnext, vision_transformer
 
 from lightning_practices.nn import (
     AlphaDropout,
@@ -23,12 +23,15 @@ from lightning_practices.nn import (
     Dropout1d,
     Dropout2d,
     Dropout3d,
+    EncoderBlock,
     FeatureAlphaDropout,
     LayerNorm,
     LayerNorm2d,
     RMSNorm,
     StochasticDepth,
     SyncBatchNorm,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
 )
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 from lightning_practices.surgery import _fold, _timm
@@ -52,6 +55,9 @@ _FUSED: dict[type, type[nn.Module]] = {
     nn.BatchNorm2d: BatchNorm2d,
     nn.BatchNorm3d: BatchNorm3d,
     nn.SyncBatchNorm: SyncBatchNorm,
+    nn.TransformerDecoderLayer: TransformerDecoderLayer,
+    nn.TransformerEncoderLayer: TransformerEncoderLayer,
+    vision_transformer.EncoderBlock: EncoderBlock,
 }
 
 
@@ -92,6 +98,12 @@ def accelerate(model: nn.Module) -> Report:
     ``self.training`` is folded in the mode in which it was accelerated. What can't be seen from
     here and stays an assumption: global variables that a forward reads, and what it asks by
     ``type(x)`` or of a layer's output by ``is None``. Copies and pickles are folded anew.
+
+    **Transformers.** Dropout, the addition to the stream and the norm after it are one call,
+    :func:`lightning_kernels.add_dropout_layer_norm`, in torch's encoder and decoder layers and in
+    the blocks of torchvision's vision transformer: wherever that norm is the same layer's. They
+    are among what is replaced; each decides at every call, see
+    :class:`lightning_practices.nn.TransformerEncoderLayer`.
 
     Args:
         model: The model to change.

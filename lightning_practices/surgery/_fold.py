@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.module import _has_any_global_hook
 
 from lightning_practices.nn import SyncBatchNorm
 from lightning_practices.nn._batch_norm import FusedBatchNorm
+from lightning_practices.nn._hooks import any_hook_on_all, is_touched
 from lightning_practices.surgery._fold_graph import Fold, apply, find, relies_on
 from lightning_practices.surgery._fold_read import MISSING, Reading, UnreadableError, read
 
@@ -75,7 +75,7 @@ class _Folding(NamedTuple):
         This is in the way of every call: loops rather than generators and functions of their own,
         and dictionaries rather than attributes, which a module looks up slowly.
         """
-        if len(arguments) != self.inputs or _has_any_global_hook():  # type: ignore[no-untyped-call]
+        if len(arguments) != self.inputs or any_hook_on_all():
             return False
         for argument in arguments:
             if not isinstance(argument, self.kind):
@@ -85,7 +85,7 @@ class _Folding(NamedTuple):
             module = states[parent]["_modules"][name] if name else block
             state = module.__dict__
             states.append(state)
-            if types is not None and (type(module) not in types or _is_touched(state)):
+            if types is not None and (type(module) not in types or is_touched(state)):
                 return False
             if children is not None and children != _children(state):
                 return False
@@ -213,7 +213,7 @@ def _obstacle(fold: Fold, modules: Mapping[str, nn.Module]) -> str | None:
     if sum(module is norm for module in modules.values()) > 1:
         return "it is shared"
     for name in relies_on(fold, modules):
-        if _is_touched(vars(modules[name])):
+        if is_touched(vars(modules[name])):
             return f"{name} has hooks or a forward of its own"
     return None
 
@@ -278,17 +278,6 @@ def _children(state: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if None in children.values():
         return tuple(children), tuple([name for name in children if children[name] is None])
     return tuple(children), ()
-
-
-def _is_touched(state: dict[str, Any]) -> bool:
-    """Return whether more would run than the forward of its class if the module were called."""
-    return bool(
-        state["_forward_hooks"]
-        or state["_forward_pre_hooks"]
-        or state["_backward_hooks"]
-        or state["_backward_pre_hooks"]
-        or "forward" in state
-    )
 
 
 def _is(actual: Any, value: Any, cls: type) -> bool:

@@ -12,7 +12,14 @@ from torchvision.models import ConvNeXt, VisionTransformer
 from torchvision.models.convnext import CNBlockConfig
 from typing_extensions import override
 
-from lightning_practices.nn import Dropout, LayerNorm, LayerNorm2d, StochasticDepth
+from lightning_practices.nn import (
+    Dropout,
+    EncoderBlock,
+    LayerNorm,
+    LayerNorm2d,
+    StochasticDepth,
+    TransformerEncoderLayer,
+)
 from lightning_practices.surgery import Replaced, Report, accelerate, restore
 from tests.surgery.models import Tuned, assert_equal, encoder, mlp, randomise, sequence, step
 
@@ -63,7 +70,7 @@ def images() -> Tensor:
     return torch.randn(2, 3, 32, 32)
 
 
-_FORWARDS = [layer.forward for layer in (Dropout, LayerNorm, LayerNorm2d, StochasticDepth)]
+TWINS = (Dropout, EncoderBlock, LayerNorm, LayerNorm2d, StochasticDepth, TransformerEncoderLayer)
 MODELS = [(mlp, mlp_input), (vit, images), (convnext, images), (encoder, sequence)]
 
 
@@ -91,7 +98,7 @@ def test_models_compute_the_same_there_and_back(
     assert report.replaced
     for replaced in report.replaced:
         forward = type(model.get_submodule(replaced.names[0])).forward
-        assert forward in _FORWARDS
+        assert forward in {twin.forward for twin in TWINS}
     assert repr(model) == text
     assert_equal(step(model, x), before)
     undone = restore(model)

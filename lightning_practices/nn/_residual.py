@@ -1,0 +1,73 @@
+"""The end of a residual branch and the norm after it, in one pass where nobody can tell."""
+
+import torch
+from torch import Tensor, nn
+
+import lightning_kernels
+from lightning_practices.nn._dropout import Dropout
+from lightning_practices.nn._hooks import any_hook_on_all, is_touched
+from lightning_practices.nn._layer_norm import LayerNorm
+
+_DROPOUTS = frozenset({nn.Dropout, Dropout})
+_NORMS = frozenset({nn.LayerNorm, LayerNorm})
+
+
+def drop_add_norm(
+    branch: Tensor, stream: Tensor, dropout: nn.Dropout, norm: nn.LayerNorm
+) -> tuple[Tensor, Tensor]:
+    r"""Return the norm of the stream after a branch, and that stream.
+
+    .. math:: z = r + \mathrm{dropout}(x), \qquad y = \mathrm{norm}(z)
+
+    In one pass if dropout and norm are torch's or this package's and nothing else would run were
+    they called; else, and for types that do not go together, by calling them.
+
+    Args:
+        branch: :math:`x`.
+        stream: :math:`r`.
+        dropout: What drops from the branch.
+        norm: What normalises their sum.
+
+    Returns:
+        :math:`y`, in the branch's type if in one pass, and :math:`z`.
+    """
+    if (
+        type(dropout) not in _DROPOUTS
+        or type(norm) not in _NORMS
+        or branch.shape != stream.shape
+        or not (
+            branch.dtype == stream.dtype or (branch.itemsize, stream.dtype) == (2, torch.float32)
+        )
+        or "autocast" in norm.__dict__  # for the norm alone to heed
+        or is_touched(dropout.__dict__)
+        or is_touched(norm.__dict__)
+        or any_hook_on_all()
+    ):
+        z = stream + dropout(branch)
+        return norm(z), z
+    rate = dropout.current_rate() if isinstance(dropout, Dropout) else dropout.p
+    return lightning_kernels.add_dropout_layer_norm(
+        branch,
+        stream,
+        norm.normalized_shape,
+        norm.weight,
+        norm.bias,
+        p=rate,
+        eps=norm.eps,
+        training=dropout.training,
+    )
+
+
+def norm_of_sum(branch: Tensor, stream: Tensor, dropout: nn.Dropout, norm: nn.LayerNorm) -> Tensor:
+    """Return what :func:`drop_add_norm` returns first, in the type of the sum: the next stream."""
+    if branch.itemsize < stream.itemsize:  # autocast: what is added to is not rounded
+        branch = branch.to(stream.dtype)
+    return drop_add_norm(branch, stream, dropout, norm)[0]
+
+
+def can_fold(layer: nn.Module, base: type[nn.Module], methods: tuple[str, ...], x: Tensor) -> bool:
+    """Return whether kernels serve ``x``, and none of the methods left out are a subclass's own."""
+    if lightning_kernels.route(x) == "aten":
+        return False
+    own, cls = layer.__dict__, type(layer)
+    return not any(name in own or getattr(cls, name) is not getattr(base, name) for name in methods)
