@@ -13,6 +13,8 @@ from lightning_practices.nn._dropout import (
     Dropout3d,
     FeatureAlphaDropout,
 )
+from lightning_practices.nn._group_norm import GroupNorm
+from lightning_practices.nn._instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from lightning_practices.nn._label_smoothing import (
     SmoothedBCEWithLogitsLoss,
     SmoothedCrossEntropyLoss,
@@ -38,6 +40,10 @@ __all__ = [
     "Dropout2d",
     "Dropout3d",
     "FeatureAlphaDropout",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
     "LayerNorm2d",
     "RMSNorm",

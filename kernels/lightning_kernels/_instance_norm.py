@@ -1,0 +1,119 @@
+"""Instance normalisation: group normalisation with a group for each channel."""
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format
+
+from lightning_kernels._activation import aten_activate, resolve_parameter
+from lightning_kernels._batch_norm import batch_norm
+from lightning_kernels._dispatch import runs_triton
+from lightning_kernels._group_norm import _group_norm, check_parameters
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    activation: str | None = None,
+    activation_parameter: float | None = None,
+) -> Tensor:
+    r"""Normalise each channel of each sample of ``input``, and activate.
+
+    .. math:: y = a((x - \bar x) / \sqrt{s^2 + \epsilon} \cdot \gamma + \beta)
+
+    with mean and biased variance of each channel of each sample if ``use_input_stats``, else the
+    running ones of each channel. The first arguments are those of
+    :func:`torch.nn.functional.instance_norm`. What is said of :func:`lightning_kernels.group_norm`
+    holds here. Where running statistics are to be updated, that is torch's work; with those in
+    place of the sample's it is that of :func:`lightning_kernels.batch_norm`.
+
+    Args:
+        input: ``(N, C, *)`` of any strides, floating point.
+        running_mean: Shape ``(C,)``, in ``input``'s type or float32, or ``None``. If
+            ``use_input_stats``, updated in place: ``(1 - momentum) * running_mean + momentum *``
+            the mean of the samples' means.
+        running_var: Likewise, with the unbiased variances.
+        weight: Scale of shape ``(C,)``, in ``input``'s type or float32.
+        bias: Shift, likewise.
+        use_input_stats: Whether to use, and record, the statistics of each sample.
+        momentum: Share of these samples in the running statistics.
+        eps: Added to the variance.
+        activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
+            ``"gelu"`` (exact).
+        activation_parameter: Slope of leaky_relu (by default 0.01) or alpha of elu (1.0).
+
+    Returns:
+        Tensor of the shape, type and memory format of ``input``: channels last or contiguous.
+
+    Raises:
+        NotImplementedError: If ``input`` is not floating point.
+        RuntimeError: If shapes, types or devices do not go together, or running statistics are
+            missing without ``use_input_stats``.
+        ValueError: If a channel has a single value, before anything is changed; if there is one of
+            the running statistics alone; if the activation is none that there can be.
+
+    References:
+        Ulyanov et al., 2016, "Instance normalization: the missing ingredient for fast
+        stylization", arXiv:1607.08022.
+    """
+    parameter = resolve_parameter(activation, activation_parameter)
+    _check(input, running_mean, running_var, weight, bias, use_input_stats)
+    if not use_input_stats:
+        return batch_norm(
+            input, running_mean, running_var, weight, bias, False, momentum, eps,
+            activation=activation, activation_parameter=activation_parameter,
+        )  # fmt: skip
+    if running_mean is None and runs_triton(input):
+        groups = input.shape[1]
+        return _group_norm(input, groups, weight, bias, float(eps), activation, parameter)[0]
+    y = _aten_instance_norm(input, running_mean, running_var, weight, bias, momentum, eps)
+    return aten_activate(y, activation, parameter)
+
+
+def _check(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, use_input_stats: bool,
+) -> None:  # fmt: skip
+    if not input.is_floating_point():
+        raise NotImplementedError(
+            f"instance_norm expects a floating-point input, but got {input.dtype}"
+        )
+    if input.dim() < 3:
+        raise ValueError(
+            f"instance_norm expects an input of shape (N, C, *), with pixels to take the mean of,"
+            f" but got {list(input.shape)}"
+        )
+    if use_input_stats and input.shape[2:].numel() == 1:
+        raise ValueError(
+            f"Expected more than 1 spatial element when training, got input size {input.shape}"
+        )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("instance_norm expects both running_mean and running_var or neither")
+    if running_mean is None and not use_input_stats:
+        raise RuntimeError(
+            "instance_norm expects running_mean and running_var, or use_input_stats=True"
+        )
+    check_parameters(
+        "instance_norm", input,
+        running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
+    )  # fmt: skip
+
+
+def _aten_instance_norm(
+    input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, momentum: float, eps: float,
+) -> Tensor:  # fmt: skip
+    """Call torch's function, and keep the memory format, which it doesn't."""
+    parameters = [t for t in (weight, bias, running_mean, running_var) if t is not None]
+    if len({t.dtype for t in parameters}) > 1:  # ATen wants them in one type
+        weight, bias = (t if t is None else t.float() for t in (weight, bias))
+    y = torch.nn.functional.instance_norm(
+        input, running_mean, running_var, weight, bias, True, momentum, eps
+    )
+    return y if input.is_contiguous() else y.contiguous(memory_format=suggest_memory_format(input))

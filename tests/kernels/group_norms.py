@@ -1,0 +1,79 @@
+"""What the tests of group and instance norm share."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor
+
+from lightning_kernels import group_norm, instance_norm
+from tests.kernels.reference import assert_as_right_as_torch
+
+LAST, LAST_3D = torch.channels_last, torch.channels_last_3d
+Layout = torch.memory_format | None
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "leaky_relu": F.leaky_relu,
+    "elu": F.elu,
+    "selu": F.selu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+def make(
+    shape: tuple[int, ...],
+    layout: Layout = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> list[Tensor]:
+    """Return an input with an offset per channel, a weight and a bias."""
+    offset = torch.randn(shape[1], device=device).reshape(-1, *[1] * (len(shape) - 2))
+    x = (torch.randn(shape, device=device) * 2 + offset).to(dtype)
+    if layout is not None:
+        x = x.contiguous(memory_format=layout)
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    return [x, *(torch.randn(shape[1], device=device, dtype=parameter) for _ in range(2))]
+
+
+def both(
+    groups: int | None, activation: str | None = None, eps: float = 1e-5
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """Return ours and torch's as functions of x, weight and bias; instance norm for ``None``."""
+
+    def ours(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+        if groups is None:
+            return instance_norm(x, None, None, w, b, eps=eps, activation=activation)
+        return group_norm(x, groups, w, b, eps, activation)
+
+    def torchs(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
+        if not x.is_cpu:
+            w, b = (p if p is None else p.to(x.dtype) for p in (w, b))
+        if groups is None:
+            y = F.instance_norm(x, None, None, w, b, eps=eps)
+        else:
+            y = F.group_norm(x, groups, w, b, eps)
+        return y if activation is None else ACTIVATIONS[activation](y)
+
+    return ours, torchs
+
+
+def check(
+    shape: tuple[int, ...],
+    groups: int | None,
+    layout: Layout,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    offset: float = 0.0,
+    present: tuple[bool, bool] = (True, True),
+    activation: str | None = None,
+    eps: float = 1e-5,
+) -> None:
+    """Compare with torch on fresh tensors, weight and bias where they are ``present``."""
+
+    def draw() -> tuple[list[Tensor | None], Tensor]:
+        x, *parameters = make(shape, layout, dtype, device)
+        pairs = zip(parameters, present, strict=True)
+        return [x + offset, *(p if there else None for p, there in pairs)], torch.randn_like(x)
+
+    assert_as_right_as_torch(*both(groups, activation, eps), draw)
