@@ -57,13 +57,13 @@ def test_running_statistics_are_torchs(
     for function in (instance_norm, F.instance_norm):
         running = [torch.linspace(0.5, 1.5, 4, device=device) for _ in range(2)]
 
-        def call(x: Tensor, w: Tensor, b: Tensor, f: Any = function, r: Any = running) -> Tensor:
+        def call(x: Tensor, w: Tensor, b: Tensor, f: Any = function, r: Any = running) -> Any:
             if f is instance_norm:
                 return instance_norm(
                     x, r[0], r[1], w, b, uses_input, 0.3, 1e-3, activation=activation
                 )
             y = F.instance_norm(x, r[0], r[1], w, b, uses_input, 0.3, 1e-3)
-            return y if activation is None else ACTIVATIONS[activation](y)
+            return ACTIVATIONS[activation](y) if activation else y
 
         results.append([*run(call, tensors, grad), *running])
     for mine, right in zip(*results, strict=True):

@@ -3,8 +3,8 @@ import io
 from typing import Any
 
 import pytest
-import timm.layers
 import torch
+from timm.layers import norm
 from torch import nn
 
 from lightning_practices import nn as ours
@@ -73,8 +73,8 @@ def test_surgery_swaps_and_restores() -> None:
     layers: list[nn.Module] = [
         nn.GroupNorm(2, 8),
         nn.InstanceNorm2d(8, affine=True),
-        timm.layers.GroupNorm(8, 4),
-        timm.layers.GroupNorm1(8),
+        norm.GroupNorm(8, 4),
+        norm.GroupNorm1(8),
     ]
     model = nn.Sequential(*layers)
     kinds = [type(layer) for layer in layers]
