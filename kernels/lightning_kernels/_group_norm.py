@@ -276,7 +276,7 @@ def group_norm(
     parameter = resolve_parameter(activation, activation_parameter)
     check(x, num_groups, weight, bias)
     if not runs_triton(x):
-        y = _aten_group_norm(x, num_groups, weight, bias, eps)
+        y = aten_group_norm(x, num_groups, weight, bias, eps)
         return aten_activate(y, activation, parameter)
     return _group_norm(x, num_groups, weight, bias, float(eps), activation, parameter)[0]
 
@@ -306,7 +306,7 @@ def check_parameters(function: str, x: Tensor, **parameters: Tensor | None) -> N
         check_parameter(function, name, parameter, x.shape[1:2], "the channels of x", x)
 
 
-def _aten_group_norm(
+def aten_group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """Call torch's function, and return the input's type."""

@@ -7,7 +7,7 @@ from torch._prims_common import suggest_memory_format
 from lightning_kernels._activation import aten_activate, resolve_parameter
 from lightning_kernels._batch_norm import batch_norm
 from lightning_kernels._dispatch import runs_triton
-from lightning_kernels._group_norm import _group_norm, check_parameters
+from lightning_kernels._group_norm import _group_norm, aten_group_norm, check_parameters
 
 
 def instance_norm(
@@ -109,11 +109,25 @@ def _aten_instance_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, momentum: float, eps: float,
 ) -> Tensor:  # fmt: skip
-    """Call torch's function, and keep the memory format, which it doesn't."""
+    """Call torch's functions, and keep the memory format.
+
+    Torch's instance norm returns wrong gradients for those that come channels last: its group norm
+    is right. The former only updates running statistics, and takes what is empty.
+    """
+    layout = suggest_memory_format(input)
+    input = input.contiguous()
+    if input.numel() > 0:
+        if running_mean is not None:
+            with torch.no_grad():
+                torch.nn.functional.instance_norm(
+                    input, running_mean, running_var, None, None, True, momentum, eps
+                )
+        y = aten_group_norm(input, input.shape[1], weight, bias, eps)
+        return y.contiguous(memory_format=layout)
     parameters = [t for t in (weight, bias, running_mean, running_var) if t is not None]
     if len({t.dtype for t in parameters}) > 1:  # ATen wants them in one type
         weight, bias = (t if t is None else t.float() for t in (weight, bias))
     y = torch.nn.functional.instance_norm(
         input, running_mean, running_var, weight, bias, True, momentum, eps
     )
-    return y if input.is_contiguous() else y.contiguous(memory_format=suggest_memory_format(input))
+    return y.contiguous(memory_format=layout)
