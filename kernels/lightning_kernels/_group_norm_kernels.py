@@ -1,9 +1,9 @@
 """The kernels of group normalisation, for both layouts.
 
-A sample in memory is a matrix of channels by pixels (contiguous) or of pixels by channels (channels
-last). A slab is one group, or some neighbouring ones, of a sample. A program that holds a whole
-slab as its tile needs no other; else a slab is cut into blocks of channels, whose pixels programs
-(the splits) share, tile by tile. Statistics are the means of all groups, then their variances.
+A slab is one group, or some neighbouring ones, of a sample. A program that holds a whole slab as
+its tile needs no other; else a slab is cut into blocks of channels, whose pixels programs (the
+splits) share, tile by tile. A tile is channels by pixels, whichever of them are neighbours in
+memory. Statistics are the means of all groups, then their variances.
 """
 
 from lightning_kernels._activation import activate, activation_gradient
@@ -19,21 +19,15 @@ def _load(pointer, index, in_bounds, default):
 
 
 @triton.jit
-def _across(values, CHANNELS_LAST: tl.constexpr):
-    """Return a value of each channel as what a tile can be combined with."""
-    return values[None, :] if CHANNELS_LAST else values[:, None]
-
-
-@triton.jit
-def _sum_pixels(tile, CHANNELS_LAST: tl.constexpr):
+def _sum_pixels(tile):
     """Return the sum of each channel."""
-    return tl.sum(tile, axis=0 if CHANNELS_LAST else 1)
+    return tl.sum(tile, axis=1)
 
 
 @triton.jit
-def _sum_all_pixels(tile, CHANNELS_LAST: tl.constexpr):
+def _sum_all_pixels(tile):
     """Likewise, of sums of many tiles: outside of loops, so float64 is cheap."""
-    return _sum_pixels(tile.to(tl.float64), CHANNELS_LAST).to(tl.float32)
+    return _sum_pixels(tile.to(tl.float64)).to(tl.float32)
 
 
 @triton.jit
@@ -44,11 +38,10 @@ def _to_groups(values, member, PADDED: tl.constexpr):
 
 
 @triton.jit
-def _to_channels(values, member, CHANNELS_LAST: tl.constexpr, PADDED: tl.constexpr):
+def _to_channels(values, member, PADDED: tl.constexpr):
     """Give each channel its group's value, as what a tile can be combined with."""
     same = member[:, None] == tl.arange(0, PADDED)[None, :]
-    spread = tl.sum(tl.where(same, values[None, :], 0.0), axis=1)
-    return _across(spread, CHANNELS_LAST)
+    return tl.sum(tl.where(same, values[None, :], 0.0), axis=1, keep_dims=True)
 
 
 @triton.jit
@@ -78,14 +71,12 @@ def _tile(
     PIXELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
     """Return the place in memory of the elements of a block's tile number ``index``, and bounds."""
-    pixel = index * tl.full((), PIXELS, tl.int64) + tl.arange(0, PIXELS)
+    pixel = index * tl.full((), PIXELS, tl.int64) + tl.arange(0, PIXELS)[None, :]
     if CHANNELS_LAST:
-        place = (sample * pixels + pixel[:, None]) * channels + channel[None, :]
-        in_bounds = (pixel < pixels)[:, None] & in_channels[None, :]
+        place = (sample * pixels + pixel) * channels + channel[:, None]
     else:
-        place = (sample * channels + channel[:, None]) * pixels + pixel[None, :]
-        in_bounds = in_channels[:, None] & (pixel < pixels)[None, :]
-    return place, in_bounds
+        place = (sample * channels + channel[:, None]) * pixels + pixel
+    return place, in_channels[:, None] & (pixel < pixels)
 
 
 @triton.jit
@@ -115,13 +106,13 @@ def _group_norm_forward_kernel(
         0, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
     )
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
-    mean = _to_groups(_sum_pixels(x, CHANNELS_LAST), member, PADDED) / size
-    x = tl.where(in_bounds, x - _to_channels(mean, member, CHANNELS_LAST, PADDED), 0.0)
-    variance = _to_groups(_sum_pixels(x * x, CHANNELS_LAST), member, PADDED) / size
+    mean = _to_groups(_sum_pixels(x), member, PADDED) / size
+    x = tl.where(in_bounds, x - _to_channels(mean, member, PADDED), 0.0)
+    variance = _to_groups(_sum_pixels(x * x), member, PADDED) / size
     tl.store(statistics_ptr + group, mean, mask=in_groups)
     tl.store(statistics_ptr + all_groups + group, variance, mask=in_groups)
-    rstd = _to_channels(tl.rsqrt(variance + eps), member, CHANNELS_LAST, PADDED)
-    channel, in_channels = _across(channel, CHANNELS_LAST), _across(in_channels, CHANNELS_LAST)
+    rstd = _to_channels(tl.rsqrt(variance + eps), member, PADDED)
+    channel, in_channels = channel[:, None], in_channels[:, None]
     weight = _load(weight_ptr, channel, in_channels, 1.0)
     z = x * rstd * weight + _load(bias_ptr, channel, in_channels, 0.0)
     y = activate(z, parameter, ACTIVATION).to(y_ptr.dtype.element_ty)
@@ -155,8 +146,8 @@ def _group_norm_statistics_kernel(
     )
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     count = tl.minimum(pixels - split * PIXELS, PIXELS)
-    shift = _to_groups(_sum_pixels(x, CHANNELS_LAST), member, PADDED) / (held * count)
-    shifts = _to_channels(shift, member, CHANNELS_LAST, PADDED)
+    shift = _to_groups(_sum_pixels(x), member, PADDED) / (held * count)
+    shifts = _to_channels(shift, member, PADDED)
     centred = tl.where(in_bounds, x - shifts, 0.0)
     total, squares = centred, centred * centred
     for index in range(split + splits, tl.cdiv(pixels, PIXELS), splits):
@@ -169,8 +160,8 @@ def _group_norm_statistics_kernel(
         squares += centred * centred
         count += tl.minimum(pixels - index * PIXELS, PIXELS)
     counts = held * count
-    offset = _to_groups(_sum_all_pixels(total, CHANNELS_LAST), member, PADDED) / counts
-    deviations = _to_groups(_sum_all_pixels(squares, CHANNELS_LAST), member, PADDED)
+    offset = _to_groups(_sum_all_pixels(total), member, PADDED) / counts
+    deviations = _to_groups(_sum_all_pixels(squares), member, PADDED)
     deviations -= offset * offset * counts
     out_ptr = partial_ptr + part.to(tl.int64) * 3 * all_groups + group
     tl.store(out_ptr, shift + offset, mask=in_groups)
@@ -196,10 +187,8 @@ def _group_norm_apply_kernel(
     place, in_bounds = _tile(
         index % tiles, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
     )
-    mean, rstd = _load_statistics(
-        statistics_ptr, all_groups, group, in_groups, member, eps, CHANNELS_LAST, PADDED
-    )
-    channel, in_channels = _across(channel, CHANNELS_LAST), _across(in_channels, CHANNELS_LAST)
+    mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
+    channel, in_channels = channel[:, None], in_channels[:, None]
     weight = _load(weight_ptr, channel, in_channels, 1.0)
     bias = _load(bias_ptr, channel, in_channels, 0.0)
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
@@ -210,15 +199,14 @@ def _group_norm_apply_kernel(
 
 @triton.jit
 def _load_statistics(
-    statistics_ptr, all_groups, group, in_groups, member, eps,
-    CHANNELS_LAST: tl.constexpr, PADDED: tl.constexpr,
+    statistics_ptr, all_groups, group, in_groups, member, eps, PADDED: tl.constexpr
 ):  # fmt: skip
     """Return mean and 1/sqrt(variance + eps) of each channel's group."""
     mean = tl.load(statistics_ptr + group, mask=in_groups, other=0.0)
     variance = tl.load(statistics_ptr + all_groups + group, mask=in_groups, other=1.0)
     return (
-        _to_channels(mean, member, CHANNELS_LAST, PADDED),
-        _to_channels(tl.rsqrt(variance + eps), member, CHANNELS_LAST, PADDED),
+        _to_channels(mean, member, PADDED),
+        _to_channels(tl.rsqrt(variance + eps), member, PADDED),
     )
 
 
@@ -253,18 +241,15 @@ def _group_norm_backward_kernel(
     place, in_bounds = _tile(
         0, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
     )
-    mean, rstd = _load_statistics(
-        statistics_ptr, all_groups, group, in_groups, member, eps, CHANNELS_LAST, PADDED
-    )
-    own = _across(channel, CHANNELS_LAST)
-    own_mask = _across(in_channels, CHANNELS_LAST)
+    mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
+    own, own_mask = channel[:, None], in_channels[:, None]
     weight = _load(weight_ptr, own, own_mask, 1.0)
     bias = _load(bias_ptr, own, own_mask, 0.0)
     grad, normalised = _load_gradient(
         grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter, ACTIVATION
     )
-    total = _sum_pixels(grad, CHANNELS_LAST)
-    products = _sum_pixels(grad * normalised, CHANNELS_LAST)
+    total = _sum_pixels(grad)
+    products = _sum_pixels(grad * normalised)
     if partial_ptr is not None:
         out_ptr = partial_ptr + sample * channels + channel
         tl.store(out_ptr, products, mask=in_channels)
@@ -273,8 +258,8 @@ def _group_norm_backward_kernel(
         scale = _load(weight_ptr, channel, in_channels, 1.0)
         total = _to_groups(total * scale, member, PADDED) / size
         products = _to_groups(products * scale, member, PADDED) / size
-        grad = grad * weight - _to_channels(total, member, CHANNELS_LAST, PADDED)
-        grad -= normalised * _to_channels(products, member, CHANNELS_LAST, PADDED)
+        grad = grad * weight - _to_channels(total, member, PADDED)
+        grad -= normalised * _to_channels(products, member, PADDED)
         tl.store(grad_x_ptr + place, (grad * rstd).to(grad_x_ptr.dtype.element_ty), mask=in_bounds)
 
 
@@ -295,17 +280,12 @@ def _group_norm_reduce_kernel(
         tl.program_id(0) // parts, part // splits, slabs, groups, channels, width, group_size,
         GROUPS, PADDED, CHANNELS,
     )  # fmt: skip
-    mean, rstd = _load_statistics(
-        statistics_ptr, all_groups, group, in_groups, member, eps, CHANNELS_LAST, PADDED
-    )
-    own, own_mask = _across(channel, CHANNELS_LAST), _across(in_channels, CHANNELS_LAST)
+    mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
+    own, own_mask = channel[:, None], in_channels[:, None]
     weight = _load(weight_ptr, own, own_mask, 1.0)
     bias = _load(bias_ptr, own, own_mask, 0.0)
-    if CHANNELS_LAST:
-        total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-    else:
-        total = tl.zeros((CHANNELS, PIXELS), tl.float32)
-    products = total
+    total = tl.zeros((CHANNELS, PIXELS), tl.float32)
+    products = tl.zeros((CHANNELS, PIXELS), tl.float32)
     for index in range(split, tl.cdiv(pixels, PIXELS), splits):
         place, in_bounds = _tile(
             index, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
@@ -316,9 +296,9 @@ def _group_norm_reduce_kernel(
         total += grad
         products += grad * normalised
     out_ptr = partial_ptr + (sample * splits + split) * channels + channel
-    tl.store(out_ptr, _sum_all_pixels(products, CHANNELS_LAST), mask=in_channels)
+    tl.store(out_ptr, _sum_all_pixels(products), mask=in_channels)
     out_ptr += partial_stride
-    tl.store(out_ptr, _sum_all_pixels(total, CHANNELS_LAST), mask=in_channels)
+    tl.store(out_ptr, _sum_all_pixels(total), mask=in_channels)
 
 
 @triton.jit
@@ -371,10 +351,8 @@ def _group_norm_apply_backward_kernel(
     place, in_bounds = _tile(
         index % tiles, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
     )
-    mean, rstd = _load_statistics(
-        statistics_ptr, all_groups, group, in_groups, member, eps, CHANNELS_LAST, PADDED
-    )
-    channel, in_channels = _across(channel, CHANNELS_LAST), _across(in_channels, CHANNELS_LAST)
+    mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
+    channel, in_channels = channel[:, None], in_channels[:, None]
     weight = _load(weight_ptr, channel, in_channels, 1.0)
     bias = _load(bias_ptr, channel, in_channels, 0.0)
     grad, normalised = _load_gradient(
@@ -382,6 +360,6 @@ def _group_norm_apply_backward_kernel(
     )
     products = tl.load(sums_ptr + group, mask=in_groups, other=0.0)
     total = tl.load(sums_ptr + all_groups + group, mask=in_groups, other=0.0)
-    grad = grad * weight - _to_channels(total, member, CHANNELS_LAST, PADDED)
-    grad -= normalised * _to_channels(products, member, CHANNELS_LAST, PADDED)
+    grad = grad * weight - _to_channels(total, member, PADDED)
+    grad -= normalised * _to_channels(products, member, PADDED)
     tl.store(grad_x_ptr + place, (grad * rstd).to(grad_x_ptr.dtype.element_ty), mask=in_bounds)

@@ -15,8 +15,8 @@ from tests.kernels.reference import run
 # Shape, groups, layout: those of a program each way, then those that several share.
 HELD: list[tuple[tuple[int, ...], int, Layout]] = [
     ((1, 2), 1, None),
-    ((90, 12), 3, None),
-    ((30, 6, 5), 2, None),
+    ((9, 12), 3, None),
+    ((7, 6, 5), 2, None),
     ((2, 127, 3), 1, None),
     ((2, 6, 5, 7), 6, None),
     ((2, 6, 5, 7), 3, LAST),
@@ -72,11 +72,12 @@ def test_parameters_of_activations(name: str, parameter: float, device: str) -> 
     torch.testing.assert_close(y, right, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("shape", [(3, 6, 61), (1, 2, 17_000)], ids=str)
-@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize(
+    ("shape", "activation"), [((3, 6, 61), None), ((3, 6, 61), "gelu"), ((1, 2, 17_000), "gelu")]
+)
 @pytest.mark.parametrize("present", [(True, False), (False, True), (False, False)], ids=str)
 def test_weight_and_bias_are_optional(
-    present: tuple[bool, bool], activation: str | None, shape: tuple[int, ...], device: str
+    present: tuple[bool, bool], shape: tuple[int, ...], activation: str | None, device: str
 ) -> None:
     check(shape, shape[1] // 2, None, device, present=present, activation=activation)
 
@@ -120,22 +121,21 @@ def test_a_constant_group_becomes_the_bias(layout: Layout, device: str) -> None:
     assert all(grad.isfinite().all() for grad in grads)
 
 
-@pytest.mark.parametrize("poison", [math.nan, math.inf])
-@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize(("poison", "activation"), [(math.nan, "relu"), (math.inf, None)])
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((2, 8, 5, 7), None), ((2, 8, 5, 7), LAST), ((2, 8, 70, 60), None), ((2, 8, 70, 60), LAST)],
+    [((2, 4, 5, 7), None), ((2, 4, 5, 7), LAST), ((2, 4, 70, 60), None), ((2, 4, 70, 60), LAST)],
 )
 def test_a_bad_group_stays_that_group(
     shape: tuple[int, ...], layout: Layout, activation: str | None, poison: float, device: str
 ) -> None:
     tensors = make(shape, layout, device=device)
     grad = torch.randn(shape, device=device)
-    clean = run(both(4, activation)[0], tensors, grad)
-    tensors[0][1, 4, 2, 2] = poison
-    y, grad_x, *_ = run(both(4, activation)[0], tensors, grad)
+    clean = run(both(2, activation)[0], tensors, grad)
+    tensors[0][1, 2, 2, 2] = poison
+    y, grad_x, *_ = run(both(2, activation)[0], tensors, grad)
     bad = torch.zeros(shape, dtype=torch.bool, device=device)
-    bad[1, 4:6] = True
+    bad[1, 2:] = True
     assert y[bad].isnan().all()
     assert torch.equal(y[~bad], clean[0][~bad])
     assert torch.equal(grad_x[~bad], clean[1][~bad])
