@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from lightning_kernels._activation import aten_activate, resolve_parameter
 from lightning_kernels._batch_norm import _merge
@@ -25,6 +26,7 @@ from lightning_kernels._group_norm_kernels import (
     _group_norm_sum_kernel,
 )
 from lightning_kernels._group_norm_layout import HELD_BACKWARD, HELD_FORWARD, Plan, plan_of
+from lightning_kernels._layer_norm import Autocast, autocast_dtype
 from lightning_kernels._operator import Operator
 from lightning_kernels._parameters import check_parameter
 from lightning_kernels._row_norm_kernels import _sum_partials_kernel
@@ -48,12 +50,15 @@ def _cut(x: Tensor, groups: int, held: int) -> tuple[Plan, int, tuple[int, ...],
 
 def _forward(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
-    activation: str | None, parameter: float,
+    activation: str | None, parameter: float, dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the output, and the mean and the biased variance of each group of each sample."""
+    """Return the output, and the mean and the biased variance of each group of each sample.
+
+    The output is of ``dtype``, or of the type of ``x``.
+    """
     x = dense(x)
     weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
-    y, statistics = _fake(x, groups, weight, bias, eps, activation, parameter)
+    y, statistics = _fake(x, groups, weight, bias, eps, activation, parameter, dtype)
     plan, programs, sizes, size = _cut(x, groups, HELD_FORWARD)
     if plan.is_held:
         launch(
@@ -86,13 +91,13 @@ def _measure(x: Tensor, plan: Plan, programs: int, sizes: tuple[int, ...]) -> Te
 
 def _fake(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
-    activation: str | None, parameter: float,
+    activation: str | None, parameter: float, dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     x = dense(x)
     # As torch: where sizes of 1 make a tensor both, the output has the strides of a contiguous one.
     layout = torch.contiguous_format if x.is_contiguous() else torch.preserve_format
     statistics = x.new_empty((2, x.shape[0] * groups), dtype=torch.float32)
-    return torch.empty_like(x, memory_format=layout), statistics
+    return torch.empty_like(x, dtype=dtype, memory_format=layout), statistics
 
 
 def _forward_of_backward(
@@ -130,6 +135,13 @@ def _forward_of_backward(
             **{**constants, "num_warps": constants["num_warps"] * x.element_size() // 2},
             maxnreg=_REGISTERS,
         )  # fmt: skip
+        if grad_x is not None:
+            assert partial is not None
+            sums = _sums_of_groups(partial, weight, plan, programs, sizes, size)
+            launch(
+                _group_norm_apply_backward_kernel, (programs * plan.blocks * plan.tiles,), x.device,
+                *tensors, sums, grad_x, *sizes, plan.blocks, eps, parameter, **constants,
+            )  # fmt: skip
     if needs[1] or needs[2]:
         assert partial is not None
         launch(
@@ -137,19 +149,22 @@ def _forward_of_backward(
             *(p if need else None for p, need in zip(partial.unbind(), needs[1:], strict=True)),
             grad_weight, grad_bias, rows, channels, ROWS=128, COLUMNS=16, num_warps=4,
         )  # fmt: skip
-    if grad_x is not None and not plan.is_held:
-        sums = x.new_empty((2, sizes[0]), dtype=torch.float32)
-        block = {name: constants[name] for name in ("GROUPS", "PADDED", "CHANNELS")}
-        launch(
-            _group_norm_sum_kernel, (programs,), x.device,
-            partial, weight, sums, *sizes[:3], *sizes[4:], size, plan.splits, rows * channels,
-            **block, SPLITS=min(128, next_power_of_2(plan.splits)), num_warps=8,
-        )  # fmt: skip
-        launch(
-            _group_norm_apply_backward_kernel, (programs * plan.blocks * plan.tiles,), x.device,
-            *tensors, sums, grad_x, *sizes, plan.blocks, eps, parameter, **constants,
-        )  # fmt: skip
     return gradients
+
+
+def _sums_of_groups(
+    partial: Tensor, weight: Tensor | None, plan: Plan, programs: int, sizes: tuple[int, ...],
+    size: float,
+) -> Tensor:  # fmt: skip
+    """Merge what programs have summed of each channel to the two means of each group."""
+    sums = partial.new_empty((2, sizes[0]))
+    block = {name: plan.constants[name] for name in ("GROUPS", "PADDED", "CHANNELS")}
+    launch(
+        _group_norm_sum_kernel, (programs,), partial.device,
+        partial, weight, sums, *sizes[:3], *sizes[4:], size, plan.splits, partial.stride(0),
+        **block, SPLITS=min(128, next_power_of_2(plan.splits)), num_warps=8,
+    )  # fmt: skip
+    return sums
 
 
 def _fake_of_backward(
@@ -177,7 +192,7 @@ _group_norm_backward = Operator(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, ctx.groups, weight, bias, *ctx.numbers = inputs
+    x, ctx.groups, weight, bias, *ctx.numbers, _ = inputs
     ctx.save_for_backward(x, weight, bias, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -185,7 +200,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 7
+        return (None,) * 8
     x, weight, bias, statistics = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
     if torch.is_grad_enabled():  # create_graph=True: in terms that autograd can follow
@@ -195,7 +210,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
             grad, x, ctx.groups, weight, bias, statistics, *ctx.numbers, needs
         )
         results = [g if need else None for g, need in zip(gradients, needs, strict=True)]
-    return results[0], None, results[1], results[2], None, None, None
+    return results[0], None, results[1], results[2], None, None, None, None
 
 
 def _differentiable_backward(
@@ -220,7 +235,7 @@ def _differentiable_backward(
 _group_norm = Operator(
     "group_norm",
     "(Tensor x, SymInt groups, Tensor? weight, Tensor? bias, float eps, str? activation,"
-    " float parameter) -> (Tensor, Tensor)",
+    " float parameter, ScalarType? dtype) -> (Tensor, Tensor)",
     forward=_forward,
     fake=_fake,
     setup_context=_setup_context,
@@ -236,6 +251,8 @@ def group_norm(
     eps: float = 1e-5,
     activation: str | None = None,
     activation_parameter: float | None = None,
+    *,
+    autocast: Autocast = "input",
 ) -> Tensor:
     r"""Normalise each group of channels of each sample of ``x``, and activate.
 
@@ -250,7 +267,10 @@ def group_norm(
     activation is computed again.
 
     Where the kernels do not run (see :func:`lightning_kernels.route`) this is a composition of
-    torch's own functions. Under autocast, too, the result has the type of ``x``.
+    torch's own functions.
+
+    Under autocast on a GPU torch returns float32; this returns the type of ``x``, unless told to
+    match, which halves the memory that the result takes. It is computed in float32 either way.
 
     Args:
         x: ``(N, C, *)`` of any strides, floating point.
@@ -261,24 +281,29 @@ def group_norm(
         activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
             ``"gelu"`` (exact).
         activation_parameter: Slope of leaky_relu (by default 0.01) or alpha of elu (1.0).
+        autocast: What decides on the type of the result under autocast: ``"input"``, or as torch
+            does (float32 on a GPU) with ``"match"``.
 
     Returns:
-        Tensor of the shape, type and memory format of ``x``: channels last or contiguous.
+        Tensor of the shape, type (see ``autocast``) and memory format of ``x``: channels last or
+        contiguous.
 
     Raises:
         NotImplementedError: If ``x`` is not floating point.
         RuntimeError: If shapes, types or devices do not go together.
-        ValueError: If a group has a single value, or the activation is none that there can be.
+        ValueError: If a group has a single value, or the activation or ``autocast`` is none that
+            there can be.
 
     References:
         Wu and He, 2018, "Group normalization", arXiv:1803.08494.
     """
     parameter = resolve_parameter(activation, activation_parameter)
     check(x, num_groups, weight, bias)
+    dtype = autocast_dtype("group_norm", x, autocast)
     if not runs_triton(x):
-        y = aten_group_norm(x, num_groups, weight, bias, eps)
+        y = aten_group_norm(x if dtype is None else x.to(dtype), num_groups, weight, bias, eps)
         return aten_activate(y, activation, parameter)
-    return _group_norm(x, num_groups, weight, bias, float(eps), activation, parameter)[0]
+    return _group_norm(x, num_groups, weight, bias, float(eps), activation, parameter, dtype)[0]
 
 
 def check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -309,13 +334,16 @@ def check_parameters(function: str, x: Tensor, **parameters: Tensor | None) -> N
 def aten_group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """Call torch's function, and return the input's type."""
+    """Call torch's function, and return the input's type and memory format."""
     function = torch.nn.functional.group_norm
     if not x.is_cpu:  # ATen mixes types on the CPU only, and there not those of the parameters
         weight, bias = (t if t is None else t.to(x.dtype) for t in (weight, bias))
     elif weight is not None and bias is not None and weight.dtype != bias.dtype:
         weight, bias = weight.float(), bias.float()
-    if not torch.is_autocast_enabled(x.device.type):
-        return function(x, num_groups, weight, bias, eps)
-    with torch.autocast(x.device.type, enabled=False):
-        return function(x, num_groups, weight, bias, eps)
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            y = function(x, num_groups, weight, bias, eps)
+    else:
+        y = function(x, num_groups, weight, bias, eps)
+    # Elsewhere than on the CPU ATen returns what is contiguous.
+    return y if x.is_cpu else y.contiguous(memory_format=suggest_memory_format(x))

@@ -6,6 +6,7 @@ from torch._prims_common import suggest_memory_format
 
 from lightning_kernels._activation import aten_activate, resolve_parameter
 from lightning_kernels._batch_norm import batch_norm
+from lightning_kernels._batch_norm_aten import update_running
 from lightning_kernels._dispatch import runs_triton
 from lightning_kernels._group_norm import _group_norm, aten_group_norm, check_parameters
 
@@ -30,8 +31,8 @@ def instance_norm(
     with mean and biased variance of each channel of each sample if ``use_input_stats``, else the
     running ones of each channel. The first arguments are those of
     :func:`torch.nn.functional.instance_norm`. What is said of :func:`lightning_kernels.group_norm`
-    holds here. Where running statistics are to be updated, that is torch's work; with those in
-    place of the sample's it is that of :func:`lightning_kernels.batch_norm`.
+    holds here, but that torch's too returns the type of ``input`` under autocast. Normalising by
+    running statistics is the work of :func:`lightning_kernels.batch_norm`.
 
     Args:
         input: ``(N, C, *)`` of any strides, floating point.
@@ -64,16 +65,23 @@ def instance_norm(
     """
     parameter = resolve_parameter(activation, activation_parameter)
     _check(input, running_mean, running_var, weight, bias, use_input_stats)
-    if not use_input_stats:
+    if not use_input_stats or input.numel() == 0:  # what is empty has no statistics
         return batch_norm(
-            input, running_mean, running_var, weight, bias, False, momentum, eps,
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
             activation=activation, activation_parameter=activation_parameter,
         )  # fmt: skip
-    if running_mean is None and runs_triton(input):
-        groups = input.shape[1]
-        return _group_norm(input, groups, weight, bias, float(eps), activation, parameter)[0]
-    y = _aten_instance_norm(input, running_mean, running_var, weight, bias, momentum, eps)
-    return aten_activate(y, activation, parameter)
+    channels = input.shape[1]
+    if not runs_triton(input):
+        y = _aten_instance_norm(input, running_mean, running_var, weight, bias, momentum, eps)
+        return aten_activate(y, activation, parameter)
+    y, statistics = _group_norm(
+        input, channels, weight, bias, float(eps), activation, parameter, None
+    )
+    if running_mean is not None and running_var is not None:
+        mean, variance = statistics.view(2, -1, channels).mean(1)
+        count = torch.full_like(mean, input.shape[2:].numel())
+        update_running(running_mean, running_var, torch.stack([mean, variance, count]), momentum)
+    return y
 
 
 def _check(
@@ -109,25 +117,16 @@ def _aten_instance_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, momentum: float, eps: float,
 ) -> Tensor:  # fmt: skip
-    """Call torch's functions, and keep the memory format.
+    """Call torch's functions, contiguous, and keep the memory format.
 
-    Torch's instance norm returns wrong gradients for those that come channels last: its group norm
-    is right. The former only updates running statistics, and takes what is empty.
+    Torch's instance norm only updates the running statistics: channels last, a batch of one sample
+    gets wrong gradients from it. Its group norm is right, and contiguous quicker.
     """
-    layout = suggest_memory_format(input)
-    input = input.contiguous()
-    if input.numel() > 0:
-        if running_mean is not None:
-            with torch.no_grad():
-                torch.nn.functional.instance_norm(
-                    input, running_mean, running_var, None, None, True, momentum, eps
-                )
-        y = aten_group_norm(input, input.shape[1], weight, bias, eps)
-        return y.contiguous(memory_format=layout)
-    parameters = [t for t in (weight, bias, running_mean, running_var) if t is not None]
-    if len({t.dtype for t in parameters}) > 1:  # ATen wants them in one type
-        weight, bias = (t if t is None else t.float() for t in (weight, bias))
-    y = torch.nn.functional.instance_norm(
-        input, running_mean, running_var, weight, bias, True, momentum, eps
-    )
-    return y.contiguous(memory_format=layout)
+    contiguous = input.contiguous()
+    if running_mean is not None:
+        with torch.no_grad():
+            torch.nn.functional.instance_norm(
+                contiguous, running_mean, running_var, None, None, True, momentum, eps
+            )
+    y = aten_group_norm(contiguous, input.shape[1], weight, bias, eps)
+    return y.contiguous(memory_format=suggest_memory_format(input))

@@ -33,8 +33,8 @@ class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
 
     Mean and biased variance are taken over the pixels, in float32 whatever the input's type. Still
     a :class:`torch.nn.InstanceNorm2d`: the constructor, ``state_dict`` and ``repr`` are inherited,
-    so checkpoints go both ways. With ``track_running_stats`` training is torch's own, evaluation
-    that of :class:`BatchNorm2d`.
+    so checkpoints go both ways. With ``track_running_stats`` evaluation is that of
+    :class:`BatchNorm2d`.
 
     Ulyanov et al., 2016, *Instance Normalization: The Missing Ingredient for Fast Stylization*,
     arXiv:1607.08022.

@@ -180,10 +180,13 @@ def test_strides_do_not_matter(name: str, device: str) -> None:
 @pytest.mark.parametrize(
     ("shape", "layout"), [((2, 8, 5, 7), None), ((2, 8, 5, 7), LAST), ((2, 8, 3, 2, 2), LAST_3D)]
 )
-def test_the_layout_is_kept(shape: tuple[int, ...], layout: Layout, device: str) -> None:
-    leaf, *_ = make(shape, layout, device=device)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_the_layout_is_kept(
+    shape: tuple[int, ...], layout: Layout, dtype: torch.dtype, device: str
+) -> None:
+    leaf, *_ = make(shape, layout, dtype, device)
     y = group_norm(leaf.requires_grad_(), 2, activation="silu")
-    (grad,) = torch.autograd.grad(y, leaf, torch.ones(shape, device=device))
+    (grad,) = torch.autograd.grad(y, leaf, torch.ones_like(y))
     assert y.stride() == grad.stride() == leaf.stride()
 
 

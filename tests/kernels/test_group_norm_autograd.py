@@ -81,6 +81,42 @@ def test_autocast_keeps_the_inputs_type(size: int, device: str) -> None:
     assert torch.equal(y, both(3, "gelu")[0](x, weight, bias))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)  # the latter is ATen's
+@pytest.mark.parametrize("shape", [(4, 6, 2, 3), (1, 4, 97, 91)], ids=str)
+def test_autocast_can_be_matched(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, weight, bias = (t.requires_grad_() for t in make(shape, LAST, dtype, "cuda"))
+    with torch.autocast("cuda", torch.bfloat16):
+        y = group_norm(x, 2, weight, bias, activation="silu", autocast="match")
+        right = F.silu(F.group_norm(x, 2, weight, bias))
+    assert y.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    torch.testing.assert_close(y.float(), right.float(), rtol=1e-5, atol=1e-5)
+    for a, b in zip(
+        *(torch.autograd.grad(z.sum(), (x, weight, bias)) for z in (y, right)), strict=True
+    ):
+        torch.testing.assert_close(a, b.to(a.dtype))
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("shape", [(2, 4, 3, 2), (1, 2, 97, 173)], ids=str)
+def test_an_output_wider_than_the_input(shape: tuple[int, ...], device: str) -> None:
+    x, weight, bias = (t.requires_grad_() for t in make(shape, LAST, torch.bfloat16, device))
+    grad = torch.randn(shape, device=device)
+    wide = OPS.group_norm(x, 2, weight, bias, 1e-5, "silu", 0.0, torch.float32)[0]
+    narrow = group_norm(x, 2, weight, bias, activation="silu")
+    assert wide.dtype == torch.float32
+    assert torch.equal(wide.bfloat16(), narrow)
+    mine = torch.autograd.grad(wide, (x, weight, bias), grad)
+    right = torch.autograd.grad(
+        F.silu(F.group_norm(x.double(), 2, weight.double(), bias.double())),
+        (x, weight, bias), grad.double(),
+    )  # fmt: skip
+    for a, b in zip(mine, right, strict=True):
+        torch.testing.assert_close(
+            a, b, rtol=1e-2 if a.dtype == torch.bfloat16 else 1e-5, atol=1e-4
+        )
+
+
 @pytest.mark.parametrize("layout", [None, LAST], ids=str)
 def test_compiled_in_one_graph(layout: Layout, device: str) -> None:
     tensors = make((2, 6, 4, 3), layout, device=device)
@@ -103,9 +139,9 @@ def test_compiled_in_one_graph(layout: Layout, device: str) -> None:
 def test_opcheck(shape: tuple[int, ...], layout: Layout, device: str) -> None:
     x, weight, bias = (t.requires_grad_() for t in make(shape, layout, device=device))
     numbers = 1e-5, "silu", 0.0
-    torch.library.opcheck(OPS.group_norm.default, (x, 2, weight, bias, *numbers))
+    torch.library.opcheck(OPS.group_norm.default, (x, 2, weight, bias, *numbers, torch.float16))
     with torch.no_grad():
-        y, statistics = OPS.group_norm(x, 2, weight, None, *numbers)
+        y, statistics = OPS.group_norm(x, 2, weight, None, *numbers, None)
         detached = x.detach(), 2, weight.detach(), None
     for needs in ([True, True, False], [False, True, False]):
         arguments = (y, *detached, statistics, *numbers, needs)
@@ -149,7 +185,7 @@ def _on(device: str, arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD, ids=str)
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
 def test_bad_arguments(
     arguments: dict[str, Any], error: type[Exception], message: str, device: str
 ) -> None:
@@ -168,8 +204,8 @@ def test_bad_arguments(
         ({"activation": "relu", "activation_parameter": 0.2}, ValueError, "0.2.*'relu'"),
         ({"num_groups": 0}, RuntimeError, "at least 1.* got 0"),
         ({"bias": torch.ones(8, dtype=torch.float64)}, RuntimeError, "bias.*float32.*float64"),
+        ({"autocast": "torch"}, ValueError, "'input' or 'match'.*'torch'"),
     ],
-    ids=str,
 )
 def test_bad_arguments_of_our_own(
     arguments: dict[str, Any], error: type[Exception], message: str, device: str

@@ -1,4 +1,5 @@
 import copy
+import functools
 import io
 from typing import Any
 
@@ -6,6 +7,7 @@ import pytest
 import torch
 from timm.layers import norm
 from torch import nn
+from torchvision.models import resnet18
 
 from lightning_practices import nn as ours
 from lightning_practices import surgery
@@ -48,9 +50,11 @@ def test_computes_is_printed_and_saved_like_torchs(
 
 
 @pytest.mark.parametrize(
-    "layer", [ours.GroupNorm(2, 8), ours.InstanceNorm2d(8, affine=True)], ids=str
+    ("name", "args", "kwargs"),
+    [("GroupNorm", (2, 8), {}), ("InstanceNorm2d", (8,), {"affine": True})],
 )
-def test_copies_and_pickles(layer: nn.Module) -> None:
+def test_copies_and_pickles(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    layer = getattr(ours, name)(*args, **kwargs)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
     stream = io.BytesIO()
@@ -95,3 +99,20 @@ def test_surgery_swaps_and_restores() -> None:
     torch.testing.assert_close(torch.load(stream, weights_only=False)(x), before)
     surgery.restore(model)
     assert [type(layer) for layer in layers] == kinds
+
+
+def test_surgery_changes_no_bit_of_a_model_in_float64() -> None:
+    """Both are torch's own function then, whatever this run has."""
+    model = resnet18(norm_layer=functools.partial(nn.GroupNorm, 8)).double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+    def results() -> list[torch.Tensor]:
+        y = model(x)
+        return [y.detach(), *torch.autograd.grad(y.square().sum(), [*model.parameters()])]
+
+    before = results()
+    assert len(surgery.accelerate(model).replaced) == 20
+    assert all(torch.equal(a, b) for a, b in zip(results(), before, strict=True))
+    assert len(surgery.restore(model).replaced) == 20
+    assert not any(isinstance(module, ours.GroupNorm) for module in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(results(), before, strict=True))
