@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_kernels import Autocast
 
 
 class GroupNorm(nn.GroupNorm):
@@ -27,6 +28,10 @@ class GroupNorm(nn.GroupNorm):
         device: Of the parameters.
         dtype: Of the parameters.
 
+    Attributes:
+        autocast: As in :func:`lightning_kernels.group_norm`: ``"match"`` returns float32 where
+            torch does.
+
     Shape:
         - Input: :math:`(N, C, *)`, any floating dtype.
         - Output: as the input, its memory format and its dtype included (torch's is float32 under a
@@ -39,8 +44,10 @@ class GroupNorm(nn.GroupNorm):
         NotImplementedError: From ``forward``, if its type is not floating.
     """
 
+    autocast: Autocast = "input"
+
     @override
     def forward(self, input: Tensor) -> Tensor:
         return lightning_kernels.group_norm(
-            input, self.num_groups, self.weight, self.bias, self.eps
+            input, self.num_groups, self.weight, self.bias, self.eps, autocast=self.autocast
         )

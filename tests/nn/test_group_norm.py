@@ -9,6 +9,7 @@ from timm.layers import norm
 from torch import nn
 from torchvision.models import resnet18
 
+import lightning_kernels
 from lightning_practices import nn as ours
 from lightning_practices import surgery
 
@@ -71,6 +72,27 @@ def test_another_number_of_channels_is_refused() -> None:
         ours.GroupNorm(2, 8)(torch.randn(2, 4, 3))
     with pytest.raises(ValueError, match=r"num_features.*8.*4"):
         ours.InstanceNorm1d(8, affine=True)(torch.randn(2, 4, 3))
+
+
+def test_autocast_is_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(lightning_kernels, "group_norm", lambda *_, **kwargs: given.append(kwargs))
+    model = nn.Sequential(ours.GroupNorm(2, 8), norm.GroupNorm(8, 4), norm.GroupNorm1(8))
+    surgery.accelerate(model)
+    for value in ("input", "match"):
+        for layer in model:
+            layer.autocast = value
+            layer(torch.randn(2, 8, 3))
+    assert given == [{"autocast": "input"}] * 3 + [{"autocast": "match"}] * 3
+
+
+@pytest.mark.parametrize("layer", [norm.GroupNorm(8, 4), norm.GroupNorm1(8)], ids=["some", "one"])
+def test_timms_fast_mode_stays(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lightning_kernels, "group_norm", None)
+    layer = copy.deepcopy(layer)
+    surgery.accelerate(layer)
+    layer._fast_norm = True
+    assert layer(torch.randn(2, 8, 3)).shape == (2, 8, 3)
 
 
 def test_surgery_swaps_and_restores() -> None:
