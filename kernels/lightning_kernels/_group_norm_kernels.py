@@ -7,15 +7,8 @@ memory. Statistics are the means of all groups, then their variances.
 """
 
 from lightning_kernels._activation import activate, activation_gradient
+from lightning_kernels._batch_norm_kernels import _load
 from lightning_kernels._triton import tl, triton
-
-
-@triton.jit
-def _load(pointer, index, in_bounds, default):
-    """Load what there is one of per channel or group, ``default`` where there is none."""
-    if pointer is None:
-        return default
-    return tl.load(pointer + index, mask=in_bounds, other=default).to(tl.float32)
 
 
 @triton.jit
@@ -221,7 +214,7 @@ def _load_gradient(
     normalised = tl.where(in_bounds, (x - mean) * rstd, 0.0)
     if ACTIVATION is not None:
         z = normalised * weight + bias
-        grad = tl.where(in_bounds, activation_gradient(grad, z, parameter, ACTIVATION), 0.0)
+        grad = activation_gradient(grad, z, parameter, ACTIVATION)
     return grad, normalised
 
 

@@ -20,7 +20,8 @@ HELD: list[tuple[tuple[int, ...], int, Layout]] = [
     ((2, 127, 3), 1, None),
     ((2, 6, 5, 7), 6, None),
     ((2, 6, 5, 7), 3, LAST),
-    ((2, 40, 3, 3), 4, LAST),  # the last slab has fewer groups than the first
+    ((2, 34, 3, 3), 17, LAST),  # the last slab has fewer groups than the first
+    ((2, 35, 3, 3), 7, None),  # likewise
     ((1, 3, 1, 2), 3, LAST),
     ((2, 8, 3, 2, 3), 2, None),
     ((2, 8, 3, 2, 3), 2, LAST_3D),
@@ -32,7 +33,7 @@ SHARED: list[tuple[tuple[int, ...], int, Layout]] = [
     ((1, 24, 34, 33), 2, LAST),
     ((1, 300, 8, 8), 1, LAST),  # several blocks of channels
     ((1, 280, 8, 7), 1, None),
-    ((1, 10, 40, 41), 5, LAST),  # several groups, in a slab that is shared
+    ((1, 34, 40, 41), 17, LAST),  # several groups in a slab that is shared, in the last one fewer
     ((1, 4, 18, 30, 31), 2, LAST_3D),
 ]
 BACKWARD_SHARED = ((1, 60, 13, 15), 1, LAST)  # a program holds x, but not its gradient too
@@ -112,9 +113,10 @@ def test_shares_of_different_means_are_merged(layout: Layout, device: str) -> No
 
 @pytest.mark.kernel  # torch's own is not exact
 @pytest.mark.parametrize("layout", [None, LAST], ids=str)
-def test_a_constant_group_becomes_the_bias(layout: Layout, device: str) -> None:
+@pytest.mark.parametrize("value", [7.25, 2.0**121])  # sums of these are exact
+def test_a_constant_group_becomes_the_bias(value: float, layout: Layout, device: str) -> None:
     _, weight, bias = make((3, 4, 2, 3), device=device)
-    x = torch.full((3, 4, 2, 3), 7.25, device=device)
+    x = torch.full((3, 4, 2, 3), value, device=device)
     x = x if layout is None else x.contiguous(memory_format=layout)
     y, *grads = run(both(2)[0], (x, weight, bias), torch.randn(3, 4, 2, 3, device=device))
     assert torch.equal(y, bias.view(4, 1, 1).expand(3, 4, 2, 3))

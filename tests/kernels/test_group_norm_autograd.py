@@ -149,19 +149,26 @@ def test_opcheck(shape: tuple[int, ...], layout: Layout, device: str) -> None:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("layout", [None, LAST], ids=str)
-@pytest.mark.parametrize("shape", [(2, 10, 3, 5), (1, 6, 79, 75)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "groups", "layout", "dtype"),
+    [
+        ((2, 10, 3, 5), 2, None, torch.float16),
+        ((2, 34, 3, 3), 17, LAST, torch.float32),  # a slab that ends beyond the last channel
+        ((1, 6, 79, 75), 2, None, torch.float32),
+        ((1, 6, 79, 75), 2, LAST, torch.float16),
+    ],
+)
 def test_kernels_touch_only_their_tensors(
-    shape: tuple[int, ...], layout: Layout, dtype: torch.dtype,
+    shape: tuple[int, ...], groups: int, layout: Layout, dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch, device: str,
 ) -> None:  # fmt: skip
     tensors = make(shape, layout, dtype, device)
     grad = torch.randn_like(tensors[0])
-    expected = run(both(2, "silu")[0], tensors, grad)
+    function = both(groups, "silu")[0]
+    expected = run(function, tensors, grad)
     for module in (_group_norm, _batch_norm):
         monkeypatch.setattr(module, "launch", guarded_launch)
-    results = run(both(2, "silu")[0], tensors, grad)
+    results = run(function, tensors, grad)
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 
 

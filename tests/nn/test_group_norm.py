@@ -77,10 +77,10 @@ def test_another_number_of_channels_is_refused() -> None:
 def test_autocast_is_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(lightning_kernels, "group_norm", lambda *_, **kwargs: given.append(kwargs))
-    model = nn.Sequential(ours.GroupNorm(2, 8), norm.GroupNorm(8, 4), norm.GroupNorm1(8))
-    surgery.accelerate(model)
+    layers: list[Any] = [ours.GroupNorm(2, 8), norm.GroupNorm(8, 4), norm.GroupNorm1(8)]
+    surgery.accelerate(nn.Sequential(*layers))
     for value in ("input", "match"):
-        for layer in model:
+        for layer in layers:
             layer.autocast = value
             layer(torch.randn(2, 8, 3))
     assert given == [{"autocast": "input"}] * 3 + [{"autocast": "match"}] * 3
