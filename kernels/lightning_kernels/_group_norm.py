@@ -10,6 +10,7 @@ from lightning_kernels._activation import aten_activate, resolve_parameter
 from lightning_kernels._batch_norm import _merge
 from lightning_kernels._batch_norm_layout import dense, is_channels_last, like
 from lightning_kernels._dispatch import (
+    _is_transformed,
     cdiv,
     launch,
     multiprocessor_count,
@@ -345,5 +346,11 @@ def aten_group_norm(
             y = function(x, num_groups, weight, bias, eps)
     else:
         y = function(x, num_groups, weight, bias, eps)
-    # Elsewhere than on the CPU ATen returns what is contiguous.
-    return y if x.is_cpu else y.contiguous(memory_format=suggest_memory_format(x))
+    return y if x.is_cpu else laid_out_like(y, x)  # elsewhere ATen returns what is contiguous
+
+
+def laid_out_like(y: Tensor, x: Tensor) -> Tensor:
+    """Return ``y`` in the memory format of ``x``, except in transforms: vmap knows of none."""
+    if _is_transformed():
+        return y
+    return y.contiguous(memory_format=suggest_memory_format(x))

@@ -2,13 +2,17 @@
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from lightning_kernels._activation import aten_activate, resolve_parameter
 from lightning_kernels._batch_norm import batch_norm
 from lightning_kernels._batch_norm_aten import update_running
 from lightning_kernels._dispatch import runs_triton
-from lightning_kernels._group_norm import _group_norm, aten_group_norm, check_parameters
+from lightning_kernels._group_norm import (
+    _group_norm,
+    aten_group_norm,
+    check_parameters,
+    laid_out_like,
+)
 
 
 def instance_norm(
@@ -129,4 +133,4 @@ def _aten_instance_norm(
                 contiguous, running_mean, running_var, None, None, True, momentum, eps
             )
     y = aten_group_norm(contiguous, input.shape[1], weight, bias, eps)
-    return y.contiguous(memory_format=suggest_memory_format(input))
+    return laid_out_like(y, input)

@@ -88,7 +88,9 @@ def test_autocast_can_be_matched(shape: tuple[int, ...], dtype: torch.dtype) -> 
     x, weight, bias = (t.requires_grad_() for t in make(shape, LAST, dtype, "cuda"))
     with torch.autocast("cuda", torch.bfloat16):
         y = group_norm(x, 2, weight, bias, activation="silu", autocast="match")
+        unmatched = torch.func.vmap(lambda x: group_norm(x, 2))(x[None])  # ATen's
         right = F.silu(F.group_norm(x, 2, weight, bias))
+    assert unmatched.dtype == dtype
     assert y.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
     torch.testing.assert_close(y.float(), right.float(), rtol=1e-5, atol=1e-5)
     for a, b in zip(

@@ -109,8 +109,9 @@ def test_second_derivatives_are_right(samples: int, layout: Layout, device: str)
         assert (a.double() - right).norm() <= 1e-5 * right.norm()
 
 
-def test_transforms_forward_mode_and_compilation(device: str) -> None:
-    x = torch.randn(2, 4, 3, 3, device=device)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
+def test_transforms_forward_mode_and_compilation(layout: torch.memory_format, device: str) -> None:
+    x = torch.randn(2, 4, 3, 3, device=device).contiguous(memory_format=layout)
     functions: tuple[Callable[[Tensor], Tensor], ...] = instance_norm, F.instance_norm
     pairs = [torch.func.jvp(f, (x,), (x.flip(3),)) for f in functions]
     torch.testing.assert_close(*pairs)
