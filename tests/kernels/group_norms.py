@@ -14,11 +14,8 @@ from tests.kernels.reference import assert_as_right_as_torch
 
 LAST, LAST_3D = torch.channels_last, torch.channels_last_3d
 Layout = torch.memory_format | None
-_CHANNELS, _DRAWS, _ELEMENTS = (
-    32,
-    8,
-    8192,
-)  # so many channels in a comparison, within the latter two
+_CHANNELS = 32  # that a comparison has at least, but for tensors of few elements or many
+_FEW, _MANY = 64, 8192
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "leaky_relu": F.leaky_relu,
@@ -83,7 +80,8 @@ def check(
     A gradient of a few channels is as many numbers, of which torch's may happen to be rounded
     right: their error is taken over that of several small tensors, which go in as one batch.
     """
-    draws = max(1, min(cdiv(_CHANNELS, shape[1]), _DRAWS, _ELEMENTS // math.prod(shape)))
+    size = math.prod(shape)  # those of a few elements are drawn several times in any case
+    draws = max(1, min(cdiv(_CHANNELS, shape[1]), size // _FEW, _MANY // size))
 
     def draw() -> tuple[list[Tensor | None], Tensor]:
         drawn = [make(shape, layout, dtype, device) for _ in range(draws)]
