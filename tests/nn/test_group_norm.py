@@ -21,6 +21,7 @@ LAYERS: list[tuple[str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]] = [
     ("InstanceNorm2d", (6,), {}, (3, 6, 4, 5)),
     ("InstanceNorm2d", (6,), {"affine": True}, (6, 4, 5)),  # a sample without a batch
     ("InstanceNorm2d", (6,), {"affine": True, "track_running_stats": True}, (3, 6, 4, 5)),
+    ("InstanceNorm2d", (6,), {"momentum": None, "track_running_stats": True}, (3, 6, 4, 5)),
     ("InstanceNorm3d", (6,), {"eps": 1e-3, "affine": True}, (3, 6, 2, 3, 2)),
 ]
 
