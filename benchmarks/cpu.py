@@ -23,6 +23,7 @@ GOAL = 1.05  # at most this many times what the peer takes
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SHAPES = ((1, 128), (256, 1024), (8, 197, 768))  # a single row, a small batch, ViT-B's tokens
 _DROP_RATE = 0.1
+_GROUPS = 4
 
 Shape = tuple[int, ...]
 Direction = Literal["forward", "both"]
@@ -167,6 +168,38 @@ def _batch_norm_layer(shape: Shape, dtype: torch.dtype, *, name: str) -> Candida
     return _on_x(shape, dtype, ours=ours, peer=peer)
 
 
+def _group_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
+    x, weight, bias = (_random(part, dtype) for part in (shape, shape[1:2], shape[1:2]))
+    arguments = (x, _GROUPS, weight, bias)
+    return Candidates(
+        lambda: lightning_kernels.group_norm(*arguments),
+        lambda: torch.nn.functional.group_norm(*arguments),
+        (x, weight, bias),
+    )
+
+
+def _group_norm_layer(shape: Shape, dtype: torch.dtype) -> Candidates:
+    ours, peer = (kind.GroupNorm(_GROUPS, shape[1], dtype=dtype) for kind in (nn, torch.nn))
+    return _on_x(shape, dtype, ours=ours, peer=peer)
+
+
+def _instance_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
+    x, weight, bias = (_random(part, dtype) for part in (shape, shape[1:2], shape[1:2]))
+    arguments = (x, None, None, weight, bias)
+    return Candidates(
+        lambda: lightning_kernels.instance_norm(*arguments),
+        lambda: torch.nn.functional.instance_norm(*arguments),
+        (x, weight, bias),
+    )
+
+
+def _instance_norm_layer(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
+    ours, peer = (
+        getattr(kind, name)(shape[1], affine=True, dtype=dtype) for kind in (nn, torch.nn)
+    )
+    return _on_x(shape, dtype, ours=ours, peer=peer)
+
+
 def _dropout_of_channels(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
     ours, peer = (
         functools.partial(getattr(room, name), p=_DROP_RATE, training=True)
@@ -295,6 +328,11 @@ _BATCH_NORMS: dict[str, tuple[Shape, ...]] = {
     "BatchNorm3d": ((2, 8, 2, 4, 4), (2, 32, 8, 28, 28)),
     "SyncBatchNorm": ((2, 8, 4, 4), (8, 64, 56, 56)),  # in one process
 }
+_INSTANCE_NORMS: dict[str, tuple[Shape, ...]] = {
+    "InstanceNorm1d": ((2, 8, 16), (8, 768, 197)),
+    "InstanceNorm2d": ((2, 8, 4, 4), (8, 64, 56, 56)),
+    "InstanceNorm3d": ((2, 8, 2, 4, 4), (2, 32, 8, 28, 28)),
+}
 
 OPS: dict[str, Op] = {
     "add_dropout_layer_norm": Op("torch.nn.functional.layer_norm", _add_norm),
@@ -304,6 +342,15 @@ OPS: dict[str, Op] = {
     "nn.AddDropoutLayerNorm": Op(
         "torch.nn.functional.layer_norm", functools.partial(_add_norm, layer=True)
     ),
+    "group_norm": Op("torch.nn.functional.group_norm", _group_norm, _MAPS),
+    "nn.GroupNorm": Op("torch.nn.GroupNorm", _group_norm_layer, _MAPS),
+    "instance_norm": Op("torch.nn.functional.instance_norm", _instance_norm, _MAPS),
+    **{
+        f"nn.{name}": Op(
+            f"torch.nn.{name}", functools.partial(_instance_norm_layer, name=name), shapes
+        )
+        for name, shapes in _INSTANCE_NORMS.items()
+    },
     "batch_norm": Op(
         "torch.nn.functional.batch_norm", _batch_norm, ((2, 8, 4, 4), (8, 64, 56, 56))
     ),

@@ -48,6 +48,9 @@ _BATCH_NORM = (
 REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
     convnext.LayerNorm2d: (),  # a layer norm's
+    nn.GroupNorm: ("aten::native_group_norm", "aten::native_group_norm_backward"),
+    # Made of batch norm's operators.
+    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _BATCH_NORM),
     nn.RMSNorm: ("aten::_fused_rms_norm", "aten::_fused_rms_norm_backward"),
     nn.Dropout: ("aten::dropout", "aten::dropout_", "aten::native_dropout_backward"),
     **dict.fromkeys(

@@ -79,6 +79,20 @@ def _batch_norm(
     _backward(y, torch.empty_like(y), None, None)
 
 
+def _group_norm(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    groups: int,
+    channels_last: bool,
+    activation: str | None = "silu",
+) -> None:
+    x = torch.empty(shape, device="cuda", dtype=dtype, requires_grad=True)
+    x = x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    weight, bias = (torch.empty(shape[1], device="cuda", requires_grad=True) for _ in range(2))
+    y = lightning_kernels.group_norm(x, groups, weight, bias, activation=activation)
+    _backward(y, torch.empty_like(y), None)
+
+
 def _dropout(dtype: torch.dtype, alpha: bool = False, scheduled: bool = False) -> None:
     x = torch.empty(_ROWS, 1024, device="cuda", dtype=dtype, requires_grad=True)
     function = lightning_kernels.alpha_dropout if alpha else lightning_kernels.dropout
@@ -173,6 +187,9 @@ _BATCH_NORM_OPTIONS: dict[str, dict[str, Any]] = {
     "eval, silu": {"training": False, "activation": "silu"},
     "plain": {"activation": None},
 }
+_GROUPED = (  # held by a program each way, forward alone, and neither
+    ((32, 256, 8, 8), 32), ((32, 1280, 16, 16), 32), ((32, 320, 64, 64), 32),
+)  # fmt: skip
 _MAPS = ((256, 512, 28, 28), (256, 1024, 14, 14), (256, 2048, 7, 7))
 
 CALLS: dict[str, Callable[[], None]] = {
@@ -245,6 +262,21 @@ CALLS: dict[str, Callable[[], None]] = {
         )
         for layout in ("channels last", "NCHW")
         for name, options in _BATCH_NORM_OPTIONS.items()
+    },
+    **{
+        f"group_norm {name} {layout} {shape[1:]}": functools.partial(
+            _group_norm, dtype, shape, groups, layout == "channels last"
+        )
+        for name, dtype in _DTYPES.items()
+        for layout in ("channels last", "NCHW")
+        for shape, groups in _GROUPED
+    },
+    **{
+        f"group_norm bf16 {layout}, {name}": functools.partial(
+            _group_norm, torch.bfloat16, (32, 256, 16, 16), groups, layout == "channels last", act
+        )
+        for layout in ("channels last", "NCHW")
+        for name, groups, act in (("instances", 256, None), ("gelu", 32, "gelu"), ("one", 1, None))
     },
     **{f"dropout {name}": functools.partial(_dropout, dtype) for name, dtype in _DTYPES.items()},
     **{

@@ -29,6 +29,7 @@ COMPILED = {"compile": None, "compile-max-autotune": "max-autotune-no-cudagraphs
 AUTOTUNED = "compile-max-autotune"
 
 _EPS = 1e-5
+_GROUPS = 32  # as many, or of a shrunk shape as many as divide its channels
 _NEVER, _ALWAYS = 1e6, 0.0  # thresholds: of the latter gradients are scaled again and again
 _RARE = 1e-12  # a rate at which nothing is dropped, though all is done that dropping takes
 
@@ -191,6 +192,33 @@ def _our_batch_norm(
 
 def _our_batch_norm_relu() -> Function:
     return functools.partial(_our_batch_norm, activation="relu")
+
+
+def _eager_group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.group_norm(x, math.gcd(_GROUPS, x.shape[1]), weight, bias, _EPS)
+
+
+def _eager_group_norm_silu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.silu(_eager_group_norm(x, weight, bias))
+
+
+def _our_group_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, *, activation: str | None = None
+) -> Tensor:
+    groups = math.gcd(_GROUPS, x.shape[1])
+    return lightning_kernels.group_norm(x, groups, weight, bias, _EPS, activation)
+
+
+def _our_group_norm_silu() -> Function:
+    return functools.partial(_our_group_norm, activation="silu")
+
+
+def _eager_instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.instance_norm(x, None, None, weight, bias, eps=_EPS)
+
+
+def _our_instance_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return lightning_kernels.instance_norm(x, None, None, weight, bias, eps=_EPS)
 
 
 def _drop_rate() -> float:
@@ -364,6 +392,12 @@ PROVIDERS: list[Provider] = [
     *_torchs("batch_norm_relu", _eager_batch_norm_relu),
     Provider(OURS, "batch_norm_add_relu", _our_batch_norm_relu),
     *_torchs("batch_norm_add_relu", _eager_batch_norm_add_relu),
+    Provider(OURS, "group_norm", lambda: _our_group_norm),
+    *_torchs("group_norm", _eager_group_norm),
+    Provider(OURS, "group_norm_silu", _our_group_norm_silu),
+    *_torchs("group_norm_silu", _eager_group_norm_silu),
+    Provider(OURS, "instance_norm", lambda: _our_instance_norm),
+    *_torchs("instance_norm", _eager_instance_norm),
     Provider(OURS, "dropout", lambda: _our_dropout),
     *_torchs("dropout", _eager_dropout),
     Provider("flag-gems", "dropout", _gems_dropout, needs_gpu=True),

@@ -138,6 +138,23 @@ _CONVNEXT = tuple(  # the outputs of its blocks
     for model, first in (("T", 96), ("B", 128))
     for channels, side in ((first, 56), (2 * first, 28), (4 * first, 14), (8 * first, 7))
 )  # fmt: skip
+_GROUP_NORM = (  # in 32 groups
+    *(  # the inputs of a diffusion model's norms
+        Shape(
+            f"diffusion {channels}x{side}", (8, channels, side, side), BOTH_LAYOUTS,
+            quick=channels in (320, 1280), autotune=channels == 320,
+        )
+        for channels, side in ((320, 64), (640, 32), (1280, 16), (1280, 8))
+    ),
+    Shape("960x96", (2, 960, 96, 96), BOTH_LAYOUTS),
+    Shape("ResNet-50 256x56", (256, 256, 56, 56), BOTH_LAYOUTS, quick=True),
+    Shape("ResNet-50 1024x14", (256, 1024, 14, 14), BOTH_LAYOUTS),
+)  # fmt: skip
+_INSTANCE_NORM = (
+    Shape("style 128x64", (16, 128, 64, 64), BOTH_LAYOUTS, quick=True, autotune=True),
+    Shape("style 32x256", (16, 32, 256, 256), BOTH_LAYOUTS, quick=True),
+    Shape("volume 32x128", (2, 32, 128, 128, 128)),
+)
 _FEED_FORWARD = (  # what stands between the two linear layers
     Shape("ViT-B", (256, 197, 3072), quick=True, autotune=True),
     Shape("ViT-L", (128, 197, 4096)),
@@ -239,6 +256,24 @@ OPS: dict[str, Op] = {
         forward_bytes=lambda itemsize: 4 * itemsize + 1 / 8,  # the residual too, and a bit
         backward_bytes=lambda itemsize: 6 * itemsize + 2 / 8,  # and write its gradient
         parameters=lambda dims: (*_per_channel(dims), dims),
+    ),
+    "group_norm": Op(
+        shapes=_GROUP_NORM,
+        forward_bytes=lambda itemsize: 2 * itemsize,  # read x, write y, where a group fits on chip
+        backward_bytes=lambda itemsize: 3 * itemsize,  # read x and dy, write dx
+        parameters=_per_channel,
+    ),
+    "group_norm_silu": Op(
+        shapes=_GROUP_NORM,
+        forward_bytes=lambda itemsize: 2 * itemsize,
+        backward_bytes=lambda itemsize: 3 * itemsize,
+        parameters=_per_channel,
+    ),
+    "instance_norm": Op(
+        shapes=_INSTANCE_NORM,
+        forward_bytes=lambda itemsize: 2 * itemsize,
+        backward_bytes=lambda itemsize: 3 * itemsize,
+        parameters=_per_channel,
     ),
     "dropout": Op(
         shapes=(

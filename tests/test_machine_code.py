@@ -21,11 +21,13 @@ REDUCTIONS = {
     "_batch_norm_merge_kernel",
     "_batch_norm_reduce_kernel",
     "_batch_norm_sum_kernel",
+    "_group_norm_statistics_kernel",
+    "_group_norm_reduce_kernel",
 }
 
 # Nothing to widen in these either: the one reads nothing and writes a bit where others write an
-# element, the other is one program that reads a number of each that ran before.
-NARROW = {"_drop_block_mask_kernel", "_grad_scale_kernel"}
+# element, the others read a few numbers of each that ran before.
+NARROW = {"_drop_block_mask_kernel", "_grad_scale_kernel", "_group_norm_sum_kernel"}
 
 # Bytes a thread. Triton 3.6's ptxas leaves a pair of registers behind in three of some hundred
 # cases, where more registers would cost more warps than the spill costs time.

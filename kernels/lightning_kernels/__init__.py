@@ -20,6 +20,8 @@ from lightning_kernels._dispatch import Route, leave_norms_to_inductor, route
 from lightning_kernels._drop_block import drop_block2d, drop_block3d
 from lightning_kernels._dropout import alpha_dropout, dropout
 from lightning_kernels._dropout_activation import dropout_activation
+from lightning_kernels._group_norm import group_norm
+from lightning_kernels._instance_norm import instance_norm
 from lightning_kernels._layer_norm import Autocast, layer_norm
 from lightning_kernels._rms_norm import rms_norm
 from lightning_kernels._stochastic_depth import stochastic_depth
@@ -46,6 +48,8 @@ __all__ = [
     "dropout3d",
     "dropout_activation",
     "feature_alpha_dropout",
+    "group_norm",
+    "instance_norm",
     "layer_norm",
     "leave_norms_to_inductor",
     "rms_norm",

@@ -14,6 +14,8 @@ from lightning_practices.nn._dropout import (
     FeatureAlphaDropout,
 )
 from lightning_practices.nn._encoder_block import EncoderBlock
+from lightning_practices.nn._group_norm import GroupNorm
+from lightning_practices.nn._instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from lightning_practices.nn._label_smoothing import (
     SmoothedBCEWithLogitsLoss,
     SmoothedCrossEntropyLoss,
@@ -41,6 +43,10 @@ __all__ = [
     "Dropout3d",
     "EncoderBlock",
     "FeatureAlphaDropout",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
     "LayerNorm",
     "LayerNorm2d",
     "RMSNorm",

@@ -25,6 +25,10 @@ from lightning_practices.nn import (
     Dropout3d,
     EncoderBlock,
     FeatureAlphaDropout,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
     LayerNorm,
     LayerNorm2d,
     RMSNorm,
@@ -48,6 +52,10 @@ _FUSED: dict[type, type[nn.Module]] = {
     ops.StochasticDepth: StochasticDepth,
     ops.DropBlock3d: DropBlock3d,  # a subclass of the next
     ops.DropBlock2d: DropBlock2d,
+    nn.GroupNorm: GroupNorm,
+    nn.InstanceNorm1d: InstanceNorm1d,
+    nn.InstanceNorm2d: InstanceNorm2d,
+    nn.InstanceNorm3d: InstanceNorm3d,
     convnext.LayerNorm2d: LayerNorm2d,  # a subclass of the next
     nn.LayerNorm: LayerNorm,
     nn.RMSNorm: RMSNorm,
@@ -80,8 +88,8 @@ def accelerate(model: nn.Module) -> Report:
     classes are subclasses with the same state (only ``SyncBatchNorm`` is none). So parameters,
     hooks, parametrizations, modes, devices, sharing and the references that an optimizer or a
     caller holds stay as they are, and checkpoints go both ways. A compiled model compiles again at
-    its next call. Under autocast on a GPU a fused layer norm returns its input's type, where
-    torch's returns float32.
+    its next call. Under autocast on a GPU a fused layer or group norm returns its input's type,
+    where torch's returns float32.
 
     A subclass of torch's layer is fused too, still an instance of its own class, unless it brings
     its own ``forward``; such layers are listed as skipped. Layers fused already are not listed,

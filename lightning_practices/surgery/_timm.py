@@ -13,6 +13,8 @@ from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 _NORMALISER = 1e-7  # timm's, beside the number of kept elements
 _NORMS: dict[str, Any] = {
+    "GroupNorm": fused.GroupNorm,
+    "GroupNorm1": fused.GroupNorm,
     "LayerNorm": fused.LayerNorm,
     "LayerNorm2d": fused.LayerNorm2d,
     "RmsNorm": fused.RMSNorm,

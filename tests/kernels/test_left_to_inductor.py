@@ -16,6 +16,8 @@ NORMS: dict[str, Callable[[Tensor], Any]] = {
     "layer_norm": lambda x: lightning_kernels.layer_norm(x, (SIZE,)),
     "rms_norm": lambda x: lightning_kernels.rms_norm(x, (SIZE,)),
     "batch_norm": lambda x: lightning_kernels.batch_norm(x, None, None, training=True),
+    "group_norm": lambda x: lightning_kernels.group_norm(x, 2),
+    "instance_norm": lambda x: lightning_kernels.instance_norm(x[None]),
     "add_dropout_layer_norm": lambda x: lightning_kernels.add_dropout_layer_norm(x, x, (SIZE,))[0],
 }
 

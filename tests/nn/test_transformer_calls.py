@@ -127,6 +127,20 @@ def test_another_norm_is_called(monkeypatch: pytest.MonkeyPatch, device: str) ->
 
 
 @kernel
+def test_a_norm_that_matches_autocast_is_called(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    _, ours = (m.to(device) for m in pair(ENCODER, norm_first=True))
+    accelerate(ours)
+    calls = count_folds(monkeypatch)
+    gradients(ours, *inputs(device))
+    assert len(calls) == 1
+    ours.norm2.autocast = "match"
+    gradients(ours, *inputs(device))
+    assert len(calls) == 1
+
+
+@kernel
 @each_layer
 def test_this_packages_children_are_folded_too(
     kind: str, norm_first: bool, monkeypatch: pytest.MonkeyPatch, device: str

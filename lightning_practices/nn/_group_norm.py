@@ -1,0 +1,53 @@
+"""Group normalisation over the fused kernels."""
+
+from torch import Tensor, nn
+from typing_extensions import override
+
+import lightning_kernels
+from lightning_kernels import Autocast
+
+
+class GroupNorm(nn.GroupNorm):
+    r"""Normalise groups of neighbouring channels of each sample, contiguous or channels last.
+
+    .. math::
+        y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
+
+    Mean and biased variance are taken over a group's channels and all its pixels, in training and
+    evaluation alike, in float32 whatever the input's type. Still a :class:`torch.nn.GroupNorm`: the
+    constructor, ``state_dict`` and ``repr`` are inherited, so checkpoints go both ways.
+
+    Wu and He, 2018, *Group Normalization*, arXiv:1803.08494.
+
+    Args:
+        num_groups: Number of groups, a divisor of ``num_channels``.
+        num_channels: Number of channels :math:`C`.
+        eps: Added to the variance.
+        affine: Learn :math:`\gamma` (``weight``, first ones) and :math:`\beta` (``bias``, zeros).
+        bias: With ``affine``, learn :math:`\beta` too.
+        device: Of the parameters.
+        dtype: Of the parameters.
+
+    Attributes:
+        autocast: As in :func:`lightning_kernels.group_norm`: ``"match"`` returns float32 where
+            torch does.
+
+    Shape:
+        - Input: :math:`(N, C, *)`, any floating dtype.
+        - Output: as the input, its memory format and its dtype included (torch's is float32 under a
+          GPU's autocast).
+
+    Raises:
+        ValueError: If ``num_groups`` does not divide ``num_channels``; from ``forward``, if a group
+            has a single value.
+        RuntimeError: From ``forward``, if the input does not have :math:`C` channels.
+        NotImplementedError: From ``forward``, if its type is not floating.
+    """
+
+    autocast: Autocast = "input"
+
+    @override
+    def forward(self, input: Tensor) -> Tensor:
+        return lightning_kernels.group_norm(
+            input, self.num_groups, self.weight, self.bias, self.eps, autocast=self.autocast
+        )

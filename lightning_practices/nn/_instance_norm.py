@@ -1,0 +1,67 @@
+"""Instance normalisation over the fused kernels."""
+
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+from typing_extensions import override
+
+import lightning_kernels
+
+
+class FusedInstanceNorm(_InstanceNorm):
+    """What the fused instance norms share. Not a layer by itself: see :class:`InstanceNorm2d`."""
+
+    @override
+    def _apply_instance_norm(self, input: Tensor) -> Tensor:
+        """Normalise a batch, which torch's ``forward`` has checked or made of a sample."""
+        return lightning_kernels.instance_norm(
+            input,
+            self.running_mean,
+            self.running_var,
+            self.weight,
+            self.bias,
+            self.training or not self.track_running_stats,
+            0.0 if self.momentum is None else self.momentum,
+            self.eps,
+        )
+
+
+class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
+    r"""Normalise each channel of each sample, contiguous or channels last.
+
+    .. math::
+        y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
+
+    Mean and biased variance are taken over the pixels, in float32 whatever the input's type. Still
+    a :class:`torch.nn.InstanceNorm2d`: the constructor, ``state_dict`` and ``repr`` are inherited,
+    so checkpoints go both ways. With ``track_running_stats`` evaluation is that of
+    :class:`BatchNorm2d`.
+
+    Ulyanov et al., 2016, *Instance Normalization: The Missing Ingredient for Fast Stylization*,
+    arXiv:1607.08022.
+
+    Args:
+        num_features: Number of channels :math:`C`.
+        eps: Added to the variance.
+        momentum: Share of a batch in the running statistics; with ``None`` they stay.
+        affine: Learn :math:`\gamma` (``weight``, first ones) and :math:`\beta` (``bias``, zeros).
+        track_running_stats: Keep running statistics, and use them in evaluation.
+        device: Of the parameters and buffers.
+        dtype: Of the parameters and buffers.
+
+    Shape:
+        - Input: :math:`(N, C, H, W)` or :math:`(C, H, W)`, any floating dtype.
+        - Output: as the input, its memory format included.
+
+    Raises:
+        ValueError: From ``forward``, for an input of another dimension, another number of channels
+            if ``affine``, or a single pixel.
+        NotImplementedError: From ``forward``, if its type is not floating.
+    """
+
+
+class InstanceNorm1d(FusedInstanceNorm, nn.InstanceNorm1d):
+    """:class:`InstanceNorm2d` for inputs of shape :math:`(N, C, L)` or :math:`(C, L)`."""
+
+
+class InstanceNorm3d(FusedInstanceNorm, nn.InstanceNorm3d):
+    """:class:`InstanceNorm2d` for inputs :math:`(N, C, D, H, W)` or :math:`(C, D, H, W)`."""
