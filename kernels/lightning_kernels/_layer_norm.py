@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import norm_runs_triton
+from lightning_kernels._dispatch import device_type, norm_runs_triton
 from lightning_kernels._parameters import check_parameter, check_rows, shape_of
 from lightning_kernels._row_norm import row_norm
 
@@ -63,12 +63,11 @@ def layer_norm(
             f"layer_norm expects a floating-point input, but got {input.dtype}"
         )
     shape = shape_of(normalized_shape)
-    size = math.prod(shape)
     dtype = autocast_dtype("layer_norm", input, autocast)
     if not norm_runs_triton(input):
         return _aten_layer_norm(input, shape, weight, bias, eps, dtype)
     _check(input, shape, weight, bias)
-    return row_norm(input, size, weight, bias, eps, True, dtype)[0]
+    return row_norm(input, math.prod(shape), weight, bias, eps, True, dtype)[0]
 
 
 def autocast_dtype(function: str, input: Tensor, autocast: Autocast) -> torch.dtype | None:
@@ -96,11 +95,12 @@ def _aten_layer_norm(
         input = input.to(dtype)
     if not input.is_cpu:  # ATen mixes types on the CPU only
         weight, bias = (p if p is None else p.to(input.dtype) for p in (weight, bias))
+    device = device_type(input)
     try:
-        if not torch.is_autocast_enabled(input.device.type):
-            return torch.nn.functional.layer_norm(input, [*shape], weight, bias, eps)
-        with torch.autocast(input.device.type, enabled=False):
-            return torch.nn.functional.layer_norm(input, [*shape], weight, bias, eps)
+        if not torch.is_autocast_enabled(device):
+            return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
+        with torch.autocast(device, enabled=False):
+            return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
     except RuntimeError:
         _check(input, shape, weight, bias)  # clearer, where it knows what is wrong
         raise

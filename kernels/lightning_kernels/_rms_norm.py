@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import norm_runs_triton
+from lightning_kernels._dispatch import device_type, norm_runs_triton
 from lightning_kernels._layer_norm import Autocast, autocast_dtype
 from lightning_kernels._parameters import check_parameter, check_rows, shape_of
 from lightning_kernels._row_norm import row_norm
@@ -51,10 +51,9 @@ def rms_norm(
         raise NotImplementedError(f"rms_norm expects a floating-point input, but got {input.dtype}")
     shape = shape_of(normalized_shape)
     dtype = autocast_dtype("rms_norm", input, autocast)
-    check_rows("rms_norm", input, shape)
-    check_parameter("rms_norm", "weight", weight, shape, "normalized_shape", input)
     if not norm_runs_triton(input):
         return _aten_rms_norm(input, shape, weight, eps, dtype)
+    _check(input, shape, weight)
     if eps is None:
         eps = torch.finfo(torch.float32).eps
     return row_norm(input, math.prod(shape), weight, None, eps, False, dtype)[0]
@@ -65,11 +64,22 @@ def _aten_rms_norm(
     dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
     """Call torch's function, and return ``dtype``, else the input's."""
+    if weight is not None and (weight.dtype != input.dtype or dtype is not None):
+        _check(input, shape, weight)
+        weight = weight.to(dtype or input.dtype)  # of another ATen takes its slow path, and warns
     if dtype is not None:
         input = input.to(dtype)
-    if weight is not None:  # of other types ATen takes its slow path, and warns
-        weight = weight.to(input.dtype)
-    if not torch.is_autocast_enabled(input.device.type):
-        return torch.nn.functional.rms_norm(input, [*shape], weight, eps)
-    with torch.autocast(input.device.type, enabled=False):
-        return torch.nn.functional.rms_norm(input, [*shape], weight, eps)
+    device = device_type(input)
+    try:
+        if not torch.is_autocast_enabled(device):
+            return torch.nn.functional.rms_norm(input, shape, weight, eps)
+        with torch.autocast(device, enabled=False):
+            return torch.nn.functional.rms_norm(input, shape, weight, eps)
+    except RuntimeError:
+        _check(input, shape, weight)  # clearer, where it knows what is wrong
+        raise
+
+
+def _check(input: Tensor, shape: tuple[int, ...], weight: Tensor | None) -> None:
+    check_rows("rms_norm", input, shape)
+    check_parameter("rms_norm", "weight", weight, shape, "normalized_shape", input)
