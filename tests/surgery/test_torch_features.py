@@ -139,7 +139,7 @@ def test_compiled_model_compiles_again(fullgraph: bool, monkeypatch: pytest.Monk
     compiled: Any = torch.compile(model, backend="eager", fullgraph=fullgraph)
     expected = compiled(x)
     assert [r.names for r in accelerate(compiled).replaced] == [("_orig_mod.1",), ("_orig_mod.2",)]
-    monkeypatch.setattr(lightning_kernels, "layer_norm", lambda x, *args: 0 * x)
+    monkeypatch.setattr(lightning_kernels, "layer_norm", lambda x, *args, **_: 0 * x)
     assert torch.equal(compiled(x), model[3](torch.zeros_like(x)))  # the new forward is run
     restore(compiled)
     assert torch.equal(compiled(x), expected)
