@@ -45,6 +45,8 @@ class LayerNorm2d(convnext.LayerNorm2d):  # type: ignore[misc]  # untyped
 
     @override
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4:
+            raise RuntimeError(f"LayerNorm2d expects (N, C, H, W), but got {list(x.shape)}")
         y = lightning_kernels.layer_norm(
             x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps,
             autocast=self.autocast,
