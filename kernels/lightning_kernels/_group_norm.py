@@ -223,7 +223,7 @@ def _differentiable_backward(
     inputs = [None if t is None else t.view_as(t) for t in (x, weight, bias)]
     wide = [None if t is None else t.float() for t in inputs]
     x, weight, bias = wide  # type: ignore[assignment]
-    y = torch.nn.functional.group_norm(x, groups, weight, bias, eps)
+    y = _torchs(x, groups, weight, bias, eps)
     y = aten_activate(y, activation, parameter)
     results: list[Tensor | None] = [None] * 3
     wanted = {i: t for i, t in enumerate(inputs) if t is not None and needs[i]}
@@ -336,17 +336,24 @@ def aten_group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
     """Call torch's function, and return the input's type and memory format."""
-    function = torch.nn.functional.group_norm
     if not x.is_cpu:  # ATen mixes types on the CPU only, and there not those of the parameters
         weight, bias = (t if t is None else t.to(x.dtype) for t in (weight, bias))
     elif weight is not None and bias is not None and weight.dtype != bias.dtype:
         weight, bias = weight.float(), bias.float()
     if torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            y = function(x, num_groups, weight, bias, eps)
+            y = _torchs(x, num_groups, weight, bias, eps)
     else:
-        y = function(x, num_groups, weight, bias, eps)
+        y = _torchs(x, num_groups, weight, bias, eps)
     return y if x.is_cpu else laid_out_like(y, x)  # elsewhere ATen returns what is contiguous
+
+
+def _torchs(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    if weight is None and bias is not None:
+        weight = torch.ones_like(bias)  # without one torch 2.11 has no gradients
+    return torch.nn.functional.group_norm(x, groups, weight, bias, eps)
 
 
 def laid_out_like(y: Tensor, x: Tensor) -> Tensor:

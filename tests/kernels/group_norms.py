@@ -54,6 +54,8 @@ def both(
     def torchs(x: Tensor, w: Tensor | None, b: Tensor | None) -> Tensor:
         if not x.is_cpu:
             w, b = (p if p is None else p.to(x.dtype) for p in (w, b))
+        if w is None and b is not None:
+            w = torch.ones_like(b)  # without one torch 2.11 has no gradients
         if groups is None:
             # Torch's instance norm returns wrong gradients for those that come channels last.
             y = F.group_norm(x.contiguous(), x.shape[1], w, b, eps)
