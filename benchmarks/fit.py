@@ -21,59 +21,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torchvision import ops
-from torchvision.models import convnext, vision_transformer
 from typing_extensions import override
 
 import lightning_kernels
 from benchmarks import overhead
 from benchmarks.models import ON_CPU, ON_GPU, VARIANTS, Batch, Training, Variant, Workload, train
 from benchmarks.pairs import interleave, spread_of
+from benchmarks.replaced import REPLACED
 from benchmarks.results import Results, Row, add_out
 from lightning_practices.mixins import FusedLayersMixin
 
 _PROFILED = 3  # steps
-
-_BATCH_NORM = (
-    "aten::native_batch_norm",
-    "aten::native_batch_norm_backward",
-    "aten::cudnn_batch_norm",
-    "aten::cudnn_batch_norm_backward",
-    "aten::miopen_batch_norm",
-    "aten::miopen_batch_norm_backward",
-)
-
-# For each of torch's layers that we replace, the profiler's names of its operators; no name's time
-# may contain another's.
-REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
-    nn.LayerNorm: ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
-    convnext.LayerNorm2d: (),  # a layer norm's
-    nn.GroupNorm: ("aten::native_group_norm", "aten::native_group_norm_backward"),
-    # Made of batch norm's operators.
-    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _BATCH_NORM),
-    nn.RMSNorm: ("aten::_fused_rms_norm", "aten::_fused_rms_norm_backward"),
-    nn.Dropout: ("aten::dropout", "aten::dropout_", "aten::native_dropout_backward"),
-    **dict.fromkeys(
-        (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-        ("aten::feature_dropout", "aten::feature_dropout_"),
-    ),
-    nn.AlphaDropout: ("aten::alpha_dropout", "aten::alpha_dropout_"),
-    nn.FeatureAlphaDropout: ("aten::feature_alpha_dropout", "aten::feature_alpha_dropout_"),
-    # Made of operators that much else is made of.
-    **dict.fromkeys((ops.StochasticDepth, ops.DropBlock2d, ops.DropBlock3d), ()),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _BATCH_NORM),
-    nn.SyncBatchNorm: (
-        "aten::batch_norm_stats",
-        "aten::batch_norm_gather_stats_with_counts",
-        "aten::batch_norm_elemt",
-        "aten::batch_norm_backward_reduce",
-        "aten::batch_norm_backward_elemt",
-    ),
-    # What these fold is their layers', above.
-    **dict.fromkeys((nn.TransformerDecoderLayer, nn.TransformerEncoderLayer), ()),
-    vision_transformer.EncoderBlock: (),
-}
-_REPLACED = frozenset(name for names in REPLACED_OPS.values() for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,10 +127,10 @@ def share_of_replaced_ops(events: Iterable[Any], *, on_cuda: bool) -> float:
             total += event.self_device_time_total
             replaced += event.self_device_time_total * _does_their_work(event.key)
         elif on_cuda:
-            replaced += event.device_time_total * (event.key in _REPLACED)
+            replaced += event.device_time_total * (event.key in REPLACED)
         else:
             total += event.self_cpu_time_total
-            replaced += event.cpu_time_total * (event.key in _REPLACED)
+            replaced += event.cpu_time_total * (event.key in REPLACED)
     return replaced / total
 
 
@@ -180,7 +138,7 @@ def _does_their_work(kernel: str) -> bool:
     """Return whether a GPU's kernel is one of ours, or one that the compiler fused of such ops."""
     fused = kernel.startswith("triton_")
     return kernel in _our_kernels() or (
-        fused and any(name.removeprefix("aten::") in kernel for name in _REPLACED)
+        fused and any(name.removeprefix("aten::") in kernel for name in REPLACED)
     )
 
 

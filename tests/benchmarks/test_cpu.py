@@ -12,7 +12,8 @@ from torch import Tensor
 
 import lightning_kernels
 from benchmarks import cpu
-from benchmarks.cpu import OPS, Candidates, Op, Shape
+from benchmarks.cpu import OPS
+from benchmarks.cpu_op import Candidates, Op, Shape
 from benchmarks.pairs import compare
 from benchmarks.results import Results, Row
 from lightning_practices import nn

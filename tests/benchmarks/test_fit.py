@@ -19,6 +19,7 @@ from typing_extensions import override
 from benchmarks import fit, overhead
 from benchmarks.fit import Plan, Profile, Steps, measure_model, share_of_replaced_ops
 from benchmarks.models import ON_CPU, ON_GPU, VARIANTS, Batch, Training, Variant, Workload, train
+from benchmarks.replaced import REPLACED, REPLACED_OPS
 from benchmarks.results import Row
 from lightning_kernels import _dispatch
 from lightning_practices.callbacks import EarlyStopping
@@ -354,8 +355,8 @@ def test_share_of_the_cpu(layer: nn.Module, replaced: bool) -> None:
 
 
 def test_replaced_operators_are_known() -> None:
-    assert fit.REPLACED_OPS.keys() == _accelerate._FUSED.keys()
-    for name in fit._REPLACED:
+    assert REPLACED_OPS.keys() == _accelerate._FUSED.keys()
+    for name in REPLACED:
         assert hasattr(torch.ops.aten, name.removeprefix("aten::"))
     assert {"_row_norm_forward_kernel", "_dropout_kernel"} <= fit._our_kernels()
 
