@@ -12,6 +12,7 @@ from lightning_kernels._batch_norm_layout import dense, is_channels_last, like
 from lightning_kernels._dispatch import (
     _is_transformed,
     cdiv,
+    device_type,
     launch,
     multiprocessor_count,
     next_power_of_2,
@@ -340,8 +341,9 @@ def aten_group_norm(
         weight, bias = (t if t is None else t.to(x.dtype) for t in (weight, bias))
     elif weight is not None and bias is not None and weight.dtype != bias.dtype:
         weight, bias = weight.float(), bias.float()
-    if torch.is_autocast_enabled(x.device.type):
-        with torch.autocast(x.device.type, enabled=False):
+    device = device_type(x)
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
             y = _torchs(x, num_groups, weight, bias, eps)
     else:
         y = _torchs(x, num_groups, weight, bias, eps)

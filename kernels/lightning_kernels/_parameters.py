@@ -47,7 +47,7 @@ def check_parameter(
     """
     if parameter is None:
         return
-    if tuple(parameter.shape) != tuple(shape):
+    if parameter.shape != shape and tuple(parameter.shape) != tuple(shape):
         raise RuntimeError(
             f"{function} expects {name} of shape {list(shape)} ({why}), but got"
             f" {list(parameter.shape)}"
