@@ -1,6 +1,7 @@
 """Decides, in one place, which route a tensor takes, and launches kernels on its device."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -54,9 +55,17 @@ def runs_triton(x: Tensor) -> bool:
     )
 
 
-def device_type(x: Tensor) -> str:
-    """Return ``x.device.type``, made in a quarter of the time on the CPU."""
-    return "cpu" if x.is_cpu else x.device.type
+def without_autocast(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """Return ``function(x, *args)``, computed and returned in the types that it is given.
+
+    Little is asked before, for calls on the CPU must stay cheap: there is a context only where it
+    has something to turn off, and the CPU's name is not made of its device.
+    """
+    device = "cpu" if x.is_cpu else x.device.type
+    if not torch.is_autocast_enabled(device):
+        return function(x, *args)
+    with torch.autocast(device, enabled=False):
+        return function(x, *args)
 
 
 def leave_norms_to_inductor(leave: bool = True) -> None:

@@ -12,11 +12,11 @@ from lightning_kernels._batch_norm_layout import dense, is_channels_last, like
 from lightning_kernels._dispatch import (
     _is_transformed,
     cdiv,
-    device_type,
     launch,
     multiprocessor_count,
     next_power_of_2,
     norm_runs_triton,
+    without_autocast,
 )
 from lightning_kernels._group_norm_kernels import (
     _group_norm_apply_backward_kernel,
@@ -341,12 +341,7 @@ def aten_group_norm(
         weight, bias = (t if t is None else t.to(x.dtype) for t in (weight, bias))
     elif weight is not None and bias is not None and weight.dtype != bias.dtype:
         weight, bias = weight.float(), bias.float()
-    device = device_type(x)
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            y = _torchs(x, num_groups, weight, bias, eps)
-    else:
-        y = _torchs(x, num_groups, weight, bias, eps)
+    y = without_autocast(_torchs, x, num_groups, weight, bias, eps)
     return y if x.is_cpu else laid_out_like(y, x)  # elsewhere ATen returns what is contiguous
 
 

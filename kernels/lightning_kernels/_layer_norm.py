@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import device_type, norm_runs_triton
+from lightning_kernels._dispatch import norm_runs_triton, without_autocast
 from lightning_kernels._parameters import check_parameter, check_rows, shape_of
 from lightning_kernels._row_norm import row_norm
 
@@ -95,12 +95,8 @@ def _aten_layer_norm(
         input = input.to(dtype)
     if not input.is_cpu:  # ATen mixes types on the CPU only
         weight, bias = (p if p is None else p.to(input.dtype) for p in (weight, bias))
-    device = device_type(input)
     try:
-        if not torch.is_autocast_enabled(device):
-            return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
-        with torch.autocast(device, enabled=False):
-            return torch.nn.functional.layer_norm(input, shape, weight, bias, eps)
+        return without_autocast(torch.nn.functional.layer_norm, input, shape, weight, bias, eps)
     except RuntimeError:
         _check(input, shape, weight, bias)  # clearer, where it knows what is wrong
         raise

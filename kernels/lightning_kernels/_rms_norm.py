@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import device_type, norm_runs_triton
+from lightning_kernels._dispatch import norm_runs_triton, without_autocast
 from lightning_kernels._layer_norm import Autocast, autocast_dtype
 from lightning_kernels._parameters import check_parameter, check_rows, shape_of
 from lightning_kernels._row_norm import row_norm
@@ -69,12 +69,8 @@ def _aten_rms_norm(
         weight = weight.to(dtype or input.dtype)  # of another ATen takes its slow path, and warns
     if dtype is not None:
         input = input.to(dtype)
-    device = device_type(input)
     try:
-        if not torch.is_autocast_enabled(device):
-            return torch.nn.functional.rms_norm(input, shape, weight, eps)
-        with torch.autocast(device, enabled=False):
-            return torch.nn.functional.rms_norm(input, shape, weight, eps)
+        return without_autocast(torch.nn.functional.rms_norm, input, shape, weight, eps)
     except RuntimeError:
         _check(input, shape, weight)  # clearer, where it knows what is wrong
         raise

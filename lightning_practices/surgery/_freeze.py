@@ -46,9 +46,8 @@ def freeze(
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
         ValueError: If the model has no module or parameter of such a name.
     """
-    modules, parameters = found(model, where)
+    modules, ids = _chosen(model, where)
     owners = _owners(model)
-    ids = [id(p) for module in modules for p in module.parameters()] + [id(p) for p in parameters]
     frozen = {key for key in ids if owners[key][0][2].requires_grad}
     for key in frozen:
         for owner, name, p in owners[key]:
@@ -80,9 +79,8 @@ def unfreeze(model: nn.Module, where: Iterable[str | Block]) -> tuple[str, ...]:
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
         ValueError: If the model has no module or parameter of such a name.
     """
-    modules, parameters = found(model, where)
+    modules, ids = _chosen(model, where)
     owners = _owners(model)
-    ids = [id(p) for module in modules for p in module.parameters()] + [id(p) for p in parameters]
     freed = {
         key
         for key in ids
@@ -98,6 +96,13 @@ def unfreeze(model: nn.Module, where: Iterable[str | Block]) -> tuple[str, ...]:
         own = _held(model)
         _release(module, model.training if own is None else own.asked)
     return tuple(name for name, p in model.named_parameters() if id(p) in freed)
+
+
+def _chosen(model: nn.Module, where: Iterable[str | Block]) -> tuple[list[nn.Module], list[int]]:
+    """Return the modules in ``where``, and the ids of parameters: theirs, and those named."""
+    modules, parameters = found(model, where)
+    inside = [p for module in modules for p in module.parameters()]
+    return modules, [id(p) for p in (*inside, *parameters)]
 
 
 class _StaysInEval:

@@ -60,15 +60,14 @@ def parametrize(
     owners: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(p), []).append(name)
-    modules = [*dict.fromkeys(layers)]
-    for layer in modules:
-        _check(layers[layer], layer, kind, owners)
-    for layer in modules:
+    for layer, name in layers.items():
+        _check(name, layer, kind, owners)
+    for layer in layers:
         if kind == "spectral":
             parametrizations.spectral_norm(layer)
         else:
             parametrizations.weight_norm(layer, dim=_output_dim(layer))
-    return tuple(f"{layers[layer]}.weight".removeprefix(".") for layer in modules)
+    return tuple(f"{name}.weight".removeprefix(".") for name in layers.values())
 
 
 def unparametrize(model: nn.Module) -> tuple[str, ...]:

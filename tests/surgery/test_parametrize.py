@@ -158,7 +158,11 @@ def test_refused(make: Callable[[], nn.Module], kind: Any, message: str) -> None
 
 
 def test_a_row_of_zeros_has_a_spectrum() -> None:
-    parametrize(zeros(lambda w: w[2].zero_()), "spectral")
+    model: Any = zeros(lambda w: w[2].zero_())
+    before = model[0].weight.detach().clone()
+    parametrize(model, "spectral")
+    sigma = torch.linalg.matrix_norm(before, 2)
+    torch.testing.assert_close(model.eval()[0].weight, before / sigma, rtol=0.1, atol=0)
 
 
 def test_refused_as_a_whole() -> None:
