@@ -63,24 +63,6 @@ def _add_norm(
     )
 
 
-def _rms_norm_layer(shape: Shape, dtype: torch.dtype) -> Candidates:
-    ours, peer = (kind(shape[-1], dtype=dtype) for kind in (nn.RMSNorm, torch.nn.RMSNorm))
-    return on_x(shape, dtype, ours=ours, peer=peer)
-
-
-def _layer_norm_layer(shape: Shape, dtype: torch.dtype) -> Candidates:
-    ours, peer = (kind(shape[-1], dtype=dtype) for kind in (nn.LayerNorm, torch.nn.LayerNorm))
-    return on_x(shape, dtype, ours=ours, peer=peer)
-
-
-def _layer_norm2d(shape: Shape, dtype: torch.dtype) -> Candidates:
-    ours, peer = (
-        kind(shape[1], dtype=dtype)
-        for kind in (nn.LayerNorm2d, torchvision.models.convnext.LayerNorm2d)
-    )
-    return on_x(shape, dtype, ours=ours, peer=peer)
-
-
 def _batch_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
     x, weight, bias = (random(part, dtype) for part in (shape, shape[1:2], shape[1:2]))
     running = torch.zeros(shape[1:2], dtype=dtype), torch.ones(shape[1:2], dtype=dtype)
@@ -92,39 +74,26 @@ def _batch_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
     )
 
 
-def _batch_norm_layer(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
-    ours, peer = (getattr(kind, name)(shape[1], dtype=dtype) for kind in (nn, torch.nn))
-    return on_x(shape, dtype, ours=ours, peer=peer)
-
-
-def _group_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
+def _of_channels(
+    shape: Shape, dtype: torch.dtype, *, name: str, before: tuple[Any, ...]
+) -> Candidates:
+    """Compare functions of the input, ``before``, and the weight and bias of its channels."""
     x, weight, bias = (random(part, dtype) for part in (shape, shape[1:2], shape[1:2]))
-    arguments = (x, _GROUPS, weight, bias)
+    ours, peer = (getattr(room, name) for room in (lightning_kernels, torch.nn.functional))
     return Candidates(
-        lambda: lightning_kernels.group_norm(*arguments),
-        lambda: torch.nn.functional.group_norm(*arguments),
+        lambda: ours(x, *before, weight, bias),
+        lambda: peer(x, *before, weight, bias),
         (x, weight, bias),
     )
 
 
-def _group_norm_layer(shape: Shape, dtype: torch.dtype) -> Candidates:
-    ours, peer = (kind.GroupNorm(_GROUPS, shape[1], dtype=dtype) for kind in (nn, torch.nn))
-    return on_x(shape, dtype, ours=ours, peer=peer)
-
-
-def _instance_norm(shape: Shape, dtype: torch.dtype) -> Candidates:
-    x, weight, bias = (random(part, dtype) for part in (shape, shape[1:2], shape[1:2]))
-    arguments = (x, None, None, weight, bias)
-    return Candidates(
-        lambda: lightning_kernels.instance_norm(*arguments),
-        lambda: torch.nn.functional.instance_norm(*arguments),
-        (x, weight, bias),
-    )
-
-
-def _instance_norm_layer(shape: Shape, dtype: torch.dtype, *, name: str) -> Candidates:
+def _layer(
+    shape: Shape, dtype: torch.dtype, *, name: str, room: Any = torch.nn, dim: int = 1,
+    before: tuple[Any, ...] = (), **options: Any,
+) -> Candidates:  # fmt: skip
+    """Compare layers of one name, whose argument after ``before`` is the size of a dimension."""
     ours, peer = (
-        getattr(kind, name)(shape[1], affine=True, dtype=dtype) for kind in (nn, torch.nn)
+        getattr(where, name)(*before, shape[dim], dtype=dtype, **options) for where in (nn, room)
     )
     return on_x(shape, dtype, ours=ours, peer=peer)
 
@@ -163,12 +132,22 @@ NORMS: dict[str, Op] = {
     "nn.AddDropoutLayerNorm": Op(
         "torch.nn.functional.layer_norm", functools.partial(_add_norm, layer=True)
     ),
-    "group_norm": Op("torch.nn.functional.group_norm", _group_norm, MAPS),
-    "nn.GroupNorm": Op("torch.nn.GroupNorm", _group_norm_layer, MAPS),
-    "instance_norm": Op("torch.nn.functional.instance_norm", _instance_norm, MAPS),
+    "group_norm": Op(
+        "torch.nn.functional.group_norm",
+        functools.partial(_of_channels, name="group_norm", before=(_GROUPS,)),
+        MAPS,
+    ),
+    "nn.GroupNorm": Op(
+        "torch.nn.GroupNorm", functools.partial(_layer, name="GroupNorm", before=(_GROUPS,)), MAPS
+    ),
+    "instance_norm": Op(
+        "torch.nn.functional.instance_norm",
+        functools.partial(_of_channels, name="instance_norm", before=(None, None)),
+        MAPS,
+    ),
     **{
         f"nn.{name}": Op(
-            f"torch.nn.{name}", functools.partial(_instance_norm_layer, name=name), shapes
+            f"torch.nn.{name}", functools.partial(_layer, name=name, affine=True), shapes
         )
         for name, shapes in _INSTANCE_NORMS.items()
     },
@@ -176,18 +155,18 @@ NORMS: dict[str, Op] = {
         "torch.nn.functional.batch_norm", _batch_norm, ((2, 8, 4, 4), (8, 64, 56, 56))
     ),
     **{
-        f"nn.{name}": Op(
-            f"torch.nn.{name}", functools.partial(_batch_norm_layer, name=name), shapes
-        )
+        f"nn.{name}": Op(f"torch.nn.{name}", functools.partial(_layer, name=name), shapes)
         for name, shapes in _BATCH_NORMS.items()
     },
     "layer_norm": Op("torch.nn.functional.layer_norm", _layer_norm),
-    "nn.LayerNorm": Op("torch.nn.LayerNorm", _layer_norm_layer),
+    "nn.LayerNorm": Op("torch.nn.LayerNorm", functools.partial(_layer, name="LayerNorm", dim=-1)),
     "nn.LayerNorm2d": Op(
-        "torchvision's LayerNorm2d", _layer_norm2d, ((2, 8, 4, 4), (8, 96, 56, 56))
+        "torchvision's LayerNorm2d",
+        functools.partial(_layer, name="LayerNorm2d", room=torchvision.models.convnext),
+        ((2, 8, 4, 4), (8, 96, 56, 56)),
     ),
     "rms_norm": Op("torch.nn.functional.rms_norm", _rms_norm),
-    "nn.RMSNorm": Op("torch.nn.RMSNorm", _rms_norm_layer),
+    "nn.RMSNorm": Op("torch.nn.RMSNorm", functools.partial(_layer, name="RMSNorm", dim=-1)),
     **{
         f"nn.{name}": Op(
             f"{room}.{name}",
