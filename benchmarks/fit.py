@@ -145,7 +145,7 @@ def _does_their_work(kernel: str) -> bool:
 @functools.cache
 def _our_kernels() -> frozenset[str]:
     path = lightning_kernels.__path__
-    modules = (import_module(f"lightning_kernels.{m.name}") for m in pkgutil.iter_modules(path))
+    modules = (import_module(m.name) for m in pkgutil.walk_packages(path, "lightning_kernels."))
     names = (name for module in modules for name in vars(module))
     return frozenset(name for name in names if name.endswith("_kernel"))
 

@@ -24,7 +24,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
 
-from lightning_kernels import _clip_grad_adaptive, _dispatch, _tensor_table
+from lightning_kernels._clip_grad import adaptive as _clip_grad_adaptive
+from lightning_kernels._clip_grad import tensor_table as _tensor_table
+from lightning_kernels._core import dispatch as _dispatch
 
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 _MULTIPROCESSORS = 132  # an H200's: it decides grids, which the machine code does not depend on

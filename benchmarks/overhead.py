@@ -36,7 +36,7 @@ from lightning_practices.mixins import (
     LearningRateScheduleMixin,
     OptimizerMixin,
     PenaltyMixin,
-    Practices,
+    TrainingPractices,
     WeightAveragingMixin,
 )
 
@@ -105,7 +105,7 @@ def _with_curves() -> Fit:
     return bare()[0], [curves]
 
 
-BUILT_INS = "Lightning's own clipping, schedule, early stopping"  # the peer of Practices
+BUILT_INS = "Lightning's own clipping, schedule, early stopping"  # the peer of TrainingPractices
 
 # A practice is a line; it may not end the fit.
 PRACTICES: dict[str, Callable[[], Fit]] = {
@@ -125,7 +125,7 @@ PRACTICES: dict[str, Callable[[], Fit]] = {
     "OptimizerMixin": _mixin(OptimizerMixin),
     "Penalty": lambda: (_Undecayed(nn.Linear(_WIDTH, _WIDTH)), [Penalty(l1=1e-4, l2=1e-4)]),
     "PenaltyMixin": _mixin(PenaltyMixin, _Undecayed, penalty_l2=1e-4),
-    "Practices": _mixin(Practices, monitor="loss", early_stopping_patience=_NEVER),
+    "TrainingPractices": _mixin(TrainingPractices, monitor="loss", early_stopping_patience=_NEVER),
     "ProgressiveUnfreezing": _callback(ProgressiveUnfreezing, schedule=[{"blocks": ["network"]}]),
     "RecalibrateBatchNorm": _callback(RecalibrateBatchNorm),
     "SkipNonFinite": _callback(SkipNonFinite),

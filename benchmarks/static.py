@@ -13,7 +13,7 @@ from benchmarks import report
 from benchmarks.launches import CALLS, launches_of
 from benchmarks.machine_code import TARGETS, Launch, MachineCode, compile_launch
 from benchmarks.results import Results, Row, add_out
-from lightning_kernels._triton import INTERPRETED
+from lightning_kernels._core.triton import INTERPRETED
 
 _DEFAULT_WARPS = 4  # Triton's own
 

@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from lightning_practices.callbacks import LearningCurves
 from lightning_practices.mixins import LearningRateScheduleMixin
-from lightning_practices.nn import Dropout, LayerNorm, SmoothedCrossEntropyLoss
+from lightning_practices.nn import Dropout, LabelSmoothingCrossEntropyLoss, LayerNorm
 
 CLASSES, PIXELS, WIDTH = 10, 64, 256
 TRAIN, WRONG, BATCH_SIZE = 150, 0.2, 50
@@ -93,7 +93,7 @@ class Digits(LearningRateScheduleMixin, PlainDigits):
 
     @override
     def make_loss(self) -> nn.Module:
-        return SmoothedCrossEntropyLoss()
+        return LabelSmoothingCrossEntropyLoss()
 
 
 def _accuracy(z: Tensor, y: Tensor) -> Tensor:

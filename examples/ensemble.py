@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from lightning_practices.callbacks import SnapshotEnsemble
-from lightning_practices.mixins import EnsembleModule
+from lightning_practices.modules import LightningEnsemble
 from lightning_practices.schedules import cosine_decay
 
 mpl.use("Agg")  # draws to files, needs no screen
@@ -103,7 +103,7 @@ def make_trainer(*callbacks: Callback) -> Trainer:
 
 def score(members: list[Any], loader: DataLoader[Any], **options: Any) -> tuple[float, float]:
     """Return accuracy and negative log likelihood, nan for votes."""
-    module = EnsembleModule(members, task="multiclass", **options)
+    module = LightningEnsemble(members, task="multiclass", **options)
     (result,) = make_trainer().test(module, loader, verbose=False)
     return result["test_accuracy"], result.get("test_loss", float("nan"))
 

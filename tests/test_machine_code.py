@@ -51,8 +51,8 @@ def test_no_spills_and_wide_accesses(name: str, target: int) -> None:
 
 def test_every_kernel_is_compiled() -> None:
     modules = [
-        import_module(f"lightning_kernels.{module.name}")
-        for module in pkgutil.iter_modules(lightning_kernels.__path__)
+        import_module(module.name)
+        for module in pkgutil.walk_packages(lightning_kernels.__path__, "lightning_kernels.")
     ]
     kernels = {
         name

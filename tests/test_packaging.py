@@ -16,7 +16,7 @@ USE = """
 import lightning_kernels, lightning_practices, torch
 from lightning_practices import callbacks, mixins, nn, surgery
 model = torch.nn.Sequential(torch.nn.LayerNorm(8), torch.nn.Dropout(0.5))
-report = surgery.accelerate(model)
+report = surgery.fuse(model)
 assert len(report.replaced) == 2, report
 assert model(torch.randn(4, 8)).shape == (4, 8)
 print(lightning_kernels.__file__, lightning_practices.__file__, sep="\\n")

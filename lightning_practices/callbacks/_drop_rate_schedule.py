@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._horizon import epochs_of_fit, steps_of_fit, why_unknown
-from lightning_practices.callbacks._logs import logs_now
+from lightning_practices.callbacks._trainer.horizon import epochs_of_fit, steps_of_fit, why_unknown
+from lightning_practices.callbacks._trainer.logs import logs_now
 from lightning_practices.schedules import DropRate
 from lightning_practices.schedules._drop_rate import Layers, Schedule, check_schedule
 

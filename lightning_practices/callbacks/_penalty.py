@@ -14,9 +14,9 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._clipper import place_of
-from lightning_practices.callbacks._gradient_clipping import GradientClipping
-from lightning_practices.callbacks._logs import logs_now
+from lightning_practices.callbacks._clipping.clipper import place_of
+from lightning_practices.callbacks._clipping.gradient_clipping import GradientClipping
+from lightning_practices.callbacks._trainer.logs import logs_now
 from lightning_practices.optim import (
     add_penalty_gradients_,
     decayed_weights,

@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._horizon import steps_of_fit, why_unknown
+from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
 from lightning_practices.schedules import cosine_restarts
 from lightning_practices.schedules._learning_rate import Factor, cycle_of
 
@@ -32,7 +32,7 @@ class SnapshotEnsemble(Callback):
 
         snapshots = SnapshotEnsemble(cycles=5)
         Trainer(callbacks=[snapshots], max_epochs=100).fit(module, data)
-        ensemble = EnsembleModule(snapshots.members(module), task="multiclass")
+        ensemble = LightningEnsemble(snapshots.members(module), task="multiclass")
 
     The module trains on from there, and keeps its last weights; the rates stay what they were at
     the last step. All ranks hold the same snapshots: the running statistics are those of rank 0.
@@ -85,7 +85,7 @@ class SnapshotEnsemble(Callback):
         """Return a copy of the module for each snapshot, in order.
 
         For :class:`~lightning_practices.ensembles.Ensemble`, or
-        :class:`~lightning_practices.mixins.EnsembleModule`, which is saved as one.
+        :class:`~lightning_practices.modules.LightningEnsemble`, which is saved as one.
 
         Raises:
             RuntimeError: If there is no snapshot, or they are of another module.
@@ -109,7 +109,7 @@ class SnapshotEnsemble(Callback):
                 f"{type(trainer.strategy).__name__} shards the weights, and SnapshotEnsemble would"
                 " keep only a part of them: let ModelCheckpoint(every_n_train_steps=...,"
                 " save_top_k=-1) save each cycle's, schedule the rates by LambdaLR(optimizer,"
-                " cosine_restarts(...)), and use EnsembleModule.from_checkpoints"
+                " cosine_restarts(...)), and use LightningEnsemble.from_checkpoints"
             )
         if trainer.global_step == 0:  # not one that goes on
             self._snapshots, self._cycles, self._ended = {}, None, None

@@ -1,7 +1,6 @@
 """Mixins: practices that a LightningModule or LightningDataModule subclasses."""
 
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
-from lightning_practices.mixins._ensemble import EnsembleModule
 from lightning_practices.mixins._fine_tuning import FineTuningMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
 from lightning_practices.mixins._gradient_clipping import GradientClippingMixin
@@ -9,12 +8,11 @@ from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
 from lightning_practices.mixins._monte_carlo_dropout import MonteCarloDropoutMixin
 from lightning_practices.mixins._optimizer import OptimizerMixin
 from lightning_practices.mixins._penalty import PenaltyMixin
-from lightning_practices.mixins._practices import Practices
+from lightning_practices.mixins._training_practices import TrainingPractices
 from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 
 __all__ = [
     "EarlyStoppingMixin",
-    "EnsembleModule",
     "FineTuningMixin",
     "FusedLayersMixin",
     "GradientClippingMixin",
@@ -22,6 +20,6 @@ __all__ = [
     "MonteCarloDropoutMixin",
     "OptimizerMixin",
     "PenaltyMixin",
-    "Practices",
+    "TrainingPractices",
     "WeightAveragingMixin",
 ]

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import EarlyStopping
-from lightning_practices.callbacks._early_stopping import Mode
+from lightning_practices.callbacks._early_stopping.early_stopping import Mode
 
 
 class EarlyStoppingMixin(LightningModule):

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import ProgressiveUnfreezing
-from lightning_practices.callbacks._phase_schedule import Schedule
+from lightning_practices.callbacks._unfreezing.schedule import Schedule
 from lightning_practices.surgery import blocks
 
 

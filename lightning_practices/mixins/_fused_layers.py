@@ -10,11 +10,11 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.surgery import Report, accelerate
+from lightning_practices.surgery import Report, fuse
 
 
 class FusedLayersMixin(LightningModule):
-    """Run the module's layers on fused kernels, by :func:`lightning_practices.surgery.accelerate`.
+    """Run the module's layers on fused kernels, by :func:`lightning_practices.surgery.fuse`.
 
     List it before the module it extends: ``class Net(FusedLayersMixin, BaseNet)``. Layers are
     swapped in ``configure_model``: before the strategy wraps the model, once however many times the
@@ -52,7 +52,7 @@ class FusedLayersMixin(LightningModule):
     def configure_model(self) -> None:
         super().configure_model()
         self._refuse_unparallelised()
-        report = accelerate(self)
+        report = fuse(self)
         if report.replaced or report.folded or "_fused_layers" not in vars(self):
             rank_zero_info(_in_a_line(report))
         report.replaced[:0] = self.fused_layers.replaced

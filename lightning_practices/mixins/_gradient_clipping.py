@@ -10,8 +10,8 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import GradientClipping
-from lightning_practices.callbacks._clipper import Clipper
-from lightning_practices.callbacks._clipping_settings import Algorithm, ClippingSettings
+from lightning_practices.callbacks._clipping.clipper import Clipper
+from lightning_practices.callbacks._clipping.settings import Algorithm, ClippingSettings
 
 
 class _ClippingOfTheModule(GradientClipping):

@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._horizon import steps_of_fit, why_unknown
-from lightning_practices.callbacks._ranks import mean_over_ranks
+from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
+from lightning_practices.callbacks._trainer.ranks import mean_over_ranks
 from lightning_practices.schedules import learning_rate_factor, linear_warmup, performance
 from lightning_practices.schedules._learning_rate import (
     Factor,

@@ -17,8 +17,8 @@ from lightning_practices.nn._encoder_block import EncoderBlock
 from lightning_practices.nn._group_norm import GroupNorm
 from lightning_practices.nn._instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from lightning_practices.nn._label_smoothing import (
-    SmoothedBCEWithLogitsLoss,
-    SmoothedCrossEntropyLoss,
+    LabelSmoothingBCEWithLogitsLoss,
+    LabelSmoothingCrossEntropyLoss,
 )
 from lightning_practices.nn._layer_norm import LayerNorm
 from lightning_practices.nn._layer_norm2d import LayerNorm2d
@@ -47,11 +47,11 @@ __all__ = [
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "LabelSmoothingBCEWithLogitsLoss",
+    "LabelSmoothingCrossEntropyLoss",
     "LayerNorm",
     "LayerNorm2d",
     "RMSNorm",
-    "SmoothedBCEWithLogitsLoss",
-    "SmoothedCrossEntropyLoss",
     "StochasticDepth",
     "SyncBatchNorm",
     "TransformerDecoderLayer",

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 
-class SmoothedCrossEntropyLoss(nn.CrossEntropyLoss):
+class LabelSmoothingCrossEntropyLoss(nn.CrossEntropyLoss):
     r"""Cross entropy against smoothed labels while training, against the given ones in evaluation.
 
     .. math::
@@ -74,16 +74,16 @@ class SmoothedCrossEntropyLoss(nn.CrossEntropyLoss):
         return f"label_smoothing={self.label_smoothing}"
 
 
-class SmoothedBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
+class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     r"""Binary cross entropy against smoothed labels while training, plain in evaluation.
 
     .. math::
         \ell = -w \left( p \, q \log \sigma(x) + (1 - q) \log (1 - \sigma(x)) \right), \qquad
         q = (1 - \alpha) \, y + \frac{\alpha}{2}
 
-    What :class:`SmoothedCrossEntropyLoss` is for classes, of which torch has none for two: each
-    output is a question of its own. The least loss of a label is, at :math:`\alpha = 0.1`, about
-    0.20.
+    What :class:`LabelSmoothingCrossEntropyLoss` is for classes, of which torch has none for two:
+    each output is a question of its own. The least loss of a label is, at
+    :math:`\alpha = 0.1`, about 0.20.
 
     Args:
         weight: Of each element, broadcast.
@@ -117,7 +117,7 @@ class SmoothedBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         if not target.is_floating_point():  # smoothing would make it so, and evaluation fail
             raise TypeError(
-                f"SmoothedBCEWithLogitsLoss takes targets of a floating dtype, but got"
+                f"LabelSmoothingBCEWithLogitsLoss takes targets of a floating dtype, but got"
                 f" {target.dtype}: pass target.to(input.dtype)"
             )
         if self.training:

@@ -16,7 +16,7 @@ class LayerNorm(nn.LayerNorm):
     Mean and biased variance are taken over ``normalized_shape``, in training and evaluation
     alike, and kept in float32 whatever the input's type. Still a :class:`torch.nn.LayerNorm`: the
     constructor, ``state_dict`` and ``repr`` are inherited, so checkpoints go both ways. Eager and
-    compiled only: for TorchScript or ``torch.fx``, see :func:`lightning_practices.surgery.restore`.
+    compiled only: for TorchScript or ``torch.fx``, see :func:`lightning_practices.surgery.unfuse`.
 
     Ba et al., 2016, *Layer Normalization*, arXiv:1607.06450.
 

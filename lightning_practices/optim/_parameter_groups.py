@@ -13,7 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_practices._names import plain_name
 from lightning_practices.surgery import blocks
-from lightning_practices.surgery._blocks_layers import NORMS
+from lightning_practices.surgery._blocks.layers import NORMS
 
 KINDS = ("norm", "bias", "embedding")
 

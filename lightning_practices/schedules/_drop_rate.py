@@ -12,7 +12,7 @@ from torchvision import ops
 
 from lightning_practices._names import plain_name
 from lightning_practices.nn._scheduled_rate import ScheduledRate
-from lightning_practices.surgery._accelerate import _named
+from lightning_practices.surgery._fuse.fuse import _named
 
 Schedule = Literal["linear", "cosine", "early", "early_linear", "late"]
 Layers = type[nn.Module] | str | Sequence[type[nn.Module] | str]

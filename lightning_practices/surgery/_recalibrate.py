@@ -12,7 +12,7 @@ from torch.optim.swa_utils import update_bn
 from typing_extensions import override
 
 from lightning_practices.nn import SyncBatchNorm
-from lightning_practices.surgery._accelerate import _named
+from lightning_practices.surgery._fuse.fuse import _named
 
 _SYNCHRONISED = (nn.SyncBatchNorm, SyncBatchNorm)
 

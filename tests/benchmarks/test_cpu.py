@@ -167,7 +167,10 @@ def test_every_public_function_and_layer_is_there() -> None:
     functions = set(lightning_kernels.__all__) - _NO_OPS
     assert functions <= OPS.keys()
     alone = {"DropCluster2d", "fit_drop_clusters"}  # which nobody else has
-    alone |= {"SmoothedBCEWithLogitsLoss", "SmoothedCrossEntropyLoss"}  # torch's own functions
+    alone |= {
+        "LabelSmoothingBCEWithLogitsLoss",
+        "LabelSmoothingCrossEntropyLoss",
+    }  # torch's own functions
     assert {f"nn.{name}" for name in set(nn.__all__) - alone} <= OPS.keys()
 
 

@@ -21,10 +21,10 @@ from benchmarks.fit import Plan, Profile, Steps, measure_model, share_of_replace
 from benchmarks.models import ON_CPU, ON_GPU, VARIANTS, Batch, Training, Variant, Workload, train
 from benchmarks.replaced import REPLACED, REPLACED_OPS
 from benchmarks.results import Row
-from lightning_kernels import _dispatch
+from lightning_kernels._core import dispatch as _dispatch
 from lightning_practices.callbacks import EarlyStopping
 from lightning_practices.nn import Dropout, LayerNorm
-from lightning_practices.surgery import _accelerate
+from lightning_practices.surgery._fuse import fuse as _accelerate
 
 CPU = torch.device("cpu")
 TINY = Plan(rounds=2, steps=3, warm_up=2)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices.callbacks import LearningCurves, _learning_curves
+from lightning_practices.callbacks import LearningCurves
+from lightning_practices.callbacks._curves import learning_curves as _learning_curves
 
 BATCHES = 4  # an epoch
 RATE = 0.1

@@ -10,7 +10,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
-from lightning_practices.callbacks import GradientClipping, _clipper
+from lightning_practices.callbacks import GradientClipping
+from lightning_practices.callbacks._clipping import clipper as _clipper
 from tests.callbacks.clipping import (
     BATCHES,
     THRESHOLDS,

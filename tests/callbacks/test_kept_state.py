@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_practices.callbacks import EarlyStopping
-from lightning_practices.callbacks._kept_state import KeptState
+from lightning_practices.callbacks._trainer.kept_state import KeptState
 from tests.callbacks.scripted import DIP, FILTERS, WEIGHTS, Scripted, fit, same, saves, state_of
 
 pytestmark = FILTERS

@@ -13,12 +13,9 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
-from lightning_practices.callbacks import (
-    EarlyStopping,
-    GradientClipping,
-    _learning_curves,
-)
-from lightning_practices.callbacks._curves_series import History
+from lightning_practices.callbacks import EarlyStopping, GradientClipping
+from lightning_practices.callbacks._curves import learning_curves as _learning_curves
+from lightning_practices.callbacks._curves.series import History
 from tests.callbacks.curves import (
     BATCHES,
     RATE,

@@ -17,10 +17,11 @@ from lightning.pytorch.loggers import CSVLogger
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from lightning_practices.callbacks import LearningCurves, _learning_curves
-from lightning_practices.callbacks._curves_draw import draw
-from lightning_practices.callbacks._curves_file import rendered, replace
-from lightning_practices.callbacks._curves_series import Series
+from lightning_practices.callbacks import LearningCurves
+from lightning_practices.callbacks._curves import learning_curves as _learning_curves
+from lightning_practices.callbacks._curves.draw import draw
+from lightning_practices.callbacks._curves.file import rendered, replace
+from lightning_practices.callbacks._curves.series import Series
 from tests.callbacks.curves import Logged, curves_in, fit, loaders, stand_in
 from tests.callbacks.scripted import FILTERS, At
 

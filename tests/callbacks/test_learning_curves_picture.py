@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from lightning_practices.callbacks._curves_draw import Best, draw, smoothed
-from lightning_practices.callbacks._curves_panels import forks, panels, read
-from lightning_practices.callbacks._curves_series import Series
+from lightning_practices.callbacks._curves.draw import Best, draw, smoothed
+from lightning_practices.callbacks._curves.panels import forks, panels, read
+from lightning_practices.callbacks._curves.series import Series
 
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 

@@ -19,8 +19,9 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from torchmetrics import MeanMetric
 from typing_extensions import override
 
-from lightning_practices.callbacks import LearningCurves, _learning_curves
-from lightning_practices.callbacks._curves_listener import Listener
+from lightning_practices.callbacks import LearningCurves
+from lightning_practices.callbacks._curves import learning_curves as _learning_curves
+from lightning_practices.callbacks._curves.listener import Listener
 from tests.callbacks.curves import Drawn, Logged, curves_in, fit, loaders, stand_in, trainer_of
 from tests.callbacks.scripted import FILTERS, At, fail, saves
 

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from lightning_practices.callbacks._curves_series import MOST_BINS, History, Series
+from lightning_practices.callbacks._curves.series import MOST_BINS, History, Series
 
 
 def noise(count: int) -> list[float]:

@@ -14,8 +14,8 @@ from torch.optim import SGD, Adam, AdamW, Optimizer, lr_scheduler
 from torch.optim.swa_utils import SWALR
 from typing_extensions import override
 
-from lightning_practices.callbacks._phase_groups import split_groups
-from lightning_practices.callbacks._phase_plan import Share
+from lightning_practices.callbacks._unfreezing.groups import split_groups
+from lightning_practices.callbacks._unfreezing.plan import Share
 from lightning_practices.mixins import LearningRateScheduleMixin
 from lightning_practices.surgery import blocks
 from tests.callbacks.scripted import FILTERS

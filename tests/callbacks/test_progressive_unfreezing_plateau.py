@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_practices.callbacks import EarlyStopping, ProgressiveUnfreezing
-from lightning_practices.callbacks._phase_progress import Progress
-from lightning_practices.callbacks._phase_schedule import Phase, Plateau
+from lightning_practices.callbacks._unfreezing.progress import Progress
+from lightning_practices.callbacks._unfreezing.schedule import Phase, Plateau
 from tests.callbacks.scripted import FILTERS, same, state_of
 from tests.callbacks.unfreezing import BODY, HEAD, STEM, Each, Net, fit, runs, unfreezing
 

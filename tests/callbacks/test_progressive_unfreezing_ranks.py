@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices.callbacks._phase_freezing import Freezing
+from lightning_practices.callbacks._unfreezing.freezing import Freezing
 from tests.callbacks.scripted import At, Stateful, same, trainer_of
 from tests.callbacks.unfreezing import BODY, HEAD, STEM, Net, rows, runs, unfreezing
 

@@ -20,8 +20,8 @@ from lightning_practices.callbacks import (
     unfreezing_schedule,
     write_schedule,
 )
-from lightning_practices.callbacks._phase_plan import make_plan
-from lightning_practices.callbacks._phase_schedule import read_schedule
+from lightning_practices.callbacks._unfreezing.plan import make_plan
+from lightning_practices.callbacks._unfreezing.schedule import read_schedule
 from lightning_practices.surgery import blocks
 from tests.callbacks.scripted import FILTERS, trainer_of
 from tests.callbacks.unfreezing import (

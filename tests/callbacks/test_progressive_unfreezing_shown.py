@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_practices.callbacks import ProgressiveUnfreezing
-from lightning_practices.callbacks._phase_progress import rates_by_block
+from lightning_practices.callbacks._unfreezing.progress import rates_by_block
 from tests.callbacks.scripted import FILTERS, At, same, state_of, trainer_of
 from tests.callbacks.unfreezing import (
     BODY,

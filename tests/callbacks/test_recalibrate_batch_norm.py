@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_practices.callbacks import EarlyStopping, RecalibrateBatchNorm
-from lightning_practices.surgery import accelerate
+from lightning_practices.surgery import fuse
 from tests.callbacks.scripted import At, Scripted, fail, interrupt, same, state_of, trainer_of
 from tests.surgery.test_recalibrate import assert_close, by_hand, statistics_of
 
@@ -147,7 +147,7 @@ def test_averaged_weights_are_recalibrated() -> None:
 @pytest.mark.parametrize("compiled", [False, True])
 def test_accelerated_and_compiled_modules(compiled: bool) -> None:
     module = Net()
-    accelerate(module)
+    fuse(module)
     given: Any = torch.compile(module, backend="eager") if compiled else module
     fitted(given, RecalibrateBatchNorm())
     assert_recalibrated(module.net, rows().split(BATCH))

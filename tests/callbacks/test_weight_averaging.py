@@ -20,7 +20,7 @@ from tests.callbacks.scripted import At, fail, interrupt, same, state_of, stop, 
 def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list in which this test's messages will be."""
     said: list[str] = []
-    where = "lightning_practices.callbacks._weight_averaging.rank_zero_info"
+    where = "lightning_practices.callbacks._averaging.weight_averaging.rank_zero_info"
     monkeypatch.setattr(where, said.append)
     return said
 

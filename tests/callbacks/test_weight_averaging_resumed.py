@@ -222,7 +222,7 @@ def test_a_fit_that_is_complete(
     tmp_path: Path, name: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[str] = []
-    where = "lightning_practices.callbacks._weight_averaging.rank_zero_info"
+    where = "lightning_practices.callbacks._averaging.weight_averaging.rank_zero_info"
     monkeypatch.setattr(where, lines.append)
     arguments: dict[str, Any] = {"ema": ARGUMENTS[0], "swa": {"kind": "swa"}}[kind]
     expected = Net()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._dispatch import launch
+from lightning_kernels._core.dispatch import launch
 
 _INTEGER_GUARD = 0xA5
 Function = Callable[..., Tensor]

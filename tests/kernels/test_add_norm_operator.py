@@ -7,12 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_kernels import (
-    _add_norm,
-    _add_norm_operator,
-    add_dropout_layer_norm,
-    add_dropout_rms_norm,
-)
+from lightning_kernels import add_dropout_layer_norm, add_dropout_rms_norm
+from lightning_kernels._add_norm import add_norm as _add_norm
+from lightning_kernels._add_norm import operator as _add_norm_operator
 from tests.kernels.reference import guarded_launch
 
 OPS = torch.ops.lightning_kernels

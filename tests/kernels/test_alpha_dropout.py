@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from lightning_kernels import alpha_dropout, dropout
-from lightning_kernels._dropout import alpha_constants
+from lightning_kernels._dropout.dropout import alpha_constants
 
 SATURATED = -1.7580993408473766  # SELU's limit, -scale * alpha
 

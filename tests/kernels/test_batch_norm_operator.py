@@ -8,7 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lightning_kernels
-from lightning_kernels import _batch_norm
+from lightning_kernels._batch_norm import batch_norm as _batch_norm
 from tests.kernels.reference import guarded_launch
 
 pytestmark = pytest.mark.kernel

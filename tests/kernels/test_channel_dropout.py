@@ -13,15 +13,9 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 import lightning_kernels
-from lightning_kernels import (
-    _channel_dropout,
-    dropout,
-    dropout1d,
-    dropout2d,
-    dropout3d,
-    feature_alpha_dropout,
-)
-from lightning_kernels._dropout import alpha_constants
+from lightning_kernels import dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
+from lightning_kernels._dropout import channel_dropout as _channel_dropout
+from lightning_kernels._dropout.dropout import alpha_constants
 from tests.kernels.reference import guarded_launch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]

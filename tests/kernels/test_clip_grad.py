@@ -9,14 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_kernels import (
-    _clip_grad,
-    _clip_grad_passes,
-    _tensor_table,
-    clip_grad_norm_,
-    clip_grad_value_,
-)
-from lightning_kernels._tensor_table import CHUNK_SIZE, TensorTable, table_of
+from lightning_kernels import clip_grad_norm_, clip_grad_value_
+from lightning_kernels._clip_grad import clip_grad as _clip_grad
+from lightning_kernels._clip_grad import passes as _clip_grad_passes
+from lightning_kernels._clip_grad import tensor_table as _tensor_table
+from lightning_kernels._clip_grad.tensor_table import CHUNK_SIZE, TensorTable, table_of
 
 NORMS = [0.5, 1, 2, 3.0, math.inf]
 SIZES: list[tuple[int, ...]] = [(1,), (3, 5), (127,), (CHUNK_SIZE + 21,), (2, 16, 3), (), (0,)]

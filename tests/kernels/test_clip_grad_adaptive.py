@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_kernels import _clip_grad_adaptive, _dispatch, clip_grad_adaptive_
+from lightning_kernels import clip_grad_adaptive_
+from lightning_kernels._clip_grad import adaptive as _clip_grad_adaptive
+from lightning_kernels._core import dispatch as _dispatch
 
 SHAPES: list[tuple[int, ...]] = [
     (7, 5),

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision import ops
 
 from lightning_kernels import drop_block2d, drop_block3d, dropout
-from lightning_kernels._drop_block_aten import _successes
+from lightning_kernels._drop_block.aten import _successes
 
 Sizes = tuple[int, ...]
 

@@ -9,8 +9,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
-from lightning_kernels import _drop_block, _drop_block_layout, drop_block2d, drop_block3d, route
-from lightning_kernels._dispatch import multiprocessor_count
+from lightning_kernels import drop_block2d, drop_block3d, route
+from lightning_kernels._core.dispatch import multiprocessor_count
+from lightning_kernels._drop_block import drop_block as _drop_block
+from lightning_kernels._drop_block import layout as _drop_block_layout
 from tests.kernels.reference import guarded_launch
 
 OPS = torch.ops.lightning_kernels

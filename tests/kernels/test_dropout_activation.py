@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
-from lightning_kernels import _dropout_activation, dropout, dropout_activation
+from lightning_kernels import dropout, dropout_activation
+from lightning_kernels._dropout import dropout_activation as _dropout_activation
 from tests.kernels.reference import assert_as_right_as_torch, guarded_launch
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

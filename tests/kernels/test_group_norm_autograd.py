@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from lightning_kernels import _batch_norm, _group_norm, group_norm
+from lightning_kernels import group_norm
+from lightning_kernels._batch_norm import batch_norm as _batch_norm
+from lightning_kernels._group_norm import group_norm as _group_norm
 from tests.kernels.group_norms import LAST, Layout, both, make
 from tests.kernels.reference import guarded_launch, run
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lightning_kernels import layer_norm, rms_norm
-from lightning_kernels._row_norm import rows_of
+from lightning_kernels._row_norm.operator import rows_of
 from tests.kernels.reference import Function, assert_as_right_as_torch, run
 
 SHAPES = [

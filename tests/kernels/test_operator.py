@@ -8,7 +8,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lightning_kernels
-from lightning_kernels import _dropout, _row_norm
+from lightning_kernels._dropout import dropout as _dropout
+from lightning_kernels._row_norm import operator as _row_norm
 from tests.kernels.reference import guarded_launch
 
 pytestmark = pytest.mark.kernel

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from lightning_kernels._dispatch import launch
-from lightning_kernels._random import WORDS_PER_CALL, random_words, reserve
-from lightning_kernels._triton import tl, triton
+from lightning_kernels._core.dispatch import launch
+from lightning_kernels._core.random import WORDS_PER_CALL, random_words, reserve
+from lightning_kernels._core.triton import tl, triton
 
 WORD = 2**32
 

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth as torchvisions
 
 import lightning_kernels
-from lightning_kernels import _stochastic_depth, stochastic_depth
+from lightning_kernels import stochastic_depth
+from lightning_kernels._stochastic_depth import stochastic_depth as _stochastic_depth
 from tests.kernels.reference import assert_as_right_as_torch, guarded_launch
 
 OPS = torch.ops.lightning_kernels

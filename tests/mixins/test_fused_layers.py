@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lightning_practices.mixins import FusedLayersMixin
 from lightning_practices.nn import BatchNorm2d, Dropout, LayerNorm
-from lightning_practices.surgery import Report, restore
+from lightning_practices.surgery import Report, unfuse
 
 FUSED = "FusedLayersMixin: 2 layers fused (1 LayerNorm, 1 Dropout)"
 FOLDED = "FusedLayersMixin: 3 layers fused (3 BatchNorm2d), 3 folded with what follows"
@@ -133,7 +133,7 @@ def test_every_stage_runs_fused_layers_and_reports_once(
     assert [r.names for r in module.fused_layers.replaced] == [("net.1",), ("net.2",)]
     module.eval()
     expected = copy.deepcopy(module)
-    restore(expected)
+    unfuse(expected)
     assert torch.equal(module(x), expected(x))
 
 
@@ -286,7 +286,7 @@ def test_weight_averaging_copies_fused_layers(tmp_path: Path, messages: list[str
 def test_restored_module_can_be_scripted(tmp_path: Path) -> None:
     module = Fused()
     fitted(module, tmp_path, enable_checkpointing=False)
-    restore(module)
+    unfuse(module)
     module.eval()
     x = torch.randn(5, 4)
     assert torch.equal(module.to_torchscript()(x), module(x))  # type: ignore[operator]

@@ -58,7 +58,7 @@ def test_its_state_and_what_it_prints() -> None:
 def test_surgery_leaves_it_as_it_is(device: str) -> None:
     layer = AddDropoutLayerNorm(6, 0.2, layer_scale=0.1).to(device)
     x = torch.randn(4, 6, device=device)
-    for change in (surgery.accelerate, surgery.restore):
+    for change in (surgery.fuse, surgery.unfuse):
         assert not change(layer).replaced
         assert type(layer) is AddDropoutLayerNorm
         assert len(layer(x, x)) == 2

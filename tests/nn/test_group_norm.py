@@ -79,7 +79,7 @@ def test_autocast_is_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(lightning_kernels, "group_norm", lambda *_, **kwargs: given.append(kwargs))
     layers: list[Any] = [ours.GroupNorm(2, 8), norm.GroupNorm(8, 4), norm.GroupNorm1(8)]
-    surgery.accelerate(nn.Sequential(*layers))
+    surgery.fuse(nn.Sequential(*layers))
     for value in ("input", "match"):
         for layer in layers:
             layer.autocast = value
@@ -91,7 +91,7 @@ def test_autocast_is_the_functions(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_timms_fast_mode_stays(layer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightning_kernels, "group_norm", None)
     layer = copy.deepcopy(layer)
-    surgery.accelerate(layer)
+    surgery.fuse(layer)
     layer._fast_norm = True
     assert layer(torch.randn(2, 8, 3)).shape == (2, 8, 3)
 
@@ -107,7 +107,7 @@ def test_surgery_swaps_and_restores() -> None:
     kinds = [type(layer) for layer in layers]
     x = torch.randn(2, 8, 3, 3)
     before = model(x)
-    report = surgery.accelerate(model)
+    report = surgery.fuse(model)
     assert len(report.replaced) == 4
     assert not report.skipped
     assert type(model[0]) is ours.GroupNorm
@@ -120,7 +120,7 @@ def test_surgery_swaps_and_restores() -> None:
     torch.save(model, stream)
     stream.seek(0)
     torch.testing.assert_close(torch.load(stream, weights_only=False)(x), before)
-    surgery.restore(model)
+    surgery.unfuse(model)
     assert [type(layer) for layer in layers] == kinds
 
 
@@ -134,8 +134,8 @@ def test_surgery_changes_no_bit_of_a_model_in_float64() -> None:
         return [y.detach(), *torch.autograd.grad(y.square().sum(), [*model.parameters()])]
 
     before = results()
-    assert len(surgery.accelerate(model).replaced) == 20
+    assert len(surgery.fuse(model).replaced) == 20
     assert all(torch.equal(a, b) for a, b in zip(results(), before, strict=True))
-    assert len(surgery.restore(model).replaced) == 20
+    assert len(surgery.unfuse(model).replaced) == 20
     assert not any(isinstance(module, ours.GroupNorm) for module in model.modules())
     assert all(torch.equal(a, b) for a, b in zip(results(), before, strict=True))

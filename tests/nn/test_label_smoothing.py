@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices.nn import SmoothedBCEWithLogitsLoss, SmoothedCrossEntropyLoss
+from lightning_practices.nn import LabelSmoothingBCEWithLogitsLoss, LabelSmoothingCrossEntropyLoss
 
 N, K = 6, 5
 ALPHAS = [0.0, 0.1, 1.0]
@@ -47,7 +47,7 @@ def one_hot(y: Tensor) -> Tensor:
 def test_labels(shape: tuple[int, ...], weighted: bool, alpha: float) -> None:
     x, y = tensors(N, K, *shape[1:]), labels(*shape)
     weight = torch.linspace(0.5, 2.0, K, dtype=torch.float64) if weighted else None
-    loss = SmoothedCrossEntropyLoss(weight, reduction="none", label_smoothing=alpha)
+    loss = LabelSmoothingCrossEntropyLoss(weight, reduction="none", label_smoothing=alpha)
     torch.testing.assert_close(loss(x, y), by_hand(x, one_hot(y), alpha, weight))
     plain = nn.CrossEntropyLoss(weight, reduction="none")
     assert torch.equal(loss.eval()(x, y), plain(x, y))
@@ -57,7 +57,7 @@ def test_labels(shape: tuple[int, ...], weighted: bool, alpha: float) -> None:
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_probabilities_as_those_of_mixup(alpha: float) -> None:
     x, y = tensors(N, K), 0.3 * one_hot(labels(N)) + 0.7 * one_hot(labels(N).flip(0))
-    loss = SmoothedCrossEntropyLoss(reduction="none", label_smoothing=alpha)
+    loss = LabelSmoothingCrossEntropyLoss(reduction="none", label_smoothing=alpha)
     torch.testing.assert_close(loss(x, y), by_hand(x, y, alpha))
     assert torch.equal(loss.eval()(x, y), nn.CrossEntropyLoss(reduction="none")(x, y))
 
@@ -66,7 +66,7 @@ def test_probabilities_as_those_of_mixup(alpha: float) -> None:
 def test_ignored_labels_count_for_nothing(training: bool) -> None:
     x, y = tensors(N, K).requires_grad_(), labels(N)
     y[2:4] = -1
-    loss = SmoothedCrossEntropyLoss(ignore_index=-1).train(training)
+    loss = LabelSmoothingCrossEntropyLoss(ignore_index=-1).train(training)
     alpha = 0.1 if training else 0.0
     kept = y >= 0
     torch.testing.assert_close(loss(x, y), by_hand(x[kept], one_hot(y[kept]), alpha).mean())
@@ -80,7 +80,7 @@ def test_the_gradient_keeps_outputs_bounded() -> None:
     q = torch.full((1, 10), 0.1 / 10, dtype=torch.float64)
     q[0, 3] += 0.9
     x = q.log().requires_grad_()
-    loss = SmoothedCrossEntropyLoss()(x, torch.tensor([3]))
+    loss = LabelSmoothingCrossEntropyLoss()(x, torch.tensor([3]))
     (grad,) = torch.autograd.grad(loss, x)
     torch.testing.assert_close(grad, torch.zeros_like(grad))
     assert loss.item() == pytest.approx(-(q * q.log()).sum().item())
@@ -100,7 +100,7 @@ def test_binary_labels(reduction: str, weighted: bool, alpha: float) -> None:
     weight, pos = (None, None)
     if weighted:
         weight, pos = torch.rand(N, 1).double(), torch.linspace(0.5, 2, K).double()
-    loss = SmoothedBCEWithLogitsLoss(
+    loss = LabelSmoothingBCEWithLogitsLoss(
         weight, reduction=reduction, pos_weight=pos, label_smoothing=alpha
     )
     q = (1 - alpha) * y + alpha / 2
@@ -115,7 +115,7 @@ def test_binary_labels(reduction: str, weighted: bool, alpha: float) -> None:
 
 def test_the_least_binary_loss() -> None:
     x = torch.tensor([math.log(0.95 / 0.05)], dtype=torch.float64, requires_grad=True)
-    loss = SmoothedBCEWithLogitsLoss()(x, torch.ones(1, dtype=torch.float64))
+    loss = LabelSmoothingBCEWithLogitsLoss()(x, torch.ones(1, dtype=torch.float64))
     (grad,) = torch.autograd.grad(loss, x)
     assert grad.abs() < 1e-15
     assert loss.item() == pytest.approx(0.20, abs=5e-3)
@@ -123,14 +123,14 @@ def test_the_least_binary_loss() -> None:
 
 def test_the_target_is_left_alone() -> None:
     x, y = tensors(N), torch.ones(N, dtype=torch.float64)
-    SmoothedBCEWithLogitsLoss()(x, y)
+    LabelSmoothingBCEWithLogitsLoss()(x, y)
     assert y.eq(1).all()
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
 def test_binary_targets_that_are_not_floating(dtype: torch.dtype, training: bool) -> None:
-    loss = SmoothedBCEWithLogitsLoss().train(training)
+    loss = LabelSmoothingBCEWithLogitsLoss().train(training)
     with pytest.raises(TypeError, match=rf"but got {dtype}: pass target.to\(input.dtype\)"):
         loss(tensors(N), torch.ones(N, dtype=dtype))
 
@@ -138,8 +138,8 @@ def test_binary_targets_that_are_not_floating(dtype: torch.dtype, training: bool
 # Both.
 
 LOSSES: list[tuple[type[Any], type[nn.Module]]] = [
-    (SmoothedCrossEntropyLoss, nn.CrossEntropyLoss),
-    (SmoothedBCEWithLogitsLoss, nn.BCEWithLogitsLoss),
+    (LabelSmoothingCrossEntropyLoss, nn.CrossEntropyLoss),
+    (LabelSmoothingBCEWithLogitsLoss, nn.BCEWithLogitsLoss),
 ]
 
 
@@ -180,7 +180,7 @@ class Net(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Linear(3, K)
-        self.loss = SmoothedCrossEntropyLoss()
+        self.loss = LabelSmoothingCrossEntropyLoss()
         self.seen: list[tuple[str, float, float]] = []
 
     def note(self, stage: str, batch: Tensor) -> Tensor:

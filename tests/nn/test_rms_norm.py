@@ -54,8 +54,8 @@ def test_surgery_swaps_and_restores() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.RMSNorm(8, eps=1e-6))
     x = torch.randn(2, 8)
     before = model(x)
-    surgery.accelerate(model)
+    surgery.fuse(model)
     assert type(model[1]) is RMSNorm
     torch.testing.assert_close(model(x), before)
-    surgery.restore(model)
+    surgery.unfuse(model)
     assert type(model[1]) is nn.RMSNorm

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_practices.nn._dropout import AlphaDropout, Dropout
-from lightning_practices.surgery import accelerate, restore
+from lightning_practices.surgery import fuse, unfuse
 from tests.processes import Processes
 
 LAYERS = [Dropout, AlphaDropout]
@@ -226,11 +226,11 @@ def test_averaged_models_pair_the_same_buffers() -> None:
 
 def test_a_class_that_was_changed_in_between() -> None:
     model: Any = nn.Sequential(nn.Dropout(0.2))
-    accelerate(model)
+    fuse(model)
     model[0].schedule_rate()
-    restore(model)
+    unfuse(model)
     model[0].p = 0.9
-    accelerate(model)
+    fuse(model)
     model[0].schedule_rate()
     assert share_dropped(model[0]) == near(0.9)
 

@@ -19,7 +19,7 @@ from lightning_practices.nn import (
     TransformerEncoderLayer,
 )
 from lightning_practices.schedules import DropRate
-from lightning_practices.surgery import accelerate
+from lightning_practices.surgery import fuse
 from tests.nn.transformer_layers import (
     DECODER,
     ENCODER,
@@ -131,7 +131,7 @@ def test_a_norm_that_matches_autocast_is_called(
     monkeypatch: pytest.MonkeyPatch, device: str
 ) -> None:
     _, ours = (m.to(device) for m in pair(ENCODER, norm_first=True))
-    accelerate(ours)
+    fuse(ours)
     calls = count_folds(monkeypatch)
     gradients(ours, *inputs(device))
     assert len(calls) == 1
@@ -148,7 +148,7 @@ def test_this_packages_children_are_folded_too(
     _, ours = (m.to(device) for m in pair(kind, norm_first))
     x = inputs(device)
     expected = gradients(ours, *x)
-    accelerate(ours)
+    fuse(ours)
     dropout, norm = ends(ours, kind)
     assert (type(dropout), type(norm)) == (Dropout, LayerNorm)
     calls = count_folds(monkeypatch)
@@ -237,7 +237,7 @@ def test_nested_tensors_go_through_an_accelerated_encoder(device: str) -> None:
     nested: list[bool] = []
     with torch.no_grad():
         expected = model(x, src_key_padding_mask=padding)
-        accelerate(model)
+        fuse(model)
         model.layers[1].register_forward_pre_hook(lambda _, args: nested.append(args[0].is_nested))
         assert torch.equal(model(x, src_key_padding_mask=padding), expected)
     assert nested == [True]
@@ -298,7 +298,7 @@ def test_compiles_into_one_graph(kind: str, norm_first: bool, device: str) -> No
         return graph
 
     _, ours = pair(kind, norm_first, **({} if kind == VIT else {"batch_first": True}))
-    accelerate(ours.to(device))
+    fuse(ours.to(device))
     x = inputs(device)
     expected = gradients(ours, *x)
     torch.compiler.reset()
@@ -315,7 +315,7 @@ def test_rates_are_scheduled(device: str) -> None:
         for module in ours.modules():
             if isinstance(module, nn.MultiheadAttention):
                 module.dropout = 0.0  # a number of its own, which no schedule finds
-        accelerate(ours.to(device))
+        fuse(ours.to(device))
         x = inputs(device)
         schedule = DropRate(ours, "linear")
         schedule.apply(0.0)
@@ -360,7 +360,7 @@ def test_a_scheduled_rate_is_read_on_the_device(
 ) -> None:
     """So that a compiled layer is not compiled again, nor a captured graph stale."""
     _, ours = pair(ENCODER, norm_first=False, p=0.5)
-    accelerate(ours.to(device))
+    fuse(ours.to(device))
     for dropout in (ours.dropout1, ours.dropout2):
         dropout.schedule_rate(device)
     calls = count_folds(monkeypatch)

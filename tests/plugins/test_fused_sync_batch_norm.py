@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from lightning_practices.nn import BatchNorm1d, SyncBatchNorm
 from lightning_practices.plugins import FusedSyncBatchNorm
-from lightning_practices.surgery import accelerate, restore
+from lightning_practices.surgery import fuse, unfuse
 
 
 class Net(LightningModule):
@@ -170,14 +170,14 @@ def test_surgery_before_it_is_undone_after_it() -> None:
     plugin = FusedSyncBatchNorm("a group")
     net = nn.Sequential(nn.LayerNorm(3), nn.BatchNorm1d(3), BatchNorm1d(3, activation="relu"))
     built = [type(layer) for layer in net]
-    accelerate(net)
-    accelerated = [type(layer) for layer in net]
+    fuse(net)
+    fused = [type(layer) for layer in net]
     assert plugin.apply(net) is net
     assert [type(layer) for layer in net[1:]] == [SyncBatchNorm] * 2
     assert [layer.process_group for layer in net[1:]] == ["a group"] * 2
     assert plugin.revert(net) is net
-    assert [type(layer) for layer in net] == accelerated
-    restore(net)
+    assert [type(layer) for layer in net] == fused
+    unfuse(net)
     assert [type(layer) for layer in net] == built
 
 

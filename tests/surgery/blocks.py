@@ -9,7 +9,7 @@ import numpy
 import torch
 from torch import nn
 
-from lightning_practices.surgery import Report, accelerate, restore
+from lightning_practices.surgery import Report, fuse, unfuse
 from tests.surgery.models import everything
 
 Calls = list[tuple[str, bool]]
@@ -37,23 +37,23 @@ def make(forward: Forward) -> Any:
 
 
 def check(block: Any, x: Any = None) -> Report:
-    """Compare the block, accelerated, with itself before, in both modes."""
+    """Compare the block, fused, with itself before, in both modes."""
     x = torch.randn(2, 4, 3, 3, dtype=torch.float64) if x is None else x
     plain = copy.deepcopy(block)
     before = {name: list(vars(module)) for name, module in block.named_modules()}
     generators = random.getstate(), str(numpy.random.get_state()), torch.get_rng_state()
-    report = accelerate(block)
+    report = fuse(block)
     assert random.getstate() == generators[0]
     assert str(numpy.random.get_state()) == generators[1]
     assert torch.equal(torch.get_rng_state(), generators[2])
-    marks = {"_accelerated_from"}
+    marks = {"_fused_from"}
     for name, module in block.named_modules():
         assert [key for key in vars(module) if key not in marks] == before[name]
     assert "__getattribute__" not in vars(nn.Module)
     for training in (True, False):
         actual = everything(block.train(training), x)
         torch.testing.assert_close(actual, everything(plain.train(training), x))
-    restore(block)
+    unfuse(block)
     assert type(block) is type(plain)
     return report
 

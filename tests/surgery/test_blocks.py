@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 from torchvision.models._utils import IntermediateLayerGetter
 from typing_extensions import override
 
-from lightning_practices.surgery import Block, Blocks, accelerate, blocks, freeze
+from lightning_practices.surgery import Block, Blocks, blocks, freeze, fuse
 
 # Number of blocks, of which the order below says the rest, and the module that outputs the classes.
 NETWORKS = {
@@ -233,7 +233,7 @@ def test_accelerated_and_parametrised_and_frozen_models_have_the_same_blocks() -
     )  # fmt: skip
     before = list(blocks(model))
     assert len(before) == 4
-    assert accelerate(model).folded
+    assert fuse(model).folded
     assert list(blocks(model)) == before
     freeze(model, before[1:])
     assert list(blocks(model)) == before

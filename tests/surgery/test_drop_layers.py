@@ -11,7 +11,7 @@ import torchvision
 from timm.layers import drop
 from torch import Tensor, nn
 
-from lightning_practices.surgery import accelerate, restore
+from lightning_practices.surgery import fuse, unfuse
 
 LAYERS: list[tuple[nn.Module, tuple[int, ...], str]] = [
     (nn.Dropout1d(0.4), (6, 8, 5), "lightning_practices.nn.Dropout1d"),
@@ -26,11 +26,11 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...], str]] = [
     ),
     (torchvision.ops.DropBlock2d(0.4, 3), (2, 4, 9, 9), "lightning_practices.nn.DropBlock2d"),
     (torchvision.ops.DropBlock3d(0.4, 3), (1, 2, 6, 6, 6), "lightning_practices.nn.DropBlock3d"),
-    (drop.DropPath(0.4), (40, 3), "lightning_practices.surgery._timm.DropPath"),
+    (drop.DropPath(0.4), (40, 3), "lightning_practices.surgery._fuse.timm.DropPath"),
     (
         drop.DropBlock2d(0.4, 3),
         (2, 4, 9, 9),
-        "lightning_practices.surgery._timm.DropBlock2d",
+        "lightning_practices.surgery._fuse.timm.DropBlock2d",
     ),
 ]
 
@@ -41,7 +41,7 @@ def test_is_swapped_drops_and_is_restored(
 ) -> None:
     model = nn.Sequential(copy.deepcopy(layer))
     before = {name: value for name, value in vars(model[0]).items() if name != "_modules"}
-    report = accelerate(model)
+    report = fuse(model)
     assert [(r.names, r.after) for r in report.replaced] == [(("0",), after)]
     assert isinstance(model[0], type(layer))
     x = torch.rand(shape, device=device) + 1
@@ -62,7 +62,7 @@ def test_is_swapped_drops_and_is_restored(
     setattr(model[0], "p" if hasattr(layer, "p") else "drop_prob", 0.4)
     assert model.eval()(x) is x
     model.train()
-    restore(model)
+    unfuse(model)
     assert type(model[0]) is type(layer)
     after_all = {name: value for name, value in vars(model[0]).items() if name != "_modules"}
     assert after_all == before
@@ -80,7 +80,7 @@ def test_timms_options_that_no_kernel_has_are_timms_own(device: str) -> None:
         for swap in (False, True):
             model = nn.Sequential(copy.deepcopy(layer))
             if swap:
-                assert len(accelerate(model).replaced) == 1
+                assert len(fuse(model).replaced) == 1
             torch.manual_seed(2)
             results.append(model(x))
         assert torch.equal(*results)
@@ -89,7 +89,7 @@ def test_timms_options_that_no_kernel_has_are_timms_own(device: str) -> None:
 def test_timms_coupled_channels_share_a_mask(device: str) -> None:
     x = torch.ones(4, 6, 9, 9, device=device)
     model = nn.Sequential(drop.DropBlock2d(0.4, 3, couple_channels=True))
-    accelerate(model)
+    fuse(model)
     masks = (model(x) == 0).unbind(1)
     assert masks[0].any()
     assert all(torch.equal(mask, masks[0]) for mask in masks)
@@ -102,7 +102,7 @@ def test_a_whole_model_with_drop_path(device: str) -> None:
     ).to(device)
     x = torch.randn(2, 3, 16, 16, device=device)
     expected = model.eval()(x)
-    report = accelerate(model)
+    report = fuse(model)
     assert sum(r.before.endswith("DropPath") for r in report.replaced) == 2  # the first has rate 0
     torch.testing.assert_close(model(x), expected)
     assert not torch.equal(model.train()(x), expected)

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from lightning_practices.nn import BatchNorm2d, SyncBatchNorm
 from lightning_practices.nn._batch_norm import FusedBatchNorm
-from lightning_practices.surgery import Folded, Report, accelerate, restore
+from lightning_practices.surgery import Folded, Report, fuse, unfuse
 from tests.surgery.blocks import Calls
 from tests.surgery.models import everything, randomise, step
 
@@ -72,7 +72,7 @@ def test_networks_compute_the_same(
     build, norms, folds, sums = NETWORKS[name]
     net: Any = build().to(device, torch.float64).train(training)
     plain, x = copy.deepcopy(net), images().to(device)
-    report = accelerate(net)
+    report = fuse(net)
     assert sum(r.before == "torch.nn.BatchNorm2d" for r in report.replaced) == norms
     assert len(report.folded) == folds
     torch.testing.assert_close(everything(net, x), everything(plain, x))
@@ -81,19 +81,19 @@ def test_networks_compute_the_same(
 
 
 def test_what_is_not_folded_is_said() -> None:
-    report = accelerate(timm.create_model("resnet18", drop_path_rate=0.2))
+    report = fuse(timm.create_model("resnet18", drop_path_rate=0.2))
     assert {s.reason for s in report.skipped} == {"not folded: DropPath stands before the addition"}
     assert [s.names for s in report.skipped] == [
         (f"layer{i // 2 + 1}.{i % 2}.bn2",) for i in range(1, 8)
     ]
-    report = accelerate(mobilenet_v3_small())
+    report = fuse(mobilenet_v3_small())
     assert {s.reason for s in report.skipped} == {"not folded: Hardswish can't be fused"}
     assert all("Hardswish" not in fold.chain for fold in report.folded)
 
 
 def test_report_has_names_blocks_and_chains() -> None:
     net = small()
-    report = accelerate(net)
+    report = fuse(net)
     block = "torchvision.models.resnet.BasicBlock"
     assert report.folded[:3] == [
         Folded(("bn1",), "torchvision.models.ResNet", "BatchNorm2d + ReLU"),
@@ -113,7 +113,7 @@ def test_training_is_the_same(act: type[nn.Module], fused_calls: Calls) -> None:
         torch.manual_seed(1)
         net, data, target = small(act).double(), images().repeat(2, 1, 1, 1), torch.arange(4) % 3
         if fold:
-            accelerate(net)
+            fuse(net)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
         losses.append([])
         for _ in range(5):
@@ -135,15 +135,15 @@ def test_restore_leaves_no_trace(fused_calls: Calls) -> None:
     net = small().double()
     before, entries = state_of(net), {**net.state_dict(keep_vars=True)}
     reference, x = copy.deepcopy(net), images()
-    report = accelerate(net)
+    report = fuse(net)
     assert type(net.layer1[0]) is not BasicBlock
     assert isinstance(net.layer1[0], BasicBlock)
     assert list(vars(net.layer1[0])) == list(vars(reference.layer1[0]))
     assert str(net) == str(reference)
     classes = [type(module) for module in net.modules()]
-    assert accelerate(net) == Report()
+    assert fuse(net) == Report()
     assert [type(module) for module in net.modules()] == classes
-    undone = restore(net)
+    undone = unfuse(net)
     assert undone.folded == report.folded
     assert state_of(net) == before
     after = net.state_dict(keep_vars=True)
@@ -151,7 +151,7 @@ def test_restore_leaves_no_trace(fused_calls: Calls) -> None:
     assert all(after[name] is tensor for name, tensor in entries.items())
     torch.testing.assert_close(everything(net, x), everything(reference, x))
     assert fused_calls == []
-    assert restore(net) == Report()
+    assert unfuse(net) == Report()
 
 
 def through_file(module: nn.Module) -> nn.Module:
@@ -168,12 +168,12 @@ def through_file(module: nn.Module) -> nn.Module:
 )
 def test_copies_are_folded(copied: Callable[[nn.Module], nn.Module], fused_calls: Calls) -> None:
     net, x = small().double(), images()
-    accelerate(net)
+    fuse(net)
     twin: Any = copied(net)
     assert [type(m) for m in twin.modules()] == [type(m) for m in net.modules()]
     torch.testing.assert_close(everything(twin, x), everything(net, x))
     assert len(fused_calls) == 18
-    restore(twin)
+    unfuse(twin)
     assert type(twin.layer1[0]) is BasicBlock
     assert vars(twin.layer1[0]).keys() == vars(small().layer1[0]).keys()
     assert type(net.layer1[0]) is not BasicBlock
@@ -181,14 +181,14 @@ def test_copies_are_folded(copied: Callable[[nn.Module], nn.Module], fused_calls
 
 def test_shallow_copy_of_a_block_is_folded() -> None:
     block = BasicBlock(4, 4)
-    accelerate(block)
+    fuse(block)
     assert type(copy.copy(block)) is type(block)
     assert copy.copy(block).conv1 is block.conv1
 
 
 def test_copy_that_cannot_be_folded_is_the_plain_block(fused_calls: Calls) -> None:
     block, x = BasicBlock(4, 4).double(), torch.randn(2, 4, 5, 5).double()
-    accelerate(block)
+    fuse(block)
     block.bn2.activation = block.bn1.activation = "silu"
     twin = copy.deepcopy(block)
     assert type(twin) is BasicBlock
@@ -197,7 +197,7 @@ def test_copy_that_cannot_be_folded_is_the_plain_block(fused_calls: Calls) -> No
 
 def test_pickle_that_has_its_parts_later_is_the_plain_block(fused_calls: Calls) -> None:
     block, x = BasicBlock(4, 4).double(), torch.randn(2, 4, 5, 5).double()
-    accelerate(block)
+    fuse(block)
     vars(block.bn1)["owner"] = block  # unpickled before the norm has its state
     twin = pickle.loads(pickle.dumps(block.bn1)).owner
     assert type(twin) is BasicBlock
@@ -209,7 +209,7 @@ def test_pickle_that_has_its_parts_later_is_the_plain_block(fused_calls: Calls) 
 def test_compiled_in_one_graph(training: bool) -> None:
     net, x = small().double().train(training), images()
     plain = copy.deepcopy(net)
-    accelerate(net)
+    fuse(net)
     compiled: Any = torch.compile(net, backend="aot_eager", fullgraph=True)
     expected = step(plain, x)
     torch.testing.assert_close(step(compiled, x), expected)
@@ -219,7 +219,7 @@ def test_compiled_in_one_graph(training: bool) -> None:
 def test_exported() -> None:
     net, x = small().double().eval(), images()
     expected = net(x)
-    accelerate(net)
+    fuse(net)
     torch.testing.assert_close(torch.export.export(net, (x,)).module()(x), expected)
 
 
@@ -239,7 +239,7 @@ def test_bf16_autocast_is_as_near_to_float64_as_torchs(fused_calls: Calls) -> No
     plain = nn.Sequential(nn.Conv2d(3, 4, 1), BasicBlock(4, 4), BasicBlock(4, 4))
     x = images(6).float()
     fused = copy.deepcopy(plain)
-    accelerate(fused)
+    fuse(fused)
     exact = everything(copy.deepcopy(plain).double(), x.double())
     with torch.autocast("cpu", torch.bfloat16):
         ours, theirs = everything(fused, x), everything(plain, x)
@@ -256,7 +256,7 @@ def test_float32_is_as_near_to_float64_as_torchs(
     plain = block.to(device)
     randomise(plain)
     fused, x = copy.deepcopy(plain), torch.randn(3, 4, 5, 5, device=device)
-    accelerate(fused)
+    fuse(fused)
     exact = everything(copy.deepcopy(plain).double(), x.double())
     ours, theirs = everything(fused, x), everything(plain, x)
     assert len(fused_calls) == 2
@@ -265,10 +265,10 @@ def test_float32_is_as_near_to_float64_as_torchs(
 
 def test_layers_built_fused_are_folded_and_stay() -> None:
     block: Any = BasicBlock(4, 4, norm_layer=BatchNorm2d)
-    report = accelerate(block)
+    report = fuse(block)
     assert report.replaced == []
     assert len(report.folded) == 2
-    restore(block)
+    unfuse(block)
     assert type(block) is BasicBlock
     assert type(block.bn1) is BatchNorm2d
 
@@ -279,7 +279,7 @@ def test_virtual_batches_are_folded(fused_calls: Calls) -> None:
 
     block, x = BasicBlock(4, 4, norm_layer=norm).double(), torch.randn(6, 4, 5, 5).double()
     plain = copy.deepcopy(block)
-    accelerate(block)
+    fuse(block)
     torch.testing.assert_close(everything(block, x), everything(plain, x))
     assert len(fused_calls) == 2
 
@@ -287,23 +287,23 @@ def test_virtual_batches_are_folded(fused_calls: Calls) -> None:
 def test_synchronised_layers_stay_folded(fused_calls: Calls) -> None:
     block, x = BasicBlock(4, 4).double(), torch.randn(2, 4, 5, 5).double()
     plain = copy.deepcopy(block)
-    accelerate(block)
+    fuse(block)
     SyncBatchNorm.convert_sync_batchnorm(block)
     torch.testing.assert_close(everything(block, x), everything(plain, x))
     assert len(fused_calls) == 2
     restored = SyncBatchNorm.revert_sync_batchnorm(block)
-    restore(restored)
+    unfuse(restored)
     assert type(block.bn1) is nn.BatchNorm2d
 
 
 def test_lazy_norms_are_skipped_until_they_have_parameters() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LazyBatchNorm2d(), nn.ReLU())
-    report = accelerate(net)
+    report = fuse(net)
     assert (report.replaced, report.folded) == ([], [])
     assert [s.names for s in report.skipped] == [("1",)]
     assert "no parameters yet" in report.skipped[0].reason
     net(torch.randn(2, 3, 4, 4))
-    assert repr(accelerate(net)) == "Report(1 replaced, 1 folded, 0 skipped)"
+    assert repr(fuse(net)) == "Report(1 replaced, 1 folded, 0 skipped)"
 
 
 class Renamed(nn.BatchNorm1d):
@@ -335,19 +335,19 @@ def test_every_batch_norm_is_swapped_and_folded(
 ) -> None:
     net = nn.Sequential(*copy.deepcopy(layers)).double()
     plain, x = copy.deepcopy(net), torch.randn(shape, dtype=torch.float64)
-    assert repr(accelerate(net)) == "Report(1 replaced, 1 folded, 0 skipped)"
+    assert repr(fuse(net)) == "Report(1 replaced, 1 folded, 0 skipped)"
     assert isinstance(net[1], (type(plain[1]), SyncBatchNorm))
     assert type(net[1]).forward is FusedBatchNorm.forward
     torch.testing.assert_close(everything(net, x), everything(plain, x))
     torch.testing.assert_close(everything(net.eval(), x), everything(plain.eval(), x))
     assert len(fused_calls) == 2
-    restore(net)
+    unfuse(net)
     assert [type(layer) for layer in net] == [type(layer) for layer in plain]
 
 
 def test_norms_with_their_own_forward_are_skipped_once() -> None:
     net = nn.Sequential(OwnForward(4), nn.ReLU(), BatchNormAct2d(4))
-    report = accelerate(net)
+    report = fuse(net)
     assert [(left.names, left.reason.rpartition(".")[2]) for left in report.skipped] == [
         (("0",), "OwnForward overrides forward"),
         (("2",), "BatchNormAct2d overrides forward"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_practices.surgery import accelerate
+from lightning_practices.surgery import fuse
 from tests.surgery.blocks import Calls, Forward, check, make
 
 
@@ -174,7 +174,7 @@ def test_folded_block_computes_the_same(forward: Forward, fused_calls: Calls) ->
 def test_every_kind_of_input_has_a_fold_of_its_own(fused_calls: Calls) -> None:
     block, x = make(asks_for_the_type), torch.randn(2, 4, 3, 3, dtype=torch.float64)
     plain = copy.deepcopy(block)
-    accelerate(block)
+    fuse(block)
     for argument in (x, [x, 2 * x], (x, 2 * x)):
         torch.testing.assert_close(block(argument), plain(argument))
     assert len(fused_calls) == 2  # not for the tuple, which it was not read for

@@ -13,7 +13,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import fuse_conv_bn_eval, parametrize
 from typing_extensions import override
 
-from lightning_practices.surgery import accelerate, restore
+from lightning_practices.surgery import fuse, unfuse
 from tests.surgery.blocks import Calls
 from tests.surgery.models import everything
 
@@ -61,7 +61,7 @@ def images() -> Tensor:
 
 
 def check(block: Any, plain: Any, fused_calls: Calls, *, folded: bool = False) -> None:
-    """Compare the two, of which only the first is accelerated."""
+    """Compare the two, of which only the first is fused."""
     x = images()
     for training in (True, False):
         actual = everything(block.train(training), x)
@@ -71,9 +71,9 @@ def check(block: Any, plain: Any, fused_calls: Calls, *, folded: bool = False) -
 
 def pair(block: nn.Module) -> tuple[Any, Any]:
     plain = block.double()
-    accelerated = copy.deepcopy(plain)
-    assert accelerate(accelerated).folded
-    return accelerated, plain
+    fused = copy.deepcopy(plain)
+    assert fuse(fused).folded
+    return fused, plain
 
 
 def test_block_is_folded_as_long_as_nothing_changes(fused_calls: Calls) -> None:
@@ -257,7 +257,7 @@ def test_part_of_a_sequence_is_folded_for_itself(fused_calls: Calls) -> None:
 
 def test_restoring_a_part_only(fused_calls: Calls) -> None:
     block, plain = pair(Guarded())
-    restore(block.norm2)
+    unfuse(block.norm2)
     assert type(block.norm2) is nn.BatchNorm2d
     check(block, plain, fused_calls)
 
@@ -283,7 +283,7 @@ def test_what_was_there_before_is_refused(
     plain: Any = Guarded().double()
     change(plain)
     block = copy.deepcopy(plain)
-    report = accelerate(block)
+    report = fuse(block)
     assert len(report.folded) == folds
     assert {left.reason for left in report.skipped} == {f"not folded: {reason}"}
     check(block, plain, fused_calls, folded=folds > 0)
@@ -291,7 +291,7 @@ def test_what_was_there_before_is_refused(
 
 def test_shared_blocks_are_folded_once_and_named_fully(fused_calls: Calls) -> None:
     block = Guarded()
-    report = accelerate(nn.ModuleDict({"a": block, "b": block}))
+    report = fuse(nn.ModuleDict({"a": block, "b": block}))
     assert [fold.names for fold in report.folded] == [
         ("a.norm", "b.norm"),
         ("a.norm2", "b.norm2"),
@@ -302,7 +302,7 @@ def test_norm_with_two_names_in_a_block_is_refused(fused_calls: Calls) -> None:
     plain = nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()).double()
     plain.append(plain[0])
     block = copy.deepcopy(plain)
-    (left,) = accelerate(block).skipped
+    (left,) = fuse(block).skipped
     assert left.reason == "not folded: it is called more than once"
     check(block, plain, fused_calls)
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torchvision.models import resnet18
 from typing_extensions import override
 
-from lightning_practices.surgery import Report, accelerate
+from lightning_practices.surgery import Report, fuse
 from tests.surgery.blocks import Block, Calls, Forward, check, make
 
 
@@ -221,7 +221,7 @@ def norms_input_changed_before_the_sum(self: Any, x: Tensor) -> Any:
 def test_norm_is_not_moved_past_a_change_of_its_input() -> None:
     block, x = make(norms_input_changed_before_the_sum), torch.randn(2, 4, 3, 3).double()
     plain = copy.deepcopy(block)
-    (reason,) = reasons(accelerate(block))
+    (reason,) = reasons(fuse(block))
     assert "its input may be changed before the addition" in reason
     torch.testing.assert_close(block(x), plain(x))
 
@@ -297,7 +297,7 @@ class KeywordOnly(Block):
 )
 def test_classes_with_their_own_way_are_left_alone(cls: type[nn.Module], reason: str) -> None:
     block = cls()
-    report = accelerate(block)
+    report = fuse(block)
     assert type(block) is cls
     assert report.folded == []
     assert any(reason in left.reason for left in report.skipped)
@@ -305,7 +305,7 @@ def test_classes_with_their_own_way_are_left_alone(cls: type[nn.Module], reason:
 
 def test_scripted_block_is_left_alone() -> None:
     scripted = torch.jit.script(nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
-    report = accelerate(nn.Sequential(scripted, nn.BatchNorm2d(4), nn.ReLU()))
+    report = fuse(nn.Sequential(scripted, nn.BatchNorm2d(4), nn.ReLU()))
     assert [fold.names for fold in report.folded] == [("1",)]
     assert [left.names for left in report.skipped] == [("0.0",)]
 
@@ -324,7 +324,7 @@ def test_nothing_is_folded_if_anything_raises(monkeypatch: pytest.MonkeyPatch) -
     kinds = [type(module) for module in model.modules()]
     functions = nn.Module.__setattr__, nn.Module.__delattr__, isinstance
     with pytest.raises(KeyboardInterrupt):
-        accelerate(model)
+        fuse(model)
     assert [type(module) for module in model.modules()] == kinds
     assert functions == (nn.Module.__setattr__, nn.Module.__delattr__, isinstance)
     assert "__getattribute__" not in vars(nn.Module)

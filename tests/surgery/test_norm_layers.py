@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torchvision.models import convnext
 
 import lightning_kernels
-from lightning_practices.surgery import accelerate, restore
+from lightning_practices.surgery import fuse, unfuse
 from tests.surgery.models import assert_equal, randomise
 
 LAYERS: list[tuple[nn.Module, tuple[int, ...], str]] = [
     (convnext.LayerNorm2d(6), (2, 6, 5, 4), "lightning_practices.nn.LayerNorm2d"),
-    (layers.LayerNorm2d(6), (2, 6, 5, 4), "lightning_practices.surgery._timm.LayerNorm2d"),
-    (layers.LayerNorm(6), (2, 5, 6), "lightning_practices.surgery._timm.LayerNorm"),
-    (layers.RmsNorm(6), (2, 5, 6), "lightning_practices.surgery._timm.RmsNorm"),
+    (layers.LayerNorm2d(6), (2, 6, 5, 4), "lightning_practices.surgery._fuse.timm.LayerNorm2d"),
+    (layers.LayerNorm(6), (2, 5, 6), "lightning_practices.surgery._fuse.timm.LayerNorm"),
+    (layers.RmsNorm(6), (2, 5, 6), "lightning_practices.surgery._fuse.timm.RmsNorm"),
 ]
 
 
@@ -38,7 +38,7 @@ def test_is_swapped_computes_the_same_and_is_restored(
     randomise(model)
     x = torch.randn(shape, device=device, dtype=torch.float64)
     before, attributes, text = step(model, x), dict(vars(model[0])), repr(model)
-    report = accelerate(model)
+    report = fuse(model)
     assert [(r.names, r.after) for r in report.replaced] == [(("0",), after)]
     assert isinstance(model[0], type(layer))
     assert repr(model) == text
@@ -46,7 +46,7 @@ def test_is_swapped_computes_the_same_and_is_restored(
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(other[0]) is type(model[0])
         assert_equal(step(other, x), before)
-    restore(model)
+    unfuse(model)
     assert type(model[0]) is type(layer)
     assert vars(model[0]) == attributes
     assert_equal(step(model, x), before)
@@ -67,7 +67,7 @@ def test_the_kernels_are_what_runs(
 
         monkeypatch.setattr(lightning_kernels, name, spy)
     model = nn.Sequential(copy.deepcopy(layer))
-    accelerate(model)
+    fuse(model)
     model(torch.randn(shape))
     assert calls == ["rms_norm" if isinstance(layer, layers.RmsNorm) else "layer_norm"]
 
@@ -76,7 +76,7 @@ def test_timms_fast_mode_is_timms_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lightning_kernels, "layer_norm", None)
     model = nn.Sequential(layers.LayerNorm(6))
     model[0]._fast_norm = True  # type: ignore[assignment]
-    accelerate(model)
+    fuse(model)
     x = torch.randn(2, 6)
     assert torch.equal(model(x), layers.LayerNorm(6)(x))
 
@@ -88,7 +88,7 @@ def test_timms_models(name: str, device: str) -> None:
     x = torch.randn(2, 3, 32, 32, device=device, dtype=torch.float64)
     before = step(model, x)
     norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
-    report = accelerate(model)
+    report = fuse(model)
     assert len(report.replaced) >= len(norms) > 3
     assert not [s for s in report.skipped if "Norm" in s.cls]
     assert_equal(step(model, x), before)

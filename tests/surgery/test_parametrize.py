@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
-from lightning_practices.surgery import accelerate, blocks, freeze, parametrize, unparametrize
+from lightning_practices.surgery import blocks, freeze, fuse, parametrize, unparametrize
 
 Kind = Literal["weight", "spectral"]
 KINDS: list[Kind] = ["weight", "spectral"]
@@ -121,7 +121,7 @@ def test_beside_fused_layers() -> None:
     model = network()
     x = images()
     expected = model.eval()(x)
-    accelerate(model)
+    fuse(model)
     parametrize(model, "weight")
     torch.testing.assert_close(model(x), expected)
 

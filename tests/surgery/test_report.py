@@ -3,7 +3,7 @@ import re
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_practices.surgery import Folded, Report, Skipped, accelerate
+from lightning_practices.surgery import Folded, Report, Skipped, fuse
 
 
 class OwnForward(nn.Dropout):
@@ -16,7 +16,7 @@ def test_report_is_a_table_of_at_most_100_columns() -> None:
     model = nn.Sequential()
     model.add_module("encoder_layer_0", nn.ModuleDict({"norm_before": nn.LayerNorm(8)}))
     model.add_module("encoder_layer_1", nn.ModuleDict({"odd": OwnForward()}))
-    report = accelerate(model)
+    report = fuse(model)
     assert repr(report) == "Report(1 replaced, 0 folded, 1 skipped)"
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 100
@@ -41,7 +41,7 @@ def test_report_prints_long_names_and_brackets_whole() -> None:
 
 
 def test_empty_report_is_a_sentence() -> None:
-    assert str(accelerate(nn.Linear(2, 2))) == "Nothing to replace."
+    assert str(fuse(nn.Linear(2, 2))) == "Nothing to replace."
 
 
 def test_folds_are_rows_of_their_own() -> None:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_practices.nn import EncoderBlock, TransformerDecoderLayer, TransformerEncoderLayer
-from lightning_practices.surgery import Replaced, Report, accelerate, restore
+from lightning_practices.surgery import Replaced, Report, fuse, unfuse
 from tests.nn.transformer_layers import count_folds
 from tests.processes import Processes
 from tests.surgery.models import assert_equal, step
@@ -90,11 +90,11 @@ def test_float64_is_the_same_to_the_last_bit_there_and_back(
     for training in (True, False):
         model.train(training)
         before = step(model, x)
-        accelerate(model)
+        fuse(model)
         assert_equal(step(model, x), before)
-        restore(model)
+        unfuse(model)
         assert {name: type(module) for name, module in model.named_modules()} == kinds
-        assert not any("_accelerated_from" in vars(module) for module in model.modules())
+        assert not any("_fused_from" in vars(module) for module in model.modules())
         assert_equal(step(model, x), before)
 
 
@@ -107,7 +107,7 @@ def test_training_is_as_right_as_before(
 ) -> None:  # fmt: skip
     plain = build().to(device)
     model = copy.deepcopy(plain)
-    accelerate(model)
+    fuse(model)
     x = data(device)
     calls = count_folds(monkeypatch)
     model(x)
@@ -123,7 +123,7 @@ def test_what_the_report_says() -> None:
             "vit": vision_transformer.EncoderBlock(2, WIDTH, 16, 0.1, 0.1),
         }
     )
-    report = accelerate(model)
+    report = fuse(model)
     torchs, ours = "torch.nn.Transformer", "lightning_practices.nn."
     assert [replaced for replaced in report.replaced if "." not in replaced.names[0]] == [
         Replaced(("encoder",), f"{torchs}EncoderLayer", f"{ours}TransformerEncoderLayer"),
@@ -135,7 +135,7 @@ def test_what_the_report_says() -> None:
         ),
     ]
     assert [type(child) for child in model.children()] == [*LAYERS]
-    assert accelerate(model) == Report()
+    assert fuse(model) == Report()
 
 
 class Plain(nn.TransformerEncoderLayer):
@@ -155,7 +155,7 @@ def test_subclasses(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     model = nn.Sequential(Plain(), OwnForward(2, WIDTH, 16, 0.1, 0.1)).to(device)
     x = sequences(device)
     before, kinds = step(model[0], x), [type(child) for child in model]
-    report = accelerate(model)
+    report = fuse(model)
     assert [left.names for left in report.skipped] == [("1",)]
     assert report.skipped[0].reason == "OwnForward overrides forward"
     assert isinstance(model[0], Plain)
@@ -166,7 +166,7 @@ def test_subclasses(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     assert len(calls) == (2 if lightning_kernels.route(x) != "aten" else 0)
     for each in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert_equal(step(each[0], x), after)
-        restore(each)
+        unfuse(each)
         assert [type(child) for child in each] == kinds
         assert_equal(step(each[0], x), before)
 
@@ -179,7 +179,7 @@ def test_second_derivatives(norm_first: bool, device: str) -> None:
         WIDTH, 2, 16, 0.0, norm_first=norm_first, activation=torch.tanh
     ).to(device)
     model = copy.deepcopy(plain)
-    accelerate(model)
+    fuse(model)
 
     def of(layer: nn.Module, x: Tensor) -> list[Tensor]:
         with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
@@ -201,9 +201,9 @@ def two() -> Iterator[Processes]:
 
 
 def sharded_step(shards_norms: bool, norm_first: bool) -> list[Tensor]:
-    """Return the output and the whole gradients of an accelerated, sharded encoder."""
+    """Return the output and the whole gradients of an fused, sharded encoder."""
     model: Any = encoder(norm_first)
-    accelerate(model)
+    fuse(model)
     mesh = init_device_mesh("cpu", (2,))
     for layer in model.layers:
         if shards_norms:

@@ -12,7 +12,7 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_practices.nn import LayerNorm
-from lightning_practices.surgery import Report, accelerate, restore
+from lightning_practices.surgery import Report, fuse, unfuse
 from tests.surgery.models import Tuned, assert_equal, encoder, mlp, randomise, sequence, step
 
 
@@ -29,11 +29,11 @@ class Doubled(nn.Module):
 
 def test_scripted_layers_are_skipped_and_restored_ones_can_be_scripted() -> None:
     model = nn.ModuleDict({"scripted": torch.jit.script(mlp()), "plain": mlp()})
-    report = accelerate(model)
+    report = fuse(model)
     assert [r.names for r in report.replaced] == [("plain.1",), ("plain.2",)]
     assert [s.names for s in report.skipped] == [("scripted.1",), ("scripted.2",)]
     assert {s.reason for s in report.skipped} == {"TorchScript has already compiled it"}
-    restore(model)
+    unfuse(model)
     x = torch.randn(4, 8)
     scripted = torch.jit.script(model["plain"].eval())
     assert torch.equal(scripted(x), model["plain"](x))
@@ -41,7 +41,7 @@ def test_scripted_layers_are_skipped_and_restored_ones_can_be_scripted() -> None
 
 @pytest.mark.parametrize("build", [lambda: nn.LayerNorm(8), lambda: Tuned(8)])
 @pytest.mark.parametrize("removed", ["before restore", "after restore"])
-@pytest.mark.parametrize("registered", ["before accelerate", "after accelerate"])
+@pytest.mark.parametrize("registered", ["before fuse", "after fuse"])
 def test_parametrized_layers(
     build: Callable[[], nn.Module], removed: str, registered: str, device: str
 ) -> None:
@@ -52,22 +52,22 @@ def test_parametrized_layers(
     expected = layer(x)
     steps: list[Callable[[], object]] = [
         lambda: parametrize.register_parametrization(layer, "weight", Doubled()),
-        lambda: accelerate(layer),
+        lambda: fuse(layer),
     ]
-    for act in steps if registered == "before accelerate" else reversed(steps):
+    for act in steps if registered == "before fuse" else reversed(steps):
         act()
     assert type(layer).__name__ == f"Parametrized{kind.__name__}"
     assert type(layer).forward is LayerNorm.forward
     assert isinstance(layer, kind)
     assert torch.equal(layer(x), expected)
-    assert accelerate(layer) == Report()
+    assert fuse(layer) == Report()
     if removed == "before restore":
         parametrize.remove_parametrizations(layer, "weight")
         assert type(layer).forward is LayerNorm.forward
         assert torch.equal(layer(x), expected)
-        restore(layer)
+        unfuse(layer)
     else:
-        restore(layer)
+        unfuse(layer)
         assert type(layer).forward is nn.LayerNorm.forward
         assert torch.equal(layer(x), expected)
         parametrize.remove_parametrizations(layer, "weight")
@@ -79,10 +79,10 @@ def test_copies_of_a_parametrized_layer_are_swapped_apart() -> None:
     first = nn.LayerNorm(8)
     parametrize.register_parametrization(first, "weight", Doubled())
     second = copy.deepcopy(first)  # torch lets both share one class
-    accelerate(first)
+    fuse(first)
     assert type(first).forward is LayerNorm.forward
     assert type(second).forward is nn.LayerNorm.forward
-    accelerate(second)
+    fuse(second)
     parametrize.remove_parametrizations(first, "weight")
     x = torch.randn(4, 8)
     assert torch.equal(first(x), second(x))
@@ -94,7 +94,7 @@ def test_old_weight_norm_hooks_keep_working(device: str) -> None:
     nn.utils.weight_norm(layer)
     x = torch.randn(4, 8, dtype=torch.float64, device=device)
     before = step(layer, x)
-    accelerate(layer)
+    fuse(layer)
     assert_equal(step(layer, x), before)
     with torch.no_grad():
         layer.weight_g.mul_(3)
@@ -112,7 +112,7 @@ def test_transformer_fast_path_is_taken_and_equal(
     padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2], device=device)
     with torch.no_grad():
         expected = [layer(x, src_key_padding_mask=padding) for layer in model.layers]
-    accelerate(model)
+    fuse(model)
     fused = torch._transformer_encoder_layer_fwd
     calls = []
 
@@ -129,7 +129,7 @@ def test_transformer_fast_path_is_taken_and_equal(
 
 
 def test_attention_has_no_layer_to_swap() -> None:
-    assert accelerate(nn.MultiheadAttention(8, 2, dropout=0.1)) == Report()
+    assert fuse(nn.MultiheadAttention(8, 2, dropout=0.1)) == Report()
 
 
 @pytest.mark.parametrize("fullgraph", [True, False])
@@ -138,10 +138,10 @@ def test_compiled_model_compiles_again(fullgraph: bool, monkeypatch: pytest.Monk
     x = torch.randn(4, 8, dtype=torch.float64)
     compiled: Any = torch.compile(model, backend="eager", fullgraph=fullgraph)
     expected = compiled(x)
-    assert [r.names for r in accelerate(compiled).replaced] == [("_orig_mod.1",), ("_orig_mod.2",)]
+    assert [r.names for r in fuse(compiled).replaced] == [("_orig_mod.1",), ("_orig_mod.2",)]
     monkeypatch.setattr(lightning_kernels, "layer_norm", lambda x, *args, **_: 0 * x)
     assert torch.equal(compiled(x), model[3](torch.zeros_like(x)))  # the new forward is run
-    restore(compiled)
+    unfuse(compiled)
     assert torch.equal(compiled(x), expected)
     torch.compiler.reset()
 
@@ -150,7 +150,7 @@ def test_accelerated_model_compiles_in_one_graph() -> None:
     model = encoder().double()
     x = sequence().double()
     expected = step(model, x)
-    accelerate(model)
+    fuse(model)
     compiled: Any = torch.compile(model, backend="aot_eager", fullgraph=True)
     for actual, exact in zip(step(compiled, x), expected, strict=True):
         assert torch.allclose(actual, exact, rtol=1e-9)

@@ -15,12 +15,12 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from lightning_practices.surgery import (
-    accelerate,
     blocks,
     freeze,
+    fuse,
     recalibrate_batch_norm,
-    restore,
     unfreeze,
+    unfuse,
 )
 from tests.surgery.test_blocks import Tied
 
@@ -297,14 +297,14 @@ def test_state_and_classes_are_the_same() -> None:
 
 def test_parametrizations_and_accelerated_layers() -> None:
     model = network()
-    accelerate(model)
+    fuse(model)
     parametrizations.weight_norm(model[0][0])
     freeze(model, ["0"])
     before = state(model)
     fit(model)
     assert not any(name.startswith("0.") for name in changed(model, before))
     parametrize.remove_parametrizations(model[0][0], "weight")
-    assert not restore(model).skipped
+    assert not unfuse(model).skipped
     model.train()
     assert not model[0].training
     assert type(model[0][1]) is nn.BatchNorm1d

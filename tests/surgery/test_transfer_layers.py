@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.optim import SGD
 from typing_extensions import override
 
-from lightning_practices.surgery import blocks, drop_top, freeze, replace_head, share_layers
+from lightning_practices.surgery import (
+    blocks,
+    freeze,
+    remove_top_blocks,
+    replace_head,
+    share_layers,
+)
 from tests.surgery.test_blocks import Tied, Trunk, network
 from tests.surgery.test_transfer_freeze import modes, state
 
@@ -32,7 +38,7 @@ def test_the_next_feeds_the_head() -> None:
     first, second, head = model[0:2], model[2:5], model[8:]
     expected = nn.Sequential(*first, *second, *head).eval()
     model.eval()
-    assert drop_top(model, 1, batch()) == ("7",)
+    assert remove_top_blocks(model, 1, batch()) == ("7",)
     x = batch()
     assert torch.equal(model(x), expected(x))
     assert [*model.state_dict()] == [*expected.state_dict()]
@@ -43,7 +49,7 @@ def test_a_head_of_another_width_is_made_anew() -> None:
     model = mlp()
     before, kept = state(model), model[0]
     head = model[9]
-    assert drop_top(model, 2, batch()) == ("7", "3")
+    assert remove_top_blocks(model, 2, batch()) == ("7", "3")
     assert [type(layer).__name__ for layer in model] == ["Linear", "BatchNorm1d", "ReLU", "Linear"]
     assert model[0] is kept
     assert model[3] is not head
@@ -70,7 +76,7 @@ def test_networks(name: str, n: int, dropped: tuple[str, ...], left: str) -> Non
     model = network(name)
     before = list(blocks(model))
     kept = {id(p) for p in model.parameters()}
-    assert drop_top(model, n, IMAGES) == dropped
+    assert remove_top_blocks(model, n, IMAGES) == dropped
     after = blocks(model)
     assert len(after) == len(before) - n
     assert after[1].name == left
@@ -85,7 +91,7 @@ def test_networks(name: str, n: int, dropped: tuple[str, ...], left: str) -> Non
 def test_norms_after_the_list_stay() -> None:
     model = network("vit_b_16")
     norm = model.encoder.ln
-    drop_top(model, 3, IMAGES)
+    remove_top_blocks(model, 3, IMAGES)
     assert model.encoder.ln is norm
     assert "encoder.ln" in blocks(model)[1].modules
 
@@ -93,7 +99,7 @@ def test_norms_after_the_list_stay() -> None:
 def test_frozen_layers_below_stay_frozen() -> None:
     model = mlp()
     freeze(model, blocks(model)[1:])
-    drop_top(model, 2, batch())
+    remove_top_blocks(model, 2, batch())
     model.train()
     assert modes(model) == {"": True, "0": False, "1": False, "2": True, "3": True}
     assert [p.requires_grad for p in model.parameters()] == [False] * 4 + [True] * 2
@@ -119,7 +125,7 @@ def test_what_cannot_be_dropped(model: Any, n: int, given: Tensor, message: str)
     modules, attributes = list(model.named_modules()), [set(vars(m)) for m in model.modules()]
     before = modes(model)
     with pytest.raises(ValueError, match=message):
-        drop_top(model, n, given)
+        remove_top_blocks(model, n, given)
     assert list(model.named_modules()) == modules
     assert [set(vars(m)) for m in model.modules()] == attributes
     assert modes(model) == before
@@ -127,7 +133,7 @@ def test_what_cannot_be_dropped(model: Any, n: int, given: Tensor, message: str)
 
 def test_features_of_another_shape() -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 3), nn.Flatten(2), nn.Linear(4, 2))
-    assert drop_top(model, 1, torch.randn(1, 1, 4, 4)) == ("1",)
+    assert remove_top_blocks(model, 1, torch.randn(1, 1, 4, 4)) == ("1",)
     assert model[2].in_features == 16
 
 
@@ -137,7 +143,7 @@ def test_another_shape_of_output_is_refused() -> None:
     )
     modules = list(model.named_modules())
     with pytest.raises(ValueError, match=r"of shape \(3, 2\), and not \(6, 2\) as before"):
-        drop_top(model, 1, torch.randn(3, 2))
+        remove_top_blocks(model, 1, torch.randn(3, 2))
     assert list(model.named_modules()) == modules
     assert model(torch.randn(3, 2)).shape == (6, 2)
 
@@ -154,7 +160,7 @@ def test_a_new_head_that_does_not_help_is_taken_back() -> None:
     model.num_features = 3
     modules = list(model.named_modules())
     with pytest.raises(ValueError, match=r"of shape \(9, 2\), and not \(8, 2\) as before"):
-        drop_top(model, 1, torch.randn(6, 2))
+        remove_top_blocks(model, 1, torch.randn(6, 2))
     assert list(model.named_modules()) == modules
     assert model.num_features == 3
 

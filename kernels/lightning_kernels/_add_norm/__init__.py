@@ -1,0 +1,1 @@
+"""Dropout, stochastic depth, residual addition and the norm after it."""

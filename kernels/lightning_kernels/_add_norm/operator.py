@@ -1,0 +1,258 @@
+"""Dropout, stochastic depth, layer scale, addition and norm as one operator: a pass each way."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_kernels._add_norm.kernels import (
+    _add_norm_backward_kernel,
+    _add_norm_forward_kernel,
+)
+from lightning_kernels._core.dispatch import cdiv, launch, multiprocessor_count
+from lightning_kernels._core.operator import Operator
+from lightning_kernels._core.rate import survivors_scale, threshold_of
+from lightning_kernels._dropout.dropout import _dropout
+from lightning_kernels._row_norm.kernels import _sum_partials_kernel
+from lightning_kernels._row_norm.operator import _differentiable_backward as _norm_backward
+from lightning_kernels._row_norm.operator import _tile
+
+_WARPS = 20  # of the backward kernel that a multiprocessor holds, with 102 registers a thread
+
+
+def _rates(
+    p: float, rate: Tensor | None, drop_path: float, path_rate: Tensor | None
+) -> tuple[tuple[Any, ...], dict[str, bool]]:
+    """Return what kernels take of the rates, and the constants that say which of them count."""
+    arguments = (
+        threshold_of(p), survivors_scale(p), rate,
+        threshold_of(drop_path), survivors_scale(drop_path), path_rate,
+    )  # fmt: skip
+    drops, drops_paths = p != 0.0 or rate is not None, drop_path != 0.0 or path_rate is not None
+    return arguments, {"DROPS": drops, "DROPS_PATHS": drops_paths}
+
+
+def _tile_of(num_rows: int, size: int, elements: int) -> dict[str, int]:
+    return _tile(num_rows, max(size, 4), elements)  # four words a Philox call
+
+
+def _forward(
+    x: Tensor, residual: Tensor | None, layer_scale: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, size: int, eps: float, centred: bool, p: float, rate: Tensor | None,
+    drop_path: float, path_rate: Tensor | None, state: Tensor | None, seed: int, offset: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    y, z, statistics = _fake(x, residual, layer_scale, weight, bias, size, eps, centred)
+    tensors = (None if t is None else t.contiguous() for t in (residual, layer_scale, weight, bias))
+    rates, drops = _rates(p, rate, drop_path, path_rate)
+    num_rows = x.numel() // size
+    tile = _tile_of(num_rows, size, elements=4096)
+    launch(
+        _add_norm_forward_kernel, (cdiv(num_rows, tile["ROWS"]),), x.device,
+        x.contiguous(), *tensors, y, z, statistics, num_rows, size, num_rows // _samples(x, size),
+        eps, *rates, state, seed, offset, CENTRED=centred, **drops, **tile,
+    )  # fmt: skip
+    return y, z, statistics
+
+
+def _samples(x: Tensor, size: int) -> int:
+    """Return how many samples ``x`` has: a tensor that is one row is one."""
+    return 1 if x.numel() == size else x.shape[0]
+
+
+def _fake(
+    x: Tensor, residual: Tensor | None, layer_scale: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, size: int, eps: float, centred: bool, *_: Any,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Allocate the norm, the sum and the statistics: means of rows if centred, 1/sqrt of each."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dtype = x.dtype if residual is None else residual.dtype
+    z = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return y, z, x.new_empty((1 + centred, x.numel() // size), dtype=torch.float32)
+
+
+def _forward_of_backward(
+    z: Tensor, grad_y: Tensor | None, grad_z: Tensor | None, x: Tensor | None,
+    layer_scale: Tensor | None, weight: Tensor | None, bias: Tensor | None, statistics: Tensor,
+    skips: bool, dtype: torch.dtype, p: float, rate: Tensor | None, drop_path: float,
+    path_rate: Tensor | None, state: Tensor | None, seed: int, offset: int, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, residual, layer scale, weight and bias, empty if not needed."""
+    gradients = _fake_of_backward(
+        z, grad_y, grad_z, x, layer_scale, weight, bias, statistics, skips, dtype, p, rate,
+        drop_path, path_rate, state, seed, offset, needs,
+    )  # fmt: skip
+    needed = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    centred, num_rows = statistics.shape[0] == 2, statistics.shape[1]
+    size = z.numel() // num_rows
+    # A long row alone takes all registers of its threads; of short ones fewer rows leave more.
+    tile = _tile_of(num_rows, size, elements=1024 if size <= 1024 or needs[2] else 2048)
+    if needs[2]:
+        tile = {**tile, "maxnreg": 128}  # no fewer, and nothing is spilled
+    num_programs = min(
+        cdiv(num_rows, tile["ROWS"]),
+        multiprocessor_count(z.device) * (_WARPS // tile["num_warps"]),  # one wave
+    )
+    partials = [
+        None if gradient is None else z.new_empty((num_programs, size), dtype=torch.float32)
+        for gradient in needed[2:]
+    ]
+    tensors = (
+        None if t is None else t.contiguous()
+        for t in (grad_y, grad_z, x, z, layer_scale, weight)
+    )  # fmt: skip
+    rates, drops = _rates(p, rate, drop_path, path_rate)
+    launch(
+        _add_norm_backward_kernel, (num_programs,), z.device,
+        *tensors, statistics, *needed[:2], *partials, num_rows, size,
+        num_rows // _samples(z, size), *rates, state, seed, offset,
+        SKIPS=skips, CENTRED=centred, **drops, **tile,
+    )  # fmt: skip
+    for of in (slice(0, 1), slice(1, 3)):
+        _sum(partials[of], needed[2:][of], num_programs, size)
+    return gradients
+
+
+def _sum(
+    partials: list[Tensor | None], gradients: list[Tensor | None], num_partials: int, size: int
+) -> None:
+    """Sum the partials of one or two parameters, in a fixed order."""
+    present = [partial for partial in partials if partial is not None]
+    if not present:
+        return
+    padding = [None] * (2 - len(partials))
+    launch(
+        _sum_partials_kernel, (cdiv(size, 16), len(partials)), present[0].device,
+        *partials, *padding, *gradients, *padding, num_partials, size,
+        ROWS=128, COLUMNS=16, num_warps=4,
+    )  # fmt: skip
+
+
+def _fake_of_backward(
+    z: Tensor, grad_y: Tensor | None, grad_z: Tensor | None, x: Tensor | None,
+    layer_scale: Tensor | None, weight: Tensor | None, bias: Tensor | None, statistics: Tensor,
+    skips: bool, dtype: torch.dtype, p: float, rate: Tensor | None, drop_path: float,
+    path_rate: Tensor | None, state: Tensor | None, seed: int, offset: int, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_x = torch.empty_like(z, dtype=dtype) if needs[0] else z.new_empty(0)
+    grad_residual = torch.empty_like(z) if needs[1] else z.new_empty(0)
+    grad_scale, grad_weight, grad_bias = (
+        torch.empty_like(parameter, memory_format=torch.contiguous_format)
+        if need and parameter is not None
+        else z.new_empty(0)
+        for parameter, need in zip((layer_scale, weight, bias), needs[2:], strict=True)
+    )
+    return grad_x, grad_residual, grad_scale, grad_weight, grad_bias
+
+
+_add_norm_backward = Operator(
+    "add_norm_backward",
+    "(Tensor z, Tensor? grad_y, Tensor? grad_z, Tensor? x, Tensor? layer_scale, Tensor? weight,"
+    " Tensor? bias, Tensor statistics, bool skips, ScalarType dtype, float p, Tensor? rate,"
+    " float drop_path, Tensor? path_rate, Tensor? state, int seed, int offset, bool[5] needs)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    forward=_forward_of_backward,
+    fake=_fake_of_backward,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, residual, layer_scale, weight, bias, ctx.size, ctx.eps, ctx.centred, *drops = inputs
+    ctx.p, rate, ctx.drop_path, path_rate, state, ctx.seed, ctx.offset = drops
+    ctx.skips, ctx.dtype = residual is not None, x.dtype
+    _, z, statistics = output
+    x = x if ctx.needs_input_grad[2] else None
+    ctx.save_for_backward(z, x, layer_scale, weight, bias, statistics, rate, path_rate, state)
+    ctx.mark_non_differentiable(statistics)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(
+    ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Return gradients; what autograd has already, or x's, is not written a second time."""
+    if grad_y is None and grad_z is None:
+        return (None,) * 15
+    z, *saved, statistics, rate, path_rate, state = ctx.saved_tensors
+    drops = ctx.p, rate, ctx.drop_path, path_rate, state, ctx.seed, ctx.offset
+    if torch.is_grad_enabled():  # create_graph=True: in terms that autograd can follow
+        return *_differentiable_backward(ctx, grad_y, grad_z, z, saved, drops), *(None,) * 10
+    needs = list(ctx.needs_input_grad[:5])
+    alike = saved[1] is None and ctx.dtype == z.dtype and not any(_rates(*drops[:4])[1].values())
+    if grad_y is None:
+        written = [needs[0] and not alike, False, needs[2], False, False]
+    else:
+        written = [needs[0], needs[1] and not (alike and needs[0]), *needs[2:]]
+    results: list[Tensor | None] = [None] * 5
+    if any(written):
+        gradients = _add_norm_backward(
+            z, grad_y, grad_z, *saved, statistics, ctx.skips, ctx.dtype, *drops, written
+        )
+        results = [g if need else None for g, need in zip(gradients, written, strict=True)]
+    if needs[0] and not written[0]:
+        results[0] = grad_z
+    if needs[1] and not written[1]:
+        results[1] = grad_z if grad_y is None else results[0]
+    return *results, *(None,) * 10
+
+
+def _differentiable_backward(
+    ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None, z: Tensor, saved: list[Tensor | None],
+    drops: tuple[Any, ...],
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Return the same gradients as a composition of torch functions, for higher derivatives."""
+    x, layer_scale, weight, bias = saved
+    grad_weight = grad_bias = grad_scale = None
+    grad = grad_z
+    if grad_y is not None:
+        grad, grad_weight, grad_bias = _norm_backward(
+            grad_y, z, ctx.size, weight, bias, ctx.eps, ctx.centred
+        )
+        assert grad is not None
+        grad = grad if grad_z is None else grad + grad_z
+    assert grad is not None
+    factor, of_rows = _masks(z, ctx.size, *drops)
+    rows = grad.reshape(-1, ctx.size).float()
+    if x is not None:
+        x = x.reshape(-1, ctx.size).float()
+    if of_rows is not None and ctx.skips:  # what is dropped beside a residual was not read
+        rows = torch.where(of_rows != 0, rows, 0.0)
+        x = None if x is None else torch.where(of_rows != 0, x, 0.0)
+    rows = rows * factor if of_rows is None else rows * factor * of_rows
+    if layer_scale is not None:
+        if x is not None:
+            grad_scale = (rows * x).sum(0).reshape(layer_scale.shape).to(layer_scale.dtype)
+        rows = rows * layer_scale.reshape(-1).float()
+    grad_x = rows.reshape(z.shape).to(ctx.dtype)
+    return grad_x, grad if ctx.skips else None, grad_scale, grad_weight, grad_bias
+
+
+def _masks(
+    z: Tensor, size: int, p: float, rate: Tensor | None, drop_path: float,
+    path_rate: Tensor | None, *stream: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Draw again, as dropout of ones, what the kernels multiplied elements and rows by."""
+    samples, num_rows = _samples(z, size), z.numel() // size
+    first, padded = 4 * cdiv(samples, 4), 4 * cdiv(size, 4)
+    drops = _rates(p, rate, drop_path, path_rate)[1]
+    factor, of_rows = z.new_ones((1, 1), dtype=torch.float32), None
+    if drops["DROPS"]:
+        ones = z.new_ones(first + num_rows * padded, dtype=torch.float32)
+        words = _dropout(ones, p, rate, False, True, *stream)
+        factor = words[first:].view(num_rows, padded)[:, :size]
+    if drops["DROPS_PATHS"]:
+        ones = z.new_ones(first, dtype=torch.float32)
+        words = _dropout(ones, drop_path, path_rate, False, True, *stream)
+        of_rows = words[:samples].repeat_interleave(num_rows // samples)[:, None]
+    return factor, of_rows
+
+
+add_norm = Operator(
+    "add_norm",
+    "(Tensor x, Tensor? residual, Tensor? layer_scale, Tensor? weight, Tensor? bias, SymInt size,"
+    " float eps, bool centred, float p, Tensor? rate, float drop_path, Tensor? path_rate,"
+    " Tensor? state, int seed, int offset) -> (Tensor, Tensor, Tensor)",
+    forward=_forward,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

@@ -1,0 +1,1 @@
+"""Batch normalisation, alone or over the batches of several processes."""

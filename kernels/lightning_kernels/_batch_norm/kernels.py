@@ -1,0 +1,402 @@
+"""The kernels of batch normalisation, for both layouts.
+
+A tensor in memory is a matrix. Channels last (and N x C) it has a column for each channel, else a
+row for each plane, which is one channel of one sample: row ``n * channels + channel``. Kernels that
+map elements walk over that matrix. Kernels that sum over a channel take their rows from one slab of
+columns or, of planes, every ``channels``-th row: a ``group`` is that slab or that channel.
+"""
+
+from lightning_kernels._core.activation import (
+    activate,
+    activation_gradient,
+    gradient_where_passed,
+    load_signs,
+    passes,
+    store_signs,
+)
+from lightning_kernels._core.triton import tl, triton
+
+
+@triton.jit
+def _load(pointer, channel, in_channels, default):
+    """Load what there is one of per channel as float32, ``default`` where there is none."""
+    if pointer is None:
+        return default
+    return tl.load(pointer + channel, mask=in_channels, other=default).to(tl.float32)
+
+
+@triton.jit
+def _load_statistics(
+    mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING: tl.constexpr
+):
+    """Return mean and 1/sqrt(variance + eps): of the batch from one tensor, else running ones."""
+    if TRAINING:
+        variance_ptr += channels
+    mean = _load(mean_ptr, channel, in_channels, 0.0)
+    return mean, tl.rsqrt(_load(variance_ptr, channel, in_channels, 1.0) + eps)
+
+
+@triton.jit
+def _in_group(group, channels, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Return the channels that a program sums, (1, INNER) or (1, 1), and which of them exist."""
+    if CHANNELS_LAST:
+        channel = group * INNER + tl.arange(0, INNER)[None, :]
+    else:
+        channel = group + tl.zeros((1, 1), tl.int32)
+    return channel, channel < channels
+
+
+@triton.jit
+def _tile_of_group(
+    index, group, outer, inner, channels,
+    OUTER: tl.constexpr, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Return a group's tile number ``index``: rows, which exist, first column, bounds and size."""
+    outer_offset = tl.arange(0, OUTER)[:, None]
+    if CHANNELS_LAST:
+        first_outer = index * tl.full((), OUTER, tl.int64)
+        first_column = group * INNER
+        row = first_outer + outer_offset
+    else:
+        inner_tiles = tl.cdiv(inner, INNER)
+        first_outer = (index // inner_tiles) * tl.full((), OUTER, tl.int64)
+        first_column = index % inner_tiles * INNER
+        row = (first_outer + outer_offset) * channels + group
+    rows = tl.minimum(outer - first_outer, OUTER).to(tl.int32)
+    columns = tl.minimum(inner - first_column, INNER)
+    in_rows = outer_offset < rows
+    in_bounds = in_rows & (tl.arange(0, INNER)[None, :] < columns)
+    return row, in_rows, first_column, in_bounds, rows * (1 if CHANNELS_LAST else columns)
+
+
+@triton.jit
+def _sum(values, CHANNELS_LAST: tl.constexpr):
+    """Sum a tile over all that belongs to a channel: outside of loops, so float64 is cheap."""
+    values = values.to(tl.float64)
+    if not CHANNELS_LAST:
+        values = tl.sum(values, axis=1, keep_dims=True)
+    return tl.sum(values, axis=0, keep_dims=True).to(tl.float32)
+
+
+@triton.jit
+def _batch_norm_statistics_kernel(
+    x_ptr, partial_ptr, outer, inner, channels, groups,
+    OUTER: tl.constexpr, INNER: tl.constexpr,
+    ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Leave mean, sum of squared deviations and count of a share of each channel.
+
+    Sums are taken of the distance to the mean of the first tile: with T tiles it is at most
+    sqrt(T) standard deviations from theirs, so that little cancels, however large the mean.
+    """
+    inner = inner // ALIGNMENT * ALIGNMENT  # tells the compiler what it is a multiple of
+    group = tl.program_id(0) % groups
+    split = tl.program_id(0) // groups
+    splits = tl.num_programs(0) // groups
+    tiles = tl.cdiv(outer, OUTER)
+    if not CHANNELS_LAST:
+        tiles *= tl.cdiv(inner, INNER)
+    column = tl.arange(0, INNER)[None, :]
+    row, _, first, in_bounds, count = _tile_of_group(
+        split, group, outer, inner, channels, OUTER, INNER, CHANNELS_LAST
+    )
+    x = tl.load(x_ptr + row * inner + first + column, mask=in_bounds, other=0.0).to(tl.float32)
+    shift = _sum(x, CHANNELS_LAST) / count
+    centred = tl.where(in_bounds, x - shift, 0.0)
+    total, squares = centred, centred * centred
+    for index in range(split + splits, tiles, splits):
+        row, _, first, in_bounds, size = _tile_of_group(
+            index, group, outer, inner, channels, OUTER, INNER, CHANNELS_LAST
+        )
+        x = tl.load(x_ptr + row * inner + first + column, mask=in_bounds, other=0.0).to(tl.float32)
+        centred = tl.where(in_bounds, x - shift, 0.0)
+        total += centred
+        squares += centred * centred
+        count += size
+    offset = _sum(total, CHANNELS_LAST) / count
+    deviations = _sum(squares, CHANNELS_LAST) - offset * offset * count
+    channel, in_channels = _in_group(group, channels, INNER, CHANNELS_LAST)
+    out_ptr = partial_ptr + split * channels + channel
+    tl.store(out_ptr, shift + offset, mask=in_channels)
+    tl.store(out_ptr + splits * channels, deviations, mask=in_channels)
+    tl.store(out_ptr + 2 * splits * channels, channel * 0.0 + count, mask=in_channels)
+
+
+@triton.jit
+def _batch_norm_merge_kernel(
+    partial_ptr,
+    statistics_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    splits,
+    channels,
+    split_stride,
+    kind_stride,
+    momentum,
+    SPLITS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    """Merge shares, of programs or of processes, in a fixed order; update the running statistics.
+
+    In float64, so that nothing cancels that float32 values could tell; shares may be empty.
+    """
+    split = tl.arange(0, SPLITS)[:, None]
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    in_channels = channel < channels
+    total = tl.zeros((SPLITS, CHANNELS), tl.float64)
+    squares = tl.zeros((SPLITS, CHANNELS), tl.float64)
+    counts = tl.zeros((SPLITS, CHANNELS), tl.float64)
+    for first in range(0, splits, SPLITS):
+        in_bounds = (first + split < splits) & in_channels
+        in_ptr = partial_ptr + (first + split) * split_stride + channel
+        mean = tl.load(in_ptr, mask=in_bounds, other=0.0).to(tl.float64)
+        deviations = tl.load(in_ptr + kind_stride, mask=in_bounds, other=0.0)
+        count = tl.load(in_ptr + 2 * kind_stride, mask=in_bounds, other=0.0)
+        total += count * mean
+        squares += count * mean * mean + deviations
+        counts += count
+    count = tl.sum(counts, axis=0, keep_dims=True)
+    divisor = tl.where(count > 0, count, 1.0)
+    mean = tl.sum(total, axis=0, keep_dims=True) / divisor
+    variance = tl.sum(squares, axis=0, keep_dims=True) / divisor - mean * mean
+    variance = tl.where(variance < 0, 0.0, variance)  # not tl.maximum, which drops nan
+    tl.store(statistics_ptr + channel, mean.to(tl.float32), mask=in_channels)
+    tl.store(statistics_ptr + channels + channel, variance.to(tl.float32), mask=in_channels)
+    tl.store(statistics_ptr + 2 * channels + channel, count.to(tl.float32), mask=in_channels)
+    if running_mean_ptr is not None:
+        momentum = tl.where(count > 0, momentum, 0.0)
+        unbiased = variance * (count / tl.where(count > 1, count - 1, 1.0))
+        old = _load(running_mean_ptr, channel, in_channels, 0.0)
+        new = (momentum * mean + (1 - momentum) * old).to(running_mean_ptr.dtype.element_ty)
+        tl.store(running_mean_ptr + channel, new, mask=in_channels)
+        old = _load(running_var_ptr, channel, in_channels, 0.0)
+        new = (momentum * unbiased + (1 - momentum) * old).to(running_var_ptr.dtype.element_ty)
+        tl.store(running_var_ptr + channel, new, mask=in_channels)
+
+
+@triton.jit
+def _tile_of_matrix(
+    rows, columns, channels,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Return rows, first column, bounds, channels and which exist, from the matrix' end.
+
+    The end is what the pass before has read last, so it may still be in the cache.
+    """
+    index = tl.num_programs(0) - 1 - tl.program_id(0)
+    tiles = tl.cdiv(columns, COLUMNS)
+    first_row = (index // tiles) * tl.full((), ROWS, tl.int64)
+    first_column = index % tiles * COLUMNS
+    offset = tl.arange(0, ROWS)[:, None]
+    column = first_column + tl.arange(0, COLUMNS)[None, :]
+    row = first_row + offset
+    if CHANNELS_LAST:
+        channel = column
+        in_channels = column < columns
+    else:
+        channel = ((first_row % channels).to(tl.int32) + offset) % channels
+        in_channels = row < rows
+    return row, first_column, (row < rows) & (column < columns), channel, in_channels
+
+
+@triton.jit
+def _batch_norm_forward_kernel(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    variance_ptr,
+    y_ptr,
+    signs_ptr,
+    rows,
+    columns,
+    channels,
+    eps,
+    parameter,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    TRAINING: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Normalise a tile, add the residual, activate; keep a bit of each element if asked to."""
+    columns = columns // ALIGNMENT * ALIGNMENT
+    row, first, in_bounds, channel, in_channels = _tile_of_matrix(
+        rows, columns, channels, ROWS, COLUMNS, CHANNELS_LAST
+    )
+    mean, rstd = _load_statistics(
+        mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING
+    )
+    weight = _load(weight_ptr, channel, in_channels, 1.0)
+    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    tile = row * columns + first + tl.arange(0, COLUMNS)[None, :]
+    x = tl.load(x_ptr + tile, mask=in_bounds, other=0.0).to(tl.float32)
+    z = (x - mean) * rstd * weight + bias
+    if residual_ptr is not None:
+        z += tl.load(residual_ptr + tile, mask=in_bounds, other=0.0).to(tl.float32)
+    if signs_ptr is not None:
+        positive = passes(z, ACTIVATION)
+        store_signs(signs_ptr, positive, row, first, rows, columns, ROWS, COLUMNS)
+    y = activate(z, parameter, ACTIVATION)
+    tl.store(y_ptr + tile, y.to(y_ptr.dtype.element_ty), mask=in_bounds)
+
+
+@triton.jit
+def _load_gradient(
+    grad_ptr, x_ptr, residual_ptr, signs_ptr, row, first, in_bounds, in_rows, columns,
+    mean, rstd, weight, bias, parameter,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Return the gradient before the activation, and the normalised x."""
+    tile = row * columns + first + tl.arange(0, COLUMNS)[None, :]
+    grad = tl.load(grad_ptr + tile, mask=in_bounds, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + tile, mask=in_bounds, other=0.0).to(tl.float32)
+    normalised = (x - mean) * rstd
+    if signs_ptr is not None:
+        passed = load_signs(signs_ptr, row, first, in_rows, columns, ROWS, COLUMNS)
+        grad = gradient_where_passed(grad, passed, parameter, ACTIVATION)
+    elif ACTIVATION is not None:
+        z = normalised * weight + bias
+        if residual_ptr is not None:
+            z += tl.load(residual_ptr + tile, mask=in_bounds, other=0.0).to(tl.float32)
+        grad = activation_gradient(grad, z, parameter, ACTIVATION)
+    return grad, normalised
+
+
+@triton.jit
+def _batch_norm_reduce_kernel(
+    grad_ptr,
+    x_ptr,
+    residual_ptr,
+    signs_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    variance_ptr,
+    partial_ptr,
+    outer,
+    inner,
+    channels,
+    groups,
+    eps,
+    parameter,
+    OUTER: tl.constexpr,
+    INNER: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    TRAINING: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Leave the sums of the gradient and of its product with x of a share of each channel."""
+    inner = inner // ALIGNMENT * ALIGNMENT
+    group = tl.program_id(0) % groups
+    split = tl.program_id(0) // groups
+    splits = tl.num_programs(0) // groups
+    tiles = tl.cdiv(outer, OUTER)
+    if not CHANNELS_LAST:
+        tiles *= tl.cdiv(inner, INNER)
+    channel, in_channels = _in_group(group, channels, INNER, CHANNELS_LAST)
+    mean, rstd = _load_statistics(
+        mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING
+    )
+    weight = _load(weight_ptr, channel, in_channels, 1.0)
+    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    total = tl.zeros((OUTER, INNER), tl.float32)
+    products = tl.zeros((OUTER, INNER), tl.float32)
+    for index in range(split, tiles, splits):
+        row, in_rows, first, in_bounds, _ = _tile_of_group(
+            index, group, outer, inner, channels, OUTER, INNER, CHANNELS_LAST
+        )
+        grad, normalised = _load_gradient(
+            grad_ptr, x_ptr, residual_ptr, signs_ptr, row, first, in_bounds, in_rows,
+            inner, mean, rstd, weight, bias, parameter, OUTER, INNER, ACTIVATION,
+        )  # fmt: skip
+        grad = tl.where(in_bounds, grad, 0.0)
+        total += grad
+        products += tl.where(in_bounds, grad * normalised, 0.0)
+    out_ptr = partial_ptr + split * channels + channel
+    tl.store(out_ptr, _sum(total, CHANNELS_LAST), mask=in_channels)
+    tl.store(out_ptr + splits * channels, _sum(products, CHANNELS_LAST), mask=in_channels)
+
+
+@triton.jit
+def _batch_norm_sum_kernel(
+    partial_ptr, sums_ptr, grad_weight_ptr, grad_bias_ptr, splits, channels,
+    SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Sum the shares in a fixed order, for the next kernel and for the parameters' gradients."""
+    split = tl.arange(0, SPLITS)[:, None]
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
+    in_channels = channel < channels
+    total = tl.zeros((SPLITS, CHANNELS), tl.float32)
+    products = tl.zeros((SPLITS, CHANNELS), tl.float32)
+    for first in range(0, splits, SPLITS):
+        in_bounds = (first + split < splits) & in_channels
+        in_ptr = partial_ptr + (first + split) * channels + channel
+        total += tl.load(in_ptr, mask=in_bounds, other=0.0)
+        products += tl.load(in_ptr + splits * channels, mask=in_bounds, other=0.0)
+    grad_bias = _sum(total, True)
+    grad_weight = _sum(products, True)
+    tl.store(sums_ptr + channel, grad_bias, mask=in_channels)
+    tl.store(sums_ptr + channels + channel, grad_weight, mask=in_channels)
+    if grad_weight_ptr is not None:
+        grad_weight = grad_weight.to(grad_weight_ptr.dtype.element_ty)
+        tl.store(grad_weight_ptr + channel, grad_weight, mask=in_channels)
+    if grad_bias_ptr is not None:
+        grad_bias = grad_bias.to(grad_bias_ptr.dtype.element_ty)
+        tl.store(grad_bias_ptr + channel, grad_bias, mask=in_channels)
+
+
+@triton.jit
+def _batch_norm_backward_kernel(
+    grad_ptr,
+    x_ptr,
+    residual_ptr,
+    signs_ptr,
+    weight_ptr,
+    bias_ptr,
+    mean_ptr,
+    variance_ptr,
+    sums_ptr,
+    grad_x_ptr,
+    grad_residual_ptr,
+    rows,
+    columns,
+    channels,
+    count,
+    eps,
+    parameter,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    TRAINING: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Turn a tile of the gradient into those of x and of the residual."""
+    columns = columns // ALIGNMENT * ALIGNMENT
+    row, first, in_bounds, channel, in_channels = _tile_of_matrix(
+        rows, columns, channels, ROWS, COLUMNS, CHANNELS_LAST
+    )
+    mean, rstd = _load_statistics(
+        mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING
+    )
+    weight = _load(weight_ptr, channel, in_channels, 1.0)
+    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    grad, normalised = _load_gradient(
+        grad_ptr, x_ptr, residual_ptr, signs_ptr, row, first, in_bounds, row < rows,
+        columns, mean, rstd, weight, bias, parameter, ROWS, COLUMNS, ACTIVATION,
+    )  # fmt: skip
+    tile = row * columns + first + tl.arange(0, COLUMNS)[None, :]
+    if grad_residual_ptr is not None:
+        grad_residual = grad.to(grad_residual_ptr.dtype.element_ty)
+        tl.store(grad_residual_ptr + tile, grad_residual, mask=in_bounds)
+    if grad_x_ptr is not None:
+        if TRAINING:
+            grad -= _load(sums_ptr, channel, in_channels, 0.0) / count
+            projection = _load(sums_ptr + channels, channel, in_channels, 0.0) / count
+            grad -= normalised * projection
+        grad_x = (grad * (rstd * weight)).to(grad_x_ptr.dtype.element_ty)
+        tl.store(grad_x_ptr + tile, grad_x, mask=in_bounds)

@@ -1,0 +1,138 @@
+"""Batch normalisation over several processes: what they exchange, and a route through ATen.
+
+Forward every process sends mean, biased variance and count of each channel, backward the two sums:
+one collective each, of the same size and type whichever route a process takes.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_kernels._batch_norm.aten import update_running
+from lightning_kernels._core.activation import aten_activate
+
+
+def group_name(process_group: Any) -> str | None:
+    """Return the name that operators know a group by, ``None`` if this process is alone in it.
+
+    Raises:
+        TypeError: If it is no process group, or one that this process is not in.
+    """
+    if not isinstance(process_group, dist.ProcessGroup):
+        raise TypeError(
+            "batch_norm expects process_group to be a torch.distributed.ProcessGroup that this"
+            f" process is in, but got {process_group!r}"
+        )
+    return process_group.group_name if process_group.size() > 1 else None
+
+
+def _resolve(group: str) -> dist.ProcessGroup:
+    from torch._C._distributed_c10d import _resolve_process_group  # not in every build of torch
+
+    return _resolve_process_group(group)  # type: ignore[arg-type]  # a str of torch's own
+
+
+def gather(statistics: Tensor, group: str) -> Tensor:
+    """Gather ``(3, C)`` statistics: mean, variance and count.
+
+    Returns:
+        Mean, sum of squared deviations and count of every process, of shape ``(processes, 3, C)``.
+    """
+    processes = _resolve(group)
+    rows, channels = statistics.shape
+    everyone = statistics.new_empty((processes.size() * rows, channels))
+    dist.all_gather_into_tensor(everyone, statistics, group=processes)
+    everyone = everyone.view(-1, rows, channels)
+    everyone[:, 1] *= everyone[:, 2]
+    return everyone
+
+
+def average(sums: Tensor, count: Tensor, group: str) -> Tensor:
+    """Return the sums over all processes, in the place of one's own, by the number of values."""
+    dist.all_reduce(sums, group=_resolve(group))
+    return sums.div_(count)
+
+
+def no_second_derivative() -> RuntimeError:
+    """Return the error for a backward pass that is to be differentiated."""
+    return RuntimeError(
+        "batch_norm has no second derivative through several processes: call backward without"
+        " create_graph, or leave out process_group"
+    )
+
+
+@torch.compiler.disable
+def aten_sync_batch_norm(
+    group: str, x: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+    weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float,
+    activation: str | None, parameter: float, residual: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Compose the same of torch's functions, for training."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
+    y, statistics = _SyncBatchNorm.apply(x, weight, bias, eps, group)
+    if running_mean is not None and running_var is not None:
+        update_running(running_mean, running_var, statistics, momentum)
+    return aten_activate(y if residual is None else y + residual, activation, parameter)
+
+
+class _SyncBatchNorm(torch.autograd.Function):
+    """Normalise by joint statistics, which ATen then takes for running ones."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, group: str
+    ) -> tuple[Tensor, Tensor]:
+        mean, variance, count = _joint(gather(_statistics(x), group))
+        statistics = torch.stack((mean, variance, count))
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps, ctx.group = eps, group
+        ctx.mark_non_differentiable(statistics)
+        if x.numel() == 0:  # ATen's own would divide by it
+            return torch.empty_like(x), statistics
+        y = torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise no_second_derivative()
+        x, weight, mean, variance, count = ctx.saved_tensors
+        scale = torch.ones_like(mean) if weight is None else weight
+        grad_weight, grad_bias = torch.zeros_like(mean), torch.zeros_like(mean)
+        if x.numel() > 0:
+            _, grad_weight, grad_bias = torch.ops.aten.native_batch_norm_backward(
+                grad, x, scale, mean, variance, None, None, False, ctx.eps, [False, True, True]
+            )
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            sums = average(torch.stack((grad_bias, grad_weight)), count, ctx.group)
+            inverse = (variance + ctx.eps).rsqrt()
+            columns = mean, inverse * sums[1], sums[0], scale * inverse
+            shape = [1, -1] + [1] * (x.dim() - 2)
+            shift, slope, offset, factor = (column.reshape(shape) for column in columns)
+            grad_x = ((grad - offset - (x - shift) * slope) * factor).to(x.dtype)
+        gradients = zip((grad_x, grad_weight, grad_bias), ctx.needs_input_grad[:3], strict=True)
+        return (*(grad if need else None for grad, need in gradients), None, None)
+
+
+def _statistics(x: Tensor) -> Tensor:
+    """Return mean, biased variance and count of each channel, zeros for an empty batch."""
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    if x.numel() == 0:
+        return x.new_zeros((3, x.shape[1]), dtype=dtype)
+    dims = [i for i in range(x.dim()) if i != 1]
+    variance, mean = torch.var_mean(x.to(dtype), dims, correction=0)
+    return torch.stack((mean, variance, torch.full_like(mean, x.numel() // x.shape[1])))
+
+
+def _joint(everyone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Merge the statistics of all processes, in float64: for float32 as the kernel does."""
+    mean, deviations, count = everyone.double().unbind(1)
+    total = count.sum(0)
+    joint = (count * mean).sum(0) / total
+    variance = (deviations + count * (mean - joint).square()).sum(0) / total
+    dtype = everyone.dtype
+    return joint.to(dtype), variance.to(dtype), total.to(dtype)

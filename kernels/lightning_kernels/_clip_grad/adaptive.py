@@ -1,0 +1,285 @@
+"""Adaptive gradient clipping: each unit against its own weights, all of them in one launch."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_kernels._clip_grad.kernels import add_power, reduce_powers, root
+from lightning_kernels._clip_grad.passes import norm_name
+from lightning_kernels._clip_grad.sharded import Group, local_gradients, reduce_shares
+from lightning_kernels._clip_grad.tensor_table import DTYPES, address_of, kept_on_device
+from lightning_kernels._core.dispatch import is_dense, launch, multiprocessor_count, runs_triton
+from lightning_kernels._core.triton import tl, triton
+
+Pair = tuple[Tensor, Tensor]  # weight and gradient
+
+_BLOCK = {"BLOCK_SIZE": 1024, "num_warps": 4}
+_PROGRAMS_PER_MULTIPROCESSOR = 12
+_COLUMNS = tl.constexpr(5)  # of the table, see _describe
+_MIN_NORM = 1e-6  # of a gradient that is divided by its norm
+_LEAST = tl.constexpr(_MIN_NORM)
+
+
+@triton.jit
+def _clip_unit(
+    weight_address, grad_address, size, clip_factor, eps, power,
+    DTYPE: tl.constexpr, WIDTH: tl.constexpr, NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Scale a unit's gradient down if it is too large; ``WIDTH`` elements are read as one."""
+    weight_ptr = weight_address.to(tl.pointer_type(DTYPE))
+    grad_ptr = grad_address.to(tl.pointer_type(DTYPE))
+    if WIDTH > 1:
+        weight_ptr = tl.multiple_of(weight_ptr, 16)
+        grad_ptr = tl.multiple_of(grad_ptr, 16)
+    size = size // WIDTH * WIDTH  # tells the compiler what it is a multiple of
+    weights = tl.zeros((BLOCK_SIZE,), tl.float32)
+    grads = tl.zeros((BLOCK_SIZE,), tl.float32)
+    for start in range(0, size, BLOCK_SIZE):
+        index = start + tl.arange(0, BLOCK_SIZE)
+        weight = tl.load(weight_ptr + index, mask=index < size, other=0.0).to(tl.float32)
+        grad = tl.load(grad_ptr + index, mask=index < size, other=0.0).to(tl.float32)
+        weights = add_power(weights, weight, power, NORM)
+        grads = add_power(grads, grad, power, NORM)
+    weight_norm = root(reduce_powers(weights, NORM), power, NORM)
+    grad_norm = root(reduce_powers(grads, NORM), power, NORM)
+    # Not tl.maximum, which drops nan.
+    limit = clip_factor * tl.where(weight_norm < eps, eps, weight_norm)
+    if (grad_norm <= limit) == 0:
+        factor = limit / tl.where(grad_norm < _LEAST, _LEAST, grad_norm)
+        for start in range(0, size, BLOCK_SIZE):
+            index = start + tl.arange(0, BLOCK_SIZE)
+            grad = tl.load(grad_ptr + index, mask=index < size).to(tl.float32)
+            grad = (grad * factor).to(grad_ptr.dtype.element_ty)
+            tl.store(grad_ptr + index, grad, mask=index < size)
+
+
+@triton.jit
+def _clip_adaptive_kernel(
+    table_ptr, owner_ptr, units, clip_factor, eps, power,
+    NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
+    """Clip every unit, a program one at a time."""
+    for unit in range(tl.program_id(0), units, tl.num_programs(0)):
+        row_ptr = table_ptr + tl.load(owner_ptr + unit) * _COLUMNS
+        size = tl.load(row_ptr + 2)
+        code = tl.load(row_ptr + 4)
+        skipped = (unit - tl.load(row_ptr + 3)) * size * tl.where(code % 3 == 0, 4, 2)
+        weight = tl.load(row_ptr) + skipped
+        grad = tl.load(row_ptr + 1) + skipped
+        if code == 0:
+            _clip_unit(weight, grad, size, clip_factor, eps, power, tl.float32, 4, NORM, BLOCK_SIZE)
+        elif code == 1:
+            _clip_unit(
+                weight, grad, size, clip_factor, eps, power, tl.bfloat16, 8, NORM, BLOCK_SIZE
+            )
+        elif code == 2:
+            _clip_unit(weight, grad, size, clip_factor, eps, power, tl.float16, 8, NORM, BLOCK_SIZE)
+        elif code == 3:
+            _clip_unit(weight, grad, size, clip_factor, eps, power, tl.float32, 1, NORM, BLOCK_SIZE)
+        elif code == 4:
+            _clip_unit(
+                weight, grad, size, clip_factor, eps, power, tl.bfloat16, 1, NORM, BLOCK_SIZE
+            )
+        else:
+            _clip_unit(weight, grad, size, clip_factor, eps, power, tl.float16, 1, NORM, BLOCK_SIZE)
+
+
+def clip_grad_adaptive_(
+    parameters: Tensor | Iterable[Tensor],
+    clip_factor: float = 0.01,
+    eps: float = 1e-3,
+    norm_type: float = 2.0,
+    *,
+    exclude: Iterable[Tensor] = (),
+) -> None:
+    r"""Scale the gradient of each unit so that it is at most a share of the unit's weights.
+
+    .. math::
+        g_u \leftarrow g_u \cdot \lambda \frac{\max(\lVert w_u \rVert, \epsilon)}{\lVert g_u \rVert}
+        \quad \text{if} \quad
+        \lVert g_u \rVert > \lambda \max(\lVert w_u \rVert, \epsilon)
+
+    A unit is a row of the first dimension, so an output of a linear or convolutional layer, or a
+    whole tensor of fewer than two dimensions. One launch for any number of gradients and any mix of
+    float32, bfloat16 and float16, norms in float32, and units that are not clipped are not written.
+    Other tensors take torch's functions. Of sharded parameters (``DTensor``), a process clips the
+    rows that it holds; units that are shared out are judged by one reduction over each mesh.
+
+    Args:
+        parameters: Whose ``grad`` is clipped in place; those without one are left out.
+        clip_factor: Largest ratio :math:`\lambda` of the norms.
+        eps: Least norm that a unit's weights count as, so that zeros can be left.
+        norm_type: Order of the norm: any positive number, or ``inf``.
+        exclude: Parameters to leave alone; the paper leaves out the last linear layer.
+
+    Raises:
+        ValueError: If ``clip_factor``, ``eps`` or ``norm_type`` is none that there can be.
+
+    References:
+        Brock et al., 2021, "High-performance large-scale image recognition without
+        normalization", arXiv:2102.06171.
+    """
+    clip_factor, eps, norm_type = float(clip_factor), float(eps), float(norm_type)
+    for name, value in (("clip_factor", clip_factor), ("eps", eps)):
+        if not value >= 0:
+            raise ValueError(f"clip_grad_adaptive_ expects {name} of 0 or more, but got {value}")
+    if not norm_type > 0:
+        raise ValueError(f"clip_grad_adaptive_ expects a positive norm_type, but got {norm_type}")
+    excluded = {id(p) for p in exclude}
+    given = [parameters] if isinstance(parameters, Tensor) else parameters
+    clipped = [
+        p
+        for p in {id(p): p for p in given}.values()
+        if id(p) not in excluded and p.grad is not None and p.grad.numel() > 0
+    ]
+    whole, split = _by_units(clipped)
+    served: dict[torch.device, list[Pair]] = {}
+    for pair in whole:
+        if _is_served(*pair):
+            served.setdefault(pair[0].device, []).append(pair)
+        else:
+            _aten_clip(*pair, clip_factor, eps, norm_type)
+    for pairs in served.values():
+        _clip(pairs, clip_factor, eps, norm_type)
+    for (mesh, axes), pairs in split.items():
+        _clip_split(pairs, mesh, axes, clip_factor, eps, norm_type)
+
+
+def _by_units(parameters: Iterable[Tensor]) -> tuple[list[Pair], dict[Group, list[Pair]]]:
+    """Return weights and gradients here: those of whole units, and the others by who has the rest.
+
+    A parameter that processes share out by rows has whole units in each.
+    """
+    whole: list[Pair] = []
+    split: dict[Group, list[Pair]] = {}
+    for p in parameters:
+        if p.grad is None:
+            continue
+        if not hasattr(p.grad, "placements"):
+            whole.append((p.detach(), p.grad))
+            continue
+        ((mesh, _), (grad,)), *_ = local_gradients([p.grad]).items()
+        pair = p.detach().to_local(), grad  # type: ignore[attr-defined]
+        axes = tuple(
+            axis
+            for axis, place in enumerate(p.grad.placements)
+            if place.is_shard() and (p.dim() < 2 or place.dim != 0)
+        )
+        if axes:
+            split.setdefault((mesh, axes), []).append(pair)
+        elif grad.numel() > 0:
+            whole.append(pair)
+    return whole, split
+
+
+@torch.no_grad()
+def _clip_split(
+    pairs: Sequence[Pair], mesh: Any, axes: Sequence[int],
+    clip_factor: float, eps: float, norm_type: float,
+) -> None:  # fmt: skip
+    """Clip units of which each process has a part, by one reduction over each axis for all."""
+    norms = [_unit_norms(t, norm_type).double().flatten() for pair in pairs for t in pair]
+    shares = torch.cat(norms)
+    if norm_type == math.inf:
+        shares = reduce_shares(shares, mesh, axes, norm_type)
+    else:
+        shares = reduce_shares(shares**norm_type, mesh, axes, norm_type) ** (1 / norm_type)
+    joint = iter(shares.split([len(norm) for norm in norms]))
+    for _, grad in pairs:
+        factor = _factor(next(joint), next(joint), clip_factor, eps)
+        if grad.dim() > 1:
+            factor = factor.reshape(-1, *[1] * (grad.dim() - 1))
+        grad.mul_(factor.to(torch.promote_types(grad.dtype, torch.float32)))
+
+
+def _is_served(weight: Tensor, grad: Tensor) -> bool:
+    return (
+        runs_triton(weight)
+        and runs_triton(grad)
+        and weight.dtype == grad.dtype
+        and all(_rows_are_dense(t) for t in (weight, grad))
+    )
+
+
+def _rows_are_dense(t: Tensor) -> bool:
+    """Return whether the rows of the first dimension lie in memory one after the other."""
+    return is_dense(t) and (
+        t.dim() < 2 or t.shape[0] == 1 or t.stride(0) == t.numel() // t.shape[0]
+    )
+
+
+def _clip(pairs: Sequence[Pair], clip_factor: float, eps: float, norm_type: float) -> None:
+    weights, grads = zip(*pairs, strict=True)
+    device = weights[0].device
+    if device.type == "cpu":  # the interpreter rounds bfloat16 wrongly: it gets float32 copies
+        wide = [t.float() if t.dtype == torch.bfloat16 else t for t in (*weights, *grads)]
+    else:
+        wide = [*weights, *grads]
+    counts = [_units(p) for p in weights]
+    table = kept_on_device(wide, _describe)
+    owners = kept_on_device(wide, _owners)
+    units = sum(counts)
+    programs = min(units, _PROGRAMS_PER_MULTIPROCESSOR * multiprocessor_count(device))
+    launch(
+        _clip_adaptive_kernel, (programs,), device, table, owners, units, clip_factor, eps,
+        norm_type, NORM=norm_name(norm_type), **_BLOCK,
+    )  # fmt: skip
+    for grad, copy in zip(grads, wide[len(weights) :], strict=True):
+        if grad is not copy:
+            grad.data.copy_(copy)
+    torch.autograd.graph.increment_version(grads)
+
+
+def _units(p: Tensor) -> int:
+    return p.shape[0] if p.dim() > 1 else 1
+
+
+def _describe(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a row for each parameter, of the parameters and then their gradients.
+
+    Addresses of both, elements of a unit, number of the first unit, and the code of the dtype, with
+    3 more if the units do not all begin where wide loads may.
+    """
+    rows = []
+    first = 0
+    half = len(tensors) // 2
+    for p, grad in zip(tensors[:half], tensors[half:], strict=True):
+        size = p.numel() // _units(p)
+        places = address_of(p) | address_of(grad) | size * p.element_size()
+        code = DTYPES.index(p.dtype) + (3 if places % 16 else 0)
+        rows.append([address_of(p), address_of(grad), size, first, code])
+        first += _units(p)
+    return torch.tensor(rows, dtype=torch.int64)
+
+
+def _owners(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the number of the parameter that each unit is of."""
+    weights = tensors[: len(tensors) // 2]
+    counts = torch.tensor([_units(p) for p in weights])
+    return torch.arange(len(weights), dtype=torch.int32).repeat_interleave(counts)
+
+
+@torch.no_grad()
+def _aten_clip(
+    weight: Tensor, grad: Tensor, clip_factor: float, eps: float, norm_type: float
+) -> None:
+    """Clip the units of one parameter by torch's functions."""
+    factor = _factor(_unit_norms(weight, norm_type), _unit_norms(grad, norm_type), clip_factor, eps)
+    if grad.device.type != "cpu" or bool((factor != 1).any()):
+        grad.mul_(factor)
+
+
+def _factor(weight_norm: Tensor, grad_norm: Tensor, clip_factor: float, eps: float) -> Tensor:
+    limit = weight_norm.clamp(min=eps) * clip_factor
+    return torch.where(grad_norm <= limit, 1.0, limit / grad_norm.clamp(min=_MIN_NORM))
+
+
+def _unit_norms(t: Tensor, norm_type: float) -> Tensor:
+    dims = list(range(1, t.dim())) if t.dim() > 1 else None
+    dtype = torch.promote_types(t.dtype, torch.float32)
+    if t.numel() == 0:  # a part of a unit
+        return t.new_zeros(t.shape[:1] + (1,) * (t.dim() - 1) if t.dim() > 1 else (), dtype=dtype)
+    return torch.linalg.vector_norm(t, norm_type, dims, keepdim=t.dim() > 1, dtype=dtype)

@@ -1,0 +1,106 @@
+"""Gradient clipping without a pass that scales: torch's fused optimizers do that in their own."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_kernels._clip_grad.clip_grad import gradients, hold
+from lightning_kernels._clip_grad.kernels import _grad_scale_kernel
+from lightning_kernels._clip_grad.passes import limit_on, norm_name, norm_of
+from lightning_kernels._core.dispatch import launch, next_power_of_2
+
+
+class GradScale(NamedTuple):
+    """What :func:`clip_grad_scale` returns: tensors of one element on the gradients' device.
+
+    Attributes:
+        norm: The norm before clipping, of gradients without the loss scale.
+        grad_scale: What to divide the gradients by, float32: an optimizer's ``grad_scale``.
+        found_inf: 1 if the norm is nan or infinite, else 0, float32: its ``found_inf``, if such a
+            step is to be left out.
+    """
+
+    norm: Tensor
+    grad_scale: Tensor
+    found_inf: Tensor
+
+
+@torch.no_grad()
+def clip_grad_scale(
+    parameters: Tensor | Iterable[Tensor],
+    max_norm: float | Tensor,
+    norm_type: float = 2.0,
+    *,
+    loss_scale: float | Tensor = 1.0,
+) -> GradScale:
+    r"""Return what to divide gradients by so that their norm is at most ``max_norm``.
+
+    .. math:: s \cdot \max\left(1, \frac{\lVert g / s \rVert + 10^{-6}}{C}\right)
+
+    The inverse of :func:`clip_grad_norm_`'s factor, times the loss scale :math:`s`; the gradients
+    are read once, and stay as they are. The fused optimizers of torch (``fused=True``: SGD, Adam,
+    AdamW, Adagrad) divide by their attribute ``grad_scale`` in the pass in which they step, and
+    write the quotient to the gradients. The result is that of :func:`clip_grad_norm_`, up to the
+    last bit of a division in place of a multiplication::
+
+        norm, optimizer.grad_scale, _ = clip_grad_scale(model.parameters(), 1.0)
+        optimizer.step()
+        del optimizer.grad_scale
+
+    With the scale of a ``GradScaler`` as ``loss_scale``, the pass replaces two of the scaler: that
+    which looks for nan and infinity, and that which divides.
+
+    Worth it if most steps are clipped or have a loss scale: an optimizer with a ``grad_scale``
+    writes the gradients at each step, and :func:`clip_grad_norm_` only where it clips.
+
+    Args:
+        parameters: Of whose ``grad`` the norm is; those without one are left out.
+        max_norm: Largest norm :math:`C`; a tensor of one element is not read by the host.
+        norm_type: Order of the norm: any positive number, or ``inf``.
+        loss_scale: What the loss was multiplied by, and so the gradients. The norm of gradients so
+            multiplied has to be a float32, else it counts as infinite.
+
+    Raises:
+        ValueError: If ``max_norm`` is a tensor of more than one element.
+    """
+    norm_type = float(norm_type)
+    grads = gradients(parameters)
+    if not grads:
+        device = loss_scale.device if isinstance(loss_scale, Tensor) else None
+        return _by_aten(torch.zeros((), device=device), max_norm, loss_scale)
+    held = hold(grads)
+    total = held.total_norm(norm_type)
+    if total is not None:
+        return _by_aten(total, max_norm, loss_scale)
+    shares = held.shares(norm_type)
+    if held.table is None:
+        return _by_aten(norm_of(shares, norm_type), max_norm, loss_scale)
+    device = shares.device
+    results = torch.empty(3, device=device).unbind()
+    number, limit = limit_on(device, max_norm)
+    launch(
+        _grad_scale_kernel, (1,), device, shares, _on(device, loss_scale), limit, *results,
+        len(shares), number, norm_type, NORM=norm_name(norm_type),
+        PARTIALS=next_power_of_2(len(shares)),
+    )  # fmt: skip
+    return GradScale(*results)
+
+
+def _by_aten(total: Tensor, max_norm: float | Tensor, loss_scale: float | Tensor) -> GradScale:
+    number, limit = limit_on(total.device, max_norm)
+    scale = _on(total.device, loss_scale)
+    norm = total if scale is None else total / scale
+    divisor = ((norm + 1e-6) / (number if limit is None else limit)).clamp(min=1)
+    grad_scale = divisor if scale is None else divisor * scale
+    return GradScale(norm, grad_scale.float(), (~norm.isfinite()).float())
+
+
+def _on(device: torch.device, loss_scale: float | Tensor) -> Tensor | None:
+    """Return the loss scale where a kernel reads it, ``None`` for 1."""
+    if not isinstance(loss_scale, Tensor):
+        if loss_scale == 1.0:
+            return None
+        loss_scale = torch.tensor(float(loss_scale))
+    return loss_scale.detach().reshape(()).to(device, torch.float32, non_blocking=True)

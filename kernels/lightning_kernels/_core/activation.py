@@ -1,0 +1,148 @@
+"""Activations that kernels apply while a tile is in registers: values, gradients, torch's twins."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_kernels._core.triton import tl, triton
+
+Activation = Literal["relu", "leaky_relu", "elu", "selu", "silu", "gelu"]
+
+# What each activation's one parameter is when it is not given; None for those without one.
+DEFAULT_PARAMETERS: dict[str, float | None] = {
+    "relu": None,
+    "leaky_relu": 0.01,  # negative_slope
+    "elu": 1.0,  # alpha
+    "selu": None,
+    "silu": None,
+    "gelu": None,
+}
+PIECEWISE_LINEAR = frozenset({"relu", "leaky_relu"})  # one bit an element holds their derivative
+
+_SELU_SCALE = tl.constexpr(1.0507009873554805)
+_SELU_ALPHA = tl.constexpr(1.6732632423543772)
+_SQRT_HALF = tl.constexpr(0.7071067811865476)
+_DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)  # of the normal distribution
+
+
+@triton.jit
+def _expm1(z):
+    """Return exp(z) - 1, where z is small by its series, for there the difference cancels."""
+    series = 1 / 24 + z * (1 / 120 + z * (1 / 720))
+    series = z + z * z * (1 / 2 + z * (1 / 6 + z * series))
+    return tl.where(tl.abs(z) < 0.25, series, tl.exp(z) - 1)
+
+
+@triton.jit
+def activate(z, parameter, ACTIVATION: tl.constexpr):
+    """Return the activation of float32 ``z``; nan stays nan."""
+    if ACTIVATION == "relu":
+        z = tl.where(z <= 0, 0.0, z)
+    elif ACTIVATION == "leaky_relu":
+        z = tl.where(z > 0, z, z * parameter)
+    elif ACTIVATION == "elu":
+        z = tl.where(z > 0, z, parameter * _expm1(z))
+    elif ACTIVATION == "selu":
+        z = _SELU_SCALE * tl.where(z > 0, z, _SELU_ALPHA * _expm1(z))
+    elif ACTIVATION == "silu":
+        z = z / (1 + tl.exp(-z))
+    elif ACTIVATION == "gelu":
+        z = 0.5 * z * (1 + tl.erf(z * _SQRT_HALF))
+    return z
+
+
+@triton.jit
+def passes(z, ACTIVATION: tl.constexpr):
+    """Return where a piecewise linear activation passes ``z`` on, as torch decides it for nan."""
+    return (z <= 0) == 0 if ACTIVATION == "relu" else z > 0
+
+
+@triton.jit
+def gradient_where_passed(grad, passed, parameter, ACTIVATION: tl.constexpr):
+    """Return the gradient through a piecewise linear activation."""
+    if ACTIVATION == "relu":
+        grad = tl.where(passed, grad, 0.0)
+    else:
+        grad = tl.where(passed, grad, grad * parameter)
+    return grad
+
+
+@triton.jit
+def activation_gradient(grad, z, parameter, ACTIVATION: tl.constexpr):
+    """Return ``grad`` times the activation's derivative at float32 ``z``."""
+    if ACTIVATION == "relu" or ACTIVATION == "leaky_relu":
+        grad = gradient_where_passed(grad, passes(z, ACTIVATION), parameter, ACTIVATION)
+    elif ACTIVATION == "elu":
+        grad = tl.where(z > 0, grad, grad * parameter * tl.exp(z))
+    elif ACTIVATION == "selu":
+        grad = _SELU_SCALE * tl.where(z > 0, grad, grad * _SELU_ALPHA * tl.exp(z))
+    elif ACTIVATION == "silu":
+        sigmoid = 1 / (1 + tl.exp(-z))
+        grad *= sigmoid * (1 + z * (1 - sigmoid))
+    elif ACTIVATION == "gelu":
+        density = _DENSITY_AT_ZERO * tl.exp(-0.5 * z * z)
+        grad *= 0.5 * (1 + tl.erf(z * _SQRT_HALF)) + z * density
+    return grad
+
+
+@triton.jit
+def store_signs(
+    signs_ptr, positive, row, first_column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Pack a tile of booleans, 8 columns to a byte."""
+    octets = tl.reshape(positive.to(tl.int32), (ROWS, COLUMNS // 8, 8))
+    packed = tl.sum(octets << tl.arange(0, 8)[None, None, :], axis=2).to(tl.uint8)
+    octet = first_column // 8 + tl.arange(0, COLUMNS // 8)[None, :]
+    size = tl.cdiv(columns, 8)
+    tl.store(signs_ptr + row * size + octet, packed, mask=(row < rows) & (octet < size))
+
+
+@triton.jit
+def load_signs(
+    signs_ptr, row, first_column, in_rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Unpack what :func:`store_signs` packed."""
+    octet = first_column // 8 + tl.arange(0, COLUMNS // 8)[None, :]
+    size = tl.cdiv(columns, 8)
+    packed = tl.load(signs_ptr + row * size + octet, mask=in_rows & (octet < size), other=0)
+    octets = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
+    return tl.reshape(octets, (ROWS, COLUMNS)) != 0
+
+
+def resolve_parameter(activation: str | None, parameter: float | None) -> float:
+    """Return the parameter that kernels take, 0 for activations that have none.
+
+    Raises:
+        ValueError: If the activation is unknown, or has no parameter and one is given.
+    """
+    if activation is not None and activation not in DEFAULT_PARAMETERS:
+        known = ", ".join(DEFAULT_PARAMETERS)
+        raise ValueError(f"activation must be None or one of {known}, but got {activation!r}")
+    default = None if activation is None else DEFAULT_PARAMETERS[activation]
+    if parameter is None:
+        return 0.0 if default is None else default
+    if default is None:
+        raise ValueError(
+            f"activation_parameter is the slope of leaky_relu or the alpha of elu, but got"
+            f" {parameter} with activation {activation!r}"
+        )
+    return float(parameter)
+
+
+def aten_activate(z: Tensor, activation: str | None, parameter: float) -> Tensor:
+    """Return the activation by torch's functions. ``z`` is the caller's own and may be reused."""
+    if activation is None:
+        return z
+    if activation == "relu":
+        return z.relu_()  # its derivative needs the result alone
+    if activation == "leaky_relu":
+        return torch.nn.functional.leaky_relu(z, parameter)
+    if activation == "elu":
+        return torch.nn.functional.elu(z, parameter)
+    functions = {
+        "selu": torch.selu,
+        "silu": torch.nn.functional.silu,
+        "gelu": torch.nn.functional.gelu,
+    }
+    return functions[activation](z)

@@ -1,0 +1,57 @@
+"""The rate of dropout and its kin: a number on the host, or a tensor that a schedule changes."""
+
+import torch
+from torch import Tensor
+
+from lightning_kernels._core.triton import tl, triton
+
+_WORDS = 2**32
+_MAX_THRESHOLD = tl.constexpr(4294967040.0)  # the largest float32 below 2**32
+
+
+def resolve_rate(function: str, p: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
+    """Return the rate as a number, or 0 and the tensor that holds it, which is not read here.
+
+    Raises:
+        ValueError: If ``p`` is a number outside ``[0, 1]`` or nan.
+        RuntimeError: If ``p`` is a tensor that a kernel can't read.
+    """
+    if not isinstance(p, Tensor):
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"{function} probability p has to be between 0 and 1, but got {p}")
+        return float(p), None
+    if p.numel() != 1 or p.dtype != torch.float32 or p.device != x.device or p.requires_grad:
+        raise RuntimeError(
+            f"{function} expects p as a number, or as one torch.float32 on {x.device} without"
+            f" gradient, but got {list(p.shape)} of {p.dtype} on {p.device}"
+            + (" that requires one" if p.requires_grad else "")
+        )
+    return 0.0, p
+
+
+def threshold_of(p: float) -> int:
+    """Return the number of random words of 32 bits, to 2**-32, that drop."""
+    return min(round(p * _WORDS), _WORDS - 1)
+
+
+def survivors_scale(p: float) -> float:
+    """Return what survivors are multiplied by, so that the mean stays."""
+    return 1.0 / (1.0 - p) if p < 1.0 else 0.0
+
+
+@triton.jit
+def load_rate(rate_ptr, threshold, scale):
+    """Return threshold and scale: those given, or what the rate in memory makes of them."""
+    if rate_ptr is not None:
+        p = tl.load(rate_ptr)
+        threshold = tl.minimum(p * 4294967296.0, _MAX_THRESHOLD).to(tl.uint32)
+        scale = tl.where(p < 1, 1 / (1 - p), 0.0)
+    return threshold.to(tl.uint32), scale
+
+
+def aten_factor(x: Tensor, shape: list[int] | torch.Size, rate: Tensor) -> Tensor:
+    """Return a mask of ``shape``, 0 or the survivors' scale, of a rate that is a tensor."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    kept = torch.rand(shape, dtype=dtype, device=x.device) >= rate
+    scale = torch.where(rate < 1, 1 / (1 - rate), 0.0)
+    return torch.where(kept, scale, 0.0).to(x.dtype)

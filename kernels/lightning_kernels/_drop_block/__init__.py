@@ -1,0 +1,1 @@
+"""DropBlock in two and three dimensions."""

@@ -1,0 +1,102 @@
+"""How DropBlock cuts maps into words and programs, and how often it drops."""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+from lightning_kernels._core.dispatch import cdiv, next_power_of_2
+
+_WORDS = 2048  # of a tile of the mask: sixteen a thread
+_MOST_WORDS = 512  # of them in one plane: four planes or more share Philox calls
+_SEEDS = 32  # where blocks cover a tile once: with more, cutting it costs less than they do
+_TILE_BYTES = 16384  # of a program that applies: what it adds up first must not weigh
+_LARGEST_FLOAT = 3e38  # of 32 bits, a little less
+
+Sizes = tuple[int, ...]
+
+
+class Cut(NamedTuple):
+    """How maps are cut into words and programs, as the kernels describe it.
+
+    Attributes:
+        volume: Depth, height and width of a plane, and those of a block.
+        pieces: Into how many pieces a row is cut, and their length.
+        mask_tile: Constants of the kernel that draws. Its rows decide which random words a plane
+            gets, and depend on the sizes of map and block alone.
+        flat_tile: Constants of the kernel that applies to a contiguous tensor.
+        last_tile: Likewise, channels last.
+    """
+
+    volume: tuple[int, ...]
+    pieces: tuple[int, int]
+    mask_tile: dict[str, int]
+    flat_tile: dict[str, Any]
+    last_tile: dict[str, Any]
+
+
+@functools.lru_cache(maxsize=4096)
+def cut_of(channels: int, sizes: Sizes, block: Sizes, itemsize: int) -> Cut:
+    (depth, height, width), edges = _in_three(sizes), _in_three(block)
+    pieces, piece = pieces_of(width)
+    padded = next_power_of_2(pieces)
+    rows = min(next_power_of_2(depth * height), max(1, _MOST_WORDS // padded))
+    while rows > 1 and _seeds_near(rows, (depth, height, width), edges) > _SEEDS:
+        rows //= 2
+    pixels = next_power_of_2(piece)
+    tile = _TILE_BYTES // itemsize
+    slab = min(next_power_of_2(channels), tile // pixels)
+    # For three programs a multiprocessor: left to itself the compiler spills, to fit in a fourth.
+    mask = {"PLANES": max(4, _WORDS // (rows * padded)), "ROWS": rows, "maxnreg": 168}
+    common = {"PIECES": padded, "num_warps": 4}
+    flat = {"TILE": (tile, 1), "SPAN": _span(width, pieces, piece), "ALIGNMENT": 1}
+    last = {"TILE": (pixels, slab), "SPAN": 1, "ALIGNMENT": min(channels & -channels, 16)}
+    return Cut(
+        volume=(depth, height, width, *edges),
+        pieces=(pieces, piece),
+        mask_tile={**mask, **common},
+        flat_tile={**flat, **common},
+        last_tile={**last, **common},
+    )
+
+
+def _in_three(sizes: Sizes) -> tuple[int, int, int]:
+    """Return depth, height and width; what has no depth has its height for it."""
+    return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else (sizes[0], 1, sizes[1])
+
+
+def pieces_of(width: int) -> tuple[int, int]:
+    """Return into how many words a row of so many bits is cut, and the bits in each."""
+    pieces = cdiv(width, 32)
+    return pieces, cdiv(width, pieces)
+
+
+def _seeds_near(rows: int, sizes: Sizes, block: Sizes) -> float:
+    """Return how many seeds reach so many rows of a plane that blocks would cover once."""
+    slices = min(sizes[0], cdiv(rows, sizes[1]) + block[0] - 1)
+    return slices * sizes[1] * sizes[2] / math.prod(block)
+
+
+def _span(width: int, pieces: int, piece: int) -> int:
+    """Return how many pieces eight elements can touch that begin at a multiple of eight."""
+    if width % 8 == 0 and piece % 8 == 0:
+        return 1
+    if pieces == 1:
+        return cdiv(7, width) + 1
+    return 2 if width - (pieces - 1) * piece >= 7 else 3
+
+
+def seeds_per_rate(sizes: Sizes, block: Sizes) -> float:
+    """Return gamma per p: of a map the elements over those of all the places of a block.
+
+    At most 1, so that gamma is a probability: n <= k (n - k + 1) for each edge k of 1 to n.
+    """
+    places = [size - edge + 1 for size, edge in zip(sizes, block, strict=True)]
+    return math.prod(sizes) / (math.prod(block) * math.prod(places))
+
+
+def mean_gap(gamma: float) -> float:
+    """Return the mean of the exponential whose floor is the gap between seeds."""
+    if gamma == 1.0:
+        return 0.0
+    rate = -math.log1p(-gamma)
+    return min(1 / rate, _LARGEST_FLOAT) if rate > 0 else _LARGEST_FLOAT

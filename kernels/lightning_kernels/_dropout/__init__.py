@@ -1,0 +1,1 @@
+"""Dropout of elements and of channels, and dropout with an activation."""

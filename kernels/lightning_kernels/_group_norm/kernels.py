@@ -1,0 +1,358 @@
+"""The kernels of group normalisation, for both layouts.
+
+A slab is one group, or some neighbouring ones, of a sample. A program that holds a whole slab as
+its tile needs no other; else a slab is cut into blocks of channels, whose pixels programs (the
+splits) share, tile by tile. A tile is channels by pixels, whichever of them are neighbours in
+memory. Statistics are the means of all groups, then their variances.
+"""
+
+from lightning_kernels._batch_norm.kernels import _load
+from lightning_kernels._core.activation import activate, activation_gradient
+from lightning_kernels._core.triton import tl, triton
+
+
+@triton.jit
+def _sum_pixels(tile):
+    """Return the sum of each channel."""
+    return tl.sum(tile, axis=1)
+
+
+@triton.jit
+def _sum_all_pixels(tile):
+    """Likewise, of sums of many tiles: outside of loops, so float64 is cheap."""
+    return _sum_pixels(tile.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def _to_groups(values, member, PADDED: tl.constexpr):
+    """Sum values of channels over the groups that they are in; nan stays in its group."""
+    same = tl.arange(0, PADDED)[:, None] == member[None, :]
+    return tl.sum(tl.where(same, values[None, :], 0.0), axis=1)
+
+
+@triton.jit
+def _to_channels(values, member, PADDED: tl.constexpr):
+    """Give each channel its group's value, as what a tile can be combined with."""
+    same = member[:, None] == tl.arange(0, PADDED)[None, :]
+    return tl.sum(tl.where(same, values[None, :], 0.0), axis=1, keep_dims=True)
+
+
+@triton.jit
+def _place(
+    slab, block, slabs, groups, channels, width, group_size,
+    GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """Return where a block of a slab is.
+
+    Returns:
+        The sample; the channels and which exist; of each the group, counted from the slab's first;
+        the groups' numbers among those of all samples, and which exist.
+    """
+    sample = (slab // slabs).to(tl.int64)
+    local = block * CHANNELS + tl.arange(0, CHANNELS)
+    channel = slab % slabs * width + local
+    number = tl.arange(0, PADDED)
+    group = slab % slabs * GROUPS + number
+    in_groups = (number < GROUPS) & (group < groups)
+    in_channels = (local < width) & (channel < channels)
+    return sample, channel, in_channels, local // group_size, sample * groups + group, in_groups
+
+
+@triton.jit
+def _tile(
+    index, sample, channel, in_channels, channels, pixels,
+    PIXELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Return the place in memory of the elements of a block's tile number ``index``, and bounds."""
+    pixel = index * tl.full((), PIXELS, tl.int64) + tl.arange(0, PIXELS)[None, :]
+    if CHANNELS_LAST:
+        place = (sample * pixels + pixel) * channels + channel[:, None]
+    else:
+        place = (sample * channels + channel[:, None]) * pixels + pixel
+    return place, in_channels[:, None] & (pixel < pixels)
+
+
+@triton.jit
+def _aligned(channels, pixels, width, ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr):
+    """Tell the compiler what the extents that strides are made of are multiples of."""
+    if CHANNELS_LAST:
+        channels = channels // ALIGNMENT * ALIGNMENT
+        width = width // ALIGNMENT * ALIGNMENT
+    else:
+        pixels = pixels // ALIGNMENT * ALIGNMENT
+    return channels, pixels, width
+
+
+@triton.jit
+def _group_norm_forward_kernel(
+    x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, all_groups, groups, channels, pixels, slabs,
+    width, group_size, size, eps, parameter,
+    GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Normalise and activate a slab held in registers; the variance is taken around the mean."""
+    channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
+    sample, channel, in_channels, member, group, in_groups = _place(
+        tl.program_id(0), 0, slabs, groups, channels, width, group_size, GROUPS, PADDED, CHANNELS
+    )
+    place, in_bounds = _tile(
+        0, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
+    )
+    x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
+    mean = _to_groups(_sum_pixels(x), member, PADDED) / size
+    x = tl.where(in_bounds, x - _to_channels(mean, member, PADDED), 0.0)
+    variance = _to_groups(_sum_pixels(x * x), member, PADDED) / size
+    tl.store(statistics_ptr + group, mean, mask=in_groups)
+    tl.store(statistics_ptr + all_groups + group, variance, mask=in_groups)
+    rstd = _to_channels(tl.rsqrt(variance + eps), member, PADDED)
+    channel, in_channels = channel[:, None], in_channels[:, None]
+    weight = _load(weight_ptr, channel, in_channels, 1.0)
+    z = x * rstd * weight + _load(bias_ptr, channel, in_channels, 0.0)
+    y = activate(z, parameter, ACTIVATION).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + place, y, mask=in_bounds)
+
+
+@triton.jit
+def _group_norm_statistics_kernel(
+    x_ptr, partial_ptr, all_groups, groups, channels, pixels, slabs, width, group_size,
+    blocks, splits,
+    GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Leave mean, sum of squared deviations and count of a share of each of a slab's groups.
+
+    Sums are taken of the distance to the mean of the first tile, so that little cancels, however
+    large the mean.
+    """
+    channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
+    parts = blocks * splits
+    part = tl.program_id(0) % parts
+    split = part % splits
+    sample, channel, in_channels, member, group, in_groups = _place(
+        tl.program_id(0) // parts, part // splits, slabs, groups, channels, width, group_size,
+        GROUPS, PADDED, CHANNELS,
+    )  # fmt: skip
+    held = _to_groups(in_channels.to(tl.float32), member, PADDED)  # channels of each group
+    held = tl.where(held > 0, held, 1.0)
+    place, in_bounds = _tile(
+        split, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
+    )
+    x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
+    count = tl.minimum(pixels - split * PIXELS, PIXELS)
+    shift = _to_groups(_sum_pixels(x), member, PADDED) / (held * count)
+    shifts = _to_channels(shift, member, PADDED)
+    centred = tl.where(in_bounds, x - shifts, 0.0)
+    total, squares = centred, centred * centred
+    for index in range(split + splits, tl.cdiv(pixels, PIXELS), splits):
+        place, in_bounds = _tile(
+            index, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
+        )
+        x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
+        centred = tl.where(in_bounds, x - shifts, 0.0)
+        total += centred
+        squares += centred * centred
+        count += tl.minimum(pixels - index * PIXELS, PIXELS)
+    counts = held * count
+    offset = _to_groups(_sum_all_pixels(total), member, PADDED) / counts
+    deviations = _to_groups(_sum_all_pixels(squares), member, PADDED)
+    deviations -= offset * offset * counts
+    out_ptr = partial_ptr + part.to(tl.int64) * 3 * all_groups + group
+    tl.store(out_ptr, shift + offset, mask=in_groups)
+    tl.store(out_ptr + all_groups, deviations, mask=in_groups)
+    tl.store(out_ptr + 2 * all_groups, counts, mask=in_groups)
+
+
+@triton.jit
+def _group_norm_apply_kernel(
+    x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, all_groups, groups, channels, pixels, slabs,
+    width, group_size, blocks, eps, parameter,
+    GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Normalise and activate a tile, from the tensor's end: what has been read last."""
+    channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
+    index = tl.num_programs(0) - 1 - tl.program_id(0)
+    tiles = tl.cdiv(pixels, PIXELS)
+    sample, channel, in_channels, member, group, in_groups = _place(
+        index // (tiles * blocks), index // tiles % blocks, slabs, groups, channels, width,
+        group_size, GROUPS, PADDED, CHANNELS,
+    )  # fmt: skip
+    place, in_bounds = _tile(
+        index % tiles, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
+    )
+    mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
+    channel, in_channels = channel[:, None], in_channels[:, None]
+    weight = _load(weight_ptr, channel, in_channels, 1.0)
+    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
+    z = (x - mean) * rstd * weight + bias
+    y = activate(z, parameter, ACTIVATION).to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + place, y, mask=in_bounds)
+
+
+@triton.jit
+def _load_statistics(
+    statistics_ptr, all_groups, group, in_groups, member, eps, PADDED: tl.constexpr
+):  # fmt: skip
+    """Return mean and 1/sqrt(variance + eps) of each channel's group."""
+    mean = tl.load(statistics_ptr + group, mask=in_groups, other=0.0)
+    variance = tl.load(statistics_ptr + all_groups + group, mask=in_groups, other=1.0)
+    return (
+        _to_channels(mean, member, PADDED),
+        _to_channels(tl.rsqrt(variance + eps), member, PADDED),
+    )
+
+
+@triton.jit
+def _load_gradient(
+    grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter,
+    ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Return the gradient before the activation and the normalised x, 0 outside of bounds."""
+    grad = tl.load(grad_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
+    normalised = tl.where(in_bounds, (x - mean) * rstd, 0.0)
+    if ACTIVATION is not None:
+        z = normalised * weight + bias
+        grad = activation_gradient(grad, z, parameter, ACTIVATION)
+    return grad, normalised
+
+
+@triton.jit
+def _group_norm_backward_kernel(
+    grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, grad_x_ptr, partial_ptr,
+    all_groups, groups, channels, pixels, slabs, width, group_size, size, partial_stride,
+    eps, parameter,
+    GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Read a slab and its gradient once; leave this sample's share of the parameters' gradients."""
+    channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
+    sample, channel, in_channels, member, group, in_groups = _place(
+        tl.program_id(0), 0, slabs, groups, channels, width, group_size, GROUPS, PADDED, CHANNELS
+    )
+    place, in_bounds = _tile(
+        0, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
+    )
+    mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
+    own, own_mask = channel[:, None], in_channels[:, None]
+    weight = _load(weight_ptr, own, own_mask, 1.0)
+    bias = _load(bias_ptr, own, own_mask, 0.0)
+    grad, normalised = _load_gradient(
+        grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter, ACTIVATION
+    )
+    total = _sum_pixels(grad)
+    products = _sum_pixels(grad * normalised)
+    if partial_ptr is not None:
+        out_ptr = partial_ptr + sample * channels + channel
+        tl.store(out_ptr, products, mask=in_channels)
+        tl.store(out_ptr + partial_stride, total, mask=in_channels)
+    if grad_x_ptr is not None:
+        scale = _load(weight_ptr, channel, in_channels, 1.0)
+        total = _to_groups(total * scale, member, PADDED) / size
+        products = _to_groups(products * scale, member, PADDED) / size
+        grad = grad * weight - _to_channels(total, member, PADDED)
+        grad -= normalised * _to_channels(products, member, PADDED)
+        tl.store(grad_x_ptr + place, (grad * rstd).to(grad_x_ptr.dtype.element_ty), mask=in_bounds)
+
+
+@triton.jit
+def _group_norm_reduce_kernel(
+    grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, partial_ptr,
+    all_groups, groups, channels, pixels, slabs, width, group_size, blocks, splits,
+    partial_stride, eps, parameter,
+    GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Sum a share of each channel: the gradient's product with the normalised x, and itself."""
+    channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
+    parts = blocks * splits
+    part = tl.program_id(0) % parts
+    split = part % splits
+    sample, channel, in_channels, member, group, in_groups = _place(
+        tl.program_id(0) // parts, part // splits, slabs, groups, channels, width, group_size,
+        GROUPS, PADDED, CHANNELS,
+    )  # fmt: skip
+    mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
+    own, own_mask = channel[:, None], in_channels[:, None]
+    weight = _load(weight_ptr, own, own_mask, 1.0)
+    bias = _load(bias_ptr, own, own_mask, 0.0)
+    total = tl.zeros((CHANNELS, PIXELS), tl.float32)
+    products = tl.zeros((CHANNELS, PIXELS), tl.float32)
+    for index in range(split, tl.cdiv(pixels, PIXELS), splits):
+        place, in_bounds = _tile(
+            index, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
+        )
+        grad, normalised = _load_gradient(
+            grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter, ACTIVATION
+        )
+        total += grad
+        products += grad * normalised
+    out_ptr = partial_ptr + (sample * splits + split) * channels + channel
+    tl.store(out_ptr, _sum_all_pixels(products), mask=in_channels)
+    out_ptr += partial_stride
+    tl.store(out_ptr, _sum_all_pixels(total), mask=in_channels)
+
+
+@triton.jit
+def _group_norm_sum_kernel(
+    partial_ptr, weight_ptr, sums_ptr, all_groups, groups, channels, slabs, width, group_size, size,
+    splits, partial_stride,
+    GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Merge the shares of a slab's channels, times their weights, to two means of each group."""
+    split = tl.arange(0, SPLITS)[:, None]
+    products = tl.zeros((PADDED,), tl.float32)
+    total = tl.zeros((PADDED,), tl.float32)
+    for block in range(0, tl.cdiv(width, CHANNELS)):
+        sample, channel, in_channels, member, group, in_groups = _place(
+            tl.program_id(0), block, slabs, groups, channels, width, group_size,
+            GROUPS, PADDED, CHANNELS,
+        )  # fmt: skip
+        weight = _load(weight_ptr, channel, in_channels, 1.0)
+        for first in range(0, splits, SPLITS):
+            in_bounds = (first + split < splits) & in_channels[None, :]
+            in_ptr = partial_ptr + (sample * splits + first + split) * channels + channel[None, :]
+            share = tl.sum(tl.load(in_ptr, mask=in_bounds, other=0.0), axis=0)
+            products += _to_groups(share * weight, member, PADDED)
+            in_ptr += partial_stride
+            share = tl.sum(tl.load(in_ptr, mask=in_bounds, other=0.0), axis=0)
+            total += _to_groups(share * weight, member, PADDED)
+    number = tl.arange(0, PADDED)
+    group = tl.program_id(0) % slabs * GROUPS + number
+    in_groups = (number < GROUPS) & (group < groups)
+    out_ptr = sums_ptr + (tl.program_id(0) // slabs).to(tl.int64) * groups + group
+    tl.store(out_ptr, products / size, mask=in_groups)
+    tl.store(out_ptr + all_groups, total / size, mask=in_groups)
+
+
+@triton.jit
+def _group_norm_apply_backward_kernel(
+    grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, sums_ptr, grad_x_ptr,
+    all_groups, groups, channels, pixels, slabs, width, group_size, blocks, eps, parameter,
+    GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Turn a tile of the gradient into that of x, from the tensor's end."""
+    channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
+    index = tl.num_programs(0) - 1 - tl.program_id(0)
+    tiles = tl.cdiv(pixels, PIXELS)
+    sample, channel, in_channels, member, group, in_groups = _place(
+        index // (tiles * blocks), index // tiles % blocks, slabs, groups, channels, width,
+        group_size, GROUPS, PADDED, CHANNELS,
+    )  # fmt: skip
+    place, in_bounds = _tile(
+        index % tiles, sample, channel, in_channels, channels, pixels, PIXELS, CHANNELS_LAST
+    )
+    mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
+    channel, in_channels = channel[:, None], in_channels[:, None]
+    weight = _load(weight_ptr, channel, in_channels, 1.0)
+    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    grad, normalised = _load_gradient(
+        grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter, ACTIVATION
+    )
+    products = tl.load(sums_ptr + group, mask=in_groups, other=0.0)
+    total = tl.load(sums_ptr + all_groups + group, mask=in_groups, other=0.0)
+    grad = grad * weight - _to_channels(total, member, PADDED)
+    grad -= normalised * _to_channels(products, member, PADDED)
+    tl.store(grad_x_ptr + place, (grad * rstd).to(grad_x_ptr.dtype.element_ty), mask=in_bounds)

@@ -1,0 +1,296 @@
+"""Layer norm and RMS norm as one operator: one pass over the rows forward, and one backward."""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_kernels._core.dispatch import (
+    cdiv,
+    launch,
+    multiprocessor_count,
+    next_power_of_2,
+)
+from lightning_kernels._core.operator import Operator
+from lightning_kernels._row_norm.kernels import (
+    _long_row_norm_backward_kernel,
+    _long_row_norm_forward_kernel,
+    _long_row_norm_parameters_kernel,
+    _row_norm_backward_kernel,
+    _row_norm_forward_kernel,
+    _sum_partials_kernel,
+)
+
+# A program holds a row, its gradient and two sums of its length in registers: 8192 elements are the
+# most that do so without spilling (tests/test_machine_code.py).
+_LONGEST = 8192
+# Transposed rows come 8 at a time at least, for 16 bytes and more of neighbours; longer ones spill.
+_NEIGHBOURS = 8
+_LONGEST_TRANSPOSED = 256
+_LONG_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
+_COLUMNS = {"BLOCK_SIZE": 1024, "num_warps": 4}
+
+
+class Rows(NamedTuple):
+    """Where the rows of a tensor begin, see :mod:`lightning_kernels._row_norm.kernels`."""
+
+    inner: int
+    last: int
+    stride_outer: int
+    stride_inner: int
+    stride_last: int
+    stride_column: int = 1
+
+    @property
+    def transposed(self) -> bool:
+        """Whether neighbours in memory are of different rows."""
+        return self.stride_column != 1
+
+    def tile(self, num_rows: int, size: int, elements: int) -> dict[str, int]:
+        """Return a program's tile; one of transposed rows is of one last dimension."""
+        if self.transposed:
+            return _tile(self.last, size, elements, _NEIGHBOURS)
+        return _tile(num_rows, size, elements)
+
+    def places(self) -> tuple[int, ...]:
+        """Return what tells where rows begin, for kernels of rows that are not transposed."""
+        return self[:-1]
+
+
+def rows_of(x: Tensor, size: int) -> tuple[Tensor, Rows]:
+    """Return ``x`` and where its rows are, or a contiguous copy if they are no rows as it is.
+
+    Rows of heads that are a view into a larger projection need no copy, nor do those of a view
+    that has the channels last of a tensor that has its pixels last.
+    """
+    if x.is_contiguous() or (place := _place_of_rows(x, size)) is None:
+        return x.contiguous(), Rows(1, 1, size, 0, 0)
+    return x, place
+
+
+def _place_of_rows(x: Tensor, size: int) -> Rows | None:
+    """Return where the rows of ``x`` are, or ``None`` if no kernel could read them well."""
+    stride_column, dims = 1, x.dim()
+    if x.shape[-1] == size > 1:
+        stride_column, dims = x.stride(-1), x.dim() - 1
+    else:
+        expected = 1
+        while expected < size:  # the dimensions of a row, from the last one
+            dims -= 1
+            if x.shape[dims] > 1 and x.stride(dims) != expected:
+                return None
+            expected *= x.shape[dims]
+    lengths, strides = [1, 1, 1], [0, 0, 0]  # of leading dimensions, those that lie evenly as one
+    for length, stride in zip(x.shape[:dims], x.stride()[:dims], strict=True):
+        if length > 1 and strides[-1] == length * stride and lengths[-1] > 1:
+            lengths[-1], strides[-1] = lengths[-1] * length, stride
+        elif length > 1:
+            lengths.append(length)
+            strides.append(stride)
+    if len(lengths) > 6:
+        return None
+    (_, inner, last), (stride_outer, stride_inner, stride_last) = lengths[-3:], strides[-3:]
+    if stride_column != 1:
+        tiled = stride_last == 1 and last >= _NEIGHBOURS and size <= _LONGEST_TRANSPOSED
+        if not tiled:
+            return None
+    elif inner == last == 1:
+        return Rows(1, 1, stride_last, 0, 0)
+    return Rows(inner, last, stride_outer, stride_inner, stride_last, stride_column)
+
+
+@functools.lru_cache(maxsize=4096)
+def _tile(num_rows: int, size: int, elements: int, least: int = 1) -> dict[str, int]:
+    """Return a program's tile: about ``elements`` for four warps, more warps for a longer row."""
+    block_size = next_power_of_2(size)
+    rows = max(least, min(elements // block_size, next_power_of_2(num_rows)))
+    num_warps = max(4, min(16, rows * block_size * 4 // elements))
+    return {"ROWS": rows, "BLOCK_SIZE": block_size, "num_warps": num_warps}
+
+
+def _tiles(num_rows: int, rows: Rows, tile: dict[str, int]) -> int:
+    """Return how many tiles there are."""
+    if rows.transposed:
+        return num_rows // rows.last * cdiv(rows.last, tile["ROWS"])
+    return cdiv(num_rows, tile["ROWS"])
+
+
+def _forward(
+    x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+    y, statistics = _fake(x, size, weight, bias, eps, centred, dtype)
+    x, rows = rows_of(x, size)
+    num_rows = x.numel() // size
+    arguments = (x, weight, bias, y, statistics, num_rows, size, eps)
+    if size > _LONGEST:
+        launch(
+            _long_row_norm_forward_kernel, (num_rows,), x.device, *arguments, *rows.places(),
+            CENTRED=centred, **_LONG_BLOCK,
+        )  # fmt: skip
+    else:
+        tile = rows.tile(num_rows, size, 2048 if rows.transposed else 4096)
+        launch(
+            _row_norm_forward_kernel, (_tiles(num_rows, rows, tile),), x.device, *arguments, *rows,
+            CENTRED=centred, TRANSPOSED=rows.transposed, **tile,
+        )  # fmt: skip
+    return y, statistics
+
+
+def _fake(
+    x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Allocate the output and the statistics: the means of rows if centred, then 1/sqrt of each."""
+    y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+    return y, x.new_empty((1 + centred, x.numel() // size), dtype=torch.float32)
+
+
+def _forward_of_backward(
+    grad: Tensor, x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None,
+    statistics: Tensor, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, weight and bias, an empty tensor for what is not needed."""
+    grad = grad.contiguous()
+    weight = None if weight is None else weight.contiguous()
+    gradients = _fake_of_backward(grad, x, size, weight, bias, statistics, needs)
+    x, rows = rows_of(x, size)
+    num_rows = x.numel() // size
+    needed = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    backward = _backward_of_long_rows if size > _LONGEST else _backward_of_rows
+    partials = backward(grad, x, weight, statistics, needed, num_rows, size, rows)
+    if needs[1] or needs[2]:
+        num_partials = next(len(partial) for partial in partials if partial is not None)
+        launch(
+            _sum_partials_kernel, (cdiv(size, 16), 2), x.device,
+            *partials, *needed[1:], num_partials, size, ROWS=128, COLUMNS=16, num_warps=4,
+        )  # fmt: skip
+    return gradients
+
+
+def _partials(x: Tensor, count: int, size: int, needed: list[Tensor | None]) -> list[Tensor | None]:
+    """Allocate shares of the gradients of weight and bias, where those are needed."""
+    return [
+        None if gradient is None else x.new_empty((count, size), dtype=torch.float32)
+        for gradient in needed[1:]
+    ]
+
+
+def _backward_of_rows(
+    grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor,
+    needed: list[Tensor | None], num_rows: int, size: int, rows: Rows,
+) -> list[Tensor | None]:  # fmt: skip
+    tile = rows.tile(num_rows, size, 2048)
+    num_programs = min(
+        _tiles(num_rows, rows, tile),
+        multiprocessor_count(x.device) * (16 // tile["num_warps"]),  # one wave
+    )
+    partials = _partials(x, num_programs, size, needed)
+    launch(
+        _row_norm_backward_kernel, (num_programs,), x.device,
+        grad, x, weight, statistics, needed[0], *partials, num_rows, size, *rows,
+        CENTRED=len(statistics) == 2, TRANSPOSED=rows.transposed, **tile,
+    )  # fmt: skip
+    return partials
+
+
+def _backward_of_long_rows(
+    grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor,
+    needed: list[Tensor | None], num_rows: int, size: int, rows: Rows,
+) -> list[Tensor | None]:  # fmt: skip
+    centred = len(statistics) == 2
+    if needed[0] is not None:
+        launch(
+            _long_row_norm_backward_kernel, (num_rows,), x.device,
+            grad, x, weight, statistics, needed[0], num_rows, size, *rows.places(),
+            CENTRED=centred, **_LONG_BLOCK,
+        )  # fmt: skip
+    blocks = cdiv(size, _COLUMNS["BLOCK_SIZE"])
+    stripes = min(num_rows, max(1, 8 * multiprocessor_count(x.device) // blocks))
+    partials = _partials(x, stripes, size, needed)
+    if any(partial is not None for partial in partials):
+        launch(
+            _long_row_norm_parameters_kernel, (blocks, stripes), x.device,
+            grad, x, statistics, *partials, num_rows, size, *rows.places(),
+            CENTRED=centred, **_COLUMNS,
+        )  # fmt: skip
+    return partials
+
+
+def _fake_of_backward(
+    grad: Tensor, x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None,
+    statistics: Tensor, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_x, grad_weight, grad_bias = (
+        torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        if need and tensor is not None
+        else x.new_empty(0)
+        for tensor, need in zip((x, weight, bias), needs, strict=True)
+    )
+    return grad_x, grad_weight, grad_bias
+
+
+_row_norm_backward = Operator(
+    "row_norm_backward",
+    "(Tensor grad, Tensor x, SymInt size, Tensor? weight, Tensor? bias, Tensor statistics,"
+    " bool[3] needs) -> (Tensor, Tensor, Tensor)",
+    forward=_forward_of_backward,
+    fake=_fake_of_backward,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.size, weight, bias, ctx.eps, ctx.centred, _ = inputs
+    ctx.save_for_backward(x, weight, bias, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 7
+    x, weight, bias, statistics = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: in terms that autograd can follow
+        gradients = _differentiable_backward(grad, x, ctx.size, weight, bias, ctx.eps, ctx.centred)
+    else:
+        needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+        results = _row_norm_backward(grad, x, ctx.size, weight, bias, statistics, needs)
+        gradients = tuple(g if need else None for g, need in zip(results, needs, strict=True))
+    grad_x, grad_weight, grad_bias = gradients
+    return grad_x, None, grad_weight, grad_bias, None, None, None
+
+
+def _differentiable_backward(
+    grad: Tensor, x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float,
+    centred: bool,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Return the same gradients as a composition of torch functions, for higher derivatives."""
+    rows, grad_rows = x.reshape(-1, size).float(), grad.reshape(-1, size).float()
+    if centred:
+        rows = rows - rows.mean(1, keepdim=True)
+    rstd = (rows.square().mean(1, keepdim=True) + eps).rsqrt()
+    normalised = rows * rstd
+    grad_weight = grad_bias = None
+    if weight is not None:
+        grad_weight = (grad_rows * normalised).sum(0).reshape(weight.shape).to(weight.dtype)
+    if bias is not None:
+        grad_bias = grad_rows.sum(0).reshape(bias.shape).to(bias.dtype)
+    scaled = grad_rows if weight is None else grad_rows * weight.reshape(-1).float()
+    grad_x = scaled - normalised * (scaled * normalised).mean(1, keepdim=True)
+    if centred:
+        grad_x = grad_x - scaled.mean(1, keepdim=True)
+    grad_x = grad_x * rstd
+    return grad_x.reshape(x.shape).to(x.dtype), grad_weight, grad_bias
+
+
+row_norm = Operator(
+    "row_norm",
+    "(Tensor x, SymInt size, Tensor? weight, Tensor? bias, float eps, bool centred,"
+    " ScalarType? dtype) -> (Tensor, Tensor)",
+    forward=_forward,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)

@@ -1,0 +1,1 @@
+"""Stochastic depth with residual addition and layer scale."""

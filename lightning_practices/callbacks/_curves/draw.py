@@ -1,0 +1,224 @@
+"""The picture of learning curves."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from lightning_practices.callbacks._curves.panels import Curve, Panel, panels
+from lightning_practices.callbacks._curves.series import EPOCH, Series
+
+if TYPE_CHECKING:  # the extra of the examples
+    from matplotlib.figure import Figure
+
+# Okabe and Ito, 2008, "Color universal design": told apart with any colour vision.
+_SPLIT_COLOURS = {"train": "#0072B2", "val": "#D55E00", "test": "#009E73"}
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+_DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))  # once all colours are in use
+_INK, _FAINT, _BEST = "#222222", "#E3E3E3", "#111111"
+_PANEL = (4.6, 3.3)  # inches
+_MOST_MARKERS = 40
+_MOST_LABELS = 8
+_MOST_EPOCHS = 6  # that are marked
+_LEAST_SMOOTHED = 30  # values: fewer show their course by themselves
+_MOST_DECADES = 4  # of rates, which may end at 0
+_DECADES = 2.0  # that all curves of a panel span if it is logarithmic
+
+
+class Best(NamedTuple):
+    """The best value of the one monitored, and the optimizer steps taken when it was seen."""
+
+    name: str
+    step: int
+    value: float
+
+
+def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure":
+    """Return a figure with a panel for each quantity.
+
+    It belongs to no window and to none of pyplot's lists, so any thread may make and forget it.
+
+    Args:
+        series: By name; those of ``"epoch"`` mark epochs.
+        best: What to mark.
+        title: Above it.
+    """
+    from matplotlib.figure import Figure
+
+    drawn = panels(name for name in series if name != EPOCH) or [Panel("nothing logged", "metric")]
+    columns = len(drawn) if len(drawn) <= 3 else 2 if len(drawn) == 4 else 3
+    rows = math.ceil(len(drawn) / columns)
+    size = (_PANEL[0] * columns, _PANEL[1] * rows + 0.4)
+    figure = Figure(figsize=size, dpi=120, layout="constrained", facecolor="white")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten().tolist()
+    for axis, panel in zip(axes, drawn, strict=False):
+        _draw_panel(axis, panel, series, best)
+        axis.tick_params(labelbottom=True)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+    for axis in axes[len(drawn) :]:
+        axis.set_visible(False)
+    if EPOCH in series:
+        for i, axis in enumerate(axes[: len(drawn)]):
+            _mark_epochs(axis, series[EPOCH], named=i < columns)
+    for axis in axes[: len(drawn)][-columns:]:
+        axis.set_xlabel("optimizer steps", color=_INK, fontsize=9)
+    heading = figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=11, weight="bold")
+    heading.set_parse_math(False)
+    return figure
+
+
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Return the course of noisy values, nan where the value itself is nan.
+
+    At each a straight line is fitted to its neighbours, with Gaussian weights over a sixtieth of
+    all: unlike means, it isn't held back where the course is steep and at its ends.
+    """
+    y = torch.tensor(values, dtype=torch.float64, device="cpu")
+    places = torch.arange(len(y), dtype=torch.float64, device="cpu")
+    away = (places - places[:, None]) / max(2.0, len(y) / 60)
+    known = y.isfinite()
+    weights = torch.exp(-0.5 * away.square()) * known
+    y = y.where(known, 0.0)
+    s0, s1, s2 = (weights.sum(1), (weights * away).sum(1), (weights * away.square()).sum(1))
+    t0, t1 = weights @ y, (weights * away) @ y
+    spread = s0 * s2 - s1.square()
+    # Of a value that is alone there is no line.
+    course = torch.where(spread > 1e-6 * s0.square(), (s2 * t0 - s1 * t1) / spread, t0 / s0)
+    smooth: list[float] = course.where(known, math.nan).tolist()
+    return smooth
+
+
+def _draw_panel(axis: Any, panel: Panel, series: Mapping[str, Series], best: Best | None) -> None:
+    handles, labels = [], []
+    for curve, (colour, dashes) in zip(panel.curves, _styles(panel.curves), strict=True):
+        one = series[curve.name]
+        twin = curve.fork == "step" and any(
+            other.fork == "epoch" and (other.split, other.quantity) == (curve.split, curve.quantity)
+            for other in panel.curves
+        )
+        handles.append(_draw_curve(axis, curve, one, colour, dashes, thin=twin))
+        labels.append(curve.name + _not_finite(one))
+    if _is_logarithmic(panel, series):
+        axis.set_yscale("log", nonpositive="clip")
+        low, high = axis.get_ylim()
+        if panel.kind == "rate":
+            axis.set_ylim(bottom=max(low, high / 10**_MOST_DECADES))
+    if best is not None:
+        line = axis.axvline(best.step, color=_BEST, lw=1, ls=(0, (4, 3)), zorder=1.5)
+        if any(curve.name == best.name for curve in panel.curves):
+            (star,) = axis.plot(
+                best.step, best.value, "*", ms=13, color=_BEST, mec="white", mew=0.8, zorder=5
+            )
+            handles.insert(0, (line, star))
+            labels.insert(0, f"best: {best.value:.4g} at step {best.step:,}")
+    _legend(axis, handles, labels)
+    heading = axis.set_title(panel.title, loc="left", color=_INK, fontsize=10)
+    heading.set_parse_math(False)
+    axis.grid(axis="y", color=_FAINT, lw=0.6)
+    axis.set_axisbelow(True)
+    axis.tick_params(which="both", labelsize=8, colors=_INK, length=3)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axis.spines[side].set_color("#999999")
+
+
+def _draw_curve(
+    axis: Any, curve: Curve, one: Series, colour: str, dashes: Any, *, thin: bool
+) -> Any:
+    """Draw it, and return the line that stands for it."""
+    steps = [each.step for each in one.bins]
+    means = [each.mean for each in one.bins]
+    if one.width > 1:
+        low, high = [each.low for each in one.bins], [each.high for each in one.bins]
+        axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+    style: dict[str, Any] = {"color": colour, "ls": dashes, "solid_capstyle": "round"}
+    if curve.kind == "rate":
+        (line,) = axis.plot(steps, means, lw=1.6, **style)
+    elif thin:
+        (line,) = axis.plot(steps, means, lw=0.9, alpha=0.4, **style)
+    elif one.stepwise and len(steps) >= _LEAST_SMOOTHED:
+        axis.plot(steps, means, lw=0.8, alpha=0.3, **style)
+        (line,) = axis.plot(steps, smoothed(means), lw=1.8, **style)
+    else:
+        marker = {"marker": "o", "ms": 3} if len(steps) <= _MOST_MARKERS else {}
+        (line,) = axis.plot(steps, means, lw=1.6, **marker, **style)
+    return line
+
+
+def _styles(curves: Sequence[Curve]) -> list[tuple[str, Any]]:
+    """Return colour and dashes of each: one for all forks, and of splits the same everywhere."""
+    keys = [
+        (curve.split, curve.quantity if curve.split else curve.name, curve.loader)
+        for curve in curves
+    ]
+    given: dict[tuple[str, str, str], tuple[str, Any]] = {}
+    for key in keys:
+        own = _SPLIT_COLOURS.get(key[0])
+        if key not in given and own and all(own != colour for colour, _ in given.values()):
+            given[key] = own, _DASHES[0]
+    free = [
+        (colour, dashes)
+        for dashes in _DASHES
+        for colour in _COLOURS
+        if (colour, dashes) not in given.values()
+    ]
+    others = [key for key in dict.fromkeys(keys) if key not in given]
+    for i, key in enumerate(others):
+        given[key] = free[i % len(free)]
+    return [given[key] for key in keys]
+
+
+def _legend(axis: Any, handles: list[Any], labels: list[str]) -> None:
+    more = len(labels) - _MOST_LABELS
+    if more > 1:
+        handles, labels = handles[:_MOST_LABELS], labels[:_MOST_LABELS]
+    if not handles:
+        return
+    # Texts come afterwards: of a name that starts with an underscore matplotlib makes no label.
+    legend = axis.legend(
+        handles, ["label"] * len(handles), fontsize=7.5, frameon=True, framealpha=0.85,
+        edgecolor="none", labelcolor=_INK, loc="best",
+        title=f"{more} more not named" if more > 1 else None, title_fontsize=7.5,
+    )  # fmt: skip
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
+        text.set_parse_math(False)
+
+
+def _is_logarithmic(panel: Panel, series: Mapping[str, Series]) -> bool:
+    """Say whether the panel is: rates and norms, and what all of it falls or rises by decades."""
+    finite = [
+        [each.mean for each in series[curve.name].bins if each.finite] for curve in panel.curves
+    ]
+    known = [values for values in finite if values]
+    if panel.kind in ("rate", "norm"):
+        return any(value > 0 for values in known for value in values)
+    spans = [min(values) > 0 and max(values) / min(values) > 10**_DECADES for values in known]
+    return bool(spans) and all(spans)
+
+
+def _mark_epochs(axis: Any, epochs: Series, *, named: bool) -> None:
+    """Mark the ends of a few epochs, all of them if there are few."""
+    decades = (10**k for k in range(4))
+    every = next(
+        n * k for k in decades for n in (1, 2, 5) if n * k * _MOST_EPOCHS >= len(epochs.bins)
+    )
+    chosen = epochs.bins[every - 1 :: every]
+    for each in chosen:
+        axis.axvline(each.step, color=_FAINT, lw=0.6, zorder=0.5)
+    if named:
+        above = axis.secondary_xaxis("top")
+        above.set_xticks([each.step for each in chosen], [f"{each.mean:.0f}" for each in chosen])
+        above.tick_params(labelsize=7, colors="#888888", length=0, pad=1)
+        above.spines["top"].set_visible(False)
+        axis.text(
+            1.0, 1.09, "epochs", transform=axis.transAxes, ha="right", fontsize=7, color="#888888"
+        )
+
+
+def _not_finite(one: Series) -> str:
+    if not one.not_finite:
+        return ""
+    return f" ({one.not_finite:,} value{'s' * (one.not_finite > 1)} not finite)"

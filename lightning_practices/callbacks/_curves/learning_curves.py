@@ -1,0 +1,381 @@
+"""Learning curves drawn while a fit runs."""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from typing_extensions import override
+
+from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._curves.draw import Best, draw
+from lightning_practices.callbacks._curves.file import SUFFIXES, rendered, replace
+from lightning_practices.callbacks._curves.listener import Listener
+from lightning_practices.callbacks._curves.panels import forks
+from lightning_practices.callbacks._curves.series import EPOCH, History, Series
+from lightning_practices.callbacks._early_stopping.early_stopping import EarlyStopping
+
+_SHARE = 0.01  # of the time that drawing may take
+_NEVER = 10**12  # steps
+_FIRST_SECONDS = 0.5  # that the first picture is taken to need
+
+
+class LearningCurves(Callback):
+    """Draw what is logged to a file, by optimizer step, while the fit runs and at its end.
+
+    No logger is needed: whatever ``self.log`` gets is drawn, and the learning rate of each
+    parameter group. Training and validation of one quantity (``train_loss`` and ``val_loss``,
+    ``acc/train`` and ``acc/val``) share a panel, so that the picture shows under- and overfitting:
+    both losses high, or the validation loss rising while the training loss falls. The best step is
+    marked, and ends of epochs above. Rates and norms have a logarithmic scale, and so have curves
+    that all span more than two decades. Of noisy values the smoothed course is drawn over them.
+
+    **When.** Values of training steps are noted at the first and then at every
+    ``every_n_train_steps``, those of epochs and of validation whenever they are computed, those of
+    the sanity check never. They stay on their device until there is a picture, a checkpoint or
+    4096 of them, so that steps don't wait for it. A picture is drawn when drawing is going to take
+    less than 1% of the time since the last one, first after about a minute, and at the end of the
+    fit, also where an exception or Ctrl-C ends it. The file is replaced as a whole: whoever looks
+    sees no half of one. If it can't be written, that is a warning, and training goes on.
+    ``fast_dev_run`` draws nothing.
+
+    **How much.** Of a name the first thousand values are kept, after that means, least and largest
+    values over equally many, 500 to 1000 of them; best, last and extreme values stay exact.
+    Infinite and nan ones are gaps, and counted in the legend. A checkpoint carries all of it, at
+    most 50 KB a name, so that the curves of a resumed fit go on.
+
+    On several ranks rank 0 keeps and draws its own values: log with ``sync_dist=True`` for those of
+    all. Nothing is communicated, but for a ``DTensor`` whose value is spread over ranks.
+
+    Source: learning curves and "Early stopping", lectures S0 and S2 to S4; colours of Okabe and
+    Ito, 2008, "Color universal design".
+
+    Args:
+        path: File to draw to, of a kind that matplotlib makes: ``.png``, ``.svg``, ``.pdf``, or
+            ``.html``, a page that holds the picture and a table of last and extreme values. A
+            relative one is below the folder of the trainer's logger, without one below its
+            ``default_root_dir``.
+        metrics: Names of the values to draw, in which ``*`` stands for anything. Default: all.
+        monitor: Name of the value whose best step is marked. Default: that of an ``EarlyStopping``
+            callback if there is one, otherwise ``val_loss`` if it is logged.
+        mode: Whether the best is the lowest, ``"min"``, or the highest, ``"max"``.
+        every_n_train_steps: Optimizer steps after which values of training steps are noted again.
+            Default: the trainer's ``log_every_n_steps``.
+        every_n_epochs: Draw whenever so many epochs are over, whatever time that takes. Default:
+            see above.
+
+    Attributes:
+        file: Where the picture is, once a fit has started.
+
+    Raises:
+        ValueError: If an argument is none of the above.
+        ImportError: When the fit starts, if matplotlib can't be imported.
+        MisconfigurationException: When the fit starts, if the folder can't be written to.
+        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+    """
+
+    def __init__(
+        self,
+        path: str | Path = "learning_curves.png",
+        *,
+        metrics: Sequence[str] | None = None,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        every_n_train_steps: int | None = None,
+        every_n_epochs: int | None = None,
+    ) -> None:
+        self.path = Path(path)
+        if self.path.suffix.lower() not in SUFFIXES:
+            raise ValueError(
+                f"LearningCurves draws to files that end in {', '.join(SUFFIXES)}, but got"
+                f" {str(path)!r}"
+            )
+        if isinstance(metrics, str):
+            raise ValueError(f"metrics has to be a list of names, as in [{metrics!r}]")
+        if mode not in ("min", "max"):
+            raise ValueError(f"mode has to be 'min' or 'max', but got {mode!r}")
+        if monitor is None and mode != "min":
+            raise ValueError(f"mode={mode!r} says what is best of `monitor`: give its name too")
+        counts = {"every_n_train_steps": every_n_train_steps, "every_n_epochs": every_n_epochs}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise ValueError(f"{name} has to be at least 1, but got {count}")
+        self.metrics = None if metrics is None else list(metrics)
+        self.monitor = monitor
+        self.mode = mode
+        self.every_n_train_steps = every_n_train_steps
+        self.every_n_epochs = every_n_epochs
+        self.file: Path | None = None
+        self._key = self._generate_state_key(path=self.path.name)  # Lightning asks at each hook
+        self._listener = Listener(self._wants)
+        self._stopping: LightningEarlyStopping | None = None  # whose best is the best
+        self._is_on = False  # from a fit's setup to its end
+        self._every = 1  # steps between notes
+        self._next = 1  # step to note at
+        self._is_between = False  # the end of an epoch and what follows
+        self._is_drawn = False  # the end of this fit
+        self._has_warned = False  # in this fit
+        self._drawn_at = 0.0  # seconds
+        self._cost = _FIRST_SECONDS  # of a picture
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._key
+
+    @property
+    def history(self) -> dict[str, list[tuple[int, float]]]:
+        """All values by name, each with the optimizer steps taken, as rank 0 has noted them.
+
+        ``"epoch"`` has the number of epochs finished, ``"lr-..."`` learning rates. Of more than a
+        thousand values these are means over several. Waits for the device.
+        """
+        return {name: one.points() for name, one in self._listener.history.series().items()}
+
+    @property
+    def best_step(self) -> int | None:
+        """Optimizer steps taken when the best value was seen; ``None`` before the first."""
+        best = self._best(self._listener.history.series())
+        return None if best is None else best.step
+
+    @property
+    def best_score(self) -> float | None:
+        """The best value; ``None`` before the first."""
+        best = self._best(self._listener.history.series())
+        return None if best is None else best.value
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        reject_twin(trainer, pl_module)
+        if stage != "fit":
+            return
+        self._is_on = not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if not self._is_on:
+            return
+        _import_matplotlib()
+        folder = trainer.log_dir or trainer.default_root_dir  # each rank asks
+        self.file = _writable(self.path, folder, makes=trainer.is_global_zero)
+        self._every = self.every_n_train_steps or trainer.log_every_n_steps or _NEVER  # type: ignore[attr-defined]
+        self._stopping = self._find_stopping(trainer)
+        self._is_between = self._is_drawn = self._has_warned = False
+        self._drawn_at, self._cost = time.monotonic(), _FIRST_SECONDS
+        if trainer.global_step == 0:  # not one that goes on
+            self._listener.history = History()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        done = trainer.global_step
+        self._next = (done // self._every + 1) * self._every if done else 1
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._is_on:
+            return
+        self._listener.listen(trainer)  # to the epoch before
+        self._is_between = False
+        self._listener.note_rates(trainer)
+        epoch = trainer.current_epoch
+        if self.every_n_epochs and epoch and epoch % self.every_n_epochs == 0:
+            self._draw(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Steps of several optimizers may go past it, those of an accumulated batch don't.
+        if not self._is_on or (step := trainer.global_step) < self._next:
+            return
+        self._next = (step // self._every + 1) * self._every
+        self._listener.note_rates(trainer)
+        self._listener.listen(trainer, stepwise=True)
+        self._draw_if_cheap(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_on and not trainer.sanity_checking:
+            self._listener.listen(trainer)
+            self._draw_if_cheap(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not yet to what the epoch came to: the module may log more, and nothing is to be computed
+        # before Lightning does.
+        if self._is_on:
+            self._is_between = True
+            self._listener.note_epoch(trainer)
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_on:
+            self._listener.listen(trainer)
+            self._is_between = False
+            self._finish(trainer, pl_module)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._is_on and not self._is_drawn:  # resumed where no training was left to do
+            self._finish(trainer, pl_module)
+        self._is_on = False
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        # No values are computed here: other ranks may be elsewhere.
+        if not self._is_on:
+            return
+        try:
+            self._listener.history.flush()
+        except Exception as error:  # of the device, and often what has ended the fit
+            rank_zero_warn(f"LearningCurves has lost the last values: {_said(error)}")
+        self._draw(trainer, pl_module, at_end=True)
+        self._is_on = False
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"series": self._listener.history.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._listener.history.load_state_dict(state_dict["series"])
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._is_on and self._is_between:  # what the module has logged at the epoch's end
+            self._listener.listen(trainer)
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
+
+    def _wants(self, name: str) -> bool:
+        patterns = self.metrics
+        if patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns):
+            return True
+        return name in self._monitored()[0]
+
+    def _monitored(self) -> tuple[Sequence[str], str]:
+        """Return the names that the monitored value may have, and the mode."""
+        if self.monitor is not None:
+            name, mode = self.monitor, str(self.mode)
+        elif self._stopping is not None:
+            name, mode = self._stopping.monitor, self._stopping.mode
+        else:
+            name, mode = "val_loss", "min"
+        return (name, forks(name)[1]), mode
+
+    def _best(self, series: Mapping[str, Series]) -> Best | None:
+        names, mode = self._monitored()
+        name = next((name for name in names if name in series), None)
+        if name is None:
+            return None
+        stopping = self._stopping
+        if isinstance(stopping, EarlyStopping) and stopping.best_step is not None:
+            return Best(name, stopping.best_step, stopping.best_score.item())
+        point = series[name].lowest if mode == "min" else series[name].highest
+        return None if point is None else Best(name, *point)
+
+    def _find_stopping(self, trainer: Trainer) -> LightningEarlyStopping | None:
+        """Return the callback that says what is best, one that knows the step before others."""
+        found: list[LightningEarlyStopping] = [
+            callback
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, LightningEarlyStopping)
+            and (
+                self.monitor is None
+                or (callback.monitor, callback.mode) == (self.monitor, self.mode)
+            )
+        ]
+        return min(found, key=lambda one: not isinstance(one, EarlyStopping), default=None)
+
+    def _draw_if_cheap(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        since = time.monotonic() - self._drawn_at
+        if self.every_n_epochs is None and self._cost < _SHARE * since:
+            self._draw(trainer, pl_module)
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule, *, at_end: bool = False) -> None:
+        if not trainer.is_global_zero or self.file is None:
+            return
+        started = time.monotonic()
+        series = self._listener.history.series()
+        if not series:
+            return
+        epochs = series[EPOCH].last if EPOCH in series else None
+        title = f"{type(pl_module).__name__}: {trainer.global_step:,} optimizer steps" + (
+            f", {epochs.value:,.0f} epochs" if epochs else ""
+        )
+        try:
+            figure = draw(series, self._best(series), title)
+            replace(self.file, rendered(figure, series, title, self.file.suffix.lower()))
+        except Exception as error:  # a full disk must not end the fit
+            if at_end or not self._has_warned:
+                goes_on = "" if at_end else "; training goes on, and the end is drawn again"
+                rank_zero_warn(
+                    f"LearningCurves could not draw {self.file}: {_said(error)}{goes_on}"
+                )
+            self._has_warned = True
+        self._drawn_at = time.monotonic()
+        self._cost = self._drawn_at - started
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the end, and say what was asked for and never there."""
+        self._is_drawn = True
+        self._draw(trainer, pl_module, at_end=True)
+        if not self._has_warned:
+            rank_zero_info(f"LearningCurves: the curves are in {self.file}")
+        logged = self._listener.history.series()
+        if self.monitor is not None and not any(name in logged for name in self._monitored()[0]):
+            rank_zero_warn(
+                f"LearningCurves marks no best step, for {self.monitor!r} was never logged; logged"
+                f" were: {', '.join(sorted(logged)) or 'none'}"
+            )
+        for pattern in self.metrics or ():
+            if not any(fnmatchcase(name, pattern) for name in logged):
+                rank_zero_warn(
+                    f"LearningCurves: nothing logged matches {pattern!r} of `metrics`; logged were:"
+                    f" {', '.join(sorted(self._listener.heard)) or 'none'}"
+                )
+
+
+def _import_matplotlib() -> None:
+    """Raise now, and not at the end of a long fit."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "LearningCurves draws with matplotlib, which can't be imported: `pip install"
+            " matplotlib`, or 'lightning-practices[examples]'"
+        ) from error
+
+
+def _writable(path: Path, folder: str, *, makes: bool) -> Path:
+    """Return the file to draw to, in a folder that is there if ``makes``."""
+    if not path.is_absolute() and "://" in folder:
+        raise MisconfigurationException(
+            f"LearningCurves draws to a local file, but {str(path)!r} would be below {folder}: give"
+            " an absolute path"
+        )
+    file = Path(os.path.abspath(folder)) / path  # the folder counts for a relative path alone
+    if not makes:
+        return file
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MisconfigurationException(
+            f"LearningCurves can't make the folder of {file}: {_said(error)}"
+        ) from error
+    if file.is_dir() or not os.access(file.parent, os.W_OK):
+        raise MisconfigurationException(
+            f"LearningCurves can't write {file}, which is a folder, or in one that is read-only:"
+            " give another path"
+        )
+    return file
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

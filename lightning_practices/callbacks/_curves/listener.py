@@ -1,0 +1,83 @@
+"""What is logged in a fit, noted without waiting for the device."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from lightning_practices.callbacks._curves.panels import forks
+from lightning_practices.callbacks._curves.series import EPOCH, History
+
+
+class Listener:
+    """Notes values on rank 0.
+
+    Args:
+        wants: Says of a name whether its values are to be noted.
+
+    Attributes:
+        history: What is noted.
+        heard: All names that were logged.
+    """
+
+    def __init__(self, wants: Callable[[str], bool]) -> None:
+        self.history = History()
+        self.heard: set[str] = set()
+        self._wants = wants
+        self._seen: dict[str, Tensor] = {}  # the last value of each name: held, so not reused
+
+    def listen(self, trainer: Trainer, *, stepwise: bool = False) -> None:
+        """Note the values that are new since the last call; every rank has to call this."""
+        logs = trainer.callback_metrics
+        own = {EPOCH, *(name for name, _ in rates(trainer))}
+        for name, value in logs.items():
+            place = _place(value)
+            # Logged by step and by epoch, the later of both has the plain name too.
+            if name in own or any(
+                place == _place(logs[fork]) for fork in forks(name) if fork in logs
+            ):
+                continue
+            if name in self._seen and place == _place(self._seen[name]):
+                continue
+            self._seen[name] = value
+            self.heard.add(name)
+            if self._wants(name):
+                whole = value.full_tensor() if isinstance(value, DTensor) else value
+                self._note(trainer, name, whole, stepwise=stepwise)
+
+    def note_rates(self, trainer: Trainer) -> None:
+        """Note the rates that the next step is going to have."""
+        for name, rate in rates(trainer):
+            self._note(trainer, name, rate)
+
+    def note_epoch(self, trainer: Trainer) -> None:
+        """Note that an epoch ends here."""
+        self._note(trainer, EPOCH, trainer.current_epoch + 1)
+
+    def _note(
+        self, trainer: Trainer, name: str, value: Tensor | float, *, stepwise: bool = False
+    ) -> None:
+        if trainer.is_global_zero:
+            self.history.add(name, trainer.global_step, value, stepwise=stepwise)
+
+
+def rates(trainer: Trainer) -> Iterator[tuple[str, Tensor | float]]:
+    """Return the learning rate of each parameter group, named as by ``LearningRateMonitor``."""
+    count: Counter[str] = Counter()
+    for optimizer in trainer.optimizers:
+        kind = type(optimizer).__name__
+        name = f"lr-{kind}-{count[kind]}" if count[kind] else f"lr-{kind}"
+        count[kind] += 1
+        groups = optimizer.param_groups
+        for i, group in enumerate(groups, start=1):
+            own = group.get("name", f"pg{i}" if len(groups) > 1 else "")
+            if "lr" in group:
+                yield f"{name}/{own}" if own else name, group["lr"]
+
+
+def _place(value: Tensor) -> int:
+    """Return where a value is: while it is held, no other is there."""
+    local = value.to_local() if isinstance(value, DTensor) else value
+    return local.data_ptr()

@@ -1,0 +1,1 @@
+"""Early stopping, and training again for the steps it found."""

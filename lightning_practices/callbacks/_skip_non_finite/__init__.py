@@ -1,0 +1,1 @@
+"""Skip steps whose gradients are not finite."""

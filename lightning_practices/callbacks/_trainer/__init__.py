@@ -1,0 +1,1 @@
+"""What several callbacks ask of a Trainer."""

@@ -1,0 +1,169 @@
+"""Parameter groups by block, in the optimizers and schedulers that a user has configured."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lightning_practices.callbacks._unfreezing.plan import Share
+
+BLOCK = "block"
+"""The key of a group that has the name of its block."""
+
+# Rates of a group, OneCycleLR's and SWALR's too; and the lists of schedulers, an item a group.
+_RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
+_LISTS_OF_RATES = ("base_lrs", "_last_lr", "max_lrs", "min_lrs")
+_LISTS = ("lr_lambdas", "base_momentums", "max_momentums")
+
+_Part = tuple[dict[str, Any], int, float]  # a group, the index of the one it is of, its scale
+
+
+def split_groups(
+    optimizer: Optimizer, schedulers: Sequence[object], shares: Mapping[int, Share]
+) -> None:
+    """Split each group by block, in place, and multiply rates by the parameters' scales.
+
+    The groups keep their options, and get a ``name`` and the name of their block. A scheduler of
+    the optimizer then has an item for each of them in its lists, and the scaled rates in these, so
+    that it goes on as if the optimizer had been made with these groups.
+
+    If the groups are by block already, with rates of their own, the default decay is left out.
+    Groups that were split before stay as they are.
+
+    Args:
+        optimizer: The optimizer; an ``LBFGS`` or ``ZeroRedundancyOptimizer`` is not served.
+        schedulers: All that there are, of other optimizers too.
+        shares: Of each parameter, by id.
+
+    Raises:
+        MisconfigurationException: If the optimizer or a scheduler can't be split.
+    """
+    if _is_fixed(optimizer):
+        raise MisconfigurationException(
+            f"ProgressiveUnfreezing gives each block a parameter group, and {_name(optimizer)} has"
+            " one set of parameters once it is made: use another optimizer, such as AdamW"
+        )
+    if all(BLOCK in group for group in optimizer.param_groups):
+        return
+    own_rates = _has_own_rates(optimizer, shares)
+    parts = [
+        part
+        for index, group in enumerate(optimizer.param_groups)
+        for part in _split(group, index, shares, own_rates)
+    ]
+    _name_uniquely([group for group, _, _ in parts])
+    count = len(optimizer.param_groups)
+    for scheduler in schedulers:
+        for one in _nested(scheduler):
+            if one.optimizer is optimizer:
+                _check_floor(one, parts)
+                _extend(one, count, parts)
+    optimizer.param_groups[:] = [group for group, _, _ in parts]
+
+
+def _has_own_rates(optimizer: Optimizer, shares: Mapping[int, Share]) -> bool:
+    """Say whether the groups are by block, or parts of one, and their rates differ."""
+    groups = optimizer.param_groups
+    depths = [
+        {shares[id(p)].block.depth for p in group["params"] if id(p) in shares} for group in groups
+    ]
+    rates = {float(group["lr"]) for group in groups}
+    return all(len(found) <= 1 for found in depths) and len(rates) > 1
+
+
+def _split(
+    group: dict[str, Any], index: int, shares: Mapping[int, Share], own_rates: bool
+) -> Iterator[_Part]:
+    """Yield the parts of a group, head first."""
+    members: dict[tuple[int, float], list[int]] = {}
+    blocks: dict[int, str] = {}
+    for place, p in enumerate(group["params"]):
+        share = shares.get(id(p))
+        if share is None:  # none of the model's
+            members.setdefault((-1, 1.0), []).append(place)
+            continue
+        scale = 1.0 if own_rates and share.is_default else share.scale
+        blocks[share.block.depth] = share.block.name
+        members.setdefault((share.block.depth, scale), []).append(place)
+    for depth, scale in sorted(members):
+        places = members[depth, scale]
+        part = dict(group)
+        for key in ("params", "param_names"):
+            if key in group:
+                part[key] = [group[key][place] for place in places]
+        for key in _RATES:
+            if key in group:
+                part[key] = _scaled(group[key], scale)
+        part[BLOCK] = blocks.get(depth, "others")
+        name = group.get("name")
+        part["name"] = part[BLOCK] if name in (None, part[BLOCK]) else f"{part[BLOCK]}/{name}"
+        yield part, index, scale
+
+
+def _name_uniquely(groups: list[dict[str, Any]]) -> None:
+    names = [group["name"] for group in groups]
+    for place, group in enumerate(groups):
+        if names.count(name := names[place]) > 1:
+            group["name"] = f"{name}-{names[:place].count(name)}"
+
+
+def _nested(scheduler: Any) -> Iterator[LRScheduler]:
+    """Yield a scheduler and those that it calls in turn or at once."""
+    if not isinstance(scheduler, LRScheduler):
+        raise MisconfigurationException(
+            f"ProgressiveUnfreezing splits the parameter groups, and doesn't know what"
+            f" {_name(scheduler)} holds for each: use a scheduler of torch.optim.lr_scheduler"
+        )
+    yield scheduler
+    for inner in getattr(scheduler, "_schedulers", ()):
+        yield from _nested(inner)
+
+
+def _extend(scheduler: LRScheduler, count: int, parts: Sequence[_Part]) -> None:
+    """Give the lists of a scheduler that had an item for each of ``count`` groups one a part."""
+    for names, change in ((_LISTS_OF_RATES, _scaled), (_LISTS, _same)):
+        for name in names:
+            items = getattr(scheduler, name, None)
+            if isinstance(items, list | tuple) and len(items) == count:
+                new = [change(items[index], scale) for _, index, scale in parts]
+                setattr(scheduler, name, new)
+
+
+def _check_floor(scheduler: LRScheduler, parts: Sequence[_Part]) -> None:
+    """Warn of a floor that is above a block's own rate."""
+    floor: float = getattr(scheduler, "eta_min", 0.0)
+    below = [
+        group[BLOCK]
+        for group, _, _ in parts
+        if group["initial_lr" if "initial_lr" in group else "lr"] < floor
+    ]
+    if below:
+        rank_zero_warn(
+            f"{_name(scheduler)}(eta_min={floor}) is one floor for all blocks, and the rates of"
+            f" {', '.join(dict.fromkeys(below))} would rise to it: give a lower one"
+        )
+
+
+def _scaled(value: Any, scale: float) -> Any:
+    return value * scale  # a new tensor, if it is one
+
+
+def _same(value: Any, scale: float) -> Any:
+    return value
+
+
+def _is_fixed(optimizer: Optimizer) -> bool:
+    """Return whether the optimizer's parameters can't be grouped anew."""
+    # Not imported: torch 2.11 warns as it is, and who has such an optimizer has imported it.
+    sharded = sys.modules.get("torch.distributed.optim")
+    return isinstance(optimizer, LBFGS) or (
+        sharded is not None and isinstance(optimizer, sharded.ZeroRedundancyOptimizer)
+    )
+
+
+def _name(item: object) -> str:
+    return type(item).__name__

@@ -1,0 +1,97 @@
+"""How far a phase of unfreezing has come, and how it is shown."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from lightning.pytorch import LightningModule
+from torch.optim import Optimizer
+
+from lightning_practices._names import plain_name
+from lightning_practices.callbacks._unfreezing.groups import BLOCK
+from lightning_practices.callbacks._unfreezing.plan import Plan
+from lightning_practices.callbacks._unfreezing.schedule import Phase, Plateau
+
+
+@dataclass
+class Progress:
+    """Where a fit is in its schedule.
+
+    Attributes:
+        phase: Its index.
+        epoch: Of its first step.
+        step: Optimizer steps before it.
+        best: The best value that its plateau has seen; ``None`` before the first.
+        best_step: Optimizer steps before that.
+        waited: Checks since then.
+        is_flat: Whether the plateau is reached.
+    """
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    waited: int = 0
+    is_flat: bool = False
+
+    def look(self, plateau: Plateau, value: float, step: int) -> bool:
+        """Take note of a value, and say whether it is the best one."""
+        improves = plateau.improves(value, self.best)
+        if improves:
+            self.best, self.best_step, self.waited = value, step, 0
+        else:
+            self.waited += 1
+            self.is_flat = self.is_flat or self.waited >= plateau.patience
+        return improves
+
+    def reason(self, phase: Phase, epoch: int, step: int) -> str | None:
+        """Say why the phase is over, if it is."""
+        if phase.plateau is not None and self.is_flat:
+            return f"{phase.plateau.monitor} no longer improves"
+        if phase.epochs is not None and epoch - self.epoch >= phase.epochs:
+            return f"after {phase.epochs} epoch" + "s" * (phase.epochs > 1)
+        if phase.steps is not None and step - self.step >= phase.steps:
+            return f"after {step - self.step} step" + "s" * (step - self.step > 1)
+        return None
+
+
+def rates_by_block(optimizers: Iterable[Optimizer]) -> dict[str, float]:
+    """Return the learning rate of each block that is trained, the largest of its groups."""
+    rates: dict[str, float] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            if any(p.requires_grad for p in group["params"]):
+                block = group.get(BLOCK, "others")
+                rates[block] = max(float(group["lr"]), rates.get(block, 0.0))
+    return rates
+
+
+def trainable_share(module: LightningModule) -> float:
+    """Return which share of the parameters, counted by elements, is trained."""
+    total = sum(p.numel() for p in module.parameters())
+    return sum(p.numel() for p in module.parameters() if p.requires_grad) / total
+
+
+def table(module: LightningModule, plan: Plan, rates: Mapping[str, float]) -> str:
+    """Return blocks, what is trained of them and how fast, as text."""
+    parameters = {plain_name(name): p for name, p in module.named_parameters()}
+    rows = [("depth", "block", "parameters", "trainable", "rate")]
+    for block in plan.blocks:
+        own = [parameters[plain_name(name)] for name in block.parameters]
+        trained = sum(p.numel() for p in own if p.requires_grad)
+        rate = rates.get(block.name) if trained else None
+        rows.append(
+            (
+                str(block.depth),
+                block.name,
+                f"{sum(p.numel() for p in own):,}",
+                f"{trained:,}",
+                "" if rate is None else f"{rate:.3g}",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        f"{d:>{widths[0]}}  {b:<{widths[1]}}  {n:>{widths[2]}}  {t:>{widths[3]}}  {r}"
+        for d, b, n, t, r in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)

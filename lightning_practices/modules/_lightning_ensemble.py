@@ -1,0 +1,195 @@
+"""Several models as one LightningModule, saved and loaded as one file."""
+
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from typing_extensions import override
+
+from lightning_practices._twin import reject_twin
+from lightning_practices.ensembles import Ensemble, MonteCarloPrediction
+from lightning_practices.ensembles._vote import Outputs, Task
+from lightning_practices.surgery._recalibrate import input_of
+
+
+class LightningEnsemble(LightningModule):
+    """An :class:`~lightning_practices.ensembles.Ensemble` that a Trainer tests, predicts and saves.
+
+    ::
+
+        module = LightningEnsemble.from_checkpoints(Net, ["a.ckpt", "b.ckpt"], task="multiclass")
+        trainer.test(module, data)
+        trainer.save_checkpoint("ensemble.ckpt")
+        module = LightningEnsemble.load_from_checkpoint("ensemble.ckpt")
+
+    ``Trainer.test`` takes batches of inputs and targets, and logs ``test_accuracy``, the share of
+    right ones (not for ``"regression"``), and ``test_loss``: the negative log likelihood, in nats,
+    or the mean squared error; by ``"hard"`` vote there is none, since votes are no probabilities.
+    ``Trainer.predict`` takes batches of inputs, or batches that begin with them, and returns what
+    :meth:`Ensemble.predict <lightning_practices.ensembles.Ensemble.predict>` does. For batches of
+    another kind subclass this and override the step, with ``self(x)`` or ``self.ensemble``.
+
+    **The file** holds all weights, and for each member that is a LightningModule its class and its
+    arguments, if ``save_hyperparameters`` has noted all that ``__init__`` takes. Such members are
+    built again on loading; their classes have to be imported before, since a file doesn't make
+    Python import anything. Others are given: ``load_from_checkpoint(path, members=[...])``, in any
+    state, which the file's replaces.
+
+    Args:
+        members: The models, which are copied.
+        task: See :class:`~lightning_practices.ensembles.Ensemble`, as of the others.
+        outputs: Whether members return ``"logits"`` or ``"probabilities"``.
+        vote: ``"soft"`` or ``"hard"``.
+        stacked: Whether members run stacked.
+
+    Attributes:
+        ensemble: The ensemble.
+
+    Raises:
+        TypeError: If a member is no module, or is of a file that doesn't say how to build it. On
+            subclassing, if a base is from ``pytorch_lightning``.
+        ValueError: As for the ensemble. If a file names a class that isn't imported.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        reject_twin(cls)
+
+    def __init__(
+        self,
+        members: Iterable[nn.Module | Mapping[str, Any]],
+        *,
+        task: Task,
+        outputs: Outputs = "logits",
+        vote: Literal["soft", "hard"] = "soft",
+        stacked: bool | None = None,
+    ) -> None:
+        super().__init__()
+        built = [_built(one) if isinstance(one, Mapping) else one for one in members]
+        reject_twin(*built)
+        options: dict[str, Any] = {
+            "task": task,
+            "outputs": outputs,
+            "vote": vote,
+            "stacked": stacked,
+        }
+        self.ensemble = Ensemble(built, **options)
+        self.save_hyperparameters({"members": [_described(one) for one in built], **options})
+
+    @classmethod
+    def from_checkpoints(
+        cls,
+        module_class: type[LightningModule],
+        paths: Sequence[str | Path],
+        *,
+        task: Task,
+        outputs: Outputs = "logits",
+        vote: Literal["soft", "hard"] = "soft",
+        stacked: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return the ensemble of the modules in checkpoints, loaded to the CPU by weights only.
+
+        Args:
+            module_class: Of all of them.
+            paths: One for each member.
+            task: As of the class.
+            outputs: As of the class.
+            vote: As of the class.
+            stacked: As of the class.
+            **kwargs: Passed on to ``module_class.load_from_checkpoint``: arguments that a
+                checkpoint doesn't hold.
+        """
+        members = [
+            module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
+            for path in paths
+        ]
+        return cls(members, task=task, outputs=outputs, vote=vote, stacked=stacked)
+
+    @override
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Call the ensemble."""
+        outputs: Tensor = self.ensemble(*args, **kwargs)
+        return outputs
+
+    @override
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        task, loss = self.ensemble.task, None
+        if self.ensemble.vote == "hard":
+            said = self(x)
+        elif task == "regression":
+            said = self(x)
+            loss = F.mse_loss(said, y)
+        else:
+            said = self.ensemble.logits(x)
+            loss = F.cross_entropy(said, y) if task == "multiclass" else _binary_loss(said, y)
+        options: dict[str, Any] = {"on_epoch": True, "sync_dist": True, "batch_size": len(y)}
+        if loss is not None:
+            self.log("test_loss", loss, **options)
+        if task != "regression":
+            yes = said > (0.5 if self.ensemble.vote == "hard" else 0.0)
+            right = (said.argmax(1) if task == "multiclass" else yes) == y
+            self.log("test_accuracy", right.float().mean(), **options)
+
+    @override
+    def predict_step(self, batch: Any, *args: Any, **kwargs: Any) -> MonteCarloPrediction:
+        return self.ensemble.predict(input_of(batch))
+
+
+def _binary_loss(logits: Tensor, y: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(logits, y.to(logits.dtype))
+
+
+def _described(member: nn.Module) -> dict[str, Any]:
+    """Return which class to build a member by, and its arguments, ``None`` if they aren't known."""
+    kind = type(member)
+    described: dict[str, Any] = {
+        "class_path": f"{kind.__module__}.{kind.__qualname__}",
+        "init_args": None,
+    }
+    if isinstance(member, LightningModule):
+        parameters = inspect.signature(kind).parameters.values()
+        named = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+        noted = dict(member.hparams)
+        takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+        if named <= noted.keys():
+            described["init_args"] = {
+                name: value for name, value in noted.items() if takes_any or name in named
+            }
+    return described
+
+
+def _built(described: Mapping[str, Any]) -> LightningModule:
+    """Return a member as described; its weights are to be loaded."""
+    path, arguments = described["class_path"], described["init_args"]
+    if arguments is None:
+        raise TypeError(
+            f"the file doesn't say how to build the member of class {path}, which is no"
+            " LightningModule or hasn't saved all its arguments as hyperparameters: give the"
+            " members, as in load_from_checkpoint(path, members=[...])"
+        )
+    kind = _imported(path)
+    if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
+        raise ValueError(
+            f"the file asks for a member of class {path}, which is no LightningModule that has been"
+            " imported: import it first, or give load_from_checkpoint(path, members=[...])"
+        )
+    return kind(**arguments)
+
+
+def _imported(path: str) -> Any:
+    """Return what is at a path of names, of a module imported before; ``None`` if there is none."""
+    parts = path.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        found: Any = sys.modules.get(".".join(parts[:count]))
+        if found is not None:
+            for name in parts[count:]:
+                found = getattr(found, name, None)
+            return found
+    return None

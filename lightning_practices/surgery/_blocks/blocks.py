@@ -1,0 +1,218 @@
+"""Blocks of a network, by how many layers are between them and the output."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from torch import nn
+from torch.nn.parameter import UninitializedParameter, is_lazy
+
+from lightning_practices._names import plain_name
+from lightning_practices.surgery._blocks.block import Block
+from lightning_practices.surgery._blocks.layers import layers_of
+from lightning_practices.surgery._blocks.modules import modules_by_block
+from lightning_practices.surgery._blocks.names import check_module, is_within, module_name, unknown
+from lightning_practices.surgery._blocks.table import Blocks
+
+REST, WHOLE = "rest", "model"  # what blocks are called that have no name of their own
+_SHOWN = 5  # names in an error
+
+
+def blocks(model: nn.Module, by: str | Sequence[str | Sequence[str]] | None = None) -> Blocks:
+    r"""Return the blocks of ``model``, the head first: its layers by depth.
+
+    ::
+
+        print(blocks(model))                        # a table: depth, names, parameters
+        freeze(model, blocks(model)[3:])            # all but the head and two blocks below it
+        blocks(model, r"layer\d\.\d|conv1|bn1|fc")  # your own, by a regular expression
+        blocks(model, ["fc", "layer4", ""])         # or by names
+
+    Each parameter is in one block: one that several modules share in that which is nearest to the
+    head. By default, without ``by``, the blocks are
+
+    - of a model of timm what its ``group_matcher`` says;
+    - of one of torchvision its residual blocks, encoder layers, dense layers or the like;
+    - of an ``nn.Sequential`` or ``nn.ModuleList`` its elements, of nested ones theirs;
+    - of any other module its children, in the order in which they were registered, as the
+      elements of a list. Children that are one of the above are looked into likewise, and so is
+      one that mostly consists of a list of layers of one class, such as an
+      ``nn.TransformerEncoder`` or the trunk of a network of your own. A module whose only child is
+      another, as a ``LightningModule`` may be, is taken for that.
+
+    What only scales and shifts (norms, layer scales, ``PReLU``) is in one block with the layer
+    before it, and if it is the first in its module with the one after it. Parameters of a module
+    itself, such as position embeddings, are in its first block. Auxiliary classifiers of Inception
+    and GoogLeNet are in the head. What has no parameters is in the block after it, if it has
+    buffers in that before it, if either is there. Where layers do not run in the order in which
+    they were registered, or side by side, say so by ``by``.
+
+    Args:
+        model: The network.
+        by: The blocks, head first: names of modules or parameters, of which each takes what is
+            below it that no longer name takes, or lists of them; ``""`` takes all the rest. Or a
+            regular expression, matched from the start of the names of parameters, whose first
+            group, or else whole match, is the name of the block: in the order of parameters, the
+            last is the head.
+
+    Returns:
+        The blocks, at depths 0, 1, 2, ...
+
+    Raises:
+        TypeError: If an argument is none of the above.
+        ValueError: If the model has no parameters, or some without a shape yet; if a name or the
+            expression fits nothing; if a parameter is in no block, or a block has none.
+    """
+    check_module(model)
+    _check_parameters(model)
+    assigned = _by_default(model) if by is None else _by_names(model, by)
+    inside = modules_by_block(model, assigned.of, assigned.place)
+    parameters: list[dict[str, int]] = [{} for _ in assigned.names]
+    for name, p in model.named_parameters():
+        parameters[assigned.of[id(p)]][name] = p.numel()
+    found: list[Block] = []
+    for index in reversed(range(len(parameters))):
+        modules, sizes = tuple(inside[index]), parameters[index]
+        label = assigned.names[index] or _label(model, modules, sizes, is_head=not found)
+        found.append(Block(len(found), label, modules, tuple(sizes)))
+    return Blocks(found, [sum(sizes.values()) for sizes in reversed(parameters)])
+
+
+class _Assigned(NamedTuple):
+    """Which block each parameter is in, counted from the input.
+
+    Attributes:
+        of: The block of a parameter, by its id.
+        names: What the blocks are called, if somebody has said it.
+        place: What says in which block something of a name is, if anything does.
+    """
+
+    of: dict[int, int]
+    names: list[str]
+    place: Callable[[str], int | None]
+
+
+def _by_default(model: nn.Module) -> _Assigned:
+    layers = [[id(p) for p in layer] for layer in layers_of(model)]
+    last = {key: index for index, layer in enumerate(layers) for key in layer}
+    return _filled(_Assigned(last, [""] * len(layers), lambda name: None))
+
+
+def _filled(assigned: _Assigned) -> _Assigned:
+    """Leave out blocks of which all parameters are shared with later ones."""
+    used = sorted(set(assigned.of.values()))
+    of = {key: used.index(index) for key, index in assigned.of.items()}
+    names = [assigned.names[index] for index in used]
+
+    def place(name: str) -> int | None:
+        index = assigned.place(name)
+        return used.index(index) if index in used else None
+
+    return _Assigned(of, names, place)
+
+
+def _by_names(model: nn.Module, by: str | Sequence[str | Sequence[str]]) -> _Assigned:
+    names = {id(p): plain_name(name) for name, p in model.named_parameters()}
+    places = [(plain_name(name), p) for name, p in model.named_parameters(remove_duplicate=False)]
+    if isinstance(by, str):
+        assigned = _by_pattern(by, [name for name, _ in places])
+    else:
+        assigned = _by_list(model, by)
+    for name, p in places:
+        if (index := assigned.place(name)) is not None:
+            assigned.of[id(p)] = max(index, assigned.of.get(id(p), 0))
+    if outside := [name for key, name in names.items() if key not in assigned.of]:
+        raise ValueError(
+            f"{by!r} leaves out {_some(outside)}: name these too, or let '' take all the rest"
+        )
+    if isinstance(by, str):
+        return _filled(assigned)
+    filled = set(assigned.of.values())
+    if empty := [name for index, name in enumerate(assigned.names) if index not in filled]:
+        raise ValueError(
+            f"{_some(empty)} of {by!r} would be blocks without parameters: other names take all"
+            " that they have, or they have none"
+        )
+    return assigned
+
+
+def _by_pattern(pattern: str, names: Iterable[str]) -> _Assigned:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+
+    def key_of(name: str) -> str | None:
+        match = compiled.match(name)
+        if match is None:
+            return None
+        key: str | None = match[1] if compiled.groups else None
+        return match[0] if key is None else key
+
+    keys = list(dict.fromkeys(key for name in names if (key := key_of(name)) is not None))
+    if not keys:
+        raise ValueError(f"{pattern!r} matches no parameter's name; there are: {_some(names)}")
+
+    def place(name: str) -> int | None:
+        key = key_of(name)
+        return keys.index(key) if key in keys else None
+
+    return _Assigned({}, [key or REST for key in keys], place)
+
+
+def _by_list(model: nn.Module, by: Sequence[str | Sequence[str]]) -> _Assigned:
+    if not isinstance(by, Sequence):
+        raise TypeError(f"by has to be a regular expression or a list of names, but got {by!r}")
+    entries = [[entry] if isinstance(entry, str) else entry for entry in reversed(by)]
+    index_of: dict[str, int] = {}
+    there = [module_name(name) for name, _ in model.named_modules(remove_duplicate=False)]
+    there += [plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)]
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Sequence) or not entry:
+            raise TypeError(f"each of by has to be a name or a list of names, but got {entry!r}")
+        for name in entry:
+            if not isinstance(name, str):
+                raise TypeError(f"by has to have names, but got {name!r}")
+            if name not in there:
+                raise ValueError(unknown(name, there))
+            if name in index_of:
+                raise ValueError(f"{name!r} is in {by!r} twice")
+            index_of[name] = index
+
+    def place(name: str) -> int | None:
+        fitting = [prefix for prefix in index_of if is_within(name, prefix)]
+        return index_of[max(fitting, key=len)] if fitting else None
+
+    return _Assigned({}, [entry[0] or REST for entry in entries], place)
+
+
+def _label(
+    model: nn.Module, modules: Sequence[str], sizes: dict[str, int], *, is_head: bool
+) -> str:
+    """Return the name of the largest module, of the head of the last, else of a parameter."""
+    within = {
+        name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in modules
+    }
+    filled = [name for name, size in within.items() if size]
+    if filled:
+        chosen = filled[-1] if is_head else max(filled, key=lambda name: within[name])
+        return module_name(chosen) or WHOLE
+    return plain_name(max(sizes, key=lambda name: sizes[name]))
+
+
+def _check_parameters(model: nn.Module) -> None:
+    parameters = dict(model.named_parameters())
+    if not parameters:
+        raise ValueError(f"{type(model).__name__} has no parameters")
+    for name, p in parameters.items():
+        if is_lazy(p):
+            raise ValueError(
+                f"{name} of {type(model).__name__} has no shape yet"
+                f" ({UninitializedParameter.__name__}): call the model once, on a batch, before"
+            )
+
+
+def _some(names: Iterable[str]) -> str:
+    known = list(names)
+    more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+    return ", ".join(map(repr, known[:_SHOWN])) + more

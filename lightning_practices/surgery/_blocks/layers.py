@@ -1,0 +1,149 @@
+"""The layers of a network in the order in which they run, as its author registered them."""
+
+import sys
+from collections.abc import Iterable
+from itertools import chain
+from typing import Any
+
+import torchvision
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.densenet import _DenseBlock
+from torchvision.models.googlenet import InceptionAux as GoogLeNetAux
+from torchvision.models.inception import InceptionAux
+from torchvision.models.maxvit import MaxVitBlock
+from torchvision.models.vision_transformer import Encoder
+
+from lightning_practices.surgery._fuse import fold as _fold
+
+Layer = list[nn.Parameter]
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+# Of torchvision: whole networks, what in them is a sequence of layers, and further heads.
+_NETWORKS: tuple[type[nn.Module], ...] = tuple(
+    cls
+    for cls in vars(torchvision.models).values()
+    if isinstance(cls, type) and issubclass(cls, nn.Module)
+)
+_SEQUENCES = (_DenseBlock, MaxVitBlock, Encoder, IntermediateLayerGetter)
+AUXILIARY = (GoogLeNetAux, InceptionAux)
+
+# Names under which wrappers (compile, FSDP1, checkpointing, DDP) have their only child.
+_WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
+
+
+def layers_of(model: nn.Module) -> list[Layer]:
+    """Return the parameters of each layer, from the input on; a shared one in each of its layers.
+
+    See :func:`lightning_practices.surgery.blocks` for what a layer is.
+    """
+    model = _unwrapped(model)
+    while not _is_network(model):
+        children = _children(model)
+        if len(children) != 1 or any(True for _ in model.parameters(recurse=False)):
+            break
+        model = _unwrapped(children[0])
+    return _network(model, sum(p.numel() for p in model.parameters()))
+
+
+def is_scale(module: nn.Module) -> bool:
+    """Return whether a module only scales and shifts: norms, layer scales, ``PReLU``."""
+    parameters = list(module.parameters())
+    return isinstance(module, NORMS) or all(p.dim() <= 1 for p in parameters)
+
+
+def _network(module: nn.Module, total: int) -> list[Layer]:
+    """Return the layers of a module whose children run one after the other."""
+    timm: Any = sys.modules.get("timm.models")  # a model that has a matcher has imported it
+    matcher = getattr(module, "group_matcher", None)
+    if timm is not None and matcher is not None:
+        grouped = timm.group_parameters(module, matcher(coarse=False), return_values=True)
+        return [grouped[place] for place in sorted(grouped)]
+    own, children = list(module.parameters(recurse=False)), _children(module)
+    if not children:
+        return [own]
+    auxiliary = [child for child in children if isinstance(child, AUXILIARY)]
+    known, listed = isinstance(module, (*_NETWORKS, *_SEQUENCES)), is_list(module)
+    layers = _joined(
+        (child, _layers(child, total, known=known, listed=listed))
+        for child in children
+        if child not in auxiliary
+    )
+    layers[0] = own + layers[0]
+    layers[-1] = layers[-1] + [p for child in auxiliary for p in child.parameters()]
+    return layers
+
+
+def _layers(module: nn.Module, total: int, *, known: bool, listed: bool) -> list[Layer]:
+    """Return the layers of a child.
+
+    Args:
+        module: The child.
+        total: Number of values in all parameters of the model.
+        known: Whether it is in a network of torchvision, of which one knows what to look into.
+        listed: Whether it is in a list.
+    """
+    module = _unwrapped(module)
+    if is_list(module):
+        return _joined(
+            (child, _layers(child, total, known=known, listed=True)) for child in _children(module)
+        )
+    if _is_network(module):
+        return _network(module, total)
+    is_large = 2 * sum(p.numel() for p in module.parameters()) > total
+    if not known and (is_large or not listed) and _has_layers(module):
+        return _network(module, total)
+    return [list(module.parameters())]
+
+
+def _joined(parts: Iterable[tuple[nn.Module, list[Layer]]]) -> list[Layer]:
+    """Return the layers of all, where what only scales joins the layer before, or the first."""
+    layers: list[Layer] = []
+    waiting: Layer = []
+    for module, found in parts:
+        if not is_scale(module):
+            layers += [waiting + found[0], *found[1:]]
+            waiting = []
+        elif layers:
+            layers[-1] += chain.from_iterable(found)
+        else:
+            waiting += chain.from_iterable(found)
+    return [*layers, waiting] if waiting else layers
+
+
+def is_list(module: nn.Module) -> bool:
+    """Return whether a module's children run one after the other for sure."""
+    folds = _fold.folds_of(type(module))
+    cls: type[nn.Module] = folds.original if folds else type(module)
+    is_plain = issubclass(cls, nn.Sequential) and cls.forward is nn.Sequential.forward
+    return is_plain or isinstance(module, nn.ModuleList)
+
+
+def _is_network(module: nn.Module) -> bool:
+    # Asked of the class: a compiled module passes questions on to what it has compiled.
+    has_matcher = hasattr(type(module), "group_matcher") and "timm.models" in sys.modules
+    return has_matcher or isinstance(module, (*_NETWORKS, *_SEQUENCES))
+
+
+def _has_layers(module: nn.Module) -> bool:
+    """Return whether most of a module is a list of layers of one class."""
+    half = sum(p.numel() for p in module.parameters()) / 2
+    for part in module.modules():
+        if is_list(part) and sum(p.numel() for p in part.parameters()) > half:
+            classes = [type(child) for child in _children(part)]
+            if len(set(classes)) < len(classes):
+                return True
+    return False
+
+
+def _children(module: nn.Module) -> list[nn.Module]:
+    """Return the children that have parameters."""
+    return [child for child in module.children() if any(True for _ in child.parameters())]
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    while (names := dict(module.named_children()).keys()) and len(names) == 1 and names <= _WRAPPED:
+        module = next(module.children())
+    return module

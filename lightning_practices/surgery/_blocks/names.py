@@ -1,0 +1,94 @@
+"""Find modules and parameters by the names that people write."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+from torch import nn
+
+from lightning_practices._names import plain_name
+from lightning_practices.surgery._blocks.block import Block
+
+_SHOWN = 5  # names in an error
+
+
+def found(
+    model: nn.Module, where: Iterable[str | Block]
+) -> tuple[list[nn.Module], list[nn.Parameter]]:
+    """Return the modules and the parameters that ``where`` names.
+
+    Args:
+        model: In which.
+        where: Names as in ``named_modules()`` and ``named_parameters()``, with or without what
+            torch's wrappers put into them, or blocks.
+
+    Raises:
+        TypeError: If ``model`` is not a module, or ``where`` is a single name or block.
+        ValueError: If the model has nothing of a name.
+    """
+    check_module(model)
+    modules: dict[str, nn.Module] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        modules.setdefault(module_name(name), module)
+        modules.setdefault(name, module)
+    parameters: dict[str, nn.Parameter] = {}
+    for name, p in model.named_parameters(remove_duplicate=False):
+        parameters.setdefault(plain_name(name), p)
+        parameters.setdefault(name, p)
+    chosen: list[nn.Module] = []
+    alone: list[nn.Parameter] = []
+    for name in names_of(where):
+        if name in modules:
+            chosen.append(modules[name])
+        elif name in parameters:
+            alone.append(parameters[name])
+        else:
+            raise ValueError(unknown(name, [*modules, *parameters]))
+    return chosen, alone
+
+
+def module_name(name: str) -> str:
+    """Return the name of a module without what torch's wrappers put into it."""
+    return plain_name(f"{name}.").removesuffix(".")
+
+
+def is_within(name: str, module: str) -> bool:
+    """Return whether ``name`` is that of ``module`` or of something in it."""
+    return module in ("", name) or name.startswith(f"{module}.")
+
+
+def unknown(name: str, there: Sequence[str]) -> str:
+    """Say that nothing has this name, and what is called similarly."""
+    near = get_close_matches(name, dict.fromkeys(there), _SHOWN, 0.5)
+    if near:
+        return f"no module or parameter is called {name!r}; near it: {', '.join(map(repr, near))}"
+    first = [known for known in dict.fromkeys(there) if known and "." not in known][:_SHOWN]
+    return f"no module or parameter is called {name!r}; there are: {', '.join(map(repr, first))}"
+
+
+def check_module(model: nn.Module) -> None:
+    """Refuse what is not a module.
+
+    Raises:
+        TypeError: If it isn't.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: {model!r}")
+
+
+def names_of(where: Iterable[str | Block]) -> list[str]:
+    """Return the names of modules and parameters, those of blocks in their places.
+
+    Raises:
+        TypeError: If ``where`` is a single name or block, or has something else.
+    """
+    if isinstance(where, str) or not isinstance(where, Iterable):
+        raise TypeError(f"give a sequence of names or blocks, as in ['layer4'], but got {where!r}")
+    names: list[str] = []
+    for entry in where:
+        if isinstance(entry, Block):
+            names += [*entry.modules, *entry.parameters]
+        elif isinstance(entry, str):
+            names.append(entry)
+        else:
+            raise TypeError(f"give names or blocks, but got {entry!r}")
+    return list(dict.fromkeys(names))

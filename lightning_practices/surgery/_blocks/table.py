@@ -1,0 +1,102 @@
+"""The blocks of a network, for programs and for people."""
+
+from collections.abc import Iterable, Sequence
+from typing import overload
+
+from rich.table import Table
+from rich.text import Text
+from typing_extensions import override
+
+from lightning_practices._names import plain_name
+from lightning_practices._tables import as_text
+from lightning_practices.surgery._blocks.block import Block
+from lightning_practices.surgery._blocks.names import is_within, module_name, unknown
+
+
+class Blocks(Sequence[Block]):
+    """Blocks of a model, the head first; ``print`` them for a table.
+
+    Args:
+        blocks: The blocks, in order of depth.
+        sizes: Number of values that each has in its parameters.
+    """
+
+    def __init__(self, blocks: Iterable[Block], sizes: Iterable[int]) -> None:
+        self._blocks = tuple(blocks)
+        self._sizes = tuple(sizes)
+
+    @overload
+    def __getitem__(self, index: int) -> Block: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Block, ...]: ...
+    @override
+    def __getitem__(self, index: int | slice) -> Block | tuple[Block, ...]:
+        return self._blocks[index]
+
+    @override
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def of(self, name: str) -> Block:
+        """Return the block that a module or parameter belongs to.
+
+        Args:
+            name: As in ``named_modules()`` or ``named_parameters()``, or that of a block.
+
+        Raises:
+            ValueError: If there is none of this name, or the module's parts are in several blocks.
+        """
+        plain = module_name(name)
+        whole = [
+            block
+            for block in self._blocks
+            if plain == block.name
+            or any(is_within(plain, plain_name(part)) for part in block.modules)
+            or plain in map(plain_name, block.parameters)
+        ]
+        if whole:
+            return whole[0]
+        parts = [
+            block
+            for block in self._blocks
+            if any(is_within(plain_name(part), plain) for part in block.parameters)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        if parts:
+            names = ", ".join(repr(block.name) for block in parts)
+            raise ValueError(f"{name!r} is not in one block but in {len(parts)}: {names}")
+        names_there = [
+            plain_name(there)
+            for block in self._blocks
+            for there in (block.name, *block.modules, *block.parameters)
+        ]
+        raise ValueError(unknown(name, names_there))
+
+    def __rich__(self) -> Table:
+        table = Table("depth", "block", "and")
+        table.add_column("parameters", justify="right")
+        table.add_column("share", justify="right")
+        total = max(sum(self._sizes), 1)
+        for block, size in zip(self._blocks, self._sizes, strict=True):
+            parts = [part for part in block.modules if part != block.name]
+            parts += [
+                part
+                for part in block.parameters
+                if not any(is_within(part, module) for module in block.modules)
+            ]
+            table.add_row(
+                str(block.depth), Text(block.name), Text(", ".join(parts)), f"{size:,}",
+                f"{size / total:.1%}",
+            )  # fmt: skip
+        for column in table.columns:
+            column.overflow = "fold"
+        return table
+
+    @override
+    def __str__(self) -> str:
+        return as_text(self)
+
+    @override
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(repr(block.name) for block in self._blocks)})"

@@ -1,0 +1,1 @@
+"""Fuse the layers of a model, and undo it."""

@@ -1,0 +1,1 @@
+"""Changes to a pretrained model: frozen parts, heads, tops, shared layers, inputs."""

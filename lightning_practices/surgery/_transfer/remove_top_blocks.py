@@ -1,0 +1,161 @@
+"""Take the top hidden layers out of a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_practices.surgery._blocks.block import Block
+from lightning_practices.surgery._blocks.blocks import blocks
+from lightning_practices.surgery._blocks.layers import is_list, is_scale
+from lightning_practices.surgery._transfer.replace_head import (
+    Output,
+    inputs_of,
+    new_layer,
+    output_layers,
+    outputs_of,
+    swap,
+)
+
+
+def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]:
+    """Remove the top ``n`` hidden blocks of ``model``, in place, so that the next feeds the head.
+
+    Hidden blocks are those of :func:`blocks` below the head. Each has to be an element of an
+    ``nn.Sequential`` or ``nn.ModuleList``, as residual blocks of ResNets and layers of transformers
+    are; the elements of an ``nn.Sequential`` after it move up, so their keys in a ``state_dict``
+    change. A norm outside of the list that is in the block, such as the last one of a transformer,
+    stays for the next. If another number of features than before now goes into the layer that
+    outputs the classes, as after a whole stage of a ResNet, that is made anew with so many inputs.
+    If anything raises, nothing was changed.
+
+    Source: "Transfer learning", lecture S2: with little data drop the top hidden layers, and
+    repeat.
+
+    Args:
+        model: The model to change, before an optimizer is made or a strategy wraps it.
+        n: How many, at least 1, and fewer than there are.
+        example: A batch as ``model`` takes it, on its device: it goes through the model before and
+            after, in eval mode and without gradients. A tuple is several arguments.
+
+    Returns:
+        The names that the blocks had, from the top.
+
+    Raises:
+        TypeError: If ``model`` is not a module.
+        ValueError: If there are not so many; if a block is not an element of a list; if without
+            them the model doesn't run, or has another shape of output; see also
+            :func:`replace_head`.
+    """
+    found = blocks(model)
+    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(found) - 2:
+        raise ValueError(
+            f"n has to be an integer from 1 to {max(len(found) - 2, 0)}, for"
+            f" {type(model).__name__} has {len(found)} blocks and the head and one below it stay,"
+            f" but got {n!r}"
+        )
+    dropped = found[1 : n + 1]
+    places = [place for block in dropped for place in _places(model, block)]
+    main = list(output_layers(model).values())[-1]
+    arguments = example if isinstance(example, tuple) else (example,)
+    with _kept_on_error(model), _in_evaluation(model), torch.no_grad():
+        expected = _shape(model(*arguments))
+        _remove(places)
+        try:
+            features = _features_into(model, main, arguments)
+            if features != inputs_of(main):
+                swap(model, main, new_layer(main, features, outputs_of(main)))
+            shape = _shape(model(*arguments))
+        except Exception as error:
+            names = ", ".join(repr(block.name) for block in dropped)
+            raise ValueError(
+                f"without {names} {type(model).__name__} doesn't run: {error}"
+            ) from error
+        if shape != expected:
+            raise ValueError(f"the output would be of shape {shape}, and not {expected} as before")
+    return tuple(block.name for block in dropped)
+
+
+def _places(model: nn.Module, block: Block) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the lists, and the keys in them, of what is to be removed."""
+    for name in block.modules:
+        parent_name, _, key = name.rpartition(".")
+        parent, module = model.get_submodule(parent_name), model.get_submodule(name)
+        if is_list(parent):
+            yield parent, key
+        elif is_list(module):
+            for child, _ in module.named_children():
+                yield module, child
+        elif not is_scale(module):
+            raise ValueError(
+                f"the block {block.name!r} can't be dropped: {name!r} is not an element of an"
+                f" nn.Sequential or nn.ModuleList but a child of {type(parent).__name__}, whose"
+                " forward calls it by name"
+            )
+
+
+def _remove(places: list[tuple[nn.Module, str]]) -> None:
+    lists = {parent: [key for p, key in places if p is parent] for parent, _ in places}
+    for parent, keys in lists.items():
+        kept = {key: child for key, child in parent._modules.items() if key not in keys}
+        if all(key.isdigit() for key in parent._modules):
+            kept = {str(i): child for i, child in enumerate(kept.values())}
+        parent._modules = kept
+
+
+class _ReachedError(Exception):
+    """The features that go into the head are known."""
+
+
+def _features_into(model: nn.Module, layer: Output, arguments: tuple[Any, ...]) -> int:
+    features: list[int] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features.append(inputs[0].shape[-1 if isinstance(layer, nn.Linear) else -3])
+        raise _ReachedError
+
+    handle = layer.register_forward_pre_hook(look)
+    try:
+        model(*arguments)
+    except _ReachedError:
+        return features[0]
+    finally:
+        handle.remove()
+    raise ValueError("no output reaches the head")
+
+
+@contextmanager
+def _kept_on_error(model: nn.Module) -> Iterator[None]:
+    """Undo all changes to modules and their attributes if anything raises."""
+    saved = [(module, dict(vars(module)), dict(module._modules)) for module in model.modules()]
+    try:
+        yield
+    except BaseException:
+        for module, attributes, children in saved:
+            module.__dict__.update(attributes)
+            module._modules.clear()
+            module._modules.update(children)
+        raise
+
+
+@contextmanager
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in [*model.modules(), *modes]:
+            module.training = modes.get(module, modes[model])
+
+
+def _shape(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return tuple(output.shape)
+    if isinstance(output, dict):
+        return {key: _shape(value) for key, value in output.items()}
+    if isinstance(output, list | tuple):
+        return [_shape(value) for value in output]
+    return type(output).__name__
