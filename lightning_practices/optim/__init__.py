@@ -1,17 +1,27 @@
 """Optimizers, their parameter groups and steps, and penalties on weights, in any training loop."""
 
-from lightning_practices.optim._clip_in_step import clip_in_step
-from lightning_practices.optim._optimizer import make_optimizer
+from lightning_practices.optim._clip_in_step import clip_in_step, clips_in_step
+from lightning_practices.optim._optimizer import OptimizerName, make_optimizer
 from lightning_practices.optim._parameter_groups import (
+    KINDS,
     decayed_weights,
     layer_depths,
     parameter_groups,
 )
-from lightning_practices.optim._penalty import add_penalty_gradients_, penalty, soft_threshold_
+from lightning_practices.optim._penalty import (
+    add_penalty_gradients_,
+    check_strengths,
+    penalty,
+    soft_threshold_,
+)
 
 __all__ = [
+    "KINDS",
+    "OptimizerName",
     "add_penalty_gradients_",
+    "check_strengths",
     "clip_in_step",
+    "clips_in_step",
     "decayed_weights",
     "layer_depths",
     "make_optimizer",

@@ -16,6 +16,7 @@ from lightning_practices.surgery import blocks
 from lightning_practices.surgery._blocks.layers import NORMS
 
 KINDS = ("norm", "bias", "embedding")
+"""The kinds of parameters that are neither decayed nor penalised by default."""
 
 _BIAS = re.compile(r"(?:^|_)bias(?:es)?(?:_|$)")
 _SCALE = re.compile(r"(?:^|_)(?:scale|gamma)(?:_|$)")

@@ -2,8 +2,10 @@
 
 from lightning_practices.schedules._drop_rate import DropRate, drop_rate_factor
 from lightning_practices.schedules._learning_rate import (
+    Factor,
     cosine_decay,
     cosine_restarts,
+    cycle_of,
     exponential_decay,
     learning_rate_factor,
     linear_warmup,
@@ -16,8 +18,10 @@ from lightning_practices.schedules._learning_rate import (
 
 __all__ = [
     "DropRate",
+    "Factor",
     "cosine_decay",
     "cosine_restarts",
+    "cycle_of",
     "drop_rate_factor",
     "exponential_decay",
     "learning_rate_factor",
