@@ -1,10 +1,41 @@
-"""Names of parameters and modules as their author wrote them."""
+"""Modules of a model, and their names and their parameters' names as the author wrote them."""
 
 import re
+from collections.abc import Iterator
+
+from torch import nn
 
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def plain_name(name: str) -> str:
-    """Return a name without what torch's wrappers (compile, FSDP1, checkpointing) put into it."""
+    """Return a parameter's name without the parts that torch's wrappers add.
+
+    These wrappers are ``torch.compile``, FSDP1 and activation checkpointing.
+    """
     return _WRAPPERS.sub("", name)
+
+
+def module_name(name: str) -> str:
+    """Return a module's name without the parts that torch's wrappers add."""
+    return plain_name(f"{name}.").removesuffix(".")
+
+
+def check_module(model: object) -> None:
+    """Raise ``TypeError`` if ``model`` is not a :class:`torch.nn.Module`."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: {model!r}")
+
+
+def modules_with_names(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
+    """Yield each module of ``model`` once, with all names that it has in ``model``.
+
+    Raises:
+        TypeError: If ``model`` is not a module.
+    """
+    check_module(model)
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    for module, its_names in names.items():
+        yield module, tuple(its_names)

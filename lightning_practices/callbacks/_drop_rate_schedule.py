@@ -10,8 +10,7 @@ from typing_extensions import override
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.horizon import epochs_of_fit, steps_of_fit, why_unknown
 from lightning_practices.callbacks._trainer.logs import logs_now
-from lightning_practices.schedules import DropRate
-from lightning_practices.schedules._drop_rate import Layers, Schedule, check_schedule
+from lightning_practices.schedules import DropLayers, DropRate, DropSchedule, drop_rate_factor
 
 
 class DropRateSchedule(Callback):
@@ -53,13 +52,13 @@ class DropRateSchedule(Callback):
 
     def __init__(
         self,
-        schedule: Schedule = "linear",
+        schedule: DropSchedule = "linear",
         *,
-        layers: Layers | None = None,
+        layers: DropLayers | None = None,
         interval: Literal["step", "epoch"] = "step",
         duration: int | float = 1.0,
     ) -> None:
-        check_schedule(schedule)
+        drop_rate_factor(schedule, 0.0)  # raises if there is no such schedule
         if interval not in ("step", "epoch"):
             raise ValueError(f"interval has to be 'step' or 'epoch', but got {interval!r}")
         whole = isinstance(duration, int) and not isinstance(duration, bool) and duration >= 1
@@ -74,7 +73,7 @@ class DropRateSchedule(Callback):
                 f"with {schedule!r} a duration of the whole fit is no schedule: give the duration"
                 " after which dropout is turned on or off, as in duration=0.2"
             )
-        self.schedule: Schedule = schedule
+        self.schedule: DropSchedule = schedule
         self.layers = layers
         self.interval = interval
         self.duration = duration

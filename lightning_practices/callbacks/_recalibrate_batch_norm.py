@@ -16,9 +16,9 @@ from rich.progress import track
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from lightning_practices._batches import input_of
 from lightning_practices._twin import reject_twin
 from lightning_practices.surgery import recalibrate_batch_norm
-from lightning_practices.surgery._recalibrate import input_of
 
 
 class RecalibrateBatchNorm(Callback):

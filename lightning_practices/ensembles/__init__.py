@@ -1,9 +1,16 @@
-"""Ensembles: predictions of several models, or of one several times, and how far they agree."""
+"""Ensembles: predictions of several models, or of one several times, and how far they agree.
+
+- ``_ensemble``: several models as one module.
+- ``_monte_carlo_dropout``: one model several times with dropout on.
+- ``_prediction``: mean and spread of several predictions.
+- ``_shared_masks``: dropout masks that all samples of a pass share.
+- ``_vectorized``: run several models by one ``vmap``.
+- ``_vote``: combine the outputs of several models.
+"""
 
 from lightning_practices.ensembles._ensemble import Ensemble
-from lightning_practices.ensembles._monte_carlo_dropout import (
-    MonteCarloPrediction,
-    monte_carlo_dropout,
-)
+from lightning_practices.ensembles._monte_carlo_dropout import monte_carlo_dropout
+from lightning_practices.ensembles._prediction import MonteCarloPrediction
+from lightning_practices.ensembles._vote import Outputs, Task, Vote
 
-__all__ = ["Ensemble", "MonteCarloPrediction", "monte_carlo_dropout"]
+__all__ = ["Ensemble", "MonteCarloPrediction", "Outputs", "Task", "Vote", "monte_carlo_dropout"]

@@ -2,24 +2,29 @@
 
 from collections.abc import Iterable
 from copy import deepcopy
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_practices.ensembles._monte_carlo_dropout import MonteCarloPrediction, _Summary
-from lightning_practices.ensembles._stacked import StackedModels, difference, has_convolutions
+from lightning_practices.ensembles._prediction import MonteCarloPrediction, Summary
+from lightning_practices.ensembles._vectorized import (
+    VectorizedModels,
+    difference,
+    has_convolutions,
+)
 from lightning_practices.ensembles._vote import (
     Outputs,
     Task,
+    Vote,
     logits_of,
     mean_logits,
     probabilities_of,
     shares_of_votes,
 )
 
-_ONE_BY_ONE = ("cpu",)  # devices where running members stacked doesn't pay
+_ONE_BY_ONE = ("cpu",)  # devices where vectorized members are slower
 
 
 class Ensemble(nn.Module):
@@ -44,12 +49,13 @@ class Ensemble(nn.Module):
     running statistics and nothing drops. Gradients reach the input. Half precision is averaged in
     float32.
 
-    **How members run**: one by one, or stacked, by one ``torch.func.vmap`` over the weights of
-    all: fewer, larger kernels. For that they have to differ in the values of parameters and buffers
-    alone, and no forward may look at a tensor's values. By default members on the CPU run one by
-    one, which is faster there unless they are many and tiny. Elsewhere they are stacked if they can
-    be and have no convolutions, of which ``vmap`` makes grouped ones. Compiled, members always run
-    one by one. ``repr`` says how they do, and why.
+    **How members run**: one by one, or vectorized, which is one ``torch.func.vmap`` over the
+    stacked weights of all members: fewer and larger kernels. Vectorized members may differ only in
+    the values of their parameters and buffers, and no forward may branch on a tensor's values. By
+    default members on the CPU run one by one, which is faster there unless they are many and tiny.
+    On other devices they run vectorized if they can and have no convolutions, which ``vmap`` turns
+    into grouped ones. Under ``torch.compile`` members always run one by one. ``repr`` says how they
+    run, and why.
 
     Sources: lectures S0, S1 and S3; Lakshminarayanan et al., 2017, *Simple and Scalable Predictive
     Uncertainty Estimation using Deep Ensembles*, arXiv:1612.01474.
@@ -63,7 +69,7 @@ class Ensemble(nn.Module):
             sigmoid. ``"regression"`` has neither.
         vote: ``"soft"``: the mean of probabilities, or of values. ``"hard"``: each member votes for
             one class, in ``"binary"`` for yes if that has more than 1/2.
-        stacked: Whether members run stacked. Default: as said above.
+        vectorize: Whether members run vectorized. Default: see above.
 
     Attributes:
         members: The copies, an ``nn.ModuleList``.
@@ -71,8 +77,8 @@ class Ensemble(nn.Module):
     Raises:
         TypeError: If a member is no module. On a call, if one doesn't return a tensor of floating
             dtype.
-        ValueError: If an argument is none of the above, or ``stacked`` members differ. On a call,
-            if the shape of what is returned doesn't fit.
+        ValueError: If there are no members, an argument is none of its values above, or members
+            differ in spite of ``vectorize=True``. On a call, if the shape of an output doesn't fit.
     """
 
     def __init__(
@@ -81,8 +87,8 @@ class Ensemble(nn.Module):
         *,
         task: Task,
         outputs: Outputs = "logits",
-        vote: Literal["soft", "hard"] = "soft",
-        stacked: bool | None = None,
+        vote: Vote = "soft",
+        vectorize: bool | None = None,
     ) -> None:
         super().__init__()
         given = list(members)
@@ -90,14 +96,14 @@ class Ensemble(nn.Module):
         self.task: Task = task
         self.outputs: Outputs = outputs
         self.vote = vote
-        self.stacked = stacked
+        self.vectorize = vectorize
         # One by one: a tensor that given models share can't be in two places of a stack.
         self.members = nn.ModuleList(deepcopy(member) for member in given)
         self.members.requires_grad_(False).eval()
         self._obstacle = difference(self.members)  # type: ignore[arg-type]
-        if stacked and self._obstacle:
-            raise ValueError(f"stacked=True, but {self._obstacle}: leave stacked=None")
-        self._stack = StackedModels(self.members)  # type: ignore[arg-type]
+        if vectorize and self._obstacle:
+            raise ValueError(f"vectorize=True, but {self._obstacle}: leave vectorize=None")
+        self._vectorized = VectorizedModels(self.members)  # type: ignore[arg-type]
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -142,7 +148,7 @@ class Ensemble(nn.Module):
             raise ValueError("a spread takes two members at least, but there is one: call it")
         with torch.no_grad():
             outputs = self._outputs(args, kwargs)
-            summary = _Summary(self.task)
+            summary = Summary(self.task)
             summary.add(logits_of(outputs, self.task, self.outputs))
             return summary.result()
 
@@ -155,14 +161,14 @@ class Ensemble(nn.Module):
     @override
     def extra_repr(self) -> str:
         reason = self._reason()
-        way = f"run one by one, for {reason}" if reason else "run stacked"
+        way = f"run one by one, for {reason}" if reason else "run vectorized"
         return f"task={self.task!r}, outputs={self.outputs!r}, vote={self.vote!r}, {way}"
 
     def _reason(self) -> str | None:
         """Say why members run one by one, if they do."""
-        if self.stacked is False:
-            return "stacked=False"
-        if self.stacked is None:
+        if self.vectorize is False:
+            return "vectorize=False"
+        if self.vectorize is None:
             if self._obstacle:
                 return self._obstacle
             tensor = next(self.members.parameters(), None)
@@ -177,9 +183,9 @@ class Ensemble(nn.Module):
         if torch.compiler.is_compiling() or self._reason():
             return self._looped(args, kwargs)
         try:
-            outputs = self._stack(*args, **kwargs)
+            outputs = self._vectorized(*args, **kwargs)
         except Exception as error:
-            if self.stacked:
+            if self.vectorize:
                 raise
             looped = self._looped(args, kwargs)  # raises in turn if that was no fault of vmap's
             self._obstacle = f"vmap can't run them ({type(error).__name__})"
@@ -221,7 +227,7 @@ def _check(members: list[Any], task: str, outputs: str, vote: str) -> None:
     for name, got, known in (
         ("task", task, get_args(Task)),
         ("outputs", outputs, get_args(Outputs)),
-        ("vote", vote, ("soft", "hard")),
+        ("vote", vote, get_args(Vote)),
     ):
         if got not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got!r}")

@@ -3,40 +3,21 @@
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lightning_practices.ensembles._prediction import MonteCarloPrediction, Summary
 from lightning_practices.ensembles._shared_masks import SharedMasks
-
-_TASKS = ("binary", "multiclass", "regression")
-
-
-class MonteCarloPrediction(NamedTuple):
-    """What several stochastic passes over a batch say together, in float32 or better.
-
-    Attributes:
-        mean: Over the passes: of the probabilities, of the outputs for ``"regression"``. Its shape
-            is the output's.
-        std: Standard deviation over the passes of the same, unbiased (divided by passes - 1).
-        entropy: Of the mean probabilities, in nats: how uncertain the prediction is. ``None`` for
-            ``"regression"``. Its shape is the output's, without the classes for ``"multiclass"``.
-        mutual_information: The part of the entropy due to the weights, in nats, which more data
-            would lower: 0 where all passes agree, however undecided each is. As the entropy.
-    """
-
-    mean: Tensor
-    std: Tensor
-    entropy: Tensor | None
-    mutual_information: Tensor | None
+from lightning_practices.ensembles._vote import Task
 
 
 def monte_carlo_dropout(
     model: nn.Module,
     batch: Any,
     *,
-    task: Literal["binary", "multiclass", "regression"],
+    task: Task,
     passes: int = 30,
     seed: int = 0,
     max_batch_size: int | None = None,
@@ -93,7 +74,7 @@ def monte_carlo_dropout(
     _check(model, task, passes, max_batch_size)
     size = _size(batch)
     masks = SharedMasks(model, seed, size)
-    summary = _Summary(task)
+    summary = Summary(task)
     at_once = max(1, min(passes, (max_batch_size or size) // size))
     _run(forward or model, batch, masks, summary, passes, at_once)
     _report_unreached(masks.layers, masks.calls)
@@ -105,7 +86,7 @@ def _run(
     forward: Callable[[Any], Tensor],
     batch: Any,
     masks: SharedMasks,
-    summary: "_Summary",
+    summary: Summary,
     passes: int,
     at_once: int,
 ) -> None:
@@ -125,48 +106,6 @@ def _run(
             else:
                 _check_outputs(outputs, summary.task, count * masks.size)
                 summary.add(outputs.reshape(count, masks.size, *outputs.shape[1:]))
-
-
-class _Summary:
-    """Mean and variance over passes by Welford's updates, and the mean of their entropies."""
-
-    def __init__(self, task: str) -> None:
-        self.task = task
-        self.passes = 0
-        self._mean = self._squares = self._entropy = torch.zeros(())
-
-    def add(self, outputs: Tensor) -> None:
-        """Count the passes in dimension 0."""
-        for output in outputs.to(torch.promote_types(outputs.dtype, torch.float32)):
-            values = self._probabilities(output)
-            self.passes += 1
-            delta = values - self._mean
-            self._mean = self._mean + delta / self.passes
-            self._squares = self._squares + delta * (values - self._mean)
-            if self.task != "regression":
-                self._entropy = self._entropy + _entropy(values)
-
-    def result(self) -> MonteCarloPrediction:
-        mean, std = self._mean, (self._squares / (self.passes - 1)).sqrt()
-        if self.task == "regression":
-            return MonteCarloPrediction(mean, std, None, None)
-        entropy = _entropy(mean)
-        information = (entropy - self._entropy / self.passes).clamp_min(0)  # but for rounding
-        if self.task == "binary":
-            mean, std = mean[:, 1], std[:, 1]
-        return MonteCarloPrediction(mean, std, entropy, information)
-
-    def _probabilities(self, output: Tensor) -> Tensor:
-        if self.task == "multiclass":
-            return output.softmax(1)
-        if self.task == "binary":  # as two classes; 1 - p would lose what is small
-            return torch.stack([-output, output], dim=1).sigmoid()
-        return output
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(probabilities).sum(1)  # 0 where a probability is
-    return entropy
 
 
 def _report_unreached(layers: dict[str, nn.Module], calls: Counter[str]) -> None:
@@ -225,8 +164,8 @@ def _repeated(batch: Any, count: int, size: int) -> Any:
 def _check(model: object, task: str, passes: int, max_batch_size: int | None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: {model!r}")
-    if task not in _TASKS:
-        raise ValueError(f"task must be one of {', '.join(map(repr, _TASKS))}, got {task!r}")
+    if task not in (known := get_args(Task)):
+        raise ValueError(f"task must be one of {', '.join(map(repr, known))}, got {task!r}")
     if passes < 2:
         raise ValueError(f"passes must be at least 2, to have a standard deviation, got {passes}")
     if max_batch_size is not None and max_batch_size < 1:

@@ -1,4 +1,4 @@
-"""What the outputs of several models say together; the models are in dimension 0."""
+"""Combine the outputs of several models, which are stacked in dimension 0."""
 
 import math
 from typing import Literal
@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 Task = Literal["binary", "multiclass", "regression"]
 Outputs = Literal["logits", "probabilities"]
+Vote = Literal["soft", "hard"]
 
 
 def probabilities_of(outputs: Tensor, task: Task, kind: Outputs) -> Tensor:

@@ -4,17 +4,16 @@ import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
+from lightning_practices._batches import input_of
 from lightning_practices._twin import reject_twin
-from lightning_practices.ensembles import Ensemble, MonteCarloPrediction
-from lightning_practices.ensembles._vote import Outputs, Task
-from lightning_practices.surgery._recalibrate import input_of
+from lightning_practices.ensembles import Ensemble, MonteCarloPrediction, Outputs, Task, Vote
 
 
 class LightningEnsemble(LightningModule):
@@ -45,7 +44,7 @@ class LightningEnsemble(LightningModule):
         task: See :class:`~lightning_practices.ensembles.Ensemble`, as of the others.
         outputs: Whether members return ``"logits"`` or ``"probabilities"``.
         vote: ``"soft"`` or ``"hard"``.
-        stacked: Whether members run stacked.
+        vectorize: Whether members run vectorized.
 
     Attributes:
         ensemble: The ensemble.
@@ -66,8 +65,8 @@ class LightningEnsemble(LightningModule):
         *,
         task: Task,
         outputs: Outputs = "logits",
-        vote: Literal["soft", "hard"] = "soft",
-        stacked: bool | None = None,
+        vote: Vote = "soft",
+        vectorize: bool | None = None,
     ) -> None:
         super().__init__()
         built = [_built(one) if isinstance(one, Mapping) else one for one in members]
@@ -76,7 +75,7 @@ class LightningEnsemble(LightningModule):
             "task": task,
             "outputs": outputs,
             "vote": vote,
-            "stacked": stacked,
+            "vectorize": vectorize,
         }
         self.ensemble = Ensemble(built, **options)
         self.save_hyperparameters({"members": [_described(one) for one in built], **options})
@@ -89,8 +88,8 @@ class LightningEnsemble(LightningModule):
         *,
         task: Task,
         outputs: Outputs = "logits",
-        vote: Literal["soft", "hard"] = "soft",
-        stacked: bool | None = None,
+        vote: Vote = "soft",
+        vectorize: bool | None = None,
         **kwargs: Any,
     ) -> Self:
         """Return the ensemble of the modules in checkpoints, loaded to the CPU by weights only.
@@ -101,7 +100,7 @@ class LightningEnsemble(LightningModule):
             task: As of the class.
             outputs: As of the class.
             vote: As of the class.
-            stacked: As of the class.
+            vectorize: As of the class.
             **kwargs: Passed on to ``module_class.load_from_checkpoint``: arguments that a
                 checkpoint doesn't hold.
         """
@@ -109,7 +108,7 @@ class LightningEnsemble(LightningModule):
             module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
             for path in paths
         ]
-        return cls(members, task=task, outputs=outputs, vote=vote, stacked=stacked)
+        return cls(members, task=task, outputs=outputs, vote=vote, vectorize=vectorize)
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

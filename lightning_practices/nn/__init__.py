@@ -23,6 +23,7 @@ from lightning_practices.nn._label_smoothing import (
 from lightning_practices.nn._layer_norm import LayerNorm
 from lightning_practices.nn._layer_norm2d import LayerNorm2d
 from lightning_practices.nn._rms_norm import RMSNorm
+from lightning_practices.nn._scheduled_rate import ScheduledRate
 from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
 from lightning_practices.nn._transformer import TransformerDecoderLayer, TransformerEncoderLayer
@@ -52,6 +53,7 @@ __all__ = [
     "LayerNorm",
     "LayerNorm2d",
     "RMSNorm",
+    "ScheduledRate",
     "StochasticDepth",
     "SyncBatchNorm",
     "TransformerDecoderLayer",

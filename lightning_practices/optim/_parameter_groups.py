@@ -11,9 +11,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lightning_practices._layers import NORMS
 from lightning_practices._names import plain_name
 from lightning_practices.surgery import blocks
-from lightning_practices.surgery._blocks.layers import NORMS
 
 KINDS = ("norm", "bias", "embedding")
 """The kinds of parameters that are neither decayed nor penalised by default."""

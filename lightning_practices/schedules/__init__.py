@@ -1,6 +1,11 @@
 """Schedules: values that change in the course of training, in any training loop."""
 
-from lightning_practices.schedules._drop_rate import DropRate, drop_rate_factor
+from lightning_practices.schedules._drop_rate import (
+    DropLayers,
+    DropRate,
+    DropSchedule,
+    drop_rate_factor,
+)
 from lightning_practices.schedules._learning_rate import (
     Factor,
     cosine_decay,
@@ -17,7 +22,9 @@ from lightning_practices.schedules._learning_rate import (
 )
 
 __all__ = [
+    "DropLayers",
     "DropRate",
+    "DropSchedule",
     "Factor",
     "cosine_decay",
     "cosine_restarts",

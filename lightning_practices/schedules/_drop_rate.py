@@ -10,12 +10,11 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision import ops
 
-from lightning_practices._names import plain_name
-from lightning_practices.nn._scheduled_rate import ScheduledRate
-from lightning_practices.surgery._fuse.fuse import _named
+from lightning_practices._names import modules_with_names, plain_name
+from lightning_practices.nn import ScheduledRate
 
-Schedule = Literal["linear", "cosine", "early", "early_linear", "late"]
-Layers = type[nn.Module] | str | Sequence[type[nn.Module] | str]
+DropSchedule = Literal["linear", "cosine", "early", "early_linear", "late"]
+DropLayers = type[nn.Module] | str | Sequence[type[nn.Module] | str]
 
 # From the progress, 0 at the start and 1 at the end of the schedule, to a factor in [0, 1].
 _SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -29,7 +28,7 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
 _SHOWN = 10  # layers that an error names
 
 
-def drop_rate_factor(schedule: Schedule, progress: float) -> float:
+def drop_rate_factor(schedule: DropSchedule, progress: float) -> float:
     r"""Return which share of its own rate a layer has at ``progress`` :math:`t` of a schedule.
 
     ================  =========================================  ==============================
@@ -78,7 +77,7 @@ class DropRate:
     argument of torch's function and no layer: it stays as it is.
 
     The layers of this package are told by
-    :meth:`~lightning_practices.nn._scheduled_rate.ScheduledRate.schedule_rate`, so that a compiled
+    :meth:`~lightning_practices.nn.ScheduledRate.schedule_rate`, so that a compiled
     model is not compiled again; torch's and others' are, at each change. Make it before the model
     is compiled or run. ::
 
@@ -107,13 +106,13 @@ class DropRate:
     def __init__(
         self,
         model: nn.Module,
-        schedule: Schedule = "linear",
+        schedule: DropSchedule = "linear",
         *,
-        layers: Layers | None = None,
+        layers: DropLayers | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         check_schedule(schedule)
-        self.schedule: Schedule = schedule
+        self.schedule: DropSchedule = schedule
         self.factor = 1.0
         self._layers = _choose(model, layers)
         self.rates = {name: _rate(layer) for name, layer in self._layers.items()}
@@ -159,11 +158,11 @@ def _rate(layer: nn.Module) -> float:
     return rate
 
 
-def _choose(model: nn.Module, layers: Layers | None) -> dict[str, nn.Module]:
+def _choose(model: nn.Module, layers: DropLayers | None) -> dict[str, nn.Module]:
     """Return the layers that drop and are wanted, each once, by the first of its names."""
     dropping = {
         tuple(plain_name(name) for name in names): layer
-        for layer, names in _named(model)
+        for layer, names in modules_with_names(model)
         if _rate(layer) > 0
     }
     if isinstance(layers, str) or not isinstance(layers, Sequence):

@@ -10,8 +10,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import parametrize as torchs
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 
-from lightning_practices.surgery._blocks.block import Block
-from lightning_practices.surgery._blocks.names import check_module, found, module_name
+from lightning_practices._names import check_module, module_name
+from lightning_practices.surgery._blocks import Block, found
 
 Parametrization = Literal["weight", "spectral"]
 _LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)

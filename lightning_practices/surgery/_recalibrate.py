@@ -11,8 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from typing_extensions import override
 
+from lightning_practices._batches import input_of
+from lightning_practices._names import modules_with_names
 from lightning_practices.nn import SyncBatchNorm
-from lightning_practices.surgery._fuse.fuse import _named
 
 _SYNCHRONISED = (nn.SyncBatchNorm, SyncBatchNorm)
 
@@ -91,26 +92,10 @@ def recalibrate_batch_norm(
     return tuple(name for name, count in zip(named, counts, strict=True) if count)
 
 
-def input_of(batch: Any) -> Tensor:
-    """Return what a model takes of ``batch``, where nobody has said it.
-
-    Raises:
-        TypeError: If that is not a tensor.
-    """
-    first = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    if not isinstance(first, Tensor):
-        within = "" if first is batch else f" that begins with {type(first).__name__}"
-        raise TypeError(
-            f"got a batch of type {type(batch).__name__}{within}, of which it isn't known what the"
-            " model takes: say it, as in forward=lambda model, batch: model(batch['image'])"
-        )
-    return first
-
-
 def _to_recompute(model: nn.Module) -> dict[str, _BatchNorm]:
     layers = {
         names[0]: module
-        for module, names in _named(model)
+        for module, names in modules_with_names(model)
         if isinstance(module, _BatchNorm)
         and module.track_running_stats
         and all(buffer is not None for buffer in _buffers(module))

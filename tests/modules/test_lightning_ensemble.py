@@ -177,14 +177,14 @@ def test_a_subclass_reads_batches_of_another_kind() -> None:
 @pytest.mark.parametrize("make", [Net, Stopping, Fewer, Outer.Inner])
 def test_it_is_saved_and_loaded_as_one(make: Any, tmp_path: Path) -> None:
     models = [*trained(2, make, width=5), *trained(1, make, width=7, activation="tanh")]
-    module = LightningEnsemble(models, task="multiclass", vote="hard", stacked=False)
+    module = LightningEnsemble(models, task="multiclass", vote="hard", vectorize=False)
     trainer = trainer_of()
     trainer.test(module, loader(), verbose=False)
     trainer.save_checkpoint(tmp_path / "ensemble.ckpt")
     loaded = LightningEnsemble.load_from_checkpoint(tmp_path / "ensemble.ckpt", weights_only=True)
     assert same(state_of(loaded), state_of(module))
     assert repr(loaded.ensemble) == repr(module.ensemble)
-    assert "vote='hard', run one by one, for stacked=False" in repr(loaded)
+    assert "vote='hard', run one by one, for vectorize=False" in repr(loaded)
     assert [type(member) for member in loaded.ensemble.members] == 3 * [make]
     x, _ = data()
     assert torch.equal(loaded(x), module(x))

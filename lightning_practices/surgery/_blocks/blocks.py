@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
-from lightning_practices._names import plain_name
+from lightning_practices._names import check_module, module_name, plain_name
 from lightning_practices.surgery._blocks.block import Block
 from lightning_practices.surgery._blocks.layers import layers_of
 from lightning_practices.surgery._blocks.modules import modules_by_block
-from lightning_practices.surgery._blocks.names import check_module, is_within, module_name, unknown
+from lightning_practices.surgery._blocks.names import is_within, unknown
 from lightning_practices.surgery._blocks.table import Blocks
 
 REST, WHOLE = "rest", "model"  # what blocks are called that have no name of their own

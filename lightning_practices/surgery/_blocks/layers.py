@@ -7,7 +7,6 @@ from typing import Any
 
 import torchvision
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.densenet import _DenseBlock
 from torchvision.models.googlenet import InceptionAux as GoogLeNetAux
@@ -15,11 +14,10 @@ from torchvision.models.inception import InceptionAux
 from torchvision.models.maxvit import MaxVitBlock
 from torchvision.models.vision_transformer import Encoder
 
+from lightning_practices._layers import NORMS
 from lightning_practices.surgery._fuse import fold as _fold
 
 Layer = list[nn.Parameter]
-
-NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 # Of torchvision: whole networks, what in them is a sequence of layers, and further heads.
 _NETWORKS: tuple[type[nn.Module], ...] = tuple(

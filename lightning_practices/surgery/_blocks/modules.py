@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from torch import nn
 
-from lightning_practices.surgery._blocks.names import module_name
+from lightning_practices._names import module_name
 
 
 def modules_by_block(

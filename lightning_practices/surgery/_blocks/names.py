@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from lightning_practices._names import plain_name
+from lightning_practices._names import check_module, module_name, plain_name
 from lightning_practices.surgery._blocks.block import Block
 
 _SHOWN = 5  # names in an error
@@ -46,11 +46,6 @@ def found(
     return chosen, alone
 
 
-def module_name(name: str) -> str:
-    """Return the name of a module without what torch's wrappers put into it."""
-    return plain_name(f"{name}.").removesuffix(".")
-
-
 def is_within(name: str, module: str) -> bool:
     """Return whether ``name`` is that of ``module`` or of something in it."""
     return module in ("", name) or name.startswith(f"{module}.")
@@ -63,16 +58,6 @@ def unknown(name: str, there: Sequence[str]) -> str:
         return f"no module or parameter is called {name!r}; near it: {', '.join(map(repr, near))}"
     first = [known for known in dict.fromkeys(there) if known and "." not in known][:_SHOWN]
     return f"no module or parameter is called {name!r}; there are: {', '.join(map(repr, first))}"
-
-
-def check_module(model: nn.Module) -> None:
-    """Refuse what is not a module.
-
-    Raises:
-        TypeError: If it isn't.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: {model!r}")
 
 
 def names_of(where: Iterable[str | Block]) -> list[str]:

@@ -7,10 +7,10 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from lightning_practices._names import plain_name
+from lightning_practices._names import module_name, plain_name
 from lightning_practices._tables import as_text
 from lightning_practices.surgery._blocks.block import Block
-from lightning_practices.surgery._blocks.names import is_within, module_name, unknown
+from lightning_practices.surgery._blocks.names import is_within, unknown
 
 
 class Blocks(Sequence[Block]):

@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 from torchvision import ops
 from torchvision.models import convnext, vision_transformer
 
+from lightning_practices._names import modules_with_names
 from lightning_practices.nn import (
     AlphaDropout,
     BatchNorm1d,
@@ -32,12 +33,12 @@ from lightning_practices.nn import (
     LayerNorm,
     LayerNorm2d,
     RMSNorm,
+    ScheduledRate,
     StochasticDepth,
     SyncBatchNorm,
     TransformerDecoderLayer,
     TransformerEncoderLayer,
 )
-from lightning_practices.nn._scheduled_rate import ScheduledRate
 from lightning_practices.surgery._fuse import fold as _fold
 from lightning_practices.surgery._fuse import timm as _timm
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
@@ -126,7 +127,7 @@ def fuse(model: nn.Module) -> Report:
     report = Report()
     plan: list[tuple[nn.Module, type, type]] = []
     fused: dict[nn.Module, type] = {}
-    modules = dict(_named(model))
+    modules = dict(modules_with_names(model))
     for module, names in modules.items():
         original = type_before_parametrizations(module)
         if isinstance(module, tuple(_twins().values())):
@@ -201,7 +202,7 @@ def unfuse(model: nn.Module) -> Report:
     """
     report = Report()
     plan: list[tuple[nn.Module, type]] = []
-    for module, names in _named(model):
+    for module, names in modules_with_names(model):
         now = type_before_parametrizations(module)
         if folds := _fold.folds_of(now):
             plan.append((module, _with_base(module, folds.original)))
@@ -221,17 +222,6 @@ def unfuse(model: nn.Module) -> Report:
         _set_class(module, cls)
         module.__dict__.pop(_MARK, None)
     return report
-
-
-def _named(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:
-    """Yield each module of ``model`` once, with all of its names."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: {model!r}")
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    for module, its_names in names.items():
-        yield module, tuple(its_names)
 
 
 def _kind(module: nn.Module) -> type | None:

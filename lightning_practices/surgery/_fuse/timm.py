@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 import lightning_kernels
 from lightning_practices import nn as fused  # no layer by its name: the twins have those
-from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 _NORMALISER = 1e-7  # timm's, beside the number of kept elements
 _NORMS: dict[str, Any] = {
@@ -86,4 +85,4 @@ def _norm(layers: ModuleType, name: str) -> type[nn.Module]:
 
 def _twin(name: str, base: type, forward: Any) -> type[nn.Module]:
     members = {"forward": forward, "rate_name": "drop_prob", "__module__": __name__}
-    return type(name, (ScheduledRate, base), members)
+    return type(name, (fused.ScheduledRate, base), members)

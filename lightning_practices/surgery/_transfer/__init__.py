@@ -1,1 +1,24 @@
-"""Changes to a pretrained model: frozen parts, heads, tops, shared layers, inputs."""
+"""Changes to a pretrained model for transfer learning.
+
+- ``freeze``: freeze parts of a model, and unfreeze them.
+- ``input_transform``: the transform of images that pretrained weights need.
+- ``remove_top_blocks``: remove the top hidden blocks.
+- ``replace_head``: replace the layer that outputs the classes; a fixed feature extractor.
+- ``share_layers``: let two models share layers.
+"""
+
+from lightning_practices.surgery._transfer.freeze import freeze, unfreeze
+from lightning_practices.surgery._transfer.input_transform import input_transform
+from lightning_practices.surgery._transfer.remove_top_blocks import remove_top_blocks
+from lightning_practices.surgery._transfer.replace_head import feature_extractor, replace_head
+from lightning_practices.surgery._transfer.share_layers import share_layers
+
+__all__ = [
+    "feature_extractor",
+    "freeze",
+    "input_transform",
+    "remove_top_blocks",
+    "replace_head",
+    "share_layers",
+    "unfreeze",
+]

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_practices.surgery._blocks.block import Block
-from lightning_practices.surgery._blocks.names import found
+from lightning_practices.surgery._blocks import Block, found
 
 # Both in the ``__dict__`` of a module, which deepcopy and pickle carry and ``state_dict`` doesn't.
 _HOLD = "train"  # in the place of the method

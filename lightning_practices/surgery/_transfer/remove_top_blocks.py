@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_practices.surgery._blocks.block import Block
-from lightning_practices.surgery._blocks.blocks import blocks
-from lightning_practices.surgery._blocks.layers import is_list, is_scale
+from lightning_practices.surgery._blocks import Block, blocks, is_list, is_scale
 from lightning_practices.surgery._transfer.replace_head import (
     Output,
     inputs_of,

@@ -6,9 +6,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
-from lightning_practices.surgery._blocks.blocks import blocks
-from lightning_practices.surgery._blocks.layers import AUXILIARY
-from lightning_practices.surgery._blocks.names import is_within
+from lightning_practices.surgery._blocks import AUXILIARY, blocks, is_within
 from lightning_practices.surgery._transfer.freeze import freeze
 
 Output = nn.Linear | nn.Conv2d

@@ -5,8 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_practices.surgery._blocks.block import Block
-from lightning_practices.surgery._blocks.names import found, is_within, names_of
+from lightning_practices.surgery._blocks import Block, found, is_within, names_of
 
 Shared = nn.Module | nn.Parameter
 

@@ -1,4 +1,4 @@
-"""Members that run stacked: the same as one by one, whatever happens to them in between."""
+"""Members that run vectorized: the same as one by one, whatever happens to them in between."""
 
 import copy
 import io
@@ -25,27 +25,29 @@ def net(width: int = 8, rate: float = 0.5) -> nn.Sequential:
     return model
 
 
-def pair(stacked: bool = True, **options: Any) -> tuple[Ensemble, Ensemble]:
-    """Return the same ensemble twice: stacked, or as by default, and one by one."""
+def pair(vectorized: bool = True, **options: Any) -> tuple[Ensemble, Ensemble]:
+    """Return the same ensemble twice: vectorized, or by default, and one by one."""
     members = options.pop("members", None) or [net() for _ in range(4)]
-    how = True if stacked else None
+    how = True if vectorized else None
     options = {"task": "multiclass", **options}
-    return Ensemble(members, stacked=how, **options), Ensemble(members, stacked=False, **options)
+    return Ensemble(members, vectorize=how, **options), Ensemble(
+        members, vectorize=False, **options
+    )
 
 
 def assert_same(ours: Ensemble, theirs: Ensemble, x: Tensor = X) -> None:
     """Both are float64: they differ by the rounding of batched products."""
-    assert_runs_stacked(ours)
+    assert_runs_vectorized(ours)
     for call in ("forward", "logits"):
         got, expected = getattr(ours, call)(x), getattr(theirs, call)(x)
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-13)
 
 
-def assert_runs_stacked(ensemble: Ensemble) -> None:
+def assert_runs_vectorized(ensemble: Ensemble) -> None:
     def fail(*_: Any) -> None:
         raise AssertionError("ran one by one")
 
-    assert "run stacked" in repr(ensemble)
+    assert "run vectorized" in repr(ensemble)
     ensemble.__dict__["_looped"] = fail
     ensemble(X.to(next(ensemble.parameters()).dtype))
     del ensemble.__dict__["_looped"]
@@ -79,11 +81,11 @@ def images() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("make", [net, lambda: Attentive().double(), images])
-def test_stacked_is_the_same(make: Callable[[], nn.Module]) -> None:
+def test_vectorized_is_the_same(make: Callable[[], nn.Module]) -> None:
     ours, theirs = pair(members=[make() for _ in range(4)])
     assert_same(ours, theirs)
     hard = [
-        Ensemble(ours.members, task="multiclass", vote="hard", stacked=s) for s in (True, False)
+        Ensemble(ours.members, task="multiclass", vote="hard", vectorize=s) for s in (True, False)
     ]
     assert torch.equal(hard[0](X), hard[1](X))
     for a, b in zip(ours.predict(X), theirs.predict(X), strict=True):
@@ -100,9 +102,9 @@ def test_there_is_one_copy_of_the_weights_and_the_state_stays_as_it_was() -> Non
         assert torch.equal(value, theirs.state_dict()[name])
     weights = [member[0].weight for member in ours.members]  # type: ignore[index]
     assert len({weight.untyped_storage().data_ptr() for weight in weights}) == 1
-    stack = ours._stack._state
+    stack = ours._vectorized._state
     ours(X)
-    assert ours._stack._state is stack  # not stacked anew
+    assert ours._vectorized._state is stack  # not stacked anew
 
 
 def test_changes_of_members_are_seen() -> None:
@@ -118,7 +120,7 @@ def test_changes_of_members_are_seen() -> None:
         assert not torch.equal(ours(x), before)
         tolerance = 1e-12 if x.dtype == torch.float64 else 1e-5
         torch.testing.assert_close(ours(x), theirs(x), rtol=tolerance, atol=tolerance)
-        assert_runs_stacked(ours)
+        assert_runs_vectorized(ours)
 
     state = Ensemble([net() for _ in range(4)], task="multiclass").state_dict()
     other = {name: 2 * value for name, value in state.items()}
@@ -142,7 +144,7 @@ def test_copies_and_pickles_have_weights_of_their_own() -> None:
     assert file.tell() < 1.1 * other.tell()  # the weights once
     file.seek(0)
     for twin in (copy.deepcopy(ours), torch.load(file, weights_only=False)):
-        assert not twin._stack._state[0]
+        assert not twin._vectorized._state[0]
         assert_same(twin, theirs)
         for p in twin.parameters():
             p.zero_()
@@ -217,8 +219,8 @@ def _tied() -> nn.Module:
     ],
 )
 def test_what_is_not_alike_runs_one_by_one(members: list[nn.Module], match: str) -> None:
-    with pytest.raises(ValueError, match=f"stacked=True, but .*{match}.*leave stacked=None"):
-        Ensemble(members, task="multiclass", stacked=True)
+    with pytest.raises(ValueError, match=f"vectorize=True, but .*{match}.*leave vectorize=None"):
+        Ensemble(members, task="multiclass", vectorize=True)
     ensemble = Ensemble(members, task="multiclass")
     assert "run one by one, for " in repr(ensemble)
 
@@ -240,17 +242,17 @@ def test_weights_of_a_tensor_subclass_run_one_by_one() -> None:
     for model in models:
         model.weight = Subclass(model.weight.detach())
     with pytest.raises(ValueError, match="'weight' is a Subclass, which isn't stacked"):
-        Ensemble(models, task="multiclass", stacked=True)
+        Ensemble(models, task="multiclass", vectorize=True)
 
 
 # By default.
 
 
 def test_on_the_cpu_members_run_one_by_one() -> None:
-    ensemble, theirs = pair(stacked=False)
+    ensemble, theirs = pair(vectorized=False)
     assert "run one by one, for that is faster on the CPU" in repr(ensemble)
     assert torch.equal(ensemble(X), theirs(X))
-    assert "run one by one, for stacked=False" in repr(theirs)
+    assert "run one by one, for vectorize=False" in repr(theirs)
 
 
 @pytest.fixture
@@ -259,8 +261,8 @@ def _elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_elsewhere")
-def test_elsewhere_they_run_stacked_if_they_can() -> None:
-    ours, theirs = pair(stacked=False)
+def test_elsewhere_they_run_vectorized_if_they_can() -> None:
+    ours, theirs = pair(vectorized=False)
     assert_same(ours, theirs)
     ensemble = Ensemble([net(), nn.Linear(4, 3).double()], task="multiclass")
     assert "layers differ" in repr(ensemble)
@@ -279,25 +281,25 @@ class Looking(Setting):
 @pytest.mark.usefixtures("_elsewhere")
 def test_what_vmap_refuses_runs_one_by_one() -> None:
     members = [Looking(1) for _ in range(4)]
-    ensemble, theirs = pair(stacked=False, members=members)
-    assert "run stacked" in repr(ensemble)
+    ensemble, theirs = pair(vectorized=False, members=members)
+    assert "run vectorized" in repr(ensemble)
     assert torch.equal(ensemble(X), theirs(X))
     assert "run one by one, for vmap can't run them (RuntimeError)" in repr(ensemble)
     with pytest.raises(RuntimeError, match="vmap"):
-        Ensemble(members, task="multiclass", stacked=True)(X)
+        Ensemble(members, task="multiclass", vectorize=True)(X)
 
 
 @pytest.mark.usefixtures("_elsewhere")
 def test_a_wrong_input_is_not_vmaps_fault() -> None:
-    ensemble, theirs = pair(stacked=False)
+    ensemble, theirs = pair(vectorized=False)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         ensemble(X[:, :3])
     assert_same(ensemble, theirs)
 
 
 @pytest.mark.parametrize("width", [1, 3])
-def test_outputs_are_checked_when_stacked_too(width: int) -> None:
-    ensemble = Ensemble([Setting(1, width) for _ in range(2)], task="multiclass", stacked=True)
+def test_outputs_are_checked_when_vectorized_too(width: int) -> None:
+    ensemble = Ensemble([Setting(1, width) for _ in range(2)], task="multiclass", vectorize=True)
     if width == 1:
         with pytest.raises(ValueError, match=r"C of at least 2, got \(6, 1\)"):
             ensemble(X)
@@ -307,10 +309,10 @@ def test_outputs_are_checked_when_stacked_too(width: int) -> None:
 
 
 @pytest.mark.gpu
-def test_on_a_gpu_they_run_stacked_and_say_the_same(device: str) -> None:
-    ours, theirs = pair(stacked=False)
+def test_on_a_gpu_they_run_vectorized_and_say_the_same(device: str) -> None:
+    ours, theirs = pair(vectorized=False)
     ours.to(device)
-    assert "run stacked" in repr(ours)
+    assert "run vectorized" in repr(ours)
     torch.testing.assert_close(ours(X.to(device)).cpu(), theirs(X), rtol=1e-11, atol=1e-12)
     ours.cpu()
     assert torch.equal(ours(X), theirs(X))

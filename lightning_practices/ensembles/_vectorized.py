@@ -15,7 +15,7 @@ _STATE = {"_parameters", "_buffers", "_modules", "training", "_trainer", "_fabri
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
-class StackedModels:
+class VectorizedModels:
     """Runs models by one ``vmap`` over their stacked parameters and buffers.
 
     The models' own tensors become views of the stacks, so that there is one copy of the weights,

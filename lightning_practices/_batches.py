@@ -1,0 +1,21 @@
+"""The part of a batch that a model takes."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def input_of(batch: Any) -> Tensor:
+    """Return the batch itself if it is a tensor, or the first item of a list or tuple.
+
+    Raises:
+        TypeError: If that is not a tensor.
+    """
+    first = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(first, Tensor):
+        within = "" if first is batch else f" that begins with {type(first).__name__}"
+        raise TypeError(
+            f"got a batch of type {type(batch).__name__}{within}, of which it isn't known what the"
+            " model takes: say it, as in forward=lambda model, batch: model(batch['image'])"
+        )
+    return first
