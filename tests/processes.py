@@ -1,127 +1,166 @@
-"""Processes in a gloo group, for tests of what several compute together."""
+"""Functions called in several processes at once, each a rank of a gloo group.
+
+Each call has processes of its own. They are forked, within milliseconds, from a server that has
+imported torch and Lightning once, so no call sees what another has left behind. A process ends
+when the test run does, even if the test run is killed.
+"""
 
 import multiprocessing
+import os
 import pickle
+import signal
+import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning_utilities.core.rank_zero import rank_zero_only
 
-_COLLECTIVE_SECONDS = 60  # a process that waits in vain for the others raises
-_ANSWER_SECONDS = 150  # starting and importing torch included
+DEADLINE = 900  # seconds: only what hangs takes so long, on a busy machine too
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["pytest", "lightning.pytorch", "lightning_practices.mixins"])
+
+_Ranks = list[tuple[ForkServerProcess, Connection]]
 
 
-class Processes:
-    """Processes that wait for functions to run together, started once for many tests.
+def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Call ``function`` in one process for each tuple of arguments; return the values by rank.
 
-    After a failure all of them are ended, so that none waits for what will not come, and others
-    started for the next call.
+    The processes are the ranks of a gloo group. Lightning takes them for those of its launcher, so
+    a ``Trainer(devices=len(arguments), strategy="ddp")`` fits on all of them. What they print, the
+    calling process prints again, for pytest to capture.
 
     Args:
-        count: How many, each with its rank in a gloo group of all.
+        function: A function of a module, for the processes to import.
+        arguments: The arguments of each rank.
+
+    Raises:
+        RuntimeError: A rank raised or died. The other ranks are ended.
     """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._workers: list[tuple[Any, Connection]] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None  # where they meet
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for _, pipe in self._workers:
-            pipe.send_bytes(b"")
-        for process, _ in self._workers:
-            process.join(_COLLECTIVE_SECONDS)
-        self._end()
-
-    def run(self, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call ``function`` in each process with its own arguments, and return what each returns.
-
-        Args:
-            function: A function of a module, for the processes to import.
-            arguments: For each process, from the first on; for fewer, the others do nothing.
-        """
-        if not self._workers:
-            self._start()
-        chosen = self._workers[: len(arguments)]
-        try:
-            for (_, pipe), given in zip(chosen, arguments, strict=True):
-                pipe.send_bytes(pickle.dumps((function, given)))
-            return _answers([pipe for _, pipe in chosen])
-        except BaseException:
-            self._end()
-            raise
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._folder = tempfile.TemporaryDirectory()
-        store = Path(self._folder.name, "store")
-        for rank in range(self._count):
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_work, args=(rank, self._count, store, theirs), daemon=True
-            )
-            process.start()
-            self._workers.append((process, ours))
-
-    def _end(self) -> None:
-        for process, pipe in self._workers:
-            process.kill()
-            process.join()
-            pipe.close()
-        self._workers.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
-
-
-def _answers(pipes: list[Connection]) -> list[Any]:
-    """Return what each process answers; raise at the first error, whoever else still computes."""
-    values: dict[Connection, Any] = {}
-    while waiting := [pipe for pipe in pipes if pipe not in values]:
-        ready = [pipe for pipe in wait(waiting, _ANSWER_SECONDS) if isinstance(pipe, Connection)]
-        if not ready:
-            raise TimeoutError(f"no process has answered within {_ANSWER_SECONDS} s")
-        for pipe in ready:
+    with _ranks(function, arguments) as ranks:
+        pipes = [pipe for _, pipe in ranks]
+        values: dict[Connection, Any] = {}
+        while waiting := [pipe for pipe in pipes if pipe not in values]:
+            pipe = _first_ready(waiting)
             rank = pipes.index(pipe)
             try:
                 values[pipe], error = pickle.loads(pipe.recv_bytes())
             except EOFError:
-                raise RuntimeError(f"process {rank} has died") from None
+                raise RuntimeError(f"rank {rank} has died: {_exit_code(ranks[rank][0])}") from None
             if error:
-                raise RuntimeError(f"process {rank} raised:\n{error}")
-    return [values[pipe] for pipe in pipes]
+                raise RuntimeError(f"rank {rank} raised:\n{error}")
+        return [values[pipe] for pipe in pipes]
 
 
-def _work(rank: int, count: int, store: Path, pipe: Connection) -> None:
-    """Do what is asked until nothing is."""
+def run_killed(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> None:
+    """Call ``function`` as :func:`run` does. Each rank has to :func:`kill` itself within it.
+
+    The first rank to die takes the others with it, as a power cut would.
+    """
+    with _ranks(function, arguments) as ranks:
+        process_of = {pipe: process for process, pipe in ranks}
+        errors = []
+        while process_of:
+            pipe = _first_ready(list(process_of))
+            process = process_of.pop(pipe)
+            try:
+                value, error = pickle.loads(pipe.recv_bytes())
+            except EOFError:
+                assert _exit_code(process) == -signal.SIGKILL
+                return
+            assert error, f"a rank has returned {value}"
+            errors.append(error)  # it may have lost the connection to one that has died
+        raise AssertionError("\n".join(["no rank has killed itself:", *errors]))
+
+
+def kill(*_: Any) -> None:
+    """End this process as a power cut would: no exception, no hook, no file closed."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def _ranks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[_Ranks]:
+    """Start the ranks; in the end end them, and print what they have printed."""
+    ranks: _Ranks = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        try:
+            for rank, given in enumerate(arguments):
+                ours, theirs = _SERVER.Pipe()
+                call = pickle.dumps((function, given))  # tensors by value
+                process = _SERVER.Process(
+                    target=_work, args=(rank, len(arguments), folder, theirs, call)
+                )
+                process.start()
+                theirs.close()
+                ranks.append((process, ours))
+            yield ranks
+            for process, pipe in ranks:
+                pipe.close()  # all have answered: they may leave the group
+                process.join(DEADLINE)
+        finally:
+            for process, pipe in ranks:
+                process.kill()
+                process.join()
+                pipe.close()
+            for path in sorted(folder.glob("printed by *")):
+                sys.stdout.write(path.read_text(errors="replace"))
+
+
+def _first_ready(pipes: list[Connection]) -> Connection:
+    ready = wait(pipes, DEADLINE)
+    if not ready:
+        raise TimeoutError(f"no rank has answered within {DEADLINE} s")
+    assert isinstance(ready[0], Connection)
+    return ready[0]
+
+
+def _exit_code(process: ForkServerProcess) -> int | None:
+    process.join(DEADLINE)
+    return process.exitcode
+
+
+def _work(rank: int, count: int, folder: Path, pipe: Connection, call: bytes) -> None:
+    """Be one rank: call the function, answer, and stay in the group until all have answered."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    with (folder / f"printed by {rank}").open("wb") as printed:
+        os.dup2(printed.fileno(), 1)
+        os.dup2(printed.fileno(), 2)
+    os.environ.update(LOCAL_RANK=str(rank), CUDA_VISIBLE_DEVICES="", OMP_NUM_THREADS="1")
+    rank_zero_only.rank = rank  # type: ignore[attr-defined]
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
-        init_method=f"file://{store}",
+        init_method=f"file://{folder}/store",
         rank=rank,
         world_size=count,
-        timeout=timedelta(seconds=_COLLECTIVE_SECONDS),
+        timeout=timedelta(seconds=DEADLINE),
     )
-    while message := pipe.recv_bytes():
-        value = error = None
-        try:
-            function, arguments = pickle.loads(message)
-            value = function(*arguments)
-        except Exception:
-            error = traceback.format_exc()
-        pipe.send_bytes(pickle.dumps((value, error)))  # tensors by value
+    value = error = None
+    try:
+        function, arguments = pickle.loads(call)
+        value = function(*arguments)
+    except Exception:
+        error = traceback.format_exc()
+    sys.stdout.flush()
+    pipe.send_bytes(pickle.dumps((value, error)))  # tensors by value
+    with suppress(EOFError):
+        pipe.recv_bytes()
     dist.destroy_process_group()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

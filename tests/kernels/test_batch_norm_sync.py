@@ -1,6 +1,6 @@
 """``batch_norm`` over several processes: the same as one process on the joined batch."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lightning_kernels import batch_norm, route
+from tests import processes
 from tests.kernels.reference import assert_as_right_as_torch, run
-from tests.processes import Processes
 
 LAST = torch.channels_last
 LAYOUTS = [torch.contiguous_format, LAST]
@@ -23,23 +23,6 @@ ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
 }
 SPLITS = [(3, 3), (3, 1), (4, 0), (0, 4), (2, 1, 3), (0, 2, 3), (3, 0, 0)]
-
-
-@pytest.fixture(scope="module")
-def pair() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def trio() -> Iterator[Processes]:
-    with Processes(3) as processes:
-        yield processes
-
-
-@pytest.fixture
-def processes(split: tuple[int, ...], pair: Processes, trio: Processes) -> Processes:
-    return pair if len(split) == 2 else trio
 
 
 def share(
@@ -66,7 +49,6 @@ def share(
 
 
 def shares(
-    processes: Processes,
     split: tuple[int, ...],
     tensors: Sequence[Tensor | None],
     grad: Tensor | None = None,
@@ -86,18 +68,18 @@ def shares(
     return processes.run(share, arguments)
 
 
-def joined(processes: Processes, split: tuple[int, ...], **options: Any) -> Callable[..., Tensor]:
+def joined(split: tuple[int, ...], **options: Any) -> Callable[..., Tensor]:
     """Return what all processes compute together, as a function of x, residual, weight, bias."""
 
     class Joined(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *tensors: Tensor | None) -> Tensor:
             ctx.save_for_backward(*tensors)
-            return torch.cat([part["y"] for part in shares(processes, split, tensors, **options)])
+            return torch.cat([part["y"] for part in shares(split, tensors, **options)])
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-            parts = shares(processes, split, ctx.saved_tensors, grad, **options)
+            parts = shares(split, ctx.saved_tensors, grad, **options)
             x, residual, weight, bias = zip(*(part["grads"] for part in parts), strict=True)
             return (
                 *(None if t[0] is None else torch.cat(t) for t in (x, residual)),
@@ -153,19 +135,18 @@ def test_equals_one_process_on_the_joined_batch(
     split: tuple[int, ...],
     activation: str | None,
     layout: torch.memory_format,
-    processes: Processes,
 ) -> None:
     assert_as_right_as_torch(
-        joined(processes, split, activation=activation),
+        joined(split, activation=activation),
         alone(activation),
         lambda: make((sum(split), 5, 7, 6), layout),
     )
 
 
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-def test_float64_is_exact(split: tuple[int, ...], processes: Processes) -> None:
+def test_float64_is_exact(split: tuple[int, ...]) -> None:
     tensors, grad = make((sum(split), 5, 7, 6), dtype=torch.float64, offset=100.0)
-    mine = run(joined(processes, split, activation="gelu"), tensors, grad)
+    mine = run(joined(split, activation="gelu"), tensors, grad)
     for actual, exact in zip(mine, run(alone("gelu"), tensors, grad), strict=True):
         torch.testing.assert_close(actual, exact, rtol=1e-12, atol=1e-12)
 
@@ -173,49 +154,47 @@ def test_float64_is_exact(split: tuple[int, ...], processes: Processes) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 @pytest.mark.parametrize("split", [(3, 2), (0, 4)], ids=str)
-def test_types(
-    split: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, processes: Processes
-) -> None:
+def test_types(split: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype) -> None:
     assert_as_right_as_torch(
-        joined(processes, split), alone(), lambda: make((sum(split), 5, 7, 6), layout, dtype)
+        joined(split), alone(), lambda: make((sum(split), 5, 7, 6), layout, dtype)
     )
 
 
 @pytest.mark.parametrize("shape", [(5, 70), (5, 6, 13), (5, 3, 2, 3, 4)], ids=str)
-def test_dimensions(shape: tuple[int, ...], pair: Processes) -> None:
-    assert_as_right_as_torch(joined(pair, (3, 2)), alone(), lambda: make(shape))
+def test_dimensions(shape: tuple[int, ...]) -> None:
+    assert_as_right_as_torch(joined((3, 2)), alone(), lambda: make(shape))
 
 
 @pytest.mark.parametrize("residual", [True, False], ids=["residual", "alone"])
 @pytest.mark.parametrize("activation", ["leaky_relu", "elu", "gelu"])
-def test_activations(activation: str, residual: bool, pair: Processes) -> None:
+def test_activations(activation: str, residual: bool) -> None:
     assert_as_right_as_torch(
-        joined(pair, (3, 1), activation=activation),
+        joined((3, 1), activation=activation),
         alone(activation),
         lambda: make((4, 5, 7, 6), present=(residual, True, True)),
     )
 
 
 @pytest.mark.parametrize("present", [(True, False), (False, True), (False, False)], ids=str)
-def test_weight_and_bias_are_optional(present: tuple[bool, bool], pair: Processes) -> None:
+def test_weight_and_bias_are_optional(present: tuple[bool, bool]) -> None:
     assert_as_right_as_torch(
-        joined(pair, (1, 3)), alone(), lambda: make((4, 5, 7, 6), present=(False, *present))
+        joined((1, 3)), alone(), lambda: make((4, 5, 7, 6), present=(False, *present))
     )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_a_large_mean_keeps_the_variance(layout: torch.memory_format, pair: Processes) -> None:
+def test_a_large_mean_keeps_the_variance(layout: torch.memory_format) -> None:
     assert_as_right_as_torch(
-        joined(pair, (4, 0)), alone(), lambda: make((4, 5, 7, 6), layout, offset=1e4)
+        joined((4, 0)), alone(), lambda: make((4, 5, 7, 6), layout, offset=1e4)
     )
 
 
-def test_large_means_of_several_processes(pair: Processes) -> None:
+def test_large_means_of_several_processes() -> None:
     (x, *_), _ = make((4, 64, 5, 4), offset=1e4)
     assert x is not None
     running, right = running_of(64), running_of(64, torch.float64)
     exact = F.batch_norm(x.double(), *right, training=True, momentum=1.0)
-    parts = shares(pair, (3, 1), [x, None, None, None], running=running, momentum=1.0)
+    parts = shares((3, 1), [x, None, None, None], running=running, momentum=1.0)
     # Each process's mean is sent as a float32: half a unit in the last place, as is the joint one,
     # x by the scale and the shift by it. In the variance it counts as a distance between means.
     rounding = torch.finfo(torch.float32).eps / 2 * x.max().item()
@@ -231,10 +210,10 @@ def test_large_means_of_several_processes(pair: Processes) -> None:
             torch.testing.assert_close(actual.double(), wanted, rtol=1e-6, atol=near)
 
 
-def test_one_value_per_channel_in_each_process(pair: Processes) -> None:
+def test_one_value_per_channel_in_each_process() -> None:
     x, grad = torch.randn(2, 64), torch.randn(2, 64)
     x[1] += 3 * x[1].sign() - x[0]  # well apart: two values near another are all rounding
-    parts = shares(pair, (1, 1), [x, None, None, None], grad)
+    parts = shares((1, 1), [x, None, None, None], grad)
     y, grad_x = run(lambda x: alone()(x, None, None, None), [x.double()], grad.double())
     torch.testing.assert_close(torch.cat([part["y"] for part in parts]), y.float())
     torch.testing.assert_close(torch.cat([part["grads"][0] for part in parts]), grad_x.float())
@@ -242,10 +221,10 @@ def test_one_value_per_channel_in_each_process(pair: Processes) -> None:
 
 @pytest.mark.parametrize("momentum", [0.1, 1.0])
 @pytest.mark.parametrize("split", SPLITS, ids=str)
-def test_running_statistics(split: tuple[int, ...], momentum: float, processes: Processes) -> None:
+def test_running_statistics(split: tuple[int, ...], momentum: float) -> None:
     tensors, _ = make((sum(split), 5, 7, 6))
     running, right = running_of(5), running_of(5, torch.float64)
-    parts = shares(processes, split, tensors, running=running, momentum=momentum)
+    parts = shares(split, tensors, running=running, momentum=momentum)
     assert tensors[0] is not None
     F.batch_norm(tensors[0].double(), *right, training=True, momentum=momentum)
     for part in parts:
@@ -255,23 +234,23 @@ def test_running_statistics(split: tuple[int, ...], momentum: float, processes: 
             assert all(map(torch.equal, part["running"], parts[0]["running"]))
 
 
-def test_all_batches_empty(pair: Processes) -> None:
+def test_all_batches_empty() -> None:
     x, weight = torch.empty(0, 3, 4), torch.ones(3)
-    parts = shares(pair, (0, 0), [x, None, weight, None], x, running_of(3))
+    parts = shares((0, 0), [x, None, weight, None], x, running_of(3))
     for part in parts:
         assert all(map(torch.equal, part["running"], running_of(3)))
         assert part["y"].shape == part["grads"][0].shape == x.shape
         assert torch.equal(part["grads"][2], torch.zeros(3))
 
 
-def test_nan_stays_in_its_channel_and_reaches_every_process(pair: Processes) -> None:
+def test_nan_stays_in_its_channel_and_reaches_every_process() -> None:
     tensors, grad = make((4, 5, 7, 6))
-    clean = shares(pair, (3, 1), tensors, grad)
+    clean = shares((3, 1), tensors, grad)
     x = tensors[0]
     assert x is not None
     x[3, 2, 1, 1] = torch.nan
     others = [0, 1, 3, 4]
-    for part, before in zip(shares(pair, (3, 1), tensors, grad), clean, strict=True):
+    for part, before in zip(shares((3, 1), tensors, grad), clean, strict=True):
         assert part["y"][:, 2].isnan().all()
         assert torch.equal(part["y"][:, others], before["y"][:, others])
         assert torch.equal(part["grads"][0][:, others], before["grads"][0][:, others])
@@ -283,19 +262,21 @@ def routes(x: Tensor) -> str:
 
 
 @pytest.mark.kernel
-def test_both_routes_meet_in_one_collective(pair: Processes) -> None:
+def test_both_routes_meet_in_one_collective() -> None:
     x = torch.randn(3, 2)
-    assert "aten" in pair.run(routes, [(x[:0],), (x,)])
-    assert "aten" not in pair.run(routes, [(x[:1],), (x[1:],)])
+    assert "aten" in processes.run(routes, [(x[:0],), (x,)])
+    assert "aten" not in processes.run(routes, [(x[:1],), (x[1:],)])
 
 
-def evaluate(x: Tensor) -> Tensor:
+def evaluate(x: Tensor | None) -> Tensor | None:
+    if x is None:
+        return None
     return batch_norm(x, *running_of(3), process_group=dist.group.WORLD)
 
 
-def test_evaluation_waits_for_nobody(pair: Processes) -> None:
+def test_evaluation_waits_for_nobody() -> None:
     x = torch.randn(4, 3)
-    (y,) = pair.run(evaluate, [(x,)])  # in the first process alone
+    y, _ = processes.run(evaluate, [(x,), (None,)])
     assert torch.equal(y, batch_norm(x, *running_of(3)))
 
 
@@ -313,14 +294,14 @@ def collectives(x: Tensor, needs: tuple[bool, ...]) -> tuple[int, list[Tensor | 
     return len(events), [leaf.grad for leaf in leaves]
 
 
-def test_one_collective_forward_and_one_backward(pair: Processes) -> None:
+def test_one_collective_forward_and_one_backward() -> None:
     for x in (torch.randn(2, 3, 4), torch.randn(2, 3, 4).double()):
         arguments = [(x[:1], (True,) * 4), (x[1:], (True,) * 4)]
-        full = pair.run(collectives, arguments)
+        full = processes.run(collectives, arguments)
         assert [count for count, _ in full] == [2, 2]
         for i in range(4):  # what is not needed is left out, and the collective with x's
             needs = tuple(i == k for k in range(4))
-            parts = pair.run(collectives, [(piece, needs) for piece, _ in arguments])
+            parts = processes.run(collectives, [(piece, needs) for piece, _ in arguments])
             for (count, grads), (_, right) in zip(parts, full, strict=True):
                 assert count == (2 if needs[0] else 1)
                 assert torch.equal(grads[i], right[i])
@@ -335,8 +316,8 @@ def differentiate_twice(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_second_derivatives_raise(dtype: torch.dtype, pair: Processes) -> None:
-    pair.run(differentiate_twice, [(torch.randn(3, 2, dtype=dtype),)] * 2)
+def test_second_derivatives_raise(dtype: torch.dtype) -> None:
+    processes.run(differentiate_twice, [(torch.randn(3, 2, dtype=dtype),)] * 2)
 
 
 def within_groups(x: Tensor) -> Tensor:
@@ -348,9 +329,9 @@ def within_groups(x: Tensor) -> Tensor:
     return batch_norm(x, None, None, training=True, process_group=mine)
 
 
-def test_groups_of_some_processes(trio: Processes) -> None:
+def test_groups_of_some_processes() -> None:
     x = torch.randn(3, 4, 5, dtype=torch.float64)
-    first, middle, last = trio.run(within_groups, [(row,) for row in x.split(1)])
+    first, middle, last = processes.run(within_groups, [(row,) for row in x.split(1)])
     together = F.batch_norm(x[::2], None, None, training=True)
     torch.testing.assert_close(torch.cat([first, last]), together)
     assert torch.equal(middle, batch_norm(x[1:2], None, None, training=True))
@@ -378,6 +359,6 @@ def compiled(x: Tensor, grad: Tensor) -> bool:
 
 
 @pytest.mark.kernel  # an operator of its own; ATen's route breaks the graph
-def test_compiles_into_one_graph(pair: Processes) -> None:
+def test_compiles_into_one_graph() -> None:
     x, grad = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
-    assert all(pair.run(compiled, [*zip(x.split(1), grad.split(1), strict=True)]))
+    assert all(processes.run(compiled, [*zip(x.split(1), grad.split(1), strict=True)]))

@@ -1,7 +1,7 @@
 """Clipping of gradients that two processes share, against one process that has them whole."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,18 +12,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Placement, Shard, distribute_tensor
 
 from lightning_kernels import clip_grad_adaptive_, clip_grad_norm_, clip_grad_value_
-from tests.processes import Processes
+from tests import processes
 
 
 class Result(NamedTuple):
     total: Any
     grads: list[Tensor]
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
 
 
 def network(dtype: torch.dtype) -> nn.Module:
@@ -80,9 +74,9 @@ CASES: list[tuple[str, float, dict[str, Any]]] = [
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_fully_sharded_as_one_process(two: Processes, dtype: torch.dtype, case: Any) -> None:
+def test_fully_sharded_as_one_process(dtype: torch.dtype, case: Any) -> None:
     expected = whole(dtype, 1.0, *case)
-    for result in two.run(sharded, [(dtype, 1.0, *case)] * 2):
+    for result in processes.run(sharded, [(dtype, 1.0, *case)] * 2):
         if expected.total is not None:
             assert type(result.total) is Tensor
             torch.testing.assert_close(result.total.to(dtype), expected.total)
@@ -91,9 +85,9 @@ def test_fully_sharded_as_one_process(two: Processes, dtype: torch.dtype, case: 
 
 
 @pytest.mark.parametrize("order", [2.0, math.inf])
-def test_nan_reaches_every_process(two: Processes, order: float) -> None:
+def test_nan_reaches_every_process(order: float) -> None:
     arguments = (torch.float32, math.nan, "norm", 1.0, {"norm_type": order})
-    for result in two.run(sharded, [arguments] * 2):
+    for result in processes.run(sharded, [arguments] * 2):
         assert result.total.isnan()
         assert all(grad.isnan().all() for grad in result.grads)
 
@@ -105,10 +99,10 @@ def nonfinite(how: str) -> Any:
         return str(error)
 
 
-def test_all_processes_decide_alike_about_nan(two: Processes) -> None:
-    for answer in two.run(nonfinite, [("error",)] * 2):
+def test_all_processes_decide_alike_about_nan() -> None:
+    for answer in processes.run(nonfinite, [("error",)] * 2):
         assert "non-finite" in answer
-    for result in two.run(nonfinite, [("zero",)] * 2):
+    for result in processes.run(nonfinite, [("zero",)] * 2):
         assert not result.total.isfinite()
         assert not any(grad.any() for grad in result.grads)
 
@@ -128,13 +122,13 @@ def tensor_parallel(placement: Placement, shape: tuple[int, ...], algorithm: str
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1)], ids=str)
 @pytest.mark.parametrize("shape", [(5, 3), (4, 1), (2, 3, 4)])
 def test_rows_and_columns_shared_out(
-    two: Processes, shape: tuple[int, ...], placement: Shard, algorithm: str
+    shape: tuple[int, ...], placement: Shard, algorithm: str
 ) -> None:
     torch.manual_seed(3)
     p = nn.Parameter(torch.randn(shape))
     p.grad = torch.randn(shape)
     clip(nn.ParameterList([p]), algorithm, 0.3, {})
-    for grad in two.run(tensor_parallel, [(placement, shape, algorithm)] * 2):
+    for grad in processes.run(tensor_parallel, [(placement, shape, algorithm)] * 2):
         torch.testing.assert_close(grad, p.grad)
 
 
@@ -147,6 +141,6 @@ def partial() -> str:
     return str(error.value)
 
 
-def test_gradients_that_are_not_summed_yet_are_refused(two: Processes) -> None:
-    for message in two.run(partial, [()] * 2):
+def test_gradients_that_are_not_summed_yet_are_refused() -> None:
+    for message in processes.run(partial, [()] * 2):
         assert "not summed over its processes yet" in message

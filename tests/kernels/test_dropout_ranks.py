@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels import drop_block2d, dropout, dropout2d, stochastic_depth
-from tests.processes import Processes
+from tests import processes
 
 SEEDS = (7, 8)
 
@@ -23,9 +23,8 @@ def masks(seed: int) -> list[Tensor]:
 
 
 def test_ranks_draw_by_their_own_seeds() -> None:
-    with Processes(2) as two:
-        apart = two.run(masks, [(seed,) for seed in SEEDS])
-        alike = two.run(masks, [(SEEDS[0],)] * 2)
+    apart = processes.run(masks, [(seed,) for seed in SEEDS])
+    alike = processes.run(masks, [(SEEDS[0],)] * 2)
     for first, second in zip(*apart, strict=True):
         # Blocks drop the middle of a map more often, on every rank: centred place by place.
         a, b = (

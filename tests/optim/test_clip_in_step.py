@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer
 from lightning_kernels import clip_grad_norm_
 from lightning_practices.optim import clip_in_step
 from lightning_practices.optim._clip_in_step import clips_in_step
-from tests.processes import Processes
+from tests import processes
 
 STEPS = 6
 LIMIT = 8.0  # some steps exceed it and others don't
@@ -182,12 +182,6 @@ def test_copies_and_states_know_nothing_of_it() -> None:
 # Sharded parameters.
 
 
-@pytest.fixture(scope="module")
-def two() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
-
-
 def sharded() -> tuple[float, Tensor]:
     model = network()
     fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
@@ -202,7 +196,7 @@ def sharded() -> tuple[float, Tensor]:
     return norm.item(), torch.cat(whole)
 
 
-def test_shards(two: Processes) -> None:
+def test_shards() -> None:
     model = network()
     optimizer = FUSED["AdamW"](model.parameters())
     for step in range(STEPS):
@@ -210,6 +204,6 @@ def test_shards(two: Processes) -> None:
         loss_of(model, step).backward()
         norm = clip_grad_norm_(model.parameters(), LIMIT).item()
         optimizer.step()
-    for ours, after in two.run(sharded, [()] * 2):
+    for ours, after in processes.run(sharded, [()] * 2):
         assert ours == pytest.approx(norm, rel=1e-6)
         assert_close(after, weights(model))

@@ -1,6 +1,5 @@
 """Optimizers and penalties of weights that two processes share, against one that has them whole."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,13 +21,7 @@ from lightning_practices.optim import (
     penalty,
     soft_threshold_,
 )
-from tests.processes import Processes
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
+from tests import processes
 
 
 def network(is_shared: bool) -> nn.Module:
@@ -69,9 +62,9 @@ def penalised(is_shared: bool) -> list[Tensor]:
     return [*results, *map(whole, model.parameters())]
 
 
-def test_penalties(two: Processes) -> None:
+def test_penalties() -> None:
     expected = penalised(False)
-    for results in two.run(penalised, [(True,)] * 2):
+    for results in processes.run(penalised, [(True,)] * 2):
         for mine, right in zip(results, expected, strict=True):
             torch.testing.assert_close(mine, right, rtol=1e-12, atol=1e-15)
 
@@ -82,9 +75,9 @@ def differentiated() -> list[Tensor]:
     return [whole(p.grad) for p in model.parameters()]
 
 
-def test_the_values_own_gradient(two: Processes) -> None:
+def test_the_values_own_gradient() -> None:
     expected = [0.3 * p.detach().sign() + 0.7 * p.detach() for p in network(False).parameters()]
-    for grads in two.run(differentiated, [()] * 2):
+    for grads in processes.run(differentiated, [()] * 2):
         for mine, right in zip(grads, expected, strict=True):
             torch.testing.assert_close(mine, right, rtol=1e-12, atol=1e-15)
 
@@ -103,9 +96,9 @@ def stepped(name: Any, is_shared: bool) -> tuple[bool, list[Tensor]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_optimizers(two: Processes, name: str) -> None:
+def test_optimizers(name: str) -> None:
     _, expected = stepped(name, False)
-    for fused, weights in two.run(stepped, [(name, True)] * 2):
+    for fused, weights in processes.run(stepped, [(name, True)] * 2):
         assert fused == (name in ("adam", "adamw"))  # torch has no other for shards
         for mine, right in zip(weights, expected, strict=True):
             torch.testing.assert_close(mine, right, rtol=1e-10, atol=1e-12)
@@ -118,8 +111,8 @@ def mixed() -> list[Any]:
     return [defaults["fused"], defaults["foreach"]]
 
 
-def test_both_shared_and_whole(two: Processes) -> None:
-    assert two.run(mixed, [()] * 2) == [[None, None]] * 2
+def test_both_shared_and_whole() -> None:
+    assert processes.run(mixed, [()] * 2) == [[None, None]] * 2
 
 
 def saved() -> list[str]:
@@ -134,10 +127,10 @@ def saved() -> list[str]:
     return [group["name"] for group in optimizer.param_groups]
 
 
-def test_names_stay_in_distributed_checkpoints(two: Processes) -> None:
+def test_names_stay_in_distributed_checkpoints() -> None:
     kinds = [(layer, kind) for layer in range(3) for kind in ("decay", "no_decay")]
     expected = [f"layer_{place}_{kind}" for place, kind in kinds]
-    assert two.run(saved, [()] * 2) == [expected] * 2
+    assert processes.run(saved, [()] * 2) == [expected] * 2
 
 
 # What is refused.
@@ -152,8 +145,8 @@ def unsummed() -> str:
     return str(error.value)
 
 
-def test_gradients_that_are_not_as_their_weights(two: Processes) -> None:
-    for message in two.run(unsummed, [()] * 2):
+def test_gradients_that_are_not_as_their_weights() -> None:
+    for message in processes.run(unsummed, [()] * 2):
         assert "sum it over its processes and share it out" in message
 
 
@@ -165,6 +158,6 @@ def flattened() -> str:
     return str(error.value)
 
 
-def test_flat_shards(two: Processes) -> None:
-    for message in two.run(flattened, [()] * 2):
+def test_flat_shards() -> None:
+    for message in processes.run(flattened, [()] * 2):
         assert "use fully_shard (FSDP2), in Lightning ModelParallelStrategy" in message

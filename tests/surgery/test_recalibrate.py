@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lightning_practices.nn import BatchNorm1d, SyncBatchNorm
 from lightning_practices.surgery import recalibrate_batch_norm
-from tests.processes import Processes
+from tests import processes
 
 Statistics = tuple[Tensor, Tensor, int]  # mean, variance, and of how many batches
 SIZES = (4, 6, 5, 3)
@@ -319,12 +319,6 @@ def test_anything_but_a_module_is_refused(bad: Any) -> None:
 # Several processes.
 
 
-@pytest.fixture(scope="module")
-def trio() -> Iterator[Processes]:
-    with Processes(3) as processes:
-        yield processes
-
-
 def share(net: Any, mine: list[Tensor]) -> list[Statistics]:
     """Compute in one process with its share of the batches."""
     recalibrate_batch_norm(net, mine)
@@ -332,11 +326,11 @@ def share(net: Any, mine: list[Tensor]) -> list[Statistics]:
 
 
 @pytest.mark.parametrize("counts", [(3, 1, 2), (1, 0, 3), (2, 2, 2)])
-def test_ranks_have_the_statistics_of_all_batches(counts: Sequence[int], trio: Processes) -> None:
+def test_ranks_have_the_statistics_of_all_batches(counts: Sequence[int]) -> None:
     net, data = trained(network()), batches((4, 6, 5, 3, 7, 4)[: sum(counts)])
     expected = list(by_hand(net, data).values())
     parts = [[data.pop() for _ in range(count)] for count in counts]
-    ranks = trio.run(share, [(net, part) for part in parts])
+    ranks = processes.run(share, [(net, part) for part in parts])
     for rank in ranks:
         for actual, first, exact in zip(rank, ranks[0], expected, strict=True):
             assert all(map(torch.equal, actual[:2], first[:2]))
@@ -354,10 +348,10 @@ def share_synchronised(net: Any, mine: list[Tensor]) -> tuple[list[Statistics], 
     return [statistics_of(alone[i]) for i in (1, 5)], [statistics_of(net[i]) for i in (1, 5)]
 
 
-def test_synchronised_layers_count_a_batch_of_all_ranks_once(trio: Processes) -> None:
+def test_synchronised_layers_count_a_batch_of_all_ranks_once() -> None:
     net, data = trained(network()), batches((4, 6, 5, 3, 7, 4))
     joined = [torch.cat(data[i : i + 3]) for i in (0, 3)]
-    ranks = trio.run(share_synchronised, [(net, data[rank::3]) for rank in range(3)])
+    ranks = processes.run(share_synchronised, [(net, data[rank::3]) for rank in range(3)])
     for alone, actual in ranks:
         for theirs, ours, first in zip(alone, actual, ranks[0][1], strict=True):
             assert_close(ours, theirs)
@@ -373,6 +367,6 @@ def share_nothing(net: Any) -> list[Any]:
     return [before, record(net)]
 
 
-def test_no_rank_has_a_batch(trio: Processes) -> None:
-    for before, after in trio.run(share_nothing, [(trained(network()),)] * 3):
+def test_no_rank_has_a_batch() -> None:
+    for before, after in processes.run(share_nothing, [(trained(network()),)] * 3):
         assert_same(after, before)

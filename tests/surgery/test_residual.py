@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,8 +17,8 @@ from typing_extensions import override
 import lightning_kernels
 from lightning_practices.nn import EncoderBlock, TransformerDecoderLayer, TransformerEncoderLayer
 from lightning_practices.surgery import Replaced, Report, fuse, unfuse
+from tests import processes
 from tests.nn.transformer_layers import count_folds
-from tests.processes import Processes
 from tests.surgery.models import assert_equal, step
 
 WIDTH = 8
@@ -194,12 +194,6 @@ def test_second_derivatives(norm_first: bool, device: str) -> None:
         assert (mine.double() - right).norm() <= 1e-4 * max(1.0, right.norm().item())
 
 
-@pytest.fixture(scope="module")
-def two() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
-
-
 def sharded_step(shards_norms: bool, norm_first: bool) -> list[Tensor]:
     """Return the output and the whole gradients of an fused, sharded encoder."""
     model: Any = encoder(norm_first)
@@ -228,9 +222,9 @@ def sequences_of_seed() -> Tensor:
 
 @pytest.mark.parametrize("norm_first", [True, False])
 @pytest.mark.parametrize("shards_norms", [True, False])
-def test_under_fsdp2(two: Processes, shards_norms: bool, norm_first: bool) -> None:
+def test_under_fsdp2(shards_norms: bool, norm_first: bool) -> None:
     """Also where a norm has its parameters only while it is called."""
     expected = step(encoder(norm_first), sequences_of_seed())
-    for results in two.run(sharded_step, [(shards_norms, norm_first)] * 2):
+    for results in processes.run(sharded_step, [(shards_norms, norm_first)] * 2):
         for mine, right in zip(results, expected, strict=True):
             torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)

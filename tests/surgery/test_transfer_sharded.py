@@ -1,9 +1,7 @@
 """What is frozen or refused where parameters are shards of two processes."""
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -12,13 +10,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD
 
 from lightning_practices.surgery import blocks, feature_extractor, freeze, replace_head
-from tests.processes import Processes
-
-
-@pytest.fixture(scope="module")
-def two() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
+from tests import processes
 
 
 def network(*, is_sharded: bool) -> Any:
@@ -55,8 +47,8 @@ def frozen_fit(is_sharded: bool) -> tuple[list[Any], list[str], dict[str, torch.
     return found, [name for name in before if not torch.equal(before[name], after[name])], after
 
 
-def test_frozen_under_fsdp2(two: Processes) -> None:
-    results = two.run(frozen_fit, [(True,)] * 2)
+def test_frozen_under_fsdp2() -> None:
+    results = processes.run(frozen_fit, [(True,)] * 2)
     found, changed, expected = frozen_fit(is_sharded=False)
     for its_blocks, its_changes, after in results:
         assert its_blocks == found
@@ -78,6 +70,6 @@ def refused() -> list[str]:
     return messages
 
 
-def test_a_sharded_head_is_not_replaced(two: Processes) -> None:
+def test_a_sharded_head_is_not_replaced() -> None:
     message = "the head ends in '3', whose weight is sharded: replace it before that"
-    assert two.run(refused, [()] * 2) == [[message] * 2] * 2
+    assert processes.run(refused, [()] * 2) == [[message] * 2] * 2
