@@ -6,28 +6,29 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OLDEST_READY := $(OLDEST)/.ready
 
-# The suites in which the kernels themselves matter: run again on CPU tensors by Triton's interpreter.
+# Each core takes a file of tests at a time.
+PYTEST := -m pytest --numprocesses auto --dist loadfile
+# The tests of these reach kernels: made again on CPU tensors by Triton's interpreter.
 INTERPRETED := tests/kernels tests/nn tests/surgery
 
-.PHONY: demo test test-oldest lint format bench clean
+.PHONY: demo test test-full test-oldest lint format bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/digits.py
 
-# A file of tests on each core; those that measure time have the machine to themselves, and further
-# tries, for whatever else the machine does only adds to it.
-PARALLEL := --numprocesses auto --dist loadfile
-TIMED := --reruns 3 tests/benchmarks
-
 test: $(READY)
-	$(BIN)/python -m pytest $(TIMED)
-	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/benchmarks
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) $(INTERPRETED)
+	$(BIN)/python $(PYTEST)
+	TRITON_INTERPRET=1 $(BIN)/python $(PYTEST) $(INTERPRETED)
+
+# Also the machine code of every kernel for all generations of GPU, by both supported compilers.
+test-full: $(READY) $(OLDEST_READY)
+	$(BIN)/python $(PYTEST) --full
+	TRITON_INTERPRET=1 $(BIN)/python $(PYTEST) --full $(INTERPRETED)
+	$(OLDEST)/bin/python $(PYTEST) --full tests/test_machine_code.py
 
 test-oldest: $(OLDEST_READY)
-	$(OLDEST)/bin/python -m pytest $(TIMED)
-	$(OLDEST)/bin/python -m pytest $(PARALLEL) --ignore tests/benchmarks
-	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest $(PARALLEL) $(INTERPRETED)
+	$(OLDEST)/bin/python $(PYTEST)
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python $(PYTEST) $(INTERPRETED)
 
 lint: $(READY)
 	$(BIN)/python -m ruff check .

@@ -13,6 +13,7 @@ torch.set_num_threads(1)
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"
 RUNS_KERNELS = lightning_kernels.route(torch.ones(1, device=DEVICE)) != "aten"
+IS_INTERPRETED = lightning_kernels.route(torch.ones(1)) == "interpreter"
 
 
 def _sum_in_a_tree(self: Any, input: Any) -> Any:
@@ -30,22 +31,32 @@ def _sum_in_a_tree(self: Any, input: Any) -> Any:
     return self.to_tensor(total, input.dtype)
 
 
-if lightning_kernels.route(torch.ones(1)) == "interpreter":
+if IS_INTERPRETED:
     from triton.runtime import interpreter
 
     interpreter.ReduceOps.sum = _sum_in_a_tree
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also make the tests marked full")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip ``gpu`` tests where there is no GPU; leave ``kernel`` tests to the interpreted run."""
+    """Skip ``gpu`` tests where there is no GPU, and leave out what another run makes."""
     if not HAS_GPU:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    of_other_runs = set()
     if not RUNS_KERNELS:
-        left = [item for item in items if item.get_closest_marker("kernel")]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if not item.get_closest_marker("kernel")]
+        of_other_runs.add("kernel")
+    if IS_INTERPRETED:
+        of_other_runs.add("plain")
+    if not config.getoption("full"):
+        of_other_runs.add("full")
+    left = {item for item in items if any(map(item.get_closest_marker, of_other_runs))}
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
