@@ -29,9 +29,25 @@ REDUCTIONS = {
 # element, the others read a few numbers of each that ran before.
 NARROW = {"_drop_block_mask_kernel", "_grad_scale_kernel", "_group_norm_sum_kernel"}
 
-# Bytes a thread. Triton 3.6's ptxas leaves a pair of registers behind in three of some hundred
-# cases, where more registers would cost more warps than the spill costs time.
-MOST_SPILLS = 0 if Version(triton.__version__) >= Version("3.7") else 8
+# The most bytes that a thread of a kernel spills, from a Triton version on; other kernels spill
+# none. Each version brings its own ptxas. With 64 registers a thread a multiprocessor holds four
+# programs of 8 warps, with 72 three: the two instructions of the statistics kernel's spill stand
+# outside of its loop and cost less. ptxas chose the other spills by itself, to keep more warps.
+MOST_SPILLS = {
+    "3.6": dict.fromkeys((*REDUCTIONS, "_row_norm_backward_kernel"), 8),
+    "3.8": {
+        "_batch_norm_statistics_kernel": 8,
+        "_group_norm_forward_kernel": 16,
+        "_add_norm_forward_kernel": 8,
+    },
+}
+
+
+def most_spills(kernel: str) -> int:
+    """Return the limit of ``kernel`` by the newest version that is listed, up to Triton's own."""
+    version = Version(triton.__version__)
+    listed = max((v for v in MOST_SPILLS if Version(v) <= version), key=Version)
+    return MOST_SPILLS[listed].get(kernel, 0)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -41,7 +57,7 @@ def test_no_spills_and_wide_accesses(name: str, target: int) -> None:
     assert launches
     for launch in launches:
         code = compile_launch(launch, target)
-        assert code.spills <= MOST_SPILLS, code
+        assert code.spills <= most_spills(launch.name), code
         if launch.name in NARROW:
             continue
         assert max(code.load_bits) == 128, code
