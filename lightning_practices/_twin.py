@@ -1,10 +1,10 @@
-"""The guard against ``pytorch_lightning``, Lightning's other distribution."""
+"""The guard against Lightning's twin distribution."""
 
 _TWIN = "pytorch_lightning"
 
 
 def reject_twin(*objects: object) -> None:
-    """Raise ``TypeError`` for objects of ``pytorch_lightning``, whose classes don't mix with ours.
+    """Refuse what is built on ``pytorch_lightning``, whose classes ``lightning`` doesn't know.
 
     Args:
         *objects: Instances or classes: trainers, modules, callbacks.

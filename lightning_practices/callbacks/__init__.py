@@ -1,30 +1,50 @@
-"""Callbacks: practices that the Trainer runs."""
+"""Callbacks: practices that the Trainer runs.
 
-from lightning_practices.callbacks._averaging.weight_averaging import WeightAveraging
-from lightning_practices.callbacks._clipping.gradient_clipping import GradientClipping
-from lightning_practices.callbacks._curves.learning_curves import LearningCurves
+A practice of one file is a module here, a practice of several files a private package with a map of
+its files. ``_trainer`` holds what several callbacks ask of a Trainer.
+"""
+
+from lightning_practices.callbacks._averaging import AveragingKind, WeightAveraging
+from lightning_practices.callbacks._clipping import ClippingAlgorithm, GradientClipping
+from lightning_practices.callbacks._curves import LearningCurves
 from lightning_practices.callbacks._drop_rate_schedule import DropRateSchedule
-from lightning_practices.callbacks._early_stopping.early_stopping import EarlyStopping
-from lightning_practices.callbacks._early_stopping.retrain_for import RetrainFor, join_loaders
+from lightning_practices.callbacks._early_stopping import EarlyStopping, RetrainFor, join_loaders
 from lightning_practices.callbacks._penalty import Penalty
 from lightning_practices.callbacks._recalibrate_batch_norm import RecalibrateBatchNorm
-from lightning_practices.callbacks._skip_non_finite.skip_non_finite import SkipNonFinite
+from lightning_practices.callbacks._skip_non_finite import (
+    NonFiniteParameter,
+    NonFiniteReport,
+    SkipNonFinite,
+)
 from lightning_practices.callbacks._snapshot_ensemble import SnapshotEnsemble
-from lightning_practices.callbacks._unfreezing.plan import unfreezing_schedule
-from lightning_practices.callbacks._unfreezing.progressive_unfreezing import ProgressiveUnfreezing
-from lightning_practices.callbacks._unfreezing.schedule import write_schedule
+from lightning_practices.callbacks._types import Interval, Mode
+from lightning_practices.callbacks._unfreezing import (
+    BlocksBy,
+    ProgressiveUnfreezing,
+    UnfreezingSchedule,
+    unfreezing_schedule,
+    write_schedule,
+)
 
 __all__ = [
+    "AveragingKind",
+    "BlocksBy",
+    "ClippingAlgorithm",
     "DropRateSchedule",
     "EarlyStopping",
     "GradientClipping",
+    "Interval",
     "LearningCurves",
+    "Mode",
+    "NonFiniteParameter",
+    "NonFiniteReport",
     "Penalty",
     "ProgressiveUnfreezing",
     "RecalibrateBatchNorm",
     "RetrainFor",
     "SkipNonFinite",
     "SnapshotEnsemble",
+    "UnfreezingSchedule",
     "WeightAveraging",
     "join_loaders",
     "unfreezing_schedule",

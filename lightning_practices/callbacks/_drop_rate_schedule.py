@@ -1,49 +1,50 @@
-"""Rates of dropout that follow a schedule during a fit."""
+"""The callback that lets the rates of dropout follow a schedule."""
 
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._trainer.horizon import epochs_of_fit, steps_of_fit, why_unknown
-from lightning_practices.callbacks._trainer.logs import logs_now
+from lightning_practices.callbacks._trainer.horizon import part_of_fit
+from lightning_practices.callbacks._trainer.logs import log_number, logs_now
+from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._types import Interval
 from lightning_practices.schedules import DropLayers, DropRate, DropSchedule, drop_rate_factor
 
 
 class DropRateSchedule(Callback):
     """Let the rates of dropout layers follow a schedule during a fit.
 
-    What :class:`~lightning_practices.schedules.DropRate` does, by the optimizer steps or epochs of
-    the fit: at each the layers have their own, configured rates times
-    :func:`~lightning_practices.schedules.drop_rate_factor`. The default is DropBlock's: from 0 at
-    the first step in a straight line towards the own rates, for the whole fit. However the fit
-    ends, the layers then have their own rates again, so that a later one, or dropout at test time,
-    finds the model as configured.
+    At each optimizer step or epoch the rate of a layer is its own, configured rate times
+    :func:`~lightning_practices.schedules.drop_rate_factor`, as
+    :class:`~lightning_practices.schedules.DropRate` sets it. The default is DropBlock's schedule:
+    from 0 at the first step in a straight line to the own rates at the end of the fit. However the
+    fit ends, the layers then have their own rates again, so that a later fit, or dropout at test
+    time, finds the model as it was configured.
 
-    There is no state: the factor is a function of the steps taken, so a resumed fit goes on where
-    it was, and checkpoints are the same with and without this. Give ``duration`` as a number of
-    steps if you resume with other limits. All micro-batches of an accumulated step have the same
-    rates. With several optimizers under manual optimization each of their steps counts, as in
-    ``max_steps``.
+    The factor depends on the steps taken alone, so there is no state: a resumed fit goes on where
+    it was, and checkpoints are the same with and without this callback. If you resume with another
+    length of the fit, give ``duration`` as a number of steps. All micro-batches of an accumulated
+    step have the same rates. With several optimizers under manual optimization each of their steps
+    counts, as in ``max_steps``.
 
-    The factor is logged as ``drop_rate_factor`` if the trainer has a logger, every
-    ``log_every_n_steps``; that of a second such callback as ``drop_rate_factor-1``.
+    The factor is logged as ``drop_rate_factor`` every ``log_every_n_steps``, if there is a logger
+    or :class:`LearningCurves`. A second such callback logs ``drop_rate_factor-1``.
 
     Args:
         schedule: ``"linear"``, ``"cosine"``, ``"early"``, ``"early_linear"`` or ``"late"``.
-        layers: Which layers: a class, a name within the module, in which ``*`` stands for anything,
-            or several of them. Default: all dropout layers, see
+        layers: The layers to schedule: a class, a name within the module, in which ``*`` stands for
+            anything, or several of these. Default: all dropout layers, see
             :class:`~lightning_practices.schedules.DropRate`.
         interval: What the schedule counts: optimizer steps or epochs.
-        duration: After how much of the fit the schedule ends, and the rates stay: a float for a
-            share of it, an int for a number of steps or epochs. It is where ``"early"`` turns
-            dropout off and ``"late"`` on, and has to be given for these.
+        duration: After how much of the fit the schedule ends and the rates stay: a float for a
+            share of the fit, an int for a number of steps or epochs. It is where ``"early"`` turns
+            dropout off and ``"late"`` turns it on, and has to be given for these two.
 
     Raises:
-        ValueError: If an argument is none of the above. When the fit starts, if one of ``layers``
+        ValueError: If an argument is out of its range. When the fit starts, if one of ``layers``
             matches no layer that drops.
         MisconfigurationException: When the fit starts, if another such callback schedules one of
             the layers too, or ``duration`` is a share of a length that isn't known beforehand.
@@ -55,10 +56,10 @@ class DropRateSchedule(Callback):
         schedule: DropSchedule = "linear",
         *,
         layers: DropLayers | None = None,
-        interval: Literal["step", "epoch"] = "step",
+        interval: Interval = "step",
         duration: int | float = 1.0,
     ) -> None:
-        drop_rate_factor(schedule, 0.0)  # raises if there is no such schedule
+        drop_rate_factor(schedule, 0.0)  # checks that there is such a schedule
         if interval not in ("step", "epoch"):
             raise ValueError(f"interval has to be 'step' or 'epoch', but got {interval!r}")
         whole = isinstance(duration, int) and not isinstance(duration, bool) and duration >= 1
@@ -78,7 +79,7 @@ class DropRateSchedule(Callback):
         self.interval = interval
         self.duration = duration
         self._drop_rate: DropRate | None = None  # while a fit runs
-        self._length = 0  # of the schedule, in steps or epochs
+        self._length = 0  # steps or epochs of the schedule
         self._log_name = ""
 
     @override
@@ -87,13 +88,9 @@ class DropRateSchedule(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Built, wrapped and on its device, and nothing is compiled yet.
+        # The module is built, wrapped and on its device, and not compiled yet.
         drop_rate = DropRate(pl_module, self.schedule, layers=self.layers, device=pl_module.device)
-        alike: list[DropRateSchedule] = [
-            callback
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(callback, DropRateSchedule)
-        ]
+        alike = callbacks_of(trainer, DropRateSchedule)
         for other in alike:
             both = other._drop_rate and other._drop_rate.rates.keys() & drop_rate.rates.keys()
             if both:
@@ -107,17 +104,8 @@ class DropRateSchedule(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if isinstance(self.duration, int):
-            self._length = self.duration
-            return
-        length = epochs_of_fit(trainer) if self.interval == "epoch" else steps_of_fit(trainer)
-        if length is None:
-            raise MisconfigurationException(
-                f"DropRateSchedule(duration={self.duration}) is a share of the fit, but how many"
-                f" {self.interval}s that takes isn't known beforehand ({why_unknown(trainer)}):"
-                f" give the duration as a number of {self.interval}s, an int"
-            )
-        self._length = max(1, round(self.duration * length))
+        argument = f"DropRateSchedule(duration={self.duration})"
+        self._length = max(1, part_of_fit(trainer, self.duration, self.interval, argument))
 
     @override
     def on_train_batch_start(
@@ -127,8 +115,7 @@ class DropRateSchedule(Callback):
         done = trainer.global_step if self.interval == "step" else trainer.current_epoch
         factor = self._drop_rate.apply(done / self._length)
         if logs_now(trainer):
-            # A tensor on the CPU: of a number `log` makes one on the device, and waits for it.
-            pl_module.log(self._log_name, torch.tensor(factor, device="cpu"))
+            log_number(pl_module, self._log_name, factor)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import LBFGS, Optimizer
@@ -14,18 +13,20 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._clipping.clipper import place_of
-from lightning_practices.callbacks._clipping.gradient_clipping import GradientClipping
+from lightning_practices.callbacks._clipping import GradientClipping
 from lightning_practices.callbacks._trainer.logs import logs_now
+from lightning_practices.callbacks._trainer.optimizers import grad_scaler, place_of
+from lightning_practices.callbacks._trainer.others import callbacks_of, set_callbacks
+from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 from lightning_practices.optim import (
+    KINDS,
     add_penalty_gradients_,
+    check_strengths,
+    clips_in_step,
     decayed_weights,
     penalty,
     soft_threshold_,
 )
-from lightning_practices.optim._clip_in_step import clips_in_step
-from lightning_practices.optim._parameter_groups import KINDS
-from lightning_practices.optim._penalty import check_strengths
 
 
 class Penalty(Callback):
@@ -62,7 +63,7 @@ class Penalty(Callback):
     Args:
         l1: :math:`\lambda_1`.
         l2: :math:`\lambda_2`.
-        no_penalty: What to spare: ``"norm"``, ``"bias"``, ``"embedding"`` and patterns of names,
+        exclude: What to spare: ``"norm"``, ``"bias"``, ``"embedding"`` and patterns of names,
             see :func:`~lightning_practices.optim.decayed_weights`.
         proximal: Whether L1 acts after the step.
 
@@ -81,13 +82,13 @@ class Penalty(Callback):
         l1: float = 0.0,
         l2: float = 0.0,
         *,
-        no_penalty: Sequence[str] = KINDS,
+        exclude: Sequence[str] = KINDS,
         proximal: bool = False,
     ) -> None:
         check_strengths(l1, l2)
         self.l1 = l1
         self.l2 = l2
-        self.no_penalty = no_penalty
+        self.exclude = exclude
         self.proximal = proximal
         self._penalised: set[int] = set()  # weights, by id, while a fit runs
         self._handles: list[RemovableHandle] = []
@@ -98,25 +99,27 @@ class Penalty(Callback):
         reject_twin(trainer, pl_module)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
-            raise MisconfigurationException(
-                f"Penalty can't tell weights from biases, or see their gradients, under"
-                f" {type(trainer.strategy).__name__}: use ModelParallelStrategy (FSDP2), or the"
-                " optimizer's weight_decay"
-            )
+        refuse(
+            trainer,
+            FSDP1_OR_DEEPSPEED,
+            who="Penalty",
+            cannot="tell weights from biases, or see their gradients,",
+            instead="use ModelParallelStrategy (FSDP2), or the optimizer's weight_decay",
+        )
         self._come_before_clipping(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Wrapped and sharded: these are the parameters that the optimizers have.
-        weights = decayed_weights(pl_module, self.no_penalty)
+        weights = decayed_weights(pl_module, self.exclude)
         if not weights:
             raise MisconfigurationException(
-                f"{type(pl_module).__name__} has no weight to penalise: no_penalty="
-                f"{tuple(self.no_penalty)} spares all parameters"
+                f"{type(pl_module).__name__} has no weight to penalise: exclude="
+                f"{tuple(self.exclude)} spares all parameters"
             )
         self._penalised = {id(p) for p in weights.values()}
-        if not pl_module.automatic_optimization and hasattr(pl_module, "clip_gradients_of"):
+        clips_before = any(one.serves_module for one in callbacks_of(trainer, GradientClipping))
+        if clips_before and not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "under manual optimization GradientClippingMixin clips before the step and so"
                 " before the penalty is added: use the callback GradientClipping, which clips in it"
@@ -126,8 +129,7 @@ class Penalty(Callback):
             if self.proximal and self.l1:
                 _check_rates(optimizer)
                 self._handles.append(optimizer.register_step_post_hook(self._shrink))
-        alike = [c for c in trainer.callbacks if isinstance(c, Penalty)]  # type: ignore[attr-defined]
-        place = alike.index(self)
+        place = callbacks_of(trainer, Penalty).index(self)
         self._log_name = f"penalty{place + 1}" if place else "penalty"
 
     @override
@@ -186,12 +188,11 @@ class Penalty(Callback):
         return [p for p in group["params"] if id(p) in self._penalised and p.grad is not None]
 
     def _come_before_clipping(self, trainer: Trainer) -> None:
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer, Callback)
         others = [callback for callback in callbacks if callback is not self]
         clipping = (i for i, other in enumerate(others) if isinstance(other, GradientClipping))
         place = min(callbacks.index(self), next(clipping, len(others)))
-        # A new list: Lightning is iterating over the old one.
-        trainer.callbacks = [*others[:place], self, *others[place:]]  # type: ignore[attr-defined]
+        set_callbacks(trainer, [*others[:place], self, *others[place:]])
 
     def _forget(self) -> None:
         for handle in self._handles:
@@ -223,7 +224,7 @@ def _check_rates(optimizer: Optimizer) -> None:
 
 def _loss_scale(trainer: Trainer, optimizer: Optimizer, device: torch.device) -> Tensor | None:
     """Return what the gradients are multiplied by, on the device; without waiting for it."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaler = grad_scaler(trainer)
     if scaler is None or not clips_in_step(optimizer):  # Lightning has unscaled them
         return None
     scale: Tensor = scaler.scale(torch.ones((), device=device))

@@ -18,6 +18,8 @@ from typing_extensions import override
 
 from lightning_practices._batches import input_of
 from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._trainer.others import callbacks_of, set_callbacks
+from lightning_practices.callbacks._trainer.strategies import refuse
 from lightning_practices.surgery import recalibrate_batch_norm
 
 
@@ -64,16 +66,16 @@ class RecalibrateBatchNorm(Callback):
         reject_twin(trainer, pl_module)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy):
-            raise MisconfigurationException(
-                "FSDPStrategy shards the weights and gathers them for the training step alone, so"
-                " RecalibrateBatchNorm can't run the module: use ModelParallelStrategy"
-            )
-        # A new list: Lightning is iterating over the old one.
-        trainer.callbacks = sorted(  # type: ignore[attr-defined]
-            trainer.callbacks,  # type: ignore[attr-defined]
-            key=lambda callback: (isinstance(callback, Checkpoint), callback is self),
+        refuse(
+            trainer,
+            FSDPStrategy,
+            who="RecalibrateBatchNorm",
+            cannot="run the module outside of the training step",
+            instead="use ModelParallelStrategy (FSDP2)",
         )
+        callbacks = callbacks_of(trainer, Callback)
+        last = sorted(callbacks, key=lambda one: (isinstance(one, Checkpoint), one is self))
+        set_callbacks(trainer, last)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -5,18 +5,18 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
-from lightning_practices.schedules import cosine_restarts
-from lightning_practices.schedules._learning_rate import Factor, cycle_of
+from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
+from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
+from lightning_practices.schedules import Factor, cosine_restarts, cycle_of
 
 _CHECKPOINT_KEY = "snapshot_ensemble"
-_SHARDED = (FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 
 
 class SnapshotEnsemble(Callback):
@@ -104,13 +104,15 @@ class SnapshotEnsemble(Callback):
         reject_twin(trainer, pl_module)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, _SHARDED):
-            raise MisconfigurationException(
-                f"{type(trainer.strategy).__name__} shards the weights, and SnapshotEnsemble would"
-                " keep only a part of them: let ModelCheckpoint(every_n_train_steps=...,"
-                " save_top_k=-1) save each cycle's, schedule the rates by LambdaLR(optimizer,"
-                " cosine_restarts(...)), and use LightningEnsemble.from_checkpoints"
-            )
+        refuse(
+            trainer,
+            (*FSDP1_OR_DEEPSPEED, ModelParallelStrategy),
+            who="SnapshotEnsemble",
+            cannot="copy whole weights",
+            instead="let ModelCheckpoint(every_n_train_steps=..., save_top_k=-1) save the weights"
+            " of each cycle, schedule the rates by LambdaLR(optimizer, cosine_restarts(...)), and"
+            " use LightningEnsemble.from_checkpoints",
+        )
         if trainer.global_step == 0:  # not one that goes on
             self._snapshots, self._cycles, self._ended = {}, None, None
 
@@ -200,7 +202,7 @@ class SnapshotEnsemble(Callback):
         self._ended = ended
         module = trainer.lightning_module
         weights = {name for name, _ in module.named_parameters()}
-        state = {name: _copy(value) for name, value in module.state_dict().items()}
+        state = {name: copy_to_cpu(value) for name, value in module.state_dict().items()}
         # Only DDP's parameters are the same everywhere.
         state |= trainer.strategy.broadcast(
             {name: value for name, value in state.items() if name not in weights}
@@ -212,12 +214,6 @@ class SnapshotEnsemble(Callback):
     def _drop(self) -> None:
         while self.keep is not None and len(self._snapshots) > self.keep:
             del self._snapshots[min(self._snapshots)]
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    return deepcopy(value)
 
 
 def _scale(group: dict[str, Any], factor: float) -> None:

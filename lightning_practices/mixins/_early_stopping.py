@@ -7,8 +7,7 @@ from lightning.pytorch import Callback, LightningModule
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks import EarlyStopping
-from lightning_practices.callbacks._early_stopping.early_stopping import Mode
+from lightning_practices.callbacks import EarlyStopping, Mode
 
 
 class EarlyStoppingMixin(LightningModule):

@@ -6,8 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks import ProgressiveUnfreezing
-from lightning_practices.callbacks._unfreezing.schedule import Schedule
+from lightning_practices.callbacks import ProgressiveUnfreezing, UnfreezingSchedule
 from lightning_practices.surgery import blocks
 
 
@@ -71,7 +70,7 @@ class FineTuningMixin(LightningModule):
         *args: Any,
         fine_tuning_backbone: str = "backbone",
         fine_tuning_head: str = "head",
-        fine_tuning_schedule: Schedule = "auto",
+        fine_tuning_schedule: UnfreezingSchedule = "auto",
         fine_tuning_decay: float = 0.75,
         fine_tuning_dropout: bool = False,
         **kwargs: Any,

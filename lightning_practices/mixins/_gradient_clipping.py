@@ -4,30 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks import GradientClipping
-from lightning_practices.callbacks._clipping.clipper import Clipper
-from lightning_practices.callbacks._clipping.settings import Algorithm, ClippingSettings
-
-
-class _ClippingOfTheModule(GradientClipping):
-    """Keeps and checks what the module clips by; the module's own hook clips."""
-
-    def __init__(self, settings: ClippingSettings) -> None:
-        self._clipper = Clipper(settings, owner="GradientClippingMixin", adopts=True)
-
-    @override
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        pass
-
-    def clip(self, pl_module: LightningModule, optimizer: Any, *, in_step: bool) -> None:
-        self._clipper.clip(pl_module, optimizer, in_step=in_step)
+from lightning_practices.callbacks import ClippingAlgorithm, GradientClipping
 
 
 class GradientClippingMixin(LightningModule):
@@ -73,7 +55,7 @@ class GradientClippingMixin(LightningModule):
         self,
         *args: Any,
         gradient_clipping_value: float | None = None,
-        gradient_clipping_algorithm: Algorithm = "norm",
+        gradient_clipping_algorithm: ClippingAlgorithm = "norm",
         gradient_clipping_groups: Mapping[str, float] | None = None,
         gradient_clipping_percentile: float | None = None,
         gradient_clipping_warmup_steps: int = 0,
@@ -82,17 +64,15 @@ class GradientClippingMixin(LightningModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._gradient_clipping = _ClippingOfTheModule(
-            ClippingSettings(
-                gradient_clipping_value,
-                gradient_clipping_algorithm,
-                dict(gradient_clipping_groups or {}),
-                gradient_clipping_percentile,
-                gradient_clipping_warmup_steps,
-                gradient_clipping_log_layers,
-                gradient_clipping_fused,
-            )
-        )
+        self._gradient_clipping = GradientClipping(
+            gradient_clipping_value,
+            gradient_clipping_algorithm,
+            groups=gradient_clipping_groups,
+            percentile=gradient_clipping_percentile,
+            warmup_steps=gradient_clipping_warmup_steps,
+            log_layers=gradient_clipping_log_layers,
+            fused=gradient_clipping_fused,
+        ).for_module()
 
     def clip_gradients_of(self, optimizer: Any) -> None:
         """Clip the gradients of an optimizer, under manual optimization.
@@ -124,7 +104,7 @@ class GradientClippingMixin(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Without super(), which would clip by torch's functions.
-        self._gradient_clipping.clip(self, optimizer, in_step=True)
+        self._gradient_clipping.clip(self, optimizer)
 
     @override
     def configure_callbacks(self) -> list[Callback]:

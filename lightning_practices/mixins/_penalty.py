@@ -47,7 +47,7 @@ class PenaltyMixin(LightningModule):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._penalty = Penalty(
-            penalty_l1, penalty_l2, no_penalty=penalty_no_penalty, proximal=penalty_proximal
+            penalty_l1, penalty_l2, exclude=penalty_no_penalty, proximal=penalty_proximal
         )
 
     @override

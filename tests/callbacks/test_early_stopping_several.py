@@ -148,12 +148,12 @@ def test_resuming_with_one_more_or_one_less(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"monitor": []}, "names of different ones, but got"),
-        ({"monitor": ["a", "a"]}, "names of different ones, but got"),
+        ({"monitor": []}, "one name or several different names"),
+        ({"monitor": ["a", "a"]}, "one name or several different names"),
         ({"monitor": ["a", "b"], "mode": ["min"]}, r"mode has to be one for all of \['a', 'b'\]"),
         ({"monitor": ["a", "b"], "min_delta": [1.0, 2.0, 3.0]}, "min_delta has to be one for all"),
-        ({"monitor": ["a", "b"], "stopping_threshold": 0.0}, "are of one value, but monitor has 2"),
-        ({"monitor": ["a", "b"], "divergence_threshold": 0.0}, "are of one value"),
+        ({"monitor": ["a", "b"], "stopping_threshold": 0.0}, "value, but monitor has 2"),
+        ({"monitor": ["a", "b"], "divergence_threshold": 0.0}, "need a single monitored value"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from lightning_practices.callbacks import GradientClipping
-from lightning_practices.callbacks._clipping import clipper as _clipper
+from lightning_practices.callbacks._clipping import state as _state
 from tests.callbacks.clipping import (
     BATCHES,
     THRESHOLDS,
@@ -122,7 +122,7 @@ def test_warm_up() -> None:
 def test_a_percentile_of_past_norms(
     percentile: float, window: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_clipper, "_WINDOW", window)
+    monkeypatch.setattr(_state, "_WINDOW", window)
     module, raw = Net(), Raw()
     fit(module, raw, GradientClipping(percentile=percentile))
     norms, expected = raw.norms(), []

@@ -140,12 +140,12 @@ def test_weights_without_a_gradient_are_left_alone() -> None:
 
 def test_what_is_spared() -> None:
     module, raw = plain(), Raw()
-    fit(module, raw, Penalty(l2=0.5, no_penalty=["bias", "net.0.*"]), data=doubled())
+    fit(module, raw, Penalty(l2=0.5, exclude=["bias", "net.0.*"]), data=doubled())
     for seen, w, grads in zip(module.seen, raw.weights, raw.grads, strict=True):
         assert all(torch.equal(seen[i], grads[i]) for i in (0, 1, 3))  # type: ignore[arg-type]
         assert torch.equal(seen[2], grads[2] + 0.5 * w[2])  # type: ignore[arg-type, operator]
     module, raw = plain(), Raw()
-    fit(module, raw, Penalty(l2=0.5, no_penalty=[]), data=doubled())
+    fit(module, raw, Penalty(l2=0.5, exclude=[]), data=doubled())
     for seen, w, grads in zip(module.seen, raw.weights, raw.grads, strict=True):
         for mine, value, grad in zip(seen, w, grads, strict=True):
             assert torch.equal(mine, grad + 0.5 * value)  # type: ignore[arg-type, operator]
@@ -260,7 +260,7 @@ def test_of_several_optimizers_and_callbacks() -> None:
 def test_weight_decay_of_the_same_weights() -> None:
     message = r"AdamW decays 4 of the parameters .* \(weight_decay=0.01\), so they are shrunk twice"
     with pytest.warns(UserWarning, match=message):
-        fit(Net(AdamW), Penalty(l2=0.1, no_penalty=[]), max_epochs=1)
+        fit(Net(AdamW), Penalty(l2=0.1, exclude=[]), max_epochs=1)
     fit(Net(AdamW, weight_decay=0.0), Penalty(l2=0.1), max_epochs=1)
     fit(Net(AdamW), Penalty(), max_epochs=1)
 
@@ -342,10 +342,10 @@ def test_bad_strengths(name: str, arguments: tuple[float, float]) -> None:
 
 def test_bad_choices() -> None:
     with pytest.raises(ValueError, match=r"'head.\*' is none of 'norm', 'bias', 'embedding' and"):
-        fit(Net(), Penalty(l2=0.1, no_penalty=["head.*"]))
-    message = r"Net has no weight to penalise: no_penalty=\('\*',\) spares all parameters"
+        fit(Net(), Penalty(l2=0.1, exclude=["head.*"]))
+    message = r"Net has no weight to penalise: exclude=\('\*',\) spares all parameters"
     with pytest.raises(MisconfigurationException, match=message):
-        fit(Net(), Penalty(l2=0.1, no_penalty=["*"]))
+        fit(Net(), Penalty(l2=0.1, exclude=["*"]))
 
 
 def test_optimizers_that_it_does_not_fit() -> None:
@@ -369,7 +369,7 @@ def test_strategies_that_it_does_not_fit(strategy: Any) -> None:
     trainer = trainer_of()
     # As if it were installed: what is asked is only of which class the strategy is.
     trainer._accelerator_connector.strategy = object.__new__(strategy)
-    with pytest.raises(MisconfigurationException, match=f"under {strategy.__name__}: use ModelPar"):
+    with pytest.raises(MisconfigurationException, match=f"under {strategy.__name__}, .*: use Mod"):
         Penalty(l2=0.1).setup(trainer, Net(), "fit")
     Penalty(l2=0.1).setup(trainer, Net(), "validate")
 

@@ -295,7 +295,7 @@ def test_a_length_that_does_not_do() -> None:
 def test_sharded_weights(strategy: Any) -> None:
     trainer = trainer_of()
     trainer._accelerator_connector.strategy = strategy()  # Lightning makes some on GPUs only
-    message = rf"{strategy.__name__} shards the weights.*LightningEnsemble.from_checkpoints"
+    message = rf"{strategy.__name__}, which shards .*LightningEnsemble.from_checkpoints"
     with pytest.raises(MisconfigurationException, match=message):
         SnapshotEnsemble().setup(trainer, Net(), "fit")
     SnapshotEnsemble().setup(trainer, Net(), "test")

@@ -309,7 +309,7 @@ def test_from_a_checkpoint_without_averages(tmp_path: Path) -> None:
 def test_from_a_checkpoint_of_lightnings_own(tmp_path: Path) -> None:
     fit(Net(), EMAWeightAveraging(decay=0.6), saves(tmp_path, every_n_train_steps=6))
     with (
-        pytest.raises(MisconfigurationException, match="one of Lightning's WeightAveraging"),
+        pytest.raises(MisconfigurationException, match="saved by Lightning's WeightAveraging"),
         pytest.warns(UserWarning, match="add the following callbacks"),
     ):
         fit(Net(), WeightAveraging(decay=0.6), resume=tmp_path / "step=6.ckpt")

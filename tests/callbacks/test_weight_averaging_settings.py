@@ -83,7 +83,7 @@ def test_strategies_whose_shards_are_their_own(strategy: Any) -> None:
     trainer = trainer_of()
     # As if it had a GPU and were installed: what is asked is only of which class it is.
     trainer._accelerator_connector.strategy = object.__new__(strategy)
-    message = rf"{strategy.__name__} shards .* use ModelParallelStrategy"
+    message = rf"under {strategy.__name__}, which .*: use ModelParallelStrategy"
     with pytest.raises(MisconfigurationException, match=message):
         WeightAveraging().setup(trainer, Net(), "fit")
     WeightAveraging().setup(trainer, Net(), "validate")

@@ -105,7 +105,7 @@ def test_a_fit_under_another_trainer_has_that_ones_value() -> None:
 
 
 def test_both_have_a_value() -> None:
-    message = r"Trainer\(gradient_clip_val=0.5\) and GradientClippingMixin would both clip"
+    message = r"Trainer\(gradient_clip_val=0.5\) and GradientClipping would both clip"
     for settings in ({"value": 1.0}, {"percentile": 10}):
         with pytest.raises(MisconfigurationException, match=message):
             fit(Clipped(**prefixed(settings)), gradient_clip_val=0.5)
@@ -209,7 +209,7 @@ def test_configure_callbacks() -> None:
         def configure_callbacks(self) -> list[Callback]:
             return []
 
-    with pytest.raises(RuntimeError, match="configure_callbacks of Forgetful has to extend what"):
+    with pytest.raises(RuntimeError, match="Forgetful defines configure_callbacks, it has"):
         fit(Forgetful(gradient_clipping_value=1.0))
 
 
@@ -249,7 +249,7 @@ def test_it_is_left_to_deepspeed() -> None:
             assert torch.equal(p.grad, grad)  # type: ignore[arg-type]
 
     clip(Clipped(), gradient_clip_val=0.01)
-    message = r"GradientClippingMixin can't clip under DeepSpeedStrategy.*Trainer\(gradient_clip_v"
+    message = r"GradientClipping can't clip under DeepSpeedStrategy.*Trainer\(gradient_clip_v"
     with pytest.raises(MisconfigurationException, match=message):
         clip(Clipped(gradient_clipping_value=1.0))
 

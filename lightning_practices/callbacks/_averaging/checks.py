@@ -1,10 +1,12 @@
-"""What can't be averaged, and what averaging doesn't go with."""
+"""Which arguments and Trainers weight averaging refuses."""
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+
+from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 
 
 def check_arguments(
@@ -15,6 +17,7 @@ def check_arguments(
     interval: str | None,
     frequency: int,
 ) -> None:
+    """Raise ``ValueError`` if an argument is out of its range, or contradicts another."""
     if kind not in ("ema", "swa"):
         raise ValueError(f"kind has to be 'ema' or 'swa', but got {kind!r}")
     if interval not in (None, "step", "epoch"):
@@ -37,13 +40,16 @@ def check_arguments(
 
 
 def check_trainer(trainer: Trainer, own: Callback) -> None:
-    if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
-        raise MisconfigurationException(
-            f"{type(trainer.strategy).__name__} shards the weights in a way that WeightAveraging"
-            " can't save and load: use ModelParallelStrategy, or DDPStrategy"
-        )
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        rivals = (type(own), LightningWeightAveraging, StochasticWeightAveraging)
+    """Raise ``MisconfigurationException`` if the strategy or another callback is in the way."""
+    refuse(
+        trainer,
+        FSDP1_OR_DEEPSPEED,
+        who="WeightAveraging",
+        cannot="average the weights",
+        instead="use ModelParallelStrategy (FSDP2) or DDPStrategy",
+    )
+    rivals = (type(own), LightningWeightAveraging, StochasticWeightAveraging)
+    for other in callbacks_of(trainer, Callback):
         if isinstance(other, rivals) and other is not own:
             raise MisconfigurationException(
                 f"WeightAveraging and {type(other).__name__} would both give the module their"

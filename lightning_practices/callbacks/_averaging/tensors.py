@@ -1,29 +1,31 @@
 """Averages of a module's weights, tensor by tensor."""
 
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
 from lightning_practices._names import plain_name
+from lightning_practices.callbacks._trainer.sharding import local, to_shards
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 Tensors = dict[str, Tensor]
 
 
 class Averages:
-    """Averages of a module's weights, by name; of sharded ones each rank has its own shards'.
+    """Averages of a module's weights, by name; each rank averages its own shards.
 
-    They are in float32 at least: of half precision an average would move by less than the last bit.
+    They are in float32 at least: an average in half precision would often move by less than its
+    last bit, and so not at all.
 
     Attributes:
-        count: How many weights have been averaged.
+        count: How many times the weights have been averaged.
+        kept: The averages by name.
     """
 
     def __init__(self) -> None:
@@ -33,21 +35,21 @@ class Averages:
         self._groups: list[tuple[list[Tensor], list[Tensor]]] = []  # of one device and dtype
 
     def pair(self, module: nn.Module) -> None:
-        """Find the weights of ``module``, which may have others than before."""
+        """Pair each average with a weight of ``module``, whose weights may be new tensors."""
         self._live = averaged_tensors(module)
         if self.count:
             self._fill(self.kept)
 
-    def load(self, module: nn.Module, kept: Mapping[str, Tensor], count: int) -> None:
-        """Go on from what :func:`gathered` has made of averages for a checkpoint."""
+    def load(self, module: nn.Module, whole: Mapping[str, Tensor], count: int) -> None:
+        """Go on from the averages of a checkpoint, each a whole tensor."""
         self.count = count
         self._live = averaged_tensors(module)
-        # Copies, for what was loaded may be others' too.
-        self._fill({name: share.clone() for name, share in shares(self._live, kept).items()})
+        # Copies: other objects may hold the tensors of a checkpoint too.
+        self._fill({name: one.clone() for name, one in to_shards(whole, self._live).items()})
 
     @torch.no_grad()
     def update(self, decay: float | None) -> None:
-        """Average the weights as they are now, exponentially or, without a decay, equally."""
+        """Average the present weights: exponentially or, without a decay, all alike."""
         if self.count:
             self._average(decay)
         else:
@@ -60,11 +62,11 @@ class Averages:
         )
         for averages, weights in self._groups:
             dtype = averages[0].dtype
-            average(averages, [_of(weight, dtype) for weight in weights], self.count)
+            average(averages, [_as_averaged(weight, dtype) for weight in weights], self.count)
 
     @torch.no_grad()
     def _fill(self, known: Mapping[str, Tensor]) -> None:
-        """Keep what is known; of weights that are new, what they hold now."""
+        """Keep the averages that are known; a weight without one begins with its present value."""
         self.kept = {}
         groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
         for name, weight in self._live.items():
@@ -80,13 +82,13 @@ class Averages:
 
 
 def averaged_tensors(module: nn.Module) -> Tensors:
-    """Return what is averaged of ``module``: its weights, and its norms' running statistics."""
+    """Return the tensors that are averaged: the parameters, and running statistics of norms."""
     tensors = trained_tensors(module)
     return {n: t for n, t in tensors.items() if t.is_floating_point() or t.is_complex()}
 
 
 def trained_tensors(module: nn.Module) -> Tensors:
-    """Return what averages take the place of: the weights, and all that a norm keeps."""
+    """Return the tensors that training changes: the parameters, and all statistics of norms."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()  # an evaluation leaves the root's weights gathered
@@ -98,85 +100,30 @@ def trained_tensors(module: nn.Module) -> Tensors:
     return found
 
 
-def _of(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a weight as it is averaged; at each step, so that most are returned as they are."""
-    is_plain = weight.dtype == dtype and not isinstance(weight, DTensor)
-    return weight if is_plain else local(weight).to(dtype)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return the tensor, of a sharded one this rank's share of it, without a copy."""
-    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
-
-
 @torch.no_grad()
 def copies(module: nn.Module) -> Tensors:
-    """Return copies of :func:`trained_tensors`, of sharded ones this rank's shares."""
+    """Return copies of :func:`trained_tensors`, of sharded ones this rank's shards."""
     return {name: local(tensor).clone() for name, tensor in trained_tensors(module).items()}
 
 
 @torch.no_grad()
 def write(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Write into the tensors of ``module``, in place, what :func:`copies` has returned."""
+    """Write values, as :func:`copies` returns them, into the tensors of ``module``, in place."""
     for name, tensor in trained_tensors(module).items():
         if name in values:
             local(tensor).copy_(values[name])
 
 
-def gathered(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensors:
-    """Return ``values`` for a checkpoint: of shares the whole, in CPU memory and on rank 0 alone.
-
-    Every rank has to call it.
-    """
-    whole: Tensors = {}
-    for name, weight in live.items():
-        if name not in values:
-            continue
-        value = values[name]
-        if isinstance(weight, DTensor):
-            value = _like(value, weight).full_tensor()
-            if torch.distributed.get_rank() != 0:
-                continue
-            value = value.cpu()
-        whole[plain_name(name)] = value
-    return whole
-
-
-def shares(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensors:
-    """Return of gathered ``values`` this rank's shares."""
-    known = {n: values[plain_name(n)] for n in live if plain_name(n) in values}
-    return {n: _share(value, live[n]) for n, value in known.items()}
-
-
 def put_aside(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensors:
-    """Return values in CPU memory, but shares on the device, where they can be gathered."""
+    """Return values in CPU memory, but shards on the device, where they can be gathered."""
     return {n: v if isinstance(live[n], DTensor) else v.cpu() for n, v in values.items()}
 
 
-def _like(share: Tensor, weight: DTensor) -> DTensor:
-    mesh, placements = weight.device_mesh, weight.placements
-    shape, stride = weight.shape, weight.stride()
-    return DTensor.from_local(share, mesh, placements, run_check=False, shape=shape, stride=stride)
+def reuse_equal(values: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tensors:
+    """Return ``values``, replaced by tensors of ``state`` where both are equal.
 
-
-def _share(value: Tensor, weight: Tensor) -> Tensor:
-    if not isinstance(weight, DTensor):
-        return value
-    mesh, placements = weight.device_mesh, weight.placements
-    value = value.to(weight.device)
-    # Without communication: every rank has read the whole.
-    return distribute_tensor(value, mesh, placements, src_data_rank=None).to_local()
-
-
-def copied(value: Any) -> Any:
-    """Return a copy in CPU memory; the strategy has moved shards there itself."""
-    if isinstance(value, DTensor) or not isinstance(value, Tensor):
-        return deepcopy(value)
-    return value.detach().to("cpu", copy=True)
-
-
-def shared(values: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tensors:
-    """Return ``values``, of ``state`` those that are equal: ``torch.save`` writes them once."""
+    ``torch.save`` writes a tensor once that is at two places of a checkpoint.
+    """
     plain = {plain_name(name): value for name, value in state.items()}
 
     def one(name: str, value: Tensor) -> Tensor:
@@ -186,3 +133,10 @@ def shared(values: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tensors:
         return other if torch.equal(other.cpu(), value.cpu()) else value
 
     return {name: one(name, value) for name, value in values.items()}
+
+
+def _as_averaged(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return this rank's shard of a weight in the dtype of its average."""
+    # At each step and for each weight: most are returned as they are, without a call into torch.
+    is_plain = weight.dtype == dtype and not isinstance(weight, DTensor)
+    return weight if is_plain else local(weight).to(dtype)

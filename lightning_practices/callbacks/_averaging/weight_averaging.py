@@ -1,4 +1,4 @@
-"""Weights averaged in the course of training: validated, saved and given at the end."""
+"""The callback that averages weights, validates and saves the averages, and ends with them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,31 +15,28 @@ from typing_extensions import override
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._averaging.checks import check_arguments, check_trainer
 from lightning_practices.callbacks._averaging.statistics import (
-    RecalibrateAverages,
-    has_batch_norm,
-    without_recalibration,
+    add_recalibration,
+    remove_recalibration,
 )
 from lightning_practices.callbacks._averaging.tensors import (
     Averages,
     Tensors,
-    copied,
     copies,
-    gathered,
-    local,
     put_aside,
-    shared,
-    shares,
+    reuse_equal,
     trained_tensors,
     write,
 )
-from lightning_practices.callbacks._recalibrate_batch_norm import RecalibrateBatchNorm
-from lightning_practices.callbacks._trainer.horizon import epochs_of_fit, steps_of_fit, why_unknown
+from lightning_practices.callbacks._trainer.horizon import length_of_fit, part_of_fit
+from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
+from lightning_practices.callbacks._trainer.others import put_first
+from lightning_practices.callbacks._trainer.sharding import local, to_shards, to_whole
+from lightning_practices.callbacks._types import Interval
 
 _CHECKPOINT_KEY = "weight_averaging"
 _DECAY = 0.999
 
-Kind = Literal["ema", "swa"]
-Interval = Literal["step", "epoch"]
+AveragingKind = Literal["ema", "swa"]
 
 
 class WeightAveraging(Callback):
@@ -51,39 +48,40 @@ class WeightAveraging(Callback):
         \bar{w}_1 = w_1 \qquad
         \bar{w}_{n+1} = d_n \bar{w}_n + (1 - d_n) w_{n+1}
 
-    ``"ema"``, the exponential moving average, has a constant ``decay`` :math:`d`; ``"swa"``,
-    stochastic weight averaging, :math:`d_n = \frac{n}{n+1}`: all count alike. The arithmetic is
-    that of :mod:`torch.optim.swa_utils`, in place and in one call for all tensors, and nothing
-    waits for the device. Weights of half precision have averages in float32.
+    ``"ema"``, the exponential moving average, has a constant ``decay`` :math:`d`. In ``"swa"``,
+    stochastic weight averaging, :math:`d_n = \frac{n}{n+1}`, so that all weights count alike. The
+    arithmetic is that of :mod:`torch.optim.swa_utils`, in place, in one call for all tensors and
+    without a wait for the device. Weights in half precision have averages in float32.
 
-    **Once averaging has begun**, each validation of the fit runs on the averages, and training goes
-    on from its own weights, bit for bit. However the fit ends, at its limits, stopped or by Ctrl-C,
-    the module then has the averages. Any other exception leaves it the weights under training.
-    Until it has begun, and if it never does, the module is left alone. All is written in place.
+    **Once averaging has begun**, each validation of the fit runs on the averages, and training then
+    goes on from its own weights, bit for bit. When the fit ends, at its limits, by a stop or by
+    Ctrl-C, the module has the averages. Any other exception leaves it the weights under training.
+    If averaging never begins, the module is left alone. All tensors are written in place.
 
-    **What is averaged** are the parameters, frozen ones too, and the running statistics of batch
-    norms; other buffers are left alone. Of a slow average these statistics are a good estimate. At
-    the end of ``"swa"`` they are recomputed over the training set: for a module with batch norms it
-    brings :class:`RecalibrateBatchNorm` along, unless the Trainer has one, and that needs some
-    training to end: not Ctrl-C, nor a fit resumed where none is left. For ``"ema"`` pass one if you
-    want it.
+    **What is averaged:** the parameters, frozen ones too, and the running statistics of batch
+    norms. Other buffers are left alone. For a slow average the averaged statistics are a good
+    estimate. After ``"swa"`` they are recomputed over the training set: if the module has batch
+    norms and the Trainer no :class:`RecalibrateBatchNorm`, this callback adds one for the fit. That
+    needs training to end by itself: not by Ctrl-C, and not in a fit that is resumed at its end.
+    With ``"ema"`` pass a :class:`RecalibrateBatchNorm` if you want one.
 
-    **What counts**: optimizer steps, however many batches make one, or epochs. Weights that no
-    optimizer has changed since they were last averaged aren't averaged again: of a step that the
-    ``GradScaler`` or :class:`SkipNonFinite` has skipped nothing is counted. (A fused optimizer
-    skips within its step under ``"16-mixed"``: that counts.)
+    **What is counted:** optimizer steps, however many batches make one, or epochs. Weights that no
+    optimizer has changed since the last average aren't averaged again, so a step that the
+    ``GradScaler`` or :class:`SkipNonFinite` skips doesn't count. (Under ``"16-mixed"`` a fused
+    optimizer skips within its step, and that step does count.)
 
-    **Checkpoints** hold both. Their ``state_dict`` has the averages once there are any, those that
-    were validated, for ``load_from_checkpoint`` and ``Trainer.test(ckpt_path=...)``. A fit resumed
-    from them, from those saved after the end too, goes on exactly as if it had never ended, with
-    the arguments given now. A fit that isn't resumed averages anew.
+    **Checkpoints** hold the averages and the weights under training. Once there are averages, the
+    ``state_dict`` has them, as they were validated, for ``load_from_checkpoint`` and
+    ``Trainer.test(ckpt_path=...)``. A fit that is resumed, also from a checkpoint saved at its end,
+    goes on exactly as if it had not been interrupted, with the arguments given now. A fit that
+    isn't resumed averages anew.
 
     **Beside** :class:`EarlyStopping` the best of the averages that were validated are kept, and
     given back at the end.
 
-    It costs the memory of one copy of the weights from the start of averaging on, and of another
-    while it validates or saves; after the fit both are in CPU memory. For the rates of the last
-    epochs, constant or cyclic in the paper, see the schedules: this changes none.
+    **Memory:** one copy of the weights from the first average on, and another one during validation
+    and saving. After the fit both are in CPU memory. For the learning rate of the last epochs,
+    constant or cyclic in the paper, see the schedules: this callback changes no rate.
 
     Sources: Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by averaging";
     Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization",
@@ -91,30 +89,30 @@ class WeightAveraging(Callback):
 
     Args:
         kind: ``"ema"`` or ``"swa"``.
-        decay: Of ``"ema"``, from 0 to below 1, 0.999 by default. About the last
+        decay: The decay of ``"ema"``, from 0 to below 1, 0.999 by default. About the last
             :math:`\frac{1}{1-d}` weights count.
-        decay_warmup: Whether the ``decay`` grows up to its value, :math:`d_n =
-            \min(d, \frac{1+n}{10+n})`, so that the average forgets the first weights sooner: for a
-            fit that isn't many times longer than what the ``decay`` remembers.
+        decay_warmup: Whether the decay grows up to its value, :math:`d_n =
+            \min(d, \frac{1+n}{10+n})`, so that the average forgets the first weights sooner. Use it
+            where the fit isn't many times longer than :math:`\frac{1}{1-d}` weights.
         start: After how much of the fit averaging starts: an int for a number of steps or epochs, a
-            float below 1 for a share of it.
+            float below 1 for a share of the fit.
         interval: What is counted, ``"step"`` or ``"epoch"``. Default: steps for ``"ema"``, epochs
             for ``"swa"``.
-        frequency: How many steps or epochs lie between the weights that are averaged: the first are
-            those of this many after ``start``.
+        frequency: The number of steps or epochs from one average to the next. The first average is
+            this many steps or epochs after ``start``.
 
     Raises:
-        ValueError: If an argument is none of the above, or contradicts another.
-        MisconfigurationException: When the fit starts, if the strategy is FSDP1 or DeepSpeed,
+        ValueError: If an argument is out of its range, or contradicts another.
+        MisconfigurationException: When the fit starts, if the strategy is FSDP1 or DeepSpeed, if
             another callback averages weights too or saves checkpoints without the state of
-            callbacks (``save_weights_only``), or ``start`` is a share of a length that isn't known
-            beforehand.
+            callbacks (``save_weights_only``), or if ``start`` is a share of a fit whose length
+            isn't known beforehand.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
     def __init__(
         self,
-        kind: Kind = "ema",
+        kind: AveragingKind = "ema",
         *,
         decay: float | None = None,
         decay_warmup: bool = False,
@@ -123,7 +121,7 @@ class WeightAveraging(Callback):
         frequency: int = 1,
     ) -> None:
         check_arguments(kind, decay, decay_warmup, start, interval, frequency)
-        self.kind: Kind = kind
+        self.kind: AveragingKind = kind
         self.decay = (_DECAY if decay is None else decay) if kind == "ema" else None
         self.decay_warmup = decay_warmup
         self.start = start
@@ -133,22 +131,24 @@ class WeightAveraging(Callback):
 
     def _reset(self) -> None:
         self._averages = Averages()
-        self._aside: Tensors | None = None  # the weights under training, if the module has others
-        self._loaded: dict[str, Any] | None = None  # of a checkpoint, until training goes on
+        self._aside: Tensors | None = (
+            None  # the weights under training, while the module has averages
+        )
+        self._loaded: dict[str, Any] | None = None  # a checkpoint's, until training goes on
         self._ended = False
-        self._changed = False  # the weights, since they were averaged
+        self._changed = False  # whether the weights have, since the last average
         self._start = 0  # in steps or epochs
-        self._seen = 0  # of them
+        self._seen = 0  # steps or epochs at the last look
         self._hooks: list[RemovableHandle] = []
 
     @property
     def averaged(self) -> int:
-        """How many weights have been averaged, for all tensors one count."""
+        """How many times the weights have been averaged."""
         return self._averages.count if self._loaded is None else int(self._loaded["averaged"])
 
     @contextmanager
     def averaged_weights(self, pl_module: LightningModule) -> Iterator[None]:
-        """Let the module have the averages for a while, as in validation, if there are any.
+        """Give the module the averages within the context, as in validation, if there are any.
 
         Args:
             pl_module: The module of the fit.
@@ -169,21 +169,13 @@ class WeightAveraging(Callback):
         check_trainer(trainer, self)
         self._unwatch()
         self._reset()
-        # First: others then see the averages in validation, and give other weights back later. A
-        # new list: Lightning is iterating over the old one.
-        trainer.callbacks = sorted(  # type: ignore[attr-defined]
-            trainer.callbacks,  # type: ignore[attr-defined]
-            key=lambda callback: callback is not self,
-        )
+        # Other callbacks then see the averages in validation, and give other weights back later.
+        put_first(trainer, self)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        has_one = any(isinstance(callback, RecalibrateBatchNorm) for callback in callbacks)
-        if self.kind == "swa" and not has_one and has_batch_norm(pl_module):
-            recalibrate = RecalibrateAverages(self)
-            trainer.callbacks = [*callbacks, recalibrate]  # type: ignore[attr-defined]
-            recalibrate.setup(trainer, pl_module, "fit")
+        if self.kind == "swa":
+            add_recalibration(trainer, pl_module, self)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -207,17 +199,17 @@ class WeightAveraging(Callback):
     ) -> None:
         if self.interval == "step":
             self._look(trainer.global_step)
-        elif trainer.is_last_batch:  # before it is validated
+        elif trainer.is_last_batch:  # before the validation of this epoch
             self._look(trainer.current_epoch + 1)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.interval == "epoch":  # cut short
+        if self.interval == "epoch":  # an epoch cut short has no last batch
             self._look(trainer.current_epoch + 1)
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:  # before any averages, in the sanity check
+        if trainer.state.fn == TrainerFn.FITTING:  # in the sanity check there are no averages yet
             self._lay_aside(pl_module)
 
     @override
@@ -231,16 +223,16 @@ class WeightAveraging(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded is not None:  # resumed where no training was left to do, so none has ended
-            self._load(pl_module)  # the module has the averages, of the checkpoint's state_dict
+        if self._loaded is not None:  # resumed at its end: there was no on_train_end
+            self._load(pl_module)
             self._end(pl_module)
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        # Lightning ends training here, without on_train_end and teardown.
-        without_recalibration(trainer)
+        # After an exception Lightning calls neither on_train_end nor teardown.
+        remove_recalibration(trainer)
         if trainer.state.fn != TrainerFn.FITTING or self._ended:
             return
         if isinstance(exception, KeyboardInterrupt):
@@ -251,7 +243,7 @@ class WeightAveraging(Callback):
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        without_recalibration(trainer)
+        remove_recalibration(trainer)
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -265,23 +257,23 @@ class WeightAveraging(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._loaded is not None:  # and nothing has been trained since
+        if self._loaded is not None:  # nothing has been trained since loading
             checkpoint[_CHECKPOINT_KEY] = {k: self._loaded[k] for k in ("averages", "current")}
             return
         if not self.averaged:
             return
-        if self._aside is None:  # the module hasn't the averages
+        if self._aside is None:  # the module has the weights under training
             with self.averaged_weights(pl_module):
                 state = trainer.strategy.lightning_module_state_dict()
                 for name, value in state.items():
-                    state[name] = copied(value)
+                    state[name] = copy_to_cpu(value)
             checkpoint["state_dict"] = state
         live = trained_tensors(pl_module)
         current = self._aside or {name: local(tensor) for name, tensor in live.items()}
-        averages = gathered(live, self._averages.kept)
+        averages = to_whole(self._averages.kept, live)
         checkpoint[_CHECKPOINT_KEY] = {
-            "averages": shared(averages, checkpoint["state_dict"]),
-            "current": gathered(live, current),
+            "averages": reuse_equal(averages, checkpoint["state_dict"]),
+            "current": to_whole(current, live),
         }
 
     @override
@@ -289,12 +281,12 @@ class WeightAveraging(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
-            return  # the averages, of its state_dict, are what is wanted
+            return  # the averages are in its state_dict
         if "current_model_state" in checkpoint:
             raise MisconfigurationException(
-                "the checkpoint is one of Lightning's WeightAveraging, whose weights under training"
-                " are elsewhere: resume with that callback, or give the module the state_dict and"
-                " fit without ckpt_path"
+                "the checkpoint was saved by Lightning's WeightAveraging, which keeps the weights"
+                " under training elsewhere: resume with that callback, or give the module the"
+                " state_dict and fit without ckpt_path"
             )
         state = checkpoint["callbacks"].get(self.state_key, {})
         kept = checkpoint.get(_CHECKPOINT_KEY)
@@ -310,7 +302,7 @@ class WeightAveraging(Callback):
             self._loaded |= {"averaged": 0, "averages": {}}
 
     def _note(self, optimizer: Optimizer, *_: Any) -> None:
-        # A GradScaler makes no step that it skips, SkipNonFinite one without gradients.
+        # This hook isn't called in a step that a GradScaler skips; SkipNonFinite drops gradients.
         if not self._changed:
             groups = optimizer.param_groups
             self._changed = any(p.grad is not None for group in groups for p in group["params"])
@@ -321,7 +313,7 @@ class WeightAveraging(Callback):
         self._hooks = []
 
     def _look(self, now: int) -> None:
-        """Average if it is time, ``now`` being the steps or epochs done."""
+        """Average if it is time, after ``now`` steps or epochs."""
         is_due = self._points(now) > self._points(self._seen)
         self._seen = max(now, self._seen)
         if is_due and self._changed:
@@ -332,17 +324,18 @@ class WeightAveraging(Callback):
             self._averages.update(decay)
 
     def _points(self, done: int) -> int:
+        """Return how many times to average in the first ``done`` steps or epochs."""
         return max(done - self._start, 0) // self.frequency
 
     def _lay_aside(self, pl_module: LightningModule) -> None:
-        """Let the module have the averages, if there are any."""
+        """Give the module the averages, if there are any."""
         if self._aside is None and self._averages.count:
             self._averages.pair(pl_module)
             self._aside = copies(pl_module)
             write(pl_module, self._averages.kept)
 
     def _take_back(self, pl_module: LightningModule) -> None:
-        """Let the module have the weights under training."""
+        """Give the module the weights under training."""
         if self._aside is not None:
             write(pl_module, self._aside)
             self._aside = None
@@ -360,26 +353,19 @@ class WeightAveraging(Callback):
         rank_zero_info(f"WeightAveraging: the module has the average of {self.averaged} weights")
 
     def _load(self, pl_module: LightningModule) -> None:
-        """Take what a checkpoint holds, once the module is on its device, and sharded."""
+        """Take over the tensors of a checkpoint, once the module is on its device and sharded."""
         assert self._loaded is not None
         loaded, self._loaded = self._loaded, None
         if loaded["averaged"]:
             self._averages.load(pl_module, loaded["averages"], loaded["averaged"])
-        self._aside = shares(trained_tensors(pl_module), loaded["current"])
+        live = trained_tensors(pl_module)
+        current = to_shards(loaded["current"], live)
+        self._aside = {name: value for name, value in current.items() if name in live}
 
     def _start_of(self, trainer: Trainer) -> int:
-        is_epoch = self.interval == "epoch"
-        length = epochs_of_fit(trainer) if is_epoch else steps_of_fit(trainer)
-        if isinstance(self.start, int) or not self.start:
-            start = int(self.start)
-        elif length is None:
-            raise MisconfigurationException(
-                f"WeightAveraging(start={self.start}) is a share of the fit, but how many"
-                f" {self.interval}s that takes isn't known beforehand ({why_unknown(trainer)}):"
-                f" give the start as a number of {self.interval}s, an int"
-            )
-        else:
-            start = round(self.start * length)
+        argument = f"WeightAveraging(start={self.start})"
+        start = part_of_fit(trainer, self.start, self.interval, argument)
+        length = length_of_fit(trainer, self.interval)
         is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
         if length is not None and start + self.frequency > length and not is_trial:
             rank_zero_warn(

@@ -1,1 +1,12 @@
-"""Gradient clipping."""
+"""Gradient clipping.
+
+- ``gradient_clipping``: the callback.
+- ``settings``: its arguments, checked.
+- ``clipper``: computes norms, clips and logs, for one optimizer at a time.
+- ``state``: the counts and norms of past steps, which a checkpoint holds.
+"""
+
+from lightning_practices.callbacks._clipping.gradient_clipping import GradientClipping
+from lightning_practices.callbacks._clipping.settings import ClippingAlgorithm
+
+__all__ = ["ClippingAlgorithm", "GradientClipping"]

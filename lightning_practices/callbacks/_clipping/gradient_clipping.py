@@ -1,7 +1,8 @@
-"""Gradients clipped by the fused kernels, in any Trainer."""
+"""The callback that clips gradients by the fused kernels."""
 
 from collections.abc import Mapping
-from typing import Any
+from copy import deepcopy
+from typing import Any, Self
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
@@ -9,72 +10,80 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._clipping.clipper import Clipper
-from lightning_practices.callbacks._clipping.settings import Algorithm, ClippingSettings
+from lightning_practices.callbacks._clipping.settings import ClippingAlgorithm, ClippingSettings
 
 
 class GradientClipping(Callback):
     r"""Clip gradients by norm, by value or adaptively, once for each optimizer step.
 
-    What :func:`lightning_kernels.clip_grad_norm_`, :func:`~lightning_kernels.clip_grad_value_` or
-    :func:`~lightning_kernels.clip_grad_adaptive_` does, right before each step of an optimizer, to
-    the parameters of that optimizer alone; whatever the precision, under automatic and manual
-    optimization, on one device, under DDP, FSDP2 and tensor parallelism. The fit never waits for
-    the device because of it, but for what is said below.
+    Right before each step of an optimizer it calls :func:`lightning_kernels.clip_grad_norm_`,
+    :func:`~lightning_kernels.clip_grad_value_` or :func:`~lightning_kernels.clip_grad_adaptive_` on
+    the parameters of that optimizer. It works with every precision, under automatic and manual
+    optimization, on one device, under DDP, FSDP2 and tensor parallelism. Training doesn't wait for
+    the device, except where stated below.
 
-    **Thresholds.** Parameters whose name matches a pattern of ``groups`` are clipped together by
-    its value, so by their own norm; all others together by ``value``. Or by the ``percentile`` of
-    the last 1000 norms, that of the step included, as AutoClip does: the first steps are then
-    clipped little. With ``warmup_steps=N`` each threshold is its :math:`1/N` at the first step,
-    :math:`2/N` at the second and the whole from the :math:`N`-th on. Without any of these
-    nothing is clipped, and norms are logged: a way to find a value.
+    **Thresholds.** Parameters whose name matches a pattern of ``groups`` are clipped together, by
+    their own norm and the value of that group. All other parameters are clipped together by
+    ``value``, or by the ``percentile`` of the last 1000 norms, that of the present step included,
+    as AutoClip does: the first steps are then clipped little. With ``warmup_steps=N`` each
+    threshold is multiplied by :math:`1/N` at the first step, :math:`2/N` at the second and 1 from
+    the :math:`N`-th on. Without any of these nothing is clipped and norms are logged: a way to find
+    a value.
 
-    **Logged**, if there is a logger or :class:`LearningCurves`, every ``log_every_n_steps``:
-    ``grad_norm``, of all gradients before clipping; ``grad_norm_clipped``, after it;
-    ``grad_clipped_fraction``, of the steps so far (by value and adaptively, of those that were
-    logged); ``grad_clip_threshold`` if it moves; with ``log_layers="top5"``, for loggers,
-    ``grad_norm/<layer>`` of the five layers whose norms are largest before clipping, for which
-    these steps wait for the device. The second of several optimizers has ``grad_norm-1`` and so on.
+    **Logs.** If there is a logger or :class:`LearningCurves`, every ``log_every_n_steps``:
 
-    **Where it differs.** Under FSDP1 (``FSDPStrategy``) there is one threshold for the norm, and
-    clipping by value logs nothing. Under DeepSpeed the engine clips, and this refuses. Lightning
-    can't clip for an optimizer that unscales gradients itself, as fused ones do under
-    ``"16-mixed"``. This does, by thresholds times the loss scale, for which it waits for the
-    device unless ``fused``. A norm of nan or infinity makes gradients nan, as in torch: see
-    :class:`SkipNonFinite`.
+    - ``grad_norm``, the norm of all gradients before clipping, and ``grad_norm_clipped``, after it;
+    - ``grad_clipped_fraction``, the share of the steps so far in which anything was clipped (by
+      value and adaptively, of the steps that were logged);
+    - ``grad_clip_threshold``, if it changes from step to step;
+    - with ``log_layers="top5"``, to loggers, ``grad_norm/<layer>`` of the five layers whose norms
+      before clipping are largest. These steps wait for the device.
 
-    **Without a pass of its own.** With ``fused=True`` the optimizer scales the gradients in its own
-    kernel, see :func:`~lightning_practices.optim.clip_in_step`. Under ``"16-mixed"`` it unscales
-    them there too, and the norm replaces the scaler's search for nan and infinity. Use it there, or
-    where most steps are clipped. Gradients are then clipped after the step and not before it.
+    The names of a second optimizer end in ``-1``, of a third in ``-2`` and so on.
 
-    A checkpoint holds the steps, counts and norms, so that a resumed fit goes on as it would have.
+    **Limits.** Under FSDP1 (``FSDPStrategy``) the norm has one threshold for all parameters, and
+    clipping by value logs nothing. Under DeepSpeed the engine clips, and this callback refuses.
+    Lightning can't clip for an optimizer that unscales gradients itself, as fused ones do under
+    ``"16-mixed"``. This callback multiplies the thresholds by the loss scale instead, for which it
+    waits for the device unless ``fused``. A norm of nan or infinity makes gradients nan, as in
+    torch: see :class:`SkipNonFinite`.
 
-    Source: as for the functions; for the percentile Seetharaman et al., 2020, "AutoClip: adaptive
-    gradient clipping for source separation networks", arXiv:2007.14469.
+    **Clipping within the step.** With ``fused=True`` the optimizer scales the gradients in its own
+    kernel, which saves a pass over them: see :func:`~lightning_practices.optim.clip_in_step`. Under
+    ``"16-mixed"`` the optimizer unscales them there too, and the norm replaces the scaler's search
+    for nan and infinity. Use it there, or where most steps are clipped. The gradients are then
+    clipped after the step, and not yet before it.
+
+    **Checkpoints** hold the steps, counts and norms, so that a resumed fit is the same as one that
+    wasn't interrupted.
+
+    Sources: those of the functions; for the percentile Seetharaman et al., 2020, "AutoClip:
+    adaptive gradient clipping for source separation networks", arXiv:2007.14469.
 
     Args:
-        value: Largest norm, largest absolute value, or ``clip_factor``, the largest ratio of norms.
+        value: The largest norm (``"norm"``), the largest absolute value (``"value"``), or the
+            largest ratio of the norms of gradient and weights, ``clip_factor`` (``"adaptive"``).
         algorithm: ``"norm"``, ``"value"`` or ``"adaptive"``.
-        groups: For names of parameters, in which ``*`` stands for anything, the value of each group
-            that is clipped by itself; ``inf`` for one that is left alone. The first match counts.
-        percentile: In place of ``value``, of past norms, from 0 to 100.
-        warmup_steps: Optimizer steps in which thresholds grow.
+        groups: A value for each pattern of parameter names, in which ``*`` stands for anything;
+            ``inf`` leaves a group alone. The first pattern that matches a name counts.
+        percentile: The percentile of past norms to clip by, from 0 to 100, in place of ``value``.
+        warmup_steps: The number of optimizer steps in which thresholds grow.
         log_layers: How many layers' norms to log, as in ``"top5"``.
-        fused: Whether the optimizer, one of torch's with ``fused=True``, clips in its step: by
-            norm, with one value for all parameters.
+        fused: Whether the optimizer clips in its step: by norm, with one value for all parameters.
+            It has to be one of torch's with ``fused=True``.
 
     Raises:
-        ValueError: If an argument is none of the above, or two contradict each other. When the fit
+        ValueError: If an argument is out of its range, or two contradict each other. When the fit
             starts, if a pattern matches no parameter.
-        MisconfigurationException: When the fit starts, if the Trainer has a ``gradient_clip_val``
-            or the strategy or, with ``fused``, an optimizer can't do it.
+        MisconfigurationException: When the fit starts, if the Trainer has a ``gradient_clip_val``,
+            if the strategy doesn't allow it or if, with ``fused``, an optimizer isn't fused.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
     def __init__(
         self,
         value: float | None = None,
-        algorithm: Algorithm = "norm",
+        algorithm: ClippingAlgorithm = "norm",
         *,
         groups: Mapping[str, float] | None = None,
         percentile: float | None = None,
@@ -85,7 +94,39 @@ class GradientClipping(Callback):
         settings = ClippingSettings(
             value, algorithm, dict(groups or {}), percentile, warmup_steps, log_layers, fused
         )
-        self._clipper = Clipper(settings, owner="GradientClipping", adopts=False)
+        self._clipper = Clipper(settings)
+
+    @property
+    def serves_module(self) -> bool:
+        """Whether this is a copy by :meth:`for_module`."""
+        return self._clipper.serves_module
+
+    def for_module(self) -> Self:
+        """Return a copy for a module that calls :meth:`clip` in a hook of its own.
+
+        The copy doesn't clip by itself. Without a threshold it takes the Trainer's
+        ``gradient_clip_val`` and ``gradient_clip_algorithm``. The module has to return it from
+        ``configure_callbacks``. :class:`~lightning_practices.mixins.GradientClippingMixin` does
+        both.
+        """
+        copy = deepcopy(self)
+        copy._clipper.serves_module = True
+        return copy
+
+    def clip(self, pl_module: LightningModule, optimizer: Any, *, in_step: bool = True) -> None:
+        """Clip the gradients of an optimizer, and log if it is time to.
+
+        Args:
+            pl_module: The module that is fitted.
+            optimizer: The optimizer. If none of its parameters has a gradient, nothing happens.
+            in_step: Whether this is called within ``optimizer.step``, where Lightning has unscaled
+                the gradients, and not before it.
+
+        Raises:
+            RuntimeError: If the fit hasn't started, or started without this callback.
+            ValueError: If it isn't one of the Trainer's optimizers.
+        """
+        self._clipper.clip(pl_module, optimizer, in_step=in_step)
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -93,7 +134,7 @@ class GradientClipping(Callback):
         if stage != "fit":
             return
         self._clipper.setup(trainer)
-        if trainer.global_step == 0:  # not one that goes on
+        if trainer.global_step == 0:  # otherwise the fit goes on from an earlier one
             self._clipper.reset()
 
     @override
@@ -104,7 +145,8 @@ class GradientClipping(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        self._clipper.clip(pl_module, optimizer, in_step=True)
+        if not self.serves_module:
+            self.clip(pl_module, optimizer)
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""What to clip gradients by."""
+"""The arguments of gradient clipping."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Algorithm = Literal["norm", "value", "adaptive"]
+ClippingAlgorithm = Literal["norm", "value", "adaptive"]
 
 
 @dataclass(frozen=True)
@@ -13,11 +13,11 @@ class ClippingSettings:
     """The arguments of :class:`GradientClipping`, checked.
 
     Raises:
-        ValueError: If one is none of what it may be, or two contradict each other.
+        ValueError: If an argument is out of its range, or two contradict each other.
     """
 
     value: float | None = None
-    algorithm: Algorithm = "norm"
+    algorithm: ClippingAlgorithm = "norm"
     groups: Mapping[str, float] = field(default_factory=dict)
     percentile: float | None = None
     warmup_steps: int = 0
@@ -25,8 +25,8 @@ class ClippingSettings:
     fused: bool = False
 
     def __post_init__(self) -> None:
-        if self.algorithm not in get_args(Algorithm):
-            known = ", ".join(map(repr, get_args(Algorithm)))
+        if self.algorithm not in get_args(ClippingAlgorithm):
+            known = ", ".join(map(repr, get_args(ClippingAlgorithm)))
             raise ValueError(f"algorithm has to be one of {known}, but got {self.algorithm!r}")
         thresholds = {"value": self.value, **{f"groups[{k!r}]": v for k, v in self.groups.items()}}
         for name, threshold in thresholds.items():
@@ -51,12 +51,12 @@ class ClippingSettings:
 
     @property
     def has_threshold(self) -> bool:
-        """Whether there is one for parameters that no pattern of ``groups`` matches."""
+        """Whether parameters that match no pattern of ``groups`` have a threshold."""
         return self.value is not None or self.percentile is not None
 
     @property
     def top_layers(self) -> int:
-        """How many layers to log, 0 for none."""
+        """How many layers' norms to log, 0 for none."""
         return int(self.log_layers.removeprefix("top")) if self.log_layers else 0
 
     def _check_fused(self) -> None:

@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
@@ -19,14 +19,17 @@ from lightning_practices.callbacks._curves.file import SUFFIXES, rendered, repla
 from lightning_practices.callbacks._curves.listener import Listener
 from lightning_practices.callbacks._curves.panels import forks
 from lightning_practices.callbacks._curves.series import EPOCH, History, Series
-from lightning_practices.callbacks._early_stopping.early_stopping import EarlyStopping
+from lightning_practices.callbacks._early_stopping import EarlyStopping
+from lightning_practices.callbacks._trainer.logs import ReadsLogs
+from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._types import Mode
 
 _SHARE = 0.01  # of the time that drawing may take
 _NEVER = 10**12  # steps
 _FIRST_SECONDS = 0.5  # that the first picture is taken to need
 
 
-class LearningCurves(Callback):
+class LearningCurves(ReadsLogs):
     """Draw what is logged to a file, by optimizer step, while the fit runs and at its end.
 
     No logger is needed: whatever ``self.log`` gets is drawn, and the learning rate of each
@@ -86,7 +89,7 @@ class LearningCurves(Callback):
         *,
         metrics: Sequence[str] | None = None,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "min",
+        mode: Mode = "min",
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
     ) -> None:
@@ -282,14 +285,11 @@ class LearningCurves(Callback):
 
     def _find_stopping(self, trainer: Trainer) -> LightningEarlyStopping | None:
         """Return the callback that says what is best, one that knows the step before others."""
-        found: list[LightningEarlyStopping] = [
-            callback
-            for callback in trainer.callbacks  # type: ignore[attr-defined]
-            if isinstance(callback, LightningEarlyStopping)
-            and (
-                self.monitor is None
-                or (callback.monitor, callback.mode) == (self.monitor, self.mode)
-            )
+        found = [
+            stopping
+            for stopping in callbacks_of(trainer, LightningEarlyStopping)
+            if self.monitor is None
+            or (stopping.monitor, stopping.mode) == (self.monitor, self.mode)
         ]
         return min(found, key=lambda one: not isinstance(one, EarlyStopping), default=None)
 

@@ -9,6 +9,7 @@ from torch.distributed.tensor import DTensor
 
 from lightning_practices.callbacks._curves.panels import forks
 from lightning_practices.callbacks._curves.series import EPOCH, History
+from lightning_practices.callbacks._trainer.sharding import local
 
 
 class Listener:
@@ -79,5 +80,5 @@ def rates(trainer: Trainer) -> Iterator[tuple[str, Tensor | float]]:
 
 def _place(value: Tensor) -> int:
     """Return where a value is: while it is held, no other is there."""
-    local = value.to_local() if isinstance(value, DTensor) else value
-    return local.data_ptr()
+    place: int = local(value).data_ptr()
+    return place

@@ -1,1 +1,10 @@
-"""Early stopping, and training again for the steps it found."""
+"""Early stopping, and training for the number of steps that it has found.
+
+- ``early_stopping``: the callback that stops, and gives the best weights back.
+- ``retrain_for``: the callback that trains on all data for that many steps, and the joined loader.
+"""
+
+from lightning_practices.callbacks._early_stopping.early_stopping import EarlyStopping
+from lightning_practices.callbacks._early_stopping.retrain_for import RetrainFor, join_loaders
+
+__all__ = ["EarlyStopping", "RetrainFor", "join_loaders"]

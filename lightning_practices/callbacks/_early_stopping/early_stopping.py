@@ -2,106 +2,110 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._averaging.weight_averaging import WeightAveraging
-from lightning_practices.callbacks._early_stopping.best_weights import CHECKPOINT_KEY, BestWeights
+from lightning_practices.callbacks._averaging import WeightAveraging
 from lightning_practices.callbacks._early_stopping.retrain_for import RetrainFor
+from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit
+from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.ranks import mean_over_ranks
+from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
+from lightning_practices.callbacks._types import Mode
 
-Mode = Literal["min", "max"]
+_CHECKPOINT_KEY = "early_stopping_weights"
 _Item = TypeVar("_Item")
 
 
 class EarlyStopping(LightningEarlyStopping):
     """Stop once the monitored value has stopped improving, and give the best weights back.
 
-    The state of the module, buffers such as running statistics included, is copied to CPU memory
-    at each check that improves on the best value by more than ``min_delta``. After ``patience``
-    checks in a row without improvement training stops. Whatever ends it (this, ``max_epochs``,
-    ``max_steps``, ``max_time``, Ctrl-C), the module then gets the best state back, in place. Any
-    other exception leaves the weights as they are: :meth:`restore` gives the best ones back.
+    At each check that improves on the best value by more than ``min_delta`` the state of the module
+    is copied to CPU memory, buffers such as running statistics included. After ``patience`` checks
+    in a row without improvement training stops. When training ends, by this callback,
+    ``max_epochs``, ``max_steps``, ``max_time`` or Ctrl-C, the module gets the best state back, in
+    place. Any other exception leaves the weights as they are: :meth:`restore` gives the best ones
+    back.
 
-    The arguments are those of Lightning's callback, and so are the checks. What differs:
+    The arguments and the checks are those of Lightning's callback. The differences:
 
-    - The monitored value is averaged over all ranks before it is judged, so every rank keeps, stops
-      and restores at the same check.
-    - Before ``min_epochs`` and ``min_steps`` there is no verdict. The first check after them judges
+    - The monitored value is averaged over all ranks before it is judged, so that all ranks keep
+      weights, stop and restore at the same check.
+    - Before ``min_epochs`` and ``min_steps`` nothing is decided. The first check after them judges
       afresh, so an improvement in between lets training go on.
     - A value that reaches ``stopping_threshold`` counts as the best one if it is.
-    - Beside :class:`WeightAveraging` the best are the averages, as they were validated.
-    - Resuming keeps the count, the best value and the best weights, but not the old ``patience``.
-    - Several values can be monitored: training stops once none of them has improved for
+    - Beside :class:`WeightAveraging` the best weights are the averages that were validated.
+    - Resuming keeps the count, the best value and the best weights. It takes the ``patience`` that
+      is given now.
+    - Several values can be monitored. Training stops once none of them has improved for
       ``patience`` checks, each judged by its own best value. The best weights, ``best_epoch``,
-      ``best_step``, ``best_score`` and ``wait_count`` are those of the first. To stop as soon as
-      one of them has not improved, use several callbacks, of which one restores.
+      ``best_step``, ``best_score`` and ``wait_count`` are those of the first value. To stop as soon
+      as one of the values has not improved, use several callbacks, of which one restores.
 
-    **Memory and time.** The copy takes as much CPU memory as the state (pinned, for a GPU), kept
-    from one improvement to the next; once the weights were given back, the last state takes as much
-    again. The host doesn't wait for a GPU to copy, and no later step can overwrite what is being
-    copied.
+    **Memory and time.** The copy takes as much CPU memory as the state, pinned if the module is on
+    a GPU. The memory is kept from one improvement to the next. Once the best weights have been
+    given back, the last state takes as much again. The host doesn't wait for a GPU to copy, and no
+    later step can overwrite tensors that are being copied.
 
     **Sharded weights.** Under ``ModelParallelStrategy`` (FSDP2, tensor parallelism) each rank keeps
-    its own shards. ``FSDPStrategy`` and ``DeepSpeedStrategy`` are refused.
+    its own shards. ``FSDPStrategy`` and ``DeepSpeedStrategy`` are refused, unless
+    ``restore_best_weights`` is ``False``.
 
-    **Checkpoints** carry the best weights, once where they are also the current ones. If one is
-    saved after they were given back, its ``state_dict`` holds them, and
-    ``Trainer.fit(ckpt_path=...)`` nonetheless goes on from the last weights, those that the
-    optimizer's state belongs to. The exception, with a warning, are distributed checkpoints,
-    ``ModelParallelStrategy``'s default: they have the present weights alone.
+    **Checkpoints** carry the best weights, written once if they are also the current ones. In a
+    checkpoint that is saved after the best weights were given back, ``state_dict`` holds the best
+    weights. ``Trainer.fit(ckpt_path=...)`` nonetheless goes on from the last weights, which belong
+    to the optimizer's state. Distributed checkpoints, the default of ``ModelParallelStrategy``, are
+    the exception: they have the present weights alone, and a warning says so.
 
-    **The length found**, ``best_step``, is a hyperparameter. :class:`RetrainFor` takes it to train
-    a new module on all data.
+    **The length of training** that was found, ``best_step``, is a hyperparameter.
+    :class:`RetrainFor` takes it to train a new module on all data.
 
     Source: "Early stopping", lectures S0 and S2 to S4; Prechelt, Early stopping - but when?, 1998.
 
     Args:
         monitor: Name of the logged value to watch, or several names.
-        min_delta: Least change that counts as an improvement; a change equal to it doesn't. One for
-            all values or one for each, as ``mode``.
+        min_delta: The smallest change that counts as an improvement is larger than this. One number
+            for all values, or one for each.
         patience: Checks without improvement after which training stops.
         verbose: Whether to log each improvement and the reason to stop.
-        mode: Whether the value is to fall, ``"min"``, or to rise, ``"max"``.
-        strict: Whether to raise if ``monitor`` was never logged. If not, there is no check before
-            all of its values were.
-        check_finite: Whether to stop once a value is infinite or NaN.
-        stopping_threshold: Value at which training stops at once, as good enough; of a single
-            ``monitor``.
-        divergence_threshold: Value at which training stops at once, as hopeless; of a single
-            ``monitor``.
+        mode: Whether the value is to fall, ``"min"``, or to rise, ``"max"``. One mode for all
+            values, or one for each.
+        strict: Whether to raise if ``monitor`` was never logged. If not, checks begin once all
+            values were logged.
+        check_finite: Whether to stop once a value is infinite or nan.
+        stopping_threshold: A value good enough to stop at once, for a single ``monitor``.
+        divergence_threshold: A value bad enough to stop at once, for a single ``monitor``.
         check_on_train_epoch_end: Whether to check at the end of the training epoch rather than of
             validation. Default: if validation runs exactly once an epoch.
         log_rank_zero_only: Whether only rank 0 logs.
         restore_best_weights: Whether to keep the best weights and to give them back.
 
     Attributes:
-        best_epoch: Epoch, from 0, of the best value; ``None`` before the first.
-        best_step: Optimizer steps taken when the best value was seen: the length of training found,
-            to be reported as a hyperparameter.
-        fit_steps: Optimizer steps that the fit takes unless it is stopped; ``None`` if unknown.
+        best_epoch: The epoch of the best value, from 0; ``None`` before the first value.
+        best_step: The optimizer steps taken when the best value was seen, which is the length of
+            training to report as a hyperparameter.
+        fit_steps: The optimizer steps that the fit takes unless it is stopped; ``None`` if unknown.
 
     Raises:
-        MisconfigurationException: If ``mode`` is neither. When ``Trainer.fit`` starts, if weights
-            are to be restored and the strategy shards them in a way not served, Lightning's
-            ``WeightAveraging`` validates others, a second such callback is there, or the weights
-            held are another module's.
+        MisconfigurationException: If ``mode`` is neither ``"min"`` nor ``"max"``. When
+            ``Trainer.fit`` starts, if weights are to be restored and the strategy is FSDP1 or
+            DeepSpeed, Lightning's ``WeightAveraging`` is there, a second callback restores too, or
+            the weights held are another module's.
         RuntimeError: At a check, if ``strict`` and ``monitor`` was not logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
-        ValueError: If ``monitor`` has no names or one twice, ``mode`` or ``min_delta`` are not one
-            for each, or there is a threshold for several.
+        ValueError: If ``monitor`` has no names or a name twice, ``mode`` or ``min_delta`` are not
+            one for each value, or a threshold is given for several values.
     """
 
     def __init__(
@@ -136,7 +140,7 @@ class EarlyStopping(LightningEarlyStopping):
             **shared,
         )
         self._state_key = super().state_key  # made once: Lightning asks at each hook of a step
-        # Never a Trainer's: they judge one value each, and hold its best and its count.
+        # They belong to no Trainer: each judges one value, and holds its best value and count.
         self._others = [
             LightningEarlyStopping(monitor=name, min_delta=delta, mode=mode, **shared)
             for name, delta, mode in zip(names[1:], deltas[1:], modes[1:], strict=True)
@@ -149,10 +153,10 @@ class EarlyStopping(LightningEarlyStopping):
         self._restored = False  # in this fit
 
     def restore(self, pl_module: LightningModule) -> None:
-        """Give the best weights back to the module they are from; without any, do nothing.
+        """Give the module its best weights; if there are none, do nothing.
 
         Raises:
-            MisconfigurationException: If they are from another module.
+            MisconfigurationException: If the best weights are another module's.
         """
         if not self._weights:
             return
@@ -175,12 +179,14 @@ class EarlyStopping(LightningEarlyStopping):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._weights.start(pl_module)
         self.fit_steps = steps_of_fit(trainer)
-        self.stopped_epoch, self.stopping_reason_message = 0, None  # a checkpoint's
+        # A checkpoint may hold those of a fit that was stopped.
+        self.stopped_epoch, self.stopping_reason_message = 0, None
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
-        if self._weights and _rests(trainer):
+        if self._weights and callbacks_of(trainer, RetrainFor):
             raise MisconfigurationException(
                 f"RetrainFor trains a new module, but EarlyStopping(monitor={self.monitor!r}) holds"
-                f" the best weights of an earlier fit of {type(pl_module).__name__}: make new ones"
+                f" the best weights of an earlier fit of {type(pl_module).__name__}: make a new"
+                " module and a new callback"
             )
 
     @override
@@ -189,7 +195,7 @@ class EarlyStopping(LightningEarlyStopping):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._restored:  # resumed where no training was left to do, so none has ended
+        if not self._restored:  # resumed at its end: there was no on_train_end
             self.restore(pl_module)
 
     @override
@@ -226,7 +232,7 @@ class EarlyStopping(LightningEarlyStopping):
         self.fit_steps = state_dict.get("fit_steps")
         others = state_dict.get("others", {})
         for other in self._others:
-            if other.state_key in others:  # else it is new, and begins here
+            if other.state_key in others:  # otherwise the value is monitored from now on
                 other.load_state_dict(others[other.state_key])
         for one in (self, *self._others):
             one.patience = patience
@@ -239,13 +245,13 @@ class EarlyStopping(LightningEarlyStopping):
             return
         kept = self._weights.save(trainer, pl_module, checkpoint, self.best_step)
         if kept:
-            checkpoint.setdefault(CHECKPOINT_KEY, {})[self.state_key] = kept
+            checkpoint.setdefault(_CHECKPOINT_KEY, {})[self.state_key] = kept
 
     @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        kept = checkpoint.get(CHECKPOINT_KEY, {}).get(self.state_key, {})
+        kept = checkpoint.get(_CHECKPOINT_KEY, {}).get(self.state_key, {})
         self._weights.load(trainer, pl_module, kept, wanted=self.restore_best_weights)
         state = checkpoint["callbacks"].get(self.state_key)
         lost = self.restore_best_weights and not self._weights and trainer.state.fn == "fit"
@@ -258,7 +264,8 @@ class EarlyStopping(LightningEarlyStopping):
     @override
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
         logs = trainer.callback_metrics
-        skipped = trainer.fast_dev_run or _rests(trainer)  # type: ignore[attr-defined]
+        # A fit of RetrainFor has its length from another fit.
+        skipped = trainer.fast_dev_run or callbacks_of(trainer, RetrainFor)  # type: ignore[attr-defined]
         watched = (self, *self._others)
         if skipped or not all(one._validate_condition_metric(logs) for one in watched):
             return
@@ -267,10 +274,10 @@ class EarlyStopping(LightningEarlyStopping):
         if improved:
             self._keep(trainer)
         should_stop, reason = self._judge(values)
-        if improved:  # also where Lightning saw a threshold first
+        if improved:  # Lightning leaves them as they are where a threshold is reached
             self.best_score, self.wait_count = values[0], 0
         if should_stop and not _reached_minimum(trainer):
-            # A flag raised now would stay up, whatever the checks to come say.
+            # Lightning would stop at the minimum, even if a later check improves.
             self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
             return
         if should_stop:
@@ -281,13 +288,13 @@ class EarlyStopping(LightningEarlyStopping):
             self._log_info(trainer, reason, self.log_rank_zero_only)
 
     def _judge(self, values: Sequence[Tensor]) -> tuple[bool, str | None]:
-        """Return whether to stop by one value for each that is monitored, and why."""
+        """Return whether to stop, by the values of all that is monitored, and why."""
         watched = (self, *self._others)
         pairs = zip(watched, values, strict=True)
         verdicts = [one._evaluate_stopping_criteria(value) for one, value in pairs]
         stopping = [one for one, (stop, _) in zip(watched, verdicts, strict=True) if stop]
         exhausted = EarlyStoppingReason.PATIENCE_EXHAUSTED
-        # Out of patience they have to be all; what isn't finite or is at a threshold stops alone.
+        # Patience has to be exhausted for all values; a threshold or nan of one value is enough.
         alone = [one.stopping_reason for one in stopping if one.stopping_reason is not exhausted]
         should_stop = bool(alone) or len(stopping) == len(watched)
         not_stopped = EarlyStoppingReason.NOT_STOPPED
@@ -312,63 +319,60 @@ class EarlyStopping(LightningEarlyStopping):
             "set EarlyStopping(restore_best_weights=False) and let ModelCheckpoint(monitor=...)"
             " save the best weights"
         )
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy):
+        refuse(
+            trainer,
+            FSDP1_OR_DEEPSPEED,
+            who="EarlyStopping",
+            cannot="keep the best weights",
+            instead=f"use ModelParallelStrategy (FSDP2), or {instead}",
+        )
+        for other in callbacks_of(trainer, LightningWeightAveraging):
             raise MisconfigurationException(
-                f"{type(trainer.strategy).__name__} shards the weights, and EarlyStopping would"
-                f" keep only a part of them: use ModelParallelStrategy (FSDP2), or {instead}"
+                f"{type(other).__name__} validates averaged weights, and EarlyStopping would keep"
+                " the weights under training: use the WeightAveraging of this package, or"
+                f" {instead}"
             )
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, LightningWeightAveraging):
+        for rival in callbacks_of(trainer, EarlyStopping):
+            if rival.restore_best_weights and rival is not self:
                 raise MisconfigurationException(
-                    f"{type(other).__name__} validates averaged weights, and EarlyStopping would"
-                    f" keep those under training: use the WeightAveraging of this package, or"
-                    f" {instead}"
-                )
-            rival = isinstance(other, EarlyStopping) and other.restore_best_weights
-            if rival and other is not self:
-                raise MisconfigurationException(
-                    f"EarlyStopping of {self.monitor!r} and of {other.monitor!r} would both restore"
+                    f"EarlyStopping of {self.monitor!r} and of {rival.monitor!r} would both restore"
                     " their best weights: set restore_best_weights=False for all but one"
                 )
 
 
 def _check_names(names: Sequence[str], *thresholds: float | None) -> None:
     if not names or len({*names}) < len(names):
-        raise ValueError(
-            f"monitor has to be the name of a value, or names of different ones, but got {names}"
-        )
+        raise ValueError(f"monitor has to be one name or several different names, but got {names}")
     if len(names) > 1 and any(threshold is not None for threshold in thresholds):
         raise ValueError(
-            "stopping_threshold and divergence_threshold are of one value, but monitor has"
-            f" {len(names)}: give them to a further EarlyStopping(monitor=..., "
-            "restore_best_weights=False)"
+            "stopping_threshold and divergence_threshold need a single monitored value, but monitor"
+            f" has {len(names)}: give them to a further EarlyStopping(monitor=...,"
+            " restore_best_weights=False)"
         )
 
 
 def _each(given: _Item | Sequence[_Item], names: Sequence[str], what: str) -> Sequence[_Item]:
-    """Return one item for each name, of one for all or one for each."""
+    """Return one item for each name, from one item for all names or a sequence."""
     if isinstance(given, str) or not isinstance(given, Sequence):
         return [given] * len(names)
     if len(given) != len(names):
-        raise ValueError(f"{what} has to be one for all of {list(names)} or for each, got {given}")
+        raise ValueError(
+            f"{what} has to be one for all of {list(names)}, or one for each, but got {given}"
+        )
     return given
 
 
 def _as_validated(trainer: Trainer) -> AbstractContextManager[None]:
-    """Let the module have the weights that validation had: the averages, where there are any."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, WeightAveraging):
-            return callback.averaged_weights(trainer.lightning_module)
+    """Give the module, within the context, the weights that were validated.
+
+    These are the averages if ``WeightAveraging`` has any.
+    """
+    for averaging in callbacks_of(trainer, WeightAveraging):
+        return averaging.averaged_weights(trainer.lightning_module)
     return nullcontext()
 
 
-def _rests(trainer: Trainer) -> bool:
-    """Say whether the fit has its length from another."""
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    return any(isinstance(callback, RetrainFor) for callback in callbacks)
-
-
 def _reached_minimum(trainer: Trainer) -> bool:
-    """Say whether ``min_epochs``, the epoch that ends here included, and ``min_steps`` are met."""
+    """Say whether ``min_epochs``, counting the epoch that ends here, and ``min_steps`` are over."""
     epochs = trainer.current_epoch + int(trainer.is_last_batch)
     return epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)

@@ -9,19 +9,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
 from lightning_kernels import clip_grad_norm_
 from lightning_practices._names import plain_name
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._clipping.clipper import place_of
 from lightning_practices.callbacks._skip_non_finite.report import (
     NonFiniteParameter,
     NonFiniteReport,
 )
-from lightning_practices.callbacks._trainer.logs import logs_now
+from lightning_practices.callbacks._trainer.logs import log_number, logs_now
+from lightning_practices.callbacks._trainer.optimizers import grad_scaler, place_of
+from lightning_practices.callbacks._trainer.others import put_first
+from lightning_practices.callbacks._trainer.ranks import any_rank, sum_over_ranks
+from lightning_practices.callbacks._trainer.sharding import local
+from lightning_practices.callbacks._trainer.strategies import refuse
 
 
 class SkipNonFinite(Callback):
@@ -76,19 +79,17 @@ class SkipNonFinite(Callback):
         reject_twin(trainer, pl_module)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, DeepSpeedStrategy):
-            raise MisconfigurationException(
-                "SkipNonFinite can't see gradients under DeepSpeedStrategy, whose engine has them:"
-                " remove it; with fp16 the engine skips such steps itself"
-            )
+        refuse(
+            trainer,
+            DeepSpeedStrategy,
+            who="SkipNonFinite",
+            cannot="see the gradients",
+            instead="remove SkipNonFinite; with fp16 the engine skips such steps itself",
+        )
         if trainer.global_step == 0:  # not a fit that goes on
             self.skipped, self.consecutive = 0, {}
         self.report = None
-        # A new list: Lightning is iterating over the old one.
-        trainer.callbacks = sorted(  # type: ignore[attr-defined]
-            trainer.callbacks,  # type: ignore[attr-defined]
-            key=lambda callback: callback is not self,
-        )
+        put_first(trainer, self)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,7 +98,7 @@ class SkipNonFinite(Callback):
                 "SkipNonFinite can't skip a step of LBFGS, which computes gradients again in the"
                 " midst of it: use another optimizer, or leave SkipNonFinite out"
             )
-        if _scales(trainer):
+        if grad_scaler(trainer) is not None:
             rank_zero_info(
                 "SkipNonFinite: left to the GradScaler of 16-mixed, which skips steps of nan or"
                 " infinite gradients itself"
@@ -107,12 +108,12 @@ class SkipNonFinite(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        if _scales(trainer):
+        if grad_scaler(trainer) is not None:
             return
         place = place_of(trainer, optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         largest = clip_grad_norm_(parameters, math.inf, norm_type=math.inf, nonfinite="skip")
-        if not bool(_over_ranks(trainer, ~largest.isfinite())):
+        if not any_rank(trainer, ~largest.isfinite()):
             self.consecutive[place] = 0
         else:
             self.skipped += 1
@@ -126,8 +127,7 @@ class SkipNonFinite(Callback):
                 f" skipped (epoch {trainer.current_epoch}, {self.consecutive[place]} in a row)"
             )
         if logs_now(trainer):
-            # A tensor on the CPU: of a number `log` makes one on the device, and waits for it.
-            pl_module.log("skipped_steps", torch.tensor(float(self.skipped), device="cpu"))
+            log_number(pl_module, "skipped_steps", float(self.skipped))
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -149,19 +149,6 @@ class SkipNonFinite(Callback):
         )
 
 
-def _scales(trainer: Trainer) -> bool:
-    """Say whether a GradScaler skips steps."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return scaler is not None and scaler.is_enabled()
-
-
-def _over_ranks(trainer: Trainer, counts: Tensor) -> Tensor:
-    """Return the sum over all ranks."""
-    counts = counts.to(trainer.strategy.root_device, torch.int64)
-    total: Tensor = trainer.strategy.reduce(counts, reduce_op="sum")
-    return total
-
-
 def _report(
     trainer: Trainer, pl_module: LightningModule, parameters: list[Tensor]
 ) -> NonFiniteReport:
@@ -170,15 +157,14 @@ def _report(
     named = {name: p for name, p in pl_module.named_parameters() if id(p) in ours}
     rows = []
     for p in named.values():
-        # Of a sharded one, what is here: sums over ranks are right, and shares whatever they sum.
-        grad = p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad
-        grad = torch.zeros(0) if grad is None else grad
+        # Over ranks, counts of shards add up, and counts of copies leave their ratio as it is.
+        grad = torch.zeros(0) if p.grad is None else local(p.grad)
         counts = grad.isnan().sum(), grad.isinf().sum(), torch.tensor(grad.numel())
         rows.append(torch.stack([count.cpu() for count in counts]))
     shares = [
         NonFiniteParameter(plain_name(name), nan / max(size, 1), inf / max(size, 1))
         for name, (nan, inf, size) in zip(
-            named, _over_ranks(trainer, torch.stack(rows)).tolist(), strict=True
+            named, sum_over_ranks(trainer, torch.stack(rows)).tolist(), strict=True
         )
     ]
     bad = tuple(p for p in shares if p.nan or p.infinite)

@@ -2,29 +2,63 @@
 
 import math
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
+from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._types import Interval
+
+
+def length_of_fit(trainer: Trainer, interval: Interval) -> int | None:
+    """Return the steps or epochs of the fit; ``None`` if their number isn't known beforehand."""
+    return epochs_of_fit(trainer) if interval == "epoch" else steps_of_fit(trainer)
+
+
+def part_of_fit(trainer: Trainer, part: int | float, interval: Interval, argument: str) -> int:
+    """Return how many steps or epochs a part of the fit is.
+
+    Args:
+        trainer: The Trainer of the fit.
+        part: An int for that many steps or epochs, a float for a share of the fit.
+        interval: Whether steps or epochs are counted.
+        argument: The argument as the user gave it: ``"WeightAveraging(start=0.5)"``.
+
+    Raises:
+        MisconfigurationException: If it is a share of a length that isn't known beforehand.
+    """
+    if isinstance(part, int) or not part:
+        return int(part)
+    length = length_of_fit(trainer, interval)
+    if length is None:
+        raise MisconfigurationException(
+            f"{argument} is a share of the fit, but how many {interval}s the fit takes isn't known"
+            f" beforehand ({why_unknown(trainer)}): give a number of {interval}s, an int"
+        )
+    return round(part * length)
+
 
 def epochs_of_fit(trainer: Trainer) -> int | None:
-    """Return the epochs of the fit, ``None`` if that isn't known."""
+    """Return the epochs of the fit; ``None`` if their number isn't known beforehand."""
     epochs = trainer.max_epochs
     return None if epochs is None or epochs == -1 else epochs
 
 
 def steps_of_fit(trainer: Trainer) -> int | None:
-    """Return the optimizer steps of the fit, ``None`` if that isn't known.
+    """Return the optimizer steps of the fit; ``None`` if their number isn't known beforehand.
 
-    Unlike ``Trainer.estimated_stepping_batches`` it knows ``GradientAccumulationScheduler``. It can
-    be asked from ``configure_optimizers`` on; the training data is then loaded a little earlier,
-    and not twice, except where a checkpoint may hold the state of its loader.
+    Unlike ``Trainer.estimated_stepping_batches`` this takes ``GradientAccumulationScheduler`` into
+    account. It can be called from ``configure_optimizers`` on. The training data is then loaded a
+    little earlier than otherwise, but only once, except where a checkpoint may hold the state of
+    its loader.
     """
     limits = [] if trainer.max_steps == -1 else [trainer.max_steps]
     epochs = epochs_of_fit(trainer)
     if trainer.lightning_module.automatic_optimization and epochs is not None:
         if trainer.train_dataloader is None:
             trainer.fit_loop.setup_data()
-            if trainer.ckpt_path is not None:  # Lightning gives it a state only as it sets it up
+            if trainer.ckpt_path is not None:
+                # Lightning restores a loader's state only while it sets the loader up.
                 trainer.fit_loop._combined_loader = None
         batches = trainer.num_training_batches
         if not math.isinf(batches):
@@ -33,7 +67,7 @@ def steps_of_fit(trainer: Trainer) -> int | None:
 
 
 def why_unknown(trainer: Trainer) -> str:
-    """Say why the length of the fit isn't known."""
+    """Return why the length of the fit isn't known beforehand, for an error."""
     if epochs_of_fit(trainer) is None:
         return "the Trainer's max_epochs is -1"
     if not trainer.lightning_module.automatic_optimization:
@@ -43,7 +77,6 @@ def why_unknown(trainer: Trainer) -> str:
 
 def _accumulated(trainer: Trainer, epoch: int) -> int:
     """Return how many batches make an optimizer step in ``epoch``."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, GradientAccumulationScheduler):
-            return callback.get_accumulate_grad_batches(epoch)
+    for scheduler in callbacks_of(trainer, GradientAccumulationScheduler):
+        return scheduler.get_accumulate_grad_batches(epoch)
     return trainer.accumulate_grad_batches

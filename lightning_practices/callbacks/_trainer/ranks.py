@@ -1,13 +1,39 @@
-"""Numbers that all ranks agree on."""
+"""Numbers and decisions that are the same on every rank.
 
+A callback that stops training, skips a step or divides a learning rate has to do so on all ranks at
+the same step, or the ranks drift apart or wait for each other forever. So it decides by what these
+functions return. All of them are collective: every rank has to call them, in the same order.
+"""
+
+import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
 
 def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
-    """Return the mean over all ranks, floating point; every rank has to call this."""
+    """Return the mean of ``value`` over all ranks, as a floating-point tensor."""
     value = value.clone() if value.is_floating_point() else value.float()
-    if trainer.world_size > 1:  # in place
+    if trainer.world_size > 1:
         value = value.to(trainer.strategy.root_device)
-        trainer.strategy.reduce(value, reduce_op="mean")
+        trainer.strategy.reduce(value, reduce_op="mean")  # in place
     return value
+
+
+def sum_over_ranks(trainer: Trainer, counts: Tensor) -> Tensor:
+    """Return the sum of the integers ``counts`` over all ranks."""
+    counts = counts.to(trainer.strategy.root_device, torch.int64)
+    total: Tensor = trainer.strategy.reduce(counts, reduce_op="sum")
+    return total
+
+
+def any_rank(trainer: Trainer, flag: Tensor | bool) -> bool:
+    """Say whether ``flag`` is true on at least one rank.
+
+    Waits for the device once, also where ``flag`` is a tensor on it.
+    """
+    return bool(sum_over_ranks(trainer, torch.as_tensor(flag)))
+
+
+def all_ranks(trainer: Trainer, flag: bool) -> bool:
+    """Say whether ``flag`` is true on every rank."""
+    return not any_rank(trainer, not flag)

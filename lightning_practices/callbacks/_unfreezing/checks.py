@@ -5,12 +5,14 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.strategies import (
     DDPStrategy,
-    DeepSpeedStrategy,
-    FSDPStrategy,
     ModelParallelStrategy,
     SingleDeviceStrategy,
+    Strategy,
 )
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+
+from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 
 
 def check_trainer(trainer: Trainer) -> None:
@@ -20,25 +22,20 @@ def check_trainer(trainer: Trainer) -> None:
         MisconfigurationException: If it is there.
     """
     strategy = trainer.strategy
-    why = None
-    if isinstance(strategy, DeepSpeedStrategy):
-        why = "has an engine that knows only what was trainable when it was made"
-    elif isinstance(strategy, FSDPStrategy):
-        why = "makes flat shards of frozen and trained parameters together"
-    elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
-        why = "may know only what was trainable when it wrapped the module"
-    if why:
-        raise MisconfigurationException(
-            f"ProgressiveUnfreezing can't unfreeze under {type(strategy).__name__}, which {why}:"
-            " use strategy='ddp' or ModelParallelStrategy (FSDP2)"
-        )
+    served = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
+    refuse(
+        trainer,
+        FSDP1_OR_DEEPSPEED if served else Strategy,
+        who="ProgressiveUnfreezing",
+        cannot="unfreeze parameters during the fit",
+        instead="use strategy='ddp' or ModelParallelStrategy (FSDP2)",
+    )
     if isinstance(getattr(strategy, "_ddp_comm_state", None), PowerSGDState):
         raise MisconfigurationException(
             "PowerSGD keeps errors of the gradients' buckets, which are others in each phase of"
             " ProgressiveUnfreezing: use another ddp_comm_hook, such as bf16_compress_hook"
         )
-    for other in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(other, BaseFinetuning):
-            raise MisconfigurationException(
-                f"ProgressiveUnfreezing and {type(other).__name__} would both freeze: use one"
-            )
+    for other in callbacks_of(trainer, BaseFinetuning):
+        raise MisconfigurationException(
+            f"ProgressiveUnfreezing and {type(other).__name__} would both freeze: use one"
+        )

@@ -12,7 +12,7 @@ from lightning_practices._names import plain_name
 from lightning_practices.callbacks._unfreezing.schedule import Entry, Phase, read_schedule
 from lightning_practices.surgery import Block, Blocks, blocks
 
-By = str | Sequence[str | Sequence[str]]
+BlocksBy = str | Sequence[str | Sequence[str]]
 
 _PATTERN = "re:"
 _SHOWN = 5  # names in a message
@@ -55,7 +55,7 @@ class Plan:
 
 
 def unfreezing_schedule(
-    model: nn.Module, by: By | None = None, *, at_once: int = 2, epochs: int = 1
+    model: nn.Module, by: BlocksBy | None = None, *, at_once: int = 2, epochs: int = 1
 ) -> list[dict[str, Any]]:
     """Return a schedule of progressive unfreezing: the head, then the top blocks, then those below.
 
@@ -91,7 +91,7 @@ def unfreezing_schedule(
 
 
 def make_plan(
-    model: nn.Module, phases: tuple[Phase, ...] | None, by: By | None, decay: float
+    model: nn.Module, phases: tuple[Phase, ...] | None, by: BlocksBy | None, decay: float
 ) -> Plan:
     """Return what ``phases`` mean for ``model``.
 

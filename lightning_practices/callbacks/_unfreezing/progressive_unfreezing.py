@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
@@ -12,19 +11,23 @@ from typing_extensions import override
 
 from lightning_practices._names import plain_name
 from lightning_practices._twin import reject_twin
-from lightning_practices.callbacks._early_stopping.best_weights import BestWeights
-from lightning_practices.callbacks._trainer.ranks import mean_over_ranks
+from lightning_practices.callbacks._trainer.best_weights import BestWeights
+from lightning_practices.callbacks._trainer.logs import MonitoredValue, log_number
 from lightning_practices.callbacks._unfreezing.checks import check_trainer
 from lightning_practices.callbacks._unfreezing.freezing import Freezing
 from lightning_practices.callbacks._unfreezing.groups import split_groups
-from lightning_practices.callbacks._unfreezing.plan import By, Plan, make_plan, shown
+from lightning_practices.callbacks._unfreezing.plan import BlocksBy, Plan, make_plan, shown
 from lightning_practices.callbacks._unfreezing.progress import (
     Progress,
     rates_by_block,
     table,
     trainable_share,
 )
-from lightning_practices.callbacks._unfreezing.schedule import Phase, Schedule, read_schedule
+from lightning_practices.callbacks._unfreezing.schedule import (
+    Phase,
+    UnfreezingSchedule,
+    read_schedule,
+)
 from lightning_practices.callbacks._unfreezing.sharded import load_as_usual, load_by_saved_states
 
 _WEIGHTS = "progressive_unfreezing_weights"
@@ -112,9 +115,9 @@ class ProgressiveUnfreezing(Callback):
 
     def __init__(
         self,
-        schedule: Schedule = "auto",
+        schedule: UnfreezingSchedule = "auto",
         *,
-        by: By | None = None,
+        by: BlocksBy | None = None,
         decay: float = 0.75,
         dropout: bool = False,
     ) -> None:
@@ -130,7 +133,7 @@ class ProgressiveUnfreezing(Callback):
         self._weights = BestWeights("ProgressiveUnfreezing")
         self._saved: list[str] | None = None  # what a checkpoint or the last fit was laid out by
         self._last_step: int | None = None  # steps before the last batch of this fit
-        self._seen = self._validated = False  # the plateau's value, any validation, in this fit
+        self._monitored: MonitoredValue | None = None  # by the present phase's plateau
 
     @property
     def phase(self) -> int:
@@ -175,7 +178,7 @@ class ProgressiveUnfreezing(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._plan is not None
         load_as_usual(trainer)
-        self._last_step, self._seen, self._validated = None, False, False
+        self._last_step = None
         if self._plan.theirs:
             rank_zero_info(
                 "ProgressiveUnfreezing: the module itself has frozen, and no phase unfreezes,"
@@ -210,21 +213,13 @@ class ProgressiveUnfreezing(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._validated = True
-            self._look(trainer, pl_module)
+        if self._monitored is not None:
+            self._judge(trainer, pl_module, self._monitored.at_validation_end(trainer))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look(trainer, pl_module)
-        plateau = self._phase.plateau
-        is_due = self._validated or not trainer.enable_validation
-        if plateau is not None and is_due and not self._seen:
-            raise MisconfigurationException(
-                f"phase {self._phase.name} ends at a plateau of {plateau.monitor!r}, but neither"
-                " validation nor the training steps of a whole epoch (on_epoch=True) have logged"
-                f" it; logged are: {', '.join(sorted(trainer.callback_metrics)) or 'none'}"
-            )
+        if self._monitored is not None:
+            self._judge(trainer, pl_module, self._monitored.at_train_epoch_end(trainer))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -309,18 +304,12 @@ class ProgressiveUnfreezing(Callback):
             " into the module and fit without ckpt_path"
         )
 
-    def _look(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge the plateau's value if the loop that ends here has computed it."""
+    def _judge(self, trainer: Trainer, pl_module: LightningModule, value: float | None) -> None:
+        """Let the phase's plateau judge its value, if the loop that ends here has logged it."""
         plateau = self._phase.plateau
-        if plateau is None:
+        if value is None or plateau is None:
             return
-        # Of this loop alone: `callback_metrics` holds those of long ago too.
-        value = trainer._logger_connector.metrics["callback"].get(plateau.monitor)
-        if value is None:
-            return
-        self._seen = True
-        mean = mean_over_ranks(trainer, value.squeeze()).item()
-        improves = self._progress.look(plateau, mean, trainer.global_step)
+        improves = self._progress.look(plateau, value, trainer.global_step)
         if improves and self._phase.restore_best:
             self._weights.keep(pl_module)
 
@@ -335,13 +324,15 @@ class ProgressiveUnfreezing(Callback):
             reason += f", with the weights of step {self._progress.best_step}"
             self._weights = BestWeights("ProgressiveUnfreezing")
         self._progress = Progress(self._progress.phase + 1, epoch, step)
-        self._seen = self._validated = False
         self._enter(trainer, pl_module, reason)
 
     def _enter(self, trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
         """Train what the present phase does, and say so."""
         assert self._plan is not None
         assert self._freezing is not None
+        plateau = self._phase.plateau
+        phase = f"phase {self._title} of ProgressiveUnfreezing"
+        self._monitored = plateau and MonitoredValue(plateau.monitor, phase)
         others = self._freezing.apply(self._plan.trainable[self._progress.phase])
         if others:
             rank_zero_warn(
@@ -360,8 +351,8 @@ class ProgressiveUnfreezing(Callback):
         rates = rates_by_block(trainer.optimizers)
         values = {f"lr/{block}": rate for block, rate in rates.items()}
         values |= {"phase": float(self.phase), "trainable_share": trainable_share(pl_module)}
-        # Tensors on the CPU: of a number `log` makes one on the device, and waits for it.
-        pl_module.log_dict({name: torch.tensor(v, device="cpu") for name, v in values.items()})
+        for name, value in values.items():
+            log_number(pl_module, name, value)
 
     def _leave(self, trainer: Trainer) -> None:
         load_as_usual(trainer)

@@ -13,7 +13,9 @@ Entry = str | int
 """A name of modules or parameters, a depth, or a pattern as ``"re:..."``."""
 
 # A path is last: before the others jsonargparse takes the text of whatever is given for one.
-Schedule = str | Sequence[Mapping[str, Any]] | Mapping[str | int, Mapping[str, Any]] | PathLike[str]
+UnfreezingSchedule = (
+    str | Sequence[Mapping[str, Any]] | Mapping[str | int, Mapping[str, Any]] | PathLike[str]
+)
 
 _PHASE = ("blocks", "freeze", "until", "lr_scale", "restore_best")
 _UNTIL = ("epoch", "step", "plateau")
@@ -87,7 +89,7 @@ class Phase:
         return " or ".join(ends) or "the end of the fit"
 
 
-def read_schedule(schedule: Schedule) -> tuple[Phase, ...]:
+def read_schedule(schedule: UnfreezingSchedule) -> tuple[Phase, ...]:
     """Return the phases of a schedule, a sequence or mapping of them or the path of a YAML file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The sequence of blocks, which prints as a table."""
+"""The blocks of a network, for programs and for people."""
 
 from collections.abc import Iterable, Sequence
 from typing import overload
@@ -14,11 +14,11 @@ from lightning_practices.surgery._blocks.names import is_within, unknown
 
 
 class Blocks(Sequence[Block]):
-    """The blocks of a model, the head first. ``print`` shows a table.
+    """Blocks of a model, the head first; ``print`` them for a table.
 
     Args:
-        blocks: The blocks in the order of their depth.
-        sizes: Number of elements in the parameters of each block.
+        blocks: The blocks, in order of depth.
+        sizes: Number of values that each has in its parameters.
     """
 
     def __init__(self, blocks: Iterable[Block], sizes: Iterable[int]) -> None:
@@ -38,13 +38,13 @@ class Blocks(Sequence[Block]):
         return len(self._blocks)
 
     def of(self, name: str) -> Block:
-        """Return the block of a module or parameter.
+        """Return the block that a module or parameter belongs to.
 
         Args:
-            name: Name as in ``named_modules()`` or ``named_parameters()``, or of a block.
+            name: As in ``named_modules()`` or ``named_parameters()``, or that of a block.
 
         Raises:
-            ValueError: If nothing has this name, or the module is in several blocks.
+            ValueError: If there is none of this name, or the module's parts are in several blocks.
         """
         plain = module_name(name)
         whole = [

@@ -9,23 +9,25 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
 
-from lightning_practices.callbacks._trainer.kept_state import KeptState, is_sharded
-
-CHECKPOINT_KEY = "early_stopping_weights"
+from lightning_practices.callbacks._trainer.kept_state import KeptState
+from lightning_practices.callbacks._trainer.ranks import all_ranks
+from lightning_practices.callbacks._trainer.sharding import is_sharded, to_shards, to_whole
 
 
 class BestWeights:
-    """The best state of a module, and the last one, once the best has overwritten it.
+    """The best state of a module, and its last state once the best one has been given back.
+
+    A checkpoint has to hold the last state too: the optimizer's state belongs to it.
 
     Args:
-        owner: Who keeps them, as errors name it.
+        owner: The callback, as errors name it.
     """
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
         self._best: KeptState | None = None
         self._last: KeptState | None = None
-        self._module: weakref.ref[LightningModule] | None = None  # of both
+        self._module: weakref.ref[LightningModule] | None = None  # whose states these are
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_module": None}  # a weak reference can't be pickled
@@ -34,17 +36,17 @@ class BestWeights:
         return self._best is not None
 
     def keep(self, pl_module: LightningModule) -> None:
-        """Keep the state that the module has now, in place of an earlier one."""
+        """Keep the module's present state as the best one."""
         if self._best is None:
             self._best = KeptState()
         self._best.copy_(pl_module.state_dict())
         self._module = weakref.ref(pl_module)
 
     def start(self, pl_module: LightningModule) -> None:
-        """Begin a fit: what the module has now is the last state.
+        """Begin a fit, in which the module has the last state.
 
         Raises:
-            MisconfigurationException: If the best one is another module's.
+            MisconfigurationException: If the best state is another module's.
         """
         if self._best is not None:
             self._check(pl_module)
@@ -54,7 +56,7 @@ class BestWeights:
         """Give the module its best state.
 
         Raises:
-            MisconfigurationException: If that is another module's.
+            MisconfigurationException: If the best state is another module's.
         """
         assert self._best is not None
         self._check(pl_module)
@@ -70,79 +72,73 @@ class BestWeights:
         checkpoint: dict[str, Any],
         best_step: int | None,
     ) -> dict[str, Any]:
-        """Return what a checkpoint has to hold; every rank has to call this.
+        """Return the states for a checkpoint, ``"best"`` and ``"last"``; every rank has to call it.
 
         Args:
-            trainer: What saves.
+            trainer: The Trainer that saves.
             pl_module: The module.
-            checkpoint: All that is saved so far.
-            best_step: The step of the best state.
+            checkpoint: The checkpoint so far, with the ``"state_dict"``.
+            best_step: The optimizer steps taken when the best state was kept.
         """
         assert self._best is not None
         sharded = is_sharded(pl_module)
         live = pl_module.state_dict() if sharded else checkpoint["state_dict"]
-        if self._last is not None:  # the best are back; buffers may be recalibrated since
+        if self._last is not None:  # given back; buffers may have been recalibrated since
             names = {name for name, _ in pl_module.named_parameters()} & live.keys()
             is_best = self._best.equals(live, names)
         else:
             is_best = best_step == trainer.global_step and self._best.equals(live)
-        if not sharded:
-            # torch.save writes a shared tensor once.
-            kept = {"best": checkpoint["state_dict"] if is_best else self._best.values}
-            if is_best and self._last is not None:
-                kept["last"] = self._last.values
-            return kept
-        return self._save_sharded(trainer, pl_module, checkpoint, is_best)
+        if sharded:
+            return self._save_sharded(trainer, live, checkpoint["state_dict"], is_best)
+        # torch.save writes a tensor once that is at two places.
+        kept = {"best": checkpoint["state_dict"] if is_best else self._best.values}
+        if is_best and self._last is not None:
+            kept["last"] = self._last.values
+        return kept
 
     def _save_sharded(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        checkpoint: dict[str, Any],
-        is_best: bool,
+        self, trainer: Trainer, live: dict[str, Any], saved: dict[str, Any], is_best: bool
     ) -> dict[str, Any]:
         assert self._best is not None
-        state = checkpoint["state_dict"]
-        if any(isinstance(value, DTensor) for value in state.values()):
+        if any(isinstance(value, DTensor) for value in saved.values()):
             rank_zero_warn(
                 f"{self._owner}: a distributed checkpoint has one place for weights, so the best"
-                " ones are not saved beside the present ones: set"
+                " weights are not saved beside the present ones: set"
                 " ModelParallelStrategy(save_distributed_checkpoint=False) to resume with them"
             )
             return {}
-        is_best = trainer.strategy.reduce_boolean_decision(is_best, all=True)
-        kept = {"best": state if is_best else self._best.gather(pl_module)}
+        is_best = all_ranks(trainer, is_best)
+        kept = {"best": saved if is_best else to_whole(self._best.values, live)}
         if is_best and self._last is not None:
-            kept["last"] = self._last.gather(pl_module)
+            kept["last"] = to_whole(self._last.values, live)
         return kept
 
     def load(
         self, trainer: Trainer, pl_module: LightningModule, kept: dict[str, Any], wanted: bool
     ) -> None:
-        """Take over what :meth:`save` has returned.
+        """Take over the states of a checkpoint.
 
         Args:
-            trainer: What loads.
-            pl_module: The module; in a fit it gets the last state, if this isn't what it has.
-            kept: That.
-            wanted: Whether the best state is.
+            trainer: The Trainer that loads.
+            pl_module: The module. In a fit it gets the last state, if the checkpoint's
+                ``"state_dict"`` isn't that.
+            kept: The states, as :meth:`save` has returned them.
+            wanted: Whether to keep the best state.
         """
-        read = KeptState.shards_of if is_sharded(pl_module) else _plain
-        self._best = read(kept["best"], pl_module) if wanted and "best" in kept else None
+        live = pl_module.state_dict()
+        self._best = None
+        if wanted and "best" in kept:
+            self._best = KeptState.of(to_shards(kept["best"], live))
         self._module = weakref.ref(pl_module)
         if "last" in kept and trainer.state.fn == TrainerFn.FITTING:
-            last = read(kept["last"], pl_module)
+            last = KeptState.of(to_shards(kept["last"], live))
             last.load_into(pl_module, strict=pl_module.strict_loading)
 
     def _check(self, pl_module: LightningModule) -> None:
         assert self._best is not None
-        stranger = self._module is not None and self._module() is not pl_module
-        if stranger or not self._best.fits(pl_module):
+        is_another = self._module is not None and self._module() is not pl_module
+        if is_another or not self._best.fits(pl_module):
             raise MisconfigurationException(
-                f"{self._owner} holds the best weights of another module or of other shapes than"
-                f" {type(pl_module).__name__} has now: make a new one for a new module"
+                f"{self._owner} holds the best weights of another module, or of other shapes than"
+                f" {type(pl_module).__name__} has now: make a new callback for a new module"
             )
-
-
-def _plain(state: dict[str, Any], pl_module: LightningModule) -> KeptState:
-    return KeptState.of(state)

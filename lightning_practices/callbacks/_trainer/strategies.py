@@ -1,0 +1,48 @@
+"""The refusal of strategies under which a callback can't do its work."""
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import (
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    Strategy,
+)
+
+FSDP1_OR_DEEPSPEED = (FSDPStrategy, DeepSpeedStrategy)
+
+_WHY: dict[type[Strategy], str] = {
+    FSDPStrategy: "shards several parameters together, as one flat tensor",
+    DeepSpeedStrategy: "keeps weights and gradients in its engine",
+    ModelParallelStrategy: "shards each parameter over the ranks",
+    Strategy: "may hold the weights in a form of its own",
+}
+
+
+def refuse(
+    trainer: Trainer,
+    kinds: type[Strategy] | tuple[type[Strategy], ...],
+    *,
+    who: str,
+    cannot: str,
+    instead: str,
+) -> None:
+    """Raise if the Trainer's strategy is one of ``kinds``, and say why and what to do.
+
+    Args:
+        trainer: The Trainer of the fit that starts.
+        kinds: The strategies that are refused; :class:`~lightning.pytorch.strategies.Strategy`
+            stands for any.
+        who: What refuses, such as ``"EarlyStopping"``.
+        cannot: What can't be done, a verb with its objects: ``"keep the best weights"``.
+        instead: What to do, a sentence in the imperative: ``"use ModelParallelStrategy"``.
+
+    Raises:
+        MisconfigurationException: If the strategy is refused.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, kinds):
+        why = next(why for kind, why in _WHY.items() if isinstance(strategy, kind))
+        raise MisconfigurationException(
+            f"{who} can't {cannot} under {type(strategy).__name__}, which {why}: {instead}"
+        )
