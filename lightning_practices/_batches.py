@@ -1,4 +1,4 @@
-"""The part of a batch that a model takes."""
+"""The input of a model in a batch."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def input_of(batch: Any) -> Tensor:
     if not isinstance(first, Tensor):
         within = "" if first is batch else f" that begins with {type(first).__name__}"
         raise TypeError(
-            f"got a batch of type {type(batch).__name__}{within}, of which it isn't known what the"
-            " model takes: say it, as in forward=lambda model, batch: model(batch['image'])"
+            f"got a batch of type {type(batch).__name__}{within}, which doesn't tell the model's"
+            " input: give it, as in forward=lambda model, batch: model(batch['image'])"
         )
     return first

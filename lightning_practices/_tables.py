@@ -4,11 +4,11 @@ from io import StringIO
 
 from rich.console import Console, RenderableType
 
-_WIDTH = 100  # columns of a printed table, wherever it is printed
+_WIDTH = 100  # columns, on every terminal
 
 
 def as_text(renderable: RenderableType) -> str:
-    """Return what rich makes of something, without colours."""
+    """Return what rich prints for ``renderable``, without colours."""
     text = StringIO()
     Console(file=text, width=_WIDTH, color_system=None).print(renderable)
     return text.getvalue().rstrip()

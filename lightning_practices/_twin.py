@@ -1,10 +1,10 @@
-"""The guard against Lightning's twin distribution."""
+"""The guard against ``pytorch_lightning``, Lightning's other distribution."""
 
 _TWIN = "pytorch_lightning"
 
 
 def reject_twin(*objects: object) -> None:
-    """Refuse what is built on ``pytorch_lightning``, whose classes ``lightning`` doesn't know.
+    """Raise ``TypeError`` for objects of ``pytorch_lightning``, whose classes don't mix with ours.
 
     Args:
         *objects: Instances or classes: trainers, modules, callbacks.

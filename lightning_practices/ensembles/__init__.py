@@ -1,4 +1,4 @@
-"""Ensembles: predictions of several models, or of one several times, and how far they agree.
+"""Ensembles: combine predictions of several models, or several of one, and measure their spread.
 
 - ``_ensemble``: several models as one module.
 - ``_monte_carlo_dropout``: one model several times with dropout on.

@@ -1,4 +1,4 @@
-"""Several models as one, that says what they say together and how far they agree."""
+"""Several models as one: their common prediction, and how far they agree."""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -28,26 +28,26 @@ _ONE_BY_ONE = ("cpu",)  # devices where vectorized members are slower
 
 
 class Ensemble(nn.Module):
-    r"""Models whose predictions are averaged: trained apart, or snapshots of one training.
+    r"""Average the predictions of models that were trained apart, or are snapshots of one fit.
 
     .. math::
         \bar p = \frac{1}{M} \sum_{m=1}^{M} p_m \qquad
         \mathrm{Var}[\bar p] = \frac{1 + (M - 1) \rho}{M} \sigma^2
 
-    with :math:`\rho` the correlation of the members' errors: the variance of a mean of independent
-    ones is :math:`\sigma^2 / M`. Averaged are probabilities, not logits and not weights.
+    with :math:`\rho` the correlation of the members' errors. If errors are independent, the mean's
+    variance is :math:`\sigma^2 / M`. The mean is that of probabilities, not of logits or weights.
 
     ::
 
         ensemble = Ensemble([first, second, third], task="multiclass")
-        probabilities = ensemble(x)  # (N, C), of which argmax(1) is the class
+        probabilities = ensemble(x)  # (N, C); argmax(1) is the class
         loss = cross_entropy(ensemble.logits(x), y)
         mean, std, entropy, mutual_information = ensemble.predict(x)
 
-    It is for prediction. The members are copies: training a given model further changes nothing
-    here. They are frozen, and in eval mode whatever ``train()`` says, so that batch norm uses its
-    running statistics and nothing drops. Gradients reach the input. Half precision is averaged in
-    float32.
+    It is for prediction. The members are copies, so training the given models further doesn't
+    change them. They are frozen, and they stay in eval mode when ``train()`` is called, so batch
+    norms use running statistics and dropout is off. Gradients reach the input. Half precision is
+    averaged in float32.
 
     **How members run**: one by one, or vectorized, which is one ``torch.func.vmap`` over the
     stacked weights of all members: fewer and larger kernels. Vectorized members may differ only in
@@ -61,22 +61,22 @@ class Ensemble(nn.Module):
     Uncertainty Estimation using Deep Ensembles*, arXiv:1612.01474.
 
     Args:
-        members: The models. Each returns a tensor, for the same input one of the same shape.
-        task: What they return. ``"multiclass"``: one output for each class, ``(N, C, *)``, C at
-            least 2; ``"binary"``: one for each yes or no, ``(N, *)``, several labels included;
-            ``"regression"``: the values themselves, ``(N, *)``.
-        outputs: Whether they return ``"logits"`` or ``"probabilities"``, as after a softmax or
-            sigmoid. ``"regression"`` has neither.
-        vote: ``"soft"``: the mean of probabilities, or of values. ``"hard"``: each member votes for
-            one class, in ``"binary"`` for yes if that has more than 1/2.
+        members: The models. Each returns a tensor, and all return the same shape for an input.
+        task: The kind of outputs. ``"multiclass"``: one output for each class, ``(N, C, *)`` with C
+            at least 2. ``"binary"``: one output for each yes or no, ``(N, *)``, also for several
+            labels. ``"regression"``: values, ``(N, *)``.
+        outputs: Whether members return ``"logits"`` or ``"probabilities"``, as after a softmax or
+            sigmoid. It doesn't apply to ``"regression"``.
+        vote: ``"soft"``: the mean of probabilities or values. ``"hard"``: each member votes for its
+            most probable class, in ``"binary"`` for yes if its probability is above 1/2.
         vectorize: Whether members run vectorized. Default: see above.
 
     Attributes:
         members: The copies, an ``nn.ModuleList``.
 
     Raises:
-        TypeError: If a member is no module. On a call, if one doesn't return a tensor of floating
-            dtype.
+        TypeError: If a member is not a module. On a call, if a member doesn't return a tensor of
+            floating dtype.
         ValueError: If there are no members, an argument is none of its values above, or members
             differ in spite of ``vectorize=True``. On a call, if the shape of an output doesn't fit.
     """
@@ -97,7 +97,7 @@ class Ensemble(nn.Module):
         self.outputs: Outputs = outputs
         self.vote = vote
         self.vectorize = vectorize
-        # One by one: a tensor that given models share can't be in two places of a stack.
+        # Copied one by one, since a tensor that members share can't have two places in a stack.
         self.members = nn.ModuleList(deepcopy(member) for member in given)
         self.members.requires_grad_(False).eval()
         self._obstacle = difference(self.members)  # type: ignore[arg-type]
@@ -107,12 +107,12 @@ class Ensemble(nn.Module):
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Call each member with the arguments, and return what they say together.
+        """Call each member with the arguments, and return their common prediction.
 
         Returns:
-            In float32 or better and of the shape of a member's output: by ``"soft"`` vote the mean
-            probabilities, or the mean values; by ``"hard"`` vote the share of members that votes
-            for each class (of equal shares ``argmax`` takes the first), or for yes.
+            A tensor of the shape of a member's output, float32 or float64. By ``"soft"`` vote it
+            holds mean probabilities or values. By ``"hard"`` vote it holds the share of members
+            that vote for each class, or for yes. Of equal shares ``argmax`` takes the first class.
         """
         outputs = self._outputs(args, kwargs)
         if self.vote == "hard":
@@ -120,13 +120,13 @@ class Ensemble(nn.Module):
         return probabilities_of(outputs, self.task, self.outputs).mean(0)
 
     def logits(self, *args: Any, **kwargs: Any) -> Tensor:
-        r"""Return logits of the mean probabilities, for torch's losses.
+        r"""Return the logits of the mean probabilities, for torch's losses.
 
-        :math:`\ln \bar p`, for ``"binary"`` :math:`\ln \bar p - \ln (1 - \bar p)`, without
-        underflow where members return logits.
+        They are :math:`\ln \bar p`, for ``"binary"`` :math:`\ln \bar p - \ln (1 - \bar p)`. If
+        members return logits, they are computed without underflow.
 
         Raises:
-            ValueError: By ``"hard"`` vote, and for ``"regression"``, which have none.
+            ValueError: If ``vote`` is ``"hard"`` or ``task`` is ``"regression"``.
         """
         if self.task == "regression" or self.vote == "hard":
             raise ValueError(
@@ -136,16 +136,19 @@ class Ensemble(nn.Module):
         return mean_logits(self._outputs(args, kwargs), self.task, self.outputs)
 
     def predict(self, *args: Any, **kwargs: Any) -> MonteCarloPrediction:
-        """Return mean and spread over the members, whatever the vote.
+        """Return mean and spread over the members, for both votes.
 
-        As of :func:`monte_carlo_dropout`, the members in place of the passes: the mutual
-        information is 0 where all agree, however undecided each is. No gradients are recorded.
+        It is the result of :func:`monte_carlo_dropout` with members in the place of passes. The
+        mutual information is 0 if all members agree, however undecided each is. No gradients are
+        recorded.
 
         Raises:
-            ValueError: If there is one member only.
+            ValueError: If there is a single member.
         """
         if len(self.members) < 2:
-            raise ValueError("a spread takes two members at least, but there is one: call it")
+            raise ValueError(
+                "a spread needs at least two members, got one: call the ensemble to predict"
+            )
         with torch.no_grad():
             outputs = self._outputs(args, kwargs)
             summary = Summary(self.task)
@@ -161,11 +164,11 @@ class Ensemble(nn.Module):
     @override
     def extra_repr(self) -> str:
         reason = self._reason()
-        way = f"run one by one, for {reason}" if reason else "run vectorized"
+        way = f"run one by one: {reason}" if reason else "run vectorized"
         return f"task={self.task!r}, outputs={self.outputs!r}, vote={self.vote!r}, {way}"
 
     def _reason(self) -> str | None:
-        """Say why members run one by one, if they do."""
+        """Return why members run one by one, or ``None`` if they run vectorized."""
         if self.vectorize is False:
             return "vectorize=False"
         if self.vectorize is None:
@@ -173,7 +176,7 @@ class Ensemble(nn.Module):
                 return self._obstacle
             tensor = next(self.members.parameters(), None)
             if tensor is None or tensor.device.type in _ONE_BY_ONE:
-                return "that is faster on the CPU"
+                return "it is faster on the CPU"
             if has_convolutions(self.members):
                 return "they have convolutions"
         return None
@@ -187,7 +190,7 @@ class Ensemble(nn.Module):
         except Exception as error:
             if self.vectorize:
                 raise
-            looped = self._looped(args, kwargs)  # raises in turn if that was no fault of vmap's
+            looped = self._looped(args, kwargs)  # raises too unless vmap was the reason
             self._obstacle = f"vmap can't run them ({type(error).__name__})"
             return looped
         return self._checked(outputs, 1)
@@ -196,11 +199,11 @@ class Ensemble(nn.Module):
         each = [self._checked(member(*args, **kwargs)) for member in self.members]
         shapes = {tuple(output.shape) for output in each}
         if len(shapes) > 1:
-            raise ValueError(f"members return tensors of several shapes: {sorted(shapes)}")
+            raise ValueError(f"members must return tensors of one shape, got {sorted(shapes)}")
         return torch.stack(each)
 
     def _checked(self, output: Any, first: int = 0) -> Tensor:
-        """Return the output in float32 or better; ``first`` is the dimension of the samples."""
+        """Return the output, at least in float32. ``first`` is the dimension of the samples."""
         if not isinstance(output, Tensor) or not output.is_floating_point():
             got = output.dtype if isinstance(output, Tensor) else type(output).__name__
             raise TypeError(
@@ -218,7 +221,7 @@ class Ensemble(nn.Module):
 
 def _check(members: list[Any], task: str, outputs: str, vote: str) -> None:
     if not members:
-        raise ValueError("an ensemble needs a member at least, got none")
+        raise ValueError("an ensemble needs at least one member, got none")
     for member in members:
         if not isinstance(member, nn.Module):
             raise TypeError(

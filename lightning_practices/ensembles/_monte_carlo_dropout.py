@@ -1,4 +1,4 @@
-"""Monte Carlo dropout: a model's own dropout, left on, as a measure of what it doesn't know."""
+"""Monte Carlo dropout: predict several times with dropout on, to measure uncertainty."""
 
 import warnings
 from collections import Counter
@@ -23,53 +23,56 @@ def monte_carlo_dropout(
     max_batch_size: int | None = None,
     forward: Callable[[Any], Tensor] | None = None,
 ) -> MonteCarloPrediction:
-    r"""Predict ``passes`` times with dropout on and all else as in evaluation, and sum up.
+    r"""Predict ``passes`` times with dropout on and all other layers in eval mode.
 
     .. math::
         \bar p = \frac{1}{T} \sum_{t=1}^{T} p_t \qquad
         \mathrm{H}[p] = -\sum_c p_c \ln p_c \qquad
         \mathrm{I} = \mathrm{H}[\bar p] - \frac{1}{T} \sum_{t=1}^{T} \mathrm{H}[p_t]
 
-    A pass is one network drawn from those that dropout trains: its masks are drawn once, for a
-    single sample, and shared by all samples of all batches. So for a given ``seed`` what is
-    predicted for a sample depends, to rounding, on that sample alone: not on the batch it is in, on
-    the order, on the size of batches or on the number of processes. A sample's mean and spread are
-    distributed as with a mask of its own. Between samples passes are correlated, as they are in the
-    posterior. Sequences padded to another length get other masks.
+    A pass is one network of those that dropout trains. Its masks are drawn once, for a single
+    sample, and all samples of all batches share them. So for a given ``seed`` the prediction for a
+    sample depends, up to rounding, on that sample alone: not on its batch, the order, the batch
+    size or the number of processes. The distribution of a sample's mean and spread is the same as
+    with its own masks. Passes are correlated between samples, as they are in the posterior.
+    Sequences that are padded to another length get other masks.
 
-    What drops are torch's dropout layers, torchvision's ``StochasticDepth`` and ``DropBlock``,
-    timm's ``DropPath`` and ``DropBlock2d``, ``nn.MultiheadAttention``, this package's layers, and
-    subclasses of them all; not a layer at rate 0, nor ``F.dropout`` within a ``forward``, which
-    isn't seen. Batch norm and the rest are in eval mode. Each module gets its own mode back,
-    torch's generators their state, and no gradients are recorded. Compiled models run eagerly.
+    These layers and their subclasses drop: torch's dropout layers, torchvision's
+    ``StochasticDepth`` and ``DropBlock``, timm's ``DropPath`` and ``DropBlock2d``,
+    ``nn.MultiheadAttention`` and this package's layers. Layers with a rate of 0 don't, nor does
+    ``F.dropout`` in a ``forward``, which can't be found. Batch norms and all other layers are in
+    eval mode. Afterwards each module has its previous mode and torch's generators have their
+    previous state. No gradients are recorded. Compiled models run in eager mode.
 
     Sources: lecture S2; Gal and Ghahramani, 2016, *Dropout as a Bayesian Approximation*,
     arXiv:1506.02142; mutual information: Houlsby et al., 2011, arXiv:1112.5745.
 
     Args:
         model: The model, trained with dropout.
-        batch: What it is called with: tensors, in lists, tuples and mappings too, with the samples
-            in dimension 0, of the first tensor at least, of the output and of what is dropped from.
-        task: What the outputs are. ``"multiclass"``: logits of shape ``(N, C, *)``; ``"binary"``:
-            one logit for each yes or no, ``(N, *)``, several labels included; ``"regression"``: the
-            values themselves, ``(N, *)``.
-        passes: How many, at least 2.
-        seed: Which networks are drawn.
-        max_batch_size: Most samples in one forward. The batch is repeated as often as that allows,
-            to run several passes in one; a larger batch is still not split. If CUDA's memory
-            doesn't suffice, half as many passes are tried. Default: one pass at a time.
-        forward: Called with the batch, to return the outputs. Default: ``model``.
+        batch: The model's argument: tensors, also in lists, tuples and mappings. Dimension 0 is
+            that of the samples in the first tensor, in the output and in the input of each layer
+            that drops.
+        task: The kind of outputs. ``"multiclass"``: logits of shape ``(N, C, *)``. ``"binary"``:
+            one logit for each yes or no, ``(N, *)``, also for several labels. ``"regression"``:
+            values, ``(N, *)``.
+        passes: Number of passes, at least 2.
+        seed: Seed of the masks.
+        max_batch_size: Largest number of samples in one forward. The batch is repeated as often as
+            that allows, to run several passes in one forward. A larger batch is not split. If a
+            GPU's memory doesn't suffice, half as many passes are tried. Default: one pass at a
+            time.
+        forward: Called with the batch, and returns the outputs. Default: ``model``.
 
     Returns:
         Mean and standard deviation, and for classifiers entropy and mutual information.
 
     Raises:
-        RuntimeError: If nothing in the model drops, if what does was never reached, drops from a
-            tensor without the batch in dimension 0, or is within a recurrent layer.
-        TypeError: If ``model`` is not a module, there is no tensor in ``batch``, or the output
-            isn't one of floating dtype.
-        ValueError: If an argument is out of range, the batch is empty, or the shape of an output,
-            or of a tensor to be repeated, doesn't fit.
+        RuntimeError: If no layer of the model drops or none of them was called; if one is in a
+            recurrent layer, or its input doesn't have the samples in dimension 0.
+        TypeError: If ``model`` is not a module, there is no tensor in ``batch``, or the output is
+            not a tensor of floating dtype.
+        ValueError: If ``task``, ``passes`` or ``max_batch_size`` is out of range, the batch is
+            empty, or an output or a tensor to be repeated has a wrong shape.
     """
     _check(model, task, passes, max_batch_size)
     size = _size(batch)
@@ -81,7 +84,7 @@ def monte_carlo_dropout(
     return summary.result()
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]  # a region under it can't set its stance
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # `SharedMasks` sets the stance, which compiled code may not
 def _run(
     forward: Callable[[Any], Tensor],
     batch: Any,
@@ -90,7 +93,7 @@ def _run(
     passes: int,
     at_once: int,
 ) -> None:
-    """Fill ``summary`` with ``passes``, as many in one forward as ``at_once`` and memory allow."""
+    """Add ``passes`` to ``summary``, at most ``at_once`` in one forward, fewer if memory ends."""
     if masks.one_pass_only:
         at_once = 1
     with masks.applied():
@@ -113,11 +116,11 @@ def _report_unreached(layers: dict[str, nn.Module], calls: Counter[str]) -> None
     if not calls.total():
         raise RuntimeError(
             f"no layer that drops was called ({unreached}): either the forward doesn't run this"
-            " model, or its layers are not called as modules"
+            " model, or it doesn't call its layers as modules"
         )
     if unreached:
         warnings.warn(
-            f"these layers drop in training, but were not called and add no spread: {unreached}",
+            f"these layers drop in training but were not called, and add no spread: {unreached}",
             stacklevel=3,
         )
 
@@ -137,13 +140,13 @@ def _size(batch: Any) -> int:
             return tensor.shape[0]
         raise ValueError(f"the batch is empty: its first tensor has shape {tuple(tensor.shape)}")
     raise TypeError(
-        f"got a batch of type {type(batch).__name__} without a tensor that has a dimension, of"
-        " which it could be known how many samples it holds"
+        f"got a batch of type {type(batch).__name__} without a tensor of one or more dimensions,"
+        " which would tell the number of samples"
     )
 
 
 def _repeated(batch: Any, count: int, size: int) -> Any:
-    """Return ``count`` times the batch, one after another."""
+    """Return ``count`` copies of the batch, one after another in dimension 0."""
     if count == 1:
         return batch
     if isinstance(batch, Tensor) and batch.dim():

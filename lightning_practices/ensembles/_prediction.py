@@ -9,16 +9,18 @@ from lightning_practices.ensembles._vote import Task
 
 
 class MonteCarloPrediction(NamedTuple):
-    """What several stochastic passes over a batch say together, in float32 or better.
+    """Mean and spread of several predictions for a batch, in float32 or float64.
 
     Attributes:
-        mean: Over the passes: of the probabilities, of the outputs for ``"regression"``. Its shape
-            is the output's.
-        std: Standard deviation over the passes of the same, unbiased (divided by passes - 1).
-        entropy: Of the mean probabilities, in nats: how uncertain the prediction is. ``None`` for
-            ``"regression"``. Its shape is the output's, without the classes for ``"multiclass"``.
-        mutual_information: The part of the entropy due to the weights, in nats, which more data
-            would lower: 0 where all passes agree, however undecided each is. As the entropy.
+        mean: Mean of the probabilities over the passes, of the outputs for ``"regression"``. It has
+            the output's shape.
+        std: Standard deviation of the same over the passes, unbiased (divided by passes - 1).
+        entropy: Entropy of the mean probabilities, in nats: the uncertainty of the prediction. It
+            has the output's shape, without the classes for ``"multiclass"``. ``None`` for
+            ``"regression"``.
+        mutual_information: The part of the entropy that is due to the weights, in nats, and that
+            more data would lower. It is 0 if all passes agree, however undecided each is. It has
+            the entropy's shape. ``None`` for ``"regression"``.
     """
 
     mean: Tensor
@@ -28,7 +30,7 @@ class MonteCarloPrediction(NamedTuple):
 
 
 class Summary:
-    """Mean and variance over passes by Welford's updates, and the mean of their entropies."""
+    """The running mean and variance of passes (Welford), and the mean of their entropies."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -36,7 +38,7 @@ class Summary:
         self._mean = self._squares = self._entropy = torch.zeros(())
 
     def add(self, outputs: Tensor) -> None:
-        """Count the passes in dimension 0."""
+        """Add passes, which are in dimension 0."""
         for output in outputs.to(torch.promote_types(outputs.dtype, torch.float32)):
             values = self._probabilities(output)
             self.passes += 1
@@ -47,11 +49,12 @@ class Summary:
                 self._entropy = self._entropy + _entropy(values)
 
     def result(self) -> MonteCarloPrediction:
+        """Return mean and spread of the passes so far."""
         mean, std = self._mean, (self._squares / (self.passes - 1)).sqrt()
         if self.task == "regression":
             return MonteCarloPrediction(mean, std, None, None)
         entropy = _entropy(mean)
-        information = (entropy - self._entropy / self.passes).clamp_min(0)  # but for rounding
+        information = (entropy - self._entropy / self.passes).clamp_min(0)  # rounding
         if self.task == "binary":
             mean, std = mean[:, 1], std[:, 1]
         return MonteCarloPrediction(mean, std, entropy, information)
@@ -59,11 +62,11 @@ class Summary:
     def _probabilities(self, output: Tensor) -> Tensor:
         if self.task == "multiclass":
             return output.softmax(1)
-        if self.task == "binary":  # as two classes; 1 - p would lose what is small
+        if self.task == "binary":  # as two classes, since 1 - p would lose small values
             return torch.stack([-output, output], dim=1).sigmoid()
         return output
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(probabilities).sum(1)  # 0 where a probability is
+    entropy: Tensor = torch.special.entr(probabilities).sum(1)  # `entr` is 0 at 0
     return entropy

@@ -16,8 +16,8 @@ from torchvision import ops
 
 from lightning_practices.nn import DropConnectLinear
 
-# Layers that drop, and the attribute with the rate: a new one is one more line. In evaluation each
-# passes its input on, but for those of the second half, which drop from something else.
+# Layers that drop, and the attribute with their rate. In evaluation the first three return their
+# input. The others drop from attention weights and from linear weights.
 _RATES: dict[type[nn.Module], str] = {
     _DropoutNd: "p",
     ops.StochasticDepth: "p",
@@ -29,15 +29,15 @@ _TIMM_RATES = {"DropPath": "drop_prob", "DropBlock2d": "drop_prob"}
 
 
 class SharedMasks:
-    """The masks of some passes, drawn from the seed, the pass, the layer's number and its call.
+    """The masks of several passes, drawn from the seed, the pass, the layer and its call.
 
     Attributes:
-        size: Samples in the batch.
-        layers: Those that drop, by name.
-        calls: How often each has run in the last forward.
+        size: Number of samples in the batch.
+        layers: The layers that drop, by name.
+        calls: Number of calls of each layer in the last forward.
 
     Raises:
-        RuntimeError: If nothing in ``model`` drops, or something within a recurrent layer does.
+        RuntimeError: If no layer of ``model`` drops, or a recurrent layer does.
     """
 
     def __init__(self, model: nn.Module, seed: int, size: int) -> None:
@@ -51,19 +51,19 @@ class SharedMasks:
 
     @property
     def one_pass_only(self) -> bool:
-        """Whether a forward can hold only one: attention doesn't tell passes apart."""
+        """Whether a forward can hold a single pass only: attention has one mask for the batch."""
         return any(isinstance(layer, nn.MultiheadAttention) for layer in self.layers.values())
 
     def begin(self, first: int, count: int) -> None:
-        """Begin a forward of ``count`` passes, one after another in dimension 0."""
+        """Start a forward of ``count`` passes, which are one after another in dimension 0."""
         self._passes = range(first, first + count)
         self.calls.clear()
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Let the layers drop what the masks say, with all of the model in evaluation."""
+        """Make the layers drop by the masks, with all modules in eval mode."""
         with ExitStack() as stack:
-            for module in self._model.modules():  # the flag alone: train() may do more
+            for module in self._model.modules():  # not by train(), which a model may override
                 stack.callback(setattr, module, "training", module.training)
                 module.training = False
             for name, layer in self.layers.items():
@@ -78,12 +78,12 @@ class SharedMasks:
                     continue
                 stack.callback(_set_forward, layer, vars(layer).get("forward"))
                 _set_forward(layer, forward)
-            # The fused encoder of torch never calls its layers.
+            # Torch's fused encoder doesn't call its layers.
             stack.callback(
                 torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
             )
             torch.backends.mha.set_fastpath_enabled(False)
-            # Compiled code doesn't look for hooks that came later.
+            # Compiled code ignores hooks that were registered later.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch.no_grad())
             yield
@@ -91,7 +91,7 @@ class SharedMasks:
     def _scale(
         self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return a layer's arguments with its input masked: in evaluation it passes that on."""
+        """Mask the input of a layer, which in eval mode returns its input."""
         if args:
             return (self._masked(name, layer, args[0]), *args[1:]), kwargs
         first = next(iter(signature(layer.forward).parameters))
@@ -107,7 +107,7 @@ class SharedMasks:
         return y.add_(shift).flatten(0, 1).to(x.dtype)
 
     def _draw(self, name: str, layer: nn.Module, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what ``layer`` adds to a sample, which only alpha dropout does, and its factor."""
+        """Return the shift (not 0 for alpha dropout only) and factor that ``layer`` applies."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         device = x.device if x.is_cuda else torch.device("cpu")
         sample = torch.zeros((1, *x.shape[1:]), dtype=dtype, device=device)
@@ -130,7 +130,7 @@ class SharedMasks:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return what ``run`` does, the layer's own forward, with one mask for all samples."""
+        """Run the layer's own forward ``run`` with one mask for all samples."""
         batch = 0 if layer.batch_first else 1
         self._check_size(name, query, batch)
         if attn_mask is not None and attn_mask.dim() == 3:  # one for each sample and head
@@ -158,7 +158,7 @@ class SharedMasks:
     def _connect(
         self, name: str, layer: DropConnectLinear, run: Callable[[Tensor], Tensor], input: Tensor
     ) -> Tensor:
-        """Return what ``run`` does, the layer's own forward, with one mask of weights a pass."""
+        """Run the layer's own forward ``run`` with one mask of weights for each pass."""
         self._check_size(name, input, 0)
         outputs = []
         per_sample, layer.per_sample = layer.per_sample, False
@@ -175,7 +175,7 @@ class SharedMasks:
     def _seeded(
         self, name: str, layer: nn.Module, index: int, device: torch.device
     ) -> Iterator[None]:
-        """Have ``layer`` drop as it does in this pass, and leave the generator as it was."""
+        """Seed the generator for a pass with ``layer`` in train mode, and restore both."""
         key = f"{self._seed} {index} {self._numbers[name]} {self.calls[name]}".encode()
         generator = (
             torch.cuda.default_generators[device.index]
@@ -195,15 +195,14 @@ class SharedMasks:
         expected = len(self._passes) * self.size
         if x.dim() <= dim or x.shape[dim] != expected:
             raise RuntimeError(
-                f"{name or 'the model'} drops from a tensor of shape {tuple(x.shape)}, where"
-                f" dimension {dim} should be the batch, of size {expected}: a mask that all samples"
-                " share can't be told from it. Put the samples there (batch_first=True) or set the"
-                " layer's rate to 0"
+                f"{name or 'the model'} drops from a tensor of shape {tuple(x.shape)}, but expected"
+                f" the batch, of size {expected}, in dimension {dim}, for a mask that all samples"
+                " share: put the samples there (batch_first=True) or set the layer's rate to 0"
             )
 
 
 def _set_forward(layer: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Give one layer a ``forward`` of its own, or its class's back."""
+    """Give one layer its own ``forward``, or with ``None`` that of its class back."""
     if forward is None:
         del vars(layer)["forward"]
     else:
@@ -212,22 +211,22 @@ def _set_forward(layer: nn.Module, forward: Callable[..., Any] | None) -> None:
 
 def _dropping(model: nn.Module) -> dict[str, nn.Module]:
     """Return the layers of ``model`` that drop, by name."""
-    timm = sys.modules.get("timm.layers")  # loaded by whoever has made such a layer
+    timm = sys.modules.get("timm.layers")  # loaded if the model has a layer of timm
     rates = _RATES | {getattr(timm, cls): rate for cls, rate in _TIMM_RATES.items() if timm}
     layers = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.RNNBase) and module.dropout and module.num_layers > 1:
             raise RuntimeError(
-                f"{name or 'the model'} ({type(module).__name__}) drops within itself, where masks"
-                " can't be shared by all samples: put nn.Dropout between layers of num_layers=1,"
+                f"{name or 'the model'} ({type(module).__name__}) drops between its own layers,"
+                " where samples can't share a mask: put nn.Dropout between layers of num_layers=1,"
                 " or set its `dropout` to 0 to leave it off"
             )
         if any(isinstance(module, kind) and getattr(module, rate) for kind, rate in rates.items()):
             layers[name] = module
     if not layers:
         raise RuntimeError(
-            f"nothing in {type(model).__name__} drops, so all passes would be the same: looked for"
-            f" {', '.join(kind.__name__.lstrip('_') for kind in rates)} and their subclasses with a"
-            " rate above 0. F.dropout in a forward isn't seen: make it an nn.Dropout"
+            f"no layer of {type(model).__name__} drops, so all passes would be equal: expected"
+            f" {', '.join(kind.__name__.lstrip('_') for kind in rates)} or a subclass, with a rate"
+            " above 0. F.dropout in a forward can't be found: make it an nn.Dropout"
         )
     return layers

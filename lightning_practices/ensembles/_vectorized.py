@@ -1,4 +1,4 @@
-"""Models that differ in their weights alone, run as one."""
+"""Run models that differ only in their weights by one ``vmap``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.conv import _ConvNd
 
-# What an instance may have of its own and nonetheless compute the same: its tensors are compared by
-# name, and what Lightning notes of a module says nothing of its forward.
+# Attributes that are not compared: tensors and modules are compared by name, and members are in
+# eval mode. Lightning's attributes have no influence on the forward.
 _STATE = {"_parameters", "_buffers", "_modules", "training", "_trainer", "_fabric"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
 class VectorizedModels:
-    """Runs models by one ``vmap`` over their stacked parameters and buffers.
+    """Run models by one ``vmap`` over their stacked parameters and buffers.
 
-    The models' own tensors become views of the stacks, so that there is one copy of the weights,
-    and what changes them in place changes both. Where they were replaced (moved, converted,
-    assigned) they are stacked anew.
+    The models' own tensors become views of the stacks. So there is one copy of the weights, and
+    changes in place reach both. Tensors that were replaced (moved, converted, assigned) are stacked
+    again at the next call.
 
     Args:
         models: Frozen, in eval mode, and with no :func:`difference` between them.
@@ -32,7 +32,7 @@ class VectorizedModels:
         self._places: list[int] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return what each model returns, the models in dimension 0."""
+        """Return the output of each model, with the models in dimension 0."""
         if self._places != self._places_now():
             self._stack()
 
@@ -41,18 +41,18 @@ class VectorizedModels:
 
         fast_path = torch.backends.mha.get_fastpath_enabled()
         try:
-            # Attention's fused operators know no vmap, which would run them one by one.
+            # vmap would run attention's fused operators one by one.
             torch.backends.mha.set_fastpath_enabled(False)
             return vmap(call, randomness="different")(*self._state)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
     def __getstate__(self) -> dict[str, Any]:
-        # The models' tensors become copies of their own.
+        # In a copy the models have their own tensors.
         return {"_models": self._models, "_state": ({}, {}), "_places": []}
 
     def _stack(self) -> None:
-        # Not as inference tensors, of which later calls could have no gradient.
+        # Inference tensors would have no gradients in later calls.
         with torch.inference_mode(False):
             self._state = stack_module_state(list(self._models))
             both = {**self._state[0], **self._state[1]}
@@ -66,12 +66,12 @@ class VectorizedModels:
 
 
 def difference(models: Sequence[nn.Module]) -> str | None:
-    """Say what differs between models beside the values of their tensors, if anything does."""
+    """Return a difference of models other than the values of their tensors, or ``None``."""
     first = dict(models[0].named_modules())
     tensors = dict(_tensors(models[0]))
     for name, tensor in tensors.items():
         if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
-            return f"{name!r} is a {type(tensor).__name__}, which isn't stacked"
+            return f"{name!r} is a {type(tensor).__name__}, which can't be stacked"
     for model in models[1:]:
         other = dict(model.named_modules())
         if first.keys() != other.keys():
@@ -93,7 +93,7 @@ def difference(models: Sequence[nn.Module]) -> str | None:
 
 
 def has_convolutions(model: nn.Module) -> bool:
-    """Say whether ``vmap`` would make grouped convolutions of some."""
+    """Return whether ``model`` has convolutions, which ``vmap`` turns into grouped ones."""
     return any(isinstance(layer, _ConvNd) for layer in model.modules())
 
 
@@ -110,7 +110,7 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Say whether two settings are equal for certain."""
+    """Return whether two settings are certainly equal."""
     if a is b:
         return True
     if type(a) is not type(b):

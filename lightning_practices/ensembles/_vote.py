@@ -13,21 +13,21 @@ Vote = Literal["soft", "hard"]
 
 
 def probabilities_of(outputs: Tensor, task: Task, kind: Outputs) -> Tensor:
-    """Return each model's probabilities; its values for ``"regression"``."""
+    """Return the probabilities of each model, or its values for ``"regression"``."""
     if task == "regression" or kind == "probabilities":
         return outputs
     return outputs.softmax(2) if task == "multiclass" else outputs.sigmoid()
 
 
 def logits_of(outputs: Tensor, task: Task, kind: Outputs) -> Tensor:
-    """Return each model's logits; its values for ``"regression"``."""
+    """Return the logits of each model, or its values for ``"regression"``."""
     if task == "regression" or kind == "logits":
         return outputs
     return outputs.log() if task == "multiclass" else outputs.logit()
 
 
 def mean_logits(outputs: Tensor, task: Task, kind: Outputs) -> Tensor:
-    """Return the logits of the models' mean probabilities, which may be too small for a float."""
+    """Return the logits of the models' mean probabilities, without underflow."""
     if kind == "probabilities":
         return logits_of(outputs.mean(0), task, kind)
     if task == "multiclass":
@@ -36,7 +36,7 @@ def mean_logits(outputs: Tensor, task: Task, kind: Outputs) -> Tensor:
 
 
 def shares_of_votes(outputs: Tensor, task: Task, kind: Outputs) -> Tensor:
-    """Return which share of the models votes for each class; nan where one of them says nan."""
+    """Return the share of models that vote for each class. It is nan if one output is nan."""
     if task == "multiclass":
         unknown = outputs.isnan().any(2, keepdim=True)
         votes = F.one_hot(outputs.argmax(2), outputs.shape[2]).movedim(-1, 2).to(outputs.dtype)

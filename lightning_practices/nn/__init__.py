@@ -1,4 +1,8 @@
-"""Drop-in layers, each a subclass of torch's that computes the same faster; smoothing losses."""
+"""Drop-in layers over the fused kernels, and losses that smooth labels.
+
+Each layer is a subclass of torch's or torchvision's layer of the same name with the same
+``state_dict`` (:class:`SyncBatchNorm` alone is no subclass), or a layer that they don't have.
+"""
 
 from lightning_practices.nn._add_norm import AddDropoutLayerNorm
 from lightning_practices.nn._batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d

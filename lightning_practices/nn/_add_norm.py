@@ -1,4 +1,4 @@
-"""What ends a block of a transformer, over the fused kernel."""
+"""The end of a transformer's block (dropout, addition, norm) over the fused kernel."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +14,16 @@ from lightning_practices.nn._stochastic_depth import StochasticDepth
 
 
 class AddDropoutLayerNorm(LayerNorm):
-    r"""Drop from a branch, scale it, add the residual stream and normalise, in one kernel each way.
+    r"""Drop out a branch, scale it, add the residual stream and normalise, in one kernel each way.
 
     .. math::
         z = r + \frac{m_n}{1 - q} \, \lambda \odot \mathrm{dropout}_p(x), \qquad
         y = \mathrm{layer\_norm}(z), \qquad m_n \sim \mathrm{Bernoulli}(1 - q)
 
-    :math:`z` is the stream, to be added to next; :math:`y` goes into the next branch. Still a
-    :class:`torch.nn.LayerNorm`, with its parameters under their names, and ``layer_scale`` beside
-    them. What drops are its children ``dropout`` and ``drop_path``, so that all that finds dropout
-    layers finds them: schedules of the rate, Monte Carlo dropout. ::
+    :math:`z` is the residual stream, to which the next branch is added, and :math:`y` is the input
+    of that branch. It is a subclass of :class:`torch.nn.LayerNorm` with the same parameter names,
+    plus ``layer_scale``. The rates belong to its children ``dropout`` and ``drop_path``, which are
+    dropout layers, so rate schedules and Monte Carlo dropout find them. ::
 
         class Block(nn.Module):  # pre-norm: y is the norm of z already
             def __init__(self, width, p, drop_path):
@@ -40,27 +40,28 @@ class AddDropoutLayerNorm(LayerNorm):
         y, z = first_norm(tokens), tokens  # an nn.LayerNorm
         for block in blocks:
             y, z = block(y, z)
-        # y is normalised for the head
+        # y is normalised and goes into the head
 
     Ba et al., 2016, arXiv:1607.06450; Huang et al., 2016, *Deep Networks with Stochastic Depth*,
     arXiv:1603.09382; Touvron et al., 2021, arXiv:2103.17239 (layer scale).
 
     Args:
-        normalized_shape: Shape of the last dimensions of the input, those to normalise.
+        normalized_shape: Shape of the last dimensions of the input, over which to normalise.
         p: Probability that an element of the branch is zeroed.
         drop_path: Probability that the branch of a sample is dropped.
-        layer_scale: What the learned factors :math:`\lambda` of the channels are at first. ``None``
-            for none.
+        layer_scale: Initial value of the learned factors :math:`\lambda` of the channels.
+            ``None``: no layer scale.
         eps: Added to the variance.
         elementwise_affine: Learn the norm's ``weight`` (ones at first).
-        bias: Learn its ``bias`` (zeros at first) too.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        bias: Learn the norm's ``bias`` (zeros at first) too.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Shape:
         - Input: ``(N, *, *normalized_shape)``, any floating dtype.
-        - Residual: as the input, float32 too if that has 16 bits; or ``None``.
-        - Output: :math:`y` as the input and :math:`z` as the residual, or as the input without one.
+        - Residual: shape of the input; its dtype, or float32 beside a 16-bit input. Or ``None``.
+        - Output: :math:`y` with shape and dtype of the input, and :math:`z` with those of the
+          residual, or of the input if there is no residual.
 
     Raises:
         ValueError: If ``p`` or ``drop_path`` is outside ``[0, 1]``.
@@ -110,7 +111,7 @@ class AddDropoutLayerNorm(LayerNorm):
     ) -> tuple[Tensor, Tensor]:
         dropout, drop_path = self.dropout, self.drop_path
         fused = dropout.training and drop_path.training
-        if not fused:  # what is in evaluation passes it on, and its hooks see it
+        if not fused:  # a child in eval mode returns its input, and its hooks run
             input = drop_path(dropout(input))
         return lightning_kernels.add_dropout_layer_norm(
             input,

@@ -14,35 +14,36 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
     .. math::
         y_i = x_i \, m_i \, \frac{\mathrm{numel}(m)}{\epsilon + \sum_j m_j}
 
-    where :math:`m` is 0 on squares of ``block_size`` whose corners are drawn at the rate
-    :math:`\gamma = p \, HW / (k^2 (H - k + 1) (W - k + 1))`. Convolutional features are
-    correlated, so that dropping single ones hides little. Still a
-    :class:`torchvision.ops.DropBlock2d`, with even blocks and maps smaller than a block allowed.
-    The paper ramps ``p`` from 0: see :class:`lightning_practices.callbacks.DropRateSchedule`.
+    where the mask :math:`m` is 0 on squares of side :math:`k` (``block_size``). Their corners are
+    drawn at the rate :math:`\gamma = p \, HW / (k^2 (H - k + 1) (W - k + 1))`. Neighbouring
+    features of a convolution are correlated, so dropping single ones hides little. It is a subclass
+    of :class:`torchvision.ops.DropBlock2d` that also allows even block sizes and feature maps
+    smaller than a block. The paper raises ``p`` from 0 during training, as
+    :class:`lightning_practices.callbacks.DropRateSchedule` does.
 
     Ghiasi, Lin and Le, 2018, *DropBlock: A regularization method for convolutional networks*,
     arXiv:1810.12890.
 
     Args:
-        p: About the share of elements that is dropped; may be assigned at any time.
+        p: Expected share of dropped elements, about. May be assigned at any time.
         block_size: Side of a square.
         inplace: Overwrite the input.
         eps: Added to the number of kept elements.
-        per_channel: Draw for each channel; otherwise one mask for all channels of a sample.
+        per_channel: Draw a mask for each channel. Otherwise all channels of a sample share one.
 
     Shape:
         - Input: :math:`(N, C, H, W)`, any floating dtype, contiguous or channels last.
-        - Output: as the input.
+        - Output: shape, dtype and memory format of the input.
 
     Raises:
         ValueError: From ``forward``, if ``p`` is outside ``[0, 1]``, ``block_size`` is below 1 or
-            the input has another dimension.
+            the input has another number of dimensions.
     """
 
     block_size: int
     inplace: bool
     eps: float
-    per_channel: bool = True  # on the class, for layers that became fused by a change of class
+    per_channel: bool = True  # on the class, since `surgery.fuse` calls no constructor
 
     def __init__(
         self,

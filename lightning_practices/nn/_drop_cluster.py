@@ -1,4 +1,4 @@
-"""Dropout of learnt clusters of correlated positions, and how they are learnt."""
+"""Dropout of clusters of correlated positions, which are learnt from activations."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -11,42 +11,43 @@ from typing_extensions import override
 
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
-_MAX_ROUNDS = 100  # of k-means, which mostly settles within twenty
+_MAX_ROUNDS = 100  # of k-means, which mostly converges within twenty
 
 
 class DropCluster2d(ScheduledRate, _DropoutNd):
-    r"""Zero clusters of positions whose activations correlate, and rescale what is kept.
+    r"""Zero clusters of positions whose activations correlate, and rescale the other positions.
 
     .. math::
         y_{nchw} = x_{nchw} \, m_{n k(h, w)} \frac{N H W}{\sum_{nhw} m_{n k(h, w)}}, \qquad
         m_{nk} \sim \mathrm{Bernoulli}(1 - p)
 
-    with :math:`k(h, w)` the cluster of a position. :class:`DropBlock2d` drops squares since
-    neighbours tell the same; here the data say which positions do. The layer learns its clusters
-    from activations, by :meth:`fit` or for all layers of a model by :func:`fit_drop_clusters`, and
-    keeps them in its ``state_dict``. It can't train without, unless ``p`` is 0. They belong to the
-    weights that made the activations: fit once these are no longer random, and perhaps again later.
-    In evaluation the input is returned as it is. Channels share the clusters and the mask.
+    with :math:`k(h, w)` the cluster of a position. :class:`DropBlock2d` drops squares, since
+    neighbouring positions hold similar information. Here the data decide which positions do. The
+    layer learns its clusters from activations, by :meth:`fit` or, for all layers of a model, by
+    :func:`fit_drop_clusters`, and keeps them in its ``state_dict``. It can't train without clusters
+    unless ``p`` is 0. Clusters suit the weights that made the activations: fit once the weights are
+    no longer random, and perhaps again later. In evaluation the input is returned unchanged. All
+    channels share the clusters and the mask.
 
     After Chen et al., 2020, *DropCluster: A structured dropout for convolutional networks*,
     arXiv:2002.02997.
 
     Args:
-        p: Probability that a cluster of a sample is zeroed; may be assigned at any time.
-        num_clusters: How many clusters to learn, at most.
+        p: Probability that a cluster of a sample is zeroed. May be assigned at any time.
+        num_clusters: Largest number of clusters to learn.
         inplace: Overwrite the input.
 
     Attributes:
-        clusters: The cluster of each position, int64 ``(H, W)``; of no elements before the fit.
+        clusters: The cluster of each position, int64 of shape ``(H, W)``, empty before the fit.
 
     Shape:
-        - Input: :math:`(N, C, H, W)`, any floating dtype, of the height and width fitted to.
-        - Output: as the input.
+        - Input: :math:`(N, C, H, W)`, any floating dtype, with the height and width of the fit.
+        - Output: shape and dtype of the input.
 
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]`` or ``num_clusters`` below 1; from ``forward``, if
-            the input is not of the shape or type above.
-        RuntimeError: From ``forward``, if there are no clusters and something is to be dropped.
+            the input has another shape or dtype.
+        RuntimeError: From ``forward`` in training, if ``p`` is not 0 and there are no clusters.
     """
 
     clusters: Tensor
@@ -62,14 +63,14 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
     def forward(self, input: Tensor) -> Tensor:
         fitted = self.clusters.numel() > 0
         rate = self.current_rate() if fitted else self.p
-        # Before the fit nothing can be dropped, nor has it to be: a warm-up may come first.
+        # A rate of 0 needs no clusters: a model may warm up before the fit.
         if not self.training or (not isinstance(rate, Tensor) and rate == 0):
             return input
         self._check(input, rate)
         draws = torch.rand(len(input), self.num_clusters, device=input.device)
         mask = (draws >= rate)[:, self.clusters]  # (N, H, W)
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-        # At least 1, so that zeros stay zeros where nothing is kept.
+        # If nothing is kept this gives 0 instead of 0 / 0.
         factor = mask.to(wide) * mask.numel() / mask.sum().clamp(min=1)
         factor = factor.to(input.dtype).unsqueeze(1)
         return input.mul_(factor) if self.inplace else input * factor
@@ -93,25 +94,25 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
 
     @torch.no_grad()
     def fit(self, activations: Tensor | Iterable[Tensor]) -> Self:
-        """Learn the clusters from what the layer's input is on training data.
+        """Learn the clusters from the layer's input on training data.
 
-        The correlation of each two positions is measured over the samples, of each channel about
-        its own mean, and added up over the channels. Positions with similar rows in that matrix
-        make a cluster: k-means of its rows, from centres that are far apart. Nothing is random.
-        Positions that never change correlate with none. The matrix has ``(H * W) ** 2`` elements in
-        float64, on the device of the activations, and is not kept.
+        The correlation of each two positions is computed over the samples, with each channel
+        centred at its own mean, and added up over the channels. Positions with similar rows in this
+        matrix make a cluster, by k-means of the rows from centres that are far apart. There is no
+        randomness. Positions whose value never changes correlate with no other. The matrix has
+        ``(H * W) ** 2`` elements of float64, on the device of the activations, and is not kept.
 
         Args:
-            activations: One tensor ``(N, C, H, W)`` or several, all of one C, H and W.
+            activations: One tensor ``(N, C, H, W)``, or several with the same C, H and W.
 
         Returns:
             The layer.
 
         Raises:
             TypeError: If an item is not a tensor.
-            ValueError: If an item is of another shape, or not finite; if no position changes, as
-                with a single sample; if there are more clusters than positions. The layer then has
-                the clusters that it had.
+            ValueError: If an item has another shape or is not finite; if no position changes, as
+                with a single sample; if there are more clusters than positions. The layer then
+                keeps its previous clusters.
         """
         correlation = _Correlation()
         for batch in [activations] if isinstance(activations, Tensor) else activations:
@@ -120,7 +121,7 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
         return self
 
     def _take(self, clusters: Tensor) -> None:
-        with torch.inference_mode(False):  # for a tensor that can be loaded into, wherever this is
+        with torch.inference_mode(False):  # an inference tensor couldn't be loaded into later
             self.clusters = clusters.to(self.clusters.device, copy=True)
 
     @override
@@ -128,7 +129,7 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """Take clusters of whatever height and width, but nothing else in their place."""
+        """Load clusters of any height and width, and refuse other tensors."""
         key = f"{prefix}clusters"
         found = state_dict.get(key)
         if isinstance(found, Tensor):
@@ -166,22 +167,22 @@ def fit_drop_clusters(
 ) -> tuple[str, ...]:
     """Learn the clusters of every :class:`DropCluster2d` in ``model``, in one pass over batches.
 
-    The model runs in eval mode, without gradients, and each layer sees what reaches it: see
-    :meth:`DropCluster2d.fit`. Afterwards each module has the mode that it had. If anything raises,
-    no layer has changed. A few hundred samples do. Of several processes each learns from its own
-    batches: give all of them the same.
+    The model runs in eval mode without gradients, and each layer learns from its own inputs, see
+    :meth:`DropCluster2d.fit`. Afterwards each module is in its previous mode. If anything raises,
+    no layer has changed. A few hundred samples are enough. Each of several processes learns from
+    its own batches: give all processes the same batches.
 
     Args:
-        model: The model, best with weights that have been trained for a while.
+        model: The model, best after some training.
         batches: Batches of the training data, on the model's device or moved there by ``forward``.
-        forward: Called with the model and a batch to run the one on the other. Default: the model
-            is called with the batch, or with its first item if it is a list or tuple.
+        forward: Called with the model and a batch, to run the model on the batch. Default: the
+            model is called with the batch, or with its first item if it is a list or tuple.
 
     Returns:
-        The names of the layers. Without any, ``batches`` isn't touched.
+        The names of the layers. If there are none, ``batches`` is not iterated.
 
     Raises:
-        ValueError: If a layer is not reached, or see :meth:`DropCluster2d.fit`.
+        ValueError: If no batch reaches a layer, and as :meth:`DropCluster2d.fit` does.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, DropCluster2d)}
     if not layers:
@@ -217,13 +218,13 @@ def fit_drop_clusters(
 
 
 def _add_output(correlation: "_Correlation", layer: nn.Module, _: Any, output: Tensor) -> None:
-    correlation.add(output)  # which is the input, in eval mode
+    correlation.add(output)  # in eval mode the output is the input
 
 
 class _Correlation:
-    """The correlation of positions over batches, each channel about its own mean."""
+    """The correlation of positions over batches, with each channel centred at its own mean."""
 
-    shape: torch.Size  # of a sample, and with it the mean and the products from the first batch on
+    shape: torch.Size  # (C, H, W); like the mean and the products it exists from the first batch on
     mean: Tensor
     products: Tensor
 
@@ -231,7 +232,7 @@ class _Correlation:
         self.count = 0
 
     def add(self, batch: Tensor) -> None:
-        """Take another batch in: sums about the mean so far, moved to the new mean (Chan, 1979)."""
+        """Add a batch to the sums of products about the mean (Chan et al., 1979)."""
         if not isinstance(batch, Tensor):
             raise TypeError(f"activations are tensors (N, C, H, W), got {type(batch).__name__}")
         if batch.dim() != 4 or not batch.is_floating_point():
@@ -259,13 +260,13 @@ class _Correlation:
         self.count += len(batch)
 
     def result(self) -> Tensor:
-        """Return the matrix of H * W rows; those of positions that never change are zero."""
+        """Return the matrix of H * W rows. Rows of positions that never change are zero."""
         if self.count == 0:
             raise ValueError("there are no activations to learn clusters from")
         if not self.products.isfinite().all():
             raise ValueError("the activations to learn clusters from hold nan or infinity")
         variance = self.products.diagonal()
-        # Below it there is but the rounding of float64.
+        # A smaller variance is float64's rounding.
         changes = variance > self.count * (1e-12 * self.mean).square().sum(0)
         if not changes.any():
             raise ValueError(
@@ -276,7 +277,7 @@ class _Correlation:
         return self.products * scale * scale[:, None]
 
     def clusters(self, count: int) -> Tensor:
-        """Return the cluster of each position, (H, W)."""
+        """Return the cluster of each position, of shape (H, W)."""
         correlation = self.result()
         _, height, width = self.shape
         if count > height * width:
@@ -295,7 +296,7 @@ def _k_means(rows: Tensor, count: int) -> Tensor:
     for _ in range(_MAX_ROUNDS):
         members = nn.functional.one_hot(labels, count).to(rows.dtype)
         sizes = members.sum(0)[:, None]
-        # A cluster that has lost all its members keeps its centre.
+        # A cluster without members keeps its centre.
         centres = torch.where(sizes > 0, members.T @ rows / sizes.clamp(min=1), centres)
         previous, labels = labels, torch.cdist(rows, centres).argmin(1)
         if torch.equal(labels, previous):

@@ -18,25 +18,26 @@ class DropConnectLinear(ScheduledRate, nn.Linear):
         y = x \left( \frac{M \odot W}{1 - p} \right)^T + b, \qquad
         M_{ij} \sim \mathrm{Bernoulli}(1 - p)
 
-    Each output hears a random part of the inputs. The bias is kept, which the paper drops too. In
-    evaluation this is :class:`torch.nn.Linear`, with the weights' mean; the paper draws from a
-    Gaussian of the mean and variance instead. Still a :class:`torch.nn.Linear`: checkpoints go both
-    ways.
+    Each output sees a random part of the inputs. The bias is never dropped, unlike in the paper. In
+    evaluation the layer computes what :class:`torch.nn.Linear` does, with the mean of the weights,
+    where the paper draws from a Gaussian of their mean and variance. It is a subclass of
+    :class:`torch.nn.Linear`, so checkpoints go both ways.
 
-    One mask serves the batch: one pass over the weight, and where the kernels run no mask in
-    memory. With ``per_sample`` each sample has a mask of its own, as in the paper: less noisy
-    gradients, for a batched product and :math:`N` times the weight's memory.
+    By default all samples of a batch share one mask. That takes one pass over the weight, and the
+    kernels keep no mask in memory. With ``per_sample`` each sample has its own mask, as in the
+    paper. Gradients are less noisy, but it takes a batched product and :math:`N` times the memory
+    of the weight.
 
     Wan et al., 2013, *Regularization of Neural Networks using DropConnect*, ICML (there :math:`p`
-    is the share that is kept).
+    is the share of kept weights).
 
     Args:
         in_features: Size of an input.
         out_features: Size of an output.
         bias: Whether to add a bias.
-        device: Where the parameters are.
-        dtype: Their type.
-        p: Probability that a weight is zeroed; may be assigned at any time.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
+        p: Probability that a weight is zeroed. May be assigned at any time.
         per_sample: Draw a mask for each index of the input's first dimension.
 
     Shape:
@@ -76,7 +77,7 @@ class DropConnectLinear(ScheduledRate, nn.Linear):
         weights = self.weight.expand(len(input), -1, -1)
         weights = lightning_kernels.dropout(weights, self.current_rate()).mT
         rows = input.unsqueeze(1).flatten(1, -2)  # (N, all dimensions between, in_features)
-        # Autocast knows both, so that the output has the type that a linear layer's has.
+        # Autocast covers `bmm` and `baddbmm`, so the output has the dtype of a linear layer's.
         if self.bias is None:
             y = torch.bmm(rows, weights)
         else:

@@ -8,24 +8,25 @@ from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
 class Dropout(ScheduledRate, nn.Dropout):
-    r"""Zero elements at random while training, with no mask kept for the backward pass.
+    r"""Zero elements at random while training, and keep no mask for the backward pass.
 
     .. math::
         y_i = \frac{m_i x_i}{1 - p}, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
 
-    In evaluation the input is returned as it is. The draws come from torch's generator of the
-    input's device. Still a :class:`torch.nn.Dropout`: constructor and ``repr`` are inherited.
+    In evaluation the input is returned unchanged. Random numbers come from torch's generator of the
+    input's device. It is a subclass of :class:`torch.nn.Dropout` and inherits its constructor and
+    ``repr``.
 
     Srivastava et al., 2014, *Dropout: A Simple Way to Prevent Neural Networks from Overfitting*,
     JMLR 15; Hinton et al., 2012, arXiv:1207.0580.
 
     Args:
-        p: Probability that an element is zeroed; may be assigned at any time.
+        p: Probability that an element is zeroed. May be assigned at any time.
         inplace: Overwrite the input.
 
     Shape:
         - Input: ``(*)``, any floating dtype.
-        - Output: as the input.
+        - Output: shape and dtype of the input.
 
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]``.
@@ -37,7 +38,7 @@ class Dropout(ScheduledRate, nn.Dropout):
 
 
 class Dropout1d(ScheduledRate, nn.Dropout1d):
-    """:class:`Dropout` of whole channels, ``(N, C, L)`` or ``(C, L)``: one draw for each.
+    """:class:`Dropout` of whole channels of inputs ``(N, C, L)`` or ``(C, L)``.
 
     Tompson et al., 2015, *Efficient Object Localization Using Convolutional Networks*,
     arXiv:1411.4280 (spatial dropout).
@@ -49,7 +50,7 @@ class Dropout1d(ScheduledRate, nn.Dropout1d):
 
 
 class Dropout2d(ScheduledRate, nn.Dropout2d):
-    """:class:`Dropout1d` for ``(N, C, H, W)``, contiguous or channels last."""
+    """:class:`Dropout1d` for inputs ``(N, C, H, W)``, contiguous or channels last."""
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -57,7 +58,7 @@ class Dropout2d(ScheduledRate, nn.Dropout2d):
 
 
 class Dropout3d(ScheduledRate, nn.Dropout3d):
-    """:class:`Dropout1d` for ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
+    """:class:`Dropout1d` for inputs ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -65,24 +66,24 @@ class Dropout3d(ScheduledRate, nn.Dropout3d):
 
 
 class AlphaDropout(ScheduledRate, nn.AlphaDropout):
-    r"""Dropout for SELU networks: sets to its saturation value, and keeps mean and variance.
+    r"""Dropout for SELU networks: set elements to SELU's saturation value at random while training.
 
     .. math::
         y_i = a (m_i x_i + (1 - m_i) \alpha') + b, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
 
-    with :math:`\alpha' = -1.7581`; :math:`a` and :math:`b` see
-    :func:`lightning_kernels.alpha_dropout`. Still a :class:`torch.nn.AlphaDropout`, and
-    ``inplace`` is honoured, which torch's overlooks.
+    with :math:`\alpha' = -1.7581`, SELU's saturation value. The constants :math:`a` and :math:`b`
+    keep mean and variance, see :func:`lightning_kernels.alpha_dropout`. It is a subclass of
+    :class:`torch.nn.AlphaDropout` and respects ``inplace``, which torch's layer ignores.
 
     Klambauer et al., 2017, *Self-Normalizing Neural Networks*, arXiv:1706.02515.
 
     Args:
-        p: Probability that an element is set to it.
+        p: Probability that an element is set to :math:`\alpha'`. May be assigned at any time.
         inplace: Overwrite the input.
 
     Shape:
         - Input: ``(*)``, any floating dtype.
-        - Output: as the input.
+        - Output: shape and dtype of the input.
 
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]``.
@@ -96,7 +97,7 @@ class AlphaDropout(ScheduledRate, nn.AlphaDropout):
 
 
 class FeatureAlphaDropout(ScheduledRate, nn.FeatureAlphaDropout):
-    """:class:`AlphaDropout` of whole channels, ``(N, C, *)``."""
+    """:class:`AlphaDropout` of whole channels of inputs ``(N, C, *)``."""
 
     @override
     def forward(self, input: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ class GroupNorm(nn.GroupNorm):
     .. math::
         y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
-    Mean and biased variance are taken over a group's channels and all its pixels, in training and
-    evaluation alike, in float32 whatever the input's type. Still a :class:`torch.nn.GroupNorm`: the
-    constructor, ``state_dict`` and ``repr`` are inherited, so checkpoints go both ways.
+    Mean and biased variance are taken over the channels of a group and all pixels, in training and
+    in evaluation, in float32 for every input dtype. It is a subclass of :class:`torch.nn.GroupNorm`
+    and inherits its constructor, ``state_dict`` and ``repr``, so checkpoints go both ways.
 
     Wu and He, 2018, *Group Normalization*, arXiv:1803.08494.
 
@@ -25,23 +25,23 @@ class GroupNorm(nn.GroupNorm):
         eps: Added to the variance.
         affine: Learn :math:`\gamma` (``weight``, first ones) and :math:`\beta` (``bias``, zeros).
         bias: With ``affine``, learn :math:`\beta` too.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Attributes:
-        autocast: As in :func:`lightning_kernels.group_norm`: ``"match"`` returns float32 where
+        autocast: As in :func:`lightning_kernels.group_norm`. ``"match"`` returns float32 where
             torch does.
 
     Shape:
         - Input: :math:`(N, C, *)`, any floating dtype.
-        - Output: as the input, its memory format and its dtype included (torch's is float32 under a
-          GPU's autocast).
+        - Output: shape, memory format and dtype of the input (torch returns float32 under autocast
+          on a GPU).
 
     Raises:
         ValueError: If ``num_groups`` does not divide ``num_channels``; from ``forward``, if a group
             has a single value.
         RuntimeError: From ``forward``, if the input does not have :math:`C` channels.
-        NotImplementedError: From ``forward``, if its type is not floating.
+        NotImplementedError: From ``forward``, if the input is not floating.
     """
 
     autocast: Autocast = "input"

@@ -8,11 +8,11 @@ import lightning_kernels
 
 
 class FusedInstanceNorm(_InstanceNorm):
-    """What the fused instance norms share. Not a layer by itself: see :class:`InstanceNorm2d`."""
+    """The base class of the fused instance norms. See :class:`InstanceNorm2d`."""
 
     @override
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        """Normalise a batch, which torch's ``forward`` has checked or made of a sample."""
+        """Normalise a batch. Torch's ``forward`` has checked it, and made it from a lone sample."""
         return lightning_kernels.instance_norm(
             input,
             self.running_mean,
@@ -31,10 +31,10 @@ class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
     .. math::
         y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
-    Mean and biased variance are taken over the pixels, in float32 whatever the input's type. Still
-    a :class:`torch.nn.InstanceNorm2d`: the constructor, ``state_dict`` and ``repr`` are inherited,
-    so checkpoints go both ways. With ``track_running_stats`` evaluation is that of
-    :class:`BatchNorm2d`.
+    Mean and biased variance are taken over the pixels, in float32 for every input dtype. It is a
+    subclass of :class:`torch.nn.InstanceNorm2d` and inherits its constructor, ``state_dict`` and
+    ``repr``, so checkpoints go both ways. With ``track_running_stats`` evaluation uses the running
+    statistics, as :class:`BatchNorm2d` does.
 
     Ulyanov et al., 2016, *Instance Normalization: The Missing Ingredient for Fast Stylization*,
     arXiv:1607.08022.
@@ -42,20 +42,20 @@ class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
     Args:
         num_features: Number of channels :math:`C`.
         eps: Added to the variance.
-        momentum: Share of a batch in the running statistics; with ``None`` they stay.
+        momentum: Weight of a batch in the running statistics. With ``None`` they stay unchanged.
         affine: Learn :math:`\gamma` (``weight``, first ones) and :math:`\beta` (``bias``, zeros).
         track_running_stats: Keep running statistics, and use them in evaluation.
-        device: Of the parameters and buffers.
-        dtype: Of the parameters and buffers.
+        device: Device of the parameters and buffers.
+        dtype: Dtype of the parameters and buffers.
 
     Shape:
         - Input: :math:`(N, C, H, W)` or :math:`(C, H, W)`, any floating dtype.
-        - Output: as the input, its memory format included.
+        - Output: shape, dtype and memory format of the input.
 
     Raises:
-        ValueError: From ``forward``, for an input of another dimension, another number of channels
-            if ``affine``, or a single pixel.
-        NotImplementedError: From ``forward``, if its type is not floating.
+        ValueError: From ``forward``, if the input has another number of dimensions, a single pixel
+            or, with ``affine``, another number of channels.
+        NotImplementedError: From ``forward``, if the input is not floating.
     """
 
 

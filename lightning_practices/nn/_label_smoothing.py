@@ -1,4 +1,4 @@
-"""Losses that smooth labels while training, and are plain in evaluation."""
+"""Losses that smooth labels while training and not in evaluation."""
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -12,31 +12,32 @@ class LabelSmoothingCrossEntropyLoss(nn.CrossEntropyLoss):
         \ell = -\sum_{k=1}^K w_k \, q_k \log \mathrm{softmax}(x)_k, \qquad
         q_k = (1 - \alpha) \, y_k + \frac{\alpha}{K}
 
-    with :math:`\alpha` the ``label_smoothing``, 0 after ``eval()``. The network is kept from
-    outputs without bounds and from confidence without reason. :class:`torch.nn.CrossEntropyLoss`
-    smooths in evaluation too, and a validation loss that is smoothed can neither be compared with
-    others nor judge probabilities; hence ``train()`` and ``eval()`` decide, as for dropout. Make
-    the loss an attribute of the module, so that they reach it.
+    where :math:`\alpha` is ``label_smoothing``, and 0 after ``eval()``. Smoothing keeps logits
+    bounded and the network from being overconfident. :class:`torch.nn.CrossEntropyLoss` smooths in
+    evaluation too. A smoothed validation loss can't be compared with the losses of other runs, and
+    it doesn't measure the quality of probabilities. So here ``train()`` and ``eval()`` decide, as
+    for dropout. Make the loss an attribute of the module, so that these calls reach it.
 
-    Everything else is torch's: ``weight``, ``ignore_index``, and targets that are probabilities, as
-    those of mixup, smoothed as well. The smoothed loss doesn't fall below the entropy of
-    :math:`q`, for labels of 10 classes and :math:`\alpha = 0.1` about 0.50, so a training loss
-    above the validation loss is no sign of underfitting: log the plain one too to compare.
+    All other behaviour is torch's: ``weight``, ``ignore_index``, and targets that are
+    probabilities, such as mixup's, which are smoothed too. The smoothed loss can't fall below the
+    entropy of :math:`q`, which is about 0.50 for labels of 10 classes and :math:`\alpha = 0.1`. So
+    a training loss above the validation loss is no sign of underfitting: log the plain training
+    loss too to compare.
 
     Szegedy et al., 2016, *Rethinking the inception architecture for computer vision*,
     arXiv:1512.00567; label smoothing 0.1 in table 1 of lecture S1.
 
     Args:
-        weight: Of each class, of shape :math:`(K)`.
-        ignore_index: Label that counts for nothing; for labels, not for probabilities.
+        weight: Weight of each class, of shape :math:`(K)`.
+        ignore_index: Samples with this label are ignored. Not for targets that are probabilities.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
         label_smoothing: :math:`\alpha`, from 0 to 1.
 
     Shape:
         - Input: :math:`(K)`, :math:`(N, K)` or :math:`(N, K, d_1, ...)`, any floating dtype.
-        - Target: labels, int64 of the input's shape without :math:`K`, or probabilities of its
-          whole shape.
-        - Output: a scalar; the target's shape without :math:`K` if ``reduction`` is ``"none"``.
+        - Target: labels, int64, of the input's shape without :math:`K`; or probabilities of the
+          input's shape.
+        - Output: a scalar; the input's shape without :math:`K` if ``reduction`` is ``"none"``.
 
     Raises:
         ValueError: If ``label_smoothing`` is outside ``[0, 1]``.
@@ -75,30 +76,29 @@ class LabelSmoothingCrossEntropyLoss(nn.CrossEntropyLoss):
 
 
 class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
-    r"""Binary cross entropy against smoothed labels while training, plain in evaluation.
+    r"""Binary cross entropy against smoothed labels while training, given ones in evaluation.
 
     .. math::
         \ell = -w \left( p \, q \log \sigma(x) + (1 - q) \log (1 - \sigma(x)) \right), \qquad
         q = (1 - \alpha) \, y + \frac{\alpha}{2}
 
-    What :class:`LabelSmoothingCrossEntropyLoss` is for classes, of which torch has none for two:
-    each output is a question of its own. The least loss of a label is, at
-    :math:`\alpha = 0.1`, about 0.20.
+    The counterpart of :class:`LabelSmoothingCrossEntropyLoss` where each output is a yes or no of
+    its own. Torch has none. At :math:`\alpha = 0.1` the loss can't fall below about 0.20.
 
     Args:
-        weight: Of each element, broadcast.
+        weight: :math:`w`, weight of each element, broadcast.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        pos_weight: :math:`p`, of the positive answer to each question, broadcast.
+        pos_weight: :math:`p`, weight of the positive label of each output, broadcast.
         label_smoothing: :math:`\alpha`, from 0 to 1.
 
     Shape:
-        - Input: any, of any floating dtype.
-        - Target: the same, floating, from 0 to 1.
+        - Input: any shape, any floating dtype.
+        - Target: shape of the input, floating, from 0 to 1.
         - Output: a scalar; the input's shape if ``reduction`` is ``"none"``.
 
     Raises:
         ValueError: If ``label_smoothing`` is outside ``[0, 1]``.
-        TypeError: From ``forward``, if the target isn't floating.
+        TypeError: From ``forward``, if the target is not floating.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
 
     @override
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        if not target.is_floating_point():  # smoothing would make it so, and evaluation fail
+        if not target.is_floating_point():  # smoothing would hide this until evaluation
             raise TypeError(
                 f"LabelSmoothingBCEWithLogitsLoss takes targets of a floating dtype, but got"
                 f" {target.dtype}: pass target.to(input.dtype)"

@@ -13,32 +13,33 @@ class LayerNorm(nn.LayerNorm):
     .. math::
         y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
-    Mean and biased variance are taken over ``normalized_shape``, in training and evaluation
-    alike, and kept in float32 whatever the input's type. Still a :class:`torch.nn.LayerNorm`: the
-    constructor, ``state_dict`` and ``repr`` are inherited, so checkpoints go both ways. Eager and
-    compiled only: for TorchScript or ``torch.fx``, see :func:`lightning_practices.surgery.unfuse`.
+    Mean and biased variance are taken over ``normalized_shape``, in training and in evaluation, in
+    float32 for every input dtype. It is a subclass of :class:`torch.nn.LayerNorm` and inherits its
+    constructor, ``state_dict`` and ``repr``, so checkpoints go both ways. It runs in eager mode and
+    under ``torch.compile``. For TorchScript or ``torch.fx`` swap it for torch's layer first, see
+    :func:`lightning_practices.surgery.unfuse`.
 
     Ba et al., 2016, *Layer Normalization*, arXiv:1607.06450.
 
     Args:
-        normalized_shape: Shape of the last dimensions of the input, those to normalise.
+        normalized_shape: Shape of the last dimensions of the input, over which to normalise.
         eps: Added to the variance.
         elementwise_affine: Learn :math:`\gamma` (``weight``, ones at first).
         bias: Learn :math:`\beta` (``bias``, zeros at first) too.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Attributes:
-        autocast: As in :func:`lightning_kernels.layer_norm`: ``"match"`` returns float32 where
+        autocast: As in :func:`lightning_kernels.layer_norm`. ``"match"`` returns float32 where
             torch does.
 
     Shape:
         - Input: ``(*, *normalized_shape)``, any floating dtype.
-        - Output: as the input, its dtype included (torch's is float32 under a GPU's autocast).
+        - Output: shape and dtype of the input (torch returns float32 under autocast on a GPU).
 
     Raises:
         RuntimeError: From ``forward``, if the input's shape does not end in ``normalized_shape``,
-            or its type is not floating.
+            or the input is not floating.
     """
 
     autocast: Autocast = "input"

@@ -1,4 +1,4 @@
-"""Layer normalisation of images' channels over the fused kernel."""
+"""Layer normalisation of the channels of images over the fused kernel."""
 
 from torch import Tensor
 from torchvision.models import convnext
@@ -14,31 +14,31 @@ class LayerNorm2d(convnext.LayerNorm2d):  # type: ignore[misc]  # untyped
     .. math::
         y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
-    over the channels, see :class:`LayerNorm`. Still torchvision's class, of which it takes the
-    constructor, ``state_dict`` and the layout of the result: channels last, however the input lies.
-    An input with its pixels last (contiguous) is read as it is up to 256 channels, where torch's
-    layer norm copies it first; wider ones are copied.
+    over the channels, see :class:`LayerNorm`. It is a subclass of torchvision's class and inherits
+    its constructor and ``state_dict``. As there the result is channels last, whatever the input's
+    memory format. A contiguous input of up to 256 channels is read in place, where torch's layer
+    norm copies it first. A contiguous input of more channels is copied.
 
     Liu et al., 2022, *A ConvNet for the 2020s*, arXiv:2201.03545.
 
     Args:
-        normalized_shape: How many channels there are.
+        normalized_shape: Number of channels.
         eps: Added to the variance.
         elementwise_affine: Learn :math:`\gamma` (``weight``, ones at first).
         bias: Learn :math:`\beta` (``bias``, zeros at first) too.
-        device: Of the parameters.
-        dtype: Of the parameters.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Attributes:
         autocast: As in :func:`lightning_kernels.layer_norm`.
 
     Shape:
         - Input: ``(N, C, H, W)``, any floating dtype.
-        - Output: as the input, its dtype included (torch's is float32 under a GPU's autocast).
+        - Output: shape and dtype of the input (torch returns float32 under autocast on a GPU).
 
     Raises:
-        RuntimeError: From ``forward``, if the input has other dimensions or channels.
-        NotImplementedError: From ``forward``, if its type is not floating.
+        RuntimeError: From ``forward``, if the input has another number of dimensions or channels.
+        NotImplementedError: From ``forward``, if the input is not floating.
     """
 
     autocast: Autocast = "input"

@@ -12,30 +12,31 @@ class RMSNorm(nn.RMSNorm):
 
     .. math:: y = \frac{x}{\sqrt{\overline{x^2} + \epsilon}} \cdot \gamma
 
-    Still a :class:`torch.nn.RMSNorm`: the constructor, ``state_dict`` and ``repr`` are inherited,
-    so checkpoints go both ways. Queries and keys may be views into one projection: their heads are
-    read where they are.
+    It is a subclass of :class:`torch.nn.RMSNorm` and inherits its constructor, ``state_dict`` and
+    ``repr``, so checkpoints go both ways. Queries and keys may be views of one projection: the
+    kernel reads the heads in place, without a copy.
 
     Zhang and Sennrich, 2019, *Root Mean Square Layer Normalization*, arXiv:1910.07467.
 
     Args:
-        normalized_shape: Shape of the last dimensions of the input, those to normalise.
-        eps: Added to the mean square. Default: the machine epsilon of float32, for float64 its own.
+        normalized_shape: Shape of the last dimensions of the input, over which to normalise.
+        eps: Added to the mean square. Default: the machine epsilon of float32, or of float64 for
+            float64 inputs.
         elementwise_affine: Learn :math:`\gamma` (``weight``, ones at first).
-        device: Of the parameter.
-        dtype: Of the parameter.
+        device: Device of the parameter.
+        dtype: Dtype of the parameter.
 
     Attributes:
-        autocast: As in :func:`lightning_kernels.rms_norm`: ``"match"`` returns float32 where torch
+        autocast: As in :func:`lightning_kernels.rms_norm`. ``"match"`` returns float32 where torch
             does.
 
     Shape:
         - Input: ``(*, *normalized_shape)``, any floating dtype.
-        - Output: as the input, its dtype included (torch's is float32 under a GPU's autocast).
+        - Output: shape and dtype of the input (torch returns float32 under autocast on a GPU).
 
     Raises:
         RuntimeError: From ``forward``, if the input's shape does not end in ``normalized_shape``.
-        NotImplementedError: From ``forward``, if its type is not floating.
+        NotImplementedError: From ``forward``, if the input is not floating.
     """
 
     autocast: Autocast = "input"

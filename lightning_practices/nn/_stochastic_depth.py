@@ -9,29 +9,29 @@ from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
 class StochasticDepth(ScheduledRate, ops.StochasticDepth):  # type: ignore[misc]  # untyped
-    r"""Drop a residual branch, of each sample or of the whole batch, and add the rest in one pass.
+    r"""Drop a residual branch, per sample or per batch, and add the residual, in one pass.
 
     .. math::
         y_n = r_n + \frac{m_n}{1 - p} \, \lambda \odot x_n, \qquad
         m_n \sim \mathrm{Bernoulli}(1 - p)
 
-    with residual :math:`r` and layer scale :math:`\lambda` if they are given. In evaluation
-    :math:`m_n / (1 - p)` is 1. Still a :class:`torchvision.ops.StochasticDepth`.
+    with the residual :math:`r` and the layer scale :math:`\lambda` if they are given. In evaluation
+    :math:`m_n / (1 - p)` is 1. It is a subclass of :class:`torchvision.ops.StochasticDepth`.
 
     Huang et al., 2016, *Deep Networks with Stochastic Depth*, arXiv:1603.09382.
 
     Args:
-        p: Probability that a branch is dropped; may be assigned at any time.
-        mode: ``"row"`` for a draw for each sample, ``"batch"`` for one.
+        p: Probability that a branch is dropped. May be assigned at any time.
+        mode: ``"row"`` draws for each sample, ``"batch"`` once for the whole batch.
 
     Shape:
         - Input: ``(N, *)``, any floating dtype.
-        - Residual: as the input, or ``None``.
-        - Layer scale: one number for each channel, in a shape that broadcasts, or ``None``.
-        - Output: as the residual, or as the input without one.
+        - Residual: shape of the input, or ``None``.
+        - Layer scale: one number per channel, in a shape that broadcasts to the input; or ``None``.
+        - Output: shape and dtype of the residual, or of the input if there is no residual.
 
     Raises:
-        ValueError: From ``forward``, if ``p`` is outside ``[0, 1]`` or ``mode`` unknown.
+        ValueError: From ``forward``, if ``p`` is outside ``[0, 1]`` or ``mode`` is another.
     """
 
     mode: str

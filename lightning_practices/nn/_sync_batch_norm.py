@@ -9,43 +9,43 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 from typing_extensions import override
 
+from lightning_kernels import Activation
 from lightning_practices.nn._batch_norm import FusedBatchNorm
 
-_MARK = "_synchronised_from"  # the class before, in the instance's ``__dict__``
+_MARK = "_synchronised_from"  # attribute of an instance with its previous class
 
 
 class SyncBatchNorm(FusedBatchNorm):
-    r"""Batch norm by the statistics of all processes' batches together, fused like the others.
+    r"""Batch norm by the statistics of the joined batch of all processes, over the fused kernels.
 
-    The same as one process on the joined batch, outputs, gradients and running statistics, with
-    one collective forward and one backward: counts go along, so batches may differ in size and may
-    be empty. In evaluation, or without other processes, a local batch norm. Second derivatives
-    raise. See :class:`BatchNorm2d` for the equation.
+    Outputs, gradients and running statistics equal those of one process on the joined batch. It
+    takes one collective forward and one backward. The collectives carry counts too, so batches may
+    differ in size and may be empty. In evaluation, or without other processes, it is a local batch
+    norm. Second derivatives raise an error. See :class:`BatchNorm2d` for the equation.
 
-    Other than :class:`torch.nn.SyncBatchNorm`'s, whose arguments, ``repr`` and ``state_dict`` it
-    has, it runs on the CPU too (over gloo). It is no subclass of it: torch's
-    ``DistributedDataParallel`` refuses those on the CPU.
+    It has the arguments, ``repr`` and ``state_dict`` of :class:`torch.nn.SyncBatchNorm`, and runs
+    on the CPU too (over gloo). It is not a subclass of that, since ``DistributedDataParallel``
+    refuses those on the CPU.
 
     Args:
         num_features: Number of channels :math:`C`.
         eps: Added to the variance.
-        momentum: Share of a batch in the running statistics; ``None`` for a cumulative average.
+        momentum: Weight of a batch in the running statistics. ``None``: a cumulative average.
         affine: Learn ``weight`` and ``bias``.
-        track_running_stats: Keep running statistics; without, evaluation uses the batch's.
-        process_group: Processes to synchronise with, by default all.
-        device: Of the parameters and buffers.
-        dtype: Of the parameters and buffers.
-        **kwargs: ``activation`` and ``activation_parameter``, as for :class:`BatchNorm2d`.
+        track_running_stats: Keep running statistics. Otherwise evaluation uses the batch's.
+        process_group: Processes to synchronise with. Default: all.
+        device: Device of the parameters and buffers.
+        dtype: Dtype of the parameters and buffers.
+        activation: As for :class:`BatchNorm2d`.
+        activation_parameter: As for :class:`BatchNorm2d`.
 
     Shape:
         - Input: :math:`(N, C, *)`, any floating dtype; :math:`N` may be 0.
-        - Residual: as the input, or ``None``.
-        - Output: as the input, its memory format included.
+        - Residual: shape and dtype of the input, or ``None``.
+        - Output: shape, dtype and memory format of the input.
 
     Raises:
-        ValueError: If ``virtual_batch_size`` is given: smaller and larger batches exclude another.
-        TypeError: From ``forward`` in training, if ``process_group`` is none that this process is
-            in.
+        TypeError: From ``forward`` in training, if this process is not in ``process_group``.
     """
 
     def __init__(
@@ -58,16 +58,21 @@ class SyncBatchNorm(FusedBatchNorm):
         process_group: Any = None,
         device: Any = None,
         dtype: Any = None,
-        **kwargs: Any,
+        *,
+        activation: Activation | None = None,
+        activation_parameter: float | None = None,
     ) -> None:
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            activation=activation,
+            activation_parameter=activation_parameter,
         )
-        if self.virtual_batch_size is not None:
-            raise ValueError(
-                "SyncBatchNorm takes statistics over several processes' batches, a virtual batch"
-                f" is a part of one: got virtual_batch_size={self.virtual_batch_size}"
-            )
         self.process_group = process_group
 
     _check_input_dim = nn.SyncBatchNorm._check_input_dim  # two dimensions or more
@@ -81,23 +86,23 @@ class SyncBatchNorm(FusedBatchNorm):
 
     @classmethod
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
-        """Make every batch norm of ``module`` one of this class, activations included.
+        """Convert every batch norm of ``module`` to this class, with its activation.
 
-        In place, ``module`` itself included, by changing a layer's class and nothing else: torch's
-        makes new layers, which hooks and references do not know. Layers that are synchronised
-        already, by this class or torch's, keep their process group. If anything raises, nothing
-        was changed.
+        It changes the class of each layer in place, ``module`` itself included, and nothing else.
+        Torch's method makes new layers, which lose hooks and the references that others hold.
+        Layers that are synchronised already, by this class or torch's, keep their process group. If
+        anything raises, nothing was changed.
 
         Args:
             module: The model.
-            process_group: Processes to synchronise with, by default all.
+            process_group: Processes to synchronise with. Default: all.
 
         Returns:
             ``module``.
 
         Raises:
-            TypeError: If a layer is a batch norm that computes something else besides, is
-                parametrized or has virtual batches, all of which would be lost.
+            TypeError: If a batch norm has its own ``forward``, is lazy, is parametrized or has
+                virtual batches, which the conversion would lose.
         """
         layers = [layer for layer in module.named_modules() if isinstance(layer[1], _BatchNorm)]
         for name, layer in layers:
@@ -112,7 +117,7 @@ class SyncBatchNorm(FusedBatchNorm):
 
     @classmethod
     def revert_sync_batchnorm(cls, module: nn.Module) -> nn.Module:
-        """Give every layer that :meth:`convert_sync_batchnorm` changed its class again, in place.
+        """Undo :meth:`convert_sync_batchnorm`: give each layer its previous class, in place.
 
         Args:
             module: The model.
@@ -129,7 +134,7 @@ class SyncBatchNorm(FusedBatchNorm):
 
 
 def _why_not(layer: _BatchNorm) -> str | None:
-    """Return what would be lost, or ``None``."""
+    """Return why ``layer`` can't be converted, or ``None`` if it can."""
     if isinstance(layer, LazyModuleMixin):
         return "it has no parameters yet, run a batch through the model first"
     if is_parametrized(layer):

@@ -1,4 +1,4 @@
-"""Rates of dropout that change in the course of training."""
+"""Dropout rates that change in the course of training."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ _SHOWN = 10  # layers that an error names
 
 
 def drop_rate_factor(schedule: DropSchedule, progress: float) -> float:
-    r"""Return which share of its own rate a layer has at ``progress`` :math:`t` of a schedule.
+    r"""Return the factor of a dropout rate at ``progress`` :math:`t` of a schedule.
 
     ================  =========================================  ==============================
     ``linear``        :math:`t`                                  grows
@@ -39,14 +39,15 @@ def drop_rate_factor(schedule: DropSchedule, progress: float) -> float:
     ``late``          0 before :math:`t = 1`, then 1             late dropout
     ================  =========================================  ==============================
 
-    The growing ones spare a network that has learned nothing yet: Ghiasi et al., 2018, *DropBlock*,
-    arXiv:1810.12890, section 3.1 (linear). Dropout in the first epochs alone helps a model that
-    underfits, dropout in all but the first one that overfits: Liu et al., 2023, *Dropout Reduces
-    Underfitting*, arXiv:2303.01500 (``early_linear`` and ``late``, 50 of 300 epochs).
+    Growing rates disturb an untrained network less: Ghiasi et al., 2018, *DropBlock*,
+    arXiv:1810.12890, section 3.1 (linear). Dropout in the first epochs only helps a model that
+    underfits. Dropout in all but the first epochs helps a model that overfits: Liu et al., 2023,
+    *Dropout Reduces Underfitting*, arXiv:2303.01500 (``early_linear`` and ``late``, 50 of 300
+    epochs).
 
     Args:
-        schedule: Which.
-        progress: 0 where the schedule starts, 1 where it ends; above 1 it stays as at its end.
+        schedule: Name of the schedule.
+        progress: 0 at the start of the schedule and 1 at its end. Above 1 the factor stays.
 
     Raises:
         ValueError: If there is no such schedule, or ``progress`` is negative or nan.
@@ -58,28 +59,24 @@ def drop_rate_factor(schedule: DropSchedule, progress: float) -> float:
 
 
 def check_schedule(schedule: str) -> None:
-    """Refuse a schedule that isn't known.
-
-    Raises:
-        ValueError: If it isn't.
-    """
+    """Raise ``ValueError`` if there is no such schedule."""
     if schedule not in _SCHEDULES:
         raise ValueError(f"schedule has to be one of {', '.join(_SCHEDULES)}, but got {schedule!r}")
 
 
 class DropRate:
-    """Set the rates of a model's dropout layers by a schedule, each a share of the layer's own.
+    """Multiply the rates of a model's dropout layers by the factor of a schedule.
 
-    Of all dropout layers by default: torch's, stochastic depth and DropBlock of torchvision, those
-    of this package, and every layer without children that has a number ``drop_prob``, as timm's and
-    transformers' ``DropPath``. Their rates keep their ratios, as those of stochastic depth that
-    grow with the depth. Layers with a rate of 0 are left out. Dropout within attention is an
-    argument of torch's function and no layer: it stays as it is.
+    By default these are all dropout layers: torch's, torchvision's stochastic depth and DropBlock,
+    those of this package, and every layer without children that has a number ``drop_prob``, such as
+    the ``DropPath`` of timm and transformers. The ratios of the rates stay, for instance of
+    stochastic depth that grows with the depth. Layers with a rate of 0 are skipped. Dropout of
+    attention weights is an argument of torch's function and not a layer: it is not changed.
 
-    The layers of this package are told by
-    :meth:`~lightning_practices.nn.ScheduledRate.schedule_rate`, so that a compiled
-    model is not compiled again; torch's and others' are, at each change. Make it before the model
-    is compiled or run. ::
+    The layers of this package read the rate from a tensor, see
+    :meth:`~lightning_practices.nn.ScheduledRate.schedule_rate`, so a compiled model is not compiled
+    again. With other layers each change of the rate compiles the model again. Make this object
+    before the model is compiled or run. ::
 
         drop_rate = DropRate(model, "linear")
         for step in range(steps):
@@ -88,18 +85,19 @@ class DropRate:
         drop_rate.restore()
 
     Args:
-        model: The model, whose layers have the rates that a factor of 1 stands for.
-        schedule: See :func:`drop_rate_factor`.
-        layers: Which layers: a class, a name within the model, in which ``*`` stands for anything,
-            or several of them. Default: all. Parts of names that wrappers add are left out.
-        device: Where the layers' inputs are. Default: where the model's first parameter is.
+        model: The model. Its current rates belong to a factor of 1.
+        schedule: Name of the schedule, see :func:`drop_rate_factor`.
+        layers: The layers to schedule: a class, a name in the model with ``*`` for any characters,
+            or a sequence of these. Default: all. Names don't contain the parts that torch's
+            wrappers add.
+        device: Device of the layers' inputs. Default: the device of the model's first parameter.
 
     Attributes:
-        rates: Own rate of each layer that is scheduled, by its name.
-        factor: What they are multiplied by now.
+        rates: The own rate of each scheduled layer, by its name.
+        factor: The current factor of the rates.
 
     Raises:
-        TypeError: If ``model`` is not a module, or ``layers`` something else.
+        TypeError: If ``model`` is not a module, or ``layers`` holds neither classes nor names.
         ValueError: If there is no such schedule, or one of ``layers`` matches no layer that drops.
     """
 
@@ -136,14 +134,14 @@ class DropRate:
         return factor
 
     def restore(self) -> None:
-        """Give each layer its own rate back."""
+        """Set each layer to its own rate again."""
         for name, layer in self._layers.items():
             setattr(layer, _rate_name(layer), self.rates[name])
         self.factor = 1.0
 
 
 def _rate_name(layer: nn.Module) -> str:
-    """Return the attribute that holds the rate of a layer that drops, ``""`` for other modules."""
+    """Return the name of the attribute with the rate of a layer, or ``""`` if it drops nothing."""
     if isinstance(layer, ScheduledRate):
         return layer.rate_name
     if isinstance(layer, _DropoutNd | ops.StochasticDepth | ops.DropBlock2d):
@@ -159,7 +157,7 @@ def _rate(layer: nn.Module) -> float:
 
 
 def _choose(model: nn.Module, layers: DropLayers | None) -> dict[str, nn.Module]:
-    """Return the layers that drop and are wanted, each once, by the first of its names."""
+    """Return the chosen layers that drop, each once, by the first of its names."""
     dropping = {
         tuple(plain_name(name) for name in names): layer
         for layer, names in modules_with_names(model)
@@ -174,7 +172,7 @@ def _choose(model: nn.Module, layers: DropLayers | None) -> dict[str, nn.Module]
             raise ValueError(_nothing(wanted, dropping))
         chosen |= found
     if not chosen:
-        raise ValueError(f"layers are none: got {layers!r}")
+        raise ValueError(f"layers must hold at least one class or name, got {layers!r}")
     return {names[0]: layer for names, layer in dropping.items() if names in chosen}
 
 
@@ -190,7 +188,7 @@ def _matches(layer: nn.Module, names: Sequence[str], wanted: type[nn.Module] | s
 
 
 def _nothing(wanted: type[nn.Module] | str, dropping: dict[tuple[str, ...], nn.Module]) -> str:
-    """Say that ``wanted`` matches no layer, and what there is."""
+    """Return the message that ``wanted`` matches no layer, with the layers that there are."""
     got = wanted.__name__ if isinstance(wanted, type) else repr(wanted)
     there = [
         f"{names[0]!r}, a {type(layer).__name__} of {_rate(layer):g}"
@@ -200,5 +198,5 @@ def _nothing(wanted: type[nn.Module] | str, dropping: dict[tuple[str, ...], nn.M
         there[_SHOWN:] = [f"and {len(there) - _SHOWN} more"]
     return (
         f"no dropout layer with a rate above 0 matches {got}; there"
-        f" {'is none at all' if not there else 'are: ' + '; '.join(there)}"
+        f" {'are none' if not there else 'are: ' + '; '.join(there)}"
     )

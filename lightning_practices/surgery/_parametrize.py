@@ -20,39 +20,41 @@ _LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)
 def parametrize(
     model: nn.Module, kind: Parametrization, where: Iterable[str | Block] | None = None
 ) -> tuple[str, ...]:
-    r"""Give linear and convolution layers weights of controlled norms, in place.
+    r"""Control the norms of the weights of linear and convolution layers, in place.
 
-    ``"weight"`` trains length and direction apart, for each output:
+    ``"weight"`` (weight norm) trains the length and the direction of each output's weights apart:
 
     .. math:: w = g \cdot v / \lVert v \rVert_2
 
-    ``"spectral"`` divides the weight, as a matrix whose rows are outputs, by an estimate of its
-    largest singular value, made better by one power iteration at each forward pass in training:
+    ``"spectral"`` (spectral norm) divides the weight, as a matrix whose rows are outputs, by an
+    estimate of its largest singular value, which one power iteration per forward pass in training
+    improves:
 
     .. math:: W = V / \sigma(V)
 
-    By torch's parametrizations, but that the outputs of a transposed convolution are those of its
-    weight's second dimension for both (``torch``'s ``weight_norm`` takes the first), and that what
-    would turn to nan, or tear shared weights apart, is refused. ``weight`` is now computed from
-    other parameters: make optimizers afterwards; the keys of ``state_dict`` change, until
-    :func:`unparametrize`. Biases stay as they are.
+    The work is done by torch's parametrizations. Two things differ. The outputs of a transposed
+    convolution are its weight's second dimension for both kinds, where torch's ``weight_norm``
+    takes the first. And weights that would become nan, or that are shared, raise an error.
+    ``weight`` is then computed from other parameters, so make optimizers afterwards. The keys of
+    ``state_dict`` change until :func:`unparametrize`. Biases are not changed.
 
     Source: "Weight normalization" and "Spectral normalization", lecture S3; Salimans and Kingma,
     2016, arXiv:1602.07868; Miyato et al., 2018, arXiv:1802.05957.
 
     Args:
-        model: Whose layers they are.
+        model: The model to change.
         kind: ``"weight"`` or ``"spectral"``.
-        where: Names of modules, or blocks of :func:`blocks`: the layers in them. All if not given.
+        where: Names of modules, or blocks of :func:`blocks`, whose layers are parametrized.
+            Default: all.
 
     Returns:
-        The names of the weights that are parametrized.
+        The names of the parametrized weights.
 
     Raises:
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
-        ValueError: If ``kind`` is neither; if the model has nothing of a name, or no layer there;
-            if a weight is parametrized already, not made yet, shared by several layers, or 0
-            for an output (for ``"spectral"``: everywhere). Then nothing was changed.
+        ValueError: If ``kind`` is another; if the model has no module of a name, or no layer in it;
+            if a weight is parametrized already, lazy, shared by several layers, or 0 for a whole
+            output (for ``"spectral"``: 0 everywhere). Then nothing was changed.
     """
     if kind not in get_args(Parametrization):
         raise ValueError(f"kind has to be 'weight' or 'spectral', but got {kind!r}")
@@ -71,18 +73,18 @@ def parametrize(
 
 
 def unparametrize(model: nn.Module) -> tuple[str, ...]:
-    """Undo :func:`parametrize`: make the weights as they are now plain parameters, in place.
+    """Undo :func:`parametrize`: make plain parameters of the current weights, in place.
 
-    The model computes what it computed in eval mode, and its ``state_dict`` has the keys, and its
-    parameters the order, that they had before. Torch's ``remove_parametrizations`` changes spectral
-    norms once more in training mode, makes frozen weights buffers, and puts weights after biases.
+    The model computes what it computed in eval mode. The keys of ``state_dict`` and the order of
+    parameters are the original ones. Torch's ``remove_parametrizations`` would update a spectral
+    norm once more in training mode, turn frozen weights into buffers, and put weights after biases.
     Make optimizers afterwards.
 
     Args:
-        model: Whose layers they are.
+        model: The model to change.
 
     Returns:
-        The names of the weights. Parametrizations other than :func:`parametrize`'s stay.
+        The names of the weights. Parametrizations of other kinds stay.
 
     Raises:
         TypeError: If ``model`` is not a module.
@@ -95,9 +97,9 @@ def unparametrize(model: nn.Module) -> tuple[str, ...]:
         (*others, last) = layer.parametrizations["weight"]
         if others or not isinstance(last, _WeightNorm | _SpectralNorm):
             continue
-        last.eval()  # no power iteration by looking
+        last.eval()  # reading the weight in train mode runs a power iteration
         torchs.remove_parametrizations(layer, "weight")
-        weight = layer._buffers.pop("weight", None)  # of a frozen one
+        weight = layer._buffers.pop("weight", None)  # a frozen weight became a buffer
         if weight is not None:
             layer.weight = nn.Parameter(weight, requires_grad=False)
         layer._parameters = {"weight": layer._parameters.pop("weight"), **layer._parameters}
@@ -112,7 +114,7 @@ def _layers(model: nn.Module, where: Iterable[str | Block] | None) -> dict[nn.Mo
     if where is not None:
         chosen, alone = found(model, where)
         inside = {id(p) for module in chosen for p in module.parameters()}
-        left = {id(p) for p in alone} - inside  # blocks name the parameters of their modules, too
+        left = {id(p) for p in alone} - inside  # a block also names the parameters of its modules
         if left:
             names = [name for name, p in model.named_parameters() if id(p) in left]
             raise ValueError(f"where has to name modules, but {names} are parameters")
@@ -121,7 +123,7 @@ def _layers(model: nn.Module, where: Iterable[str | Block] | None) -> dict[nn.Mo
     if not layers:
         raise ValueError(
             f"there is no linear or convolution layer in {type(model).__name__}"
-            + ("" if where is None else f" where {[*where]} is")
+            + ("" if where is None else f" at {[*where]}")
         )
     return layers
 
@@ -133,7 +135,7 @@ def _output_dim(layer: nn.Module) -> int:
 def _check(
     name: str, layer: nn.Module, kind: Parametrization, owners: dict[int, list[str]]
 ) -> None:
-    """Refuse a layer whose weight can't be parametrized."""
+    """Raise ``ValueError`` if the weight of ``layer`` can't be parametrized."""
     name = name or type(layer).__name__
     if torchs.is_parametrized(layer, "weight"):
         raise ValueError(f"the weight of {name} is parametrized already: unparametrize it first")
@@ -142,7 +144,9 @@ def _check(
     if torch.nn.parameter.is_lazy(weight):
         raise ValueError(f"{name} has no weight yet: run a batch through the model first")
     if len(shared := owners[id(weight)]) > 1:
-        raise ValueError(f"{' and '.join(shared)} are one weight, and would be so no longer")
+        raise ValueError(
+            f"{' and '.join(shared)} are one weight, which a parametrization would make two"
+        )
     largest = weight.detach().abs().transpose(0, _output_dim(layer)).flatten(1).amax(1)
     if not bool(largest.all() if kind == "weight" else largest.any()):
         where = "for an output" if kind == "weight" else "everywhere"

@@ -26,31 +26,36 @@ def recalibrate_batch_norm(
 ) -> tuple[str, ...]:
     r"""Recompute the running statistics of ``model``'s batch norms over ``loader``, in place.
 
-    While training they average over batches that older weights have seen. Once the weights stay as
-    they are, one pass over the training data gives the statistics that belong to them:
+    In training, running statistics average over batches that older weights have seen. For final
+    weights one pass over the training data gives the matching statistics:
 
     .. math::
         \mathrm{E}[x] = \frac{1}{B} \sum_{b=1}^{B} \mu_b \qquad
         \mathrm{Var}[x] = \frac{1}{B} \sum_{b=1}^{B} \sigma_b^2
 
-    with the mean and the unbiased variance of each of the :math:`B` batches: the cumulative average
-    of ``momentum=None``, in which a smaller last batch weighs as much as the others. So shuffle:
-    batches of one class each have too small a variance. ``num_batches_tracked`` becomes :math:`B`.
+    with the mean and the unbiased variance of each of the :math:`B` batches. This is the cumulative
+    average of ``momentum=None``, in which a smaller last batch weighs as much as the others.
+    Shuffle the data: batches of a single class have too small a variance. ``num_batches_tracked``
+    becomes :math:`B`.
 
-    The work is that of :func:`torch.optim.swa_utils.update_bn`, one batch at a time, with sums in
-    float64. What differs: in the pass only these batch norms are in train mode, all else is as in
-    evaluation, which is what they are for (dropout is off, and without it they see another
-    variance); if anything raises, nothing was changed; momenta and the mode of each module are
-    given back; a layer that no batch reaches keeps what it had; and there may be several processes.
+    The work is done by :func:`torch.optim.swa_utils.update_bn`, one batch at a time, with sums in
+    float64. These things differ from it:
 
-    A batch norm in eval mode within a model that trains is frozen: its statistics are what training
-    used, and they stay. In a model that is in eval mode as a whole, as after validation, modes
-    don't tell, and all are recomputed: call ``model.train()``, and your freezing, before this.
+    - Only batch norms are in train mode, and all other layers are in eval mode, as they will be in
+      evaluation. With dropout on, batch norms would see another variance.
+    - If anything raises, nothing was changed.
+    - Each module gets its mode back, and each batch norm its momentum.
+    - A layer that no batch reaches keeps its statistics.
+    - There may be several processes.
 
-    Where ``torch.distributed`` is initialised all ranks have to call this, each with its own share
-    of the batches, as many as it has, or none. All get the statistics of all batches, from one
-    collective. A ``SyncBatchNorm`` takes a batch of all ranks for one: with it, as in training,
-    each rank needs the same number of batches.
+    A batch norm in eval mode in a model in train mode is frozen and keeps its statistics, which
+    training has used. In a model in eval mode, as after validation, modes don't tell which batch
+    norms are frozen, and all are recomputed. Call ``model.train()``, and your freezing, before.
+
+    If ``torch.distributed`` is initialised, all ranks have to call this, each with its own batches,
+    any number of them. All ranks get the statistics of all batches, by one collective. A
+    ``SyncBatchNorm`` treats one batch of each rank as one batch, so with it all ranks need the same
+    number of batches, as in training.
 
     Sources: "Batch normalization: ideal solution", lecture S3; Ioffe and Szegedy, 2015,
     arXiv:1502.03167, algorithm 2; Wu and Johnson, 2021, *Rethinking "Batch" in BatchNorm*,
@@ -59,16 +64,16 @@ def recalibrate_batch_norm(
     Args:
         model: The model, with its final weights.
         loader: Batches of the training data, on the model's device or moved there by ``forward``.
-        forward: Called with the model and a batch to run the one on the other. Default: the model
-            is called with the batch, or with its first item if it is a list or tuple.
+        forward: Called with the model and a batch, to run the model on the batch. Default: the
+            model is called with the batch, or with its first item if it is a list or tuple.
 
     Returns:
-        The names of the batch norms that have new statistics. Without any to recompute, because
-        none is there, tracks statistics or is not frozen, ``loader`` isn't touched.
+        The names of the batch norms with new statistics. If there is no batch norm to recompute,
+        ``loader`` is not iterated.
 
     Raises:
-        TypeError: If ``model`` is not a module, or without ``forward`` a batch is no tensor, nor a
-            list or tuple that begins with one.
+        TypeError: If ``model`` is not a module, or if ``forward`` is not given and a batch is
+            neither a tensor nor a list or tuple that begins with one.
         ValueError: If no batch has reached a batch norm.
     """
     named = _to_recompute(model)
@@ -76,15 +81,15 @@ def recalibrate_batch_norm(
         return ()
     layers = list(named.values())
     run = forward or (lambda model, batch: model(input_of(batch)))
-    with _given_back(model, layers):
+    with _restored(model, layers):
         model.eval()
         totals = _add_up(loader, layers, lambda batch: run(model, batch))
     totals = _over_all_ranks(layers, totals)
     counts = [int(total[-1]) for total in totals]
     if not any(counts):
         raise ValueError(
-            "no batch has reached a batch norm, whose statistics stay as they were: either the"
-            " loader is empty (an iterator runs only once), or `forward` doesn't run the model"
+            "no batch has reached a batch norm, so statistics are unchanged: either the loader is"
+            " empty (an iterator runs only once), or `forward` doesn't run the model"
         )
     for layer, total, count in zip(layers, totals, counts, strict=True):
         if count:
@@ -109,8 +114,8 @@ def _buffers(layer: _BatchNorm) -> tuple[Any, Any, Any]:
 
 
 @contextmanager
-def _given_back(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Leave modes, momenta and statistics as they were, whatever happens in between."""
+def _restored(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Restore modes, momenta and statistics afterwards, also after an error."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
     buffers = [buffer for layer in layers for buffer in _buffers(layer)]
@@ -118,7 +123,7 @@ def _given_back(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None
     try:
         yield
     except BaseException as error:
-        error.add_note("batch norm's running statistics were being recomputed: none has changed")
+        error.add_note("while recomputing batch norm's running statistics: none has changed")
         raise
     finally:
         for module, mode in modes:
@@ -130,7 +135,7 @@ def _given_back(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None
 
 
 class _Narrowed(nn.Module):
-    """What ``update_bn`` is shown of a model, so that it changes the mode of nothing else."""
+    """A module with the batch norms alone, so that ``update_bn`` sets no other module's mode."""
 
     def __init__(self, layers: Iterable[_BatchNorm], run: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -145,17 +150,17 @@ class _Narrowed(nn.Module):
 def _add_up(
     loader: Iterable[Any], layers: Sequence[_BatchNorm], run: Callable[[Any], Any]
 ) -> list[Tensor]:
-    """Return each layer's sums over the batches: of means, of variances, and their number."""
+    """Return for each layer the sums of means and variances over the batches, and their number."""
     narrowed = _Narrowed(layers, run)
     totals = [
         torch.zeros(2 * layer.num_features + 1, dtype=torch.float64, device="cpu")
         for layer in layers
     ]
     for batch in loader:
-        update_bn([[batch]], narrowed)  # in a list, of which it takes the first
+        update_bn([[batch]], narrowed)  # `update_bn` takes the first item of a list
         for layer, total in zip(layers, totals, strict=True):
             mean, variance, count = _buffers(layer)
-            # A layer that is shared has averaged over several batches: they count as such.
+            # A layer that is called several times has averaged over as many batches.
             values = torch.cat([mean, variance, mean.new_ones(1)]).cpu().double()
             total += values * count.item()
     return totals
@@ -165,7 +170,7 @@ def _over_all_ranks(layers: Sequence[_BatchNorm], totals: list[Tensor]) -> list[
     if not (dist.is_available() and dist.is_initialized()):
         return totals
     for layer, total in zip(layers, totals, strict=True):
-        # Its group has shared each batch already, which then counts once.
+        # Its group has averaged already, so only the first rank of the group counts.
         if isinstance(layer, _SYNCHRONISED) and dist.get_rank(layer.process_group) != 0:
             total.zero_()
     packed = torch.cat(totals).to(layers[0].running_mean.device)  # type: ignore[union-attr]

@@ -1,11 +1,7 @@
-"""Early stopping: real fits on scripted losses; run as a script, the fit that two ranks share."""
+"""Early stopping: real fits on scripted losses."""
 
 import logging
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +16,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices.callbacks import EarlyStopping
+from tests import processes
 from tests.callbacks.scripted import (
     DIP,
     FILTERS,
@@ -301,19 +298,8 @@ class Uneven(Scripted):
         return script[self.trainer.global_step // self.every - 1]
 
 
-def test_two_ranks_agree(tmp_path: Path) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+def test_two_ranks_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = processes.run(fit_on_two_ranks, [()] * 2)
     for rank in ranks:
         assert rank["verdict"] == (2, 6, 1.0, 2)
         assert rank["epochs"] == 5
@@ -322,21 +308,16 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     assert [rank["logged"] for rank in ranks] == [2, 9]  # each its own: the mean is ours alone
     first, second = ({k: v for k, v in r["weights"].items() if "running" not in k} for r in ranks)
     assert same(first, second)
-    assert done.stdout.count("EarlyStopping:") + done.stderr.count("EarlyStopping:") == 1
+    assert capsys.readouterr().out.count("EarlyStopping:") == 1
 
 
-def fit_on_two_ranks(folder: Path) -> None:
+def fit_on_two_ranks() -> dict[str, Any]:
     module, stopping = Uneven(every=STEPS // 2), EarlyStopping("val_loss", patience=2)
     trainer = fit(module, stopping, devices=2, strategy="ddp")
-    result = {
+    return {
         "verdict": verdict(stopping),
         "epochs": trainer.current_epoch,
         "logged": trainer.callback_metrics["val_loss"].item(),
         "weights": state_of(module),
         "seen": module.seen,
     }
-    torch.save(result, folder / f"rank{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    fit_on_two_ranks(Path(sys.argv[1]))

@@ -1,8 +1,5 @@
-"""Early stopping with sharded weights; run as a script, the fits that two ranks share."""
+"""Early stopping with sharded weights."""
 
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +17,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from typing_extensions import override
 
 from lightning_practices.callbacks import EarlyStopping
+from tests import processes
 from tests.callbacks.scripted import (
     DIP,
     FILTERS,
@@ -99,7 +97,7 @@ def told(act: Callable[[], Any]) -> tuple[Any, list[str]]:
     return value, [str(w.message) for w in caught if "weights" in str(w.message)]
 
 
-def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
+def fits_on_two_ranks(folder: Path) -> dict[str, Any]:
     result: dict[str, Any] = {}
 
     def note(name: str, fitted: tuple[Sharded, EarlyStopping, Trainer, bool]) -> Trainer:
@@ -127,19 +125,13 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
         lambda: shared(10, by=strategy(True), resume=spread / "step=12.ckpt")
     )
     note("resumed distributed", fitted)
-    return trainer.global_rank, result
+    return result
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], Path]:
     folder = tmp_path_factory.mktemp("fits")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)], folder
+    return processes.run(fits_on_two_ranks, [(folder,)] * 2), folder
 
 
 Ranks = tuple[list[dict[str, Any]], Path]
@@ -204,9 +196,3 @@ def test_what_shards_in_another_way(kind: Any) -> None:
     with pytest.raises(MisconfigurationException, match=message):
         EarlyStopping("val_loss").setup(trainer, Scripted(), "fit")
     EarlyStopping("val_loss", restore_best_weights=False).setup(trainer, Scripted(), "fit")
-
-
-if __name__ == "__main__":
-    rank, results = fits_on_two_ranks(Path(sys.argv[1]))
-    torch.save(results, Path(sys.argv[1]) / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort

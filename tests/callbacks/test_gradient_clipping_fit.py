@@ -1,9 +1,6 @@
 """What clipping logs, saves and refuses, and what ranks make of it together."""
 
 import math
-import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_practices.callbacks import GradientClipping
+from tests import processes
 from tests.callbacks.clipping import (
     BATCHES,
     Manual,
@@ -337,14 +335,8 @@ FITS = [
 ]
 
 
-def test_two_ranks_are_clipped_as_one_process(tmp_path: Path) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+def test_two_ranks_are_clipped_as_one_process() -> None:
+    ranks = processes.run(fits_on_two_ranks, [()] * 2)
     for place, (strategy, arguments) in enumerate(FITS):
         module, logger = Net().to(TYPES[strategy]), Noted()
         data = list(rows().to(TYPES[strategy]))
@@ -361,7 +353,11 @@ def test_two_ranks_are_clipped_as_one_process(tmp_path: Path) -> None:
             assert ranks[0][place]["logged"] == {}  # norms would be of a shard
 
 
-def fit_on_two_ranks(strategy: str, arguments: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def fits_on_two_ranks() -> list[dict[str, Any]]:
+    return [fit_on_two_ranks(*which) for which in FITS]
+
+
+def fit_on_two_ranks(strategy: str, arguments: dict[str, Any]) -> dict[str, Any]:
     module: Net = Sharded() if strategy == "model_parallel" else Net()
     by: Any = {"ddp": "ddp", "model_parallel": ModelParallelStrategy(2, 1), "fsdp": Flat()}
     logger, kept = Noted(), State()
@@ -371,10 +367,4 @@ def fit_on_two_ranks(strategy: str, arguments: dict[str, Any]) -> tuple[int, dic
     )  # fmt: skip
     mine = list(rows().to(TYPES[strategy]))[trainer.global_rank :: 2]
     trainer.fit(module.to(TYPES[strategy]), DataLoader(mine, batch_size=1))  # type: ignore[arg-type]
-    return trainer.global_rank, {"state": kept.state, "logged": logger.steps}
-
-
-if __name__ == "__main__":
-    results = [fit_on_two_ranks(*which) for which in FITS]
-    torch.save([result for _, result in results], Path(sys.argv[1]) / f"rank{results[0][0]}.pt")
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort
+    return {"state": kept.state, "logged": logger.steps}

@@ -1,9 +1,6 @@
-"""Learning curves over several fits and on two ranks; run as a script, the fit of the two."""
+"""Learning curves over several fits and on two ranks."""
 
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +19,7 @@ from typing_extensions import override
 from lightning_practices.callbacks import LearningCurves
 from lightning_practices.callbacks._curves import learning_curves as _learning_curves
 from lightning_practices.callbacks._curves.listener import Listener
+from tests import processes
 from tests.callbacks.curves import Drawn, Logged, curves_in, fit, loaders, stand_in, trainer_of
 from tests.callbacks.scripted import FILTERS, At, fail, saves
 
@@ -141,19 +139,8 @@ class Uneven(Logged):
         return super().training_step(batch, batch_idx)
 
 
-def test_rank_0_draws(tmp_path: Path) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert done.returncode == 0, done.stderr
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
+def test_rank_0_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = processes.run(fit_on_two_ranks, [(tmp_path,)] * 2)
     assert first["history"]["mean"] == [(2, 0.5), (4, 0.5)]
     assert first["history"]["rank"] == [(t, 0.0) for t in range(1, 5)]
     assert first["history"]["all"] == [(t, 0.5) for t in range(1, 5)]
@@ -164,14 +151,14 @@ def test_rank_0_draws(tmp_path: Path) -> None:
     assert first["distributed"] == {"whole": [(1, 1.0), (2, 2.0)], "parts": [(1, 12.0), (2, 14.0)]}
     assert second["distributed"] == {}
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert (done.stdout + done.stderr).count("LearningCurves:") == 2
+    assert capsys.readouterr().out.count("LearningCurves:") == 2
     # The checkpoint is rank 0's.
     state = torch.load(tmp_path / "step=2.ckpt", weights_only=True)["callbacks"]
     (key,) = (key for key in state if key.startswith("LearningCurves"))
     assert state[key]["series"]["late"]["bins"].shape == (1, 6)
 
 
-def fit_on_two_ranks(folder: Path) -> None:
+def fit_on_two_ranks(folder: Path) -> dict[str, Any]:
     curves = LearningCurves("curves.png", every_n_train_steps=1)
     stopping = LightningEarlyStopping("val_loss")
     save = saves(folder, save_on_train_epoch_end=True)
@@ -185,16 +172,15 @@ def fit_on_two_ranks(folder: Path) -> None:
         put(file, content)
 
     module.replace = noted
-    trainer = fit(Uneven(), curves, stopping, save, max_epochs=2, **options)
+    fit(Uneven(), curves, stopping, save, max_epochs=2, **options)
     again = LearningCurves("curves.png")  # each rank loads the checkpoint
     fit(Uneven(), again, resume=folder / "step=4.ckpt", max_epochs=2, **options)
-    result = {
+    return {
         "history": curves.history,
         "file": str(curves.file),
         "written": len(written),
         "distributed": listen_to_distributed_values(),  # while there is a group
     }
-    torch.save(result, folder / f"rank{trainer.global_rank}.pt")
 
 
 def listen_to_distributed_values() -> dict[str, Any]:
@@ -212,7 +198,3 @@ def listen_to_distributed_values() -> dict[str, Any]:
         listener.listen(trainer)
         listener.listen(trainer)  # nothing is new
     return {name: series.points() for name, series in listener.history.series().items()}
-
-
-if __name__ == "__main__":
-    fit_on_two_ranks(Path(sys.argv[1]))

@@ -1,9 +1,5 @@
 """Exact zeros by L1, and what ranks make of penalties together."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +16,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_practices.callbacks import GradientClipping, Penalty, SkipNonFinite
+from tests import processes
 from tests.callbacks.clipping import Manual, Net, Noted, fit, trainer_of
 from tests.callbacks.penalised import WEIGHTS, doubled, plain
 from tests.callbacks.scripted import FILTERS, same, state_of
@@ -235,14 +232,8 @@ FITS: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_two_ranks_as_one_process(tmp_path: Path) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+def test_two_ranks_as_one_process() -> None:
+    ranks = processes.run(fits_on_two_ranks, [()] * 2)
     for place, (_, arguments) in enumerate(FITS):
         module, logger = plain(), Noted()
         fit(module, GradientClipping(5.0), Penalty(**arguments), data=doubled(), logger=logger)
@@ -257,7 +248,11 @@ def test_two_ranks_as_one_process(tmp_path: Path) -> None:
             assert "penalty" in values
 
 
-def fit_on_two_ranks(strategy: str, arguments: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+def fits_on_two_ranks() -> list[dict[str, Any]]:
+    return [fit_on_two_ranks(*which) for which in FITS]
+
+
+def fit_on_two_ranks(strategy: str, arguments: dict[str, Any]) -> dict[str, Any]:
     module: Net = Sharded() if strategy == "model_parallel" else Net()
     by: Any = {"ddp": "ddp", "model_parallel": ModelParallelStrategy(2, 1)}
     logger, kept = Noted(), State()
@@ -267,10 +262,4 @@ def fit_on_two_ranks(strategy: str, arguments: dict[str, Any]) -> tuple[int, dic
     )  # fmt: skip
     mine: Any = doubled()[trainer.global_rank :: 2]
     trainer.fit(module.double(), DataLoader(mine, batch_size=1))
-    return trainer.global_rank, {"state": kept.state, "logged": logger.steps}
-
-
-if __name__ == "__main__":
-    results = [fit_on_two_ranks(*which) for which in FITS]
-    torch.save([result for _, result in results], Path(sys.argv[1]) / f"rank{results[0][0]}.pt")
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort
+    return {"state": kept.state, "logged": logger.steps}

@@ -1,9 +1,6 @@
-"""Progressive unfreezing on two ranks; run as a script, their fits."""
+"""Progressive unfreezing on two ranks."""
 
 import gc
-import os
-import subprocess
-import sys
 import warnings
 import weakref
 from pathlib import Path
@@ -27,6 +24,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_practices.callbacks._unfreezing.freezing import Freezing
+from tests import processes
 from tests.callbacks.scripted import At, Stateful, same, trainer_of
 from tests.callbacks.unfreezing import BODY, HEAD, STEM, Net, rows, runs, unfreezing
 
@@ -158,11 +156,11 @@ def unfreeze_stem(trainer: Trainer) -> None:
     trainer.lightning_module.stem.requires_grad_(True)
 
 
-def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
+def fits_on_two_ranks(folder: Path) -> dict[str, Any]:
     results: dict[str, Any] = {}
     gc.disable()  # a wrapper that is no longer used goes at once
 
-    def note(name: str, module: Shared, strategy: Any, *callbacks: Any, **options: Any) -> int:
+    def note(name: str, module: Shared, strategy: Any, *callbacks: Any, **options: Any) -> None:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             trainer = fit_shared(module, strategy, *callbacks, **options)
@@ -175,7 +173,6 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
             "wrappers": len(module.wrappers),
             "alive": sum(wrapper() is not None for wrapper in module.wrappers),
         }
-        return trainer.global_rank
 
     for kind in [*KINDS, "spread"]:
         make = MAKES.get(kind, Shared)
@@ -198,7 +195,7 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
             rewrap(freezing, trainer)
 
     Freezing.rewrap = once  # type: ignore[assignment,method-assign]
-    rank = note("drifting", Shared(), "ddp")
+    note("drifting", Shared(), "ddp")
     Freezing.rewrap = rewrap  # type: ignore[method-assign]
     for name, kind, phases in (("strategy", "ddp", PHASES), ("schedule", "sharded", AGAIN)):
         resumed: dict[str, Any] = {"resume": folder / kind / "step=10.ckpt", "phases": phases}
@@ -206,19 +203,12 @@ def fits_on_two_ranks(folder: Path) -> tuple[int, dict[str, Any]]:
             fit_shared(Sharded(), by_kind("sharded")[0], **resumed)
         except Exception as error:
             results[f"another {name}"] = str(error)
-    return rank, results
+    return results
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("fits")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, str(folder)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+    return processes.run(fits_on_two_ranks, [(tmp_path_factory.mktemp("fits"),)] * 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -333,9 +323,3 @@ def test_power_sgd_is_refused() -> None:
     trainer._accelerator_connector.strategy = DDPStrategy(ddp_comm_state=state)
     with pytest.raises(Exception, match=r"PowerSGD keeps errors .*: use another ddp_comm_hook"):
         unfreezing().setup(trainer, Net(), "fit")
-
-
-if __name__ == "__main__":
-    rank, results = fits_on_two_ranks(Path(sys.argv[1]))
-    torch.save(results, Path(sys.argv[1]) / f"rank{rank}.pt")
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort

@@ -1,8 +1,5 @@
-"""Recalibration after real fits; run as a script, the fit that two ranks share."""
+"""Recalibration after real fits."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from typing_extensions import override
 
 from lightning_practices.callbacks import EarlyStopping, RecalibrateBatchNorm
 from lightning_practices.surgery import fuse
+from tests import processes
 from tests.callbacks.scripted import At, Scripted, fail, interrupt, same, state_of, trainer_of
 from tests.surgery.test_recalibrate import assert_close, by_hand, statistics_of
 
@@ -357,14 +355,8 @@ class Sharded(Net):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "model_parallel"])
-def test_two_ranks_agree(strategy: str, tmp_path: Path) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, strategy, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+def test_two_ranks_agree(strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = processes.run(fit_on_two_ranks, [(strategy,)] * 2)
     assert same(ranks[0]["state"], ranks[1]["state"])
     batches = [batch for rank in ranks for batch in rank["passed"]]
     seen, whole = (x[x[:, 0].argsort()] for x in (torch.cat(batches), rows().double()))
@@ -372,10 +364,10 @@ def test_two_ranks_agree(strategy: str, tmp_path: Path) -> None:
     module = Net().double()
     module.load_state_dict(ranks[0]["state"])
     assert_recalibrated(module.net, batches)
-    assert (done.stdout + done.stderr).count("RecalibrateBatchNorm:") == 1
+    assert capsys.readouterr().out.count("RecalibrateBatchNorm:") == 1
 
 
-def fit_on_two_ranks(strategy: Any, folder: Path) -> None:
+def fit_on_two_ranks(strategy: Any) -> dict[str, Any]:
     module, passed, precision = Net(), [], "64-true"
     if strategy == "model_parallel":  # which has no "64-true"
         module, precision, strategy = Sharded().double(), "32-true", ModelParallelStrategy(2, 1)
@@ -386,14 +378,9 @@ def fit_on_two_ranks(strategy: Any, folder: Path) -> None:
 
     data = loader(list(rows().double()))
     options = {"devices": 2, "strategy": strategy, "precision": precision}
-    trainer = fitted(module, RecalibrateBatchNorm(forward), data=data, **options)
+    fitted(module, RecalibrateBatchNorm(forward), data=data, **options)
     state = {
         name: value.full_tensor() if isinstance(value, DTensor) else value
         for name, value in state_of(module).items()
     }
-    torch.save({"state": state, "passed": passed}, folder / f"rank{trainer.global_rank}.pt")
-
-
-if __name__ == "__main__":
-    fit_on_two_ranks(sys.argv[1], Path(sys.argv[2]))
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort
+    return {"state": state, "passed": passed}

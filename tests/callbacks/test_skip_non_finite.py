@@ -1,9 +1,6 @@
 """Steps of nan and infinite gradients: nothing of them remains, and many in a row end the fit."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lightning_practices.callbacks import GradientClipping, SkipNonFinite
+from tests import processes
 from tests.callbacks.clipping import (
     BATCHES,
     Gradients,
@@ -274,14 +272,8 @@ class Apart(Net):
         return loss
 
 
-def test_ranks_skip_and_stop_together(tmp_path: Path) -> None:
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+def test_ranks_skip_and_stop_together() -> None:
+    ranks = processes.run(fits_on_two_ranks, [()] * 2)
     for kind in ("ddp", "sharded", "apart"):
         mine, other = (rank[kind] for rank in ranks)
         assert mine["skipped"] == other["skipped"] == 3
@@ -300,7 +292,11 @@ def test_ranks_skip_and_stop_together(tmp_path: Path) -> None:
     assert ranks[0]["apart"]["report"] == [("net.2.weight", 0.5, 0.0)]  # of both ranks' elements
 
 
-def fit_on_two_ranks(kind: str) -> tuple[int, dict[str, Any]]:
+def fits_on_two_ranks() -> dict[str, Any]:
+    return {kind: fit_on_two_ranks(kind) for kind in ("ddp", "sharded", "apart")}
+
+
+def fit_on_two_ranks(kind: str) -> dict[str, Any]:
     strategy: Any = DDPStrategy() if kind != "sharded" else ModelParallelStrategy(2, 1)
     modules = {"ddp": Net, "sharded": Sharded}
     module = modules[kind](torch.optim.AdamW) if kind in modules else Apart()
@@ -319,11 +315,4 @@ def fit_on_two_ranks(kind: str) -> tuple[int, dict[str, Any]]:
     }
     assert skip.report is not None
     report = [(p.name, p.nan, p.infinite) for p in skip.report.parameters]
-    return trainer.global_rank, {"state": state, "skipped": skip.skipped, "report": report}
-
-
-if __name__ == "__main__":
-    fits = {kind: fit_on_two_ranks(kind) for kind in ("ddp", "sharded", "apart")}
-    results = {kind: result for kind, (_, result) in fits.items()}
-    torch.save(results, Path(sys.argv[1]) / f"rank{fits['ddp'][0]}.pt")
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort
+    return {"state": state, "skipped": skip.skipped, "report": report}

@@ -293,7 +293,7 @@ def test_autocast_is_averaged_in_float32() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"members": []}, ValueError, "at least, got none"),
+        ({"members": []}, ValueError, "at least one member, got none"),
         ({"members": [torch.relu]}, TypeError, "must be a torch.nn.Module, got builtin"),
         ({"members": [nn.Linear]}, TypeError, "must be a torch.nn.Module, got type"),
         ({"task": "multilabel"}, ValueError, "'binary', 'multiclass', 'regression', got 'multi"),
@@ -315,7 +315,7 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], match: st
         ([torch.ones(6, 3).long()], TypeError, "got torch.int64"),
         ([torch.ones(6)], ValueError, r"C of at least 2, got \(6,\)"),
         ([torch.ones(6, 1)], ValueError, r"C of at least 2, got \(6, 1\)"),
-        ([torch.ones(6, 3), torch.ones(6, 4)], ValueError, r"several shapes: \[\(6, 3\), \(6, 4"),
+        ([torch.ones(6, 3), torch.ones(6, 4)], ValueError, r"of one shape, got \[\(6, 3\), \(6, 4"),
     ],
 )
 def test_bad_outputs(outputs: list[Any], error: type[Exception], match: str) -> None:
@@ -340,5 +340,5 @@ def test_what_has_no_logits_or_spread() -> None:
             Ensemble([net()], **options).logits(x)  # type: ignore[arg-type]
     one = Ensemble([net()], task="multiclass")
     assert torch.equal(one(x), one.members[0](x).softmax(1))
-    with pytest.raises(ValueError, match="two members at least, but there is one"):
+    with pytest.raises(ValueError, match="at least two members, got one"):
         one.predict(x)

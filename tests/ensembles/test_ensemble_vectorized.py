@@ -222,7 +222,7 @@ def test_what_is_not_alike_runs_one_by_one(members: list[nn.Module], match: str)
     with pytest.raises(ValueError, match=f"vectorize=True, but .*{match}.*leave vectorize=None"):
         Ensemble(members, task="multiclass", vectorize=True)
     ensemble = Ensemble(members, task="multiclass")
-    assert "run one by one, for " in repr(ensemble)
+    assert "run one by one: " in repr(ensemble)
 
 
 def test_equal_settings_are_alike() -> None:
@@ -241,7 +241,7 @@ def test_weights_of_a_tensor_subclass_run_one_by_one() -> None:
     models = [nn.Linear(4, 3) for _ in range(2)]
     for model in models:
         model.weight = Subclass(model.weight.detach())
-    with pytest.raises(ValueError, match="'weight' is a Subclass, which isn't stacked"):
+    with pytest.raises(ValueError, match="'weight' is a Subclass, which can't be stacked"):
         Ensemble(models, task="multiclass", vectorize=True)
 
 
@@ -250,9 +250,9 @@ def test_weights_of_a_tensor_subclass_run_one_by_one() -> None:
 
 def test_on_the_cpu_members_run_one_by_one() -> None:
     ensemble, theirs = pair(vectorized=False)
-    assert "run one by one, for that is faster on the CPU" in repr(ensemble)
+    assert "run one by one: it is faster on the CPU" in repr(ensemble)
     assert torch.equal(ensemble(X), theirs(X))
-    assert "run one by one, for vectorize=False" in repr(theirs)
+    assert "run one by one: vectorize=False" in repr(theirs)
 
 
 @pytest.fixture
@@ -267,7 +267,7 @@ def test_elsewhere_they_run_vectorized_if_they_can() -> None:
     ensemble = Ensemble([net(), nn.Linear(4, 3).double()], task="multiclass")
     assert "layers differ" in repr(ensemble)
     ensemble = Ensemble([images(), images()], task="multiclass")
-    assert "run one by one, for they have convolutions" in repr(ensemble)
+    assert "run one by one: they have convolutions" in repr(ensemble)
 
 
 class Looking(Setting):
@@ -284,7 +284,7 @@ def test_what_vmap_refuses_runs_one_by_one() -> None:
     ensemble, theirs = pair(vectorized=False, members=members)
     assert "run vectorized" in repr(ensemble)
     assert torch.equal(ensemble(X), theirs(X))
-    assert "run one by one, for vmap can't run them (RuntimeError)" in repr(ensemble)
+    assert "run one by one: vmap can't run them (RuntimeError)" in repr(ensemble)
     with pytest.raises(RuntimeError, match="vmap"):
         Ensemble(members, task="multiclass", vectorize=True)(X)
 

@@ -343,8 +343,8 @@ def test_noise_tells_less_than_digits() -> None:
         ({"forward": lambda batch: batch[:, :1]}, ValueError, r"C of at least 2, got \(6, 1\)"),
         ({"forward": lambda batch: batch[:, 0]}, ValueError, r"C of at least 2, got \(6,\)"),
         ({"forward": lambda batch: batch}, RuntimeError, r"no layer that drops was called \(2\)"),
-        ({"model": nn.Linear(4, 3)}, RuntimeError, "nothing in Linear drops.*StochasticDepth"),
-        ({"model": nn.Dropout(0.0)}, RuntimeError, "nothing in Dropout drops"),
+        ({"model": nn.Linear(4, 3)}, RuntimeError, "no layer of Linear drops.*StochasticDepth"),
+        ({"model": nn.Dropout(0.0)}, RuntimeError, "no layer of Dropout drops"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], error: type[Exception], match: str) -> None:
@@ -355,6 +355,6 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], match: st
 
 def test_layers_that_were_not_called_are_named() -> None:
     model = nn.ModuleDict({"used": nn.Dropout(0.5), "auxiliary": nn.Dropout(0.5)})
-    with pytest.warns(UserWarning, match="not called and add no spread: auxiliary"):
+    with pytest.warns(UserWarning, match="not called, and add no spread: auxiliary"):
         got = monte_carlo_dropout(model, inputs(), task="regression", forward=model["used"])
     assert got.std.min() > 0

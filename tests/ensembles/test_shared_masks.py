@@ -276,7 +276,7 @@ def test_recurrent_layers_that_drop_within_are_refused(cls: type[nn.RNN]) -> Non
             return x[:, -1]
 
     x = torch.randn(4, 3, 2)
-    with pytest.raises(RuntimeError, match=r"layers.0 \(\w+\) drops within itself.*num_layers=1"):
+    with pytest.raises(RuntimeError, match=r"layers.0 \(\w+\) drops between its own.*num_layers=1"):
         predict(Last(cls(2, 2, num_layers=2, dropout=0.5, batch_first=True)), x)
     stacked = Last(cls(2, 2, batch_first=True), nn.Dropout(0.5), cls(2, 2, batch_first=True))
     first = stacked.layers[0]
@@ -287,11 +287,11 @@ def test_recurrent_layers_that_drop_within_are_refused(cls: type[nn.RNN]) -> Non
 
 def test_samples_elsewhere_than_in_dimension_0_are_refused() -> None:
     model = nn.Sequential(nn.Flatten(0, 1), nn.Dropout(0.5))
-    with pytest.raises(RuntimeError, match=r"1 drops from .*\(12, 2\).*dimension 0.*of size 4"):
+    with pytest.raises(RuntimeError, match=r"1 drops from .*\(12, 2\).*of size 4, in dimension 0"):
         predict(model, torch.ones(4, 3, 2))
     attention = nn.MultiheadAttention(2, 1, dropout=0.5)
     x = torch.ones(4, 3, 2)
-    with pytest.raises(RuntimeError, match=r"the model drops from .*dimension 1.*of size 4"):
+    with pytest.raises(RuntimeError, match=r"the model drops from .*of size 4, in dimension 1"):
         predict(attention, x, forward=lambda x: attention(x, x, x)[0])
 
 

@@ -213,7 +213,7 @@ def test_compiled_by_lightning() -> None:
 def test_errors_reach_the_user() -> None:
     module = Net()
     module.net[2] = nn.Dropout(0.0)
-    with pytest.raises(RuntimeError, match="nothing in Net drops"):
+    with pytest.raises(RuntimeError, match="no layer of Net drops"):
         predicted(module, loader())
     with pytest.raises(ValueError, match="'regression', got 'softmax'"):
         predicted(Net("softmax"), loader())

@@ -184,7 +184,7 @@ def test_it_is_saved_and_loaded_as_one(make: Any, tmp_path: Path) -> None:
     loaded = LightningEnsemble.load_from_checkpoint(tmp_path / "ensemble.ckpt", weights_only=True)
     assert same(state_of(loaded), state_of(module))
     assert repr(loaded.ensemble) == repr(module.ensemble)
-    assert "vote='hard', run one by one, for vectorize=False" in repr(loaded)
+    assert "vote='hard', run one by one: vectorize=False" in repr(loaded)
     assert [type(member) for member in loaded.ensemble.members] == 3 * [make]
     x, _ = data()
     assert torch.equal(loaded(x), module(x))
@@ -264,7 +264,7 @@ def test_bad_arguments() -> None:
         LightningEnsemble(trained(), task="classes")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"each member must be a .*Module, got str"):
         LightningEnsemble(["a.ckpt"], task="multiclass")  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="at least, got none"):
+    with pytest.raises(ValueError, match="at least one member, got none"):
         LightningEnsemble([], task="multiclass")
 
 

@@ -1,8 +1,7 @@
-"""Snapshots of a fit on two ranks, and the ensemble of them; run as a script, both ranks' part."""
+"""Snapshots of a fit on two ranks, and the ensemble of them."""
 
-import os
-import subprocess
-import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_practices.callbacks import SnapshotEnsemble
 from lightning_practices.modules import LightningEnsemble
+from tests import processes
 from tests.callbacks.scripted import same, trainer_of
 from tests.callbacks.snapshots import Net, Notes, fit, snapshots_of
 
@@ -23,7 +23,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return x, x[:, :2].abs().argmax(1)
 
 
-def on_each_rank(folder: Path) -> None:
+def on_each_rank(folder: Path) -> dict[str, Any]:
     module, snapshots, notes = Net(), SnapshotEnsemble(2), Notes()
     trainer = fit(module, snapshots, notes, devices=2, strategy="ddp")
     trainer.save_checkpoint(folder / "all.ckpt")
@@ -33,25 +33,23 @@ def on_each_rank(folder: Path) -> None:
     loader: DataLoader[Any] = DataLoader(TensorDataset(*data()), 4)
     (tested,) = tester.test(ensemble, loader, verbose=False)
     result = {"states": notes.states, "rates": notes.rates, "snapshots": kept}
-    torch.save({**result, "tested": dict(tested)}, folder / f"rank{trainer.global_rank}.pt")
+    return {**result, "tested": dict(tested)}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder that both ranks have written to."""
-    where = tmp_path_factory.mktemp("ranks")
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    environment["PYTHONPATH"] = os.pathsep.join([str(root), environment.get("PYTHONPATH", "")])
-    command = [sys.executable, __file__, str(where)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert (done.stdout + done.stderr).count("snapshot of step 6, cycle 1") == 1
-    return where
+    return tmp_path_factory.mktemp("ranks")
 
 
-def test_both_hold_the_same_snapshots(folder: Path) -> None:
-    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+@pytest.fixture(scope="module")
+def ranks(folder: Path) -> list[dict[str, Any]]:
+    with redirect_stdout(StringIO()) as printed:
+        found = processes.run(on_each_rank, [(folder,)] * 2)
+    assert printed.getvalue().count("snapshot of step 6, cycle 1") == 1
+    return found
+
+
+def test_both_hold_the_same_snapshots(folder: Path, ranks: list[dict[str, Any]]) -> None:
     mean = "net.1.running_mean"
     for step in (6, 12):
         own = [rank["states"][step] for rank in ranks]
@@ -63,8 +61,7 @@ def test_both_hold_the_same_snapshots(folder: Path) -> None:
     assert same(kept[6], ranks[0]["snapshots"][6])
 
 
-def test_the_ensemble_is_tested_as_on_one(folder: Path) -> None:
-    ranks = [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+def test_the_ensemble_is_tested_as_on_one(ranks: list[dict[str, Any]]) -> None:
     members = [Net() for _ in range(2)]
     for member, state in zip(members, ranks[0]["snapshots"].values(), strict=True):
         member.load_state_dict(state)
@@ -77,7 +74,3 @@ def test_the_ensemble_is_tested_as_on_one(folder: Path) -> None:
     for rank in ranks:
         assert rank["tested"]["test_accuracy"] == pytest.approx(accuracy, rel=1e-6)
         assert rank["tested"]["test_loss"] == pytest.approx(loss, rel=1e-6)
-
-
-if __name__ == "__main__":
-    on_each_rank(Path(sys.argv[1]))

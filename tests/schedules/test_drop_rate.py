@@ -215,9 +215,9 @@ def test_a_choice_that_matches_nothing_says_what_there_is() -> None:
     ]:
         with pytest.raises(ValueError, match=there.format(got)):
             DropRate(model, layers=layers)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="layers are none: got "):
+    with pytest.raises(ValueError, match="layers must hold at least one class or name, got "):
         DropRate(model, layers=[])
-    with pytest.raises(ValueError, match=r"rate above 0 matches '\*'; there is none at all"):
+    with pytest.raises(ValueError, match=r"rate above 0 matches '\*'; there are none"):
         DropRate(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
     with pytest.raises(ValueError, match=r"'9', a Dropout of 0.5; and 2 more$"):
         DropRate(nn.Sequential(*(nn.Dropout() for _ in range(12))), layers="x")

@@ -118,7 +118,7 @@ def test_a_sequence_that_stays() -> None:
     ("by", "message"),
     [
         (["fc", "layer5", ""], "called 'layer5'; near it: 'layer4'"),
-        (["fc", "layer4"], "leaves out 'conv1.weight', .* and 40 more: name these too, or let ''"),
+        (["fc", "layer4"], "leaves out 'conv1.weight', .* and 40 more: name these too, or add ''"),
         (["fc", "fc", ""], "'fc' is in .* twice"),
         (["fc", "fc.weight", "fc.bias", ""], "'fc' of .* would be blocks without parameters"),
         (["fc", "relu", ""], "'relu' of .* would be blocks without parameters"),

@@ -142,13 +142,13 @@ class Ends(nn.Module):
     ("model", "message"),
     [
         (Ends(head=nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))),
-         r"the head ends in 'head.1', a BatchNorm1d, and not in nn.Linear"),
-        (Ends(head=nn.Conv2d(4, 2, 3)), "the head ends in 'head', a Conv2d, and not"),
-        (Ends(head=parametrizations.weight_norm(nn.Linear(4, 2))), "parametrised: remove that"),
+         r"the head ends in 'head.1', a BatchNorm1d, but expected nn.Linear"),
+        (Ends(head=nn.Conv2d(4, 2, 3)), "the head ends in 'head', a Conv2d, but expected"),
+        (Ends(head=parametrizations.weight_norm(nn.Linear(4, 2))), "parametrized: remove the"),
         (Ends(heads=nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 3)})),
-         "the head has several outputs, 'a', 'b' of 'heads': replace those"),
-        (Tied(), "the head ends in 'head', whose weight is also that of Embedding"),
-        (nn.Linear(4, 2), "the model is a Linear itself: make a new one"),
+         "the head has several outputs, 'a', 'b' of 'heads': replace them"),
+        (Tied(), "the head ends in 'head', whose weight is shared with Embedding"),
+        (nn.Linear(4, 2), "the model is itself a Linear: make a new one"),
     ],
     ids=lambda value: type(value).__name__,
 )  # fmt: skip
@@ -166,7 +166,7 @@ def test_no_number_of_classes(classes: Any) -> None:
 
 
 def test_nothing_below_the_head() -> None:
-    with pytest.raises(ValueError, match="Linear is one block, 'model', so nothing of it is below"):
+    with pytest.raises(ValueError, match="Linear is one block, 'model', with nothing below the"):
         feature_extractor(nn.Linear(2, 2), 3)
 
 

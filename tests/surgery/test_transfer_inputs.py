@@ -75,7 +75,7 @@ def test_models_of_timm(changes: dict[str, Any]) -> None:
 def test_what_is_timms_own(changes: dict[str, Any]) -> None:
     model: Any = timm.create_model("resnet18")
     model.pretrained_cfg = {**model.pretrained_cfg, **changes}
-    with pytest.raises(ValueError, match=r"is timm's own: use timm.data.create_transform"):
+    with pytest.raises(ValueError, match=r"is only known to timm: use timm.data.create_transform"):
         input_transform(model)
 
 
@@ -83,10 +83,10 @@ def test_what_says_nothing_of_its_inputs(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ValueError, match=r"is for SemanticSegmentation and not .*: use FCN_ResN"):
         input_transform(FCN_ResNet50_Weights.DEFAULT)
     for other in (resnet18(weights=None), nn.Linear(2, 2)):
-        with pytest.raises(TypeError, match=f"but got {type(other).__name__}, which says nothing"):
+        with pytest.raises(TypeError, match=f"got {type(other).__name__}, which doesn't describe"):
             input_transform(other)
-    with pytest.raises(TypeError, match="but got 'DEFAULT', which says nothing"):
+    with pytest.raises(TypeError, match="got 'DEFAULT', which doesn't describe"):
         input_transform("DEFAULT")
     monkeypatch.setitem(sys.modules, "timm.data", None)
-    with pytest.raises(TypeError, match="but got Linear, which says nothing"):
+    with pytest.raises(TypeError, match="got Linear, which doesn't describe"):
         input_transform(nn.Linear(2, 2))

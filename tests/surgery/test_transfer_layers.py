@@ -114,7 +114,7 @@ class Called(nn.Module):
 
 
 @pytest.mark.parametrize(("model", "n", "given", "message"), [
-    (mlp(), 3, batch(), "n has to be an integer from 1 to 2, for Sequential has 4 blocks"),
+    (mlp(), 3, batch(), "n has to be an integer from 1 to 2, since Sequential has 4 blocks"),
     (mlp(), 0, batch(), "n has to be an integer from 1 to 2"),
     (nn.Linear(2, 2), 1, batch(), "n has to be an integer from 1 to 0"),
     (Called(), 1, batch(), "'second' can't be dropped: 'second' is not an element of an nn.Seq"),
@@ -231,7 +231,8 @@ def test_nested_names_are_the_outer_one() -> None:
     (lambda b: b.__setitem__(3, nn.ReLU()), ["0", "3"], "'3' is a Linear of a, but a ReLU of b"),
     (lambda b: setattr(b[7], "weight", nn.Parameter(torch.ones(1))), ["0", "7.weight"],
      r"'7.weight' of '7.weight' is torch.float32 \(6, 6\)"),
-    (lambda b: setattr(b[9], "bias", b[0].bias), ["0"], "b has '9.bias' in what is to be shared"),
+    (lambda b: setattr(b[9], "bias", b[0].bias), ["0"],
+     "'9.bias' of b is tied to a layer to be shared"),
     (lambda b: None, ["0", "10"], "called '10'"),
     (lambda b: None, [""], "a whole model can't be shared"),
 ])  # fmt: skip
@@ -254,7 +255,7 @@ def test_a_model_with_itself_and_twice() -> None:
     with pytest.raises(TypeError, match="give a sequence of names or blocks"):
         share_layers(a, b, "0")
     tied, other = Tied(), Tied()
-    with pytest.raises(ValueError, match=r"b has 'head.weight' in what is to be shared, too"):
+    with pytest.raises(ValueError, match=r"'head.weight' of b is tied to a layer to be shared"):
         share_layers(tied, other, ["words"])
     share_layers(tied, other, ["words", "head"])
     assert other.head.weight is other.words.weight is tied.words.weight

@@ -71,5 +71,5 @@ def refused() -> list[str]:
 
 
 def test_a_sharded_head_is_not_replaced() -> None:
-    message = "the head ends in '3', whose weight is sharded: replace it before that"
+    message = "the head ends in '3', whose weight is sharded: replace the head before sharding"
     assert processes.run(refused, [()] * 2) == [[message] * 2] * 2

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Block:
-    """Layers that are frozen, trained or dropped together.
+    """Layers that are frozen, trained or removed together.
 
     Attributes:
-        depth: How many blocks are between it and the output: 0 for the head.
-        name: What to call it: the module that it is, or the largest of several.
-        modules: Names of the outermost modules that are wholly in it, so those that are in eval
-            mode if it is frozen, with the ones that have no parameters, such as dropout.
+        depth: Number of blocks between this one and the output. The head has 0.
+        name: The name of its module, or of the largest of its modules.
+        modules: Names of the outermost modules that are wholly in the block, modules without
+            parameters (dropout) included. A frozen block keeps them in eval mode.
         parameters: Names of its parameters, as in ``model.named_parameters()``.
     """
 

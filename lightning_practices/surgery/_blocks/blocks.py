@@ -1,4 +1,4 @@
-"""Blocks of a network, by how many layers are between them and the output."""
+"""Find the blocks of a network, by default or by the user's names."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,54 +14,54 @@ from lightning_practices.surgery._blocks.modules import modules_by_block
 from lightning_practices.surgery._blocks.names import is_within, unknown
 from lightning_practices.surgery._blocks.table import Blocks
 
-REST, WHOLE = "rest", "model"  # what blocks are called that have no name of their own
+REST, WHOLE = "rest", "model"  # names of the block "" and of a block that is the whole model
 _SHOWN = 5  # names in an error
 
 
 def blocks(model: nn.Module, by: str | Sequence[str | Sequence[str]] | None = None) -> Blocks:
-    r"""Return the blocks of ``model``, the head first: its layers by depth.
+    r"""Return the blocks of ``model`` by depth, the head first.
 
     ::
 
-        print(blocks(model))                        # a table: depth, names, parameters
+        print(blocks(model))                        # a table of depths, names and parameters
         freeze(model, blocks(model)[3:])            # all but the head and two blocks below it
-        blocks(model, r"layer\d\.\d|conv1|bn1|fc")  # your own, by a regular expression
-        blocks(model, ["fc", "layer4", ""])         # or by names
+        blocks(model, r"layer\d\.\d|conv1|bn1|fc")  # by a regular expression
+        blocks(model, ["fc", "layer4", ""])         # by names
 
-    Each parameter is in one block: one that several modules share in that which is nearest to the
-    head. By default, without ``by``, the blocks are
+    Each parameter is in one block. A parameter that several modules share is in the one of their
+    blocks that is nearest to the head. Without ``by`` the blocks are
 
-    - of a model of timm what its ``group_matcher`` says;
-    - of one of torchvision its residual blocks, encoder layers, dense layers or the like;
-    - of an ``nn.Sequential`` or ``nn.ModuleList`` its elements, of nested ones theirs;
-    - of any other module its children, in the order in which they were registered, as the
-      elements of a list. Children that are one of the above are looked into likewise, and so is
-      one that mostly consists of a list of layers of one class, such as an
-      ``nn.TransformerEncoder`` or the trunk of a network of your own. A module whose only child is
-      another, as a ``LightningModule`` may be, is taken for that.
+    - of a timm model, the groups of its ``group_matcher``;
+    - of a torchvision model, its residual blocks, encoder layers, dense layers and so on;
+    - of an ``nn.Sequential`` or ``nn.ModuleList``, its elements, and those of nested lists;
+    - of any other module, its children in the order of their registration. A child of one of the
+      kinds above is divided in the same way. So is a child that mostly consists of a list of layers
+      of one class, such as an ``nn.TransformerEncoder`` or the trunk of your own network. A module
+      with a single child, such as a ``LightningModule`` around a network, is skipped: the blocks
+      are those of the child.
 
-    What only scales and shifts (norms, layer scales, ``PReLU``) is in one block with the layer
-    before it, and if it is the first in its module with the one after it. Parameters of a module
-    itself, such as position embeddings, are in its first block. Auxiliary classifiers of Inception
-    and GoogLeNet are in the head. What has no parameters is in the block after it, if it has
-    buffers in that before it, if either is there. Where layers do not run in the order in which
-    they were registered, or side by side, say so by ``by``.
+    A module that only scales and shifts (norm, layer scale, ``PReLU``) is in the block of the layer
+    before it, or of the layer after it if it is the first. Parameters of a module itself, such as
+    position embeddings, are in its first block. Auxiliary classifiers of Inception and GoogLeNet
+    are in the head. A module without parameters is in the block after it, or before it if it has
+    buffers. If layers run in another order than that of their registration, or in parallel, give
+    ``by``.
 
     Args:
         model: The network.
-        by: The blocks, head first: names of modules or parameters, of which each takes what is
-            below it that no longer name takes, or lists of them; ``""`` takes all the rest. Or a
-            regular expression, matched from the start of the names of parameters, whose first
-            group, or else whole match, is the name of the block: in the order of parameters, the
-            last is the head.
+        by: The blocks, the head first, each a name of a module or parameter or a list of names. A
+            name takes all parameters below it, except those that a longer name takes. ``""`` takes
+            the rest. Or a regular expression, matched from the start of parameters' names. The
+            block's name is the first group, or the whole match if there is no group. Blocks are in
+            the order of parameters, so the last is the head.
 
     Returns:
         The blocks, at depths 0, 1, 2, ...
 
     Raises:
-        TypeError: If an argument is none of the above.
-        ValueError: If the model has no parameters, or some without a shape yet; if a name or the
-            expression fits nothing; if a parameter is in no block, or a block has none.
+        TypeError: If ``model`` is not a module, or ``by`` neither a string nor a list of names.
+        ValueError: If the model has no parameters, or lazy ones; if a name or the expression
+            matches nothing; if a parameter is in no block, or a block has no parameters.
     """
     check_module(model)
     _check_parameters(model)
@@ -79,12 +79,12 @@ def blocks(model: nn.Module, by: str | Sequence[str | Sequence[str]] | None = No
 
 
 class _Assigned(NamedTuple):
-    """Which block each parameter is in, counted from the input.
+    """The block of each parameter, as an index from the input on.
 
     Attributes:
-        of: The block of a parameter, by its id.
-        names: What the blocks are called, if somebody has said it.
-        place: What says in which block something of a name is, if anything does.
+        of: Index of the block by the parameter's id.
+        names: Name of each block, ``""`` if the user gave none.
+        place: Returns the index of the block by a name, or ``None`` if it doesn't decide that.
     """
 
     of: dict[int, int]
@@ -99,7 +99,7 @@ def _by_default(model: nn.Module) -> _Assigned:
 
 
 def _filled(assigned: _Assigned) -> _Assigned:
-    """Leave out blocks of which all parameters are shared with later ones."""
+    """Remove blocks whose parameters are all shared with later blocks."""
     used = sorted(set(assigned.of.values()))
     of = {key: used.index(index) for key, index in assigned.of.items()}
     names = [assigned.names[index] for index in used]
@@ -123,15 +123,15 @@ def _by_names(model: nn.Module, by: str | Sequence[str | Sequence[str]]) -> _Ass
             assigned.of[id(p)] = max(index, assigned.of.get(id(p), 0))
     if outside := [name for key, name in names.items() if key not in assigned.of]:
         raise ValueError(
-            f"{by!r} leaves out {_some(outside)}: name these too, or let '' take all the rest"
+            f"{by!r} leaves out {_some(outside)}: name these too, or add '' for all the rest"
         )
     if isinstance(by, str):
         return _filled(assigned)
     filled = set(assigned.of.values())
     if empty := [name for index, name in enumerate(assigned.names) if index not in filled]:
         raise ValueError(
-            f"{_some(empty)} of {by!r} would be blocks without parameters: other names take all"
-            " that they have, or they have none"
+            f"{_some(empty)} of {by!r} would be blocks without parameters: they have none, or other"
+            " names take all of them"
         )
     return assigned
 
@@ -189,7 +189,7 @@ def _by_list(model: nn.Module, by: Sequence[str | Sequence[str]]) -> _Assigned:
 def _label(
     model: nn.Module, modules: Sequence[str], sizes: dict[str, int], *, is_head: bool
 ) -> str:
-    """Return the name of the largest module, of the head of the last, else of a parameter."""
+    """Return the name of the largest module, or of the last for the head, or of a parameter."""
     within = {
         name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in modules
     }
@@ -208,7 +208,7 @@ def _check_parameters(model: nn.Module) -> None:
         if is_lazy(p):
             raise ValueError(
                 f"{name} of {type(model).__name__} has no shape yet"
-                f" ({UninitializedParameter.__name__}): call the model once, on a batch, before"
+                f" ({UninitializedParameter.__name__}): run a batch through the model first"
             )
 
 

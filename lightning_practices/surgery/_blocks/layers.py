@@ -1,4 +1,4 @@
-"""The layers of a network in the order in which they run, as its author registered them."""
+"""Find the layers of a network in the order of their registration."""
 
 import sys
 from collections.abc import Iterable
@@ -33,9 +33,10 @@ _WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """Return the parameters of each layer, from the input on; a shared one in each of its layers.
+    """Return the parameters of each layer, from the input on.
 
-    See :func:`lightning_practices.surgery.blocks` for what a layer is.
+    A shared parameter is in each of its layers. See :func:`lightning_practices.surgery.blocks` for
+    the definition of a layer.
     """
     model = _unwrapped(model)
     while not _is_network(model):
@@ -47,14 +48,14 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 
 def is_scale(module: nn.Module) -> bool:
-    """Return whether a module only scales and shifts: norms, layer scales, ``PReLU``."""
+    """Return whether a module only scales and shifts, as norms, layer scales and ``PReLU`` do."""
     parameters = list(module.parameters())
     return isinstance(module, NORMS) or all(p.dim() <= 1 for p in parameters)
 
 
 def _network(module: nn.Module, total: int) -> list[Layer]:
-    """Return the layers of a module whose children run one after the other."""
-    timm: Any = sys.modules.get("timm.models")  # a model that has a matcher has imported it
+    """Return the layers of a module whose children run one after another."""
+    timm: Any = sys.modules.get("timm.models")  # loaded if the model is timm's
     matcher = getattr(module, "group_matcher", None)
     if timm is not None and matcher is not None:
         grouped = timm.group_parameters(module, matcher(coarse=False), return_values=True)
@@ -79,9 +80,9 @@ def _layers(module: nn.Module, total: int, *, known: bool, listed: bool) -> list
 
     Args:
         module: The child.
-        total: Number of values in all parameters of the model.
-        known: Whether it is in a network of torchvision, of which one knows what to look into.
-        listed: Whether it is in a list.
+        total: Number of elements of all parameters of the model.
+        known: Whether the child is in a network of torchvision, whose structure is known.
+        listed: Whether the child is in a list.
     """
     module = _unwrapped(module)
     if is_list(module):
@@ -97,7 +98,7 @@ def _layers(module: nn.Module, total: int, *, known: bool, listed: bool) -> list
 
 
 def _joined(parts: Iterable[tuple[nn.Module, list[Layer]]]) -> list[Layer]:
-    """Return the layers of all, where what only scales joins the layer before, or the first."""
+    """Return the layers of all parts. One that only scales joins the previous or first layer."""
     layers: list[Layer] = []
     waiting: Layer = []
     for module, found in parts:
@@ -112,7 +113,7 @@ def _joined(parts: Iterable[tuple[nn.Module, list[Layer]]]) -> list[Layer]:
 
 
 def is_list(module: nn.Module) -> bool:
-    """Return whether a module's children run one after the other for sure."""
+    """Return whether a module's children certainly run one after another."""
     folds = _fold.folds_of(type(module))
     cls: type[nn.Module] = folds.original if folds else type(module)
     is_plain = issubclass(cls, nn.Sequential) and cls.forward is nn.Sequential.forward
@@ -120,13 +121,13 @@ def is_list(module: nn.Module) -> bool:
 
 
 def _is_network(module: nn.Module) -> bool:
-    # Asked of the class: a compiled module passes questions on to what it has compiled.
+    # Look at the class: a compiled module's `__getattr__` looks into the module inside.
     has_matcher = hasattr(type(module), "group_matcher") and "timm.models" in sys.modules
     return has_matcher or isinstance(module, (*_NETWORKS, *_SEQUENCES))
 
 
 def _has_layers(module: nn.Module) -> bool:
-    """Return whether most of a module is a list of layers of one class."""
+    """Return whether most parameters of a module are in a list of layers of one class."""
     half = sum(p.numel() for p in module.parameters()) / 2
     for part in module.modules():
         if is_list(part) and sum(p.numel() for p in part.parameters()) > half:

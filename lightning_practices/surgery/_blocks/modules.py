@@ -1,4 +1,4 @@
-"""Which modules are wholly in one block."""
+"""Find the modules that are wholly in one block."""
 
 from collections.abc import Callable, Mapping
 
@@ -12,18 +12,18 @@ def modules_by_block(
 ) -> list[list[str]]:
     """Return the names of the outermost modules that are wholly in each block.
 
-    A module without parameters is in the block of the module that it is in. Where that one is in
-    several blocks, it is where ``place`` says, else in the next block, as dropout is of what it is
-    applied to; but with buffers, such as running statistics, in the one before.
+    A module without parameters is in the block of its parent. If the parent is in several blocks,
+    ``place`` decides. If it doesn't, the module is in the next block, as dropout belongs to the
+    layer that it feeds. A module with buffers, such as running statistics, is in the block before.
 
     Args:
         model: The network.
-        block_of: The block of each parameter, by its id.
-        place: Returns the block of what has a name, if it knows that.
+        block_of: Index of the block by a parameter's id.
+        place: Returns the index of the block by a name, or ``None``.
     """
     found: list[list[str]] = [[] for _ in range(max(block_of.values()) + 1)]
-    bare: list[tuple[str, nn.Module, int | None]] = []  # the last block before it, too
-    nexts: list[int] = []
+    bare: list[tuple[str, nn.Module, int | None]] = []  # without parameters; the block before it
+    nexts: list[int] = []  # the block after each of `bare`
     last: int | None = None
     seen: set[nn.Module] = set()
 

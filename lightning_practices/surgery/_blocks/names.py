@@ -1,4 +1,4 @@
-"""Find modules and parameters by the names that people write."""
+"""Find modules and parameters by the names that users write."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -17,13 +17,13 @@ def found(
     """Return the modules and the parameters that ``where`` names.
 
     Args:
-        model: In which.
-        where: Names as in ``named_modules()`` and ``named_parameters()``, with or without what
-            torch's wrappers put into them, or blocks.
+        model: The model.
+        where: Blocks, or names as in ``named_modules()`` and ``named_parameters()``, with or
+            without the parts that torch's wrappers add.
 
     Raises:
         TypeError: If ``model`` is not a module, or ``where`` is a single name or block.
-        ValueError: If the model has nothing of a name.
+        ValueError: If the model has no module or parameter of a name.
     """
     check_module(model)
     modules: dict[str, nn.Module] = {}
@@ -47,12 +47,12 @@ def found(
 
 
 def is_within(name: str, module: str) -> bool:
-    """Return whether ``name`` is that of ``module`` or of something in it."""
+    """Return whether ``name`` is that of ``module`` or of a module or parameter in it."""
     return module in ("", name) or name.startswith(f"{module}.")
 
 
 def unknown(name: str, there: Sequence[str]) -> str:
-    """Say that nothing has this name, and what is called similarly."""
+    """Return an error's message that suggests similar names, or the outermost ones."""
     near = get_close_matches(name, dict.fromkeys(there), _SHOWN, 0.5)
     if near:
         return f"no module or parameter is called {name!r}; near it: {', '.join(map(repr, near))}"
@@ -61,10 +61,10 @@ def unknown(name: str, there: Sequence[str]) -> str:
 
 
 def names_of(where: Iterable[str | Block]) -> list[str]:
-    """Return the names of modules and parameters, those of blocks in their places.
+    """Return the names in ``where``, with each block replaced by its modules and parameters.
 
     Raises:
-        TypeError: If ``where`` is a single name or block, or has something else.
+        TypeError: If ``where`` is a single name or block, or an item is neither.
     """
     if isinstance(where, str) or not isinstance(where, Iterable):
         raise TypeError(f"give a sequence of names or blocks, as in ['layer4'], but got {where!r}")

@@ -1,4 +1,4 @@
-"""The blocks of a network, for programs and for people."""
+"""The sequence of blocks, which prints as a table."""
 
 from collections.abc import Iterable, Sequence
 from typing import overload
@@ -14,11 +14,11 @@ from lightning_practices.surgery._blocks.names import is_within, unknown
 
 
 class Blocks(Sequence[Block]):
-    """Blocks of a model, the head first; ``print`` them for a table.
+    """The blocks of a model, the head first. ``print`` shows a table.
 
     Args:
-        blocks: The blocks, in order of depth.
-        sizes: Number of values that each has in its parameters.
+        blocks: The blocks in the order of their depth.
+        sizes: Number of elements in the parameters of each block.
     """
 
     def __init__(self, blocks: Iterable[Block], sizes: Iterable[int]) -> None:
@@ -38,13 +38,13 @@ class Blocks(Sequence[Block]):
         return len(self._blocks)
 
     def of(self, name: str) -> Block:
-        """Return the block that a module or parameter belongs to.
+        """Return the block of a module or parameter.
 
         Args:
-            name: As in ``named_modules()`` or ``named_parameters()``, or that of a block.
+            name: Name as in ``named_modules()`` or ``named_parameters()``, or of a block.
 
         Raises:
-            ValueError: If there is none of this name, or the module's parts are in several blocks.
+            ValueError: If nothing has this name, or the module is in several blocks.
         """
         plain = module_name(name)
         whole = [

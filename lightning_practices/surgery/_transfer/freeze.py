@@ -1,4 +1,4 @@
-"""Freeze parts of a model for good, batch norms and dropout included, and unfreeze them."""
+"""Freeze parts of a model, batch norms and dropout included, and unfreeze them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,9 +7,9 @@ from torch import nn
 
 from lightning_practices.surgery._blocks import Block, found
 
-# Both in the ``__dict__`` of a module, which deepcopy and pickle carry and ``state_dict`` doesn't.
-_HOLD = "train"  # in the place of the method
-_MARK = "_frozen_parameters"  # names of its own parameters that were trainable before
+# Both are in the ``__dict__`` of a module: deepcopy and pickle carry them, ``state_dict`` doesn't.
+_HOLD = "train"  # hides the method
+_MARK = "_frozen_parameters"  # names of the module's own parameters that were trainable before
 
 
 def freeze(
@@ -18,32 +18,33 @@ def freeze(
     """Freeze parts of ``model``, in place, until :func:`unfreeze`.
 
     Their parameters get ``requires_grad=False`` and lose their gradients, which an optimizer would
-    apply once more. Their modules are in eval mode and stay so whatever ``train()`` is called later
-    on them or on the model: batch norms keep their statistics, dropout is off, so outputs are those
-    of evaluation, and no checkpoint, key or class changes. Copies and pickles are frozen too.
-    Lightning warns of modules in eval mode when a fit starts: here they are meant to be.
+    apply once more. Their modules go into eval mode and stay in it when ``train()`` is called later
+    on them or on the model. So batch norms keep their statistics, dropout is off, and outputs are
+    those of evaluation. No key of ``state_dict`` and no class changes. Copies and pickles are
+    frozen too. Lightning warns about modules in eval mode when a fit starts: here it is intended.
 
-    A parameter that is also elsewhere in the model is frozen there as well. :func:`blocks` puts
-    those into the block nearest to the head, so a block is frozen without the tied head.
+    A parameter that is shared with another part of the model is frozen there too. :func:`blocks`
+    puts shared parameters into the block nearest to the head, so freezing the other blocks doesn't
+    freeze a tied head.
 
-    FSDP2 reads ``requires_grad`` when it gathers parameters for the first time: freeze before the
-    first forward, and after ``fully_shard`` change it only while nothing is gathered.
+    FSDP2 reads ``requires_grad`` when it gathers parameters for the first time. Freeze before the
+    first forward. After ``fully_shard`` freeze only while no parameters are gathered.
 
     Source: "Transfer learning", lecture S2: the pretrained layers are frozen.
 
     Args:
         model: The model to change.
         where: Names of modules and parameters, or blocks of :func:`blocks`.
-        dropout: Whether dropout stays on in them: then only modules that have floating-point
-            buffers of their own, such as running statistics, are kept in eval mode, and all others
-            follow ``train()``.
+        dropout: Whether dropout stays on in the frozen parts. Then only modules with floating-point
+            buffers of their own, such as running statistics, stay in eval mode, and all other
+            modules follow ``train()``.
 
     Returns:
         The names of the parameters that were trainable before.
 
     Raises:
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
-        ValueError: If the model has no module or parameter of such a name.
+        ValueError: If the model has no module or parameter of a name.
     """
     modules, ids = _chosen(model, where)
     owners = _owners(model)
@@ -61,22 +62,21 @@ def freeze(
 def unfreeze(model: nn.Module, where: Iterable[str | Block]) -> tuple[str, ...]:
     """Undo :func:`freeze` for parts of ``model``, in place.
 
-    What it has frozen is trainable again, and nothing else: a parameter that was not trainable
-    before stays so. The modules then are in the mode of the model and follow ``train()`` again, but
-    for those that were in eval mode, in a model in train mode, before they were frozen: these are
-    so again.
+    Parameters that :func:`freeze` has frozen are trainable again. A parameter that was not
+    trainable before stays so. The modules take the mode of the model and follow ``train()`` again.
+    Only modules that had been in eval mode in a model in train mode return to eval mode.
 
     Args:
         model: The model to change.
-        where: Names of modules and parameters, or blocks of :func:`blocks`: also parts of what was
-            frozen at once. What is not frozen stays as it is.
+        where: Names of modules and parameters, or blocks of :func:`blocks`. They may be smaller
+            parts than those that were frozen. Parts that are not frozen stay unchanged.
 
     Returns:
         The names of the parameters that are trainable again.
 
     Raises:
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
-        ValueError: If the model has no module or parameter of such a name.
+        ValueError: If the model has no module or parameter of a name.
     """
     modules, ids = _chosen(model, where)
     owners = _owners(model)
@@ -98,23 +98,23 @@ def unfreeze(model: nn.Module, where: Iterable[str | Block]) -> tuple[str, ...]:
 
 
 def _chosen(model: nn.Module, where: Iterable[str | Block]) -> tuple[list[nn.Module], list[int]]:
-    """Return the modules in ``where``, and the ids of parameters: theirs, and those named."""
+    """Return the modules in ``where``, and the ids of their parameters and of named parameters."""
     modules, parameters = found(model, where)
     inside = [p for module in modules for p in module.parameters()]
     return modules, [id(p) for p in (*inside, *parameters)]
 
 
 class _StaysInEval:
-    """What is called in the place of a module's ``train``.
+    """Replaces the method ``train`` of one module, to keep it in eval mode.
 
-    In the instance and not in its class, which others assign (parametrizations, ``fully_shard``,
-    :func:`fuse`) or compare.
+    It is an attribute of the instance. A change of the class would clash with parametrizations,
+    ``fully_shard`` and :func:`fuse`, which assign the class, and with code that compares classes.
 
     Attributes:
         module: The module.
-        before: What the instance had in this place, if anything.
-        is_apart: Whether the module was in eval mode in a model that wasn't.
-        asked: The mode last asked for.
+        before: The instance's own ``train`` before, if it had one.
+        is_apart: Whether the module was in eval mode in a model in train mode.
+        asked: The last argument of ``train``.
     """
 
     def __init__(self, module: nn.Module, in_training: bool) -> None:
@@ -124,14 +124,14 @@ class _StaysInEval:
         self.asked = module.training
 
     def __call__(self, mode: bool = True) -> nn.Module:
-        _train(self.module, self.before, mode)  # the modules in it may not be frozen
+        _train(self.module, self.before, mode)  # modules inside may not be frozen
         self.asked = mode
         self.module.training = False
         return self.module
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str, nn.Parameter]]]:
-    """Return each place of each parameter, by the parameter's id."""
+    """Return all modules that own a parameter, with its name in them, by the parameter's id."""
     owners: dict[int, list[tuple[nn.Module, str, nn.Parameter]]] = {}
     for module in model.modules():
         for name, p in module._parameters.items():
@@ -146,7 +146,7 @@ def _held(module: nn.Module) -> _StaysInEval | None:
 
 
 def _train(module: nn.Module, instead: Any, mode: bool) -> None:
-    """Call the module's ``train``, or what the instance has in its place."""
+    """Call ``instead`` if the instance had its own ``train``, else the ``train`` of its class."""
     if instead is not None:
         instead(mode)
     else:
@@ -154,11 +154,11 @@ def _train(module: nn.Module, instead: Any, mode: bool) -> None:
 
 
 def _hold(root: nn.Module, in_training: bool, dropout: bool) -> None:
-    """Keep ``root`` and all below in eval mode."""
+    """Keep ``root`` and all modules in it in eval mode."""
     inside = list(root.modules())
     kept = {module for module in inside if not dropout or _has_statistics(module)}
     free = [module for module in inside if module not in kept]
-    for module in free:  # held before, without dropout
+    for module in free:  # frozen by an earlier call with dropout=False
         if (hold := _let_go(module)) is not None:
             module.training = in_training and not hold.is_apart
     modes = {module: module.training for module in free}
@@ -177,7 +177,7 @@ def _hold(root: nn.Module, in_training: bool, dropout: bool) -> None:
 
 
 def _release(root: nn.Module, mode: bool) -> None:
-    """Let ``root`` and all below follow ``train`` again."""
+    """Let ``root`` and all modules in it follow ``train`` again."""
     modes = {module: module.training for module in root.modules()}
     holds = {module: hold for module in modes if (hold := _let_go(module)) is not None}
     if not holds:
@@ -191,7 +191,7 @@ def _release(root: nn.Module, mode: bool) -> None:
 
 
 def _let_go(module: nn.Module) -> _StaysInEval | None:
-    """Give the module its own ``train`` back; return what was in its place, if it was held."""
+    """Give the module its own ``train`` back, and return what replaced it, if anything."""
     hold = _held(module)
     if hold is not None:
         del module.__dict__[_HOLD]

@@ -1,4 +1,4 @@
-"""The inputs that pretrained weights were made for."""
+"""The transform of images that pretrained weights need."""
 
 import math
 import sys
@@ -12,23 +12,23 @@ from torchvision.transforms._presets import ImageClassification
 
 
 def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
-    r"""Return the transform that makes of an image what pretrained weights were made for.
+    r"""Return the transform that turns an image into the input that pretrained weights need.
 
-    It resizes the shorter side, crops the centre to the size of the training images, and
-    standardises each channel, :math:`(x - \mu) / \sigma` with the statistics of the data that the
-    weights were trained on; what :math:`x` in [0, 1] is made of, an image of PIL or a ``uint8`` or
-    floating-point tensor of shape ``(..., 3, height, width)``. All of it is read from the weights'
-    own meta data, nothing is downloaded. The result is a ``torch.float32`` tensor.
+    It takes a PIL image, or a ``uint8`` or floating-point tensor of shape ``(..., 3, height,
+    width)``, and returns a ``torch.float32`` tensor. It resizes the shorter side, crops the centre
+    to the size of the training images, scales values to [0, 1] and standardises each channel,
+    :math:`(x - \mu) / \sigma`, with the statistics of the data that the weights were trained on.
+    The numbers come from the weights' metadata. Nothing is downloaded.
 
     Source: lecture S0, on adapting the input size.
 
     Args:
-        weights: Weights of torchvision, as in ``ResNet18_Weights.DEFAULT``, or a model of timm.
+        weights: Weights of torchvision, such as ``ResNet18_Weights.DEFAULT``, or a timm model.
 
     Raises:
-        TypeError: If it is neither; a model of torchvision doesn't know its weights.
-        ValueError: If the weights are not for the classification of images, or timm says to resize
-            in a way that is not one of ``"center"``, for a square, and ``"squash"``.
+        TypeError: If ``weights`` is neither. A torchvision model doesn't know its weights.
+        ValueError: If the weights are not for the classification of images, or timm's ``crop_mode``
+            is neither ``"center"`` with square images nor ``"squash"``.
     """
     if isinstance(weights, WeightsEnum):
         preset: Any = weights.transforms()
@@ -41,12 +41,12 @@ def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
             preset.resize_size, preset.crop_size, preset.mean, preset.std, preset.interpolation,
             antialias=preset.antialias,
         )  # fmt: skip
-    timm: Any = sys.modules.get("timm.data")  # a model of timm has imported it
+    timm: Any = sys.modules.get("timm.data")  # loaded if the model is timm's
     if timm is None or not isinstance(getattr(weights, "pretrained_cfg", None), dict):
         raise TypeError(
-            "give weights of torchvision, as in ResNet18_Weights.DEFAULT, or a model of timm, but"
-            f" got {repr(weights) if isinstance(weights, str) else type(weights).__name__}, which"
-            " says nothing of its inputs"
+            "weights must be torchvision's, as in ResNet18_Weights.DEFAULT, or a timm model, got"
+            f" {repr(weights) if isinstance(weights, str) else type(weights).__name__}, which"
+            " doesn't describe its inputs"
         )
     config = timm.resolve_model_data_config(weights)
     height, width = config["input_size"][-2:]
@@ -54,7 +54,7 @@ def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
     scaled = [math.floor(side / config["crop_pct"]) for side in (height, width)]
     if mode not in ("center", "squash") or (mode == "center" and height != width):
         raise ValueError(
-            f"crop_mode={mode!r} with {height} x {width} pixels is timm's own: use"
+            f"crop_mode={mode!r} with {height} x {width} pixels is only known to timm: use"
             " timm.data.create_transform(**timm.data.resolve_model_data_config(model))"
         )
     resized = scaled[:1] if mode == "center" else scaled

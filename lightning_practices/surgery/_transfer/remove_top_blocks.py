@@ -1,4 +1,4 @@
-"""Take the top hidden layers out of a model."""
+"""Remove the top hidden blocks of a model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,38 +19,38 @@ from lightning_practices.surgery._transfer.replace_head import (
 
 
 def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]:
-    """Remove the top ``n`` hidden blocks of ``model``, in place, so that the next feeds the head.
+    """Remove the top ``n`` hidden blocks of ``model`` in place: the next block feeds the head.
 
-    Hidden blocks are those of :func:`blocks` below the head. Each has to be an element of an
-    ``nn.Sequential`` or ``nn.ModuleList``, as residual blocks of ResNets and layers of transformers
-    are; the elements of an ``nn.Sequential`` after it move up, so their keys in a ``state_dict``
-    change. A norm outside of the list that is in the block, such as the last one of a transformer,
-    stays for the next. If another number of features than before now goes into the layer that
-    outputs the classes, as after a whole stage of a ResNet, that is made anew with so many inputs.
-    If anything raises, nothing was changed.
+    Hidden blocks are the blocks of :func:`blocks` below the head. Each has to be an element of an
+    ``nn.Sequential`` or ``nn.ModuleList``, as the residual blocks of ResNets and the layers of
+    transformers are. Later elements of the list move up, which changes their keys in
+    ``state_dict``. A norm of the block outside of the list, such as the last norm of a transformer,
+    stays. If the number of features into the output layer changes, as it does when a whole stage of
+    a ResNet is removed, a new output layer with that many inputs is made. If anything raises,
+    nothing was changed.
 
     Source: "Transfer learning", lecture S2: with little data drop the top hidden layers, and
     repeat.
 
     Args:
         model: The model to change, before an optimizer is made or a strategy wraps it.
-        n: How many, at least 1, and fewer than there are.
-        example: A batch as ``model`` takes it, on its device: it goes through the model before and
-            after, in eval mode and without gradients. A tuple is several arguments.
+        n: Number of blocks to remove, at least 1. At least one hidden block must remain.
+        example: A batch for ``model``, on its device. It goes through the model before and after
+            the change, in eval mode and without gradients. A tuple holds several arguments.
 
     Returns:
-        The names that the blocks had, from the top.
+        The names of the removed blocks, from the top.
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If there are not so many; if a block is not an element of a list; if without
-            them the model doesn't run, or has another shape of output; see also
+        ValueError: If ``n`` is out of range; if a block is not an element of a list; if without the
+            blocks the model doesn't run or its output has another shape; see also
             :func:`replace_head`.
     """
     found = blocks(model)
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(found) - 2:
         raise ValueError(
-            f"n has to be an integer from 1 to {max(len(found) - 2, 0)}, for"
+            f"n has to be an integer from 1 to {max(len(found) - 2, 0)}, since"
             f" {type(model).__name__} has {len(found)} blocks and the head and one below it stay,"
             f" but got {n!r}"
         )
@@ -77,7 +77,7 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
 
 
 def _places(model: nn.Module, block: Block) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the lists, and the keys in them, of what is to be removed."""
+    """Yield the list and the key in it of each element to remove."""
     for name in block.modules:
         parent_name, _, key = name.rpartition(".")
         parent, module = model.get_submodule(parent_name), model.get_submodule(name)
@@ -104,7 +104,7 @@ def _remove(places: list[tuple[nn.Module, str]]) -> None:
 
 
 class _ReachedError(Exception):
-    """The features that go into the head are known."""
+    """Stops the forward pass once the number of features into the head is known."""
 
 
 def _features_into(model: nn.Module, layer: Output, arguments: tuple[Any, ...]) -> int:

@@ -1,4 +1,4 @@
-"""Give a model another head."""
+"""Replace the layer that outputs the classes."""
 
 from typing import Any
 
@@ -15,25 +15,27 @@ Output = nn.Linear | nn.Conv2d
 def replace_head(model: nn.Module, num_classes: int) -> tuple[str, ...]:
     """Replace the layer of ``model`` that outputs the classes by a new one, in place.
 
-    It is the last layer of the head, see :func:`blocks`: an ``nn.Linear``, or an ``nn.Conv2d`` with
-    a kernel of 1 x 1, and so is the new one, with as many inputs, a bias if there was one, the same
-    type and device, and torch's default initialisation. A model of timm does it by its own
-    ``reset_classifier``. GoogLeNet and Inception have several: auxiliary ones are replaced too.
-    Do it before the optimizer is made, and before a strategy shards or wraps the model.
+    That layer is the last one of the head, see :func:`blocks`: an ``nn.Linear``, or an
+    ``nn.Conv2d`` with a kernel of 1 x 1. The new layer is of the same kind, with as many inputs, a
+    bias if there was one, the same dtype and device, and torch's default initialisation. For a timm
+    model the work is done by its ``reset_classifier``. The auxiliary classifiers of GoogLeNet and
+    Inception are replaced too. Call it before the optimizer is made, and before a strategy shards
+    or wraps the model.
 
     Sources: lectures S0 and S2.
 
     Args:
         model: The model to change.
-        num_classes: Outputs of the new layer, at least 1.
+        num_classes: Number of outputs of the new layer, at least 1.
 
     Returns:
         The names of the new layers.
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If ``num_classes`` is none; if the last layer of the head is something else, is
-            parametrised, sharded, or shares a parameter with another; see also :func:`blocks`.
+        ValueError: If ``num_classes`` is not a positive integer; if the last layer of the head is
+            of another kind, is parametrized or sharded, or shares a parameter with another layer;
+            see also :func:`blocks`.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes has to be an integer of at least 1, but got {num_classes!r}")
@@ -44,7 +46,7 @@ def replace_head(model: nn.Module, num_classes: int) -> tuple[str, ...]:
             swap(model, layer, new_layer(layer, inputs_of(layer), num_classes))
         return tuple(layers)
     before = set(model.modules())
-    of_timm.reset_classifier(num_classes)  # distilled ones have two
+    of_timm.reset_classifier(num_classes)  # makes two layers in a distilled model
     made = [(name, module) for name, module in model.named_modules() if module not in before]
     return tuple(name for name, module in made if any(True for _ in module.parameters(False)))
 
@@ -52,31 +54,31 @@ def replace_head(model: nn.Module, num_classes: int) -> tuple[str, ...]:
 def feature_extractor(
     model: nn.Module, num_classes: int | None = None, *, dropout: bool = False
 ) -> tuple[str, ...]:
-    """Make ``model`` a fixed extractor of features under a new head, in place.
+    """Make ``model`` a fixed feature extractor under a new head, in place.
 
-    All but the head is frozen by :func:`freeze`, batch norms included, and the head is replaced by
-    :func:`replace_head`: what remains to be trained. :func:`unfreeze` undoes the former.
+    :func:`freeze` freezes all blocks but the head, batch norms included, and :func:`replace_head`
+    replaces the head, which alone is trained. :func:`unfreeze` undoes the freezing.
 
     Sources: "Transfer learning", lectures S0 and S2: all pretrained layers frozen, a new head
     trained.
 
     Args:
         model: The model to change.
-        num_classes: Outputs of the new head. Default: the head stays as it is.
-        dropout: Whether dropout stays on in what is frozen, see :func:`freeze`.
+        num_classes: Number of outputs of the new head. Default: the head stays unchanged.
+        dropout: Whether dropout stays on in the frozen blocks, see :func:`freeze`.
 
     Returns:
-        The names of the parameters that can be trained.
+        The names of the trainable parameters.
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If ``model`` is one block, so all head; see also :func:`replace_head`.
+        ValueError: If ``model`` is a single block; see also :func:`replace_head`.
     """
     found = blocks(model)
     if len(found) == 1:
         raise ValueError(
-            f"{type(model).__name__} is one block, {found[0].name!r}, so nothing of it is below the"
-            " head: freeze by names, with surgery.freeze"
+            f"{type(model).__name__} is one block, {found[0].name!r}, with nothing below the head:"
+            " freeze by names, with surgery.freeze"
         )
     if num_classes is not None:
         replace_head(model, num_classes)
@@ -85,7 +87,7 @@ def feature_extractor(
 
 
 def output_layers(model: nn.Module) -> dict[str, Output]:
-    """Return the layers of the head that output the classes, by name; the main one is the last.
+    """Return the layers that output the classes by name, auxiliary ones first and the main last.
 
     Raises:
         ValueError: If they can't be replaced.
@@ -104,7 +106,7 @@ def output_layers(model: nn.Module) -> dict[str, Output]:
 
 
 def new_layer(old: Output, in_features: int, out_features: int) -> Output:
-    """Return a layer as ``old`` with other numbers of inputs and outputs, newly initialised."""
+    """Return a new layer of the kind of ``old``, with other numbers of inputs and outputs."""
     options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
     if isinstance(old, nn.Linear):
         return nn.Linear(in_features, out_features, old.bias is not None, **options)
@@ -112,17 +114,17 @@ def new_layer(old: Output, in_features: int, out_features: int) -> Output:
 
 
 def inputs_of(layer: Output) -> int:
-    """Return how many features or channels go into a layer."""
+    """Return the number of features or channels that go into a layer."""
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
 def outputs_of(layer: Output) -> int:
-    """Return how many features or channels come out of a layer."""
+    """Return the number of features or channels that come out of a layer."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def swap(model: nn.Module, old: Output, new: Output) -> None:
-    """Put ``new`` wherever ``model`` has ``old``, and correct what models say of its sizes."""
+    """Replace ``old`` by ``new`` everywhere in ``model``, and update attributes with its sizes."""
     new.train(model.training)
     sizes = {
         "num_classes": (outputs_of(old), outputs_of(new)),
@@ -141,9 +143,9 @@ def swap(model: nn.Module, old: Output, new: Output) -> None:
 
 
 def network_of_timm(model: nn.Module, layers: dict[str, Output]) -> Any:
-    """Return the outermost model of timm that has the layers, if there is one."""
+    """Return the outermost timm model that contains the layers, if there is one."""
     for module in model.modules():
-        # Asked of the class: a compiled module passes questions on to what it has compiled.
+        # Look at the class: a compiled module's `__getattr__` looks into the module inside.
         if hasattr(type(module), "reset_classifier") and hasattr(type(module), "group_matcher"):
             inside = set(module.modules())
             if inside.issuperset(layers.values()):
@@ -152,7 +154,7 @@ def network_of_timm(model: nn.Module, layers: dict[str, Output]) -> Any:
 
 
 def _check_single(name: str, module: nn.ModuleDict, head: set[str]) -> None:
-    """Refuse heads side by side."""
+    """Raise ``ValueError`` if the head has several outputs side by side."""
     full = f"{name}." if name else ""
     outputs = [
         key
@@ -162,32 +164,32 @@ def _check_single(name: str, module: nn.ModuleDict, head: set[str]) -> None:
     if len(outputs) > 1:
         raise ValueError(
             f"the head has several outputs, {', '.join(map(repr, outputs))} of {name!r}: replace"
-            " those that you want by assignment"
+            " them by assignment"
         )
 
 
 def _checked(model: nn.Module, name: str, module: nn.Module) -> Output:
-    """Return ``module``, if another can be made like it."""
+    """Return ``module`` if :func:`new_layer` can make another like it."""
     where = f"the head ends in {name or type(model).__name__!r}"
     if is_parametrized(module) or isinstance(module, ParametrizationList):
-        raise ValueError(f"{where}, which is parametrised: remove that before")
+        raise ValueError(f"{where}, which is parametrized: remove the parametrization first")
     is_linear = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
     if not isinstance(module, nn.Linear | nn.Conv2d) or not (is_linear or _is_pointwise(module)):
         raise ValueError(
-            f"{where}, a {type(module).__name__}, and not in nn.Linear or in nn.Conv2d of 1 x 1:"
+            f"{where}, a {type(module).__name__}, but expected nn.Linear or a 1 x 1 nn.Conv2d:"
             " replace it by assignment"
         )
     for own, p in module.named_parameters(recurse=False):
         if isinstance(p, DTensor):
-            raise ValueError(f"{where}, whose {own} is sharded: replace it before that")
+            raise ValueError(f"{where}, whose {own} is sharded: replace the head before sharding")
         places = [m for m in model.modules() if any(q is p for q in m._parameters.values())]
         if len(places) > 1:
             raise ValueError(
-                f"{where}, whose {own} is also that of {type(places[0]).__name__}: a new head"
-                " would not share it; replace it by assignment"
+                f"{where}, whose {own} is shared with {type(places[0]).__name__}: a new head"
+                " would not share it, so replace the head by assignment"
             )
     if not name:
-        raise ValueError(f"the model is a {type(model).__name__} itself: make a new one")
+        raise ValueError(f"the model is itself a {type(model).__name__}: make a new one")
     return module
 
 

@@ -11,31 +11,31 @@ Shared = nn.Module | nn.Parameter
 
 
 def share_layers(a: nn.Module, b: nn.Module, where: Iterable[str | Block]) -> tuple[str, ...]:
-    """Give ``b`` the layers of ``a``, in place, so that both train the same ones.
+    """Replace layers of ``b`` by those of ``a``, in place, so that both models train the same ones.
 
-    Tasks whose inputs differ and whose outputs have the same meaning share the later layers: the
-    text that is written by hand, printed or spoken. Tasks of one kind of input share the earlier
-    ones. The named modules and parameters of ``a`` take the place of those of ``b``: buffers such
-    as running statistics and the mode are shared too, and keys of both ``state_dict`` stay. An
-    optimizer of both must see shared parameters once, as in
-    ``SGD(nn.ModuleList([a, b]).parameters(), lr)``; make it, and freeze, afterwards.
-    ``copy.deepcopy((a, b))`` copies them as sharing, a copy of one alone has its own.
+    Tasks with different inputs and the same meaning of outputs share the later layers, such as the
+    recognition of text that is handwritten, printed or spoken. Tasks with the same kind of input
+    share the earlier layers. The named modules and parameters of ``a`` replace those of ``b``, with
+    their buffers, such as running statistics, and their mode. The keys of both ``state_dict`` stay.
+    An optimizer of both models must see shared parameters once, as in
+    ``SGD(nn.ModuleList([a, b]).parameters(), lr)``. Make the optimizer, and freeze, afterwards.
+    ``copy.deepcopy((a, b))`` keeps the sharing. A copy of one model has its own layers.
 
     Source: "Transfer learning and multitask learning", lecture S0.
 
     Args:
-        a: Whose layers they are.
-        b: What is changed.
-        where: Names of modules and parameters that both have, or blocks of :func:`blocks` of ``a``.
+        a: The model whose layers are shared.
+        b: The model that is changed.
+        where: Names of modules and parameters of both, or blocks of :func:`blocks` of ``a``.
 
     Returns:
-        The names of the parameters that are shared.
+        The names of the shared parameters.
 
     Raises:
         TypeError: If a model is not a module or ``where`` not a sequence.
-        ValueError: If ``a`` is ``b``, or a whole model is named; if one has nothing of a name; if
-            classes, shapes, types or devices differ; if ``b`` has one of the parameters elsewhere,
-            too. Then nothing was changed.
+        ValueError: If ``a`` is ``b``, or a whole model is named; if a model has no module or
+            parameter of a name; if classes, shapes, dtypes or devices differ; if ``b`` also has one
+            of the parameters in another layer. Then nothing was changed.
     """
     if a is b:
         raise ValueError("a and b are one model, which shares its layers with itself already")
@@ -67,7 +67,7 @@ def _is_below(name: str, module: str) -> bool:
 
 
 def _check_alike(name: str, mine: Sequence[Shared], its: Sequence[Shared]) -> None:
-    """Refuse what can't take each other's place."""
+    """Raise ``ValueError`` if one can't replace the other."""
     for one, other in zip(mine, its, strict=True):
         if one is other:
             raise ValueError(f"{name!r} is shared already")
@@ -101,11 +101,11 @@ def _kind(tensor: Any) -> str:
 
 
 def _check_only_there(b: nn.Module, modules: Iterable[nn.Module]) -> None:
-    """Refuse to tear apart what ``b`` has tied."""
+    """Raise ``ValueError`` if ``b`` ties one of the replaced parameters to another layer."""
     inside = {part for module in modules for part in module.modules()}
     taken = {id(p) for module in modules for p in module.parameters()}
     for path, module in b.named_modules():
         for name, p in module._parameters.items():
             if module not in inside and id(p) in taken:
                 full = f"{path}.{name}" if path else name
-                raise ValueError(f"b has {full!r} in what is to be shared, too: share both")
+                raise ValueError(f"{full!r} of b is tied to a layer to be shared: share both")
