@@ -28,7 +28,7 @@ from tests.callbacks.scripted import (
     state_of,
     trainer_of,
 )
-from tests.killed import kill, run, run_killed
+from tests.processes import kill, run, run_killed
 
 pytestmark = FILTERS
 
@@ -94,7 +94,7 @@ def assert_same(resumed: dict[str, Any], whole: dict[str, Any], first: int) -> N
 )
 def test_killed(tmp_path: Path, arguments: dict[str, Any], every: int) -> None:
     whole = fit(tmp_path / "whole", arguments, every=every)
-    run_killed(fit, tmp_path, arguments, False, KILLED_AT, every)
+    run_killed(fit, [(tmp_path, arguments, False, KILLED_AT, every)])
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     step = {5: 10, 3: 9}[every]
     assert saved["global_step"] == step
@@ -106,8 +106,8 @@ def both(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_killed_on_two_ranks(tmp_path: Path) -> None:
-    run_killed(fit, tmp_path, EMA, False, KILLED_AT, None, 2)
-    (resumed, first), (other, second) = run(both, tmp_path)
+    run_killed(fit, [(tmp_path, EMA, False, KILLED_AT, None, 2)] * 2)
+    (resumed, first), (other, second) = run(both, [(tmp_path,)] * 2)
     assert_same(resumed, first, SAVED_AT)
     for found in (other, second):  # a checkpoint has the running statistics of rank 0 alone
         for part in ("trained", "seen"):
@@ -199,7 +199,7 @@ def test_sharded(tmp_path: Path, arguments: dict[str, Any], distributed: bool) -
     plain, longer = Three(), Three()  # each rank has the same batches, so this is the same
     averaging.fit(plain, WeightAveraging(**arguments))
     averaging.fit(longer, WeightAveraging(**arguments), max_epochs=5)
-    for found in run(resumed_sharded, tmp_path, arguments, distributed):
+    for found in run(resumed_sharded, [(tmp_path, arguments, distributed)] * 2):
         for part, right in zip(found, (plain, plain, longer, longer), strict=True):
             assert all(same(s, right.trained[step]) for step, s in part["trained"].items())
             assert all(same(s, right.seen[step]) for step, s in part["seen"].items())

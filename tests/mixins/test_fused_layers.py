@@ -1,7 +1,4 @@
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from typing_extensions import override
 from lightning_practices.mixins import FusedLayersMixin
 from lightning_practices.nn import BatchNorm2d, Dropout, LayerNorm
 from lightning_practices.surgery import Report, unfuse
+from tests import processes
 
 FUSED = "FusedLayersMixin: 2 layers fused (1 LayerNorm, 1 Dropout)"
 FOLDED = "FusedLayersMixin: 3 layers fused (3 BatchNorm2d), 3 folded with what follows"
@@ -298,20 +296,6 @@ def test_class_from_pytorch_lightning_is_refused() -> None:
         type("Mixed", (FusedLayersMixin, twin), {})
 
 
-def run_as_script(part: str, root: Path) -> str:
-    """Run this file's function ``part`` in its own process, and return all that it prints."""
-    done = subprocess.run(
-        [sys.executable, __file__, part, str(root)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
-
-
 def test_folded_network_trains_as_the_plain_one_does(tmp_path: Path, messages: list[str]) -> None:
     trained = []
     for cls in (Residual, FusedResidual):
@@ -361,8 +345,11 @@ def two_processes(root: Path) -> None:
     fitted(Gathering(), root, strategy="ddp", devices=2, enable_checkpointing=False)
 
 
-def test_two_processes_report_once_and_train_alike(tmp_path: Path) -> None:
-    output = run_as_script("two_processes", tmp_path)
+def test_two_processes_report_once_and_train_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes.run(two_processes, [(tmp_path,)] * 2)
+    output = capsys.readouterr().out
     assert output.count("FusedLayersMixin:") == 1
     assert FUSED in output
     assert {path.name for path in tmp_path.iterdir()} == {"rank 0", "rank 1"}
@@ -389,12 +376,8 @@ def model_parallel(root: Path) -> None:
         fitted(Fused(), root, strategy=ModelParallelStrategy(1, 1), **options)
 
 
-def test_model_parallel_strategy_still_wants_its_hook(tmp_path: Path) -> None:
-    assert FUSED in run_as_script("model_parallel", tmp_path)
-
-
-if __name__ == "__main__":
-    {"two_processes": two_processes, "model_parallel": model_parallel}[sys.argv[1]](
-        Path(sys.argv[2])
-    )
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort
+def test_model_parallel_strategy_still_wants_its_hook(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    processes.run(model_parallel, [(tmp_path,)])
+    assert FUSED in capsys.readouterr().out

@@ -1,8 +1,5 @@
 """Learning-rate schedules by subclassing: real fits, each step notes the rates it was made with."""
 
-import os
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +20,7 @@ from typing_extensions import override
 
 from lightning_practices.mixins import EarlyStoppingMixin, LearningRateScheduleMixin
 from lightning_practices.schedules import learning_rate_factor
+from tests import processes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Please add the following callbacks.*ModelCheckpoint"),
@@ -666,18 +664,5 @@ def two_processes(root: Path) -> None:
 
 
 def test_all_processes_have_the_same_rates(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=90,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stdout
+    processes.run(two_processes, [(tmp_path,)] * 2)
     assert {path.name for path in tmp_path.glob("rank*")} == {"rank 0", "rank 1"}
-
-
-if __name__ == "__main__":
-    two_processes(Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort

@@ -1,8 +1,5 @@
 """Monte Carlo dropout by subclassing."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from typing_extensions import override
 
 from lightning_practices.ensembles import MonteCarloPrediction, monte_carlo_dropout
 from lightning_practices.mixins import MonteCarloDropoutMixin
+from tests import processes
 
 
 class Base(LightningModule):
@@ -261,15 +259,7 @@ def test_two_processes_predict_the_same(tmp_path: Path) -> None:
     alone.mkdir()
     together.mkdir()
     predict_into(alone, 1)
-    done = subprocess.run(
-        [sys.executable, __file__, str(together)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stdout
+    processes.run(predict_into, [(together, 2)] * 2)
     ((order, expected),) = (torch.load(path) for path in alone.iterdir())
     assert order.tolist() == list(range(10))
     seen = set()
@@ -281,8 +271,3 @@ def test_two_processes_predict_the_same(tmp_path: Path) -> None:
             MonteCarloPrediction(*got), MonteCarloPrediction(*(t[indices] for t in expected))
         )
     assert seen == set(range(10))
-
-
-if __name__ == "__main__":
-    predict_into(Path(sys.argv[1]), 2)
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort

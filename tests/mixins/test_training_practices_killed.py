@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_practices.mixins import TrainingPractices
 from tests.callbacks.scripted import DIP, FILTERS, STEPS, At, Scripted, Stateful, same, trainer_of
-from tests.killed import kill, run, run_killed
+from tests.processes import kill, run, run_killed
 
 pytestmark = FILTERS
 
@@ -112,7 +112,7 @@ def test_one_process(
     tmp_path: Path, every: int | None, saved_at: int, values: tuple[float, ...], steps: int
 ) -> None:
     whole = fit(tmp_path / "whole", every=every, values=values)
-    run_killed(fit, tmp_path, False, KILLED_AT, every, 1, values)
+    run_killed(fit, [(tmp_path, False, KILLED_AT, every, 1, values)])
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert saved["global_step"] == saved_at
     resumed = fit(tmp_path, resume=True, every=every, values=values)
@@ -125,8 +125,8 @@ def both(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    run_killed(fit, tmp_path, False, KILLED_AT, None, 2)
-    ranks = run(both, tmp_path)
+    run_killed(fit, [(tmp_path, False, KILLED_AT, None, 2)] * 2)
+    ranks = run(both, [(tmp_path,)] * 2)
     assert len(ranks) == 2
     resumed, whole = ranks[0]
     assert_same(resumed, whole, 12)

@@ -1,8 +1,5 @@
-"""The plugin in real fits; run as a script, the fits that need a process group."""
+"""The plugin in real fits."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from typing_extensions import override
 from lightning_practices.nn import BatchNorm1d, SyncBatchNorm
 from lightning_practices.plugins import FusedSyncBatchNorm
 from lightning_practices.surgery import fuse, unfuse
+from tests import processes
 
 
 class Net(LightningModule):
@@ -79,19 +77,6 @@ def trainer(root: Path, **options: Any) -> Trainer:
     return Trainer(**{"default_root_dir": root, "devices": 1, **exact, **quiet, **options})
 
 
-def run_as_script(part: str, root: Path) -> None:
-    """Run this file's function ``part`` in its own process."""
-    done = subprocess.run(
-        [sys.executable, __file__, part, str(root)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=150,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-    )
-    assert done.returncode == 0, done.stdout
-
-
 def two_processes(root: Path) -> None:
     net = Net()
     saving = ModelCheckpoint(root, filename="saved")
@@ -114,7 +99,7 @@ def two_processes(root: Path) -> None:
 
 
 def test_two_processes_train_as_one_does_on_the_joined_batch(tmp_path: Path) -> None:
-    run_as_script("two_processes", tmp_path)
+    processes.run(two_processes, [(tmp_path,)] * 2)
     net = Net()
     start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     alone = trainer(tmp_path, enable_checkpointing=False)
@@ -145,7 +130,7 @@ def failing(root: Path) -> None:
 
 
 def test_an_exception_leaves_the_layers_as_they_were(tmp_path: Path) -> None:
-    run_as_script("failing", tmp_path)
+    processes.run(failing, [(tmp_path,)])
 
 
 def test_one_device_has_nobody_to_synchronise_with(tmp_path: Path) -> None:
@@ -179,8 +164,3 @@ def test_surgery_before_it_is_undone_after_it() -> None:
     assert [type(layer) for layer in net] == fused
     unfuse(net)
     assert [type(layer) for layer in net] == built
-
-
-if __name__ == "__main__":
-    {"two_processes": two_processes, "failing": failing}[sys.argv[1]](Path(sys.argv[2]))
-    torch.distributed.destroy_process_group()  # left to the interpreter's exit, gloo may abort
