@@ -228,14 +228,14 @@ class Run:
         assert self._fitted is not None
         callbacks = [callback, *self._variant.callbacks()]
         precision = self._workload.precision
-        lightning_kernels.leave_norms_to_inductor(self._variant.leaves_norms)
+        lightning_kernels.set_compiled_norms(self._variant.compiled_norms)
         try:
             train(
                 self._fitted, self._batches, self._device, callbacks,
                 steps=steps, precision=precision,
             )  # fmt: skip
         finally:
-            lightning_kernels.leave_norms_to_inductor(False)
+            lightning_kernels.set_compiled_norms("kernels")
 
     def _guarded(self, work: Callable[[], float]) -> float:
         try:

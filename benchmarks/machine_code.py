@@ -27,6 +27,7 @@ from triton.runtime.jit import JITFunction, MockTensor
 from lightning_kernels._clip_grad import adaptive as _clip_grad_adaptive
 from lightning_kernels._clip_grad import tensor_table as _tensor_table
 from lightning_kernels._core import dispatch as _dispatch
+from lightning_kernels._core import launch as _launch
 
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 _MULTIPROCESSORS = 132  # an H200's: it decides grids, which the machine code does not depend on
@@ -153,7 +154,7 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
         stack.enter_context(mock.patch.object(torch.cuda, name, answer))
     for module in (_tensor_table, _clip_grad_adaptive):  # which read addresses and copy to it
         stack.enter_context(mock.patch.object(module, "kept_on_device", _table))
-    for cached in (_dispatch._probe_device, _dispatch.multiprocessor_count):
+    for cached in (_dispatch._probe_device, _launch.multiprocessor_count):
         cached.cache_clear()
         stack.callback(cached.cache_clear)
 

@@ -16,6 +16,7 @@ from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 from typing_extensions import override
 
+from lightning_kernels import CompiledNorms
 from lightning_practices.callbacks import EarlyStopping
 from lightning_practices.mixins import FusedLayersMixin
 
@@ -182,13 +183,13 @@ class Variant:
         module: The class to train.
         callbacks: Makes its callbacks.
         compiled: Whether under ``torch.compile``.
-        leaves_norms: To Inductor, see :func:`lightning_kernels.leave_norms_to_inductor`.
+        compiled_norms: See :func:`lightning_kernels.set_compiled_norms`.
     """
 
     module: type[Training] = Training
     callbacks: Callable[[], list[Callback]] = list
     compiled: bool = False
-    leaves_norms: bool = False
+    compiled_norms: CompiledNorms = "kernels"
 
 
 def _practices() -> list[Callback]:
@@ -200,7 +201,9 @@ VARIANTS = {
     "ours": Variant(Fused, _practices),
     "plain compiled": Variant(compiled=True),
     "ours compiled": Variant(Fused, _practices, compiled=True),
-    "ours compiled, norms left": Variant(Fused, _practices, compiled=True, leaves_norms=True),
+    "ours compiled, norms left": Variant(
+        Fused, _practices, compiled=True, compiled_norms="inductor"
+    ),
 }
 
 

@@ -18,7 +18,7 @@ REDUCTIONS = {
     "_norm_kernel",
     "_sum_partials_kernel",
     "_batch_norm_statistics_kernel",
-    "_batch_norm_merge_kernel",
+    "_merge_statistics_kernel",
     "_batch_norm_reduce_kernel",
     "_batch_norm_sum_kernel",
     "_group_norm_statistics_kernel",

@@ -195,24 +195,24 @@ def test_compiled_variants(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_norms_are_left_to_inductor_by_one_variant_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, set[bool]] = {}
+    seen: dict[str, set[str]] = {}
 
     class Looking(Training):
         name = "without"
 
         @override
         def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-            seen.setdefault(self.name, set()).add(_dispatch._leaves_norms)
+            seen.setdefault(self.name, set()).add(_dispatch._compiled_norms)
             return super().training_step(batch, batch_idx)
 
     class Left(Looking):
         name = "left"
 
     monkeypatch.setitem(VARIANTS, "plain", Variant(Looking))
-    monkeypatch.setitem(VARIANTS, "ours", Variant(Left, leaves_norms=True))
+    monkeypatch.setitem(VARIANTS, "ours", Variant(Left, compiled_norms="inductor"))
     measure_model(workload(), EAGER, TINY, CPU)
-    assert seen == {"without": {False}, "left": {True}}
-    assert not _dispatch._leaves_norms
+    assert seen == {"without": {"kernels"}, "left": {"inductor"}}
+    assert _dispatch._compiled_norms == "kernels"
 
 
 def test_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

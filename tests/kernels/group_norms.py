@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lightning_kernels import group_norm, instance_norm
-from lightning_kernels._core.dispatch import cdiv
+from lightning_kernels._core.launch import cdiv
 from tests.kernels.reference import assert_as_right_as_torch
 
 LAST, LAST_3D = torch.channels_last, torch.channels_last_3d

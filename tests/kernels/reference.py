@@ -1,13 +1,15 @@
 """How right a result must be: measured against float64, judged by torch's own error."""
 
 import math
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from lightning_kernels._core.dispatch import launch
+from lightning_kernels._core.launch import launch
 
 _INTEGER_GUARD = 0xA5
 Function = Callable[..., Tensor]
@@ -57,7 +59,19 @@ def _square_errors(mine: Tensor, theirs: Tensor, exact: Tensor) -> tuple[float, 
     return tuple(error.square().sum().item() for error in errors)  # type: ignore[return-value]
 
 
-def guarded_launch(
+def guard_launches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every launch one of :func:`_guarded_launch`."""
+    replace_launch(monkeypatch, _guarded_launch)
+
+
+def replace_launch(monkeypatch: pytest.MonkeyPatch, replacement: Callable[..., None]) -> None:
+    """Replace ``launch`` in every module that imports it."""
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("lightning_kernels.") and getattr(module, "launch", None) is launch:
+            monkeypatch.setattr(module, "launch", replacement)
+
+
+def _guarded_launch(
     kernel: Any, grid: tuple[int, ...], on: torch.device, *args: Any, **constants: Any
 ) -> None:
     """Launch with a guard around every tensor that stray reads would spread and writes mark."""

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from lightning_kernels import add_dropout_layer_norm, add_dropout_rms_norm
 from lightning_kernels._add_norm import add_norm as _add_norm
-from lightning_kernels._add_norm import operator as _add_norm_operator
-from tests.kernels.reference import guarded_launch
+from tests.kernels.reference import guard_launches
 
 OPS = torch.ops.lightning_kernels
 kernel = pytest.mark.kernel
@@ -42,7 +41,7 @@ def test_a_rerun_is_bitwise_equal_and_touches_only_its_tensors(
     tensors = draw(device, dtype)
     expected = seeded(tensors)
     assert all(torch.equal(a, b) for a, b in zip(seeded(tensors), expected, strict=True))
-    monkeypatch.setattr(_add_norm_operator, "launch", guarded_launch)
+    guard_launches(monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(seeded(tensors), expected, strict=True))
 
 
@@ -123,7 +122,7 @@ def test_rows_that_are_too_long_are_composed(
     x, residual, scale, weight, bias = draw(device)
     options: Any = {"layer_scale": scale} if scaled else {}
     expected = add_dropout_layer_norm(x, residual, (10,), weight, bias, **options)
-    monkeypatch.setattr(_add_norm, "add_norm", None)
+    monkeypatch.setattr(_add_norm, "add_norm_operator", None)
     with pytest.raises(TypeError, match="not callable"):
         add_dropout_layer_norm(x, residual, (10,), weight, bias, **options)
     monkeypatch.setattr(_add_norm, "_LONGEST_SCALED" if scaled else "_LONGEST", 9)

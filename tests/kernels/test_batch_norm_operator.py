@@ -8,8 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lightning_kernels
-from lightning_kernels._batch_norm import batch_norm as _batch_norm
-from tests.kernels.reference import guarded_launch
+from tests.kernels.reference import guard_launches
 
 pytestmark = pytest.mark.kernel
 
@@ -127,5 +126,5 @@ def test_kernels_touch_only_their_tensors(
         return [*outputs, mean, var]
 
     expected = results()
-    monkeypatch.setattr(_batch_norm, "launch", guarded_launch)
+    guard_launches(monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))

@@ -14,9 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 import lightning_kernels
 from lightning_kernels import dropout, dropout1d, dropout2d, dropout3d, feature_alpha_dropout
-from lightning_kernels._dropout import channel_dropout as _channel_dropout
 from lightning_kernels._dropout.dropout import alpha_constants
-from tests.kernels.reference import guarded_launch
+from tests.kernels.reference import guard_launches
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 Function = Callable[..., Tensor]
@@ -310,7 +309,7 @@ def test_kernels_touch_only_their_tensors(
         return y.detach(), *torch.autograd.grad(y.square().sum(), x)
 
     expected = results()
-    monkeypatch.setattr(_channel_dropout, "launch", guarded_launch)
+    guard_launches(monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_kernels import clip_grad_adaptive_
-from lightning_kernels._clip_grad import adaptive as _clip_grad_adaptive
-from lightning_kernels._core import dispatch as _dispatch
+from lightning_kernels._core.launch import launch
+from tests.kernels.reference import replace_launch
 
 SHAPES: list[tuple[int, ...]] = [
     (7, 5),
@@ -148,13 +148,12 @@ def test_nothing_is_written_on_the_cpu_where_nothing_is_clipped() -> None:
 @pytest.mark.kernel
 def test_one_launch_whatever_the_number(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     launches: list[Any] = []
-    launch = _dispatch.launch
 
     def counted(*args: Any, **constants: Any) -> None:
         launches.append(args[0])
         launch(*args, **constants)
 
-    monkeypatch.setattr(_clip_grad_adaptive, "launch", counted)
+    replace_launch(monkeypatch, counted)
     clip_grad_adaptive_(parameters(device, DTYPES[:3]) + parameters(device))
     assert len(launches) == 1
 

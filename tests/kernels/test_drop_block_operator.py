@@ -10,10 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from lightning_kernels import drop_block2d, drop_block3d, route
-from lightning_kernels._core.dispatch import multiprocessor_count
-from lightning_kernels._drop_block import drop_block as _drop_block
+from lightning_kernels._core.launch import multiprocessor_count
 from lightning_kernels._drop_block import layout as _drop_block_layout
-from tests.kernels.reference import guarded_launch
+from lightning_kernels._drop_block import operator as _drop_block_operator
+from tests.kernels.reference import guard_launches
 
 OPS = torch.ops.lightning_kernels
 
@@ -129,7 +129,7 @@ def test_only_bits_and_counts_are_kept(per_channel: bool, device: str) -> None:
     size = sum(tensor.numel() * tensor.element_size() for tensor in kept)
     planes = 8 * 16 if per_channel else 8
     if route(x) != "aten":
-        counts = 4 * _drop_block._PROGRAMS * multiprocessor_count(x.device)
+        counts = 4 * _drop_block_operator._PROGRAMS * multiprocessor_count(x.device)
         assert size == planes * 14 * 4 + counts  # a word of 32 bits for a row of 28
     else:
         assert size == planes * 14 * 28
@@ -239,7 +239,7 @@ def test_kernels_touch_only_their_tensors(
         return tensors
 
     expected = results()
-    monkeypatch.setattr(_drop_block, "launch", guarded_launch)
+    guard_launches(monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
 
 
@@ -257,7 +257,7 @@ def test_the_launch_does_not_change_the_mask(
         return [function(x, 0.2, block_size), function(x, 0.2, block_size, per_channel=False)]
 
     expected = draw()
-    monkeypatch.setattr(_drop_block, "_PROGRAMS", 1)
+    monkeypatch.setattr(_drop_block_operator, "_PROGRAMS", 1)
     assert all(torch.equal(a, b) for a, b in zip(draw(), expected, strict=True))
     for name, value in (("_WORDS", 256), ("_TILE_BYTES", 1024)):
         monkeypatch.setattr(_drop_block_layout, name, value)

@@ -12,8 +12,7 @@ from torch.library import opcheck
 from torch.utils.checkpoint import checkpoint
 
 from lightning_kernels import dropout, dropout_activation
-from lightning_kernels._dropout import dropout_activation as _dropout_activation
-from tests.kernels.reference import assert_as_right_as_torch, guarded_launch
+from tests.kernels.reference import assert_as_right_as_torch, guard_launches
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPS = torch.ops.lightning_kernels
@@ -374,7 +373,7 @@ def test_kernels_touch_only_their_tensors(
         return y.detach(), *torch.autograd.grad(y.float().square().sum(), (x, bias))
 
     expected = results()
-    monkeypatch.setattr(_dropout_activation, "launch", guarded_launch)
+    guard_launches(monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
 
 

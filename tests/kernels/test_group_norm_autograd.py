@@ -8,10 +8,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from lightning_kernels import group_norm
-from lightning_kernels._batch_norm import batch_norm as _batch_norm
-from lightning_kernels._group_norm import group_norm as _group_norm
 from tests.kernels.group_norms import LAST, Layout, both, make
-from tests.kernels.reference import guarded_launch, run
+from tests.kernels.reference import guard_launches, run
 
 OPS = torch.ops.lightning_kernels
 
@@ -170,8 +168,7 @@ def test_kernels_touch_only_their_tensors(
     grad = torch.randn_like(tensors[0])
     function = both(groups, "silu")[0]
     expected = run(function, tensors, grad)
-    for module in (_group_norm, _batch_norm):
-        monkeypatch.setattr(module, "launch", guarded_launch)
+    guard_launches(monkeypatch)
     results = run(function, tensors, grad)
     assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
 

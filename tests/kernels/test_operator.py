@@ -8,9 +8,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import lightning_kernels
-from lightning_kernels._dropout import dropout as _dropout
-from lightning_kernels._row_norm import operator as _row_norm
-from tests.kernels.reference import guarded_launch
+from tests.kernels.reference import guard_launches
 
 pytestmark = pytest.mark.kernel
 
@@ -94,6 +92,5 @@ def test_kernels_touch_only_their_tensors(
         return [y.detach(), *torch.autograd.grad(y.square().sum(), (x, weight, bias))]
 
     expected = results()
-    monkeypatch.setattr(_row_norm, "launch", guarded_launch)
-    monkeypatch.setattr(_dropout, "launch", guarded_launch)
+    guard_launches(monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_kernels._core.dispatch import launch
+from lightning_kernels._core.launch import launch
 from lightning_kernels._core.random import WORDS_PER_CALL, random_words, reserve
 from lightning_kernels._core.triton import tl, triton
 

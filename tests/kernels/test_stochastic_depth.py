@@ -12,8 +12,7 @@ from torchvision.ops import stochastic_depth as torchvisions
 
 import lightning_kernels
 from lightning_kernels import stochastic_depth
-from lightning_kernels._stochastic_depth import stochastic_depth as _stochastic_depth
-from tests.kernels.reference import assert_as_right_as_torch, guarded_launch
+from tests.kernels.reference import assert_as_right_as_torch, guard_launches
 
 OPS = torch.ops.lightning_kernels
 
@@ -529,7 +528,7 @@ def test_kernels_touch_only_their_tensors(
         return y.detach(), *torch.autograd.grad(y.float().square().sum(), tensors)
 
     expected = results()
-    monkeypatch.setattr(_stochastic_depth, "launch", guarded_launch)
+    guard_launches(monkeypatch)
     assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
 
 

@@ -1,1 +1,10 @@
-"""Dropout, stochastic depth, residual addition and the norm after it."""
+"""Dropout, stochastic depth, layer scale, addition and norm in one pass.
+
+- ``add_norm``: the public functions.
+- ``operator``: the operator and its backward operator, which allocate and launch.
+- ``kernels``: the Triton kernels.
+"""
+
+from lightning_kernels._add_norm.add_norm import add_dropout_layer_norm, add_dropout_rms_norm
+
+__all__ = ["add_dropout_layer_norm", "add_dropout_rms_norm"]

@@ -6,15 +6,25 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_kernels._add_norm.operator import add_norm
+from lightning_kernels._add_norm.operator import add_norm_operator
 from lightning_kernels._core.dispatch import norm_runs_triton
-from lightning_kernels._core.parameters import check_parameter, check_rows, shape_of
+from lightning_kernels._core.parameters import (
+    check_floating,
+    check_residual,
+    check_rows,
+    shape_of,
+)
 from lightning_kernels._core.random import reserve
 from lightning_kernels._core.rate import resolve_rate
-from lightning_kernels._dropout.dropout import check_floating, dropout
-from lightning_kernels._row_norm.layer_norm import layer_norm
-from lightning_kernels._row_norm.rms_norm import rms_norm
-from lightning_kernels._stochastic_depth.stochastic_depth import stochastic_depth
+from lightning_kernels._dropout import dropout
+from lightning_kernels._row_norm import layer_norm, rms_norm
+from lightning_kernels._stochastic_depth import stochastic_depth
+
+# The longest rows that a program holds without spilling (tests/test_machine_code.py): the row and
+# its gradients; with a trained layer scale also the branch and a third sum.
+_LONGEST = 8192
+_LONGEST_SCALED = 4096
+
 
 # As many elements as a program holds without spilling (tests/test_machine_code.py): a row and its
 # gradients, and with a trained layer scale the branch and a third sum beside them.
@@ -35,45 +45,52 @@ def add_dropout_layer_norm(
     eps: float = 1e-5,
     training: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    r"""Drop from a branch, scale it, add the residual and normalise: what ends a block, in a pass.
+    r"""Drop from a branch, scale it, add the residual and normalise, in one pass.
 
     .. math:: z = r + \frac{m_n}{1 - q} \, \lambda \odot \frac{d \odot x}{1 - p}, \qquad
         y = \mathrm{layer\_norm}(z), \qquad
         m_n \sim \text{Bernoulli}(1 - q), \quad d_i \sim \text{Bernoulli}(1 - p)
 
-    with :math:`q` for ``drop_path``, computed in float32; in evaluation nothing is dropped. Equal
-    in distribution to :func:`lightning_kernels.dropout`, ``stochastic_depth`` of mode ``"row"`` and
-    ``layer_norm`` one after the other, which it is where the kernels do not run (see
-    :func:`lightning_kernels.route`) and for rows of more than 8192 elements, or 4096 with a layer
-    scale that requires a gradient. The masks are functions of torch's seed, its Philox offset, row
-    and column, so the one backward pass draws them again: kept are ``z``, two numbers per row and,
-    with a layer scale that requires a gradient, ``x``. Parameters' gradients are summed in float32
-    in a fixed order. Beside a residual the kernels do not read the branch of a dropped sample.
+    Such a step ends each block of a transformer. :math:`q` is ``drop_path``. The computation is
+    float32. In evaluation nothing is dropped. The result equals, in distribution,
+    :func:`lightning_kernels.dropout`, :func:`lightning_kernels.stochastic_depth` of mode ``"row"``
+    and :func:`lightning_kernels.layer_norm` one after the other. These three are called where the
+    kernels do not run (see :func:`lightning_kernels.route`), for rows of more than 8192 elements,
+    and for rows of more than 4096 if the layer scale requires a gradient.
+
+    The masks are functions of torch's seed, its Philox offset, row and column, so the backward pass
+    draws them again. The graph keeps ``z``, two numbers per row and, if the layer scale requires a
+    gradient, ``x``. The backward pass is one pass; it sums the gradients of the parameters in
+    float32 in a fixed order. With a residual the kernels do not read the branch of a dropped
+    sample.
 
     Args:
         x: The branch, ``(*, *normalized_shape)``, floating point; samples in the first dimension.
-        residual: :math:`r`, of the shape of ``x`` and its type, float32 too if ``x`` has 16 bits.
-            ``None``: nothing is added.
+        residual: :math:`r`, of the shape and dtype of ``x``, or of float32 if ``x`` has 16 bits.
+            ``None`` adds nothing.
         normalized_shape: The last dimensions of ``x``, at least one.
-        weight: Scale of shape ``normalized_shape``, in ``x``'s type or float32.
-        bias: Shift, likewise.
+        weight: Scale of the norm, shape ``normalized_shape``, in the dtype of ``x`` or float32.
+        bias: Shift of the norm, like ``weight``.
         p: Probability of zeroing an element, or a tensor that holds it: see
             :func:`lightning_kernels.dropout`.
-        drop_path: Probability of dropping the branch of a sample, likewise.
-        layer_scale: :math:`\lambda`, shape ``normalized_shape``, in ``x``'s type or float32.
+        drop_path: Probability of dropping the branch of a sample, or a tensor that holds it.
+        layer_scale: :math:`\lambda`, like ``weight``.
         eps: Added to the variance.
-        training: When false, nothing is dropped; the rest is computed all the same.
+        training: Whether to drop. Everything else is computed in evaluation too.
 
     Returns:
-        ``y``, contiguous, in ``x``'s type, and ``z``, in the residual's; ``z`` is ``x`` itself if
-        nothing is done to it.
+        The norm ``y``, contiguous, in the dtype of ``x``, and the sum ``z`` in the dtype of the
+        residual. ``z`` is ``x`` itself if there is no residual, no layer scale and no drop.
 
     Raises:
-        RuntimeError: If ``x`` is not floating point; if shapes, dtypes or devices do not go
-            together; if samples are to be dropped and ``x`` is one row; if a rate is another tensor
-            than it may be.
+        RuntimeError: If ``x`` is not floating point. If the shape, dtype or device of an argument
+            does not fit ``x``. If ``drop_path`` is not 0 and ``x`` has no dimension of samples.
         TypeError: If ``normalized_shape`` is a number.
         ValueError: If a rate is outside ``[0, 1]`` or nan.
+
+    Example:
+        >>> x = torch.randn(4, 10, 64)
+        >>> y, z = add_dropout_layer_norm(x, x, (64,), torch.ones(64), p=0.1, drop_path=0.2)
 
     References:
         Ba et al., 2016, arXiv:1607.06450 (layer norm); Srivastava et al., 2014 (dropout); Huang et
@@ -100,22 +117,24 @@ def add_dropout_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     r"""Drop from a branch, scale it, add the residual and divide by the root mean square.
 
-    :func:`add_dropout_layer_norm` with :func:`lightning_kernels.rms_norm` for the norm: what is
-    said there of arguments, results and errors holds here. One number per row is kept beside ``z``.
+    :func:`add_dropout_layer_norm` with :func:`lightning_kernels.rms_norm` as its norm. Arguments,
+    results and errors are the same, but for ``eps`` and the missing ``bias``. The graph keeps ``z``
+    and one number per row.
 
     Args:
-        x: The branch.
-        residual: What it is added to, or ``None``.
+        x: The branch, ``(*, *normalized_shape)``, floating point.
+        residual: The tensor that the branch is added to, or ``None``.
         normalized_shape: The last dimensions of ``x``, at least one.
-        weight: Scale of shape ``normalized_shape``, in ``x``'s type or float32.
+        weight: Scale of the norm, shape ``normalized_shape``, in the dtype of ``x`` or float32.
         p: Probability of zeroing an element, or a tensor that holds it.
-        drop_path: Probability of dropping the branch of a sample, likewise.
-        layer_scale: Scale of the branch, shape ``normalized_shape``.
-        eps: Added to the mean square. Default: the machine epsilon of float32, for float64 its own.
-        training: When false, nothing is dropped; the rest is computed all the same.
+        drop_path: Probability of dropping the branch of a sample, or a tensor that holds it.
+        layer_scale: Scale of the branch, like ``weight``.
+        eps: Added to the mean square. By default the machine epsilon of float32; for float64 that
+            of float64.
+        training: Whether to drop. Everything else is computed in evaluation too.
 
     Returns:
-        ``y``, the norm, in ``x``'s type, and ``z``, the sum, in the residual's.
+        The norm ``y`` in the dtype of ``x``, and the sum ``z`` in the dtype of the residual.
 
     References:
         Zhang and Sennrich, 2019, "Root mean square layer normalization", arXiv:1910.07467.
@@ -131,13 +150,11 @@ def _run(
     weight: Tensor | None, bias: Tensor | None, p: float | Tensor, drop_path: float | Tensor,
     layer_scale: Tensor | None, eps: float | None, training: bool, centred: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Check the arguments, and launch or compose."""
+    """Check the arguments, and call the operator or compose."""
     check_floating(function, x)
     shape = shape_of(normalized_shape)
-    check_rows(function, x, shape)
-    for name, parameter in (("weight", weight), ("bias", bias), ("layer_scale", layer_scale)):
-        check_parameter(function, name, parameter, shape, "normalized_shape", x)
-    _check_residual(function, x, residual)
+    check_rows(function, x, shape, weight=weight, bias=bias, layer_scale=layer_scale)
+    check_residual(function, x, residual)
     p, rate = resolve_rate(function, p, x)
     drop_path, path_rate = resolve_rate(f"{function}: drop_path as the", drop_path, x)
     if not training:
@@ -159,24 +176,11 @@ def _run(
     if eps is None:
         eps = torch.finfo(torch.float32).eps
     place = reserve(x) if drops else (None, 0, 0)
-    y, z, _ = add_norm(
+    y, z, _ = add_norm_operator(
         x, residual, layer_scale, weight, bias, size, eps, centred, p, rate, drop_path, path_rate,
         *place,
     )  # fmt: skip
     return y, z
-
-
-def _check_residual(function: str, x: Tensor, residual: Tensor | None) -> None:
-    """Raise for a residual that does not go with ``x``."""
-    if residual is not None and (
-        (residual.shape, residual.device) != (x.shape, x.device)
-        or not (residual.dtype == x.dtype or (residual.dtype, x.itemsize) == (torch.float32, 2))
-    ):
-        raise RuntimeError(
-            f"{function} expects residual like x, {list(x.shape)} of {x.dtype} (or torch.float32"
-            f" for 16 bits) on {x.device}, but got {list(residual.shape)} of {residual.dtype} on"
-            f" {residual.device}"
-        )
 
 
 def _composed(
@@ -184,15 +188,17 @@ def _composed(
     bias: Tensor | None, p: float | Tensor, drop_path: float | Tensor, layer_scale: Tensor | None,
     eps: float | None, centred: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Call this package's functions one after the other, with rates of 0 in evaluation."""
+    """Call dropout, stochastic depth and the norm one after the other."""
     z = dropout(x, p)
-    flat = layer_scale is not None and len(shape) > 1  # its channels are to be one dimension
+    flat = (
+        layer_scale is not None and len(shape) > 1
+    )  # stochastic_depth takes channels of one dimension
     if layer_scale is not None and flat:
         z, layer_scale = z.flatten(-len(shape)), layer_scale.flatten()
         residual = None if residual is None else residual.flatten(-len(shape))
     z = stochastic_depth(z, drop_path, "row", residual=residual, layer_scale=layer_scale)
     z = z.reshape(x.shape) if flat else z
-    if z.dtype != x.dtype:  # the norm asks for parameters of its input's type
+    if z.dtype != x.dtype:  # the norm expects parameters of its input's dtype
         weight, bias = (None if t is None else t.to(z.dtype) for t in (weight, bias))
     if centred:
         y = layer_norm(z, shape, weight, bias, 1e-5 if eps is None else eps)

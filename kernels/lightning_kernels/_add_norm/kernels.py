@@ -1,14 +1,14 @@
 """The kernels of dropout, stochastic depth, layer scale, addition and norm: rows in registers.
 
-The random words of a call are one stream: first a word for each sample, then those of the rows,
-samples and each row rounded up to four words. So a mask is a function of seed, offset, row and
-column alone.
+The random words of a call are one stream: first a word for each sample, then the words of each
+row. Samples, and each row, are rounded up to four words. So a mask is a function of seed, offset,
+row and column alone.
 """
 
-from lightning_kernels._core.random import _words_of, random_word_at
+from lightning_kernels._core.random import random_word_at, words_of_groups
 from lightning_kernels._core.rate import load_rate
+from lightning_kernels._core.tiles import scaled, shifted
 from lightning_kernels._core.triton import tl, triton
-from lightning_kernels._row_norm.kernels import _scaled, _shifted
 
 
 @triton.jit
@@ -17,7 +17,7 @@ def _branch_factor(
     threshold, scale, rate_ptr, path_threshold, path_scale, path_rate_ptr, state_ptr, seed, offset,
     DROPS: tl.constexpr, DROPS_PATHS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Return what the layer scale has yet to multiply, that product, and which rows are kept."""
+    """Return the factor of the branch without and with layer scale, and which rows are kept."""
     kept = row >= 0
     factor = tl.full((1, 1), 1.0, tl.float32)
     if DROPS_PATHS:
@@ -29,12 +29,12 @@ def _branch_factor(
         threshold, scale = load_rate(rate_ptr, threshold, scale)
         first = tl.cdiv(num_rows // rows_per_sample, 4) + row * tl.cdiv(size, 4)
         group = first + tl.arange(0, BLOCK_SIZE // 4)[None, :]
-        word = _words_of(state_ptr, seed, offset, group)
+        word = words_of_groups(state_ptr, seed, offset, group)
         factor = tl.where(word < threshold, 0.0, scale) * factor
-    scaled = _scaled(factor, layer_scale_ptr, column, in_columns)
+    product = scaled(factor, layer_scale_ptr, column, in_columns)
     if DROPS_PATHS:
-        scaled = tl.where(kept, scaled, 0.0)  # whatever the layer scale is
-    return factor, scaled, kept
+        product = tl.where(kept, product, 0.0)  # 0 even if the layer scale is infinite
+    return factor, product, kept
 
 
 @triton.jit(do_not_specialize=["threshold", "path_threshold", "seed", "offset"])
@@ -66,7 +66,7 @@ def _add_norm_forward_kernel(
     ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """Store the sum of ``ROWS`` rows and their norm, which is that of the sum as it was stored."""
+    """Store the sum of ``ROWS`` rows, and the norm of the sum as it was stored."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK_SIZE)[None, :]
     in_rows, in_columns = row < num_rows, column < size
@@ -79,13 +79,13 @@ def _add_norm_forward_kernel(
     )  # fmt: skip
     read = in_bounds
     if residual_ptr is not None:
-        read = in_bounds & kept  # without a residual nan stays nan where dropped
+        read = in_bounds & kept  # without a residual, dropped nan stays nan
     z = tl.load(x_ptr + place, mask=read, other=0.0).to(tl.float32) * factor
     if residual_ptr is not None:
         z += tl.load(residual_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     stored = z.to(z_ptr.dtype.element_ty)
     tl.store(z_ptr + place, stored, mask=in_bounds)
-    z = tl.where(in_columns, stored.to(tl.float32), 0.0)  # an infinite factor makes nan beyond
+    z = tl.where(in_columns, stored.to(tl.float32), 0.0)  # 0 times an infinite factor is nan
     if CENTRED:
         mean = tl.sum(z, axis=1, keep_dims=True) / size
         tl.store(statistics_ptr + row, mean, mask=in_rows)
@@ -93,8 +93,22 @@ def _add_norm_forward_kernel(
         z = tl.where(in_columns, z - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(z * z, axis=1, keep_dims=True) / size + eps)
     tl.store(statistics_ptr + row, rstd, mask=in_rows)
-    y = _shifted(_scaled(z * rstd, weight_ptr, column, in_columns), bias_ptr, column, in_columns)
+    y = shifted(scaled(z * rstd, weight_ptr, column, in_columns), bias_ptr, column, in_columns)
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=in_bounds)
+
+
+@triton.jit
+def _load_normalised(
+    z_ptr, statistics_ptr, place, row, in_bounds, in_rows, num_rows, CENTRED: tl.constexpr
+):
+    """Return the normalised sum, 0 out of bounds, and 1/sqrt(...) of each row."""
+    z = tl.load(z_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
+    rstd_ptr = statistics_ptr
+    if CENTRED:
+        z -= tl.load(statistics_ptr + row, mask=in_rows, other=0.0)
+        rstd_ptr += num_rows
+    rstd = tl.load(rstd_ptr + row, mask=in_rows, other=0.0)
+    return tl.where(in_bounds, z * rstd, 0.0), rstd
 
 
 @triton.jit(do_not_specialize=["threshold", "path_threshold", "seed", "offset"])
@@ -132,7 +146,7 @@ def _add_norm_backward_kernel(
 ):
     """Walk over every ``num_programs``-th tile of rows; read each tensor once.
 
-    Each program leaves its share of the parameters' gradients as one float32 row of the partials.
+    Each program stores its share of the parameters' gradients as one float32 row of the partials.
     """
     column = tl.arange(0, BLOCK_SIZE)[None, :]
     in_columns = column < size
@@ -147,18 +161,14 @@ def _add_norm_backward_kernel(
         grad = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
         if grad_y_ptr is not None:
             grad_y = tl.load(grad_y_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
-            z = tl.load(z_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
-            rstd_ptr = statistics_ptr
-            if CENTRED:
-                z -= tl.load(statistics_ptr + row, mask=in_rows, other=0.0)
-                rstd_ptr += num_rows
-            rstd = tl.load(rstd_ptr + row, mask=in_rows, other=0.0)
-            normalised = tl.where(in_bounds, z * rstd, 0.0)
+            normalised, rstd = _load_normalised(
+                z_ptr, statistics_ptr, place, row, in_bounds, in_rows, num_rows, CENTRED
+            )
             if partial_weight_ptr is not None:
                 sum_weight += grad_y * normalised
             if partial_bias_ptr is not None:
                 sum_bias += grad_y
-            grad_y = _scaled(grad_y, weight_ptr, column, in_columns)
+            grad_y = scaled(grad_y, weight_ptr, column, in_columns)
             projection = tl.sum(grad_y * normalised, axis=1, keep_dims=True) / size
             grad = grad_y - normalised * projection
             if CENTRED:

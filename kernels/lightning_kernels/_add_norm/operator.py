@@ -9,13 +9,18 @@ from lightning_kernels._add_norm.kernels import (
     _add_norm_backward_kernel,
     _add_norm_forward_kernel,
 )
-from lightning_kernels._core.dispatch import cdiv, launch, multiprocessor_count
+from lightning_kernels._core.gradients import empty_gradients, only_needed
+from lightning_kernels._core.launch import cdiv, launch, multiprocessor_count
+from lightning_kernels._core.layout import contiguous
 from lightning_kernels._core.operator import Operator
+from lightning_kernels._core.partial_sums import sum_partials
 from lightning_kernels._core.rate import survivors_scale, threshold_of
-from lightning_kernels._dropout.dropout import _dropout
-from lightning_kernels._row_norm.kernels import _sum_partials_kernel
-from lightning_kernels._row_norm.operator import _differentiable_backward as _norm_backward
-from lightning_kernels._row_norm.operator import _tile
+from lightning_kernels._core.tiles import tile_of_rows
+from lightning_kernels._dropout import dropout_operator
+from lightning_kernels._row_norm import row_norm_gradients
+
+_WARPS = 20  # of the backward kernel that a multiprocessor holds, with 102 registers a thread
+
 
 _WARPS = 20  # of the backward kernel that a multiprocessor holds, with 102 registers a thread
 
@@ -23,7 +28,7 @@ _WARPS = 20  # of the backward kernel that a multiprocessor holds, with 102 regi
 def _rates(
     p: float, rate: Tensor | None, drop_path: float, path_rate: Tensor | None
 ) -> tuple[tuple[Any, ...], dict[str, bool]]:
-    """Return what kernels take of the rates, and the constants that say which of them count."""
+    """Return the arguments of kernels for the two rates, and the constants: which rates are set."""
     arguments = (
         threshold_of(p), survivors_scale(p), rate,
         threshold_of(drop_path), survivors_scale(drop_path), path_rate,
@@ -33,7 +38,7 @@ def _rates(
 
 
 def _tile_of(num_rows: int, size: int, elements: int) -> dict[str, int]:
-    return _tile(num_rows, max(size, 4), elements)  # four words a Philox call
+    return tile_of_rows(num_rows, max(size, 4), elements)  # four words a Philox call
 
 
 def _forward(
@@ -42,7 +47,7 @@ def _forward(
     drop_path: float, path_rate: Tensor | None, state: Tensor | None, seed: int, offset: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     y, z, statistics = _fake(x, residual, layer_scale, weight, bias, size, eps, centred)
-    tensors = (None if t is None else t.contiguous() for t in (residual, layer_scale, weight, bias))
+    tensors = contiguous(residual, layer_scale, weight, bias)
     rates, drops = _rates(p, rate, drop_path, path_rate)
     num_rows = x.numel() // size
     tile = _tile_of(num_rows, size, elements=4096)
@@ -55,7 +60,7 @@ def _forward(
 
 
 def _samples(x: Tensor, size: int) -> int:
-    """Return how many samples ``x`` has: a tensor that is one row is one."""
+    """Return the number of samples of ``x``. A tensor of one row is one sample."""
     return 1 if x.numel() == size else x.shape[0]
 
 
@@ -63,7 +68,7 @@ def _fake(
     x: Tensor, residual: Tensor | None, layer_scale: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, size: int, eps: float, centred: bool, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Allocate the norm, the sum and the statistics: means of rows if centred, 1/sqrt of each."""
+    """Allocate norm, sum and statistics: the means of rows if centred, then 1/sqrt(...)."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     dtype = x.dtype if residual is None else residual.dtype
     z = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
@@ -76,15 +81,15 @@ def _forward_of_backward(
     skips: bool, dtype: torch.dtype, p: float, rate: Tensor | None, drop_path: float,
     path_rate: Tensor | None, state: Tensor | None, seed: int, offset: int, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, residual, layer scale, weight and bias, empty if not needed."""
+    """Return the gradients of x, residual, layer scale, weight and bias."""
     gradients = _fake_of_backward(
         z, grad_y, grad_z, x, layer_scale, weight, bias, statistics, skips, dtype, p, rate,
         drop_path, path_rate, state, seed, offset, needs,
     )  # fmt: skip
-    needed = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    needed = only_needed(gradients, needs)
     centred, num_rows = statistics.shape[0] == 2, statistics.shape[1]
     size = z.numel() // num_rows
-    # A long row alone takes all registers of its threads; of short ones fewer rows leave more.
+    # One long row fills the registers of its threads. Fewer short rows leave more registers free.
     tile = _tile_of(num_rows, size, elements=1024 if size <= 1024 or needs[2] else 2048)
     if needs[2]:
         tile = {**tile, "maxnreg": 128}  # no fewer, and nothing is spilled
@@ -96,10 +101,7 @@ def _forward_of_backward(
         None if gradient is None else z.new_empty((num_programs, size), dtype=torch.float32)
         for gradient in needed[2:]
     ]
-    tensors = (
-        None if t is None else t.contiguous()
-        for t in (grad_y, grad_z, x, z, layer_scale, weight)
-    )  # fmt: skip
+    tensors = contiguous(grad_y, grad_z, x, z, layer_scale, weight)
     rates, drops = _rates(p, rate, drop_path, path_rate)
     launch(
         _add_norm_backward_kernel, (num_programs,), z.device,
@@ -107,24 +109,9 @@ def _forward_of_backward(
         num_rows // _samples(z, size), *rates, state, seed, offset,
         SKIPS=skips, CENTRED=centred, **drops, **tile,
     )  # fmt: skip
-    for of in (slice(0, 1), slice(1, 3)):
-        _sum(partials[of], needed[2:][of], num_programs, size)
+    sum_partials(partials[:1], needed[2:3])
+    sum_partials(partials[1:], needed[3:])
     return gradients
-
-
-def _sum(
-    partials: list[Tensor | None], gradients: list[Tensor | None], num_partials: int, size: int
-) -> None:
-    """Sum the partials of one or two parameters, in a fixed order."""
-    present = [partial for partial in partials if partial is not None]
-    if not present:
-        return
-    padding = [None] * (2 - len(partials))
-    launch(
-        _sum_partials_kernel, (cdiv(size, 16), len(partials)), present[0].device,
-        *partials, *padding, *gradients, *padding, num_partials, size,
-        ROWS=128, COLUMNS=16, num_warps=4,
-    )  # fmt: skip
 
 
 def _fake_of_backward(
@@ -135,13 +122,7 @@ def _fake_of_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     grad_x = torch.empty_like(z, dtype=dtype) if needs[0] else z.new_empty(0)
     grad_residual = torch.empty_like(z) if needs[1] else z.new_empty(0)
-    grad_scale, grad_weight, grad_bias = (
-        torch.empty_like(parameter, memory_format=torch.contiguous_format)
-        if need and parameter is not None
-        else z.new_empty(0)
-        for parameter, need in zip((layer_scale, weight, bias), needs[2:], strict=True)
-    )
-    return grad_x, grad_residual, grad_scale, grad_weight, grad_bias
+    return grad_x, grad_residual, *empty_gradients(z, (layer_scale, weight, bias), needs[2:])
 
 
 _add_norm_backward = Operator(
@@ -169,12 +150,12 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(
     ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Return gradients; what autograd has already, or x's, is not written a second time."""
+    """Return the gradients. Those that equal ``grad_z`` or each other are written once, or not."""
     if grad_y is None and grad_z is None:
         return (None,) * 15
     z, *saved, statistics, rate, path_rate, state = ctx.saved_tensors
     drops = ctx.p, rate, ctx.drop_path, path_rate, state, ctx.seed, ctx.offset
-    if torch.is_grad_enabled():  # create_graph=True: in terms that autograd can follow
+    if torch.is_grad_enabled():  # create_graph=True
         return *_differentiable_backward(ctx, grad_y, grad_z, z, saved, drops), *(None,) * 10
     needs = list(ctx.needs_input_grad[:5])
     alike = saved[1] is None and ctx.dtype == z.dtype and not any(_rates(*drops[:4])[1].values())
@@ -187,7 +168,7 @@ def _backward(
         gradients = _add_norm_backward(
             z, grad_y, grad_z, *saved, statistics, ctx.skips, ctx.dtype, *drops, written
         )
-        results = [g if need else None for g, need in zip(gradients, written, strict=True)]
+        results = only_needed(gradients, written)
     if needs[0] and not written[0]:
         results[0] = grad_z
     if needs[1] and not written[1]:
@@ -199,12 +180,12 @@ def _differentiable_backward(
     ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None, z: Tensor, saved: list[Tensor | None],
     drops: tuple[Any, ...],
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Return the same gradients as a composition of torch functions, for higher derivatives."""
+    """Return the gradients by torch's functions, which can be differentiated again."""
     x, layer_scale, weight, bias = saved
     grad_weight = grad_bias = grad_scale = None
     grad = grad_z
     if grad_y is not None:
-        grad, grad_weight, grad_bias = _norm_backward(
+        grad, grad_weight, grad_bias = row_norm_gradients(
             grad_y, z, ctx.size, weight, bias, ctx.eps, ctx.centred
         )
         assert grad is not None
@@ -214,7 +195,7 @@ def _differentiable_backward(
     rows = grad.reshape(-1, ctx.size).float()
     if x is not None:
         x = x.reshape(-1, ctx.size).float()
-    if of_rows is not None and ctx.skips:  # what is dropped beside a residual was not read
+    if of_rows is not None and ctx.skips:  # a branch that is dropped beside a residual was not read
         rows = torch.where(of_rows != 0, rows, 0.0)
         x = None if x is None else torch.where(of_rows != 0, x, 0.0)
     rows = rows * factor if of_rows is None else rows * factor * of_rows
@@ -230,23 +211,23 @@ def _masks(
     z: Tensor, size: int, p: float, rate: Tensor | None, drop_path: float,
     path_rate: Tensor | None, *stream: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Draw again, as dropout of ones, what the kernels multiplied elements and rows by."""
+    """Draw the factors of elements and of rows again, as dropout of ones."""
     samples, num_rows = _samples(z, size), z.numel() // size
     first, padded = 4 * cdiv(samples, 4), 4 * cdiv(size, 4)
     drops = _rates(p, rate, drop_path, path_rate)[1]
     factor, of_rows = z.new_ones((1, 1), dtype=torch.float32), None
     if drops["DROPS"]:
         ones = z.new_ones(first + num_rows * padded, dtype=torch.float32)
-        words = _dropout(ones, p, rate, False, True, *stream)
+        words = dropout_operator(ones, p, rate, False, True, *stream)
         factor = words[first:].view(num_rows, padded)[:, :size]
     if drops["DROPS_PATHS"]:
         ones = z.new_ones(first, dtype=torch.float32)
-        words = _dropout(ones, drop_path, path_rate, False, True, *stream)
+        words = dropout_operator(ones, drop_path, path_rate, False, True, *stream)
         of_rows = words[:samples].repeat_interleave(num_rows // samples)[:, None]
     return factor, of_rows
 
 
-add_norm = Operator(
+add_norm_operator = Operator(
     "add_norm",
     "(Tensor x, Tensor? residual, Tensor? layer_scale, Tensor? weight, Tensor? bias, SymInt size,"
     " float eps, bool centred, float p, Tensor? rate, float drop_path, Tensor? path_rate,"

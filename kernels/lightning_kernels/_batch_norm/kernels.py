@@ -1,9 +1,10 @@
-"""The kernels of batch normalisation, for both layouts.
+"""The kernels of batch norm, for both memory layouts.
 
-A tensor in memory is a matrix. Channels last (and N x C) it has a column for each channel, else a
-row for each plane, which is one channel of one sample: row ``n * channels + channel``. Kernels that
-map elements walk over that matrix. Kernels that sum over a channel take their rows from one slab of
-columns or, of planes, every ``channels``-th row: a ``group`` is that slab or that channel.
+A tensor in memory is a matrix. Channels last, and for ``(N, C)``, it has a column for each channel.
+Contiguous, it has a row for each plane: sample ``n`` and channel ``c`` are row ``n * C + c``.
+
+Kernels that map elements walk over that matrix. Kernels that sum over a channel sum a ``group``.
+Channels last, a group is a slab of columns; contiguous, it is every ``C``-th row, one channel.
 """
 
 from lightning_kernels._core.activation import (
@@ -14,31 +15,24 @@ from lightning_kernels._core.activation import (
     passes,
     store_signs,
 )
+from lightning_kernels._core.tiles import load_or
 from lightning_kernels._core.triton import tl, triton
-
-
-@triton.jit
-def _load(pointer, channel, in_channels, default):
-    """Load what there is one of per channel as float32, ``default`` where there is none."""
-    if pointer is None:
-        return default
-    return tl.load(pointer + channel, mask=in_channels, other=default).to(tl.float32)
 
 
 @triton.jit
 def _load_statistics(
     mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING: tl.constexpr
 ):
-    """Return mean and 1/sqrt(variance + eps): of the batch from one tensor, else running ones."""
+    """Return mean and 1/sqrt(variance + eps); in training both are in one tensor."""
     if TRAINING:
         variance_ptr += channels
-    mean = _load(mean_ptr, channel, in_channels, 0.0)
-    return mean, tl.rsqrt(_load(variance_ptr, channel, in_channels, 1.0) + eps)
+    mean = load_or(mean_ptr, channel, in_channels, 0.0)
+    return mean, tl.rsqrt(load_or(variance_ptr, channel, in_channels, 1.0) + eps)
 
 
 @triton.jit
 def _in_group(group, channels, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Return the channels that a program sums, (1, INNER) or (1, 1), and which of them exist."""
+    """Return the channels that a program sums, (1, INNER) or (1, 1), and which exist."""
     if CHANNELS_LAST:
         channel = group * INNER + tl.arange(0, INNER)[None, :]
     else:
@@ -51,7 +45,7 @@ def _tile_of_group(
     index, group, outer, inner, channels,
     OUTER: tl.constexpr, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Return a group's tile number ``index``: rows, which exist, first column, bounds and size."""
+    """Return rows, which rows exist, first column, bounds and size of tile ``index`` of a group."""
     outer_offset = tl.arange(0, OUTER)[:, None]
     if CHANNELS_LAST:
         first_outer = index * tl.full((), OUTER, tl.int64)
@@ -71,7 +65,7 @@ def _tile_of_group(
 
 @triton.jit
 def _sum(values, CHANNELS_LAST: tl.constexpr):
-    """Sum a tile over all that belongs to a channel: outside of loops, so float64 is cheap."""
+    """Sum a tile over each channel. It is called outside of loops, so float64 is cheap."""
     values = values.to(tl.float64)
     if not CHANNELS_LAST:
         values = tl.sum(values, axis=1, keep_dims=True)
@@ -84,12 +78,12 @@ def _batch_norm_statistics_kernel(
     OUTER: tl.constexpr, INNER: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Leave mean, sum of squared deviations and count of a share of each channel.
+    """Store mean, sum of squared deviations and count of a share of each channel.
 
-    Sums are taken of the distance to the mean of the first tile: with T tiles it is at most
-    sqrt(T) standard deviations from theirs, so that little cancels, however large the mean.
+    The kernel sums distances to the mean of the first tile. With T tiles that mean is at most
+    sqrt(T) standard deviations from the mean of all, so little cancels, however large the mean.
     """
-    inner = inner // ALIGNMENT * ALIGNMENT  # tells the compiler what it is a multiple of
+    inner = inner // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
     group = tl.program_id(0) % groups
     split = tl.program_id(0) // groups
     splits = tl.num_programs(0) // groups
@@ -123,65 +117,13 @@ def _batch_norm_statistics_kernel(
 
 
 @triton.jit
-def _batch_norm_merge_kernel(
-    partial_ptr,
-    statistics_ptr,
-    running_mean_ptr,
-    running_var_ptr,
-    splits,
-    channels,
-    split_stride,
-    kind_stride,
-    momentum,
-    SPLITS: tl.constexpr,
-    CHANNELS: tl.constexpr,
-):
-    """Merge shares, of programs or of processes, in a fixed order; update the running statistics.
-
-    In float64, so that nothing cancels that float32 values could tell; shares may be empty.
-    """
-    split = tl.arange(0, SPLITS)[:, None]
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-    in_channels = channel < channels
-    total = tl.zeros((SPLITS, CHANNELS), tl.float64)
-    squares = tl.zeros((SPLITS, CHANNELS), tl.float64)
-    counts = tl.zeros((SPLITS, CHANNELS), tl.float64)
-    for first in range(0, splits, SPLITS):
-        in_bounds = (first + split < splits) & in_channels
-        in_ptr = partial_ptr + (first + split) * split_stride + channel
-        mean = tl.load(in_ptr, mask=in_bounds, other=0.0).to(tl.float64)
-        deviations = tl.load(in_ptr + kind_stride, mask=in_bounds, other=0.0)
-        count = tl.load(in_ptr + 2 * kind_stride, mask=in_bounds, other=0.0)
-        total += count * mean
-        squares += count * mean * mean + deviations
-        counts += count
-    count = tl.sum(counts, axis=0, keep_dims=True)
-    divisor = tl.where(count > 0, count, 1.0)
-    mean = tl.sum(total, axis=0, keep_dims=True) / divisor
-    variance = tl.sum(squares, axis=0, keep_dims=True) / divisor - mean * mean
-    variance = tl.where(variance < 0, 0.0, variance)  # not tl.maximum, which drops nan
-    tl.store(statistics_ptr + channel, mean.to(tl.float32), mask=in_channels)
-    tl.store(statistics_ptr + channels + channel, variance.to(tl.float32), mask=in_channels)
-    tl.store(statistics_ptr + 2 * channels + channel, count.to(tl.float32), mask=in_channels)
-    if running_mean_ptr is not None:
-        momentum = tl.where(count > 0, momentum, 0.0)
-        unbiased = variance * (count / tl.where(count > 1, count - 1, 1.0))
-        old = _load(running_mean_ptr, channel, in_channels, 0.0)
-        new = (momentum * mean + (1 - momentum) * old).to(running_mean_ptr.dtype.element_ty)
-        tl.store(running_mean_ptr + channel, new, mask=in_channels)
-        old = _load(running_var_ptr, channel, in_channels, 0.0)
-        new = (momentum * unbiased + (1 - momentum) * old).to(running_var_ptr.dtype.element_ty)
-        tl.store(running_var_ptr + channel, new, mask=in_channels)
-
-
-@triton.jit
 def _tile_of_matrix(
     rows, columns, channels,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Return rows, first column, bounds, channels and which exist, from the matrix' end.
+    """Return rows, first column, bounds, channels and which channels exist, of a program's tile.
 
-    The end is what the pass before has read last, so it may still be in the cache.
+    The first program takes the last tile: the pass before has read it last, so it may be cached.
     """
     index = tl.num_programs(0) - 1 - tl.program_id(0)
     tiles = tl.cdiv(columns, COLUMNS)
@@ -221,7 +163,7 @@ def _batch_norm_forward_kernel(
     TRAINING: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """Normalise a tile, add the residual, activate; keep a bit of each element if asked to."""
+    """Normalise a tile, add the residual and activate; store the signs if they are kept."""
     columns = columns // ALIGNMENT * ALIGNMENT
     row, first, in_bounds, channel, in_channels = _tile_of_matrix(
         rows, columns, channels, ROWS, COLUMNS, CHANNELS_LAST
@@ -229,8 +171,8 @@ def _batch_norm_forward_kernel(
     mean, rstd = _load_statistics(
         mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING
     )
-    weight = _load(weight_ptr, channel, in_channels, 1.0)
-    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    weight = load_or(weight_ptr, channel, in_channels, 1.0)
+    bias = load_or(bias_ptr, channel, in_channels, 0.0)
     tile = row * columns + first + tl.arange(0, COLUMNS)[None, :]
     x = tl.load(x_ptr + tile, mask=in_bounds, other=0.0).to(tl.float32)
     z = (x - mean) * rstd * weight + bias
@@ -301,8 +243,8 @@ def _batch_norm_reduce_kernel(
     mean, rstd = _load_statistics(
         mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING
     )
-    weight = _load(weight_ptr, channel, in_channels, 1.0)
-    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    weight = load_or(weight_ptr, channel, in_channels, 1.0)
+    bias = load_or(bias_ptr, channel, in_channels, 0.0)
     total = tl.zeros((OUTER, INNER), tl.float32)
     products = tl.zeros((OUTER, INNER), tl.float32)
     for index in range(split, tiles, splits):
@@ -383,8 +325,8 @@ def _batch_norm_backward_kernel(
     mean, rstd = _load_statistics(
         mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING
     )
-    weight = _load(weight_ptr, channel, in_channels, 1.0)
-    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    weight = load_or(weight_ptr, channel, in_channels, 1.0)
+    bias = load_or(bias_ptr, channel, in_channels, 0.0)
     grad, normalised = _load_gradient(
         grad_ptr, x_ptr, residual_ptr, signs_ptr, row, first, in_bounds, row < rows,
         columns, mean, rstd, weight, bias, parameter, ROWS, COLUMNS, ACTIVATION,
@@ -395,8 +337,8 @@ def _batch_norm_backward_kernel(
         tl.store(grad_residual_ptr + tile, grad_residual, mask=in_bounds)
     if grad_x_ptr is not None:
         if TRAINING:
-            grad -= _load(sums_ptr, channel, in_channels, 0.0) / count
-            projection = _load(sums_ptr + channels, channel, in_channels, 0.0) / count
+            grad -= load_or(sums_ptr, channel, in_channels, 0.0) / count
+            projection = load_or(sums_ptr + channels, channel, in_channels, 0.0) / count
             grad -= normalised * projection
         grad_x = (grad * (rstd * weight)).to(grad_x_ptr.dtype.element_ty)
         tl.store(grad_x_ptr + tile, grad_x, mask=in_bounds)

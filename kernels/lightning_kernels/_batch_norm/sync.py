@@ -1,7 +1,8 @@
-"""Batch normalisation over several processes: what they exchange, and a route through ATen.
+"""Batch norm over several processes: the collectives, and a composition of torch's functions.
 
-Forward every process sends mean, biased variance and count of each channel, backward the two sums:
-one collective each, of the same size and type whichever route a process takes.
+In the forward pass every process sends mean, biased variance and count of each channel; in the
+backward pass, two sums. Each is one collective. Its size and dtype do not depend on whether a
+process runs kernels, so that processes which do and processes which do not can work together.
 """
 
 from typing import Any
@@ -10,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from lightning_kernels._batch_norm.aten import update_running
 from lightning_kernels._core.activation import aten_activate
+from lightning_kernels._core.statistics import update_running
 
 
 def group_name(process_group: Any) -> str | None:
-    """Return the name that operators know a group by, ``None`` if this process is alone in it.
+    """Return the name of a process group, or ``None`` if it has one process.
 
     Raises:
-        TypeError: If it is no process group, or one that this process is not in.
+        TypeError: If ``process_group`` is not a process group that this process is in.
     """
     if not isinstance(process_group, dist.ProcessGroup):
         raise TypeError(
@@ -29,16 +30,22 @@ def group_name(process_group: Any) -> str | None:
 
 
 def _resolve(group: str) -> dist.ProcessGroup:
-    from torch._C._distributed_c10d import _resolve_process_group  # not in every build of torch
+    from torch._C._distributed_c10d import (
+        _resolve_process_group,  # missing in builds without distributed
+    )
 
     return _resolve_process_group(group)  # type: ignore[arg-type]  # a str of torch's own
 
 
 def gather(statistics: Tensor, group: str) -> Tensor:
-    """Gather ``(3, C)`` statistics: mean, variance and count.
+    """Gather the statistics of all processes.
+
+    Args:
+        statistics: Mean, biased variance and count of each channel, ``(3, C)``.
+        group: Name of the process group.
 
     Returns:
-        Mean, sum of squared deviations and count of every process, of shape ``(processes, 3, C)``.
+        Mean, sum of squared deviations and count of every process, ``(processes, 3, C)``.
     """
     processes = _resolve(group)
     rows, channels = statistics.shape
@@ -50,13 +57,13 @@ def gather(statistics: Tensor, group: str) -> Tensor:
 
 
 def average(sums: Tensor, count: Tensor, group: str) -> Tensor:
-    """Return the sums over all processes, in the place of one's own, by the number of values."""
+    """Replace ``sums`` by its sum over all processes, divided by the number of values."""
     dist.all_reduce(sums, group=_resolve(group))
     return sums.div_(count)
 
 
 def no_second_derivative() -> RuntimeError:
-    """Return the error for a backward pass that is to be differentiated."""
+    """Return the error for ``create_graph=True`` with a process group."""
     return RuntimeError(
         "batch_norm has no second derivative through several processes: call backward without"
         " create_graph, or leave out process_group"
@@ -69,7 +76,7 @@ def aten_sync_batch_norm(
     weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float,
     activation: str | None, parameter: float, residual: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Compose the same of torch's functions, for training."""
+    """Compute batch norm in training by torch's functions and two collectives."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
     y, statistics = _SyncBatchNorm.apply(x, weight, bias, eps, group)
@@ -79,7 +86,7 @@ def aten_sync_batch_norm(
 
 
 class _SyncBatchNorm(torch.autograd.Function):
-    """Normalise by joint statistics, which ATen then takes for running ones."""
+    """Normalise by the joint statistics, passed to ATen as running statistics."""
 
     @staticmethod
     def forward(
@@ -90,7 +97,7 @@ class _SyncBatchNorm(torch.autograd.Function):
         ctx.save_for_backward(x, weight, mean, variance, count)
         ctx.eps, ctx.group = eps, group
         ctx.mark_non_differentiable(statistics)
-        if x.numel() == 0:  # ATen's own would divide by it
+        if x.numel() == 0:  # ATen would divide by the number of elements
             return torch.empty_like(x), statistics
         y = torch.nn.functional.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
         return y, statistics
@@ -119,7 +126,7 @@ class _SyncBatchNorm(torch.autograd.Function):
 
 
 def _statistics(x: Tensor) -> Tensor:
-    """Return mean, biased variance and count of each channel, zeros for an empty batch."""
+    """Return mean, biased variance and count of each channel; zeros for an empty batch."""
     dtype = torch.promote_types(x.dtype, torch.float32)
     if x.numel() == 0:
         return x.new_zeros((3, x.shape[1]), dtype=dtype)
@@ -129,7 +136,7 @@ def _statistics(x: Tensor) -> Tensor:
 
 
 def _joint(everyone: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Merge the statistics of all processes, in float64: for float32 as the kernel does."""
+    """Merge the statistics of all processes in float64, as the kernel does."""
     mean, deviations, count = everyone.double().unbind(1)
     total = count.sum(0)
     joint = (count * mean).sum(0) / total

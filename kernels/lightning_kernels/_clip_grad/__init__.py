@@ -1,1 +1,29 @@
-"""Gradient clipping over many tensors at once."""
+"""Gradient clipping over many tensors at once.
+
+- ``clip_grad``: clipping by norm and by value.
+- ``adaptive``: adaptive clipping, with its kernel.
+- ``scale``: clipping by the scale of a fused optimizer.
+- ``passes``: the two passes of clipping by norm, by kernels or torch's functions.
+- ``kernels``: the Triton kernels.
+- ``tensor_table``: the table of tensors that a kernel reads.
+- ``sharded``: norms of sharded gradients.
+"""
+
+from lightning_kernels._clip_grad.adaptive import clip_grad_adaptive_
+from lightning_kernels._clip_grad.clip_grad import (
+    NonFinite,
+    clip_grad_norm_,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+)
+from lightning_kernels._clip_grad.scale import GradScale, clip_grad_scale
+
+__all__ = [
+    "GradScale",
+    "NonFinite",
+    "clip_grad_adaptive_",
+    "clip_grad_norm_",
+    "clip_grad_scale",
+    "clip_grad_value_",
+    "clip_grads_with_norm_",
+]

@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping: each unit against its own weights, all of them in one launch."""
+"""Adaptive gradient clipping: each unit against its own weights, all units in one launch."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,9 @@ from lightning_kernels._clip_grad.kernels import add_power, reduce_powers, root
 from lightning_kernels._clip_grad.passes import norm_name
 from lightning_kernels._clip_grad.sharded import Group, local_gradients, reduce_shares
 from lightning_kernels._clip_grad.tensor_table import DTYPES, address_of, kept_on_device
-from lightning_kernels._core.dispatch import is_dense, launch, multiprocessor_count, runs_triton
+from lightning_kernels._core.dispatch import runs_triton
+from lightning_kernels._core.launch import launch, multiprocessor_count
+from lightning_kernels._core.layout import is_dense
 from lightning_kernels._core.triton import tl, triton
 
 Pair = tuple[Tensor, Tensor]  # weight and gradient
@@ -19,7 +21,7 @@ Pair = tuple[Tensor, Tensor]  # weight and gradient
 _BLOCK = {"BLOCK_SIZE": 1024, "num_warps": 4}
 _PROGRAMS_PER_MULTIPROCESSOR = 12
 _COLUMNS = tl.constexpr(5)  # of the table, see _describe
-_MIN_NORM = 1e-6  # of a gradient that is divided by its norm
+_MIN_NORM = 1e-6  # least norm that a gradient is divided by
 _LEAST = tl.constexpr(_MIN_NORM)
 
 
@@ -28,13 +30,13 @@ def _clip_unit(
     weight_address, grad_address, size, clip_factor, eps, power,
     DTYPE: tl.constexpr, WIDTH: tl.constexpr, NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Scale a unit's gradient down if it is too large; ``WIDTH`` elements are read as one."""
+    """Scale the gradient of a unit down if it is too large. A load reads ``WIDTH`` elements."""
     weight_ptr = weight_address.to(tl.pointer_type(DTYPE))
     grad_ptr = grad_address.to(tl.pointer_type(DTYPE))
     if WIDTH > 1:
         weight_ptr = tl.multiple_of(weight_ptr, 16)
         grad_ptr = tl.multiple_of(grad_ptr, 16)
-    size = size // WIDTH * WIDTH  # tells the compiler what it is a multiple of
+    size = size // WIDTH * WIDTH  # tells the compiler the alignment of rows
     weights = tl.zeros((BLOCK_SIZE,), tl.float32)
     grads = tl.zeros((BLOCK_SIZE,), tl.float32)
     for start in range(0, size, BLOCK_SIZE):
@@ -45,7 +47,7 @@ def _clip_unit(
         grads = add_power(grads, grad, power, NORM)
     weight_norm = root(reduce_powers(weights, NORM), power, NORM)
     grad_norm = root(reduce_powers(grads, NORM), power, NORM)
-    # Not tl.maximum, which drops nan.
+    # tl.maximum would drop nan.
     limit = clip_factor * tl.where(weight_norm < eps, eps, weight_norm)
     if (grad_norm <= limit) == 0:
         factor = limit / tl.where(grad_norm < _LEAST, _LEAST, grad_norm)
@@ -61,7 +63,7 @@ def _clip_adaptive_kernel(
     table_ptr, owner_ptr, units, clip_factor, eps, power,
     NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Clip every unit, a program one at a time."""
+    """Clip all units. A program clips one at a time."""
     for unit in range(tl.program_id(0), units, tl.num_programs(0)):
         row_ptr = table_ptr + tl.load(owner_ptr + unit) * _COLUMNS
         size = tl.load(row_ptr + 2)
@@ -102,21 +104,27 @@ def clip_grad_adaptive_(
         \quad \text{if} \quad
         \lVert g_u \rVert > \lambda \max(\lVert w_u \rVert, \epsilon)
 
-    A unit is a row of the first dimension, so an output of a linear or convolutional layer, or a
-    whole tensor of fewer than two dimensions. One launch for any number of gradients and any mix of
-    float32, bfloat16 and float16, norms in float32, and units that are not clipped are not written.
-    Other tensors take torch's functions. Of sharded parameters (``DTensor``), a process clips the
-    rows that it holds; units that are shared out are judged by one reduction over each mesh.
+    A unit is a row of the first dimension, which is one output of a linear or convolutional layer,
+    or a whole tensor of fewer than two dimensions. One launch serves any number of gradients and
+    any mix of float32, bfloat16 and float16. Norms are float32. A unit that is not clipped is not
+    written. Other tensors are clipped by torch's functions. Of a sharded parameter (``DTensor``) a
+    process clips the rows that it holds; if rows are split between processes, one reduction over
+    each mesh gives their norms.
 
     Args:
-        parameters: Whose ``grad`` is clipped in place; those without one are left out.
-        clip_factor: Largest ratio :math:`\lambda` of the norms.
-        eps: Least norm that a unit's weights count as, so that zeros can be left.
+        parameters: Parameters whose ``grad`` is clipped in place. Those without ``grad`` are
+            skipped.
+        clip_factor: Largest ratio :math:`\lambda` of the norms of gradient and weights.
+        eps: Least norm of weights :math:`\epsilon`, so that weights of 0 can change.
         norm_type: Order of the norm: any positive number, or ``inf``.
-        exclude: Parameters to leave alone; the paper leaves out the last linear layer.
+        exclude: Parameters to skip. The paper skips the last linear layer.
 
     Raises:
-        ValueError: If ``clip_factor``, ``eps`` or ``norm_type`` is none that there can be.
+        ValueError: If ``clip_factor`` or ``eps`` is negative or nan, or ``norm_type`` is not
+            positive.
+
+    Example:
+        >>> clip_grad_adaptive_(model.parameters(), 0.01, exclude=model.head.parameters())
 
     References:
         Brock et al., 2021, "High-performance large-scale image recognition without
@@ -149,9 +157,9 @@ def clip_grad_adaptive_(
 
 
 def _by_units(parameters: Iterable[Tensor]) -> tuple[list[Pair], dict[Group, list[Pair]]]:
-    """Return weights and gradients here: those of whole units, and the others by who has the rest.
+    """Return the pairs that this process holds: with whole units, and split ones by their group.
 
-    A parameter that processes share out by rows has whole units in each.
+    A parameter that is sharded by rows has whole units in each process.
     """
     whole: list[Pair] = []
     split: dict[Group, list[Pair]] = {}
@@ -180,7 +188,7 @@ def _clip_split(
     pairs: Sequence[Pair], mesh: Any, axes: Sequence[int],
     clip_factor: float, eps: float, norm_type: float,
 ) -> None:  # fmt: skip
-    """Clip units of which each process has a part, by one reduction over each axis for all."""
+    """Clip units that are split between processes, by one reduction over each axis for all."""
     norms = [_unit_norms(t, norm_type).double().flatten() for pair in pairs for t in pair]
     shares = torch.cat(norms)
     if norm_type == math.inf:
@@ -196,6 +204,7 @@ def _clip_split(
 
 
 def _is_served(weight: Tensor, grad: Tensor) -> bool:
+    """Return whether the kernel can clip this gradient."""
     return (
         runs_triton(weight)
         and runs_triton(grad)
@@ -212,9 +221,10 @@ def _rows_are_dense(t: Tensor) -> bool:
 
 
 def _clip(pairs: Sequence[Pair], clip_factor: float, eps: float, norm_type: float) -> None:
+    """Clip all units of tensors on one device in one launch."""
     weights, grads = zip(*pairs, strict=True)
     device = weights[0].device
-    if device.type == "cpu":  # the interpreter rounds bfloat16 wrongly: it gets float32 copies
+    if device.type == "cpu":  # the interpreter rounds bfloat16 wrongly: give it float32 copies
         wide = [t.float() if t.dtype == torch.bfloat16 else t for t in (*weights, *grads)]
     else:
         wide = [*weights, *grads]
@@ -234,14 +244,15 @@ def _clip(pairs: Sequence[Pair], clip_factor: float, eps: float, norm_type: floa
 
 
 def _units(p: Tensor) -> int:
+    """Return the number of units of a parameter."""
     return p.shape[0] if p.dim() > 1 else 1
 
 
 def _describe(tensors: Sequence[Tensor]) -> Tensor:
-    """Return a row for each parameter, of the parameters and then their gradients.
+    """Return the table of parameters, given the parameters and then their gradients.
 
-    Addresses of both, elements of a unit, number of the first unit, and the code of the dtype, with
-    3 more if the units do not all begin where wide loads may.
+    The columns are the addresses of both, the elements of a unit, the number of the first unit, and
+    the code of the dtype, plus 3 if some unit is not aligned for wide loads.
     """
     rows = []
     first = 0
@@ -256,7 +267,7 @@ def _describe(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _owners(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the number of the parameter that each unit is of."""
+    """Return for each unit the number of its parameter."""
     weights = tensors[: len(tensors) // 2]
     counts = torch.tensor([_units(p) for p in weights])
     return torch.arange(len(weights), dtype=torch.int32).repeat_interleave(counts)
@@ -273,13 +284,15 @@ def _aten_clip(
 
 
 def _factor(weight_norm: Tensor, grad_norm: Tensor, clip_factor: float, eps: float) -> Tensor:
+    """Return the factor of each unit's gradient."""
     limit = weight_norm.clamp(min=eps) * clip_factor
     return torch.where(grad_norm <= limit, 1.0, limit / grad_norm.clamp(min=_MIN_NORM))
 
 
 def _unit_norms(t: Tensor, norm_type: float) -> Tensor:
+    """Return the norm of each unit, of a shape that broadcasts against ``t``."""
     dims = list(range(1, t.dim())) if t.dim() > 1 else None
     dtype = torch.promote_types(t.dtype, torch.float32)
-    if t.numel() == 0:  # a part of a unit
+    if t.numel() == 0:  # an empty part of a unit
         return t.new_zeros(t.shape[:1] + (1,) * (t.dim() - 1) if t.dim() > 1 else (), dtype=dtype)
     return torch.linalg.vector_norm(t, norm_type, dims, keepdim=t.dim() > 1, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Gradient clipping in two launches, whatever the number of parameters, and without waiting."""
+"""Gradient clipping by norm and by value, in one or two launches for any number of parameters."""
 
 import math
 from collections.abc import Iterable
@@ -27,13 +27,13 @@ _NON_FINITE = get_args(NonFinite)
 
 
 class HeldGradients(NamedTuple):
-    """What this process holds of some gradients.
+    """The gradients, or parts of gradients, that this process holds.
 
     Attributes:
-        groups: All of them, by who has the rest.
-        present: Those that are not empty here.
-        table: Of these, if one can hold them all.
-        sharded: Whether other processes hold parts.
+        groups: All of them, by the group of processes that share them.
+        present: Those that are not empty.
+        table: Table of the present gradients, ``None`` if kernels can't serve all of them.
+        sharded: Whether other processes hold parts of them.
     """
 
     groups: dict[Group, list[Tensor]]
@@ -42,14 +42,14 @@ class HeldGradients(NamedTuple):
     sharded: bool
 
     def total_norm(self, norm_type: float) -> Tensor | None:
-        """Return the norm by torch's functions, ``None`` where shares of powers serve better."""
+        """Return the norm by torch's functions, or ``None`` if it is to be taken from shares."""
         unusual = norm_type <= 0 or math.isnan(norm_type)
         if self.sharded or not (unusual or self.table is None):
             return None
         return total_norm(self.present, norm_type)
 
     def shares(self, norm_type: float) -> Tensor:
-        """Return shares of the sum of powers, or of the maximum, those of other processes too."""
+        """Return shares of the sum of powers, or of the maximum, over all processes."""
         if self.sharded or self.table is None:
             return joint_shares(self.groups, norm_type)
         return table_shares(self.table, norm_type)
@@ -68,32 +68,37 @@ def clip_grad_norm_(
 
     .. math:: g \leftarrow g \cdot \min\left(1, \frac{C}{\lVert g \rVert + 10^{-6}}\right)
 
-    As :func:`torch.nn.utils.clip_grad_norm_`, in two launches for any number of gradients and any
-    mix of float32, bfloat16 and float16, of one device. The device alone decides whether anything
-    is clipped; if not, nothing is written. Sums are float32, merged in float64 in a fixed order.
-    Other gradients (float64, sparse, on the CPU or several devices, not dense) go to torch's
-    functions, on the CPU without the write where nothing is clipped.
+    This is :func:`torch.nn.utils.clip_grad_norm_` in two launches, for any number of gradients and
+    any mix of float32, bfloat16 and float16 on one device. The device decides whether to clip,
+    without waiting for the host; if the norm is small enough, nothing is written. Sums are float32,
+    merged in float64 in a fixed order. Other gradients (float64, sparse, not dense, on the CPU or
+    on several devices) go to torch's functions; on the CPU they are written only if they are
+    clipped.
 
-    Sharded gradients (``DTensor``: FSDP2, tensor parallelism) stay where they are: each process
-    sums its own shards, and one reduction over each mesh makes the norm, the same in all.
+    Sharded gradients (``DTensor``: FSDP2, tensor parallelism) are not gathered. Each process sums
+    its shards, and one reduction over each mesh gives the norm, the same in all processes.
 
     Args:
-        parameters: Whose ``grad`` is scaled in place; those without one are left out.
-        max_norm: Largest norm :math:`C`; a tensor of one element is not read by the host.
+        parameters: Parameters whose ``grad`` is scaled in place. Those without ``grad`` are
+            skipped.
+        max_norm: Largest norm :math:`C`. The host does not read a tensor of one element.
         norm_type: Order of the norm: any positive number, or ``inf``.
-        error_if_nonfinite: Same as ``nonfinite="error"``.
-        nonfinite: What to do if the norm is nan or infinite: ``"propagate"`` it into all
-            gradients, as torch does; raise an ``"error"`` before any gradient is touched, which
-            waits for the device; ``"skip"`` clipping and leave them as they are; or set all to
-            ``"zero"``.
+        error_if_nonfinite: The same as ``nonfinite="error"``.
+        nonfinite: What to do if the norm is nan or infinite. ``"propagate"``: scale by it, as torch
+            does. ``"error"``: raise before any gradient is changed, which waits for the device.
+            ``"skip"``: leave the gradients as they are. ``"zero"``: set all gradients to 0.
 
     Returns:
-        The norm before clipping, a tensor on the gradients' device: float32, or float64 for such
-        gradients. 0 without gradients.
+        The norm before clipping, a tensor on the device of the gradients: float64 for gradients of
+        float64, else float32. Without gradients it is 0.
 
     Raises:
-        RuntimeError: With ``"error"``, if the norm is nan or infinite.
-        ValueError: If ``nonfinite`` is none of these, or contradicts ``error_if_nonfinite``.
+        RuntimeError: If the norm is nan or infinite with ``"error"``.
+        ValueError: If ``nonfinite`` is not one of those above, or contradicts
+            ``error_if_nonfinite``.
+
+    Example:
+        >>> norm = clip_grad_norm_(model.parameters(), 1.0)
 
     References:
         Pascanu, Mikolov and Bengio, 2013, "On the difficulty of training recurrent neural
@@ -123,40 +128,42 @@ def clip_grad_norm_(
 def clip_grads_with_norm_(
     parameters: Tensor | Iterable[Tensor], max_norm: float | Tensor, total_norm: Tensor
 ) -> None:
-    """Scale all gradients as :func:`clip_grad_norm_` does, by a norm that is known already.
+    """Scale all gradients like :func:`clip_grad_norm_`, given their norm.
 
-    As :func:`torch.nn.utils.clip_grads_with_norm_`, in one launch that writes nothing if nothing
-    is clipped.
+    This is :func:`torch.nn.utils.clip_grads_with_norm_` in one launch, which writes nothing if the
+    norm is small enough.
 
     Args:
-        parameters: Whose ``grad`` is scaled in place; those without one are left out.
-        max_norm: Largest norm; a tensor of one element is not read by the host.
-        total_norm: The norm of all gradients, one element.
+        parameters: Parameters whose ``grad`` is scaled in place. Those without ``grad`` are
+            skipped.
+        max_norm: Largest norm. The host does not read a tensor of one element.
+        total_norm: The norm of all gradients, a tensor of one element.
     """
     grads = gradients(parameters)
     if not grads:
         return
     held = hold(grads)
-    if hasattr(total_norm, "full_tensor"):  # of sharded gradients, as torch returns it
+    if hasattr(total_norm, "full_tensor"):  # torch returns a DTensor for sharded gradients
         total_norm = total_norm.full_tensor()
     total_norm = total_norm.detach().reshape(1)
     if held.table is None:
         aten_clip_by_norm_(held.present, total_norm[0], max_norm)
         return
     total_norm = total_norm.to(held.table.pieces.device, torch.float32, non_blocking=True)
-    clip_by_shares_(held.table, total_norm, max_norm, math.inf)  # a maximum of one
+    clip_by_shares_(held.table, total_norm, max_norm, math.inf)  # the maximum of one share
 
 
 @torch.no_grad()
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     r"""Clamp each element of all gradients to ``[-clip_value, clip_value]``.
 
-    As :func:`torch.nn.utils.clip_grad_value_`, in one launch for any number of gradients and any
-    mix of float32, bfloat16 and float16; blocks in which nothing is out of range are not written.
-    nan stays nan. What is not served goes to torch, see :func:`clip_grad_norm_`.
+    This is :func:`torch.nn.utils.clip_grad_value_` in one launch, for any number of gradients and
+    any mix of float32, bfloat16 and float16. Blocks of which no element is out of range are not
+    written. nan stays nan. Other gradients go to torch, see :func:`clip_grad_norm_`.
 
     Args:
-        parameters: Whose ``grad`` is clamped in place; those without one are left out.
+        parameters: Parameters whose ``grad`` is clamped in place. Those without ``grad`` are
+            skipped.
         clip_value: Largest absolute value.
 
     Raises:
@@ -181,7 +188,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
 
 
 def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """Return the gradients that there are and that have elements, each once."""
+    """Return the gradients that exist and are not empty, each once."""
     if isinstance(parameters, Tensor):
         parameters = [parameters]
     grads = (p.grad for p in parameters)
@@ -189,7 +196,7 @@ def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 
 def hold(grads: Iterable[Tensor]) -> HeldGradients:
-    """Return what this process holds of gradients, of which there is one at least."""
+    """Return what this process holds of ``grads``, which are at least one."""
     groups = local_gradients(grads)
     present = [grad for tensors in groups.values() for grad in tensors if grad.numel() > 0]
     table = table_of(present) if present and are_served(present) else None
@@ -207,11 +214,12 @@ def _raise_if_nonfinite(total: Tensor, norm_type: float) -> None:
 
 
 def _resolve_nonfinite(nonfinite: NonFinite, error_if_nonfinite: bool) -> NonFinite:
+    """Return the one action that both arguments ask for."""
     if nonfinite not in _NON_FINITE:
         known = ", ".join(map(repr, _NON_FINITE))
         raise ValueError(f"nonfinite has to be one of {known}, but got {nonfinite!r}")
     if not error_if_nonfinite:
         return nonfinite
     if nonfinite in ("skip", "zero"):
-        raise ValueError(f"error_if_nonfinite contradicts nonfinite={nonfinite!r}: give one")
+        raise ValueError(f"error_if_nonfinite contradicts nonfinite={nonfinite!r}: pass only one")
     return "error"

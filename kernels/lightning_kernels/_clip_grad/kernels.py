@@ -1,15 +1,15 @@
 """The kernels of gradient clipping, over any number of tensors at once.
 
 A table has a row for each piece of a tensor: its address, its number of elements and the code of
-its dtype. All programs together walk over the rows, so their number is the device's, not the
-model's, and the partial sums that they leave are few.
+its dtype. The programs share the rows. Their number depends on the device and not on the model, so
+there are few partial sums.
 """
 
 from lightning_kernels._clip_grad.tensor_table import COLUMNS
 from lightning_kernels._core.triton import tl, triton
 
 _COLUMNS = tl.constexpr(COLUMNS)
-_REST = tl.constexpr(16)  # elements: what is left beside a multiple of as many
+_REST = tl.constexpr(16)  # full loads take a multiple of 16 elements; fewer than 16 remain
 
 
 @triton.jit
@@ -27,12 +27,13 @@ def add_power(total, values, power, NORM: tl.constexpr):
 
 @triton.jit
 def _nan_max(a, b):
+    """Return the maximum; nan stays nan."""
     return tl.where((a > b) | (a != a), a, b)
 
 
 @triton.jit
 def reduce_powers(total, NORM: tl.constexpr):
-    """Reduce a block to one number of its own type."""
+    """Reduce a block to one number of the same dtype."""
     if NORM == "inf":
         return tl.reduce(total, 0, _nan_max)
     return tl.sum(total, axis=0)
@@ -40,12 +41,13 @@ def reduce_powers(total, NORM: tl.constexpr):
 
 @triton.jit
 def _join(a, b, NORM: tl.constexpr):
+    """Join two reduced numbers."""
     return _nan_max(a, b) if NORM == "inf" else a + b
 
 
 @triton.jit
 def _row(table_ptr, piece):
-    """Return address, number of elements and dtype's code of a piece."""
+    """Return the address, the number of elements and the dtype's code of a piece."""
     row_ptr = table_ptr + piece * _COLUMNS
     return tl.load(row_ptr), tl.load(row_ptr + 1).to(tl.int32), tl.load(row_ptr + 2)
 
@@ -55,7 +57,7 @@ def _add_piece(
     total, rest, address, size, power,
     DTYPE: tl.constexpr, NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Add a piece to a block of totals, and what is left beside full loads to another."""
+    """Add the full loads of a piece to one block of totals, and the rest to another."""
     pointer = address.to(tl.pointer_type(DTYPE))
     aligned = tl.multiple_of(pointer, 16)
     whole = size // _REST * _REST
@@ -72,7 +74,7 @@ def _add_piece(
 def _norm_kernel(
     table_ptr, partial_ptr, pieces, power, NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr
 ):
-    """Leave each program's share of the sum of powers, or of the maximum."""
+    """Store each program's share of the sum of powers, or of the maximum."""
     total = tl.zeros((BLOCK_SIZE,), tl.float32)
     rest = tl.zeros((_REST,), tl.float32)
     for piece in range(tl.program_id(0), pieces, tl.num_programs(0)):
@@ -95,7 +97,7 @@ def _norm_kernel(
 
 @triton.jit
 def root(total, power, NORM: tl.constexpr):
-    """Return the norm, in float32, of which ``total`` is the sum of powers or the maximum."""
+    """Return the norm in float32, given the sum of powers or the maximum."""
     if NORM == "2":
         total = tl.sqrt(total)
     elif NORM == "p":
@@ -105,7 +107,7 @@ def root(total, power, NORM: tl.constexpr):
 
 @triton.jit
 def _total_norm(partial_ptr, partials, power, NORM: tl.constexpr, PARTIALS: tl.constexpr):
-    """Return the norm of which the shares are given, the same in every program."""
+    """Return the norm, given the shares; it is the same in every program."""
     index = tl.arange(0, PARTIALS)
     shares = tl.load(partial_ptr + index, mask=index < partials, other=0.0)
     return root(reduce_powers(shares.to(tl.float64), NORM), power, NORM)
@@ -113,7 +115,7 @@ def _total_norm(partial_ptr, partials, power, NORM: tl.constexpr, PARTIALS: tl.c
 
 @triton.jit
 def _limit(limit_ptr, max_norm):
-    """Return the number that was given, or that in memory."""
+    """Return the largest norm: from memory if it is a tensor."""
     if limit_ptr is not None:
         max_norm = tl.load(limit_ptr)
     return max_norm
@@ -124,14 +126,14 @@ def _grad_scale_kernel(
     partial_ptr, loss_scale_ptr, limit_ptr, norm_ptr, scale_ptr, found_inf_ptr,
     partials, max_norm, power, NORM: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
-    """Leave the norm of the unscaled gradients, and what to divide the scaled ones by."""
+    """Store the norm without the loss scale, the divisor of the gradients, and ``found_inf``."""
     total = _total_norm(partial_ptr, partials, power, NORM, PARTIALS)
     loss_scale = 1.0
     if loss_scale_ptr is not None:
         loss_scale = tl.load(loss_scale_ptr)
     total = total / loss_scale
     divisor = (total + 1e-6) / _limit(limit_ptr, max_norm)
-    divisor = tl.where(divisor <= 1, 1.0, divisor)  # unlike tl.maximum it keeps nan
+    divisor = tl.where(divisor <= 1, 1.0, divisor)  # tl.maximum would drop nan
     tl.store(norm_ptr, total)
     tl.store(scale_ptr, divisor * loss_scale)
     tl.store(found_inf_ptr, tl.where(total < float("inf"), 0.0, 1.0))
@@ -139,6 +141,7 @@ def _grad_scale_kernel(
 
 @triton.jit
 def _scale(values, factor, ZERO: tl.constexpr):
+    """Return ``values * factor`` in the dtype of ``values``."""
     scaled = values.to(tl.float32) * factor
     if ZERO:  # 0 * inf would be nan
         scaled = tl.where(factor == 0, 0.0, scaled)
@@ -168,7 +171,7 @@ def _clip_norm_kernel(
     NONFINITE: tl.constexpr, NORM: tl.constexpr,
     PARTIALS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Scale all gradients down to ``max_norm``; touch none if theirs is no larger."""
+    """Scale all gradients down to ``max_norm``; write none if their norm is no larger."""
     total = _total_norm(partial_ptr, partials, power, NORM, PARTIALS)
     if tl.program_id(0) == 0:
         tl.store(total_ptr, total)
@@ -205,6 +208,7 @@ def _clamp(pointer, index, in_bounds, limit):
 
 @triton.jit
 def _clamp_piece(address, size, limit, DTYPE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """Clamp a piece in place."""
     pointer = address.to(tl.pointer_type(DTYPE))
     aligned = tl.multiple_of(pointer, 16)
     whole = size // _REST * _REST

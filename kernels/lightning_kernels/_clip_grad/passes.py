@@ -1,4 +1,4 @@
-"""The two passes of clipping by norm, on kernels or torch's functions: sum powers, then scale."""
+"""The two passes of clipping by norm, by kernels or torch's functions: sum powers, then scale."""
 
 import math
 from collections.abc import Sequence
@@ -10,29 +10,25 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lightning_kernels._clip_grad.kernels import _clip_norm_kernel, _norm_kernel
 from lightning_kernels._clip_grad.tensor_table import TensorTable, table_of, widened
-from lightning_kernels._core.dispatch import (
-    is_dense,
-    launch,
-    multiprocessor_count,
-    next_power_of_2,
-    runs_triton,
-)
+from lightning_kernels._core.dispatch import runs_triton
+from lightning_kernels._core.launch import launch, multiprocessor_count, next_power_of_2
+from lightning_kernels._core.layout import is_dense
 
 BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
-_PROGRAMS_PER_MULTIPROCESSOR = 5  # of 8 warps: what 48 registers a thread allow
-_MAX_REGISTERS = 48  # left to itself, Triton 3.6's ptxas takes 40 for sm_100, and spills
+_PROGRAMS_PER_MULTIPROCESSOR = 5  # of 8 warps: as many as 48 registers a thread allow
+_MAX_REGISTERS = 48  # by itself, Triton 3.6's ptxas takes 40 for sm_100, and spills
 _HALVES = (torch.float16, torch.bfloat16)
 _NORMS = {1.0: "1", 2.0: "2", math.inf: "inf"}
 
 
 def norm_name(norm_type: float) -> str:
-    """Return what kernels call a norm of this order: those of their own, and ``"p"`` for others."""
+    """Return the kernels' name for the norm of this order; ``"p"`` for any other than 1, 2, inf."""
     return _NORMS.get(norm_type, "p")
 
 
 def are_served(grads: Sequence[Tensor]) -> bool:
     """Return whether one table can hold all gradients."""
-    if not runs_triton(grads[0]):  # the quick answer for the CPU
+    if not runs_triton(grads[0]):  # first, because calls on the CPU must stay cheap
         return False
     kinds = {(g.device, g.dtype, g.layout, type(g)) for g in grads}
     if len({device for device, *_ in kinds}) > 1:
@@ -46,13 +42,13 @@ def are_served(grads: Sequence[Tensor]) -> bool:
 
 
 def programs_for(table: TensorTable) -> int:
-    """Return how many programs walk over the table: enough to fill the device, none idle."""
+    """Return the number of programs that walk over the table: enough to fill the device."""
     device = table.tensors[0].device
     return min(len(table.pieces), _PROGRAMS_PER_MULTIPROCESSOR * multiprocessor_count(device))
 
 
 def launch_on(table: TensorTable, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
-    """Launch over a table; the interpreter, which rounds bfloat16 wrongly, gets a wider one."""
+    """Launch over a table. The interpreter rounds bfloat16 wrongly: it gets float32 copies."""
     device = table.tensors[0].device
     if device.type == "cpu":
         with widened(table) as wide:
@@ -62,10 +58,10 @@ def launch_on(table: TensorTable, kernel: Any, programs: int, *args: Any, **cons
 
 
 def power_shares(grads: Sequence[Tensor], norm_type: float) -> Tensor:
-    """Return shares of the sum of all elements' powers, or of their maximum, one dimension.
+    """Return shares of the sum of powers of all elements, or of their maximum, one dimension.
 
     Args:
-        grads: Not empty.
+        grads: At least one gradient, none empty.
         norm_type: Order of the norm.
     """
     if not are_served(grads):
@@ -75,7 +71,7 @@ def power_shares(grads: Sequence[Tensor], norm_type: float) -> Tensor:
 
 
 def table_shares(table: TensorTable, norm_type: float) -> Tensor:
-    """Return the same of the tensors in a table, by the kernel: a share of each program."""
+    """Return the shares of the tensors in a table: one share of each program."""
     programs = programs_for(table)
     shares = torch.empty(programs, device=table.pieces.device)
     launch_on(
@@ -117,7 +113,7 @@ def clip_by_shares_(
     norm_type: float,
     nonfinite: str = "propagate",
 ) -> Tensor:
-    """Scale the gradients in a table, whose powers' sum is given in shares.
+    """Scale the gradients in a table, given shares of the sum of powers or of the maximum.
 
     Returns:
         The norm, float32.
@@ -135,17 +131,17 @@ def clip_by_shares_(
 
 
 def total_norm(grads: Sequence[Tensor], norm_type: float) -> Tensor:
-    """Return the norm of all gradients by torch's functions, of 16 bits in float32."""
+    """Return the norm of all gradients by torch's functions; 16-bit dtypes in float32."""
     if any(g.layout is not torch.strided for g in grads):
         return get_total_norm([g.float() if g.dtype in _HALVES else g for g in grads], norm_type)
-    # As torch's function, but that it makes no copies in float32 and doesn't sort by device.
+    # Torch's function would copy 16-bit gradients to float32, and sort gradients by device.
     halves = [g for g in grads if g.dtype in _HALVES]
     others = [g for g in grads if g.dtype not in _HALVES] if halves else [*grads]
     norms = [*torch._foreach_norm(others, norm_type)] if others else []
     if halves:
         norms += torch._foreach_norm(halves, norm_type, dtype=torch.float32)
     device = grads[0].device
-    if device.type != "cpu":  # else they are all there: whatever is called here costs
+    if device.type != "cpu":  # on the CPU nothing is to be moved, and each call costs
         norms = [norm.to(device) for norm in norms]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     return total
@@ -154,10 +150,10 @@ def total_norm(grads: Sequence[Tensor], norm_type: float) -> Tensor:
 def aten_clip_by_norm_(
     grads: Sequence[Tensor], total: Tensor, max_norm: float | Tensor, nonfinite: str = "propagate"
 ) -> None:
-    """Scale gradients of a known norm by torch's functions; on the CPU only if it is too large."""
+    """Scale gradients by torch's functions, given their norm; on the CPU only if needed."""
     number, limit = limit_on(total.device, max_norm, total.dtype)
     max_norm = number if limit is None else limit
-    if total.device.type == "cpu":  # to look costs nothing
+    if total.device.type == "cpu":  # reading a value costs nothing
         value = float(total)
         if max_norm / (value + 1e-6) >= 1 or (nonfinite == "skip" and not math.isfinite(value)):
             return
@@ -172,7 +168,7 @@ def aten_clip_by_norm_(
 
 
 class _Holder:
-    """What torch's function takes for a parameter."""
+    """Holds a gradient where torch's function expects a parameter."""
 
     def __init__(self, grad: Tensor) -> None:
         self.grad = grad

@@ -1,4 +1,4 @@
-"""Gradient clipping without a pass that scales: torch's fused optimizers do that in their own."""
+"""Gradient clipping by the scale that torch's fused optimizers apply in their own pass."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -9,17 +9,17 @@ from torch import Tensor
 from lightning_kernels._clip_grad.clip_grad import gradients, hold
 from lightning_kernels._clip_grad.kernels import _grad_scale_kernel
 from lightning_kernels._clip_grad.passes import limit_on, norm_name, norm_of
-from lightning_kernels._core.dispatch import launch, next_power_of_2
+from lightning_kernels._core.launch import launch, next_power_of_2
 
 
 class GradScale(NamedTuple):
-    """What :func:`clip_grad_scale` returns: tensors of one element on the gradients' device.
+    """Result of :func:`clip_grad_scale`: tensors of one element on the device of the gradients.
 
     Attributes:
-        norm: The norm before clipping, of gradients without the loss scale.
-        grad_scale: What to divide the gradients by, float32: an optimizer's ``grad_scale``.
-        found_inf: 1 if the norm is nan or infinite, else 0, float32: its ``found_inf``, if such a
-            step is to be left out.
+        norm: The norm before clipping, of the gradients without the loss scale.
+        grad_scale: The divisor of the gradients, float32: for the optimizer's ``grad_scale``.
+        found_inf: 1 if the norm is nan or infinite, else 0, float32: for the optimizer's
+            ``found_inf``, if it is to skip such a step.
     """
 
     norm: Tensor
@@ -35,32 +35,32 @@ def clip_grad_scale(
     *,
     loss_scale: float | Tensor = 1.0,
 ) -> GradScale:
-    r"""Return what to divide gradients by so that their norm is at most ``max_norm``.
+    r"""Return the divisor of the gradients with which their norm is at most ``max_norm``.
 
     .. math:: s \cdot \max\left(1, \frac{\lVert g / s \rVert + 10^{-6}}{C}\right)
 
-    The inverse of :func:`clip_grad_norm_`'s factor, times the loss scale :math:`s`; the gradients
-    are read once, and stay as they are. The fused optimizers of torch (``fused=True``: SGD, Adam,
-    AdamW, Adagrad) divide by their attribute ``grad_scale`` in the pass in which they step, and
-    write the quotient to the gradients. The result is that of :func:`clip_grad_norm_`, up to the
-    last bit of a division in place of a multiplication::
+    The divisor is the inverse of the factor of :func:`clip_grad_norm_`, times the loss scale
+    :math:`s`. The gradients are read once and not changed. Torch's fused optimizers
+    (``fused=True``: SGD, Adam, AdamW, Adagrad) divide by their attribute ``grad_scale`` in the pass
+    that steps, and write the quotient to the gradients. The step equals one after
+    :func:`clip_grad_norm_`, up to the last bit, because it divides where that multiplies::
 
         norm, optimizer.grad_scale, _ = clip_grad_scale(model.parameters(), 1.0)
         optimizer.step()
         del optimizer.grad_scale
 
-    With the scale of a ``GradScaler`` as ``loss_scale``, the pass replaces two of the scaler: that
-    which looks for nan and infinity, and that which divides.
+    With the scale of a ``GradScaler`` as ``loss_scale``, this one pass replaces two passes of the
+    scaler: the search for nan and infinity, and the division.
 
-    Worth it if most steps are clipped or have a loss scale: an optimizer with a ``grad_scale``
-    writes the gradients at each step, and :func:`clip_grad_norm_` only where it clips.
+    It pays if most steps are clipped or have a loss scale: an optimizer with a ``grad_scale``
+    writes the gradients at each step, :func:`clip_grad_norm_` only when it clips.
 
     Args:
-        parameters: Of whose ``grad`` the norm is; those without one are left out.
-        max_norm: Largest norm :math:`C`; a tensor of one element is not read by the host.
+        parameters: Parameters whose ``grad`` is measured. Those without ``grad`` are skipped.
+        max_norm: Largest norm :math:`C`. The host does not read a tensor of one element.
         norm_type: Order of the norm: any positive number, or ``inf``.
-        loss_scale: What the loss was multiplied by, and so the gradients. The norm of gradients so
-            multiplied has to be a float32, else it counts as infinite.
+        loss_scale: The factor of the loss, and so of the gradients. If the norm of the scaled
+            gradients exceeds float32, it counts as infinite.
 
     Raises:
         ValueError: If ``max_norm`` is a tensor of more than one element.
@@ -89,6 +89,7 @@ def clip_grad_scale(
 
 
 def _by_aten(total: Tensor, max_norm: float | Tensor, loss_scale: float | Tensor) -> GradScale:
+    """Compute the result by torch's functions, given the norm of the scaled gradients."""
     number, limit = limit_on(total.device, max_norm)
     scale = _on(total.device, loss_scale)
     norm = total if scale is None else total / scale
@@ -98,7 +99,7 @@ def _by_aten(total: Tensor, max_norm: float | Tensor, loss_scale: float | Tensor
 
 
 def _on(device: torch.device, loss_scale: float | Tensor) -> Tensor | None:
-    """Return the loss scale where a kernel reads it, ``None`` for 1."""
+    """Return the loss scale as a tensor on ``device``, ``None`` for 1."""
     if not isinstance(loss_scale, Tensor):
         if loss_scale == 1.0:
             return None

@@ -1,4 +1,4 @@
-"""Gradients of which every process holds a part: norms by one reduction over each mesh."""
+"""Norms of sharded gradients, by one reduction over each mesh."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from lightning_kernels._clip_grad.passes import power_shares
 
-# The mesh, ``None`` for gradients that are whole, and the axes of it that share one out.
+# A device mesh, ``None`` for whole gradients, and its axes that shard the gradient.
 Group = tuple[Any, tuple[int, ...]]
 
 
 def local_gradients(grads: Iterable[Tensor]) -> dict[Group, list[Tensor]]:
-    """Return what this process holds of the gradients, perhaps empty tensors, by who has the rest.
+    """Return the local parts of gradients, which may be empty, by mesh and sharding axes.
 
     Raises:
-        RuntimeError: If a gradient is not summed over its processes yet.
+        RuntimeError: If a gradient has a partial placement.
     """
     groups: dict[Group, list[Tensor]] = {}
     for grad in grads:
@@ -37,9 +37,9 @@ def local_gradients(grads: Iterable[Tensor]) -> dict[Group, list[Tensor]]:
 
 
 def joint_shares(groups: Mapping[Group, Sequence[Tensor]], norm_type: float) -> Tensor:
-    """Return a share of the sum of powers, or of the maximum, for each group, over its processes.
+    """Return for each group the sum of powers, or the maximum, over its processes.
 
-    Every process calls this with the same groups in the same order. The result is float64.
+    Every process must call this with the same groups in the same order. The result is float64.
     """
     shares = []
     for (mesh, axes), tensors in groups.items():

@@ -1,4 +1,4 @@
-"""Many tensors in one launch: a table of pieces of them, in memory that a kernel reads."""
+"""Many tensors in one launch: a table of their pieces, in memory that a kernel reads."""
 
 import contextlib
 from collections import OrderedDict
@@ -10,19 +10,20 @@ from torch import Tensor
 
 CHUNK_SIZE = 32768  # elements of a piece
 COLUMNS = 3  # of the table: address, number of elements, code of the dtype
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # their codes are their places
-_ALIGNMENT = 16  # bytes: what the widest loads ask for
-_MAX_TABLES = 32  # kept: a few sets of tensors on a few devices
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # the code of a dtype is its index
+_ALIGNMENT = 16  # bytes, of the widest loads
+_MAX_TABLES = 32  # tables that are cached: a few sets of tensors on a few devices
 
 
 class TensorTable(NamedTuple):
-    """The pieces of some dense tensors on one device.
+    """The pieces of dense tensors on one device.
 
-    Every piece but the one before the first aligned address begins at a multiple of 16 bytes.
+    Each piece begins at a multiple of 16 bytes, except one before the first aligned address of a
+    tensor.
 
     Attributes:
-        tensors: What it was made of.
-        pieces: int64 of shape ``(pieces, COLUMNS)``, on their device.
+        tensors: The tensors.
+        pieces: int64 of shape ``(pieces, COLUMNS)``, on the device of the tensors.
     """
 
     tensors: Sequence[Tensor]
@@ -33,11 +34,11 @@ _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
 
 def table_of(tensors: Sequence[Tensor]) -> TensorTable:
-    """Return the table of dense tensors, of the types in :data:`DTYPES`, on one device.
+    """Return the table of dense tensors, with dtypes of :data:`DTYPES`, on one device.
 
-    Where gradients stay in place, as they do with ``zero_grad(set_to_none=False)`` and mostly do
-    with torch's caching allocator, it is the table of the step before. Otherwise it is copied to
-    the device, from pinned memory, without waiting.
+    If the gradients have kept their addresses since the step before, it is the cached table. They
+    do with ``zero_grad(set_to_none=False)``, and mostly with torch's caching allocator. Otherwise a
+    new table is copied to the device, from pinned memory, without waiting.
     """
     return TensorTable(tensors, kept_on_device(tensors, _describe))
 
@@ -45,9 +46,9 @@ def table_of(tensors: Sequence[Tensor]) -> TensorTable:
 def kept_on_device(
     tensors: Sequence[Tensor], describe: Callable[[Sequence[Tensor]], Tensor]
 ) -> Tensor:
-    """Return what ``describe`` says of the places and sizes of tensors, on their device.
+    """Return ``describe(tensors)`` on the device of the tensors.
 
-    It is called only if none of the last sets of tensors was the same.
+    The result is cached by the addresses, shapes and dtypes of the tensors.
     """
     device = tensors[0].device
     key = (describe, device, *((address_of(t), t.shape, t.dtype) for t in tensors))
@@ -59,16 +60,17 @@ def kept_on_device(
         table = table.to(device, non_blocking=True)
         if len(_tables) >= _MAX_TABLES:
             _tables.popitem(last=False)
-    _tables[key] = table  # the last used stands last
+    _tables[key] = table  # ordered by last use
     return table
 
 
 def address_of(tensor: Tensor) -> int:
-    """Return where the tensor begins in its device's memory."""
+    """Return the address of the tensor in the memory of its device."""
     return tensor.data_ptr()
 
 
 def _pieces(addresses: list[int], sizes: list[int], codes: list[int]) -> Tensor:
+    """Cut tensors into pieces that begin at aligned addresses."""
     rows = torch.tensor([addresses, sizes, codes], dtype=torch.int64)
     address, size, code = rows
     item = torch.tensor([dtype.itemsize for dtype in DTYPES])[code]
@@ -86,7 +88,7 @@ def _pieces(addresses: list[int], sizes: list[int], codes: list[int]) -> Tensor:
 
 @contextlib.contextmanager
 def widened(table: TensorTable) -> Iterator[TensorTable]:
-    """Yield a table of float32 copies of its bfloat16 tensors, which are copied back at the end."""
+    """Yield a table with float32 copies of the bfloat16 tensors; copy them back at the end."""
     if all(t.dtype != torch.bfloat16 for t in table.tensors):
         yield table
         return

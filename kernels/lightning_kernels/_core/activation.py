@@ -1,4 +1,4 @@
-"""Activations that kernels apply while a tile is in registers: values, gradients, torch's twins."""
+"""The activations that kernels apply to a tile in registers, and the same by torch's functions."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from lightning_kernels._core.triton import tl, triton
 
 Activation = Literal["relu", "leaky_relu", "elu", "selu", "silu", "gelu"]
 
-# What each activation's one parameter is when it is not given; None for those without one.
+# The default of each activation's parameter; None if it has no parameter.
 DEFAULT_PARAMETERS: dict[str, float | None] = {
     "relu": None,
     "leaky_relu": 0.01,  # negative_slope
@@ -18,17 +18,17 @@ DEFAULT_PARAMETERS: dict[str, float | None] = {
     "silu": None,
     "gelu": None,
 }
-PIECEWISE_LINEAR = frozenset({"relu", "leaky_relu"})  # one bit an element holds their derivative
+PIECEWISE_LINEAR = frozenset({"relu", "leaky_relu"})  # one bit of each element gives the derivative
 
 _SELU_SCALE = tl.constexpr(1.0507009873554805)
 _SELU_ALPHA = tl.constexpr(1.6732632423543772)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
-_DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)  # of the normal distribution
+_DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)  # of the standard normal distribution
 
 
 @triton.jit
 def _expm1(z):
-    """Return exp(z) - 1, where z is small by its series, for there the difference cancels."""
+    """Return exp(z) - 1, for small z by its series, where the difference would cancel."""
     series = 1 / 24 + z * (1 / 120 + z * (1 / 720))
     series = z + z * z * (1 / 2 + z * (1 / 6 + z * series))
     return tl.where(tl.abs(z) < 0.25, series, tl.exp(z) - 1)
@@ -54,7 +54,7 @@ def activate(z, parameter, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def passes(z, ACTIVATION: tl.constexpr):
-    """Return where a piecewise linear activation passes ``z`` on, as torch decides it for nan."""
+    """Return where a piecewise linear activation has slope 1, for nan as in torch."""
     return (z <= 0) == 0 if ACTIVATION == "relu" else z > 0
 
 
@@ -102,7 +102,7 @@ def store_signs(
 def load_signs(
     signs_ptr, row, first_column, in_rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Unpack what :func:`store_signs` packed."""
+    """Load a tile of booleans that :func:`store_signs` packed."""
     octet = first_column // 8 + tl.arange(0, COLUMNS // 8)[None, :]
     size = tl.cdiv(columns, 8)
     packed = tl.load(signs_ptr + row * size + octet, mask=in_rows & (octet < size), other=0)
@@ -111,10 +111,10 @@ def load_signs(
 
 
 def resolve_parameter(activation: str | None, parameter: float | None) -> float:
-    """Return the parameter that kernels take, 0 for activations that have none.
+    """Return the parameter that kernels take, 0 for an activation without one.
 
     Raises:
-        ValueError: If the activation is unknown, or has no parameter and one is given.
+        ValueError: If the activation is unknown, or if it has no parameter and one is given.
     """
     if activation is not None and activation not in DEFAULT_PARAMETERS:
         known = ", ".join(DEFAULT_PARAMETERS)
@@ -131,11 +131,11 @@ def resolve_parameter(activation: str | None, parameter: float | None) -> float:
 
 
 def aten_activate(z: Tensor, activation: str | None, parameter: float) -> Tensor:
-    """Return the activation by torch's functions. ``z`` is the caller's own and may be reused."""
+    """Return the activation by torch's functions. It may be written over ``z``."""
     if activation is None:
         return z
     if activation == "relu":
-        return z.relu_()  # its derivative needs the result alone
+        return z.relu_()  # the derivative needs only the result
     if activation == "leaky_relu":
         return torch.nn.functional.leaky_relu(z, parameter)
     if activation == "elu":

@@ -1,4 +1,4 @@
-"""What all norms ask of their shape, weight and bias."""
+"""Checks of the arguments of the functions, with errors that say what was got and expected."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,17 @@ import torch
 from torch import Tensor
 
 
+def check_floating(function: str, x: Tensor, error: type[Exception] = RuntimeError) -> None:
+    """Raise ``error`` if ``x`` is not floating point. Torch raises another for norms."""
+    if not x.is_floating_point():
+        raise error(f"{function} expects a floating-point input, but got {x.dtype}")
+
+
 def shape_of(normalized_shape: Sequence[int]) -> tuple[int, ...]:
-    """Return the dimensions to normalise, as a tuple.
+    """Return the dimensions to normalise as a tuple.
 
     Raises:
-        TypeError: If it is a number.
+        TypeError: If ``normalized_shape`` is a number.
     """
     if isinstance(normalized_shape, int):
         raise TypeError(
@@ -20,44 +26,65 @@ def shape_of(normalized_shape: Sequence[int]) -> tuple[int, ...]:
     return tuple(normalized_shape)
 
 
-def check_rows(function: str, input: Tensor, shape: tuple[int, ...]) -> None:
-    """Raise if the last dimensions of ``input`` are not those to normalise."""
-    if not shape or tuple(input.shape[-len(shape) :]) != shape:
+def check_rows(
+    function: str, x: Tensor, shape: tuple[int, ...], **parameters: Tensor | None
+) -> None:
+    """Raise RuntimeError if the last dimensions of ``x``, or a parameter, are not of ``shape``."""
+    if not shape or tuple(x.shape[-len(shape) :]) != shape:
         raise RuntimeError(
             f"{function} expects an input whose last dimensions are normalized_shape, at least"
-            f" one, but got normalized_shape {list(shape)} and input {list(input.shape)}"
+            f" one, but got normalized_shape {list(shape)} and input {list(x.shape)}"
         )
+    _check_parameters(function, x, shape, "normalized_shape", parameters)
 
 
-def check_parameter(
-    function: str, name: str, parameter: Tensor | None, shape: Sequence[int], why: str, x: Tensor
+def check_channels(function: str, x: Tensor, **parameters: Tensor | None) -> None:
+    """Raise RuntimeError if a parameter does not have a number for each channel of ``x``."""
+    _check_parameters(function, x, x.shape[1:2], "the channels of x", parameters)
+
+
+def _check_parameters(
+    function: str, x: Tensor, shape: Sequence[int], why: str,
+    parameters: dict[str, Tensor | None],
+) -> None:  # fmt: skip
+    """Raise RuntimeError if the shape, device or dtype of a parameter does not fit ``x``."""
+    for name, parameter in parameters.items():
+        if parameter is None:
+            continue
+        if parameter.shape != shape and tuple(parameter.shape) != tuple(shape):
+            raise RuntimeError(
+                f"{function} expects {name} of shape {list(shape)} ({why}), but got"
+                f" {list(parameter.shape)}"
+            )
+        if parameter.device != x.device:
+            raise RuntimeError(
+                f"{function} expects {name} on {x.device} like the input, but got"
+                f" {parameter.device}"
+            )
+        if parameter.dtype not in (x.dtype, torch.float32):
+            raise RuntimeError(
+                f"{function} expects {name} of {x.dtype} (the input's) or torch.float32, but got"
+                f" {parameter.dtype}"
+            )
+
+
+def check_residual(
+    function: str, x: Tensor, residual: Tensor | None, or_float32: bool = True
 ) -> None:
-    """Raise if a parameter doesn't go with an input, saying what was got and what is expected.
+    """Raise RuntimeError if a residual does not fit ``x``.
 
     Args:
-        function: Who asks.
-        name: The parameter's.
-        parameter: ``None`` passes.
-        shape: What it has to have.
-        why: What that shape is.
-        x: The input, by whose device and type it has to go.
-
-    Raises:
-        RuntimeError: If the shape, the device or the dtype is another.
+        function: Name of the function that was called.
+        x: The input.
+        residual: The residual, or ``None``.
+        or_float32: Whether a residual of float32 fits an ``x`` of 16 bits.
     """
-    if parameter is None:
+    if residual is None:
         return
-    if parameter.shape != shape and tuple(parameter.shape) != tuple(shape):
+    dtypes = {x.dtype, torch.float32} if or_float32 and x.itemsize == 2 else {x.dtype}
+    if (residual.shape, residual.device) != (x.shape, x.device) or residual.dtype not in dtypes:
+        expected = f"{x.dtype} (or torch.float32 for 16 bits)" if or_float32 else x.dtype
         raise RuntimeError(
-            f"{function} expects {name} of shape {list(shape)} ({why}), but got"
-            f" {list(parameter.shape)}"
-        )
-    if parameter.device != x.device:
-        raise RuntimeError(
-            f"{function} expects {name} on {x.device} like the input, but got {parameter.device}"
-        )
-    if parameter.dtype not in (x.dtype, torch.float32):
-        raise RuntimeError(
-            f"{function} expects {name} of {x.dtype} (the input's) or torch.float32, but got"
-            f" {parameter.dtype}"
+            f"{function} expects residual like x, {list(x.shape)} of {expected} on {x.device}, but"
+            f" got {list(residual.shape)} of {residual.dtype} on {residual.device}"
         )

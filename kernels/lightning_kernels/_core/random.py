@@ -1,4 +1,4 @@
-"""Random bits for kernels: a place in the stream of torch's own generator, and Philox on it."""
+"""Random words for kernels: a place in the stream of torch's generator, and Philox from there."""
 
 from typing import NamedTuple
 
@@ -13,13 +13,12 @@ _MAX_SEED = 2**63 - 1
 
 
 class Stream(NamedTuple):
-    """A place in torch's Philox stream, good for one operation of any size.
+    """A place in torch's Philox stream, for one operation of any size.
 
     Attributes:
         state: int64 tensor of (seed, offset) on the device, or ``None`` if the host knows both.
-        seed: Key of the stream; 0 with ``state``.
-        offset: Counter in words, a multiple of four, which no other operation gets; 0 with
-            ``state``.
+        seed: Key of the stream, 0 with ``state``.
+        offset: Counter in words, a multiple of four, unique to this operation; 0 with ``state``.
     """
 
     state: Tensor | None
@@ -30,10 +29,10 @@ class Stream(NamedTuple):
 def reserve(x: Tensor) -> Stream:
     """Take the next place in the stream of the default generator of ``x``'s device.
 
-    On a GPU in eager mode this reads and advances the generator on the host: no launch, no
-    synchronisation. ``torch.manual_seed``, ``fork_rng``, the replay of activation checkpointing and
-    each rank's own seed hold, because the state is torch's. While a CUDA graph is captured, or
-    under a compiler, the place is drawn on the device instead, so that each replay gets a new one.
+    On a GPU in eager mode this reads and advances the generator on the host, without a launch or a
+    synchronisation. The state is torch's, so ``torch.manual_seed``, ``fork_rng``, activation
+    checkpointing and the seed of each rank work. During the capture of a CUDA graph and under a
+    compiler the place is drawn on the device, so that each replay gets a new one.
     """
     if is_traced(x) or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         return Stream(torch.randint(_MAX_SEED, (2,), device=x.device), 0, 0)
@@ -47,10 +46,10 @@ def reserve(x: Tensor) -> Stream:
 
 @triton.jit
 def _philox(state_ptr, seed, offset, group):
-    """Return the four words of each group, a tensor of any shape.
+    """Return the four words of each group; ``group`` is a tensor of any shape.
 
-    A call is counted by (offset / 4, group): the way in which torch's own kernels count, a thread
-    to a group, so that streams never overlap with theirs.
+    A call is counted by (offset / 4, group). Torch's kernels count the same way, a thread for each
+    group, so the streams never overlap.
     """
     if state_ptr is not None:
         seed = tl.load(state_ptr)
@@ -68,10 +67,11 @@ def _philox(state_ptr, seed, offset, group):
 
 
 @triton.jit
-def _words_of(state_ptr, seed, offset, group):
-    """Return elements ``4 * group`` to ``4 * group + 3`` of the stream, the last dimension longer.
+def words_of_groups(state_ptr, seed, offset, group):
+    """Return elements ``4 * group`` to ``4 * group + 3`` of the stream.
 
-    Four neighbours share a Philox call.
+    The last dimension is four times as long as that of ``group``: four neighbours share a Philox
+    call.
     """
     a, b, c, d = _philox(state_ptr, seed, offset, group)
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
@@ -79,13 +79,13 @@ def _words_of(state_ptr, seed, offset, group):
 
 @triton.jit
 def random_words(state_ptr, seed, offset, first_group, BLOCK_SIZE: tl.constexpr):
-    """Return a block of uint32, element ``4 * first_group + i`` of the stream at ``i``."""
-    return _words_of(state_ptr, seed, offset, first_group + tl.arange(0, BLOCK_SIZE // 4))
+    """Return a block of uint32, which begins at element ``4 * first_group`` of the stream."""
+    return words_of_groups(state_ptr, seed, offset, first_group + tl.arange(0, BLOCK_SIZE // 4))
 
 
 @triton.jit
 def random_word_at(state_ptr, seed, offset, index):
-    """Return those elements of the stream, wherever they are: a Philox call for each."""
+    """Return the elements of the stream at ``index``, with a Philox call for each."""
     a, b, c, d = _philox(state_ptr, seed, offset, index // 4)
     lane = index % 4
     return tl.where(lane < 2, tl.where(lane == 0, a, b), tl.where(lane == 2, c, d))
@@ -95,10 +95,10 @@ def random_word_at(state_ptr, seed, offset, index):
 def random_rows(
     state_ptr, seed, offset, first, COLUMNS: tl.constexpr, MULTIPLES_OF_4: tl.constexpr
 ):
-    """Return for each of ``first``, a column or one number, the elements of the stream from it."""
+    """Return rows of the stream, each from its element of ``first``: a column, or one number."""
     if MULTIPLES_OF_4:
         group = first // 4 + tl.arange(0, COLUMNS // 4)[None, :]
-        word = _words_of(state_ptr, seed, offset, group)
+        word = words_of_groups(state_ptr, seed, offset, group)
     else:
         index = first + tl.arange(0, COLUMNS)[None, :]
         word = random_word_at(state_ptr, seed, offset, index)

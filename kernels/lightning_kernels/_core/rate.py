@@ -1,4 +1,4 @@
-"""The rate of dropout and its kin: a number on the host, or a tensor that a schedule changes."""
+"""The rate of a drop: a number on the host, or a tensor that a schedule changes."""
 
 import torch
 from torch import Tensor
@@ -10,11 +10,12 @@ _MAX_THRESHOLD = tl.constexpr(4294967040.0)  # the largest float32 below 2**32
 
 
 def resolve_rate(function: str, p: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
-    """Return the rate as a number, or 0 and the tensor that holds it, which is not read here.
+    """Return the rate as a number and ``None``, or 0 and the tensor that holds it.
 
     Raises:
         ValueError: If ``p`` is a number outside ``[0, 1]`` or nan.
-        RuntimeError: If ``p`` is a tensor that a kernel can't read.
+        RuntimeError: If ``p`` is a tensor but not one float32 on the device of ``x``, or requires
+            a gradient.
     """
     if not isinstance(p, Tensor):
         if not 0.0 <= p <= 1.0:
@@ -30,18 +31,18 @@ def resolve_rate(function: str, p: float | Tensor, x: Tensor) -> tuple[float, Te
 
 
 def threshold_of(p: float) -> int:
-    """Return the number of random words of 32 bits, to 2**-32, that drop."""
+    """Return the threshold below which a random word of 32 bits drops: ``p`` exact to 2**-32."""
     return min(round(p * _WORDS), _WORDS - 1)
 
 
 def survivors_scale(p: float) -> float:
-    """Return what survivors are multiplied by, so that the mean stays."""
+    """Return the factor of kept elements that preserves the mean."""
     return 1.0 / (1.0 - p) if p < 1.0 else 0.0
 
 
 @triton.jit
 def load_rate(rate_ptr, threshold, scale):
-    """Return threshold and scale: those given, or what the rate in memory makes of them."""
+    """Return threshold and scale, computed from the rate in memory if there is one."""
     if rate_ptr is not None:
         p = tl.load(rate_ptr)
         threshold = tl.minimum(p * 4294967296.0, _MAX_THRESHOLD).to(tl.uint32)
@@ -50,7 +51,7 @@ def load_rate(rate_ptr, threshold, scale):
 
 
 def aten_factor(x: Tensor, shape: list[int] | torch.Size, rate: Tensor) -> Tensor:
-    """Return a mask of ``shape``, 0 or the survivors' scale, of a rate that is a tensor."""
+    """Return a mask of ``shape``, of 0 and the survivors' scale, at a rate in a tensor."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     kept = torch.rand(shape, dtype=dtype, device=x.device) >= rate
     scale = torch.where(rate < 1, 1 / (1 - rate), 0.0)

@@ -1,29 +1,75 @@
-"""How kernels that map the elements of a matrix cut it into tiles."""
+"""How kernels cut a matrix into tiles, and what they load beside a tile."""
 
 import functools
 
-from lightning_kernels._batch_norm.layout import _width
-from lightning_kernels._core.dispatch import next_power_of_2
+from lightning_kernels._core.launch import cdiv, next_power_of_2
 from lightning_kernels._core.triton import tl, triton
 
 _TILE = 4096  # elements of a program's tile
 
 
+def width_of(size: int, widths: tuple[int, ...]) -> int:
+    """Return the width of a tile over rows of ``size``: the one of ``widths`` that pads least."""
+    if size <= widths[-1]:
+        return max(8, next_power_of_2(size))
+    return min(widths, key=lambda width: (cdiv(size, width) * width, -width))
+
+
 @functools.lru_cache(maxsize=4096)
 def tile_of(rows: int, columns: int, num_warps: int = 4) -> dict[str, int]:
-    """Return the constants of a program's tile of a matrix: the width that pads the least."""
-    width = _width(columns, (256, 128, 64))
+    """Return the constants of a program's tile of a matrix whose elements are mapped."""
+    width = width_of(columns, (256, 128, 64))
     height = min(_TILE // width, next_power_of_2(rows))
-    width = max(width, min(_TILE // height, next_power_of_2(columns)))  # few rows: longer pieces
+    width = max(width, min(_TILE // height, next_power_of_2(columns)))  # few rows: wider tiles
     alignment = min(columns & -columns, 16)
     return {"ROWS": height, "COLUMNS": width, "ALIGNMENT": alignment, "num_warps": num_warps}
 
 
+@functools.lru_cache(maxsize=4096)
+def tile_of_rows(num_rows: int, size: int, elements: int, least: int = 1) -> dict[str, int]:
+    """Return the constants of a tile of whole rows, which a program holds in registers.
+
+    Args:
+        num_rows: Rows of the matrix.
+        size: Length of a row.
+        elements: Elements of a tile of four warps. A longer row gets more warps.
+        least: Fewest rows of a tile.
+    """
+    block_size = next_power_of_2(size)
+    rows = max(least, min(elements // block_size, next_power_of_2(num_rows)))
+    num_warps = max(4, min(16, rows * block_size * 4 // elements))
+    return {"ROWS": rows, "BLOCK_SIZE": block_size, "num_warps": num_warps}
+
+
 @triton.jit
 def place_of_tile(row_tile, column_tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Return row, column, which of both exist, and the place in memory, of a tile's elements."""
+    """Return the row, column, bounds and place in memory of each element of a tile."""
     row = row_tile * tl.full((), ROWS, tl.int64) + tl.arange(0, ROWS)[:, None]
     first = column_tile * tl.full((), COLUMNS, tl.int64)
     column = first + tl.arange(0, COLUMNS)[None, :]
     in_bounds = (row < rows) & (column < columns)
     return row, column, in_bounds, row * columns + column
+
+
+@triton.jit
+def load_or(pointer, index, in_bounds, default):
+    """Load as float32 from a tensor that may be ``None``; ``default`` if it is."""
+    if pointer is None:
+        return default
+    return tl.load(pointer + index, mask=in_bounds, other=default).to(tl.float32)
+
+
+@triton.jit
+def scaled(values, weight_ptr, column, in_columns):
+    """Multiply by the weight, if there is one."""
+    if weight_ptr is not None:
+        values *= tl.load(weight_ptr + column, mask=in_columns, other=0.0).to(tl.float32)
+    return values
+
+
+@triton.jit
+def shifted(values, bias_ptr, column, in_columns):
+    """Add the bias, if there is one."""
+    if bias_ptr is not None:
+        values += tl.load(bias_ptr + column, mask=in_columns, other=0.0).to(tl.float32)
+    return values

@@ -1,8 +1,7 @@
 """Triton where it is installed; elsewhere (macOS, Windows) a stand-in, so that kernels import.
 
-A kernel that was defined with the stand-in is never launched:
-:mod:`lightning_kernels._core.dispatch` routes every tensor to ATen when :data:`HAS_TRITON` is
-false.
+A kernel that is defined with the stand-in is never launched: if :data:`HAS_TRITON` is false,
+:mod:`lightning_kernels._core.dispatch` sends every tensor to ATen.
 """
 
 from typing import Any
@@ -29,5 +28,5 @@ except ImportError:
 else:
     HAS_TRITON = True
 
-# Triton decides at import whether ``jit`` compiles or interprets, so this is fixed then too.
+# Triton decides at import whether ``jit`` compiles or interprets.
 INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)

@@ -1,9 +1,10 @@
-"""The kernels of DropBlock, for both layouts.
+"""The kernels of DropBlock, for both memory layouts.
 
-A plane is one channel of one sample, or with a shared mask one sample: ``depth`` x ``height`` rows
-of ``width``; a map in two dimensions has its height for the depth and a height of 1. The bits of a
-row, set where it is dropped, are cut into ``pieces`` of ``piece`` bits or less, a word to each. The
-words of a plane follow each other, or, channels last, those of the channels at one place do.
+A plane is one channel of one sample, or one sample if its channels share a mask. It has ``depth`` x
+``height`` rows of ``width`` elements. A map in two dimensions has its height as depth, and a height
+of 1. A bit is set for each dropped element. The bits of a row are cut into ``pieces`` words of
+``piece`` bits or less. Contiguous, the words of a plane follow each other in memory; channels last,
+the words of the channels at one place do.
 """
 
 from lightning_kernels._core.random import random_words
@@ -12,7 +13,7 @@ from lightning_kernels._core.triton import tl, triton
 
 @triton.jit
 def _exponential(p, rest):
-    """Return -log(rest), where ``rest`` is 1 - ``p`` without its rounding error."""
+    """Return -log(1 - p), where ``rest`` is 1 - p without rounding error."""
     z = p / (2 - p)
     square = z * z
     series = 1 / 9 + square * (1 / 11 + square * (1 / 13))
@@ -22,14 +23,14 @@ def _exponential(p, rest):
 
 @triton.jit
 def _ones(count, limit):
-    """Return a word of ``count`` ones, of none below 0 and of at most ``limit`` (up to 32)."""
+    """Return a word whose lowest ``count`` bits are set, clamped to 0 and ``limit`` (up to 32)."""
     count = tl.maximum(tl.minimum(count, limit), 0)
     return tl.where(count < 32, (1 << (count & 31)) - 1, -1)
 
 
 @triton.jit
 def _bits_set(word):
-    """Return how many bits of each word are set, in the form that compilers know."""
+    """Return the number of set bits of each word, in a form that compilers recognise."""
     word = word.to(tl.uint32, bitcast=True)
     word -= (word >> 1) & 0x55555555
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
@@ -39,7 +40,7 @@ def _bits_set(word):
 
 @triton.jit
 def _gap(state_ptr, seed, offset, first_group, mean_gap, limit, PLANES: tl.constexpr):
-    """Return for each plane how many positions come before its next seed, at most ``limit``."""
+    """Return for each plane the number of positions before its next seed, at most ``limit``."""
     word = random_words(state_ptr, seed, offset, first_group, PLANES)
     p = word.to(tl.float32) * 2.0**-32 + 2.0**-33
     rest = (word ^ 0xFFFFFFFF).to(tl.float32) * 2.0**-32 + 2.0**-33
@@ -51,7 +52,7 @@ def _blocks(
     position, count, first_seed_row, row, depth, height, width, piece,
     block_depth, block_height, block_width, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Return the words of one block in each plane, its first corner at the seed ``position``."""
+    """Return the words of one block in each plane, whose first corner is the seed ``position``."""
     columns = width - block_width + 1
     seed_height = height - block_height + 1
     seed_row = first_seed_row + position // columns
@@ -73,10 +74,9 @@ def _dropped_words(
 ):  # fmt: skip
     """Return the words of a tile, (PLANES, ROWS, PIECES), from all seeds whose blocks reach it.
 
-    A segment of ROWS rows of seeds in one plane is a run of independent trials. From seed to seed
-    the gap is geometric: the exponential of rate -log(1 - gamma), rounded down. Draw number k of
-    all segments comes before draw number k + 1 of any, so that the planes that lie side by side
-    here share Philox calls.
+    A segment of ROWS rows of seeds in one plane is a run of independent trials. The gap between two
+    seeds is geometric: an exponential of rate -log(1 - gamma), rounded down. In the stream, draw k
+    of all segments comes before draw k + 1 of any, so that neighbouring planes share Philox calls.
     """
     row = first_row + tl.arange(0, ROWS)
     seed_depth = depth - block_depth + 1
@@ -128,7 +128,7 @@ def _drop_block_mask_kernel(
     PIECES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """Draw seeds, spread them to blocks and store the bits, and how many this program has set.
+    """Draw seeds, spread them to blocks, and store the bits and the number of set bits.
 
     ``mean_gap`` is 1 / -log(1 - gamma), where gamma is ``ratio`` times a rate in memory.
     """
@@ -169,9 +169,10 @@ def _flat_tile(
     words_ptr, numel, channels, rows, width, pieces, piece,
     BLOCK_SIZE: tl.constexpr, SPAN: tl.constexpr, PIECES: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Return the places in memory of a contiguous tile, (BLOCK_SIZE / 8, 8), and what is dropped.
+    """Return places in memory, bounds and dropped bits of a contiguous tile, (BLOCK_SIZE / 8, 8).
 
-    Eight neighbours touch at most SPAN pieces of rows, which follow each other as their words do.
+    Eight neighbours touch at most SPAN pieces of rows, and the words of these pieces follow each
+    other.
     """
     start = tl.program_id(0).to(tl.int64) * BLOCK_SIZE
     first_row = start // width
@@ -179,7 +180,7 @@ def _flat_tile(
     column = (start - first_row * width).to(tl.int32) + octet
     row = column // width
     column -= row * width
-    number = column // piece if PIECES > 1 else column * 0  # of the piece in its row
+    number = column // piece if PIECES > 1 else column * 0  # number of the piece in its row
     column -= number * piece
     first = first_row * pieces
     per_plane = rows * pieces
@@ -187,7 +188,7 @@ def _flat_tile(
     sample = first // per_sample
     index = row * pieces + number
     bits = tl.zeros((BLOCK_SIZE // 8,), tl.uint32)
-    taken = -column  # bits that the pieces before have given
+    taken = -column  # bits that earlier pieces have given
     for i in tl.static_range(SPAN):
         in_bounds = first + index + i < numel // width * pieces
         if SHARED:
@@ -195,7 +196,7 @@ def _flat_tile(
             where = (sample + inside // per_sample) * per_plane + inside % per_plane
         else:
             where = first + index + i
-        # Only a row of 16 fills 16 bits, of which the sign then comes after those of its octets.
+        # Only a row of 16 fills 16 bits; the extended sign then lies above the bits of its octets.
         word = tl.load(words_ptr + where, mask=in_bounds, other=0).to(tl.uint32)
         if i == 0:
             bits |= word >> column.to(tl.uint32)
@@ -211,8 +212,8 @@ def _channels_last_tile(
     words_ptr, channels, width, pieces, piece,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ALIGNMENT: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Return the places in memory of a tile, (PIXELS, CHANNELS) of one piece, what is dropped."""
-    channels = channels // ALIGNMENT * ALIGNMENT  # tells the compiler what it is a multiple of
+    """Return places in memory, bounds and dropped bits of a tile, (PIXELS, CHANNELS) of a piece."""
+    channels = channels // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
     slabs = tl.cdiv(channels, CHANNELS)
     index = (tl.program_id(0) // slabs).to(tl.int64)
     channel = (tl.program_id(0) % slabs * CHANNELS + tl.arange(0, CHANNELS))[None, :]
@@ -251,7 +252,7 @@ def _drop_block_apply_kernel(
     SHARED: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """Store ``x`` times 0 where the bit is set, else times ``total / (eps + kept)``."""
+    """Store ``x`` times 0 where its bit is set, else times ``total / (eps + kept)``."""
     if CHANNELS_LAST:
         place, in_bounds, dropped = _channels_last_tile(
             words_ptr, channels, width, pieces, piece, TILE[0], TILE[1], ALIGNMENT, SHARED

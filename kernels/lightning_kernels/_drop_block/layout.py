@@ -4,27 +4,29 @@ import functools
 import math
 from typing import Any, NamedTuple
 
-from lightning_kernels._core.dispatch import cdiv, next_power_of_2
+from lightning_kernels._core.launch import cdiv, next_power_of_2
 
-_WORDS = 2048  # of a tile of the mask: sixteen a thread
-_MOST_WORDS = 512  # of them in one plane: four planes or more share Philox calls
-_SEEDS = 32  # where blocks cover a tile once: with more, cutting it costs less than they do
-_TILE_BYTES = 16384  # of a program that applies: what it adds up first must not weigh
-_LARGEST_FLOAT = 3e38  # of 32 bits, a little less
+_WORDS = 2048  # words of a tile of the mask: sixteen a thread
+_MOST_WORDS = 512  # words of one plane in a tile, so that four planes or more share Philox calls
+_SEEDS = (
+    32  # most seeds that reach a tile if blocks cover it once; with more, tiles are cut smaller
+)
+_TILE_BYTES = 16384  # bytes of a program that applies, many against the counts that it sums first
+_LARGEST_FLOAT = 3e38  # just below the largest float32
 
 Sizes = tuple[int, ...]
 
 
 class Cut(NamedTuple):
-    """How maps are cut into words and programs, as the kernels describe it.
+    """How maps are cut. :mod:`lightning_kernels._drop_block.kernels` defines the terms.
 
     Attributes:
-        volume: Depth, height and width of a plane, and those of a block.
-        pieces: Into how many pieces a row is cut, and their length.
+        volume: Depth, height and width of a plane, then of a block.
+        pieces: The number of pieces of a row, and their length.
         mask_tile: Constants of the kernel that draws. Its rows decide which random words a plane
-            gets, and depend on the sizes of map and block alone.
-        flat_tile: Constants of the kernel that applies to a contiguous tensor.
-        last_tile: Likewise, channels last.
+            gets. They depend on the sizes of map and block alone.
+        flat_tile: Constants of the kernel that applies the mask to a contiguous tensor.
+        last_tile: Constants of the kernel that applies the mask in channels last.
     """
 
     volume: tuple[int, ...]
@@ -36,6 +38,7 @@ class Cut(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def cut_of(channels: int, sizes: Sizes, block: Sizes, itemsize: int) -> Cut:
+    """Return how maps of these sizes are cut."""
     (depth, height, width), edges = _in_three(sizes), _in_three(block)
     pieces, piece = pieces_of(width)
     padded = next_power_of_2(pieces)
@@ -45,7 +48,7 @@ def cut_of(channels: int, sizes: Sizes, block: Sizes, itemsize: int) -> Cut:
     pixels = next_power_of_2(piece)
     tile = _TILE_BYTES // itemsize
     slab = min(next_power_of_2(channels), tile // pixels)
-    # For three programs a multiprocessor: left to itself the compiler spills, to fit in a fourth.
+    # For three programs a multiprocessor: by itself the compiler spills, to fit a fourth.
     mask = {"PLANES": max(4, _WORDS // (rows * padded)), "ROWS": rows, "maxnreg": 168}
     common = {"PIECES": padded, "num_warps": 4}
     flat = {"TILE": (tile, 1), "SPAN": _span(width, pieces, piece), "ALIGNMENT": 1}
@@ -60,18 +63,18 @@ def cut_of(channels: int, sizes: Sizes, block: Sizes, itemsize: int) -> Cut:
 
 
 def _in_three(sizes: Sizes) -> tuple[int, int, int]:
-    """Return depth, height and width; what has no depth has its height for it."""
+    """Return depth, height and width. A map in two dimensions has its height as depth."""
     return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else (sizes[0], 1, sizes[1])
 
 
 def pieces_of(width: int) -> tuple[int, int]:
-    """Return into how many words a row of so many bits is cut, and the bits in each."""
+    """Return the number of words that a row of ``width`` bits is cut into, and the bits of each."""
     pieces = cdiv(width, 32)
     return pieces, cdiv(width, pieces)
 
 
 def _seeds_near(rows: int, sizes: Sizes, block: Sizes) -> float:
-    """Return how many seeds reach so many rows of a plane that blocks would cover once."""
+    """Return the number of seeds that reach ``rows`` rows of a plane if blocks cover it once."""
     slices = min(sizes[0], cdiv(rows, sizes[1]) + block[0] - 1)
     return slices * sizes[1] * sizes[2] / math.prod(block)
 
@@ -86,9 +89,9 @@ def _span(width: int, pieces: int, piece: int) -> int:
 
 
 def seeds_per_rate(sizes: Sizes, block: Sizes) -> float:
-    """Return gamma per p: of a map the elements over those of all the places of a block.
+    """Return gamma / p: the elements of a map, over the elements of a block times its places.
 
-    At most 1, so that gamma is a probability: n <= k (n - k + 1) for each edge k of 1 to n.
+    It is at most 1, so that gamma is a probability: n <= k (n - k + 1) for each edge 1 <= k <= n.
     """
     places = [size - edge + 1 for size, edge in zip(sizes, block, strict=True)]
     return math.prod(sizes) / (math.prod(block) * math.prod(places))

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._core.dispatch import cdiv, is_traced, launch, runs_triton
+from lightning_kernels._core.dispatch import runs_triton
+from lightning_kernels._core.launch import cdiv, launch
 from lightning_kernels._core.operator import Operator
+from lightning_kernels._core.parameters import check_floating
 from lightning_kernels._core.random import random_rows, random_word_at, reserve
 from lightning_kernels._core.rate import (
     aten_factor,
@@ -18,11 +20,10 @@ from lightning_kernels._core.rate import (
 )
 from lightning_kernels._core.tiles import place_of_tile, tile_of
 from lightning_kernels._core.triton import tl, triton
-from lightning_kernels._dropout.dropout import _run as drop_elements
 from lightning_kernels._dropout.dropout import (
     alpha_constants,
     aten_alpha_dropout,
-    check_floating,
+    drop_elements,
     load_alpha_rate,
 )
 
@@ -50,9 +51,10 @@ def _channel_dropout_kernel(
 ):
     """Store ``x * scale + shift`` where the channel's word reaches ``threshold``, else a constant.
 
-    Channels are the rows of one matrix, or the columns of a matrix for each sample.
+    Contiguous, the channels are the rows of one matrix. Channels last, they are the columns of a
+    matrix for each sample.
     """
-    columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler what it is a multiple of
+    columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
     column_tiles = tl.cdiv(columns, COLUMNS)
     tiles = tl.cdiv(rows, ROWS) * column_tiles
     sample = (tl.program_id(0) // tiles).to(tl.int64)
@@ -83,7 +85,7 @@ def _launch(
     x: Tensor, y: Tensor, leading: int, p: float, rate: Tensor | None, alpha: bool,
     gradient: bool, state: Tensor | None, seed: int, offset: int,
 ) -> None:  # fmt: skip
-    """Write the dropout of ``x`` to ``y``, which may be ``x``: equal strides, served ones."""
+    """Write the dropout of ``x`` to ``y``, of equal strides, perhaps the same tensor."""
     constants = alpha_constants(p) if alpha else (survivors_scale(p), 0.0, 0.0)
     samples, rows, columns = 1, x.shape[:leading].numel(), x.shape[leading:].numel()
     channels_last = not x.is_contiguous()
@@ -100,7 +102,7 @@ def _launch(
 
 
 def _is_served(x: Tensor, leading: int) -> bool:
-    """Return whether memory holds ``x`` channel by channel, or its channels innermost."""
+    """Return whether ``x`` is contiguous, or contiguous with its channels innermost."""
     return x.is_contiguous() or x.movedim(leading - 1, -1).is_contiguous()
 
 
@@ -110,15 +112,13 @@ def _forward(x: Tensor, leading: int, *options: Any) -> Tensor:
     return y
 
 
-def _forward_in_place(ctx: Any, x: Tensor, *options: Any) -> Tensor:
+def _forward_in_place(x: Tensor, *options: Any) -> Tensor:
     _launch(x, x, *options)
-    ctx.mark_dirty(x)
-    _setup_context(ctx, (x, *options), x)
     return x
 
 
 def _fake(x: Tensor, leading: int, *options: Any) -> Tensor:
-    y = torch.empty_like(x)  # dense, and of x's strides if x is dense
+    y = torch.empty_like(x)  # dense; with the strides of x if x is dense
     if _is_served(y, leading):
         return y
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -130,9 +130,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Apply the same mask: dropout is linear, so it is its own gradient, and theirs in turn.
+    """Apply the same mask to the gradient: dropout is linear in ``x``.
 
-    The mask belongs to the channels, so the gradient may come in another layout than x.
+    The mask belongs to the channels, so the gradient may have another layout than ``x``.
     """
     rate, state = ctx.saved_tensors
     grad_x = _channel_dropout(
@@ -149,14 +149,9 @@ _channel_dropout = Operator(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    in_place=_forward_in_place,
+    fits_in_place=lambda x, leading, *options: _is_served(x, leading),
 )
-
-
-class _ChannelDropoutInPlace(torch.autograd.Function):
-    """Dropout of channels written over its input, in eager mode."""
-
-    forward = staticmethod(_forward_in_place)
-    backward = staticmethod(_backward)
 
 
 def dropout1d(
@@ -166,27 +161,31 @@ def dropout1d(
 
     .. math:: y_{nc} = x_{nc} \, m_{nc} / (1 - p), \quad m_{nc} \sim \text{Bernoulli}(1 - p)
 
-    Equal to :func:`torch.nn.functional.dropout1d` in distribution, not bit for bit. The mask is a
-    function of torch's seed, its Philox offset and the channel's number ``n * C + c``, the same in
-    either layout, so the backward pass computes it again: nothing is kept but two integers. For the
-    arguments and errors see also :func:`lightning_kernels.dropout`. Where the kernels do not run
-    (see :func:`lightning_kernels.route`) this is torch's own function.
+    The result equals that of :func:`torch.nn.functional.dropout1d` in distribution, not bit for
+    bit. The mask is a function of torch's seed, its Philox offset and the number ``n * C + c`` of
+    the channel, in either layout, so the backward pass draws it again: the graph keeps two
+    integers. Where the kernels do not run (see :func:`lightning_kernels.route`) this calls torch's
+    function.
 
     Args:
-        x: ``(N, C, L)`` or ``(C, L)``, floating point.
-        p: Probability of zeroing a channel, or a tensor that holds it.
-        training: When false, return ``x`` itself.
-        inplace: Write the result over ``x``.
+        x: Shape ``(N, C, L)`` or ``(C, L)``, floating point.
+        p: Probability of zeroing a channel, or a tensor that holds it: see
+            :func:`lightning_kernels.dropout`.
+        training: Whether to drop; otherwise ``x`` itself is returned.
+        inplace: Whether to write the result over ``x``.
 
     Returns:
-        Tensor with the shape and dtype of ``x``, and its strides if its elements fill a stretch of
-        memory channel by channel or with the channels innermost; contiguous otherwise. As in torch,
-        nan and infinity stay nan where dropped.
+        Tensor of the shape and dtype of ``x``. It has the strides of ``x`` if ``x`` is contiguous
+        or channels last; otherwise it is contiguous. As in torch, dropped nan and infinity become
+        nan.
 
     Raises:
+        RuntimeError: If ``x`` has another number of dimensions or is not floating point, or ``p``
+            is a tensor that a kernel can't read.
         ValueError: If ``p`` is outside ``[0, 1]`` or nan.
-        RuntimeError: If ``x`` has another number of dimensions; if it is not floating point and
-            something is to be dropped; if ``p`` is another tensor than it may be.
+
+    Example:
+        >>> y = dropout1d(torch.randn(2, 3, 8), 0.2)
 
     References:
         Tompson et al., 2015, "Efficient object localization using convolutional networks",
@@ -204,8 +203,9 @@ def dropout2d(
 ) -> Tensor:
     """Zero each channel of ``(N, C, H, W)``: see :func:`dropout1d`.
 
-    As :func:`torch.nn.functional.dropout2d` does, it takes three dimensions for ``(N, C, L)`` and
-    warns; it warns of any other number too, and drops what the first two count.
+    Like :func:`torch.nn.functional.dropout2d` it takes an ``x`` of three dimensions for
+    ``(N, C, L)``, and warns. It warns of any other number of dimensions too, and takes the first
+    two for ``(N, C)``.
     """
     if x.dim() == 3:
         warnings.warn(
@@ -223,8 +223,8 @@ def dropout3d(
 ) -> Tensor:
     """Zero each channel of ``(N, C, D, H, W)`` or ``(C, D, H, W)``: see :func:`dropout1d`.
 
-    As :func:`torch.nn.functional.dropout3d` does, it warns of any other number of dimensions, and
-    drops what the first counts.
+    Like :func:`torch.nn.functional.dropout3d` it warns of any other number of dimensions, and takes
+    the first for the channels.
     """
     if x.dim() not in (4, 5):
         _warn_of_dimensions("dropout3d", x, "(N, C, D, H, W) or (C, D, H, W)")
@@ -238,16 +238,16 @@ def feature_alpha_dropout(
 
     .. math:: y_{nc} = a \, (x_{nc} m_{nc} + \alpha' (1 - m_{nc})) + b
 
-    for ``x`` of shape ``(N, C, *)``: :func:`lightning_kernels.alpha_dropout` with one draw for each
-    channel of each sample, as :func:`torch.nn.functional.feature_alpha_dropout`. For the arguments,
-    the layouts and the errors see :func:`dropout1d`.
+    ``x`` has the shape ``(N, C, *)``. This is :func:`lightning_kernels.alpha_dropout` with one draw
+    for each channel of each sample, like :func:`torch.nn.functional.feature_alpha_dropout`.
+    Arguments, layouts and errors are those of :func:`dropout1d`.
     """
     return _drop_channels("feature_alpha_dropout", x, 2, p, training, inplace, alpha=True)
 
 
 def _warn_of_dimensions(function: str, x: Tensor, expected: str) -> None:
     warnings.warn(
-        f"{function}: Received a {x.dim()}-D input, which torch is to refuse: expected {expected}",
+        f"{function}: Received a {x.dim()}-D input, which torch will refuse: expected {expected}",
         stacklevel=3,
     )
 
@@ -268,19 +268,15 @@ def _drop_channels(
     if not runs_triton(x):
         return _aten(x, leading, p, rate, alpha, inplace)
     if x.is_contiguous() and x.shape[leading:].numel() == 1:
-        return drop_elements(x, p, rate, alpha, inplace)  # four draws to a call, and in their order
-    options = (leading, p, rate, alpha, False, *reserve(x))
-    if not inplace:
-        return _channel_dropout(x, *options)
-    if is_traced(x) or not _is_served(x, leading):
-        return x.copy_(_channel_dropout(x, *options))
-    return _ChannelDropoutInPlace.apply(x, *options)
+        return drop_elements(x, p, rate, alpha, inplace)  # the same words, four to a Philox call
+    run = _channel_dropout.in_place if inplace else _channel_dropout
+    return run(x, leading, p, rate, alpha, False, *reserve(x))
 
 
 def _aten(
     x: Tensor, leading: int, p: float, rate: Tensor | None, alpha: bool, inplace: bool
 ) -> Tensor:
-    """Call torch's function; compose it if the rate is a tensor."""
+    """Call torch's function, or compose it of several if the rate is a tensor."""
     if rate is not None:
         shape = [*x.shape[:leading], *[1] * (x.dim() - leading)]
         if alpha:
@@ -293,5 +289,5 @@ def _aten(
         function = torch.feature_dropout_ if inplace else torch.feature_dropout
     if leading == 2:
         return function(x, p, True)
-    y = function(x.unsqueeze(0), p, True)  # a sample without its batch: the channels come first
+    y = function(x.unsqueeze(0), p, True)  # a sample without a batch dimension
     return x if inplace else y.squeeze(0)

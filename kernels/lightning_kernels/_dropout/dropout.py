@@ -1,4 +1,4 @@
-"""Dropout that replays its mask in the backward pass instead of storing it."""
+"""Dropout of elements, which draws its mask again in the backward pass instead of storing it."""
 
 import math
 from typing import Any
@@ -6,8 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._core.dispatch import cdiv, is_dense, is_traced, launch, runs_triton
+from lightning_kernels._core.dispatch import runs_triton
+from lightning_kernels._core.launch import cdiv, launch
+from lightning_kernels._core.layout import is_dense, with_strides
 from lightning_kernels._core.operator import Operator
+from lightning_kernels._core.parameters import check_floating
 from lightning_kernels._core.random import random_words, reserve
 from lightning_kernels._core.rate import (
     aten_factor,
@@ -18,6 +21,11 @@ from lightning_kernels._core.rate import (
 )
 from lightning_kernels._core.triton import tl, triton
 
+BLOCK_SIZE = 2048  # elements of a program: two loads of 128 bits a thread for 16-bit dtypes
+_SATURATION = -1.7580993408473766  # the limit of SELU at minus infinity: -scale * alpha
+_SATURATED = tl.constexpr(_SATURATION)
+
+
 BLOCK_SIZE = 2048  # elements per program: two loads of 128 bits a thread, in 16 bits
 _SATURATION = -1.7580993408473766  # what SELU tends to: -scale * alpha
 _SATURATED = tl.constexpr(_SATURATION)
@@ -25,7 +33,7 @@ _SATURATED = tl.constexpr(_SATURATION)
 
 @triton.jit
 def load_alpha_rate(rate_ptr, threshold, scale, shift, dropped):
-    """Return threshold, scale and shift of survivors, and what the others become."""
+    """Return threshold, scale and shift of survivors, and the value of dropped elements."""
     if rate_ptr is not None:
         threshold, _ = load_rate(rate_ptr, threshold, scale)
         p = tl.load(rate_ptr)
@@ -71,7 +79,7 @@ def _dropout_kernel(
 
 
 def alpha_constants(p: float) -> tuple[float, float, float]:
-    """Return scale and shift of survivors and what the others become, of mean 0 and variance 1."""
+    """Return scale and shift of survivors, and the value of dropped elements."""
     if p == 1.0:
         return 0.0, 0.0, 0.0
     scale = 1 / math.sqrt((1 - p) * (1 + p * _SATURATION**2))
@@ -82,7 +90,7 @@ def _launch(
     x: Tensor, y: Tensor, p: float, rate: Tensor | None, alpha: bool, gradient: bool,
     state: Tensor | None, seed: int, offset: int,
 ) -> None:  # fmt: skip
-    """Write the dropout of ``x`` to ``y``, dense tensors of equal strides, perhaps the same."""
+    """Write the dropout of ``x`` to ``y``: dense, of equal strides, perhaps the same tensor."""
     constants = alpha_constants(p) if alpha else (survivors_scale(p), 0.0, 0.0)
     grid = (cdiv(x.numel(), BLOCK_SIZE),)
     launch(
@@ -92,15 +100,13 @@ def _launch(
 
 
 def _forward(x: Tensor, *options: Any) -> Tensor:
-    y = torch.empty_like(x)  # dense, and of x's strides if x is dense
+    y = torch.empty_like(x)  # dense; with the strides of x if x is dense
     _launch(x if x.stride() == y.stride() else y.copy_(x), y, *options)
     return y
 
 
-def _forward_in_place(ctx: Any, x: Tensor, *options: Any) -> Tensor:
+def _forward_in_place(x: Tensor, *options: Any) -> Tensor:
     _launch(x, x, *options)
-    ctx.mark_dirty(x)
-    _setup_context(ctx, (x, *options), x)
     return x
 
 
@@ -115,25 +121,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Apply the same mask: dropout is linear, so it is its own gradient, and theirs in turn."""
+    """Apply the same mask to the gradient: dropout is linear in ``x``."""
     rate, state = ctx.saved_tensors
     grad = with_strides(grad, ctx.strides)  # the mask belongs to places in memory
-    return (
-        _dropout(grad, ctx.p, rate, ctx.alpha, True, state, ctx.seed, ctx.offset),
-        *(None,) * 7,
-    )
+    options = ctx.p, rate, ctx.alpha, True, state, ctx.seed, ctx.offset
+    return dropout_operator(grad, *options), *(None,) * 7
 
 
-def with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return ``tensor``, or a copy of it with these strides."""
-    if tensor.stride() == strides:
-        return tensor
-    return torch.empty_strided(
-        tensor.shape, strides, dtype=tensor.dtype, device=tensor.device
-    ).copy_(tensor)
-
-
-_dropout = Operator(
+dropout_operator = Operator(
     "dropout",
     "(Tensor x, float p, Tensor? rate, bool alpha, bool gradient, Tensor? state, int seed,"
     " int offset) -> Tensor",
@@ -141,14 +136,9 @@ _dropout = Operator(
     fake=_fake,
     setup_context=_setup_context,
     backward=_backward,
+    in_place=_forward_in_place,
+    fits_in_place=lambda x, *options: is_dense(x),
 )
-
-
-class _DropoutInPlace(torch.autograd.Function):
-    """Dropout written over its input, in eager mode."""
-
-    forward = staticmethod(_forward_in_place)
-    backward = staticmethod(_backward)
 
 
 def dropout(
@@ -158,27 +148,31 @@ def dropout(
 
     .. math:: y_i = x_i \, m_i / (1 - p), \quad m_i \sim \text{Bernoulli}(1 - p)
 
-    Equal to :func:`torch.nn.functional.dropout` in distribution, not bit for bit. The mask is a
-    function of torch's seed, its Philox offset and the element's place in memory, so the backward
-    pass computes it again: nothing is kept but two integers. The rate is exact to 2**-32. Where the
-    kernels do not run (see :func:`lightning_kernels.route`) this is torch's own function.
+    The result equals that of :func:`torch.nn.functional.dropout` in distribution, not bit for bit.
+    The mask is a function of torch's seed, its Philox offset and the place of the element in
+    memory, so the backward pass draws it again: the graph keeps two integers. The rate is exact to
+    2**-32. Where the kernels do not run (see :func:`lightning_kernels.route`) this calls torch's
+    function.
 
     Args:
         x: Tensor of any shape and strides, floating point.
-        p: Probability of zeroing an element. As a tensor (one float32 on ``x``'s device) it is
-            read on the device alone: changes need neither a recompilation nor a synchronisation,
-            and reach a captured CUDA graph. It must not change between forward and backward.
-        training: When false, return ``x`` itself.
-        inplace: Write the result over ``x``.
+        p: Probability of zeroing an element. It may be a tensor: one float32 on the device of
+            ``x``, which only the device reads. A change of it needs neither a recompilation nor a
+            synchronisation, and reaches a captured CUDA graph. It must not change between the
+            forward and the backward pass.
+        training: Whether to drop; otherwise ``x`` itself is returned.
+        inplace: Whether to write the result over ``x``.
 
     Returns:
-        Tensor with the shape, dtype and (if ``x`` is dense) strides of ``x``; ``x`` itself if
-        nothing is to be dropped. As in torch, nan and infinity stay nan where dropped.
+        Tensor of the shape and dtype of ``x``, and of its strides if ``x`` is dense. It is ``x``
+        itself if nothing is dropped. As in torch, dropped nan and infinity become nan.
 
     Raises:
+        RuntimeError: If ``x`` is not floating point, or ``p`` is a tensor that a kernel can't read.
         ValueError: If ``p`` is outside ``[0, 1]`` or nan.
-        RuntimeError: If ``x`` is not floating point and something is to be dropped; if ``p`` is
-            another tensor than it may be.
+
+    Example:
+        >>> y = dropout(torch.randn(4, 8), 0.1)
 
     References:
         Srivastava et al., 2014, "Dropout: a simple way to prevent neural networks from
@@ -189,7 +183,7 @@ def dropout(
         return x
     check_floating("dropout", x)
     if runs_triton(x):
-        return _run(x, p, rate, False, inplace)
+        return drop_elements(x, p, rate, False, inplace)
     if rate is None:
         return torch.nn.functional.dropout(x, p, inplace=inplace)
     factor = aten_factor(x, x.shape, rate)
@@ -204,8 +198,8 @@ def alpha_dropout(
     .. math:: y_i = a \, (x_i m_i + \alpha' (1 - m_i)) + b, \quad m_i \sim \text{Bernoulli}(1 - p)
 
     with :math:`\alpha' = -1.7581`, :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and
-    :math:`b = -a p \alpha'`, so that an input of mean 0 and variance 1 keeps both. One pass, and
-    no mask in memory: see :func:`dropout`, also for the arguments and errors. Equal to
+    :math:`b = -a p \alpha'`, so that an input of mean 0 and variance 1 keeps both. Arguments,
+    results and errors are those of :func:`dropout`. The result equals that of
     :func:`torch.nn.functional.alpha_dropout` in distribution.
 
     References:
@@ -216,7 +210,7 @@ def alpha_dropout(
         return x
     check_floating("alpha_dropout", x)
     if runs_triton(x):
-        return _run(x, p, rate, True, inplace)
+        return drop_elements(x, p, rate, True, inplace)
     if rate is None:
         return torch.nn.functional.alpha_dropout(x, p, training=True, inplace=inplace)
     return aten_alpha_dropout(x, x.shape, rate, inplace)
@@ -225,7 +219,7 @@ def alpha_dropout(
 def aten_alpha_dropout(
     x: Tensor, shape: list[int] | torch.Size, rate: Tensor, inplace: bool
 ) -> Tensor:
-    """Compose alpha dropout of a rate that is a tensor, with a mask of ``shape``."""
+    """Compute alpha dropout by torch's functions: the rate is a tensor, the mask of ``shape``."""
     kept = aten_factor(x, shape, rate) != 0
     scale = torch.where(rate < 1, ((1 - rate) * (1 + rate * _SATURATION**2)).rsqrt(), 0.0)
     factor = torch.where(kept, scale, 0.0).to(x.dtype)
@@ -233,16 +227,7 @@ def aten_alpha_dropout(
     return (x.mul_(factor) if inplace else x * factor).add_(shift.to(x.dtype))
 
 
-def check_floating(function: str, x: Tensor) -> None:
-    """Refuse integers and complex numbers as torch does."""
-    if not x.is_floating_point():
-        raise RuntimeError(f"{function} expects a floating-point input, but got {x.dtype}")
-
-
-def _run(x: Tensor, p: float, rate: Tensor | None, alpha: bool, inplace: bool) -> Tensor:
-    options = (p, rate, alpha, False, *reserve(x))
-    if not inplace:
-        return _dropout(x, *options)
-    if is_traced(x) or not is_dense(x):
-        return x.copy_(_dropout(x, *options))
-    return _DropoutInPlace.apply(x, *options)
+def drop_elements(x: Tensor, p: float, rate: Tensor | None, alpha: bool, inplace: bool) -> Tensor:
+    """Drop by the kernel, with the next random words of torch's generator."""
+    run = dropout_operator.in_place if inplace else dropout_operator
+    return run(x, p, rate, alpha, False, *reserve(x))

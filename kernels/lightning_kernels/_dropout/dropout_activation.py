@@ -1,4 +1,4 @@
-"""Bias, activation and dropout in one pass, of which nothing is kept but the inputs."""
+"""Bias, activation and dropout in one pass; the graph keeps nothing but the inputs."""
 
 from typing import Any
 
@@ -11,14 +11,22 @@ from lightning_kernels._core.activation import (
     aten_activate,
     resolve_parameter,
 )
-from lightning_kernels._core.dispatch import cdiv, launch, multiprocessor_count, runs_triton
+from lightning_kernels._core.dispatch import runs_triton
+from lightning_kernels._core.gradients import empty_gradients, only_needed, recompute_gradients
+from lightning_kernels._core.launch import cdiv, launch, multiprocessor_count
+from lightning_kernels._core.layout import with_strides
 from lightning_kernels._core.operator import Operator
+from lightning_kernels._core.parameters import check_floating
+from lightning_kernels._core.partial_sums import sum_partials
 from lightning_kernels._core.random import random_rows, reserve
 from lightning_kernels._core.rate import load_rate, resolve_rate, survivors_scale, threshold_of
 from lightning_kernels._core.tiles import place_of_tile, tile_of
 from lightning_kernels._core.triton import tl, triton
-from lightning_kernels._dropout.dropout import _dropout, check_floating, dropout, with_strides
-from lightning_kernels._row_norm.kernels import _sum_partials_kernel
+from lightning_kernels._dropout.dropout import dropout, dropout_operator
+
+# Programs of the gradients' kernel that a multiprocessor holds, of 8 warps with 128 registers.
+_PROGRAMS = 2
+
 
 # Programs of the gradients' kernel that a multiprocessor holds, of 8 warps with 128 registers.
 _PROGRAMS = 2
@@ -29,11 +37,11 @@ def _survivors_factor(
     row, first_column, columns, threshold, scale, rate_ptr, state_ptr, seed, offset,
     DROPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    """Return 0 or the survivors' scale for a tile: the mask of ``dropout`` at the same places."""
+    """Return for a tile 0 or the survivors' scale, as ``dropout`` draws it for the same places."""
     factor = 1.0
     if DROPS:
         threshold, scale = load_rate(rate_ptr, threshold, scale)
-        first = row * columns + first_column  # the one row of a flat tensor is row 0
+        first = row * columns + first_column  # a flat tensor is row 0
         word = random_rows(state_ptr, seed, offset, first, COLUMNS, ALIGNMENT % 4 == 0 or ROWS == 1)
         factor = tl.where(word < threshold, 0.0, scale)
     return factor
@@ -59,8 +67,8 @@ def _dropout_activation_kernel(
     COLUMNS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """Store the activation of ``x + bias``, times what the mask says."""
-    columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler what it is a multiple of
+    """Store the activation of ``x + bias``, times 0 or the survivors' scale."""
+    columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
     column_tiles = tl.cdiv(columns, COLUMNS)
     column_tile = tl.program_id(0) % column_tiles
     row, column, in_bounds, place = place_of_tile(
@@ -129,7 +137,7 @@ def _dropout_activation_backward_kernel(
 
 
 def _matrix(y: Tensor, bias: Tensor | None) -> tuple[int, int]:
-    """Return the rows and columns that the kernels see in ``y``, dense: one row without a bias."""
+    """Return rows and columns of the dense ``y``, which is one row without a bias."""
     columns = y.numel() if bias is None else y.shape[-1]
     return y.numel() // columns, columns
 
@@ -152,7 +160,7 @@ def _forward(
 
 
 def _fake(x: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
-    """Allocate the output: with the strides of ``x`` if it is dense and its rows are."""
+    """Allocate the output, with the strides of ``x`` if ``x`` and its rows are dense."""
     y = torch.empty_like(x)
     if bias is None or y.stride(-1) == 1:
         return y
@@ -164,7 +172,7 @@ def _forward_of_backward(
     drops: bool, p: float, rate: Tensor | None, state: Tensor | None, seed: int, offset: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x and of the bias, an empty tensor for what is not needed."""
+    """Return the gradients of x and of the bias."""
     gradients = _fake_of_backward(
         grad, x, bias, activation, parameter, drops, p, rate, state, seed, offset, needs
     )
@@ -184,10 +192,7 @@ def _forward_of_backward(
         ACTIVATION=activation, DROPS=drops, **tile,
     )  # fmt: skip
     if needs[1]:
-        launch(
-            _sum_partials_kernel, (cdiv(columns, 16), 1), x.device,
-            partial, None, gradients[1], None, splits, columns, ROWS=128, COLUMNS=16, num_warps=4,
-        )  # fmt: skip
+        sum_partials((partial,), (gradients[1],))
     return gradients
 
 
@@ -197,12 +202,7 @@ def _fake_of_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     grad_x = torch.empty_like(grad) if needs[0] else x.new_empty(0)
-    grad_bias = (
-        torch.empty_like(bias, memory_format=torch.contiguous_format)
-        if needs[1] and bias is not None
-        else x.new_empty(0)
-    )
-    return grad_x, grad_bias
+    return grad_x, *empty_gradients(x, (bias,), needs[1:])
 
 
 _dropout_activation_backward = Operator(
@@ -225,28 +225,24 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:2])
     grad = with_strides(grad, ctx.strides)  # the mask belongs to places in memory
     stream = rate, state, ctx.seed, ctx.offset
-    if torch.is_grad_enabled():  # create_graph=True: in terms that autograd can follow
+    if torch.is_grad_enabled():  # create_graph=True
         return *_differentiable_backward(grad, x, bias, needs, *ctx.options, *stream), *(None,) * 8
     gradients = _dropout_activation_backward(grad, x, bias, *ctx.options, *stream, needs)
-    results = (gradient if need else None for gradient, need in zip(gradients, needs, strict=True))
-    return *results, *(None,) * 8
+    return *only_needed(gradients, needs), *(None,) * 8
 
 
 def _differentiable_backward(
     grad: Tensor, x: Tensor, bias: Tensor | None, needs: list[bool], activation: str | None,
     parameter: float, drops: bool, p: float, rate: Tensor | None, *stream: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Return the same gradients through torch's functions, for higher derivatives."""
+    """Return the gradients by torch's functions, which can be differentiated again."""
     if drops:
-        grad = _dropout(grad, p, rate, False, True, *stream)
-    # Views, so that a path between the two further back does not count here.
-    x = x.view_as(x)
-    bias = None if bias is None else bias.view_as(bias)
-    y = _activated(x.float(), None if bias is None else bias.float(), activation, parameter)
-    inputs = zip((x, bias), needs, strict=True)
-    wanted = [tensor for tensor, need in inputs if need and tensor is not None]
-    gradients = iter(torch.autograd.grad(y, wanted, grad.float(), create_graph=True))
-    return tuple(next(gradients) if need else None for need in needs)
+        grad = dropout_operator(grad, p, rate, False, True, *stream)
+
+    def activated(x: Tensor, bias: Tensor | None) -> Tensor:
+        return _activated(x, bias, activation, parameter)
+
+    return tuple(recompute_gradients(activated, grad, (x, bias), needs))
 
 
 _dropout_activation = Operator(
@@ -269,38 +265,41 @@ def dropout_activation(
     activation_parameter: float | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    r"""Add ``bias``, activate and drop: the middle of a transformer's feed-forward, in one pass.
+    r"""Add ``bias``, activate and drop, in one pass.
 
     .. math:: y_i = a(x_i + b_i) \, m_i / (1 - p), \quad m_i \sim \text{Bernoulli}(1 - p)
 
-    computed in float32, where in evaluation :math:`m_i / (1 - p)` is 1. Equal to
-    ``dropout(activation(x + bias))`` in distribution. The mask is that of
-    :func:`lightning_kernels.dropout`, a function of the element's place in memory, so the backward
-    pass computes it again, with the activation's derivative: nothing is kept but ``x`` and
-    ``bias``. The gradient of ``bias`` is summed in the same pass, in float32 in a fixed order.
-    Where the kernels do not run (see :func:`lightning_kernels.route`) this is a composition of
-    torch's own functions. Under autocast, too, the result has the type of ``x``.
+    This is the middle of a transformer's feed-forward. The computation is float32. In evaluation
+    :math:`m_i / (1 - p)` is 1. The result equals ``dropout(activation(x + bias))`` in distribution.
+    The mask is that of :func:`lightning_kernels.dropout`, a function of the place of the element in
+    memory, so the backward pass draws it again: the graph keeps ``x`` and ``bias`` alone. The
+    gradient of ``bias`` is summed in the same pass, in float32 in a fixed order. Where the kernels
+    do not run (see :func:`lightning_kernels.route`) the result is composed of torch's functions.
+    The result has the dtype of ``x``, also under autocast.
 
     Args:
-        x: ``(*, C)``, floating point.
+        x: Shape ``(*, C)``, floating point.
         activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
-            ``"gelu"`` (exact).
+            ``"gelu"`` (the exact one).
         p: Probability of zeroing an element, or a tensor that holds it: see
             :func:`lightning_kernels.dropout`.
-        training: When false, nothing is dropped; the rest is computed all the same.
-        activation_parameter: Slope of leaky_relu (by default 0.01) or alpha of elu (1.0).
-        bias: Shape ``(C,)``, in ``x``'s type or float32.
+        training: Whether to drop. Everything else is computed in evaluation too.
+        activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
+        bias: Shape ``(C,)``, in the dtype of ``x`` or float32.
 
     Returns:
-        Tensor with the shape and dtype of ``x``, and its strides if its elements fill a stretch of
-        memory and, with a bias, the last dimension is the innermost; contiguous otherwise. As in
-        torch, nan and infinity are nan where dropped.
+        Tensor of the shape and dtype of ``x``. It has the strides of ``x`` if ``x`` is dense and,
+        with a bias, its last dimension is the innermost; otherwise it is contiguous. As in torch,
+        dropped nan and infinity become nan.
 
     Raises:
-        ValueError: If ``p`` is outside ``[0, 1]`` or nan; if the activation is none that there can
-            be.
-        RuntimeError: If ``x`` is not floating point; if the bias does not go with it; if ``p`` is
-            another tensor than it may be.
+        RuntimeError: If ``x`` is not floating point, ``bias`` does not fit ``x``, or ``p`` is a
+            tensor that a kernel can't read.
+        ValueError: If ``p`` is outside ``[0, 1]`` or nan. If ``activation`` or its parameter is not
+            one of those above.
+
+    Example:
+        >>> y = dropout_activation(torch.randn(4, 64), "gelu", 0.1, bias=torch.zeros(64))
 
     References:
         Hendrycks and Gimpel, 2016, "Gaussian error linear units", arXiv:1606.08415; Vaswani et al.,
@@ -326,14 +325,14 @@ def dropout_activation(
 
 
 def _activated(x: Tensor, bias: Tensor | None, activation: str | None, parameter: float) -> Tensor:
-    """Compose bias and activation of torch's functions."""
+    """Add the bias and activate by torch's functions."""
     if bias is not None:
         return aten_activate(x + bias, activation, parameter)
     return torch.relu(x) if activation == "relu" else aten_activate(x, activation, parameter)
 
 
 def _check_bias(x: Tensor, bias: Tensor) -> None:
-    """Raise for a bias that does not go with ``x``."""
+    """Raise RuntimeError if the bias does not fit ``x``."""
     if x.dim() == 0 or bias.shape != x.shape[-1:] or bias.device != x.device:
         raise RuntimeError(
             f"dropout_activation expects bias of shape {list(x.shape[-1:])} (the last dimension of"

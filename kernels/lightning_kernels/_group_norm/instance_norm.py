@@ -1,18 +1,16 @@
-"""Instance normalisation: group normalisation with a group for each channel."""
+"""Instance normalisation: group norm with a group for each channel."""
 
 import torch
 from torch import Tensor
 
-from lightning_kernels._batch_norm.aten import update_running
-from lightning_kernels._batch_norm.batch_norm import batch_norm
+from lightning_kernels._batch_norm import batch_norm
 from lightning_kernels._core.activation import aten_activate, resolve_parameter
 from lightning_kernels._core.dispatch import norm_runs_triton
-from lightning_kernels._group_norm.group_norm import (
-    _group_norm,
-    aten_group_norm,
-    check_parameters,
-    laid_out_like,
-)
+from lightning_kernels._core.layout import with_format_of
+from lightning_kernels._core.parameters import check_channels, check_floating
+from lightning_kernels._core.statistics import update_running
+from lightning_kernels._group_norm.aten import aten_group_norm
+from lightning_kernels._group_norm.operator import group_norm_operator
 
 
 def instance_norm(
@@ -32,36 +30,41 @@ def instance_norm(
 
     .. math:: y = a((x - \bar x) / \sqrt{s^2 + \epsilon} \cdot \gamma + \beta)
 
-    with mean and biased variance of each channel of each sample if ``use_input_stats``, else the
-    running ones of each channel. The first arguments are those of
-    :func:`torch.nn.functional.instance_norm`. What is said of :func:`lightning_kernels.group_norm`
-    holds here, but that torch's too returns the type of ``input`` under autocast. Normalising by
-    running statistics is the work of :func:`lightning_kernels.batch_norm`.
+    With ``use_input_stats`` :math:`\bar x` and :math:`s^2` are the mean and the biased variance of
+    each channel of each sample; without, they are the running statistics, and
+    :func:`lightning_kernels.batch_norm` does the work. The positional arguments are those of
+    :func:`torch.nn.functional.instance_norm`. Precision, order of sums and memory are those of
+    :func:`lightning_kernels.group_norm`. Under autocast the result has the dtype of ``input``, as
+    torch's has.
 
     Args:
-        input: ``(N, C, *)`` of any strides, floating point.
-        running_mean: Shape ``(C,)``, in ``input``'s type or float32, or ``None``. If
-            ``use_input_stats``, updated in place: ``(1 - momentum) * running_mean + momentum *``
-            the mean of the samples' means.
-        running_var: Likewise, with the unbiased variances.
-        weight: Scale of shape ``(C,)``, in ``input``'s type or float32.
-        bias: Shift, likewise.
-        use_input_stats: Whether to use, and record, the statistics of each sample.
+        input: Shape ``(N, C, *)``, any strides, floating point.
+        running_mean: Shape ``(C,)``, in the dtype of ``input`` or float32, or ``None``. With
+            ``use_input_stats`` it becomes ``(1 - momentum) * running_mean + momentum * mean``, in
+            place, where ``mean`` is the mean over the samples.
+        running_var: Shape ``(C,)``. It is updated by the unbiased variances.
+        weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``input`` or float32.
+        bias: Shift :math:`\beta`, like ``weight``.
+        use_input_stats: Whether to normalise by the statistics of each sample and to record them.
         momentum: Share of these samples in the running statistics.
         eps: Added to the variance.
         activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
-            ``"gelu"`` (exact).
-        activation_parameter: Slope of leaky_relu (by default 0.01) or alpha of elu (1.0).
+            ``"gelu"`` (the exact one).
+        activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
 
     Returns:
-        Tensor of the shape, type and memory format of ``input``: channels last or contiguous.
+        Tensor of the shape, dtype and memory format of ``input``: channels last or contiguous.
 
     Raises:
         NotImplementedError: If ``input`` is not floating point.
-        RuntimeError: If shapes, types or devices do not go together, or running statistics are
-            missing without ``use_input_stats``.
-        ValueError: If a channel has a single value, before anything is changed; if there is one of
-            the running statistics alone; if the activation is none that there can be.
+        RuntimeError: If the shape, dtype or device of an argument does not fit ``input``. If
+            running statistics are missing without ``use_input_stats``.
+        ValueError: If ``input`` has fewer than three dimensions. If a channel has a single value
+            (before anything is changed). If one of the two running statistics is missing. If
+            ``activation`` or its parameter is not one of those above.
+
+    Example:
+        >>> y = instance_norm(torch.randn(2, 3, 8, 8), activation="relu")
 
     References:
         Ulyanov et al., 2016, "Instance normalization: the missing ingredient for fast
@@ -69,7 +72,7 @@ def instance_norm(
     """
     parameter = resolve_parameter(activation, activation_parameter)
     _check(input, running_mean, running_var, weight, bias, use_input_stats)
-    if not use_input_stats or input.numel() == 0:  # what is empty has no statistics
+    if not use_input_stats or input.numel() == 0:  # an empty input has no statistics
         return batch_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,
             activation=activation, activation_parameter=activation_parameter,
@@ -78,7 +81,7 @@ def instance_norm(
     if not norm_runs_triton(input):
         y = _aten_instance_norm(input, running_mean, running_var, weight, bias, momentum, eps)
         return aten_activate(y, activation, parameter)
-    y, statistics = _group_norm(
+    y, statistics = group_norm_operator(
         input, channels, weight, bias, float(eps), activation, parameter, None
     )
     if running_mean is not None and running_var is not None:
@@ -92,10 +95,7 @@ def _check(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, use_input_stats: bool,
 ) -> None:  # fmt: skip
-    if not input.is_floating_point():
-        raise NotImplementedError(
-            f"instance_norm expects a floating-point input, but got {input.dtype}"
-        )
+    check_floating("instance_norm", input, NotImplementedError)
     if input.dim() < 3:
         raise ValueError(
             f"instance_norm expects an input of shape (N, C, *), with pixels to take the mean of,"
@@ -111,7 +111,7 @@ def _check(
         raise RuntimeError(
             "instance_norm expects running_mean and running_var, or use_input_stats=True"
         )
-    check_parameters(
+    check_channels(
         "instance_norm", input,
         running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
     )  # fmt: skip
@@ -121,10 +121,10 @@ def _aten_instance_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, momentum: float, eps: float,
 ) -> Tensor:  # fmt: skip
-    """Call torch's functions, contiguous, and keep the memory format.
+    """Compute by torch's functions on a contiguous input; keep the memory format.
 
-    Torch's instance norm only updates the running statistics: channels last, a batch of one sample
-    gets wrong gradients from it. Its group norm is right, and contiguous quicker.
+    Torch's instance norm only updates the running statistics here: for one sample in channels last
+    its gradients are wrong. Torch's group norm is right, and faster on a contiguous input.
     """
     contiguous = input.contiguous()
     if running_mean is not None:
@@ -133,4 +133,4 @@ def _aten_instance_norm(
                 contiguous, running_mean, running_var, None, None, True, momentum, eps
             )
     y = aten_group_norm(contiguous, input.shape[1], weight, bias, eps)
-    return laid_out_like(y, input)
+    return with_format_of(y, input)

@@ -1,13 +1,13 @@
-"""The kernels of group normalisation, for both layouts.
+"""The kernels of group norm, for both memory layouts.
 
-A slab is one group, or some neighbouring ones, of a sample. A program that holds a whole slab as
-its tile needs no other; else a slab is cut into blocks of channels, whose pixels programs (the
-splits) share, tile by tile. A tile is channels by pixels, whichever of them are neighbours in
-memory. Statistics are the means of all groups, then their variances.
+A slab is one group of a sample, or several neighbouring groups. If a program can hold a whole slab
+as its tile, one program normalises it. Otherwise a slab is cut into blocks of channels, and several
+programs (the splits) share the pixels of a block, tile by tile. A tile is channels by pixels in
+either layout. The statistics are the means of all groups, and then their variances.
 """
 
-from lightning_kernels._batch_norm.kernels import _load
 from lightning_kernels._core.activation import activate, activation_gradient
+from lightning_kernels._core.tiles import load_or
 from lightning_kernels._core.triton import tl, triton
 
 
@@ -19,20 +19,20 @@ def _sum_pixels(tile):
 
 @triton.jit
 def _sum_all_pixels(tile):
-    """Likewise, of sums of many tiles: outside of loops, so float64 is cheap."""
+    """Return the sum of each channel over many tiles: outside of loops, so float64 is cheap."""
     return _sum_pixels(tile.to(tl.float64)).to(tl.float32)
 
 
 @triton.jit
 def _to_groups(values, member, PADDED: tl.constexpr):
-    """Sum values of channels over the groups that they are in; nan stays in its group."""
+    """Sum the values of channels over their groups; nan stays in its group."""
     same = tl.arange(0, PADDED)[:, None] == member[None, :]
     return tl.sum(tl.where(same, values[None, :], 0.0), axis=1)
 
 
 @triton.jit
 def _to_channels(values, member, PADDED: tl.constexpr):
-    """Give each channel its group's value, as what a tile can be combined with."""
+    """Return for each channel the value of its group, as a column that broadcasts over a tile."""
     same = member[:, None] == tl.arange(0, PADDED)[None, :]
     return tl.sum(tl.where(same, values[None, :], 0.0), axis=1, keep_dims=True)
 
@@ -45,8 +45,8 @@ def _place(
     """Return where a block of a slab is.
 
     Returns:
-        The sample; the channels and which exist; of each the group, counted from the slab's first;
-        the groups' numbers among those of all samples, and which exist.
+        The sample. The channels and which exist. The group of each channel, counted from the first
+        group of the slab. The numbers of the groups over all samples, and which exist.
     """
     sample = (slab // slabs).to(tl.int64)
     local = block * CHANNELS + tl.arange(0, CHANNELS)
@@ -63,7 +63,7 @@ def _tile(
     index, sample, channel, in_channels, channels, pixels,
     PIXELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Return the place in memory of the elements of a block's tile number ``index``, and bounds."""
+    """Return places in memory and bounds of tile ``index`` of a block."""
     pixel = index * tl.full((), PIXELS, tl.int64) + tl.arange(0, PIXELS)[None, :]
     if CHANNELS_LAST:
         place = (sample * pixels + pixel) * channels + channel[:, None]
@@ -74,7 +74,7 @@ def _tile(
 
 @triton.jit
 def _aligned(channels, pixels, width, ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Tell the compiler what the extents that strides are made of are multiples of."""
+    """Tell the compiler the alignment of the extents that strides are computed from."""
     if CHANNELS_LAST:
         channels = channels // ALIGNMENT * ALIGNMENT
         width = width // ALIGNMENT * ALIGNMENT
@@ -90,7 +90,7 @@ def _group_norm_forward_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Normalise and activate a slab held in registers; the variance is taken around the mean."""
+    """Normalise and activate a slab held in registers."""
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     sample, channel, in_channels, member, group, in_groups = _place(
         tl.program_id(0), 0, slabs, groups, channels, width, group_size, GROUPS, PADDED, CHANNELS
@@ -106,8 +106,8 @@ def _group_norm_forward_kernel(
     tl.store(statistics_ptr + all_groups + group, variance, mask=in_groups)
     rstd = _to_channels(tl.rsqrt(variance + eps), member, PADDED)
     channel, in_channels = channel[:, None], in_channels[:, None]
-    weight = _load(weight_ptr, channel, in_channels, 1.0)
-    z = x * rstd * weight + _load(bias_ptr, channel, in_channels, 0.0)
+    weight = load_or(weight_ptr, channel, in_channels, 1.0)
+    z = x * rstd * weight + load_or(bias_ptr, channel, in_channels, 0.0)
     y = activate(z, parameter, ACTIVATION).to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + place, y, mask=in_bounds)
 
@@ -119,10 +119,10 @@ def _group_norm_statistics_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Leave mean, sum of squared deviations and count of a share of each of a slab's groups.
+    """Store mean, sum of squared deviations and count of a share of each group of a slab.
 
-    Sums are taken of the distance to the mean of the first tile, so that little cancels, however
-    large the mean.
+    The kernel sums distances to the mean of the first tile, so that little cancels, however large
+    the mean.
     """
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     parts = blocks * splits
@@ -169,7 +169,7 @@ def _group_norm_apply_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Normalise and activate a tile, from the tensor's end: what has been read last."""
+    """Normalise and activate a tile. The first program takes the last, which may be cached."""
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     index = tl.num_programs(0) - 1 - tl.program_id(0)
     tiles = tl.cdiv(pixels, PIXELS)
@@ -182,8 +182,8 @@ def _group_norm_apply_kernel(
     )
     mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
     channel, in_channels = channel[:, None], in_channels[:, None]
-    weight = _load(weight_ptr, channel, in_channels, 1.0)
-    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    weight = load_or(weight_ptr, channel, in_channels, 1.0)
+    bias = load_or(bias_ptr, channel, in_channels, 0.0)
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     z = (x - mean) * rstd * weight + bias
     y = activate(z, parameter, ACTIVATION).to(y_ptr.dtype.element_ty)
@@ -208,7 +208,7 @@ def _load_gradient(
     grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient before the activation and the normalised x, 0 outside of bounds."""
+    """Return the gradient before the activation and the normalised x; 0 out of bounds."""
     grad = tl.load(grad_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     normalised = tl.where(in_bounds, (x - mean) * rstd, 0.0)
@@ -226,7 +226,7 @@ def _group_norm_backward_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Read a slab and its gradient once; leave this sample's share of the parameters' gradients."""
+    """Read a slab and its gradient once; store its share of the parameters' gradients."""
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     sample, channel, in_channels, member, group, in_groups = _place(
         tl.program_id(0), 0, slabs, groups, channels, width, group_size, GROUPS, PADDED, CHANNELS
@@ -236,8 +236,8 @@ def _group_norm_backward_kernel(
     )
     mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
     own, own_mask = channel[:, None], in_channels[:, None]
-    weight = _load(weight_ptr, own, own_mask, 1.0)
-    bias = _load(bias_ptr, own, own_mask, 0.0)
+    weight = load_or(weight_ptr, own, own_mask, 1.0)
+    bias = load_or(bias_ptr, own, own_mask, 0.0)
     grad, normalised = _load_gradient(
         grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter, ACTIVATION
     )
@@ -248,7 +248,7 @@ def _group_norm_backward_kernel(
         tl.store(out_ptr, products, mask=in_channels)
         tl.store(out_ptr + partial_stride, total, mask=in_channels)
     if grad_x_ptr is not None:
-        scale = _load(weight_ptr, channel, in_channels, 1.0)
+        scale = load_or(weight_ptr, channel, in_channels, 1.0)
         total = _to_groups(total * scale, member, PADDED) / size
         products = _to_groups(products * scale, member, PADDED) / size
         grad = grad * weight - _to_channels(total, member, PADDED)
@@ -264,7 +264,7 @@ def _group_norm_reduce_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Sum a share of each channel: the gradient's product with the normalised x, and itself."""
+    """Sum over a share of each channel: the gradient, and its product with the normalised x."""
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     parts = blocks * splits
     part = tl.program_id(0) % parts
@@ -275,8 +275,8 @@ def _group_norm_reduce_kernel(
     )  # fmt: skip
     mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
     own, own_mask = channel[:, None], in_channels[:, None]
-    weight = _load(weight_ptr, own, own_mask, 1.0)
-    bias = _load(bias_ptr, own, own_mask, 0.0)
+    weight = load_or(weight_ptr, own, own_mask, 1.0)
+    bias = load_or(bias_ptr, own, own_mask, 0.0)
     total = tl.zeros((CHANNELS, PIXELS), tl.float32)
     products = tl.zeros((CHANNELS, PIXELS), tl.float32)
     for index in range(split, tl.cdiv(pixels, PIXELS), splits):
@@ -300,7 +300,7 @@ def _group_norm_sum_kernel(
     splits, partial_stride,
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Merge the shares of a slab's channels, times their weights, to two means of each group."""
+    """Merge the shares of channels, times their weights, to two means of each group of a slab."""
     split = tl.arange(0, SPLITS)[:, None]
     products = tl.zeros((PADDED,), tl.float32)
     total = tl.zeros((PADDED,), tl.float32)
@@ -309,7 +309,7 @@ def _group_norm_sum_kernel(
             tl.program_id(0), block, slabs, groups, channels, width, group_size,
             GROUPS, PADDED, CHANNELS,
         )  # fmt: skip
-        weight = _load(weight_ptr, channel, in_channels, 1.0)
+        weight = load_or(weight_ptr, channel, in_channels, 1.0)
         for first in range(0, splits, SPLITS):
             in_bounds = (first + split < splits) & in_channels[None, :]
             in_ptr = partial_ptr + (sample * splits + first + split) * channels + channel[None, :]
@@ -333,7 +333,7 @@ def _group_norm_apply_backward_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Turn a tile of the gradient into that of x, from the tensor's end."""
+    """Turn a tile of the gradient into the gradient of x. The first program takes the last."""
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     index = tl.num_programs(0) - 1 - tl.program_id(0)
     tiles = tl.cdiv(pixels, PIXELS)
@@ -346,8 +346,8 @@ def _group_norm_apply_backward_kernel(
     )
     mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_groups, member, eps, PADDED)
     channel, in_channels = channel[:, None], in_channels[:, None]
-    weight = _load(weight_ptr, channel, in_channels, 1.0)
-    bias = _load(bias_ptr, channel, in_channels, 0.0)
+    weight = load_or(weight_ptr, channel, in_channels, 1.0)
+    bias = load_or(bias_ptr, channel, in_channels, 0.0)
     grad, normalised = _load_gradient(
         grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter, ACTIVATION
     )

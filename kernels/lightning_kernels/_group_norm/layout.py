@@ -1,22 +1,22 @@
-"""How group normalisation cuts a tensor into slabs, blocks and tiles."""
+"""How group norm cuts a tensor into slabs, blocks and tiles."""
 
 import functools
 from typing import Any, NamedTuple
 
-from lightning_kernels._core.dispatch import cdiv, next_power_of_2
+from lightning_kernels._core.launch import cdiv, next_power_of_2
 
-# The most elements that a program holds without spilling (tests/test_machine_code.py): of x, and of
-# x and its gradient.
+# The most elements that a program holds without spilling (tests/test_machine_code.py): of ``x`` in
+# the forward pass, of ``x`` and of its gradient in the backward pass.
 HELD_FORWARD, HELD_BACKWARD = 16384, 8192
-_TILE = 4096  # elements of a program's tile where it can't hold a slab
-_LINE = 64  # channels, next to each other in memory, that are read at full speed
-_SECTOR = 16  # channels, of 16 bits, that are read without reading others
-_MEMBERS = 8192  # elements of the table of which channel is in which group
-_PROGRAMS = 4  # on each multiprocessor, where they share slabs
+_TILE = 4096  # elements of a program's tile if it can't hold a slab
+_LINE = 64  # neighbouring channels that are read at full speed
+_SECTOR = 16  # channels of 16 bits that fill a sector of 32 bytes
+_MEMBERS = 8192  # most elements of the table that maps channels to groups
+_PROGRAMS = 4  # on each multiprocessor, if programs share slabs
 
 
 class Plan(NamedTuple):
-    """How a tensor is cut, as :mod:`lightning_kernels._group_norm.kernels` describes it.
+    """How a tensor is cut. :mod:`lightning_kernels._group_norm.kernels` defines the terms.
 
     Attributes:
         slabs: Slabs of a sample.
@@ -24,8 +24,8 @@ class Plan(NamedTuple):
         blocks: Blocks of channels of a slab.
         splits: Programs that share a block.
         tiles: Tiles of a block.
-        constants: Of all kernels.
-        is_held: Whether a program holds a slab.
+        constants: Constants of all kernels.
+        is_held: Whether a program holds a whole slab.
     """
 
     slabs: int
@@ -42,7 +42,7 @@ def plan_of(
     samples: int, channels: int, pixels: int, groups: int, channels_last: bool, held: int,
     multiprocessors: int,
 ) -> Plan:  # fmt: skip
-    """Cut a tensor; ``held`` is the most elements that a program may hold."""
+    """Return how a tensor is cut; ``held`` is the most elements that a program may hold."""
     group_size = channels // groups
     count = _groups_of_slab(groups, group_size, pixels, channels_last, held)
     slabs, width = cdiv(groups, count), count * group_size
@@ -69,10 +69,10 @@ def plan_of(
 def _groups_of_slab(
     groups: int, group_size: int, pixels: int, channels_last: bool, held: int
 ) -> int:
-    """Return how many groups to take at once.
+    """Return the number of groups of a slab.
 
-    Channels last as many as make wide accesses, contiguous as many as fill a tile; of these numbers
-    one with which a program holds them, and that leaves the fewest lanes idle.
+    Channels last, a slab has as many groups as make wide accesses; contiguous, as many as fill a
+    tile. Among these numbers the best lets a program hold a slab, and leaves the fewest lanes idle.
     """
     plane = next_power_of_2(pixels)
     wanted = max(_LINE if channels_last else 1, _TILE // plane)

@@ -1,1 +1,12 @@
-"""Layer and RMS normalisation: norms of rows."""
+"""Layer norm and RMS norm: normalisation of rows.
+
+- ``layer_norm``, ``rms_norm``: the public functions.
+- ``operator``: the one operator of both, and where the rows of a tensor lie.
+- ``kernels``: the Triton kernels.
+"""
+
+from lightning_kernels._row_norm.layer_norm import layer_norm
+from lightning_kernels._row_norm.operator import row_norm_gradients
+from lightning_kernels._row_norm.rms_norm import rms_norm
+
+__all__ = ["layer_norm", "rms_norm", "row_norm_gradients"]

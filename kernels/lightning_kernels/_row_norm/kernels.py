@@ -1,11 +1,12 @@
 """The kernels of layer norm and RMS norm: rows that fit a program's registers, and longer ones.
 
-Rows may lie anywhere: row :math:`r` begins at ``r // (inner * last) * stride_outer + r // last %
-inner * stride_inner + r % last * stride_last``; its elements are neighbours, or, if ``TRANSPOSED``,
-``stride_column`` apart, and then rows are neighbours (``stride_last`` is 1). Statistics are the
-``1/sqrt`` of each row, and before them the means if ``CENTRED``.
+Row ``r`` begins at ``r // (inner * last) * stride_outer + r // last % inner * stride_inner + r %
+last * stride_last``. The elements of a row are neighbours; if ``TRANSPOSED`` they are
+``stride_column`` apart, and rows are neighbours (``stride_last`` is 1). The statistics are the
+means of all rows, if ``CENTRED``, and then ``1/sqrt(...)`` of all rows.
 """
 
+from lightning_kernels._core.tiles import scaled, shifted
 from lightning_kernels._core.triton import tl, triton
 
 
@@ -18,7 +19,7 @@ def _offset(row, inner, last, stride_outer, stride_inner, stride_last):
 
 @triton.jit
 def _tiles(num_rows, last, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
-    """Return how many tiles of ``ROWS`` rows there are."""
+    """Return the number of tiles of ``ROWS`` rows."""
     tiles = tl.cdiv(num_rows, ROWS)
     if TRANSPOSED:
         tiles = num_rows // last * tl.cdiv(last, ROWS)
@@ -32,7 +33,8 @@ def _tile(
 ):  # fmt: skip
     """Return the rows of a tile, which of them exist, and where they begin.
 
-    A tile of transposed rows is of one ``last`` dimension: all of it can be seen to be neighbours.
+    A tile of transposed rows stays in one ``last`` dimension, so that the compiler sees that its
+    rows are neighbours.
     """
     index = index * tl.full((), 1, tl.int64)
     place = tl.arange(0, ROWS)[:, None]
@@ -51,28 +53,12 @@ def _tile(
 
 
 @triton.jit
-def _scaled(values, weight_ptr, column, in_columns):
-    """Multiply by the weight, if there is one."""
-    if weight_ptr is not None:
-        values *= tl.load(weight_ptr + column, mask=in_columns, other=0.0).to(tl.float32)
-    return values
-
-
-@triton.jit
-def _shifted(values, bias_ptr, column, in_columns):
-    """Add the bias, if there is one."""
-    if bias_ptr is not None:
-        values += tl.load(bias_ptr + column, mask=in_columns, other=0.0).to(tl.float32)
-    return values
-
-
-@triton.jit
 def _row_norm_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, num_rows, size, eps,
     inner, last, stride_outer, stride_inner, stride_last, stride_column,
     CENTRED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Normalise ``ROWS`` rows held in registers; the variance is taken around the mean."""
+    """Normalise ``ROWS`` rows held in registers."""
     column = tl.arange(0, BLOCK_SIZE)[None, :]
     in_columns = column < size
     row, in_rows, first = _tile(
@@ -88,7 +74,7 @@ def _row_norm_forward_kernel(
         x = tl.where(in_columns, x - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / size + eps)
     tl.store(statistics_ptr + row, rstd, mask=in_rows)
-    y = _shifted(_scaled(x * rstd, weight_ptr, column, in_columns), bias_ptr, column, in_columns)
+    y = shifted(scaled(x * rstd, weight_ptr, column, in_columns), bias_ptr, column, in_columns)
     y = y.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + row * size + column, y, mask=in_rows & in_columns)
 
@@ -101,11 +87,11 @@ def _row_norm_backward_kernel(
 ):  # fmt: skip
     """Walk over every ``num_programs``-th tile of rows; read ``x`` and ``grad`` once.
 
-    Each program leaves its share of the parameters' gradients as one float32 row of the partials.
+    Each program stores its share of the parameters' gradients as one float32 row of the partials.
     """
     column = tl.arange(0, BLOCK_SIZE)[None, :]
     in_columns = column < size
-    weight = _scaled(tl.full((1, BLOCK_SIZE), 1.0, tl.float32), weight_ptr, column, in_columns)
+    weight = scaled(tl.full((1, BLOCK_SIZE), 1.0, tl.float32), weight_ptr, column, in_columns)
     sum_weight = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
     sum_bias = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
     tiles = _tiles(num_rows, last, ROWS, TRANSPOSED)
@@ -152,9 +138,9 @@ def _long_row_norm_forward_kernel(
 ):  # fmt: skip
     """Normalise a row that is longer than a block.
 
-    The statistics of the blocks are merged as they come, those of differences to the row's first
-    element, so that a large mean costs no digits. The second sweep goes backwards, for the end of
-    the row is what the cache still has.
+    The first sweep merges the statistics of the blocks one after the other. It takes differences to
+    the first element of the row, so that a large mean costs no digits. The second sweep goes
+    backwards, because the end of the row is still in the cache.
     """
     row = tl.program_id(0).to(tl.int64)
     x_row_ptr = x_ptr + _offset(row, inner, last, stride_outer, stride_inner, stride_last)
@@ -190,8 +176,8 @@ def _long_row_norm_forward_kernel(
         x = tl.load(
             x_row_ptr + index, mask=in_columns, other=0.0, eviction_policy="evict_first"
         ).to(tl.float32)
-        y = _shifted(
-            _scaled((x - pivot - mean) * rstd, weight_ptr, index, in_columns),
+        y = shifted(
+            scaled((x - pivot - mean) * rstd, weight_ptr, index, in_columns),
             bias_ptr,
             index,
             in_columns,
@@ -222,7 +208,7 @@ def _long_row_norm_backward_kernel(
         in_columns = index < size
         x = tl.load(x_row_ptr + index, mask=in_columns, other=0.0).to(tl.float32)
         grad = tl.load(grad_row_ptr + index, mask=in_columns, other=0.0).to(tl.float32)
-        grad = _scaled(grad, weight_ptr, index, in_columns)
+        grad = scaled(grad, weight_ptr, index, in_columns)
         projections += grad * tl.where(in_columns, (x - mean) * rstd, 0.0)
         grads += grad
     projection = tl.sum(projections, axis=0) / size
@@ -239,7 +225,7 @@ def _long_row_norm_backward_kernel(
         grad = tl.load(
             grad_row_ptr + index, mask=in_columns, other=0.0, eviction_policy="evict_first"
         ).to(tl.float32)
-        grad = _scaled(grad, weight_ptr, index, in_columns)
+        grad = scaled(grad, weight_ptr, index, in_columns)
         grad_x = (grad - mean_grad - (x - mean) * rstd * projection) * rstd
         grad_x = grad_x.to(grad_x_ptr.dtype.element_ty)
         tl.store(grad_x_ptr + row * size + index, grad_x, mask=in_columns)
@@ -273,32 +259,3 @@ def _long_row_norm_parameters_kernel(
         tl.store(partial_weight_ptr + partial, sum_weight, mask=in_columns)
     if partial_bias_ptr is not None:
         tl.store(partial_bias_ptr + partial, sum_bias, mask=in_columns)
-
-
-@triton.jit
-def _sum_partials(
-    partial_ptr, out_ptr, num_partials, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Sum the rows of ``partial`` in a fixed order and store them in ``out``'s type."""
-    row = tl.arange(0, ROWS)[:, None]
-    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-    total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for first in range(0, num_partials, ROWS):
-        in_bounds = (first + row < num_partials) & (column < size)
-        place = (first + row).to(tl.int64) * size + column
-        total += tl.load(partial_ptr + place, mask=in_bounds, other=0.0)
-    result = tl.sum(total, axis=0, keep_dims=True).to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + column, result, mask=column < size)
-
-
-@triton.jit
-def _sum_partials_kernel(
-    partial_weight_ptr, partial_bias_ptr, grad_weight_ptr, grad_bias_ptr, num_partials, size,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Sum the weight's partials in the first row of programs, the bias' in the second."""
-    if tl.program_id(1) == 0:
-        if partial_weight_ptr is not None:
-            _sum_partials(partial_weight_ptr, grad_weight_ptr, num_partials, size, ROWS, COLUMNS)
-    elif partial_bias_ptr is not None:
-        _sum_partials(partial_bias_ptr, grad_bias_ptr, num_partials, size, ROWS, COLUMNS)

@@ -1,26 +1,34 @@
 """Layer norm and RMS norm as one operator: one pass over the rows forward, and one backward."""
 
-import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_kernels._core.dispatch import (
-    cdiv,
-    launch,
-    multiprocessor_count,
-    next_power_of_2,
-)
+from lightning_kernels._core.gradients import empty_gradients, only_needed
+from lightning_kernels._core.launch import cdiv, launch, multiprocessor_count
+from lightning_kernels._core.layout import contiguous
 from lightning_kernels._core.operator import Operator
+from lightning_kernels._core.partial_sums import sum_partials
+from lightning_kernels._core.tiles import tile_of_rows
 from lightning_kernels._row_norm.kernels import (
     _long_row_norm_backward_kernel,
     _long_row_norm_forward_kernel,
     _long_row_norm_parameters_kernel,
     _row_norm_backward_kernel,
     _row_norm_forward_kernel,
-    _sum_partials_kernel,
 )
+
+# A program holds a row, its gradient and two sums of its length in registers. 8192 elements are the
+# most that fit without spilling (tests/test_machine_code.py).
+_LONGEST = 8192
+# A tile of transposed rows has at least 8 of them, so that 16 bytes or more are neighbours. Longer
+# transposed rows spill.
+_NEIGHBOURS = 8
+_LONGEST_TRANSPOSED = 256
+_LONG_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
+_COLUMNS = {"BLOCK_SIZE": 1024, "num_warps": 4}
+
 
 # A program holds a row, its gradient and two sums of its length in registers: 8192 elements are the
 # most that do so without spilling (tests/test_machine_code.py).
@@ -33,7 +41,7 @@ _COLUMNS = {"BLOCK_SIZE": 1024, "num_warps": 4}
 
 
 class Rows(NamedTuple):
-    """Where the rows of a tensor begin, see :mod:`lightning_kernels._row_norm.kernels`."""
+    """Where the rows of a tensor begin. :mod:`lightning_kernels._row_norm.kernels` defines it."""
 
     inner: int
     last: int
@@ -44,25 +52,25 @@ class Rows(NamedTuple):
 
     @property
     def transposed(self) -> bool:
-        """Whether neighbours in memory are of different rows."""
+        """Whether neighbours in memory belong to different rows."""
         return self.stride_column != 1
 
     def tile(self, num_rows: int, size: int, elements: int) -> dict[str, int]:
-        """Return a program's tile; one of transposed rows is of one last dimension."""
+        """Return a program's tile. A tile of transposed rows stays in one last dimension."""
         if self.transposed:
-            return _tile(self.last, size, elements, _NEIGHBOURS)
-        return _tile(num_rows, size, elements)
+            return tile_of_rows(self.last, size, elements, _NEIGHBOURS)
+        return tile_of_rows(num_rows, size, elements)
 
     def places(self) -> tuple[int, ...]:
-        """Return what tells where rows begin, for kernels of rows that are not transposed."""
+        """Return the arguments of kernels that take no transposed rows."""
         return self[:-1]
 
 
 def rows_of(x: Tensor, size: int) -> tuple[Tensor, Rows]:
-    """Return ``x`` and where its rows are, or a contiguous copy if they are no rows as it is.
+    """Return ``x`` and where its rows are, or a contiguous copy if no kernel can read ``x``.
 
-    Rows of heads that are a view into a larger projection need no copy, nor do those of a view
-    that has the channels last of a tensor that has its pixels last.
+    Two views need no copy: heads in a larger projection, and ``x.movedim(1, -1)`` of a contiguous
+    ``(N, C, *)``, whose rows are transposed.
     """
     if x.is_contiguous() or (place := _place_of_rows(x, size)) is None:
         return x.contiguous(), Rows(1, 1, size, 0, 0)
@@ -70,7 +78,7 @@ def rows_of(x: Tensor, size: int) -> tuple[Tensor, Rows]:
 
 
 def _place_of_rows(x: Tensor, size: int) -> Rows | None:
-    """Return where the rows of ``x`` are, or ``None`` if no kernel could read them well."""
+    """Return where the rows of ``x`` are, or ``None`` if a kernel would read them slowly."""
     stride_column, dims = 1, x.dim()
     if x.shape[-1] == size > 1:
         stride_column, dims = x.stride(-1), x.dim() - 1
@@ -81,7 +89,7 @@ def _place_of_rows(x: Tensor, size: int) -> Rows | None:
             if x.shape[dims] > 1 and x.stride(dims) != expected:
                 return None
             expected *= x.shape[dims]
-    lengths, strides = [1, 1, 1], [0, 0, 0]  # of leading dimensions, those that lie evenly as one
+    lengths, strides = [1, 1, 1], [0, 0, 0]  # of leading dimensions, merged if evenly spaced
     for length, stride in zip(x.shape[:dims], x.stride()[:dims], strict=True):
         if length > 1 and strides[-1] == length * stride and lengths[-1] > 1:
             lengths[-1], strides[-1] = lengths[-1] * length, stride
@@ -100,17 +108,8 @@ def _place_of_rows(x: Tensor, size: int) -> Rows | None:
     return Rows(inner, last, stride_outer, stride_inner, stride_last, stride_column)
 
 
-@functools.lru_cache(maxsize=4096)
-def _tile(num_rows: int, size: int, elements: int, least: int = 1) -> dict[str, int]:
-    """Return a program's tile: about ``elements`` for four warps, more warps for a longer row."""
-    block_size = next_power_of_2(size)
-    rows = max(least, min(elements // block_size, next_power_of_2(num_rows)))
-    num_warps = max(4, min(16, rows * block_size * 4 // elements))
-    return {"ROWS": rows, "BLOCK_SIZE": block_size, "num_warps": num_warps}
-
-
 def _tiles(num_rows: int, rows: Rows, tile: dict[str, int]) -> int:
-    """Return how many tiles there are."""
+    """Return the number of tiles."""
     if rows.transposed:
         return num_rows // rows.last * cdiv(rows.last, tile["ROWS"])
     return cdiv(num_rows, tile["ROWS"])
@@ -120,7 +119,7 @@ def _forward(
     x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    weight, bias = (None if t is None else t.contiguous() for t in (weight, bias))
+    weight, bias = contiguous(weight, bias)
     y, statistics = _fake(x, size, weight, bias, eps, centred, dtype)
     x, rows = rows_of(x, size)
     num_rows = x.numel() // size
@@ -143,7 +142,7 @@ def _fake(
     x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Allocate the output and the statistics: the means of rows if centred, then 1/sqrt of each."""
+    """Allocate the output and the statistics: the means of rows if centred, then 1/sqrt(...)."""
     y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     return y, x.new_empty((1 + centred, x.numel() // size), dtype=torch.float32)
 
@@ -152,26 +151,21 @@ def _forward_of_backward(
     grad: Tensor, x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None,
     statistics: Tensor, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, weight and bias, an empty tensor for what is not needed."""
+    """Return the gradients of x, weight and bias."""
     grad = grad.contiguous()
     weight = None if weight is None else weight.contiguous()
     gradients = _fake_of_backward(grad, x, size, weight, bias, statistics, needs)
     x, rows = rows_of(x, size)
     num_rows = x.numel() // size
-    needed = [g if need else None for g, need in zip(gradients, needs, strict=True)]
+    needed = only_needed(gradients, needs)
     backward = _backward_of_long_rows if size > _LONGEST else _backward_of_rows
     partials = backward(grad, x, weight, statistics, needed, num_rows, size, rows)
-    if needs[1] or needs[2]:
-        num_partials = next(len(partial) for partial in partials if partial is not None)
-        launch(
-            _sum_partials_kernel, (cdiv(size, 16), 2), x.device,
-            *partials, *needed[1:], num_partials, size, ROWS=128, COLUMNS=16, num_warps=4,
-        )  # fmt: skip
+    sum_partials(partials, needed[1:])
     return gradients
 
 
 def _partials(x: Tensor, count: int, size: int, needed: list[Tensor | None]) -> list[Tensor | None]:
-    """Allocate shares of the gradients of weight and bias, where those are needed."""
+    """Allocate ``count`` shares of the gradients of weight and bias that are needed."""
     return [
         None if gradient is None else x.new_empty((count, size), dtype=torch.float32)
         for gradient in needed[1:]
@@ -223,12 +217,7 @@ def _fake_of_backward(
     grad: Tensor, x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None,
     statistics: Tensor, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grad_x, grad_weight, grad_bias = (
-        torch.empty_like(tensor, memory_format=torch.contiguous_format)
-        if need and tensor is not None
-        else x.new_empty(0)
-        for tensor, need in zip((x, weight, bias), needs, strict=True)
-    )
+    grad_x, grad_weight, grad_bias = empty_gradients(x, (x, weight, bias), needs)
     return grad_x, grad_weight, grad_bias
 
 
@@ -252,21 +241,21 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     if grad is None:
         return (None,) * 7
     x, weight, bias, statistics = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True: in terms that autograd can follow
-        gradients = _differentiable_backward(grad, x, ctx.size, weight, bias, ctx.eps, ctx.centred)
+    if torch.is_grad_enabled():  # create_graph=True
+        gradients = row_norm_gradients(grad, x, ctx.size, weight, bias, ctx.eps, ctx.centred)
     else:
         needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
         results = _row_norm_backward(grad, x, ctx.size, weight, bias, statistics, needs)
-        gradients = tuple(g if need else None for g, need in zip(results, needs, strict=True))
+        gradients = tuple(only_needed(results, needs))
     grad_x, grad_weight, grad_bias = gradients
     return grad_x, None, grad_weight, grad_bias, None, None, None
 
 
-def _differentiable_backward(
+def row_norm_gradients(
     grad: Tensor, x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float,
     centred: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Return the same gradients as a composition of torch functions, for higher derivatives."""
+    """Return the gradients by torch's functions, which can be differentiated again."""
     rows, grad_rows = x.reshape(-1, size).float(), grad.reshape(-1, size).float()
     if centred:
         rows = rows - rows.mean(1, keepdim=True)
@@ -285,7 +274,7 @@ def _differentiable_backward(
     return grad_x.reshape(x.shape).to(x.dtype), grad_weight, grad_bias
 
 
-row_norm = Operator(
+row_norm_operator = Operator(
     "row_norm",
     "(Tensor x, SymInt size, Tensor? weight, Tensor? bias, float eps, bool centred,"
     " ScalarType? dtype) -> (Tensor, Tensor)",

@@ -1,4 +1,4 @@
-"""The kernels of stochastic depth: a matrix whose rows belong to samples, one after the other."""
+"""The kernels of stochastic depth, over a matrix of which each sample is a block of rows."""
 
 from lightning_kernels._core.random import random_word_at
 from lightning_kernels._core.rate import load_rate
@@ -10,7 +10,7 @@ from lightning_kernels._core.triton import tl, triton
 def _survivors(
     row, rows_per_sample, threshold, scale, rate_ptr, state_ptr, seed, offset, DROPS: tl.constexpr
 ):
-    """Return which rows keep their branch, and what that is multiplied by."""
+    """Return which rows keep their branch, and the factor of the branch."""
     kept = row >= 0
     if DROPS:
         threshold, scale = load_rate(rate_ptr, threshold, scale)
@@ -42,8 +42,8 @@ def _stochastic_depth_kernel(
     COLUMNS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """Store ``residual + layer_scale * scale * x``; what is dropped is not read if ``SKIPS``."""
-    columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler what it is a multiple of
+    """Store ``residual + layer_scale * scale * x``; with ``SKIPS`` a dropped ``x`` is not read."""
+    columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
     column_tiles = tl.cdiv(columns, COLUMNS)
     row, column, in_bounds, place = place_of_tile(
         tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles,
@@ -90,9 +90,9 @@ def _stochastic_depth_backward_kernel(
     COLUMNS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """Store the gradient of x, and a share of the sums of ``grad * x`` over all but the channel.
+    """Store the gradient of x, and a share of the sums of ``grad * x`` for each channel.
 
-    A group is a slab of columns or, of rows, one of channels: ``ROWS`` of each ``channels``.
+    A group is a slab of channels: ``COLUMNS`` columns, or ``ROWS`` of every ``channels`` rows.
     """
     columns = columns // ALIGNMENT * ALIGNMENT
     group = tl.program_id(0) % groups

@@ -1,4 +1,4 @@
-"""What compiled norms become: kernels, or torch's functions for Inductor to fuse."""
+"""How ``torch.compile`` computes norms: by kernels, or by torch's functions for Inductor."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
 import lightning_kernels
-from lightning_kernels import leave_norms_to_inductor
+from lightning_kernels import CompiledNorms, set_compiled_norms
 
 SIZE = 8
 NORMS: dict[str, Callable[[Tensor], Any]] = {
@@ -25,13 +25,13 @@ NORMS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     yield
-    leave_norms_to_inductor(False)
+    set_compiled_norms("kernels")
     torch._dynamo.reset()
 
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("name", NORMS)
-def test_compiled_anew_as_chosen(name: str, device: str) -> None:
+def test_a_change_compiles_again(name: str, device: str) -> None:
     graphs: list[str] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -43,16 +43,22 @@ def test_compiled_anew_as_chosen(name: str, device: str) -> None:
     compiled = torch.compile(NORMS[name], backend=backend, fullgraph=True)
     x = torch.randn(4, SIZE, device=device)
     expected = NORMS[name](x)
-    for leave in (False, True, True, False):
-        leave_norms_to_inductor(leave)
+    choices: list[CompiledNorms] = ["kernels", "inductor", "inductor", "kernels"]
+    for norms in choices:
+        set_compiled_norms(norms)
         torch.testing.assert_close(compiled(x), expected)
     kernels = ["lightning_kernels" in graph for graph in graphs]
-    assert kernels in ([True, False], [True, False, True])  # what was compiled is found again
+    assert kernels in ([True, False], [True, False, True])  # torch may reuse the first
 
 
-def test_eager_calls_are_as_they_were(device: str) -> None:
+def test_eager_calls_do_not_change(device: str) -> None:
     x = torch.randn(4, SIZE, device=device)
     before = {name: norm(x) for name, norm in NORMS.items()}
-    leave_norms_to_inductor()
+    set_compiled_norms("inductor")
     for name, norm in NORMS.items():
         assert torch.equal(norm(x), before[name])
+
+
+def test_an_unknown_choice() -> None:
+    with pytest.raises(ValueError, match=r"'kernels' or 'inductor'.*'cudnn'"):
+        set_compiled_norms("cudnn")  # type: ignore[arg-type]

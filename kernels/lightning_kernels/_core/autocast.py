@@ -1,0 +1,40 @@
+"""What functions do under ``torch.autocast``."""
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+Autocast = Literal["input", "match"]
+
+
+def autocast_dtype(function: str, x: Tensor, autocast: Autocast) -> torch.dtype | None:
+    """Return the dtype of a norm's result, or ``None`` for the dtype of ``x``.
+
+    Under autocast on a GPU torch's norms return float32. With ``"match"`` so do ours.
+
+    Raises:
+        ValueError: If ``autocast`` is neither ``"input"`` nor ``"match"``.
+    """
+    if autocast == "input":
+        return None
+    if autocast not in get_args(Autocast):
+        known = " or ".join(map(repr, get_args(Autocast)))
+        raise ValueError(f"{function} expects autocast as {known}, but got {autocast!r}")
+    is_half = x.dtype in (torch.float16, torch.bfloat16)
+    matched = is_half and x.is_cuda and torch.is_autocast_enabled("cuda")
+    return torch.float32 if matched else None
+
+
+def without_autocast(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """Return ``function(x, *args)`` with autocast turned off.
+
+    Calls on the CPU must stay cheap. So a context is entered only if autocast is on, and the name
+    of the CPU is not read from the device.
+    """
+    device = "cpu" if x.is_cpu else x.device.type
+    if not torch.is_autocast_enabled(device):
+        return function(x, *args)
+    with torch.autocast(device, enabled=False):
+        return function(x, *args)

@@ -1,0 +1,219 @@
+"""Group norm as an operator: one pass over a group that fits on chip, two over a larger one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_kernels._core.activation import aten_activate
+from lightning_kernels._core.gradients import empty_gradients, only_needed, recompute_gradients
+from lightning_kernels._core.launch import launch, multiprocessor_count, next_power_of_2
+from lightning_kernels._core.layout import (
+    contiguous,
+    has_channels_innermost,
+    output_format,
+    to_dense,
+    with_strides,
+)
+from lightning_kernels._core.operator import Operator
+from lightning_kernels._core.partial_sums import sum_partials
+from lightning_kernels._core.statistics import merge_statistics
+from lightning_kernels._group_norm.aten import torch_group_norm
+from lightning_kernels._group_norm.kernels import (
+    _group_norm_apply_backward_kernel,
+    _group_norm_apply_kernel,
+    _group_norm_backward_kernel,
+    _group_norm_forward_kernel,
+    _group_norm_reduce_kernel,
+    _group_norm_statistics_kernel,
+    _group_norm_sum_kernel,
+)
+from lightning_kernels._group_norm.layout import HELD_BACKWARD, HELD_FORWARD, Plan, plan_of
+
+_REGISTERS = 128  # of a thread: by itself the compiler spills some, to fit one more program
+
+
+def _cut(x: Tensor, groups: int, held: int) -> tuple[Plan, int, tuple[int, ...], float]:
+    """Return how ``x`` is cut.
+
+    Returns:
+        The plan; the number of slabs of all samples; the sizes that kernels take; the number of
+        elements of a group, as a float because it may need more than 32 bits.
+    """
+    samples, channels = x.shape[:2]
+    pixels = x.shape[2:].numel()
+    plan = plan_of(
+        samples, channels, pixels, groups, has_channels_innermost(x), held,
+        multiprocessor_count(x.device),
+    )  # fmt: skip
+    sizes = (samples * groups, groups, channels, pixels, plan.slabs, plan.width, channels // groups)
+    return plan, samples * plan.slabs, sizes, float(channels // groups * pixels)
+
+
+def _forward(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
+    activation: str | None, parameter: float, dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the output, of ``dtype`` or that of ``x``, and mean and variance of each group."""
+    x = to_dense(x)
+    weight, bias = contiguous(weight, bias)
+    y, statistics = _fake(x, groups, weight, bias, eps, activation, parameter, dtype)
+    plan, programs, sizes, size = _cut(x, groups, HELD_FORWARD)
+    if plan.is_held:
+        launch(
+            _group_norm_forward_kernel, (programs,), x.device,
+            x, weight, bias, y, statistics, *sizes, size, eps, parameter,
+            **plan.constants, ACTIVATION=activation,
+        )  # fmt: skip
+        return y, statistics
+    statistics = _measure(x, plan, programs, sizes)
+    launch(
+        _group_norm_apply_kernel, (programs * plan.blocks * plan.tiles,), x.device,
+        x, weight, bias, y, statistics, *sizes, plan.blocks, eps, parameter,
+        **plan.constants, ACTIVATION=activation,
+    )  # fmt: skip
+    return y, statistics
+
+
+def _measure(x: Tensor, plan: Plan, programs: int, sizes: tuple[int, ...]) -> Tensor:
+    """Return mean and variance of groups that several programs share."""
+    parts, all_groups = plan.blocks * plan.splits, sizes[0]
+    partial = x.new_empty((parts, 3, all_groups), dtype=torch.float32)
+    launch(
+        _group_norm_statistics_kernel, (programs * parts,), x.device,
+        x, partial, *sizes, plan.blocks, plan.splits, **plan.constants, maxnreg=_REGISTERS,
+    )  # fmt: skip
+    statistics = x.new_empty((3, all_groups), dtype=torch.float32)
+    merge_statistics(partial, statistics)
+    return statistics[:2]  # without the counts
+
+
+def _fake(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
+    activation: str | None, parameter: float, dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    x = to_dense(x)
+    y = torch.empty_like(x, dtype=dtype, memory_format=output_format(x))
+    return y, x.new_empty((2, x.shape[0] * groups), dtype=torch.float32)
+
+
+def _forward_of_backward(
+    grad: Tensor, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
+    statistics: Tensor, eps: float, activation: str | None, parameter: float, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, weight and bias."""
+    x = to_dense(x)
+    grad = with_strides(grad, x.stride())
+    weight, bias = contiguous(weight, bias)
+    gradients = _fake_of_backward(
+        grad, x, groups, weight, bias, statistics, eps, activation, parameter, needs
+    )
+    grad_x, grad_weight, grad_bias = only_needed(gradients, needs)
+    plan, programs, sizes, size = _cut(x, groups, HELD_BACKWARD)
+    samples, channels = x.shape[:2]
+    rows = samples if plan.is_held else samples * plan.splits
+    partial = None
+    if needs[1] or needs[2] or not plan.is_held:
+        partial = x.new_empty((2, rows, channels), dtype=torch.float32)
+    tensors = grad, x, weight, bias, statistics
+    constants = {**plan.constants, "ACTIVATION": activation}
+    if plan.is_held:
+        launch(
+            _group_norm_backward_kernel, (programs,), x.device,
+            *tensors, grad_x, partial, *sizes, size, rows * channels, eps, parameter, **constants,
+            maxnreg=_REGISTERS,
+        )  # fmt: skip
+    else:
+        launch(
+            _group_norm_reduce_kernel, (programs * plan.blocks * plan.splits,), x.device,
+            *tensors, partial, *sizes, plan.blocks, plan.splits, rows * channels, eps, parameter,
+            **{**constants, "num_warps": constants["num_warps"] * x.element_size() // 2},
+            maxnreg=_REGISTERS,
+        )  # fmt: skip
+        if grad_x is not None and partial is not None:
+            sums = _sums_of_groups(partial, weight, plan, programs, sizes, size)
+            launch(
+                _group_norm_apply_backward_kernel, (programs * plan.blocks * plan.tiles,), x.device,
+                *tensors, sums, grad_x, *sizes, plan.blocks, eps, parameter, **constants,
+            )  # fmt: skip
+    if partial is not None:
+        sum_partials(only_needed(partial.unbind(), needs[1:]), (grad_weight, grad_bias))
+    return gradients
+
+
+def _sums_of_groups(
+    partial: Tensor, weight: Tensor | None, plan: Plan, programs: int, sizes: tuple[int, ...],
+    size: float,
+) -> Tensor:  # fmt: skip
+    """Merge the sums of channels to the two means of each group that grad_x needs."""
+    sums = partial.new_empty((2, sizes[0]))
+    block = {name: plan.constants[name] for name in ("GROUPS", "PADDED", "CHANNELS")}
+    launch(
+        _group_norm_sum_kernel, (programs,), partial.device,
+        partial, weight, sums, *sizes[:3], *sizes[4:], size, plan.splits, partial.stride(0),
+        **block, SPLITS=min(128, next_power_of_2(plan.splits)), num_warps=8,
+    )  # fmt: skip
+    return sums
+
+
+def _fake_of_backward(
+    grad: Tensor, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
+    statistics: Tensor, eps: float, activation: str | None, parameter: float, needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x = to_dense(x)
+    grad_x = torch.empty_like(x) if needs[0] else x.new_empty(0)
+    return grad_x, *empty_gradients(x, (weight, bias), needs[1:])
+
+
+_group_norm_backward = Operator(
+    "group_norm_backward",
+    "(Tensor grad, Tensor x, SymInt groups, Tensor? weight, Tensor? bias, Tensor statistics,"
+    " float eps, str? activation, float parameter, bool[3] needs) -> (Tensor, Tensor, Tensor)",
+    forward=_forward_of_backward,
+    fake=_fake_of_backward,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.groups, weight, bias, *ctx.numbers, _ = inputs
+    ctx.save_for_backward(x, weight, bias, output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 8
+    x, weight, bias, statistics = ctx.saved_tensors
+    needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+    if torch.is_grad_enabled():  # create_graph=True
+        results = _differentiable_backward(grad, x, ctx.groups, weight, bias, needs, *ctx.numbers)
+    else:
+        gradients = _group_norm_backward(
+            grad, x, ctx.groups, weight, bias, statistics, *ctx.numbers, needs
+        )
+        results = only_needed(gradients, needs)
+    return results[0], None, results[1], results[2], None, None, None, None
+
+
+def _differentiable_backward(
+    grad: Tensor, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
+    needs: list[bool], eps: float, activation: str | None, parameter: float,
+) -> list[Tensor | None]:  # fmt: skip
+    """Return the gradients by torch's functions, which can be differentiated again."""
+
+    def normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return aten_activate(torch_group_norm(x, groups, weight, bias, eps), activation, parameter)
+
+    return recompute_gradients(normalise, grad, (x, weight, bias), needs)
+
+
+group_norm_operator = Operator(
+    "group_norm",
+    "(Tensor x, SymInt groups, Tensor? weight, Tensor? bias, float eps, str? activation,"
+    " float parameter, ScalarType? dtype) -> (Tensor, Tensor)",
+    forward=_forward,
+    fake=_fake,
+    setup_context=_setup_context,
+    backward=_backward,
+)
