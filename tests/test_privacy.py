@@ -26,10 +26,6 @@ PENDING: set[str] = {
     "lightning_practices.mixins._optimizer",
     "lightning_practices.mixins._penalty",
     "lightning_practices.mixins._training_practices",
-    "lightning_practices.surgery",
-    "lightning_practices.surgery._blocks.layers",
-    "lightning_practices.surgery._fuse.fold",
-    "lightning_practices.surgery._fuse.fold_graph",
 }
 
 

@@ -80,8 +80,11 @@ def _in_a_line(report: Report) -> str:
     if kinds:
         line += f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
     if report.folded:
-        line += f", {len(report.folded)} folded with what follows"
+        line += f", {len(report.folded)} folded with the operations behind them"
     if report.skipped:
-        left = (f"{' = '.join(layer.names)} ({layer.reason})" for layer in report.skipped)
+        left = (
+            f"{' = '.join(layer.names) or 'the module itself'} ({layer.reason})"
+            for layer in report.skipped
+        )
         line += f", {len(report.skipped)} skipped: {'; '.join(left)}"
     return line

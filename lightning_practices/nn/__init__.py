@@ -17,7 +17,6 @@ from lightning_practices.nn._dropout import (
     Dropout3d,
     FeatureAlphaDropout,
 )
-from lightning_practices.nn._encoder_block import EncoderBlock
 from lightning_practices.nn._group_norm import GroupNorm
 from lightning_practices.nn._instance_norm import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
 from lightning_practices.nn._label_smoothing import (
@@ -26,11 +25,13 @@ from lightning_practices.nn._label_smoothing import (
 )
 from lightning_practices.nn._layer_norm import LayerNorm
 from lightning_practices.nn._layer_norm2d import LayerNorm2d
+from lightning_practices.nn._norm_activation import norm_activation
 from lightning_practices.nn._rms_norm import RMSNorm
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 from lightning_practices.nn._stochastic_depth import StochasticDepth
 from lightning_practices.nn._sync_batch_norm import SyncBatchNorm
 from lightning_practices.nn._transformer import TransformerDecoderLayer, TransformerEncoderLayer
+from lightning_practices.nn.blocks.vision_transformer import EncoderBlock
 
 __all__ = [
     "AddDropoutLayerNorm",
@@ -63,4 +64,5 @@ __all__ = [
     "TransformerDecoderLayer",
     "TransformerEncoderLayer",
     "fit_drop_clusters",
+    "norm_activation",
 ]

@@ -1,8 +1,15 @@
 """Surgery: change the layers of a model in place, and say what was changed."""
 
 from lightning_practices.surgery._blocks import Block, Blocks, blocks
-from lightning_practices.surgery._fuse.fuse import fuse, unfuse
-from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
+from lightning_practices.surgery._fuse import (
+    Folded,
+    Replaced,
+    Report,
+    Skipped,
+    fuse,
+    register_block,
+    unfuse,
+)
 from lightning_practices.surgery._parametrize import Parametrization, parametrize, unparametrize
 from lightning_practices.surgery._recalibrate import recalibrate_batch_norm
 from lightning_practices.surgery._transfer import (
@@ -30,6 +37,7 @@ __all__ = [
     "input_transform",
     "parametrize",
     "recalibrate_batch_norm",
+    "register_block",
     "remove_top_blocks",
     "replace_head",
     "share_layers",

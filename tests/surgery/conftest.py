@@ -1,17 +1,20 @@
-"""What tests of folded batch norms share."""
+"""What tests of folded norms share."""
 
 from typing import Any
 
 import pytest
 from torch import Tensor
 
+import lightning_kernels
 from lightning_practices.nn._batch_norm import FusedBatchNorm
+
+Calls = list[tuple[str, bool]]
 
 
 @pytest.fixture
-def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
-    """Return the list in which each call with an activation will be, and whether it also adds."""
-    calls: list[tuple[str, bool]] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Return the list of the calls with an activation, and whether each also adds."""
+    calls: Calls = []
     normalise = FusedBatchNorm.normalise
 
     def counted(
@@ -22,4 +25,14 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
         return normalise(self, input, residual, activation, parameter)
 
     monkeypatch.setattr(FusedBatchNorm, "normalise", counted)
+    return calls
+
+
+@pytest.fixture
+def fused_calls(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Return ``calls``, where blocks run their fused forwards also in float64 on the CPU.
+
+    The norms themselves are then torch's functions: so float64 shows that a forward is right.
+    """
+    monkeypatch.setattr(lightning_kernels, "route", lambda x: "triton")
     return calls

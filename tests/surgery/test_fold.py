@@ -1,4 +1,4 @@
-"""Whole networks with folded batch norms: what is folded, and that nothing else changes."""
+"""Whole networks with folded norms: what is folded, and that nothing else changes."""
 
 import copy
 import io
@@ -7,26 +7,27 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
-from torchvision.models import mobilenet_v3_small, resnet18, resnet50, vgg11_bn
+from torchvision.models import GoogLeNet, mobilenet_v2, mobilenet_v3_small, resnet18, vgg11_bn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.densenet import DenseNet
-from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.inception import BasicConv2d
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.ops import Conv2dNormActivation
 from typing_extensions import override
 
+import lightning_kernels
 from lightning_practices.nn import BatchNorm2d, SyncBatchNorm
 from lightning_practices.nn._batch_norm import FusedBatchNorm
 from lightning_practices.surgery import Folded, Report, fuse, unfuse
-from tests.surgery.blocks import Calls
+from tests.surgery.conftest import Calls
 from tests.surgery.models import everything, randomise, step
 
 
-def small(act: type[nn.Module] = nn.ReLU) -> Any:
+def small(act: type[nn.Module] = nn.ReLU, block: Any = BasicBlock) -> Any:
     """Return a ResNet of four blocks, three of them with another size at the end."""
-    net = ResNet(BasicBlock, [1, 1, 1, 1], num_classes=3)
+    net = ResNet(block, [1, 1, 1, 1], num_classes=3)
     for module in [*net.modules()]:
         for name, child in module.named_children():
             if isinstance(child, nn.ReLU):
@@ -34,16 +35,14 @@ def small(act: type[nn.Module] = nn.ReLU) -> Any:
     return net
 
 
-def densenet() -> Any:
-    return DenseNet(growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=3)
+def densenet(**options: Any) -> Any:
+    return DenseNet(
+        growth_rate=4, block_config=(2, 2), num_init_features=8, num_classes=3, **options
+    )
 
 
-def timm_net(name: str, **kwargs: Any) -> Callable[[], Any]:
-    return lambda: timm.create_model(name, num_classes=3, **kwargs)
-
-
-def convnext() -> Any:
-    return ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=5)
+def timm_net(name: str, **options: Any) -> Callable[[], Any]:
+    return lambda: pytest.importorskip("timm").create_model(name, num_classes=3, **options)
 
 
 def images(size: int = 32) -> Tensor:
@@ -51,17 +50,23 @@ def images(size: int = 32) -> Tensor:
 
 
 # Network, batch norms in it, folded ones, of these with a sum.
-NETWORKS = {
+NETWORKS: dict[str, tuple[Callable[[], Any], int, int, int]] = {
     "resnet18": (resnet18, 20, 17, 8),
-    "resnet50": (resnet50, 53, 49, 16),
+    "bottlenecks": (lambda: small(block=Bottleneck), 17, 13, 4),
+    "densenet": (densenet, 11, 11, 0),
+    "densenet dropout": (lambda: densenet(drop_rate=0.3), 11, 11, 0),
+    "vgg11_bn": (lambda: vgg11_bn().features, 8, 8, 0),
+    "mobilenet_v3_small": (mobilenet_v3_small, 34, 5, 0),
+    "inception": (lambda: nn.Sequential(BasicConv2d(3, 4, kernel_size=3)), 1, 1, 0),
+    "convnext": (
+        lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=5),
+        0, 0, 0,
+    ),
     "timm resnet18": (timm_net("resnet18"), 20, 17, 8),
     "timm resnet26": (timm_net("resnet26"), 29, 25, 8),
-    "timm resnet18 drop_path": (timm_net("resnet18", drop_path_rate=0.2), 20, 10, 1),
-    "mobilenet_v3_small": (mobilenet_v3_small, 34, 5, 0),
-    "densenet": (densenet, 11, 10, 0),  # the last one's relu is in another forward
-    "vgg11_bn": (lambda: vgg11_bn().features, 8, 8, 0),
-    "convnext": (convnext, 0, 0, 0),
-}
+    "timm drop_path": (timm_net("resnet18", drop_path_rate=0.2), 20, 10, 1),
+    "timm efficientnet": (timm_net("test_efficientnet"), 13, 9, 0),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -73,22 +78,58 @@ def test_networks_compute_the_same(
     net: Any = build().to(device, torch.float64).train(training)
     plain, x = copy.deepcopy(net), images().to(device)
     report = fuse(net)
-    assert sum(r.before == "torch.nn.BatchNorm2d" for r in report.replaced) == norms
+    assert sum("BatchNorm" in r.before for r in report.replaced) == norms
     assert len(report.folded) == folds
     torch.testing.assert_close(everything(net, x), everything(plain, x))
     assert len(fused_calls) == folds
     assert sum(adds for _, adds in fused_calls) == sums
 
 
+@pytest.mark.parametrize(
+    ("build", "norms", "folds"),
+    [
+        (lambda: ResNet(Bottleneck, [3, 4, 6, 3]), 53, 49),
+        (lambda: DenseNet(4, (6, 12, 24, 16), 8), 121, 121),
+        (lambda: GoogLeNet(init_weights=False), 59, 59),
+    ],
+)
+def test_counts_of_large_networks(build: Callable[[], Any], norms: int, folds: int) -> None:
+    with torch.device("meta"):
+        report = fuse(build())
+    assert sum("BatchNorm" in r.before for r in report.replaced) == norms
+    assert len(report.folded) == folds
+    assert report.skipped == []
+
+
+def test_checkpointed_bottlenecks_are_folded_again_when_they_are_recomputed(
+    fused_calls: Calls,
+) -> None:
+    net, x = densenet(memory_efficient=True).double(), images()
+    plain = copy.deepcopy(net)
+    fuse(net)
+    torch.testing.assert_close(everything(net, x), everything(plain, x))
+    assert len(fused_calls) == 11 + 4
+
+
+def test_without_kernels_the_original_forwards_run_to_the_last_bit(calls: Calls) -> None:
+    net, x = small().double(), images()
+    plain = copy.deepcopy(net)
+    assert len(fuse(net).folded) == 9
+    for training in (True, False):
+        found = everything(net.train(training), x), everything(plain.train(training), x)
+        assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert calls == []
+
+
 def test_what_is_not_folded_is_said() -> None:
-    report = fuse(timm.create_model("resnet18", drop_path_rate=0.2))
+    report = fuse(timm_net("resnet18", drop_path_rate=0.2)())
     assert {s.reason for s in report.skipped} == {"not folded: DropPath stands before the addition"}
     assert [s.names for s in report.skipped] == [
         (f"layer{i // 2 + 1}.{i % 2}.bn2",) for i in range(1, 8)
     ]
-    report = fuse(mobilenet_v3_small())
-    assert {s.reason for s in report.skipped} == {"not folded: Hardswish can't be fused"}
-    assert all("Hardswish" not in fold.chain for fold in report.folded)
+    report = fuse(mobilenet_v2())
+    assert {s.reason for s in report.skipped} == {"not folded: ReLU6 can't be fused"}
+    assert report.folded == []
 
 
 def test_report_has_names_blocks_and_chains() -> None:
@@ -104,6 +145,16 @@ def test_report_has_names_blocks_and_chains() -> None:
     text = str(report)
     assert "folded: BatchNorm2d + add + ReLU" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_subclasses_without_a_forward_of_their_own_are_folded(fused_calls: Calls) -> None:
+    net: Any = Conv2dNormActivation(3, 4, activation_layer=nn.SiLU).double()
+    plain, x = copy.deepcopy(net), images(6)
+    (fold,) = fuse(net).folded
+    assert fold == Folded(("1",), "torchvision.ops.Conv2dNormActivation", "BatchNorm2d + SiLU")
+    assert isinstance(net, Conv2dNormActivation)
+    torch.testing.assert_close(everything(net, x), everything(plain, x))
+    assert fused_calls == [("silu", False)]
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU])
@@ -138,7 +189,7 @@ def test_restore_leaves_no_trace(fused_calls: Calls) -> None:
     report = fuse(net)
     assert type(net.layer1[0]) is not BasicBlock
     assert isinstance(net.layer1[0], BasicBlock)
-    assert list(vars(net.layer1[0])) == list(vars(reference.layer1[0]))
+    assert set(vars(net.layer1[0])) == {*vars(reference.layer1[0]), "_fused_from"}
     assert str(net) == str(reference)
     classes = [type(module) for module in net.modules()]
     assert fuse(net) == Report()
@@ -186,27 +237,8 @@ def test_shallow_copy_of_a_block_is_folded() -> None:
     assert copy.copy(block).conv1 is block.conv1
 
 
-def test_copy_that_cannot_be_folded_is_the_plain_block(fused_calls: Calls) -> None:
-    block, x = BasicBlock(4, 4).double(), torch.randn(2, 4, 5, 5).double()
-    fuse(block)
-    block.bn2.activation = block.bn1.activation = "silu"
-    twin = copy.deepcopy(block)
-    assert type(twin) is BasicBlock
-    torch.testing.assert_close(everything(twin, x), everything(block, x))
-
-
-def test_pickle_that_has_its_parts_later_is_the_plain_block(fused_calls: Calls) -> None:
-    block, x = BasicBlock(4, 4).double(), torch.randn(2, 4, 5, 5).double()
-    fuse(block)
-    vars(block.bn1)["owner"] = block  # unpickled before the norm has its state
-    twin = pickle.loads(pickle.dumps(block.bn1)).owner
-    assert type(twin) is BasicBlock
-    torch.testing.assert_close(everything(twin, x), everything(block, x))
-    assert len(fused_calls) == 2
-
-
 @pytest.mark.parametrize("training", [True, False])
-def test_compiled_in_one_graph(training: bool) -> None:
+def test_compiled_in_one_graph(training: bool, fused_calls: Calls) -> None:
     net, x = small().double().train(training), images()
     plain = copy.deepcopy(net)
     fuse(net)
@@ -216,7 +248,7 @@ def test_compiled_in_one_graph(training: bool) -> None:
     torch.compiler.reset()
 
 
-def test_exported() -> None:
+def test_exported(fused_calls: Calls) -> None:
     net, x = small().double().eval(), images()
     expected = net(x)
     fuse(net)
@@ -346,11 +378,60 @@ def test_every_batch_norm_is_swapped_and_folded(
 
 
 def test_norms_with_their_own_forward_are_skipped_once() -> None:
-    net = nn.Sequential(OwnForward(4), nn.ReLU(), BatchNormAct2d(4))
+    net = nn.Sequential(OwnForward(4), nn.ReLU())
     report = fuse(net)
-    assert [(left.names, left.reason.rpartition(".")[2]) for left in report.skipped] == [
-        (("0",), "OwnForward overrides forward"),
-        (("2",), "BatchNormAct2d overrides forward"),
-    ]
+    (left,) = report.skipped
+    assert (left.names, left.reason) == (("0",), "OwnForward overrides forward")
     assert report.folded == []
     assert type(net) is nn.Sequential
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "kernel"),
+    [
+        (nn.GroupNorm(2, 4), (2, 4, 3, 2), "group_norm"),
+        (nn.InstanceNorm2d(4, affine=True), (2, 4, 3, 2), "instance_norm"),
+        (nn.InstanceNorm1d(4, track_running_stats=True), (2, 4, 5), "instance_norm"),
+    ],
+)
+def test_group_and_instance_norms_are_folded(
+    norm: nn.Module, shape: tuple[int, ...], kernel: str, fused_calls: Calls,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    net = nn.Sequential(copy.deepcopy(norm), nn.LeakyReLU(0.2)).double()
+    plain, x = copy.deepcopy(net), torch.randn(shape, dtype=torch.float64)
+    assert [fold.chain for fold in fuse(net).folded] == [f"{type(norm).__name__} + LeakyReLU"]
+    seen, function = [], getattr(lightning_kernels, kernel)
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        seen.append("leaky_relu" in args or kwargs.get("activation") == "leaky_relu")
+        y: Tensor = function(*args, **kwargs)
+        return y
+
+    monkeypatch.setattr(lightning_kernels, kernel, counted)
+    for training in (True, False):
+        actual = everything(net.train(training), x)
+        torch.testing.assert_close(actual, everything(plain.train(training), x))
+    assert seen == [True, True]
+
+
+def test_samples_without_a_batch_are_normalised_as_before(fused_calls: Calls) -> None:
+    net = nn.Sequential(nn.InstanceNorm2d(4), nn.ReLU()).double()
+    plain, x = copy.deepcopy(net), torch.randn(4, 3, 2, dtype=torch.float64)
+    assert len(fuse(net).folded) == 1
+    torch.testing.assert_close(everything(net, x), everything(plain, x))
+
+
+def test_sequences_take_anything_that_their_layers_take(fused_calls: Calls) -> None:
+    class Split(nn.Module):
+        @override
+        def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+            return pair[0] - pair[1]
+
+    net = nn.Sequential(Split(), nn.BatchNorm1d(4), nn.BatchNorm1d(4), nn.ReLU()).double()
+    plain, x = copy.deepcopy(net), torch.randn(2, 5, 4).double()
+    assert [fold.names for fold in fuse(net).folded] == [("2",)]
+    torch.testing.assert_close(net((x[0], x[1])), plain((x[0], x[1])))
+    assert fused_calls == [("relu", False)]
+    torch.testing.assert_close(net[2:](x[0]), plain[2:](x[0]))  # a part is folded for itself
+    assert len(fused_calls) == 2

@@ -15,11 +15,16 @@ import lightning_kernels
 from lightning_practices.surgery import fuse, unfuse
 from tests.surgery.models import assert_equal, randomise
 
+TIMM = "lightning_practices.surgery._fuse.timm_layers"
 LAYERS: list[tuple[nn.Module, tuple[int, ...], str]] = [
     (convnext.LayerNorm2d(6), (2, 6, 5, 4), "lightning_practices.nn.LayerNorm2d"),
-    (layers.LayerNorm2d(6), (2, 6, 5, 4), "lightning_practices.surgery._fuse.timm.LayerNorm2d"),
-    (layers.LayerNorm(6), (2, 5, 6), "lightning_practices.surgery._fuse.timm.LayerNorm"),
-    (layers.RmsNorm(6), (2, 5, 6), "lightning_practices.surgery._fuse.timm.RmsNorm"),
+    (
+        layers.LayerNorm2d(6),
+        (2, 6, 5, 4),
+        "lightning_practices.surgery._fuse.timm_layers.LayerNorm2d",
+    ),
+    (layers.LayerNorm(6), (2, 5, 6), f"{TIMM}.LayerNorm"),
+    (layers.RmsNorm(6), (2, 5, 6), f"{TIMM}.RmsNorm"),
 ]
 
 

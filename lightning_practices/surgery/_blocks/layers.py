@@ -15,7 +15,7 @@ from torchvision.models.maxvit import MaxVitBlock
 from torchvision.models.vision_transformer import Encoder
 
 from lightning_practices._layers import NORMS
-from lightning_practices.surgery._fuse import fold as _fold
+from lightning_practices.nn.blocks import FusedBlock
 
 Layer = list[nn.Parameter]
 
@@ -114,8 +114,7 @@ def _joined(parts: Iterable[tuple[nn.Module, list[Layer]]]) -> list[Layer]:
 
 def is_list(module: nn.Module) -> bool:
     """Return whether a module's children certainly run one after another."""
-    folds = _fold.folds_of(type(module))
-    cls: type[nn.Module] = folds.original if folds else type(module)
+    cls = module.original if isinstance(module, FusedBlock) else type(module)
     is_plain = issubclass(cls, nn.Sequential) and cls.forward is nn.Sequential.forward
     return is_plain or isinstance(module, nn.ModuleList)
 

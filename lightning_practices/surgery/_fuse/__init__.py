@@ -1,1 +1,13 @@
-"""Fuse the layers of a model, and undo it."""
+"""Fuse the layers and blocks of a model, and undo it.
+
+``fuse``: what is swapped, what is folded, what is left alone and why.
+``twins``: the fused class of each layer and block, and the registration of a block.
+``timm_layers``: the fused classes of timm's layers.
+``report``: what was done, as a table.
+"""
+
+from lightning_practices.surgery._fuse.fuse import fuse, unfuse
+from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
+from lightning_practices.surgery._fuse.twins import register_block
+
+__all__ = ["Folded", "Replaced", "Report", "Skipped", "fuse", "register_block", "unfuse"]

@@ -1,86 +1,35 @@
 """Swap a model's layers for the fused ones, and back."""
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
-from torchvision import ops
-from torchvision.models import convnext, vision_transformer
 
 from lightning_practices._names import modules_with_names
-from lightning_practices.nn import (
-    AlphaDropout,
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    DropBlock2d,
-    DropBlock3d,
-    Dropout,
-    Dropout1d,
-    Dropout2d,
-    Dropout3d,
-    EncoderBlock,
-    FeatureAlphaDropout,
-    GroupNorm,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    LayerNorm,
-    LayerNorm2d,
-    RMSNorm,
-    ScheduledRate,
-    StochasticDepth,
-    SyncBatchNorm,
-    TransformerDecoderLayer,
-    TransformerEncoderLayer,
-)
-from lightning_practices.surgery._fuse import fold as _fold
-from lightning_practices.surgery._fuse import timm as _timm
+from lightning_practices.nn import ScheduledRate
+from lightning_practices.nn.blocks import FusedBlock, folds_of, norm_call, unknown_method
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
-
-# What is fused: a new layer is one more line.
-_FUSED: dict[type, type[nn.Module]] = {
-    nn.Dropout: Dropout,
-    nn.Dropout1d: Dropout1d,
-    nn.Dropout2d: Dropout2d,
-    nn.Dropout3d: Dropout3d,
-    nn.AlphaDropout: AlphaDropout,
-    nn.FeatureAlphaDropout: FeatureAlphaDropout,
-    ops.StochasticDepth: StochasticDepth,
-    ops.DropBlock3d: DropBlock3d,  # a subclass of the next
-    ops.DropBlock2d: DropBlock2d,
-    nn.GroupNorm: GroupNorm,
-    nn.InstanceNorm1d: InstanceNorm1d,
-    nn.InstanceNorm2d: InstanceNorm2d,
-    nn.InstanceNorm3d: InstanceNorm3d,
-    convnext.LayerNorm2d: LayerNorm2d,  # a subclass of the next
-    nn.LayerNorm: LayerNorm,
-    nn.RMSNorm: RMSNorm,
-    nn.BatchNorm1d: BatchNorm1d,
-    nn.BatchNorm2d: BatchNorm2d,
-    nn.BatchNorm3d: BatchNorm3d,
-    nn.SyncBatchNorm: SyncBatchNorm,
-    nn.TransformerDecoderLayer: TransformerDecoderLayer,
-    nn.TransformerEncoderLayer: TransformerEncoderLayer,
-    vision_transformer.EncoderBlock: EncoderBlock,
-}
-
-
-def _twins() -> dict[type, type[nn.Module]]:
-    """Return what is fused, timm's layers included if timm is there."""
-    return {**_timm.twins(), **_FUSED}  # timm's first: its norms are subclasses of torch's
-
+from lightning_practices.surgery._fuse.twins import Classes, twin_of, twins
 
 # Kept in the instance's ``__dict__``, which deepcopy and pickle carry and ``state_dict`` doesn't.
 _MARK = "_fused_from"
 
 # A class with one of these decides for itself how it runs, is pickled or is subclassed.
 _DECIDING = ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__")
+
+Modules = Mapping[nn.Module, tuple[str, ...]]  # of a model, with all names of each
+
+
+class _Swap(NamedTuple):
+    """A module's class, without its parametrizations, and the one that it gets."""
+
+    original: type
+    fused: type
 
 
 def fuse(model: nn.Module) -> Report:
@@ -97,23 +46,28 @@ def fuse(model: nn.Module) -> Report:
     its own ``forward``; such layers are listed as skipped. Layers fused already are not listed,
     so calling this again changes nothing. If anything raises, nothing was changed.
 
-    **Folding.** A batch norm and the activation after it, or the addition and the activation, are
-    one call, :meth:`lightning_practices.nn.BatchNorm2d.normalise`, if the forward of the module
-    that calls them (the block) can be read by :mod:`torch.fx` and shows that nothing else can
-    notice: relu, leaky_relu, elu, selu, silu and exact gelu, as modules or functions. The block
-    gets a subclass of its class, with the same children, parameters and state. Before each call
-    it makes sure that all is as it was read: its children and attributes, the classes of what is
-    left out, hooks (also those on every module), its arguments. If not, it runs the original
-    forward. A residual of another shape, type or device is added as before. So a block that reads
-    ``self.training`` is folded in the mode in which it was fused. What can't be seen from
-    here and stays an assumption: global variables that a forward reads, and what it asks by
-    ``type(x)`` or of a layer's output by ``is None``. Copies and pickles are folded anew.
+    **Folding.** A norm and the activation after it, or the addition of a residual and the
+    activation, are one call in the blocks whose forward is known. These are
+
+    - any :class:`torch.nn.Sequential` with a batch, group or instance norm and the activation
+      directly behind it, and its subclasses, such as torchvision's ``Conv2dNormActivation``;
+    - torchvision's ResNets, DenseNets, and the convolutions of GoogLeNet and Inception;
+    - timm's ResNets, ``BatchNormAct2d``, ``GroupNormAct`` and all blocks that use them;
+    - classes of your own, see :func:`register_block`. Blocks that you write with
+      ``nn.BatchNorm2d(activation="relu")`` need no folding.
+
+    Activations are relu, leaky_relu, elu, selu, silu and exact gelu. Such a block gets a subclass
+    of its class, with the same state. Its forward was written for one text of the original
+    forward: with another version of the library, and for a subclass or an instance with a forward
+    of its own, the block is left alone, and the report says so. Each call looks at what may have
+    changed since: hooks, also those on every module, the classes of norm and activation, the
+    forward of the block's class. Then, and where the kernels don't run (see
+    :func:`lightning_kernels.route`), layers run one by one as before.
 
     **Transformers.** Dropout, the addition to the stream and the norm after it are one call,
     :func:`lightning_kernels.add_dropout_layer_norm`, in torch's encoder and decoder layers and in
     the blocks of torchvision's vision transformer: wherever that norm is the same layer's. They
-    are among what is replaced; each decides at every call, see
-    :class:`lightning_practices.nn.TransformerEncoderLayer`.
+    are among the replaced layers, see :class:`lightning_practices.nn.TransformerEncoderLayer`.
 
     Args:
         model: The model to change.
@@ -123,64 +77,99 @@ def fuse(model: nn.Module) -> Report:
 
     Raises:
         TypeError: If ``model`` is not a module.
+
+    Example:
+        >>> model = torchvision.models.resnet18()
+        >>> fuse(model)
+        Report(20 replaced, 17 folded, 0 skipped)
     """
     report = Report()
-    plan: list[tuple[nn.Module, type, type]] = []
-    fused: dict[nn.Module, type] = {}
     modules = dict(modules_with_names(model))
-    for module, names in modules.items():
-        original = type_before_parametrizations(module)
-        if isinstance(module, tuple(_twins().values())):
-            fused[module] = type(module)
-        elif not (kind := _kind(module)):
-            continue
-        elif reason := _why_not(module, original, kind, ("forward", *_DECIDING)):
-            report.skipped.append(Skipped(names, _public(original), reason))
-        else:
-            fused[module] = _with_base(module, _fuse(original, kind))
-            plan.append((module, original, fused[module]))
-            report.replaced.append(Replaced(names, _public(original), _public(_twins()[kind])))
-    folds = _plan_folds(modules, fused, report)
-    for module, original, cls in plan:
-        _set_class(module, cls)
-        module.__dict__[_MARK] = original
-    for block, cls in folds.items():
-        _set_class(block, cls)
+    table = twins()
+    plan = _plan_layers(modules, table, report)
+    plan |= _plan_blocks(modules, table, plan, report)
+    order = {names: place for place, names in enumerate(modules.values())}
+    report.replaced.sort(key=lambda replaced: order[replaced.names])
+    for module, swap in plan.items():
+        _set_class(module, swap.fused)
+        module.__dict__[_MARK] = swap.original
     return report
 
 
-def _plan_folds(
-    modules: Mapping[nn.Module, tuple[str, ...]], fused: Mapping[nn.Module, type], report: Report
-) -> dict[nn.Module, type]:
-    """Return the blocks to fold with their new classes, and say in ``report`` what is folded."""
-    classes: dict[nn.Module, type] = {}
-    for block, names in modules.items():
-        norms = {norm: fused[norm] for norm in _fold.own_norms(block) if norm in fused}
-        if not norms or any(_fold.folds_of(cls) for cls in type(block).__mro__):
+def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Module, _Swap]:
+    """Return the layers to swap, and list them and the ones left alone in ``report``."""
+    plan: dict[nn.Module, _Swap] = {}
+    for module, names in modules.items():
+        original, kind = type_before_parametrizations(module), _kind(module, table)
+        if kind is None or issubclass(table[kind], FusedBlock) or _is_fused(module, table):
             continue
-        if is_parametrized(block):
-            reason: str | None = "it is parametrized"
+        if reason := _why_not(module, original, kind, ("forward", *_DECIDING)):
+            report.skipped.append(Skipped(names, _public(original), reason))
         else:
-            reason = _why_not(block, type(block), nn.Module, _DECIDING)
-        if reason:
-            report.skipped.append(Skipped(names, _public(type(block)), f"not folded: {reason}"))
+            plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
+            report.replaced.append(Replaced(names, _public(original), _public(table[kind])))
+    return plan
+
+
+def _plan_blocks(
+    modules: Modules, table: Classes, layers: Mapping[nn.Module, _Swap], report: Report
+) -> dict[nn.Module, _Swap]:
+    """Return the blocks to swap, and list in ``report`` what is folded, and what is not and why."""
+    plan: dict[nn.Module, _Swap] = {}
+    classes = {layer: swap.fused for layer, swap in layers.items()}
+    for module, names in modules.items():
+        kind = _kind(module, table)
+        if _is_fused(module, table) or (kind and not issubclass(table[kind], FusedBlock)):
             continue
-        plan = _fold.plan(block, norms)
-        for module, reason in plan.refused.items():
-            reason = f"not folded: {reason}"
-            report.skipped.append(Skipped(modules[module], _public(type(module)), reason))
-        if plan.cls is not None:
-            report.folded += _folded(names, type(block), plan.folded.items())
-            classes[block] = plan.cls
-    return classes
+        if kind is None:
+            if _normalises(module, classes):
+                reason = "no fused forward is known for its class, see surgery.register_block"
+                report.skipped.append(_not_folded(module, names, reason))
+            continue
+        twin: Any = table[kind]
+        original = type_before_parametrizations(module)
+        folded, refused = folds_of(twin, module, classes)
+        if folded is not None and not folded and not refused:
+            continue
+        reason = _why_not(module, original, kind, (*dict(twin.methods), *_DECIDING))
+        if reason is None and (method := unknown_method(twin)):
+            reason = (
+                f"{_public(kind)}.{method} is not the one that the fused forward was written for"
+            )
+        if reason is not None:
+            report.skipped.append(_not_folded(module, names, reason))
+            continue
+        for name, why in refused.items():
+            norm = module.get_submodule(name)
+            report.skipped.append(_not_folded(norm, modules[norm], why))
+        is_layer = folded is None or isinstance(module, _BatchNorm | nn.GroupNorm)
+        if is_layer:
+            report.replaced.append(Replaced(names, _public(original), _shown(twin)))
+        report.folded += _folded(names, original, folded or {})
+        if folded or is_layer:
+            plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
+    return plan
 
 
-def _folded(
-    names: tuple[str, ...], block: type, folds: Iterable[tuple[str, str]]
-) -> Iterator[Folded]:
+def _normalises(module: nn.Module, classes: Mapping[nn.Module, type]) -> bool:
+    """Return whether a module has a forward and fused batch norms of its own to call in it."""
+    if isinstance(module, torch.jit.ScriptModule) or type(module).forward is nn.Module.forward:
+        return False
+    return any(
+        isinstance(child, _BatchNorm) and norm_call(classes.get(child, type(child))) is not None
+        for child in module.children()
+    )
+
+
+def _not_folded(module: nn.Module, names: tuple[str, ...], reason: str) -> Skipped:
+    cls = type_before_parametrizations(module)
+    return Skipped(names, _public(cls), f"not folded: {reason}")
+
+
+def _folded(names: tuple[str, ...], block: type, folds: Mapping[str, str]) -> Iterator[Folded]:
     """Yield a report on each of the ``folds`` of a block that is called ``names``."""
-    for norm, chain in folds:
-        full = tuple(f"{name}.{norm}" if name else norm for name in names)
+    for norm, chain in folds.items():
+        full = tuple(".".join(filter(None, (name, norm))) for name in names)
         yield Folded(full, _public(block), chain)
 
 
@@ -188,8 +177,8 @@ def unfuse(model: nn.Module) -> Report:
     """Undo :func:`fuse`: give each layer and block that it changed its class again.
 
     In place, and only what :func:`fuse` swapped, also in a copy or after pickling: a layer
-    that was built as one of :mod:`lightning_practices.nn` stays so. What scripts or traces a
-    model through the sources of its layers (``torch.jit.script``, ``torch.fx``) wants it restored.
+    that was built as one of :mod:`lightning_practices.nn` stays so. Unfuse a model before
+    ``torch.jit.script`` or ``torch.fx`` reads the sources of its layers.
 
     Args:
         model: The model to change.
@@ -201,21 +190,22 @@ def unfuse(model: nn.Module) -> Report:
         TypeError: If ``model`` is not a module.
     """
     report = Report()
+    table = twins()
     plan: list[tuple[nn.Module, type]] = []
     for module, names in modules_with_names(model):
-        now = type_before_parametrizations(module)
-        if folds := _fold.folds_of(now):
-            plan.append((module, _with_base(module, folds.original)))
-            report.folded += _folded(names, folds.original, folds.folded)
-            continue
         original: type | None = module.__dict__.get(_MARK)
-        kind = next((kind for kind in _twins() if original and issubclass(original, kind)), None)
-        if original and kind and now is _fuse(original, kind):
-            plan.append((module, _with_base(module, original)))
-            report.replaced.append(Replaced(names, _public(_twins()[kind]), _public(original)))
-        elif kind or any(_fold.folds_of(cls) for cls in now.__mro__):
+        kind = original and next((cls for cls in original.__mro__ if cls in table), None)
+        if original is None or kind is None:
+            continue
+        if type_before_parametrizations(module) is not twin_of(original, kind):
             reason = "its class was changed after it was fused"
             report.skipped.append(Skipped(names, _public(type(module)), reason))
+            continue
+        plan.append((module, _with_base(module, original)))
+        folded = folds_of(table[kind], module, {})[0] if isinstance(module, FusedBlock) else None
+        report.folded += _folded(names, original, folded or {})
+        if folded is None or isinstance(module, _BatchNorm | nn.GroupNorm):
+            report.replaced.append(Replaced(names, _shown(table[kind]), _public(original)))
     for module, cls in plan:
         if isinstance(module, ScheduledRate):
             module.__dict__.pop("rate", None)  # which only the fused class reads
@@ -224,15 +214,18 @@ def unfuse(model: nn.Module) -> Report:
     return report
 
 
-def _kind(module: nn.Module) -> type | None:
-    """Return which of torch's layers ``module`` is, if it is one that can be fused."""
-    for kind in _twins():
-        scripted = isinstance(module, torch.jit.ScriptModule)
-        if isinstance(module, kind) or (scripted and module.original_name == kind.__name__):
-            return kind
-        if isinstance(module, LazyModuleMixin) and module.cls_to_become is kind:
-            return kind
-    return None
+def _is_fused(module: nn.Module, table: Classes) -> bool:
+    return isinstance(module, tuple(table.values()))
+
+
+def _kind(module: nn.Module, table: Classes) -> type | None:
+    """Return the class of ``table`` that ``module`` is of, the most special one."""
+    if isinstance(module, torch.jit.ScriptModule):
+        named = (cls for cls in table if cls.__name__ == module.original_name)
+        return next((cls for cls in named if not issubclass(table[cls], FusedBlock)), None)
+    if isinstance(module, LazyModuleMixin) and module.cls_to_become in table:
+        return module.cls_to_become
+    return next((cls for cls in type(module).__mro__ if cls in table), None)
 
 
 def _why_not(
@@ -269,28 +262,6 @@ def _is_ours(cls: type) -> bool:
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
-@cache
-def _fuse(original: type, kind: type) -> type[nn.Module]:
-    """Return the fused twin of ``original``: a subclass of it, unless it is torch's own class."""
-    fused = _twins()[kind]
-    if original is kind:
-        return fused
-
-    def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
-        # No module has this class under its name: pickle how to make it.
-        return _blank, (original, kind), self.__getstate__()  # type: ignore[no-untyped-call]
-
-    members = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    own = {"forward": fused.forward, "__reduce_ex__": reduce}
-    return type(original.__name__, (original, fused), {**members, **own})
-
-
-def _blank(original: type, kind: type) -> nn.Module:
-    """Return an instance of the fused twin of ``original``, without any state yet."""
-    cls = _fuse(original, kind)
-    return cls.__new__(cls)
-
-
 def _with_base(module: nn.Module, base: type) -> type:
     """Return ``base``, or the class of a parametrized ``module`` put on top of ``base``.
 
@@ -305,6 +276,14 @@ def _with_base(module: nn.Module, base: type) -> type:
 def _set_class(module: nn.Module, cls: type) -> None:
     """Assign ``module.__class__``, whatever a subclass does in its own ``__setattr__``."""
     object.__setattr__(module, "__class__", cls)
+
+
+def _shown(twin: type[nn.Module]) -> str:
+    """Return the name of a fused class, or of the forward that was registered in its place."""
+    forward: Any = twin.forward
+    if issubclass(twin, FusedBlock) and not twin.sources:
+        return f"{forward.__module__}.{forward.__qualname__}"
+    return _public(twin)
 
 
 def _public(cls: type) -> str:

@@ -4,10 +4,11 @@ from torch import Tensor
 from torchvision.models import vision_transformer
 from typing_extensions import override
 
-from lightning_practices.nn._residual import can_fold, drop_add_norm
+from lightning_practices.nn._residual import drop_add_norm
+from lightning_practices.nn.blocks.block import FusedBlock
 
 
-class EncoderBlock(vision_transformer.EncoderBlock):  # type: ignore[misc]  # untyped
+class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore[misc]  # untyped
     r"""Attend and feed forward, with the end of the first branch and the norm in one kernel.
 
     .. math::
@@ -16,24 +17,27 @@ class EncoderBlock(vision_transformer.EncoderBlock):  # type: ignore[misc]  # un
 
     where dropout, addition and :math:`\mathrm{ln}_2` are
     :func:`lightning_kernels.add_dropout_layer_norm`. Still torchvision's ``EncoderBlock``, whose
-    forward runs where the kernels do not, see :func:`lightning_kernels.route`; a dropout or norm
-    with hooks, or of a class that is neither torch's nor this package's, is called as ever.
+    forward runs where the kernels do not, see :func:`lightning_kernels.route`. Dropout and norm
+    are called one by one if they have hooks or a class that is neither torch's nor this package's.
 
     Dosovitskiy et al., 2020, *An Image is Worth 16x16 Words*, arXiv:2010.11929.
 
     Args:
-        num_heads: As all others, see :mod:`torchvision.models.vision_transformer`.
+        num_heads: Number of attention heads. For all other arguments see
+            :mod:`torchvision.models.vision_transformer`.
 
     Shape:
         - Input: ``(N, S, hidden_dim)``.
         - Output: as the input.
     """
 
+    original = vision_transformer.EncoderBlock
+    sources = {"forward": ("7c331f587035",)}  # noqa: RUF012
+
     @override
     def forward(self, input: Tensor) -> Tensor:
-        if input.dim() != 3 or not can_fold(self, vision_transformer.EncoderBlock, (), input):
-            result: Tensor = super().forward(input)
-            return result
+        if input.dim() != 3 or not self.folds(input):
+            return self.original.forward(self, input)
         x = self.ln_1(input)
         x, _ = self.self_attention(x, x, x, need_weights=False)
         x, z = drop_add_norm(x, input, self.dropout, self.ln_2)

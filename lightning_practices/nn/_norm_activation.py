@@ -1,0 +1,169 @@
+"""A norm, the addition of a residual and an activation in one call."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+import lightning_kernels
+from lightning_practices.nn._batch_norm import FusedBatchNorm
+from lightning_practices.nn._group_norm import GroupNorm
+from lightning_practices.nn._hooks import any_hook_on_all, is_touched
+from lightning_practices.nn._instance_norm import FusedInstanceNorm
+
+# The kernels' name of each layer, and the attribute that says more of the layer.
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, str | None]] = {
+    nn.ReLU: ("relu", None),
+    nn.LeakyReLU: ("leaky_relu", "negative_slope"),
+    nn.ELU: ("elu", "alpha"),
+    nn.SELU: ("selu", None),
+    nn.SiLU: ("silu", None),
+    nn.GELU: ("gelu", "approximate"),
+}
+
+
+def norm_activation(
+    x: Tensor,
+    norm: nn.Module,
+    activation: nn.Module | str,
+    residual: Tensor | None = None,
+    *,
+    inplace: bool = False,
+) -> Tensor:
+    r"""Normalise, add a residual and activate, in one call if nothing else can notice.
+
+    .. math:: y = a(\mathrm{norm}(x) + r)
+
+    One call computes it if ``norm`` is a batch norm of this package (or a group or instance norm,
+    without a residual), ``activation`` is one that the kernels know, both are without hooks and
+    without a ``forward`` of their own, and the residual has the shape and type of ``x``.
+    Otherwise ``norm``, the addition and ``activation`` run one after the other. So the result, the
+    gradients and the hooks that run are the same in both cases.
+
+    Args:
+        x: Input of the norm.
+        norm: Layer that normalises.
+        activation: Layer that activates, or the name of a function in
+            :mod:`torch.nn.functional`, such as ``"relu"``.
+        residual: Added to the normalised input; ``None`` for no addition.
+        inplace: Add as ``y += residual``, whose sum keeps the norm's type under autocast. The
+            default adds as ``y + residual``.
+
+    Returns:
+        :math:`y`, in the shape of ``x``.
+
+    Example:
+        >>> norm, act, x = BatchNorm2d(4), nn.ReLU(), torch.randn(2, 4, 8, 8)
+        >>> y = norm_activation(x, norm, act, residual=x)  # act(norm(x) + x)
+    """
+    call = norm_call(type(norm))
+    known = kernel_activation(activation)
+    if (
+        call is not None
+        and known is not None
+        and getattr(norm, "activation", None) is None
+        and not is_touched(norm.__dict__)
+        and not any_hook_on_all()
+        and (residual is None or (call is _batch_norm and _alike(residual, x)))
+    ):
+        y = call(norm, x, residual, *known)
+        if y is not None:
+            return y
+    z: Tensor = norm(x)
+    if residual is not None:
+        z = z.add_(residual) if inplace else z + residual
+    activate: Any = getattr(functional, activation) if isinstance(activation, str) else activation
+    result: Tensor = activate(z)
+    return result
+
+
+def kernel_activation(activation: nn.Module | str) -> tuple[str, float | None] | None:
+    """Return an activation's name and parameter as the kernels take them.
+
+    Returns:
+        ``None`` if the kernels don't know the activation, or its layer has hooks or a forward of
+        its own.
+    """
+    if isinstance(activation, str):
+        return activation, None
+    known, state = _ACTIVATIONS.get(type(activation)), activation.__dict__
+    if known is None or is_touched(state):
+        return None
+    name, attribute = known
+    if attribute is None:
+        return name, None
+    value = state[attribute]
+    if attribute == "approximate":
+        return (name, None) if value == "none" else None
+    return (name, float(value)) if type(value) in (float, int) else None
+
+
+def activation_name(activation: nn.Module | str) -> str:
+    """Return the name of an activation's class."""
+    if not isinstance(activation, str):
+        return type(activation).__name__
+    names = {name: cls.__name__ for cls, (name, _) in _ACTIVATIONS.items()}
+    return names.get(activation, activation)
+
+
+def is_activation(layer: nn.Module) -> bool:
+    """Return whether the kernels know the class of ``layer``."""
+    return type(layer) in _ACTIVATIONS
+
+
+def norm_call(norm: type) -> Callable[..., Tensor | None] | None:
+    """Return the function that normalises and activates as layers of class ``norm`` do."""
+    forward = getattr(norm, "forward", None)
+    if forward is FusedBatchNorm.forward:
+        return _batch_norm
+    if forward is GroupNorm.forward:
+        return _group_norm
+    if forward is _InstanceNorm.forward and issubclass(norm, FusedInstanceNorm):
+        return _instance_norm
+    return None
+
+
+def adds_residual(norm: type) -> bool:
+    """Return whether one call can add a residual too."""
+    return norm_call(norm) is _batch_norm
+
+
+def passes_on(layer: nn.Module) -> bool:
+    """Return whether ``layer`` returns its input and its call does nothing else."""
+    return type(layer) is nn.Identity and not is_touched(layer.__dict__) and not any_hook_on_all()
+
+
+def _alike(residual: Any, x: Tensor) -> bool:
+    # Not the device: two devices are an error either way.
+    return isinstance(residual, Tensor) and residual.dtype == x.dtype and residual.shape == x.shape
+
+
+def _batch_norm(
+    norm: Any, x: Tensor, residual: Tensor | None, activation: str, parameter: float | None
+) -> Tensor:
+    y: Tensor = norm.normalise(x, residual, activation, parameter)
+    return y
+
+
+def _group_norm(
+    norm: Any, x: Tensor, residual: None, activation: str, parameter: float | None
+) -> Tensor:
+    return lightning_kernels.group_norm(
+        x, norm.num_groups, norm.weight, norm.bias, norm.eps, activation, parameter,
+        autocast=norm.autocast,
+    )  # fmt: skip
+
+
+def _instance_norm(
+    norm: Any, x: Tensor, residual: None, activation: str, parameter: float | None
+) -> Tensor | None:
+    if x.dim() != norm._get_no_batch_dim() + 1 or x.shape[1] != norm.num_features:
+        return None  # the layer's own forward checks these inputs, or makes a batch of them
+    return lightning_kernels.instance_norm(
+        x, norm.running_mean, norm.running_var, norm.weight, norm.bias,
+        norm.training or not norm.track_running_stats,
+        0.0 if norm.momentum is None else norm.momentum, norm.eps,
+        activation=activation, activation_parameter=parameter,
+    )  # fmt: skip

@@ -1,0 +1,25 @@
+"""The convolution of torchvision's Inception."""
+
+from torch import Tensor
+from torchvision.models.inception import BasicConv2d as Original
+from typing_extensions import override
+
+from lightning_practices.nn._norm_activation import norm_activation
+from lightning_practices.nn.blocks.block import Chain, FusedBlock
+
+
+class BasicConv2d(FusedBlock, Original):  # type: ignore[misc]  # untyped
+    """A convolution, its norm and relu."""
+
+    original = Original
+    sources = {"forward": ("4cc6f0dc8c51",)}  # noqa: RUF012
+
+    @override
+    def chains(self) -> tuple[Chain, ...]:
+        return (Chain("bn", "relu"),)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.folds(x):
+            return self.original.forward(self, x)
+        return norm_activation(self.conv(x), self.bn, "relu")

@@ -1,0 +1,57 @@
+"""Layers one after the other, of which a norm and the activation behind it are one call."""
+
+from collections.abc import Sequence as SequenceOf
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules import activation as activations
+from torch.nn.modules.batchnorm import _NormBase
+from typing_extensions import override
+
+import lightning_kernels
+from lightning_practices.nn._norm_activation import is_activation, norm_activation, norm_call
+from lightning_practices.nn.blocks.block import Chain, FusedBlock
+
+
+class Sequential(FusedBlock, nn.Sequential):
+    """:class:`torch.nn.Sequential`, and its subclasses without a forward of their own."""
+
+    original = nn.Sequential
+    sources = {"forward": ("95e8a9b3e99c",)}  # noqa: RUF012
+
+    @override
+    def chains(self) -> tuple[Chain, ...]:
+        layers = list(self._modules.items())
+        return tuple(
+            Chain(name, following)
+            for (name, norm), (following, layer) in pairwise(layers)
+            if isinstance(norm, (_NormBase, nn.GroupNorm))
+            and type(layer).__module__ == activations.__name__
+        )
+
+    @override
+    def forward(self, input: Any) -> Any:
+        if not self.is_original():
+            return self.original.forward(self, input)
+        return run(tuple(self._modules.values()), input)
+
+
+def run(layers: SequenceOf[Any], x: Any) -> Any:
+    """Return the output of ``layers`` one after the other, folding as it goes."""
+    place, last = 0, len(layers) - 1
+    while place <= last:
+        layer = layers[place]
+        if (
+            place < last
+            and norm_call(type(layer)) is not None
+            and is_activation(layers[place + 1])
+            and isinstance(x, Tensor)
+            and lightning_kernels.route(x) != "aten"
+        ):
+            x = norm_activation(x, layer, layers[place + 1])
+            place += 2
+        else:
+            x = layer(x)
+            place += 1
+    return x

@@ -1,0 +1,71 @@
+"""Fused twins of timm's layers. Imported only where timm is: it is not a requirement."""
+
+from typing import Any
+
+from timm import layers
+from torch import Tensor
+from typing_extensions import override
+
+import lightning_kernels
+from lightning_practices import nn as fused  # no layer by its name: the twins have those
+from lightning_practices.nn import ScheduledRate
+
+_NORMALISER = 1e-7  # timm's, beside the number of kept elements
+
+
+class DropPath(ScheduledRate, layers.DropPath):  # type: ignore[misc]  # untyped
+    """Stochastic depth."""
+
+    rate_name = "drop_prob"
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.scale_by_keep:
+            result: Tensor = super().forward(x)
+            return result
+        return lightning_kernels.stochastic_depth(x, self.current_rate(), "row", self.training)
+
+
+class DropBlock2d(ScheduledRate, layers.DropBlock2d):  # type: ignore[misc]  # untyped
+    """DropBlock, without timm's options to fill blocks with noise and to scale the rate."""
+
+    rate_name = "drop_prob"
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_noise or self.gamma_scale != 1 or not self.scale_by_keep:
+            result: Tensor = super().forward(x)
+            return result
+        return lightning_kernels.drop_block2d(
+            x, self.current_rate(), self.block_size, self.inplace, _NORMALISER, self.training,
+            per_channel=not self.couple_channels,
+        )  # fmt: skip
+
+
+def _norm(name: str, ours: Any) -> Any:
+    """Return the twin of one of timm's norms, which are torch's but for the ``fast`` mode."""
+    base: Any = getattr(layers, name)
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        result: Tensor = base.forward(self, x) if self._fast_norm else ours.forward(self, x)
+        return result
+
+    members = {"forward": forward, "autocast": ours.autocast, "__module__": __name__}
+    return type(name, (base,), members)
+
+
+GroupNorm = _norm("GroupNorm", fused.GroupNorm)
+GroupNorm1 = _norm("GroupNorm1", fused.GroupNorm)
+LayerNorm = _norm("LayerNorm", fused.LayerNorm)
+LayerNorm2d = _norm("LayerNorm2d", fused.LayerNorm2d)
+RmsNorm = _norm("RmsNorm", fused.RMSNorm)
+
+TWINS = {
+    layers.DropPath: DropPath,
+    layers.DropBlock2d: DropBlock2d,
+    layers.GroupNorm: GroupNorm,
+    layers.GroupNorm1: GroupNorm1,
+    layers.LayerNorm: LayerNorm,
+    layers.LayerNorm2d: LayerNorm2d,
+    layers.RmsNorm: RmsNorm,
+}

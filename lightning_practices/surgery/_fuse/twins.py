@@ -1,0 +1,140 @@
+"""The fused twin of a class: the layers' and blocks' tables, and twins of subclasses."""
+
+import functools
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from threading import RLock
+from typing import Any
+
+from torch import nn
+from torchvision import ops
+
+from lightning_practices import nn as fused
+from lightning_practices.nn.blocks import FusedBlock, fused_blocks
+
+Classes = dict[type, type[nn.Module]]
+
+# The fused twin of each layer: a new layer is one more line.
+_LAYERS: Classes = {
+    nn.Dropout: fused.Dropout,
+    nn.Dropout1d: fused.Dropout1d,
+    nn.Dropout2d: fused.Dropout2d,
+    nn.Dropout3d: fused.Dropout3d,
+    nn.AlphaDropout: fused.AlphaDropout,
+    nn.FeatureAlphaDropout: fused.FeatureAlphaDropout,
+    ops.StochasticDepth: fused.StochasticDepth,
+    ops.DropBlock2d: fused.DropBlock2d,
+    ops.DropBlock3d: fused.DropBlock3d,
+    nn.GroupNorm: fused.GroupNorm,
+    nn.InstanceNorm1d: fused.InstanceNorm1d,
+    nn.InstanceNorm2d: fused.InstanceNorm2d,
+    nn.InstanceNorm3d: fused.InstanceNorm3d,
+    nn.LayerNorm: fused.LayerNorm,
+    nn.RMSNorm: fused.RMSNorm,
+    nn.BatchNorm1d: fused.BatchNorm1d,
+    nn.BatchNorm2d: fused.BatchNorm2d,
+    nn.BatchNorm3d: fused.BatchNorm3d,
+    nn.SyncBatchNorm: fused.SyncBatchNorm,
+    nn.TransformerDecoderLayer: fused.TransformerDecoderLayer,
+    nn.TransformerEncoderLayer: fused.TransformerEncoderLayer,
+}
+_registered: Classes = {}
+_of_subclasses: dict[tuple[type, type], type[nn.Module]] = {}
+_lock = RLock()  # two threads that fuse at once get the same class
+
+
+def twins() -> Classes:
+    """Return the twin of each class that can be fused, of the libraries that were imported."""
+    classes: Classes = {**_LAYERS, **fused_blocks()}
+    if "torchvision.models" in sys.modules:
+        from torchvision.models import convnext
+
+        classes[convnext.LayerNorm2d] = fused.LayerNorm2d
+    if "timm.layers" in sys.modules:
+        classes |= import_module("lightning_practices.surgery._fuse.timm_layers").TWINS
+    return classes | _registered
+
+
+def register_block(block: type[nn.Module], forward: Callable[..., Any]) -> None:
+    """Let :func:`fuse` give each block of a class another forward, which folds.
+
+    ``forward`` takes the arguments of the block's own one and returns the same. Each norm that an
+    activation follows is a call of :func:`lightning_practices.nn.norm_activation` in it, which is
+    one call where nothing else can notice, and as before elsewhere. ``forward`` also runs for
+    subclasses of ``block`` that have no forward of their own. It does not run any more if somebody
+    changes the forward of the class after the registration.
+
+    Register a block before fusing a model that has it, where the block is defined: whoever
+    unpickles a fused block needs the registration too, and gets the plain block without it.
+
+    Args:
+        block: The block's class.
+        forward: Its fused forward, a function of the block and the inputs.
+
+    Raises:
+        TypeError: If ``block`` is not a class of modules, or ``forward`` can't be called.
+        ValueError: If the class has a fused forward already.
+
+    Example:
+        >>> class Residual(torch.nn.Module):
+        ...     def __init__(self, channels):
+        ...         super().__init__()
+        ...         self.conv = torch.nn.Conv2d(channels, channels, 3, padding=1)
+        ...         self.norm, self.act = torch.nn.BatchNorm2d(channels), torch.nn.SiLU()
+        ...
+        ...     def forward(self, x):
+        ...         return self.act(self.norm(self.conv(x)) + x)
+        >>> def fused_forward(self, x):
+        ...     return nn.norm_activation(self.conv(x), self.norm, self.act, residual=x)
+        >>> surgery.register_block(Residual, fused_forward)
+        >>> report = surgery.fuse(Residual(8))
+    """
+    if not (isinstance(block, type) and issubclass(block, nn.Module)):
+        raise TypeError(f"block must be a class of torch.nn.Module, got {block!r}")
+    if not callable(forward):
+        raise TypeError(f"forward must be a function of the block and its inputs, got {forward!r}")
+    with _lock:
+        if block in twins():
+            raise ValueError(f"{block.__name__} has a fused forward already")
+
+        @functools.wraps(forward)
+        def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+            chosen = forward if self.is_original() else self.original.forward
+            return chosen(self, *args, **kwargs)
+
+        members = {"forward": run, "original": block, "methods": (("forward", block.forward),)}
+        _registered[block] = _subclass(block, block, (FusedBlock, block), members)
+
+
+def twin_of(original: type, kind: type) -> type[nn.Module]:
+    """Return the twin of ``original``: the one of ``kind``, or a subclass of both."""
+    twin = twins()[kind]
+    if original is kind:
+        return twin
+    with _lock:
+        if (original, kind) not in _of_subclasses:
+            is_block = issubclass(twin, FusedBlock)
+            members = {"original": original} if is_block else {"forward": twin.forward}
+            _of_subclasses[original, kind] = _subclass(original, kind, (original, twin), members)
+        return _of_subclasses[original, kind]
+
+
+def _subclass(
+    original: type, kind: type, bases: tuple[type, ...], members: dict[str, Any]
+) -> type[nn.Module]:
+    """Return a class that looks like ``original``."""
+
+    def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
+        # No module has this class under its name: pickle how to make it.
+        return _blank, (original, kind), self.__getstate__()  # type: ignore[no-untyped-call]
+
+    names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(original.__name__, bases, {**names, **members, "__reduce_ex__": reduce})
+
+
+def _blank(original: type, kind: type) -> nn.Module:
+    """Return an instance of the twin of ``original``, without any state yet."""
+    cls = twin_of(original, kind) if kind in twins() else original  # a block not registered here
+    module: nn.Module = cls.__new__(cls)
+    return module
