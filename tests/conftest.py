@@ -1,5 +1,6 @@
 """Which tests this run can make, and the device they use."""
 
+import os
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import lightning_kernels
 
 # These tensors are small: on a busy machine more threads only wait for each other.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start, too
 
 HAS_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if HAS_GPU else "cpu"

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-DEADLINE = 900  # seconds: only what hangs takes so long, on a busy machine too
+DEADLINE = 1800  # seconds: only what hangs takes so long, on a busy machine too
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["pytest", "lightning.pytorch", "lightning_practices.mixins"])

@@ -59,9 +59,10 @@ def test_the_source_distribution_can_run_its_tests(built: Path) -> None:
 
 def test_the_wheel_works_in_an_empty_environment(built: Path, tmp_path: Path) -> None:
     (wheel,) = built.glob("*.whl")
-    call(sys.executable, "-m", "venv", tmp_path / "venv", cwd=tmp_path)
+    call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
-    call(python, "-m", "pip", "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    pip = [sys.executable, "-m", "pip", "--python", python]
+    call(*pip, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
     site = Path(
         call(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=tmp_path).strip()
     )

@@ -8,6 +8,7 @@ import pytest
 
 from examples import curves as example
 from lightning_practices.callbacks import LearningCurves
+from tests.processes import DEADLINE
 
 SCRIPT = Path(example.__file__)
 STEPS = example.EPOCHS * example.TRAIN // example.BATCH_SIZE
@@ -55,7 +56,7 @@ def test_the_other_does_not(drawn: dict[str, LearningCurves]) -> None:
 def test_the_picture_is_drawn_where_it_is_told(tmp_path: Path) -> None:
     out = tmp_path / "new" / "curves.png"
     command: list[str | Path] = [sys.executable, SCRIPT, "--out", out]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert [line.split()[0] for line in result.stdout.splitlines()] == [

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.processes import DEADLINE
+
 DEMO = Path(__file__).parents[2] / "examples" / "digits.py"
 
 
 def test_the_demo_measures_what_it_says(tmp_path: Path) -> None:
     command: list[str | Path] = [sys.executable, DEMO, "--seeds", "2", "--out", tmp_path / "digits"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     summary = json.loads((tmp_path / "digits" / "summary.json").read_text())
@@ -28,7 +30,7 @@ def test_the_demo_measures_what_it_says(tmp_path: Path) -> None:
 
 def test_too_few_seeds_are_refused(tmp_path: Path) -> None:
     command: list[str | Path] = [sys.executable, DEMO, "--seeds", "1"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 2
     assert "at least 2, for a spread, got 1" in result.stderr
     assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
 from examples import masks
+from tests.processes import DEADLINE
 
 SCRIPT = Path(masks.__file__)
 
@@ -79,7 +80,7 @@ def test_drop_cluster_hides_clusters_that_hang_together(drawn: masks.Masks) -> N
 def test_the_picture_is_drawn_where_it_is_told(tmp_path: Path) -> None:
     out = tmp_path / "new" / "masks.png"
     command: list[str | Path] = [sys.executable, SCRIPT, "--out", out]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert result.stdout == f"Wrote {out}\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from examples import schedules
+from tests.processes import DEADLINE
 
 SCRIPT = Path(schedules.__file__)
 
@@ -56,7 +57,7 @@ def test_performance_divides_where_the_metric_stalls(made: schedules.Rates) -> N
 def test_the_picture_is_drawn_where_it_is_told(tmp_path: Path) -> None:
     out = tmp_path / "new" / "schedules.png"
     command: list[str | Path] = [sys.executable, SCRIPT, "--out", out]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert result.stdout == f"Wrote {out}\n"

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lightning_kernels import layer_norm
 from tests.kernels.reference import assert_as_right_as_torch, run
+from tests.processes import DEADLINE
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 SHAPES: list[tuple[tuple[int, ...], tuple[int, ...]]] = [
@@ -306,7 +307,7 @@ def test_a_process_forked_after_use_works() -> None:
     process = multiprocessing.get_context("fork").Process(target=_in_a_fork, args=(sender,))
     process.start()
     try:
-        assert receiver.poll(timeout=30)
+        assert receiver.poll(timeout=DEADLINE)
         assert receiver.recv() == expected.tolist()
     finally:
         process.kill()
