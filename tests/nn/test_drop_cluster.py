@@ -10,6 +10,8 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from lightning_practices.nn import DropCluster2d
 
+pytestmark = pytest.mark.plain
+
 QUADRANTS = torch.tensor([[0, 1], [2, 3]]).repeat_interleave(3, 0).repeat_interleave(4, 1)  # (6, 8)
 
 

@@ -15,6 +15,8 @@ from typing_extensions import override
 from lightning_practices.nn import DropCluster2d, fit_drop_clusters
 from lightning_practices.nn._drop_cluster import _Correlation
 
+pytestmark = pytest.mark.plain
+
 QUADRANTS = torch.tensor([[0, 1], [2, 3]]).repeat_interleave(3, 0).repeat_interleave(4, 1)  # (6, 8)
 
 

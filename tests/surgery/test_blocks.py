@@ -17,6 +17,8 @@ from typing_extensions import override
 
 from lightning_practices.surgery import Block, Blocks, blocks, freeze, fuse
 
+pytestmark = pytest.mark.plain
+
 # Number of blocks, of which the order below says the rest, and the module that outputs the classes.
 NETWORKS = {
     "resnet18": (10, "fc"), "resnet50": (18, "fc"), "vit_b_16": (14, "heads"),

@@ -10,6 +10,8 @@ from torchvision.models import resnet18
 from lightning_practices.surgery import Block, blocks
 from tests.surgery.test_blocks import Tied, assert_partition, mlp
 
+pytestmark = pytest.mark.plain
+
 
 def residual() -> nn.Module:
     with torch.device("meta"):

@@ -10,6 +10,8 @@ from torchvision.models import resnet18
 
 from lightning_practices.surgery import blocks, freeze, fuse, parametrize, unparametrize
 
+pytestmark = pytest.mark.plain
+
 Kind = Literal["weight", "spectral"]
 KINDS: list[Kind] = ["weight", "spectral"]
 

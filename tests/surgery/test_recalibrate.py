@@ -15,6 +15,8 @@ from lightning_practices.nn import BatchNorm1d, SyncBatchNorm
 from lightning_practices.surgery import recalibrate_batch_norm
 from tests import processes
 
+pytestmark = pytest.mark.plain
+
 Statistics = tuple[Tensor, Tensor, int]  # mean, variance, and of how many batches
 SIZES = (4, 6, 5, 3)
 

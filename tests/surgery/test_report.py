@@ -1,9 +1,12 @@
 import re
 
+import pytest
 from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_practices.surgery import Folded, Report, Skipped, fuse
+
+pytestmark = pytest.mark.plain
 
 
 class OwnForward(nn.Dropout):

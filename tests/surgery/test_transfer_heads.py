@@ -22,6 +22,8 @@ from lightning_practices.surgery import (
 from tests.surgery.test_blocks import Lit, Tied, network
 from tests.surgery.test_transfer_freeze import changed, modes, state
 
+pytestmark = pytest.mark.plain
+
 HEADS = {
     "resnet18": "fc", "vit_b_16": "heads.head", "convnext_tiny": "classifier.2",
     "efficientnet_b0": "classifier.1", "mobilenet_v3_small": "classifier.3",

@@ -26,6 +26,8 @@ from torchvision.transforms._presets import ImageClassification
 
 from lightning_practices.surgery import input_transform
 
+pytestmark = pytest.mark.plain
+
 # Of each side: 3 roundings before the division by at least 0.224, and one of values up to 2.7, in
 # units of 2**-24, are 16.1 of these at most.
 ROUNDING = 2 * 17 * 2.0**-24

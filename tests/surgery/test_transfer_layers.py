@@ -19,6 +19,8 @@ from lightning_practices.surgery import (
 from tests.surgery.test_blocks import Tied, Trunk, network
 from tests.surgery.test_transfer_freeze import modes, state
 
+pytestmark = pytest.mark.plain
+
 # Taken out.
 
 

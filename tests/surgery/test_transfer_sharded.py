@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -11,6 +12,8 @@ from torch.optim import SGD
 
 from lightning_practices.surgery import blocks, feature_extractor, freeze, replace_head
 from tests import processes
+
+pytestmark = pytest.mark.plain
 
 
 def network(*, is_sharded: bool) -> Any:
