@@ -113,19 +113,17 @@ PRACTICES: dict[str, Callable[[], Fit]] = {
     "EarlyStopping": _callback(
         EarlyStopping, monitor="loss", patience=_NEVER, check_on_train_epoch_end=True
     ),
-    "EarlyStoppingMixin": _mixin(
-        EarlyStoppingMixin, early_stopping_monitor="loss", early_stopping_patience=_NEVER
-    ),
+    "EarlyStoppingMixin": _mixin(EarlyStoppingMixin, monitor="loss", early_stopping=_NEVER),
     "FusedLayersMixin": _mixin(FusedLayersMixin),
     "GradientClipping": _callback(GradientClipping, value=1.0),
-    "GradientClippingMixin": _mixin(GradientClippingMixin, gradient_clipping_value=1.0),
+    "GradientClippingMixin": _mixin(GradientClippingMixin, gradient_clipping=1.0),
     "LearningCurves": _with_curves,
     "LearningRateScheduleMixin": _mixin(LearningRateScheduleMixin),
     BUILT_INS: _built_ins,
     "OptimizerMixin": _mixin(OptimizerMixin),
     "Penalty": lambda: (_Undecayed(nn.Linear(_WIDTH, _WIDTH)), [Penalty(l1=1e-4, l2=1e-4)]),
-    "PenaltyMixin": _mixin(PenaltyMixin, _Undecayed, penalty_l2=1e-4),
-    "TrainingPractices": _mixin(TrainingPractices, monitor="loss", early_stopping_patience=_NEVER),
+    "PenaltyMixin": _mixin(PenaltyMixin, _Undecayed, penalty=Penalty(l2=1e-4)),
+    "TrainingPractices": _mixin(TrainingPractices, monitor="loss", early_stopping=_NEVER),
     "ProgressiveUnfreezing": _callback(ProgressiveUnfreezing, schedule=[{"blocks": ["network"]}]),
     "RecalibrateBatchNorm": _callback(RecalibrateBatchNorm),
     "SkipNonFinite": _callback(SkipNonFinite),

@@ -27,6 +27,7 @@ from typing_extensions import override
 from lightning_practices.callbacks import LearningCurves
 from lightning_practices.mixins import LearningRateScheduleMixin
 from lightning_practices.nn import Dropout, LabelSmoothingCrossEntropyLoss, LayerNorm
+from lightning_practices.schedules import LearningRateSchedule
 
 CLASSES, PIXELS, WIDTH = 10, 64, 256
 TRAIN, WRONG, BATCH_SIZE = 150, 0.2, 50
@@ -78,9 +79,7 @@ class Digits(LearningRateScheduleMixin, PlainDigits):
 
     def __init__(self) -> None:
         super().__init__(
-            learning_rate_schedule="exponential",
-            learning_rate_warmup_steps=WARMUP,
-            learning_rate_steps=SCALE,
+            schedule=LearningRateSchedule("exponential", warmup_steps=WARMUP, steps=SCALE)
         )
 
     @override

@@ -83,7 +83,7 @@ class Digits(EarlyStoppingMixin, FusedLayersMixin, PlainDigits):
     """The same with the practices: two base classes, and layers to be fused in the network."""
 
     def __init__(self) -> None:
-        super().__init__(early_stopping_monitor="val_loss", early_stopping_patience=10)
+        super().__init__(monitor="val_loss", early_stopping=10)
 
     @override
     def make_network(self) -> nn.Sequential:

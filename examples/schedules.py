@@ -1,6 +1,6 @@
-"""Draw the learning rates of all schedules, and what the performance schedule looks at.
+"""Draw the learning rates of all schedules, and what the plateau schedule looks at.
 
-Each starts with the same warmup. The rates are functions of the step; those of the performance
+Each starts with the same warmup. The rates are functions of the step; those of the plateau
 schedule come from training a small model on noisy gradients, whose loss stalls at a level that the
 rate decides, and falls on when the rate is divided:
 
@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_practices.schedules import learning_rate_factor, linear_warmup, performance
+from lightning_practices.schedules import learning_rate_factor, linear_warmup, plateau
 
 mpl.use("Agg")  # draws to files, needs no screen
 
@@ -54,12 +54,12 @@ def run_scheduled(schedule: str) -> list[float]:
     return rates
 
 
-def run_performance() -> tuple[list[float], list[float]]:
-    """Return the rates of the performance schedule, and the metric at each check."""
+def run_plateau() -> tuple[list[float], list[float]]:
+    """Return the rates of the plateau schedule, and the metric at each check."""
     torch.manual_seed(SEED)
     weights = nn.Parameter(torch.randn(WEIGHTS))
     optimizer = SGD([weights], lr=RATE)
-    warmup, plateau = linear_warmup(optimizer, WARMUP), performance(optimizer, patience=PATIENCE)
+    warmup, divided = linear_warmup(optimizer, WARMUP), plateau(optimizer, patience=PATIENCE)
     rates, metric = [], []
     for step in range(STEPS):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -69,7 +69,7 @@ def run_performance() -> tuple[list[float], list[float]]:
         if (step + 1) % CHECK == 0:
             metric.append(weights.detach().square().mean().item())
             if step >= WARMUP:
-                plateau.step(metric[-1])
+                divided.step(metric[-1])
     return rates, metric
 
 
@@ -77,7 +77,7 @@ def make_rates() -> Rates:
     """Return the rates of all schedules."""
     names = ("power", "exponential", "step", "cosine", "one_cycle")
     rates = {name: run_scheduled(name) for name in names}
-    rates["performance"], metric = run_performance()
+    rates["plateau"], metric = run_plateau()
     return Rates(rates, metric)
 
 

@@ -112,7 +112,7 @@ class Classifier(LearningRateScheduleMixin, LightningModule):
 
     @override
     def configure_optimizers(self) -> Any:
-        return self.schedule_learning_rate(torch.optim.Adam(self.parameters(), lr=self.lr))
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
 class History(Callback):

@@ -22,10 +22,6 @@ EXCEPTIONS: dict[str, dict[str, str]] = {}
 PENDING: set[str] = {
     "benchmarks.machine_code",
     "benchmarks.static",
-    "lightning_practices.mixins._learning_rate",
-    "lightning_practices.mixins._optimizer",
-    "lightning_practices.mixins._penalty",
-    "lightning_practices.mixins._training_practices",
 }
 
 

@@ -5,10 +5,12 @@ its files. ``_trainer`` holds what several callbacks ask of a Trainer.
 """
 
 from lightning_practices.callbacks._averaging import AveragingKind, WeightAveraging
+from lightning_practices.callbacks._best_checkpoint import BestCheckpoint
 from lightning_practices.callbacks._clipping import ClippingAlgorithm, GradientClipping
 from lightning_practices.callbacks._curves import LearningCurves
 from lightning_practices.callbacks._drop_rate_schedule import DropRateSchedule
 from lightning_practices.callbacks._early_stopping import EarlyStopping, RetrainFor, join_loaders
+from lightning_practices.callbacks._learning_rate_scheduler import LearningRateScheduler
 from lightning_practices.callbacks._penalty import Penalty
 from lightning_practices.callbacks._recalibrate_batch_norm import RecalibrateBatchNorm
 from lightning_practices.callbacks._skip_non_finite import (
@@ -28,6 +30,7 @@ from lightning_practices.callbacks._unfreezing import (
 
 __all__ = [
     "AveragingKind",
+    "BestCheckpoint",
     "BlocksBy",
     "ClippingAlgorithm",
     "DropRateSchedule",
@@ -35,6 +38,7 @@ __all__ = [
     "GradientClipping",
     "Interval",
     "LearningCurves",
+    "LearningRateScheduler",
     "Mode",
     "NonFiniteParameter",
     "NonFiniteReport",

@@ -1,5 +1,6 @@
 """Mixins: practices that a LightningModule or LightningDataModule subclasses."""
 
+from lightning_practices.mixins._checkpoint import CheckpointMixin
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._fine_tuning import FineTuningMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
@@ -8,18 +9,22 @@ from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
 from lightning_practices.mixins._monte_carlo_dropout import MonteCarloDropoutMixin
 from lightning_practices.mixins._optimizer import OptimizerMixin
 from lightning_practices.mixins._penalty import PenaltyMixin
+from lightning_practices.mixins._practice import MonitorMixin, PracticeMixin
 from lightning_practices.mixins._training_practices import TrainingPractices
 from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 
 __all__ = [
+    "CheckpointMixin",
     "EarlyStoppingMixin",
     "FineTuningMixin",
     "FusedLayersMixin",
     "GradientClippingMixin",
     "LearningRateScheduleMixin",
+    "MonitorMixin",
     "MonteCarloDropoutMixin",
     "OptimizerMixin",
     "PenaltyMixin",
+    "PracticeMixin",
     "TrainingPractices",
     "WeightAveragingMixin",
 ]

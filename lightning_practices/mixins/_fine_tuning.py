@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import ProgressiveUnfreezing, UnfreezingSchedule
+from lightning_practices.mixins._practice import PracticeMixin
 from lightning_practices.surgery import blocks
 
 
@@ -24,7 +24,7 @@ class _UnfreezingOfTheModule(ProgressiveUnfreezing):
         super().on_fit_start(trainer, pl_module)
 
 
-class FineTuningMixin(LightningModule):
+class FineTuningMixin(PracticeMixin):
     """Bring :class:`~lightning_practices.callbacks.ProgressiveUnfreezing` to every fit.
 
     List it before the module it extends, which has a pretrained backbone and a new head::
@@ -61,10 +61,6 @@ class FineTuningMixin(LightningModule):
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        reject_twin(cls)
-
     def __init__(
         self,
         *args: Any,
@@ -76,24 +72,20 @@ class FineTuningMixin(LightningModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._fine_tuning = _UnfreezingOfTheModule(
+        callback = _UnfreezingOfTheModule(
             fine_tuning_backbone,
             fine_tuning_head,
             schedule=fine_tuning_schedule,
             decay=fine_tuning_decay,
             dropout=fine_tuning_dropout,
         )
+        self._practices.append(callback)
+        self._fine_tuning = callback
 
     @property
     def fine_tuning(self) -> ProgressiveUnfreezing:
         """The callback: its ``phase``."""
         return self._fine_tuning
-
-    @override
-    def configure_callbacks(self) -> list[Callback]:
-        given = super().configure_callbacks()
-        others = [given] if isinstance(given, Callback) else given
-        return [*others, self._fine_tuning]  # one instance: Lightning asks again for each run
 
 
 def _blocks_by(pl_module: LightningModule, backbone: str, head: str) -> list[list[str]]:

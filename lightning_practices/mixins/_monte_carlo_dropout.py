@@ -2,15 +2,14 @@
 
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from typing_extensions import override
 
-from lightning_practices._twin import reject_twin
 from lightning_practices.ensembles import monte_carlo_dropout
+from lightning_practices.mixins._practice import PracticeMixin
 
 
-class MonteCarloDropoutMixin(LightningModule):
+class MonteCarloDropoutMixin(PracticeMixin):
     """Predict by :func:`lightning_practices.ensembles.monte_carlo_dropout`, mean and spread.
 
     List it before the module it extends: ``class Net(MonteCarloDropoutMixin, BaseNet)``. The
@@ -37,10 +36,6 @@ class MonteCarloDropoutMixin(LightningModule):
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
         RuntimeError, TypeError, ValueError: From ``predict_step``, as from the function.
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        reject_twin(cls)
 
     def __init__(
         self,

@@ -1,97 +1,77 @@
 """The optimizer as a part of the module."""
 
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from lightning.pytorch import LightningModule
+import torch
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_practices._twin import reject_twin
-from lightning_practices.optim import make_optimizer, parameter_groups
-from lightning_practices.optim._optimizer import OptimizerName, check_optimizer
-from lightning_practices.optim._parameter_groups import KINDS, check_groups
+from lightning_practices.mixins._practice import PracticeMixin, configured
+from lightning_practices.optim import Optimizer, OptimizerName
 
 
-class OptimizerMixin(LightningModule):
+class OptimizerMixin(PracticeMixin):
     """Give the module its ``configure_optimizers``: an optimizer by name, with sensible groups.
 
-    What :func:`~lightning_practices.optim.make_optimizer` returns for the
-    :func:`~lightning_practices.optim.parameter_groups` of the module: biases, norms and embeddings
-    are not decayed, and with a layer decay the rate falls from layer to layer towards the input.
+    It is what an :class:`~lightning_practices.optim.Optimizer` makes for the module: biases, norms
+    and embeddings are not decayed, and with a layer decay the rate falls from layer to layer
+    towards the input.
 
-    List it before the module it extends, whose ``configure_optimizers`` it replaces, and after
-    ``LearningRateScheduleMixin``, which schedules what this returns: ``class
-    Net(LearningRateScheduleMixin, OptimizerMixin, BaseNet)``. A ``configure_optimizers`` of the
-    class itself stands, and can return ``super().configure_optimizers()`` or, for several
-    optimizers, ``[self.make_optimizer(self.generator), self.make_optimizer(self.discriminator)]``.
+    List it before the module it extends, whose ``configure_optimizers`` it replaces: ``class
+    Net(OptimizerMixin, BaseNet)``. A ``configure_optimizers`` of ``Net`` itself is used in its
+    place, and can return ``super().configure_optimizers()`` or, for several optimizers,
+    ``[self.make_optimizer(self.generator), self.make_optimizer(self.discriminator)]``.
 
-    It isn't fused under ``"16-mixed"``, nor under ``"bf16-mixed"`` with the Trainer's
-    ``gradient_clip_val``, for Lightning wouldn't clip; nor where an embedding has sparse gradients,
-    which fused optimizers don't take. What you make yourself stays as it is.
+    The optimizer isn't fused under ``"16-mixed"``, nor under ``"bf16-mixed"`` with the Trainer's
+    ``gradient_clip_val``, because Lightning couldn't clip; nor where an embedding has sparse
+    gradients, which fused optimizers don't take. An optimizer that you make yourself, or with an
+    explicit ``fused``, stays as it is.
 
     Args:
         *args: Passed on.
         optimizer: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``,
-            ``"adam"`` or ``"adamw"``; or what makes an optimizer from groups of parameters, such as
-            ``partial(torch.optim.NAdam, lr=1e-3)``.
-        optimizer_lr: Learning rate. Default: the optimizer's own.
-        optimizer_weight_decay: Of the weights. Default: the optimizer's own.
-        optimizer_no_decay: What isn't decayed: ``"norm"``, ``"bias"``, ``"embedding"`` and patterns
-            of names, see :func:`~lightning_practices.optim.decayed_weights`.
-        optimizer_layer_decay: What the rate is multiplied by from layer to layer.
+            ``"adam"`` or ``"adamw"``; or an :class:`~lightning_practices.optim.Optimizer`; or
+            ``None``, for the ``configure_optimizers`` of the base.
         **kwargs: Passed on.
 
     Raises:
-        ValueError: If an argument is none that there can be. When the fit starts, if a pattern
-            matches no parameter, or the strategy is FSDP1, which flattens parameters.
+        ValueError: If there is no such optimizer. When the fit starts, if a pattern matches no
+            parameter, or the parameters are flattened by FSDP1 or partitioned by ZeRO stage 3.
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        reject_twin(cls)
-
     def __init__(
-        self,
-        *args: Any,
-        optimizer: OptimizerName | Callable[[Iterable[Any]], Optimizer] = "adamw",
-        optimizer_lr: float | None = None,
-        optimizer_weight_decay: float | None = None,
-        optimizer_no_decay: Sequence[str] = KINDS,
-        optimizer_layer_decay: float | None = None,
-        **kwargs: Any,
+        self, *args: Any, optimizer: OptimizerName | Optimizer | None = "adamw", **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        check_optimizer(optimizer)
-        check_groups(optimizer_weight_decay, optimizer_layer_decay, optimizer_lr)
-        self._optimizer = optimizer
-        self._optimizer_lr = optimizer_lr
-        self._optimizer_groups: dict[str, Any] = {
-            "weight_decay": optimizer_weight_decay,
-            "no_decay": optimizer_no_decay,
-            "layer_decay": optimizer_layer_decay,
-            "lr": optimizer_lr,
-        }
+        self._optimizer = configured("optimizer", optimizer, Optimizer, (str,), Optimizer)
 
-    def make_optimizer(self, module: nn.Module | None = None) -> Optimizer:
+    def make_optimizer(self, module: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimizer of a part of the module, for a ``configure_optimizers`` of yours.
 
         Args:
             module: The part. Default: the whole.
+
+        Raises:
+            ValueError: If the module was made with ``optimizer=None``.
         """
+        if self._optimizer is None:
+            raise ValueError(
+                f"{type(self).__name__} was made with optimizer=None: give an Optimizer, or make"
+                " your own in configure_optimizers"
+            )
         module = self if module is None else module
-        groups = parameter_groups(module, **self._optimizer_groups)
-        if callable(self._optimizer):  # the groups have what is given
-            return make_optimizer(self._optimizer, groups)
-        torchs = {"fused": None} if self._clips_unfused() or _has_sparse(module) else {}
-        return make_optimizer(self._optimizer, groups, lr=self._optimizer_lr, **torchs)
+        by_name = isinstance(self._optimizer.name, str)
+        if by_name and (self._clips_unfused() or _has_sparse(module)):
+            return self._optimizer(module, fused=None)
+        return self._optimizer(module)
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
+        if self._optimizer is None:
+            return super().configure_optimizers()
         return self.make_optimizer()
 
     def _clips_unfused(self) -> bool:

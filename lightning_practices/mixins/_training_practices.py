@@ -1,23 +1,35 @@
 """All practices of training in one mixin."""
 
-from typing import Any, Literal
+from typing import Any
 
-from lightning.pytorch import Callback
-from typing_extensions import override
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lightning_practices.callbacks import LearningCurves, SkipNonFinite
+from lightning_practices.callbacks import (
+    AveragingKind,
+    EarlyStopping,
+    GradientClipping,
+    LearningCurves,
+    Mode,
+    Penalty,
+    SkipNonFinite,
+    WeightAveraging,
+)
+from lightning_practices.mixins._checkpoint import CheckpointMixin
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
 from lightning_practices.mixins._gradient_clipping import GradientClippingMixin
 from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
 from lightning_practices.mixins._optimizer import OptimizerMixin
 from lightning_practices.mixins._penalty import PenaltyMixin
+from lightning_practices.mixins._practice import configured
 from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
-from lightning_practices.schedules._learning_rate import LearningRateSchedule
+from lightning_practices.optim import Optimizer, OptimizerName
+from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
 
 
 class TrainingPractices(
     FusedLayersMixin,
+    CheckpointMixin,
     EarlyStoppingMixin,
     WeightAveragingMixin,
     GradientClippingMixin,
@@ -27,88 +39,108 @@ class TrainingPractices(
 ):
     """The practices that most trainings want, in one mixin, with defaults to begin with.
 
-    List it before the module it extends, ``class Net(TrainingPractices,
-    LightningModule)``, which then has to bring its layers, ``training_step`` and a ``validation_step`` that logs ``monitor``. Each
-    practice has its own mixin, which says what it does; their arguments are taken here too, under
-    their names. By default
+    ::
 
-    - layers are fused (:class:`FusedLayersMixin`);
-    - AdamW, which decays neither biases, norms nor embeddings, trains them
-      (:class:`OptimizerMixin`);
-    - its rate falls along a cosine to the end of the fit (:class:`LearningRateScheduleMixin`);
-    - gradients are clipped to a norm of 1 (:class:`GradientClippingMixin`);
-    - training stops when ``monitor`` has not improved for ten validations, and the best weights are
-      given back (:class:`EarlyStoppingMixin`).
+        class Net(TrainingPractices, LightningModule):
+            def __init__(self, hidden: int = 64, **practices):
+                super().__init__(**practices)
+                self.net = nn.Sequential(nn.Linear(16, hidden), nn.ReLU(), nn.Linear(hidden, 1))
 
-    Penalties (:class:`PenaltyMixin`) and averaged weights (:class:`WeightAveragingMixin`) are off
-    until asked for. One ``monitor`` serves early stopping, the ``"performance"`` schedule and the
-    learning curves, and that schedule is less patient than early stopping: a rate is divided
-    before training is given up.
+        Net(
+            optimizer=Optimizer("adamw", lr=1e-3, weight_decay=0.05),
+            schedule="cosine",
+            early_stopping=EarlyStopping("val_loss", patience=5, min_delta=1e-3),
+            weight_averaging="ema",
+        )
+
+    List it before the module it extends. That brings its layers, a ``training_step``, and a
+    ``validation_step`` that logs ``monitor``. Layers are fused, see :class:`FusedLayersMixin`. All
+    other practices have an argument each: a short value, or the object with all its options, or
+    ``None``, which turns the practice off. Each is a mixin of its own too.
+
+    A short value takes ``monitor`` and ``mode`` from here; an ``EarlyStopping`` or
+    ``ModelCheckpoint`` has its own. An object is copied, so it may be given to several modules.
+
+    With ``**practices`` in your ``__init__``, as above, ``LightningCLI(Net)`` has all arguments. In
+    YAML an object is ``class_path: lightning_practices.callbacks.EarlyStopping`` with
+    ``init_args``. For ``save_hyperparameters`` see :class:`PracticeMixin`.
 
     Args:
         *args: Passed on.
         monitor: Name of the logged value by which training is judged.
         mode: Whether it is to fall, ``"min"``, or to rise, ``"max"``.
-        early_stopping_patience: Validations without improvement after which training stops.
-        learning_rate_schedule: See :class:`LearningRateScheduleMixin`.
-        learning_rate_patience: Of ``"performance"``.
-        gradient_clipping_value: Largest norm of the gradients. ``None`` to log norms alone, or to
-            take the Trainer's ``gradient_clip_val``.
-        weight_averaging_kind: ``"ema"`` or ``"swa"``; ``None`` for neither.
+        optimizer: See :class:`OptimizerMixin`.
+        schedule: See :class:`LearningRateScheduleMixin`.
+        early_stopping: See :class:`EarlyStoppingMixin`.
+        gradient_clipping: See :class:`GradientClippingMixin`.
+        weight_averaging: See :class:`WeightAveragingMixin`.
+        penalty: See :class:`PenaltyMixin`.
+        checkpoint: See :class:`CheckpointMixin`.
         skip_non_finite: After how many steps in a row with nan or infinite gradients, each of which
-            is skipped, training ends: :class:`~lightning_practices.callbacks.SkipNonFinite`, which
-            waits for the device at each step. ``None`` to do without.
-        learning_curves: Path of a picture of
-            :class:`~lightning_practices.callbacks.LearningCurves`. ``None`` for none.
+            is skipped, training ends; or a :class:`~lightning_practices.callbacks.SkipNonFinite`.
+            It waits for the device at each step.
+        learning_curves: Path of a picture, or a
+            :class:`~lightning_practices.callbacks.LearningCurves`.
         **kwargs: Passed on.
 
     Raises:
-        ValueError: If an argument is none that there can be, or early stopping isn't more patient
-            than the ``"performance"`` schedule.
+        ValueError: If an argument is out of range, or early stopping isn't more patient than the
+            ``"plateau"`` schedule, so that training would end before the rate is ever divided.
         MisconfigurationException: When the fit starts, see the mixins.
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if no
+            class takes an argument, or its type is another.
     """
 
     def __init__(
         self,
         *args: Any,
         monitor: str = "val_loss",
-        mode: Literal["min", "max"] = "min",
-        early_stopping_patience: int = 10,
-        learning_rate_schedule: LearningRateSchedule | Literal["performance"] = "cosine",
-        learning_rate_patience: int = 3,
-        gradient_clipping_value: float | None = 1.0,
-        weight_averaging_kind: Literal["ema", "swa"] | None = None,
-        skip_non_finite: int | None = None,
-        learning_curves: str | None = None,
+        mode: Mode = "min",
+        optimizer: OptimizerName | Optimizer | None = "adamw",
+        schedule: LearningRateScheduleName | LearningRateSchedule | None = "cosine",
+        early_stopping: int | EarlyStopping | None = 10,
+        gradient_clipping: float | GradientClipping | None = 1.0,
+        weight_averaging: AveragingKind | WeightAveraging | None = None,
+        penalty: Penalty | None = None,
+        checkpoint: bool | ModelCheckpoint | None = True,
+        skip_non_finite: int | SkipNonFinite | None = None,
+        learning_curves: str | LearningCurves | None = None,
         **kwargs: Any,
     ) -> None:
-        is_by_performance = learning_rate_schedule == "performance"
-        if is_by_performance and early_stopping_patience <= learning_rate_patience:
-            raise ValueError(
-                f"early_stopping_patience={early_stopping_patience} ends training before"
-                f" learning_rate_patience={learning_rate_patience} has divided the rate once: early"
-                " stopping needs more, best several times as much"
-            )
         super().__init__(
             *args,
-            early_stopping_monitor=monitor,
-            early_stopping_mode=mode,
-            early_stopping_patience=early_stopping_patience,
-            learning_rate_schedule=learning_rate_schedule,
-            learning_rate_monitor=monitor,
-            learning_rate_mode=mode,
-            learning_rate_patience=learning_rate_patience,
-            gradient_clipping_value=gradient_clipping_value,
-            weight_averaging_kind=weight_averaging_kind,
+            monitor=monitor,
+            mode=mode,
+            optimizer=optimizer,
+            schedule=schedule,
+            early_stopping=early_stopping,
+            gradient_clipping=gradient_clipping,
+            weight_averaging=weight_averaging,
+            penalty=penalty,
+            checkpoint=checkpoint,
             **kwargs,
         )
-        self._alone: list[Callback] = []  # practices that have no mixin
-        if skip_non_finite is not None:
-            self._alone.append(SkipNonFinite(skip_non_finite))
-        if learning_curves is not None:
-            self._alone.append(LearningCurves(learning_curves, monitor=monitor, mode=mode))
+        self._check_patience()
+        self._bring(
+            configured("skip_non_finite", skip_non_finite, SkipNonFinite, (int,), SkipNonFinite)
+        )
+        self._bring(
+            configured(
+                "learning_curves",
+                learning_curves,
+                LearningCurves,
+                (str,),
+                lambda path: LearningCurves(path, monitor=monitor, mode=mode),
+            )
+        )
 
-    @override
-    def configure_callbacks(self) -> list[Callback]:
-        return [*super().configure_callbacks(), *self._alone]
+    def _check_patience(self) -> None:
+        stopping, scheduler = self.early_stopping, self.learning_rate_scheduler
+        if stopping is None or scheduler is None or scheduler.schedule.name != "plateau":
+            return
+        if stopping.patience <= scheduler.schedule.patience:
+            raise ValueError(
+                f"early stopping with a patience of {stopping.patience} ends training before the"
+                f" plateau schedule, with {scheduler.schedule.patience}, has divided the rate once:"
+                " early stopping needs more, best several times as much"
+            )

@@ -1,7 +1,7 @@
 """Optimizers, their parameter groups and steps, and penalties on weights, in any training loop."""
 
 from lightning_practices.optim._clip_in_step import clip_in_step, clips_in_step
-from lightning_practices.optim._optimizer import OptimizerName, make_optimizer
+from lightning_practices.optim._optimizer import Optimizer, OptimizerName, make_optimizer
 from lightning_practices.optim._parameter_groups import (
     KINDS,
     decayed_weights,
@@ -17,6 +17,7 @@ from lightning_practices.optim._penalty import (
 
 __all__ = [
     "KINDS",
+    "Optimizer",
     "OptimizerName",
     "add_penalty_gradients_",
     "check_strengths",

@@ -1,12 +1,14 @@
-"""Torch's optimizers by name, in their fastest form."""
+"""Torch's optimizers by name, in their fastest form, and with their parameter groups."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
+from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
+
+from lightning_practices.optim._parameter_groups import KINDS, check_groups, parameter_groups
 
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
 
@@ -16,12 +18,12 @@ class _Kind(NamedTuple):
 
     Attributes:
         make: Its class.
-        options: What makes it this one; all else is torch's.
+        options: The arguments that differ from torch's defaults.
         fused: Device types on which it has a fused form, in each supported version of torch.
-        fused_shards: Whether that takes sharded parameters.
+        fused_shards: Whether the fused form takes sharded parameters.
     """
 
-    make: Callable[..., Optimizer]
+    make: Callable[..., torch.optim.Optimizer]
     options: dict[str, Any]
     fused: tuple[str, ...]
     fused_shards: bool = False
@@ -40,12 +42,79 @@ _KINDS: dict[str, _Kind] = {
 }
 
 
+class Optimizer:
+    """An optimizer by name with its options, to be made for any model.
+
+    ::
+
+        optimizer = Optimizer("adamw", lr=1e-3, weight_decay=0.05)(model)
+
+    It calls :func:`make_optimizer` for the :func:`~lightning_practices.optim.parameter_groups` of
+    the model: biases, norms and embeddings are not decayed.
+
+    Args:
+        name: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``, ``"adam"`` or
+            ``"adamw"``, see :func:`make_optimizer`; or a function or class that makes an optimizer
+            from groups of parameters, such as ``torch.optim.NAdam``.
+        lr: Learning rate. Default: the optimizer's own.
+        weight_decay: Weight decay. Default: the optimizer's own.
+        no_decay: The parameters that are not decayed: ``"norm"``, ``"bias"``, ``"embedding"`` and
+            patterns of names, see :func:`~lightning_practices.optim.decayed_weights`.
+        layer_decay: Factor of the learning rate from each layer to the one before it, see
+            :func:`~lightning_practices.optim.parameter_groups`. It needs ``lr``.
+        **options: Further arguments of the optimizer, such as ``betas`` or ``momentum``.
+
+    Raises:
+        ValueError: If there is no such optimizer, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        name: OptimizerName | Callable[..., torch.optim.Optimizer] = "adamw",
+        lr: float | None = None,
+        weight_decay: float | None = None,
+        *,
+        no_decay: Sequence[str] = KINDS,
+        layer_decay: float | None = None,
+        **options: Any,
+    ) -> None:
+        check_optimizer(name)
+        check_groups(weight_decay, layer_decay, lr)
+        self.name = name
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.no_decay = no_decay
+        self.layer_decay = layer_decay
+        self.options = options
+
+    def __call__(self, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
+        """Return the optimizer of a model, or of a part of one.
+
+        Args:
+            model: The module whose parameters are optimized.
+            **options: Further arguments of the optimizer. Those of the constructor come first.
+
+        Raises:
+            ValueError: See :func:`~lightning_practices.optim.parameter_groups`.
+        """
+        groups = parameter_groups(
+            model,
+            self.weight_decay,
+            no_decay=self.no_decay,
+            layer_decay=self.layer_decay,
+            lr=self.lr,
+        )
+        # A function of the user's may not take a rate; the groups have it.
+        lr = None if callable(self.name) else self.lr
+        return make_optimizer(self.name, groups, lr=lr, **{**options, **self.options})
+
+
 def make_optimizer(
-    optimizer: OptimizerName | Callable[..., Optimizer],
+    optimizer: OptimizerName | Callable[..., torch.optim.Optimizer],
     params: Iterable[Any],
     lr: float | None = None,
     **options: Any,
-) -> Optimizer:
+) -> torch.optim.Optimizer:
     """Return one of torch's optimizers, or your own, for parameters or groups of them.
 
     ::
@@ -57,29 +126,32 @@ def make_optimizer(
     been tuned. ``"adamw"`` is Adam whose weight decay isn't divided by the size of the gradients.
 
     Whatever isn't given is the default of torch's class of that name, weight decay included: 0.01
-    of ``"adamw"`` and 0 of all others. ``"momentum"`` and ``"nesterov"`` are ``SGD`` with a
+    for ``"adamw"`` and 0 for all others. ``"momentum"`` and ``"nesterov"`` are ``SGD`` with a
     momentum of 0.9.
 
-    Unless ``fused`` or ``foreach`` is given it is fused where torch has that for these parameters,
-    which on the CPU too is no slower for any of them; else torch's choice, which on CUDA is
-    ``foreach``; that for sharded parameters (``DTensor``) too, which torch would step one by one.
-    Give ``fused=None`` for torch's choice. The fused ``SGD`` and ``Adagrad`` take no sparse
-    gradients; and a fused optimizer unscales gradients itself, so under mixed precision Lightning's
-    own clipping refuses it.
+    **Fused.** Unless ``fused`` or ``foreach`` is given, the optimizer is fused where torch has a
+    fused form for these parameters. On the CPU too, it is no slower for any of them. Elsewhere
+    torch chooses, which means ``foreach`` on CUDA. Sharded parameters (``DTensor``) on CUDA get
+    ``foreach`` as well; torch would step them one by one. ``fused=None`` leaves the choice to
+    torch. The fused ``SGD`` and ``Adagrad`` take no sparse gradients. A fused optimizer unscales
+    gradients itself, so under mixed precision Lightning's own clipping refuses it.
 
     Source: lectures S0, S3 and S4; Loshchilov and Hutter, 2019, "Decoupled weight decay
     regularization", arXiv:1711.05101.
 
     Args:
         optimizer: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``,
-            ``"adam"``, ``"adamw"``, or what makes one from ``params`` and whatever else is given.
+            ``"adam"``, ``"adamw"``, or a function or class that makes an optimizer from ``params``
+            and the other arguments that are given.
         params: Parameters, or groups of them, as torch takes them.
         lr: Learning rate.
-        **options: Passed on, by the names of torch's class.
+        **options: Arguments of torch's class, by its names.
 
     Raises:
-        ValueError: If there is no such optimizer, or a group has a weight decay and it takes none.
-        TypeError: If it doesn't take one of the options, or what you gave makes something else.
+        ValueError: If there is no such optimizer, or a group has a weight decay and the optimizer
+            takes none.
+        TypeError: If the optimizer doesn't take one of the options, or your function returns
+            something else.
     """
     check_optimizer(optimizer)
     given = list(_listed(params))
@@ -87,7 +159,7 @@ def make_optimizer(
         options["lr"] = lr
     if callable(optimizer):
         made = optimizer(given, **options)
-        if not isinstance(made, Optimizer):
+        if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(f"{optimizer!r} has to make an Optimizer, but made {made!r}")
         _check_decay(made)
         return made
@@ -97,20 +169,21 @@ def make_optimizer(
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Refuse what is neither a name of an optimizer nor makes one.
+    """Refuse an optimizer that is neither a known name nor callable.
 
     Raises:
-        ValueError: If it is such.
+        ValueError: If so.
     """
     if not callable(optimizer) and optimizer not in get_args(OptimizerName):
         known = ", ".join(map(repr, get_args(OptimizerName)))
         raise ValueError(
-            f"optimizer has to be one of {known}, or what makes one, but got {optimizer!r}"
+            f"optimizer has to be one of {known}, or a function that makes one, but got"
+            f" {optimizer!r}"
         )
 
 
 def _form(kind: _Kind, tensors: list[Tensor]) -> dict[str, bool]:
-    """Return which form of the optimizer suits the parameters."""
+    """Return the arguments that choose the fastest form for these parameters."""
     is_shard = {isinstance(p, DTensor) for p in tensors}
     devices = {p.device.type for p in tensors}
     if len(is_shard) != 1 or len(devices) != 1 or not all(map(torch.is_floating_point, tensors)):
@@ -122,7 +195,7 @@ def _form(kind: _Kind, tensors: list[Tensor]) -> dict[str, bool]:
 
 
 def _listed(params: Iterable[Any]) -> Iterator[Any]:
-    """Yield parameters or groups so that they can be looked at twice."""
+    """Yield parameters or groups, with iterators as lists, so that they can be read twice."""
     entries: Iterable[Any] = [params] if isinstance(params, Tensor) else params
     for entry in entries:
         is_open = isinstance(entry, dict) and not isinstance(entry["params"], Tensor)
@@ -136,7 +209,7 @@ def _tensors(listed: list[Any]) -> Iterator[Tensor]:
             yield p[1] if isinstance(p, tuple) else p  # named
 
 
-def _check_decay(optimizer: Optimizer) -> None:
+def _check_decay(optimizer: torch.optim.Optimizer) -> None:
     if "weight_decay" in optimizer.defaults:
         return
     decays = {group.get("weight_decay", 0.0) for group in optimizer.param_groups}

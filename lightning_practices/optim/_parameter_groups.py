@@ -214,9 +214,22 @@ def _check_model(model: nn.Module) -> None:
                 f"{parameter_name} of {name} has no shape yet ({UninitializedParameter.__name__}):"
                 " call the model once, on a batch, before"
             )
+        if _is_partitioned(p):
+            raise ValueError(
+                f"{parameter_name} of {name} is partitioned by DeepSpeed's ZeRO stage 3 and empty"
+                " here, so nothing tells weights from biases, and no weight would be decayed: make"
+                " the layers in __init__ and not in configure_model, or make the"
+                " groups within deepspeed.zero.GatheredParameters, or use ModelParallelStrategy"
+                " (FSDP2)"
+            )
         count += 1
     if not count:
         raise ValueError(f"{name} has no parameters")
+
+
+def _is_partitioned(p: Tensor) -> bool:
+    """Say whether DeepSpeed's ZeRO stage 3 has left no elements of a parameter in its place."""
+    return hasattr(p, "ds_id") and hasattr(p, "ds_tensor") and not p.numel()
 
 
 def _kinds(module: nn.Module, word: str, p: Tensor) -> set[str]:

@@ -14,14 +14,20 @@ run has the rates of one that was not. Torch's special ones compute the same rat
 """
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Literal, get_args
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LinearLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 
 Factor = Callable[[int], float]
-LearningRateSchedule = Literal["power", "exponential", "step", "cosine", "one_cycle"]
+"""The share of the full learning rate, by the number of optimizer steps taken so far."""
+
+FactorName = Literal["power", "exponential", "step", "cosine", "one_cycle"]
+"""A schedule that depends on the step alone."""
+
+LearningRateScheduleName = Literal["power", "exponential", "step", "cosine", "one_cycle", "plateau"]
+"""A schedule of :class:`LearningRateSchedule`."""
 
 _RISE = 0.3  # share of one cycle
 _START = 1 / 25  # of its highest rate
@@ -181,7 +187,7 @@ def warmed_up(factor: Factor, steps: int) -> Factor:
 
 
 def learning_rate_factor(
-    schedule: LearningRateSchedule,
+    schedule: FactorName,
     steps: int,
     *,
     warmup_steps: int = 0,
@@ -222,13 +228,12 @@ def learning_rate_factor(
         "cosine": lambda: cosine_decay(left, floor),
         "one_cycle": lambda: one_cycle(left, floor),
     }
-    if schedule not in make:
-        raise ValueError(f"schedule has to be one of {', '.join(make)}, but got {schedule!r}")
+    _check_name(schedule, make)
     return warmed_up(make[schedule](), warmup_steps)
 
 
 def linear_warmup(optimizer: Optimizer, steps: int) -> LinearLR:
-    """Return torch's scheduler for the rates of :func:`warmed_up`, before :func:`performance`.
+    """Return torch's scheduler for the rates of :func:`warmed_up`, before :func:`plateau`.
 
     It multiplies, and stops to do so after ``steps``, so that it leaves alone what the other has
     divided; ``LambdaLR`` would set the rates anew at each step. Step it after each step of the
@@ -245,34 +250,38 @@ def linear_warmup(optimizer: Optimizer, steps: int) -> LinearLR:
     return LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
 
 
-def performance(
+def plateau(
     optimizer: Optimizer,
     *,
     mode: Literal["min", "max"] = "min",
     divisor: float = 10.0,
-    patience: int = 10,
+    patience: int = 3,
     floor: float = 0.0,
 ) -> ReduceLROnPlateau:
     """Return torch's scheduler that divides the rates when a metric has stopped improving.
 
-    Its ``step(metric)`` is for when the metric has been computed and the warmup is over. Unlike
-    torch's defaults any improvement counts, since one by a share of the best value, as there, takes
-    a slowly worsening negative metric for an improving one; rates below 1e-8 are divided too;
-    ``floor`` keeps the ratios of the groups.
+    Call its ``step(metric)`` whenever the metric has been computed and the warmup is over. It
+    differs from torch's defaults:
+
+    - Any improvement counts. Torch asks for one by a share of the best value, and so takes a slowly
+      worsening negative metric for an improving one.
+    - Rates below 1e-8 are divided too.
+    - ``floor`` is a share of each group's own rate, so the groups keep their ratios.
+    - ``patience`` is 3 and not 10, so that early stopping can be more patient than the schedule.
 
     Source: "Performance scheduling", lectures S0 and S2.
 
     Args:
-        optimizer: Whose rates to divide, all groups alike.
+        optimizer: The optimizer whose rates are divided, all groups alike.
         mode: Whether the metric is to fall, ``"min"``, or to rise, ``"max"``.
-        divisor: What the rates are divided by.
-        patience: Metrics in a row without improvement that are put up with; the next one divides.
+        divisor: Number that the rates are divided by.
+        patience: How many metrics in a row may show no improvement; the next one divides.
         floor: Least share that is left of the rates, from 0 to 1.
 
     Raises:
-        ValueError: If an argument is none of the above.
+        ValueError: If an argument is out of range.
     """
-    check_performance(mode, divisor, patience, floor)
+    _check_plateau(mode, divisor, patience, floor)
     groups = optimizer.param_groups
     return ReduceLROnPlateau(
         optimizer,
@@ -285,17 +294,139 @@ def performance(
     )
 
 
-def check_performance(mode: str, divisor: float, patience: int, floor: float) -> None:
-    """Refuse arguments that :func:`performance` can't have.
+class LearningRateSchedule:
+    """A schedule by name with its arguments, for any optimizer.
+
+    ::
+
+        schedule = LearningRateSchedule("cosine", warmup_steps=100)
+        (scheduler,) = schedule.schedulers(optimizer, steps=1000)
+        for batch in batches:
+            ...
+            optimizer.step()
+            scheduler.step()
+
+    Args:
+        name: ``"power"``, ``"exponential"``, ``"step"``, ``"cosine"`` or ``"one_cycle"``, see
+            :func:`learning_rate_factor`; or ``"plateau"``, see :func:`plateau`.
+        warmup_steps: Optimizer steps before the first at the full rate, see :func:`warmed_up`.
+        steps: For the first three, after how many steps behind the warmup the rate is divided. For
+            the cosine and the cycle, all steps; by default those of the fit.
+        floor: Least share of the rate, for the cosine, the cycle and the plateau.
+        exponent: Exponent of ``"power"``.
+        divisor: Number that ``"step"`` and ``"plateau"`` divide the rate by.
+        patience: For ``"plateau"``, how many values in a row may show no improvement.
 
     Raises:
-        ValueError: If one is such.
+        ValueError: If there is no such schedule, ``steps`` is missing, or an argument is out of
+            range.
     """
+
+    def __init__(
+        self,
+        name: LearningRateScheduleName = "cosine",
+        *,
+        warmup_steps: int = 0,
+        steps: int | None = None,
+        floor: float = 0.0,
+        exponent: float = 1.0,
+        divisor: float = 10.0,
+        patience: int = 3,
+    ) -> None:
+        _check_name(name, get_args(LearningRateScheduleName))
+        self.name: LearningRateScheduleName = name
+        self.warmup_steps = warmup_steps
+        self.steps = steps
+        self.floor = floor
+        self.exponent = exponent
+        self.divisor = divisor
+        self.patience = patience
+        if name == "plateau":
+            _check_plateau("min", divisor, patience, floor)
+            _check_whole("warmup_steps", warmup_steps, 0)
+            return
+        if name in ("power", "exponential", "step") and steps is None:
+            raise ValueError(
+                f"{name!r} needs steps, the number of optimizer steps after which it divides the"
+                " rate"
+            )
+        self.factor(1 if steps is None else steps)
+
+    def factor(self, steps: int | None = None) -> Factor:
+        """Return the schedule as a function of the optimizer steps taken so far.
+
+        Args:
+            steps: All steps of the fit, for the schedules that end with it; unless ``steps`` was
+                given to the constructor.
+
+        Raises:
+            ValueError: If it is ``"plateau"``, which depends on a metric, or ``steps`` is missing.
+        """
+        steps = steps if self.steps is None else self.steps
+        if self.name == "plateau" or steps is None:
+            missing = "a metric" if self.name == "plateau" else "the number of steps"
+            raise ValueError(f"{self.name!r} depends on {missing}, which factor() doesn't have")
+        return learning_rate_factor(
+            self.name,
+            steps,
+            warmup_steps=self.warmup_steps,
+            floor=self.floor,
+            exponent=self.exponent,
+            divisor=self.divisor,
+        )
+
+    def schedulers(
+        self,
+        optimizer: Optimizer,
+        steps: int | None = None,
+        *,
+        mode: Literal["min", "max"] = "min",
+        done: int = 0,
+    ) -> list[LambdaLR | LinearLR | ReduceLROnPlateau]:
+        """Return torch's schedulers of an optimizer.
+
+        Args:
+            optimizer: The optimizer whose rates follow the schedule.
+            steps: See :meth:`factor`.
+            mode: For ``"plateau"``, whether its metric is to fall, ``"min"``, or to rise,
+                ``"max"``.
+            done: Steps of the schedule that an earlier fit has taken.
+
+        Returns:
+            One ``LambdaLR``, to be stepped after each step of the optimizer; for ``"plateau"`` a
+            ``LinearLR`` for the warmup, to be stepped likewise, and a ``ReduceLROnPlateau``, to be
+            stepped by the metric once the warmup is over.
+
+        Raises:
+            ValueError: If ``steps`` is missing, or ``mode`` is neither.
+        """
+        if self.name == "plateau":
+            divided = plateau(
+                optimizer,
+                mode=mode,
+                divisor=self.divisor,
+                patience=self.patience,
+                floor=self.floor,
+            )
+            return [linear_warmup(optimizer, self.warmup_steps), divided]
+        factor = self.factor(steps)
+        if done:
+            for group in optimizer.param_groups:
+                group["initial_lr"] = group["lr"]
+        return [LambdaLR(optimizer, factor, last_epoch=done - 1)]
+
+
+def _check_plateau(mode: str, divisor: float, patience: int, floor: float) -> None:
     if mode not in ("min", "max"):
         raise ValueError(f"mode has to be 'min' or 'max', but got {mode!r}")
     _check_whole("patience", patience, 0)
     _check_divisor(divisor)
     _check_floor(floor)
+
+
+def _check_name(name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise ValueError(f"schedule has to be one of {', '.join(known)}, but got {name!r}")
 
 
 def _anneal(start: float, end: float, progress: float) -> float:

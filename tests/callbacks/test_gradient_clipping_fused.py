@@ -56,8 +56,8 @@ def test_of_the_module() -> None:
     class Clipped(GradientClippingMixin, Net):
         pass
 
-    ours = Clipped(gradient_clipping_value=LIMIT, gradient_clipping_fused=True, **OPTIONS)
-    adopting = Clipped(gradient_clipping_fused=True, **OPTIONS)
+    ours = Clipped(gradient_clipping=GradientClipping(LIMIT, fused=True), **OPTIONS)
+    adopting = Clipped(gradient_clipping=GradientClipping(fused=True), **OPTIONS)
     theirs = Net(**OPTIONS)
     fit(ours)
     fit(adopting, gradient_clip_val=LIMIT)
@@ -97,8 +97,8 @@ def test_manual_optimization_of_the_module(mixed: bool) -> None:
         def before_step(self, optimizer: Any) -> None:
             self.clip_gradients_of(optimizer)
 
-    made = {"gradient_clipping_value": LIMIT, **OPTIONS}
-    ours, theirs = Clipped(gradient_clipping_fused=True, **made), Clipped(**made)
+    ours = Clipped(gradient_clipping=GradientClipping(LIMIT, fused=True), **OPTIONS)
+    theirs = Clipped(gradient_clipping=LIMIT, **OPTIONS)
     fit(ours, plugins=half() if mixed else None)
     fit(theirs, plugins=half() if mixed else None)
     assert_same_fit(ours, theirs)
@@ -147,7 +147,7 @@ def test_an_algorithm_of_the_trainer_that_is_not_the_norm() -> None:
 
     with pytest.raises(MisconfigurationException, match=r"but got 1\.0 and 'value': give a value"):
         fit(
-            Clipped(gradient_clipping_fused=True, **OPTIONS),
+            Clipped(gradient_clipping=GradientClipping(fused=True), **OPTIONS),
             gradient_clip_val=1.0,
             gradient_clip_algorithm="value",
         )

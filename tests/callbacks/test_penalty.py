@@ -164,7 +164,7 @@ def test_it_is_added_before_clipping(how: str) -> None:
     options = {"fused": True} if how == "fused" else {}
     module, raw = plain(**options), Raw()
     if how == "mixin":
-        module = WithMixin(gradient_clipping_value=2.0).double()
+        module = WithMixin(gradient_clipping=2.0).double()
     callbacks: dict[str, list[Callback]] = {
         "callback": [Penalty(**BOTH), clipping], "before": [clipping, Penalty(**BOTH)],
         "fused": [clipping, Penalty(**BOTH)],
@@ -200,7 +200,7 @@ def test_clipping_by_hand_before_the_step_is_refused() -> None:
 
     message = "under manual optimization GradientClippingMixin clips before the step and so before"
     with pytest.raises(MisconfigurationException, match=message):
-        fit(ByHand(gradient_clipping_value=1.0), Penalty(l2=0.1))
+        fit(ByHand(gradient_clipping=1.0), Penalty(l2=0.1))
 
 
 # What is logged.

@@ -17,6 +17,7 @@ from typing_extensions import override
 from lightning_practices.callbacks._unfreezing.groups import split_groups
 from lightning_practices.callbacks._unfreezing.plan import Share
 from lightning_practices.mixins import LearningRateScheduleMixin
+from lightning_practices.schedules import LearningRateSchedule
 from lightning_practices.surgery import blocks
 from tests.callbacks.scripted import FILTERS
 from tests.callbacks.unfreezing import BODY, HEAD, STEM, Net, fit, loader, unfreezing
@@ -216,14 +217,14 @@ def test_a_cycle_runs_across_phases(tmp_path: Any) -> None:
     assert {"lr-Adam/head", "lr-Adam/body", "lr-Adam/stem"} <= trainer.callback_metrics.keys()
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "performance"])
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "plateau"])
 def test_schedules_of_the_mixin(schedule: Any) -> None:
     class Scheduled(LearningRateScheduleMixin, Net):
         pass
 
     values = [1.0, 1.0, 2.0]
-    settings: Any = {"learning_rate_schedule": schedule, "learning_rate_patience": 0}
-    module, whole = Scheduled(script=values, **settings), Scheduled(script=values, **settings)
+    given = LearningRateSchedule(schedule, patience=0)
+    module, whole = (Scheduled(script=values, schedule=given) for _ in range(2))
     fit(module, unfreezing(decay=0.5))
     fit(whole, unfreezing(decay=1))
     for rates, own in zip(module.rates, whole.rates, strict=True):

@@ -24,6 +24,7 @@ from typing_extensions import override
 
 from lightning_practices.callbacks import DropRateSchedule, EarlyStopping, RetrainFor, join_loaders
 from lightning_practices.mixins import EarlyStoppingMixin, LearningRateScheduleMixin
+from lightning_practices.schedules import LearningRateSchedule
 from tests.callbacks.scripted import FILTERS, At, fail, stop, trainer_of
 
 pytestmark = [
@@ -39,8 +40,8 @@ LOSSES = (5.0, 4.0, 3.0, 2.0, 2.5, 2.6, 2.7, 2.8, 2.9)
 class Net(LearningRateScheduleMixin, LightningModule):
     """Notes which samples it has seen and at which rate; its validation loss is a script's."""
 
-    def __init__(self) -> None:
-        super().__init__(learning_rate_schedule="cosine", learning_rate_warmup_steps=2)
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(schedule=LearningRateSchedule("cosine", warmup_steps=2), **kwargs)
         torch.manual_seed(0)
         self.net = nn.Linear(1, 1)
         self.seen: list[float] = []
@@ -62,11 +63,14 @@ class Net(LearningRateScheduleMixin, LightningModule):
         optimizer.register_step_pre_hook(
             lambda optimizer, *_: self.rates.append(optimizer.param_groups[0]["lr"])
         )
-        return self.schedule_learning_rate(optimizer)
+        return optimizer
 
 
 class Own(EarlyStoppingMixin, Net):
     """Brings its own early stopping and validation data."""
+
+    def __init__(self) -> None:
+        super().__init__(early_stopping=3)
 
     def val_dataloader(self) -> Any:
         return loaders()[1]
@@ -115,11 +119,13 @@ def test_a_module_with_early_stopping_of_its_own_is_left_to_train() -> None:
     first = Own()
     trainer().fit(first, loaders()[0])
     stopping = first.early_stopping
+    assert stopping is not None
     assert stopping.best_step == 24
     module = Own()
     again = trainer(RetrainFor(stopping.best_step, stopping.fit_steps))
     again.fit(module, join_loaders(*loaders()))
     assert (again.global_step, module.validated) == (24, 0)
+    assert module.early_stopping is not None
     assert module.early_stopping.best_step is None
     assert len(module.rates) == 24
     with pytest.raises(MisconfigurationException, match="RetrainFor trains a new module"):

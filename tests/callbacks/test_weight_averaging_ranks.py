@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from lightning_practices.callbacks import WeightAveraging
 from lightning_practices.mixins import LearningRateScheduleMixin
+from lightning_practices.schedules import LearningRateSchedule
 from tests.callbacks import averaging
 from tests.callbacks.averaging import KEY, VALIDATION, Loader, alike, averaged
 from tests.callbacks.scripted import (
@@ -40,7 +41,7 @@ KILLED_AT, SAVED_AT = 10, 8  # the third step of epoch 2, and its start
 class Scheduled(LearningRateScheduleMixin, averaging.Net):
     def __init__(self) -> None:
         # The length is given: to find it out, data is loaded before a loader's state is.
-        super().__init__(learning_rate_warmup_steps=3, learning_rate_steps=4 * STEPS)
+        super().__init__(schedule=LearningRateSchedule("cosine", warmup_steps=3, steps=4 * STEPS))
         self.rates: dict[int, float] = {}
 
     @override

@@ -35,14 +35,14 @@ def test_where_each_of_them_ends(made: schedules.Rates) -> None:
         "step": 0.1**3,
         "cosine": 0.0,
         "one_cycle": 0.0,
-        "performance": 0.1,
+        "plateau": 0.1,
     }
     ends = {name: rates[-1] / schedules.RATE for name, rates in made.rates.items()}
     assert ends == pytest.approx(expected, rel=1e-12)
 
 
-def test_performance_divides_where_the_metric_stalls(made: schedules.Rates) -> None:
-    rates = made.rates["performance"]
+def test_the_plateau_divides_where_the_metric_stalls(made: schedules.Rates) -> None:
+    rates = made.rates["plateau"]
     (divided,) = (t for t in range(schedules.WARMUP + 1, len(rates)) if rates[t] < rates[t - 1])
     checks = divided // schedules.CHECK
     assert divided == checks * schedules.CHECK

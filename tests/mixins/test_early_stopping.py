@@ -50,7 +50,8 @@ class Base(LightningModule):
 
 
 class Net(EarlyStoppingMixin, Base):
-    pass
+    def __init__(self, *, early_stopping: int | EarlyStopping | None = 3, **kwargs: Any) -> None:
+        super().__init__(early_stopping=early_stopping, **kwargs)
 
 
 def fit(
@@ -71,6 +72,11 @@ def fit(
     return trainer
 
 
+def stopping_of(module: EarlyStoppingMixin) -> EarlyStopping:
+    assert module.early_stopping is not None
+    return module.early_stopping
+
+
 def loader() -> DataLoader[Tensor]:
     return DataLoader([torch.ones(2), torch.zeros(2)], batch_size=2)  # type: ignore[arg-type]
 
@@ -84,34 +90,59 @@ def test_it_stops_and_gives_the_best_weights_back() -> None:
     module = Net()
     trainer = fit(module)
     assert trainer.current_epoch == 5
-    assert (module.early_stopping.best_epoch, module.early_stopping.best_step) == (1, 2)
+    stopping = stopping_of(module)
+    assert (stopping.best_epoch, stopping.best_step) == (1, 2)
     assert torch.equal(module.layer.weight, module.seen[1])
 
 
 def test_its_arguments() -> None:
-    module = Net(
-        early_stopping_monitor="accuracy",
-        early_stopping_mode="max",
-        early_stopping_patience=1,
-        early_stopping_min_delta=0.5,
-        width=3,
-    )
-    stopping = module.early_stopping
+    module = Net(early_stopping=1, monitor="accuracy", mode="max", width=3)
+    stopping = stopping_of(module)
     assert (stopping.monitor, stopping.mode, stopping.patience) == ("accuracy", "max", 1)
-    assert stopping.min_delta == 0.5
     assert module.layer.out_features == 3
     assert fit(module).current_epoch == 3
 
 
-def test_several_values() -> None:
-    module = Net(
-        early_stopping_monitor=["val_loss", "accuracy"],
-        early_stopping_mode=["min", "max"],
-        early_stopping_min_delta=[0.0, 3.0],
-        early_stopping_patience=2,
+def test_a_configured_callback_is_taken_as_it_is() -> None:
+    given = EarlyStopping("accuracy", mode="max", patience=1, min_delta=2.5)
+    module = Net(early_stopping=given)
+    assert fit(module).current_epoch == 2  # a rise from -3 to -1 isn't one
+    assert stopping_of(module).best_epoch == 0
+
+
+def test_one_callback_for_several_modules() -> None:
+    given = EarlyStopping("val_loss", patience=1)
+    first, second = (
+        Net(early_stopping=given),
+        Net(early_stopping=given, losses=(5.0, 4.0, 4.5, 4.5)),
     )
+    assert fit(first).current_epoch == 3
+    assert fit(second).current_epoch == 3  # though 4 is more than the 1 of the first
+    assert (stopping_of(first).best_score, stopping_of(second).best_score) == (1.0, 4.0)
+    assert torch.equal(second.layer.weight, second.seen[1])
+    assert (given.best_epoch, given.wait_count) == (None, 0)
+
+
+def test_none_turns_it_off() -> None:
+    module = Net(early_stopping=None)
+    trainer = fit(module)
+    assert (trainer.current_epoch, stoppings(trainer), module.early_stopping) == (8, [], None)
+
+
+@pytest.mark.parametrize("given", [True, "3", LightningEarlyStopping("val_loss")])
+def test_what_is_neither(given: Any) -> None:
+    expected = r"types int, lightning_practices\.callbacks\.EarlyStopping, None, but got"
+    with pytest.raises(TypeError, match=expected):
+        Net(early_stopping=given)
+
+
+def test_several_values() -> None:
+    both = EarlyStopping(
+        ["val_loss", "accuracy"], mode=["min", "max"], min_delta=[0.0, 3.0], patience=2
+    )
+    module = Net(early_stopping=both)
     assert fit(module).current_epoch == 4
-    assert module.early_stopping.best_step == 2
+    assert stopping_of(module).best_step == 2
     assert torch.equal(module.layer.weight, module.seen[1])
 
 
@@ -123,7 +154,7 @@ def test_every_run_has_the_same_callback_once() -> None:
     assert stoppings(trainer) == [module.early_stopping]
     other = fit(module)  # with another Trainer: goes on counting, as Lightning's callback does
     assert stoppings(other) == [module.early_stopping]
-    assert (other.current_epoch, module.early_stopping.wait_count) == (1, 4)
+    assert (other.current_epoch, stopping_of(module).wait_count) == (1, 4)
     assert torch.equal(module.layer.weight, module.seen[1])
 
 
@@ -134,7 +165,7 @@ def test_another_module_in_the_same_trainer_has_its_own() -> None:
     second.losses = 13 * [1.0]
     trainer.fit(second, loader(), loader())
     assert stoppings(trainer) == [second.early_stopping]
-    assert second.early_stopping.best_epoch == 5
+    assert stopping_of(second).best_epoch == 5
 
 
 @pytest.mark.parametrize("kind", [EarlyStopping, LightningEarlyStopping])
@@ -157,7 +188,7 @@ def test_a_module_can_have_more() -> None:
     module = Two()
     trainer = fit(module)
     assert len(stoppings(trainer)) == 2
-    assert (trainer.current_epoch, module.early_stopping.wait_count) == (3, 1)
+    assert (trainer.current_epoch, stopping_of(module).wait_count) == (3, 1)
 
 
 class OneBase(Base):
@@ -177,11 +208,11 @@ def test_it_extends_what_the_base_brings() -> None:
 
 def test_resuming_in_a_new_module_with_more_patience(tmp_path: Path) -> None:
     fit(Net(), ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1))
-    module = Net(early_stopping_patience=10)
+    module = Net(early_stopping=10)
     save = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
     trainer = fit(module, save, resume=tmp_path / "epoch=4.ckpt")
     assert trainer.current_epoch == 8
-    assert (module.early_stopping.best_epoch, module.early_stopping.wait_count) == (1, 6)
+    assert (stopping_of(module).best_epoch, stopping_of(module).wait_count) == (1, 6)
     best = torch.load(tmp_path / "epoch=1.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(module.layer.weight, best["layer.weight"])
 
@@ -197,14 +228,14 @@ class Leaf(EarlyStoppingMixin):
 
 @pytest.mark.parametrize("kind", [Net, Leaf])
 def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path, kind: Any) -> None:
-    module = kind(width=3, early_stopping_patience=7)
-    assert dict(module.hparams).items() >= {"width": 3, "early_stopping_patience": 7}.items()
+    module = kind(width=3, early_stopping=7)
+    assert dict(module.hparams).items() >= {"width": 3, "early_stopping": 7}.items()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     trainer.strategy.connect(module)
     trainer.save_checkpoint(tmp_path / "net.ckpt")
     loaded = kind.load_from_checkpoint(tmp_path / "net.ckpt")
     assert loaded.layer.out_features == 3
-    assert loaded.early_stopping.patience == 7
+    assert stopping_of(loaded).patience == 7
 
 
 def test_the_twin_package() -> None:

@@ -46,6 +46,10 @@ class Clipped(GradientClippingMixin, Net):
         raise AssertionError
 
 
+def clipped(**settings: Any) -> Clipped:
+    return Clipped(gradient_clipping=GradientClipping(**settings))
+
+
 class ByHand(GradientClippingMixin, Manual):
     @override
     def before_step(self, optimizer: Any) -> None:
@@ -60,10 +64,6 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-def prefixed(settings: dict[str, Any]) -> dict[str, Any]:
-    return {f"gradient_clipping_{name}": value for name, value in settings.items()}
-
-
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @pytest.mark.parametrize(
     "options",
@@ -71,7 +71,7 @@ def prefixed(settings: dict[str, Any]) -> dict[str, Any]:
     ids=str,
 )
 def test_it_does_what_the_callback_does(settings: Any, options: dict[str, Any]) -> None:
-    module, logger = Clipped(**prefixed(settings)), Noted()
+    module, logger = Clipped(gradient_clipping=GradientClipping(**settings)), Noted()
     fit(module, logger=logger, **options)
     plain, other = Net(), Noted()
     fit(plain, GradientClipping(**settings), logger=other, **options)
@@ -81,7 +81,7 @@ def test_it_does_what_the_callback_does(settings: Any, options: dict[str, Any]) 
 
 @pytest.mark.parametrize(("algorithm", "value"), THRESHOLDS[:2])
 def test_the_trainers_value_without_one_of_its_own(algorithm: str, value: float) -> None:
-    module, raw, logger = Clipped(), Raw(), Noted()
+    module, raw, logger = clipped(), Raw(), Noted()
     fit(module, raw, gradient_clip_val=value, gradient_clip_algorithm=algorithm, logger=logger)
     pairs = zip(raw.weights, raw.grads, strict=True)
     assert_same(module.seen, [by_hand(w, g, algorithm, value) for w, g in pairs])
@@ -89,14 +89,14 @@ def test_the_trainers_value_without_one_of_its_own(algorithm: str, value: float)
 
 
 def test_the_trainers_value_is_by_norm_unless_it_says_otherwise() -> None:
-    module, raw = Clipped(), Raw()
+    module, raw = clipped(), Raw()
     fit(module, raw, gradient_clip_val=2)
     pairs = zip(raw.weights, raw.grads, strict=True)
     assert_same(module.seen, [by_hand(w, g, "norm", 2.0) for w, g in pairs])
 
 
 def test_a_fit_under_another_trainer_has_that_ones_value() -> None:
-    module = Clipped()
+    module = clipped()
     fit(module, gradient_clip_val=0.1, gradient_clip_algorithm="value")
     raw = Raw()
     module.seen.clear()
@@ -108,14 +108,14 @@ def test_both_have_a_value() -> None:
     message = r"Trainer\(gradient_clip_val=0.5\) and GradientClipping would both clip"
     for settings in ({"value": 1.0}, {"percentile": 10}):
         with pytest.raises(MisconfigurationException, match=message):
-            fit(Clipped(**prefixed(settings)), gradient_clip_val=0.5)
+            fit(clipped(**settings), gradient_clip_val=0.5)
 
 
 # Manual optimization.
 
 
 def test_a_method_to_call() -> None:
-    module, logger = ByHand(gradient_clipping_value=2.0), Noted()
+    module, logger = ByHand(gradient_clipping=2.0), Noted()
     fit(module, logger=logger)
     plain, other = Manual(), Noted()
     fit(plain, GradientClipping(2.0), logger=other)
@@ -131,7 +131,9 @@ def test_the_method_under_16_mixed(settings: Any, fused: bool) -> None:
     for kind in (ByHand, Manual):
         plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8))
         own = kind is ByHand
-        module = kind(fused=fused, **(prefixed(settings) if own else {}))
+        module = kind(
+            fused=fused, **({"gradient_clipping": GradientClipping(**settings)} if own else {})
+        )
         callbacks = [] if own else [GradientClipping(**settings)]
         fit(module, *callbacks, plugins=[plugin], logger=(logger := Noted()))
         weights.append([p.detach() for p in module.parameters()])
@@ -142,7 +144,7 @@ def test_the_method_under_16_mixed(settings: Any, fused: bool) -> None:
 
 
 def test_the_method_under_automatic_optimization() -> None:
-    module = Clipped(gradient_clipping_value=1.0)
+    module = Clipped(gradient_clipping=1.0)
     fit(module, max_epochs=1)
     with pytest.raises(MisconfigurationException, match="is for manual optimization: under auto"):
         module.clip_gradients_of(torch.optim.SGD(module.parameters()))
@@ -155,22 +157,22 @@ def test_an_optimizer_of_ones_own() -> None:
             self.clip_gradients_of(torch.optim.SGD(self.parameters()))
 
     with pytest.raises(ValueError, match="SGD isn't one of the optimizers that configure_optim"):
-        fit(Own(gradient_clipping_value=1.0))
+        fit(Own(gradient_clipping=1.0))
 
 
 # As a part of the module.
 
 
 def test_a_resumed_fit_goes_on_exactly(tmp_path: Path) -> None:
-    whole = Clipped(gradient_clipping_percentile=30)
+    whole = clipped(percentile=30)
     fit(whole, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1), max_epochs=3)
-    resumed = Clipped(gradient_clipping_percentile=30)
+    resumed = clipped(percentile=30)
     fit(resumed, max_epochs=3, resume=tmp_path / "epoch=0.ckpt")
     assert same(state_of(whole), state_of(resumed))
 
 
 def test_it_replaces_the_trainers_callback() -> None:
-    module = Clipped(gradient_clipping_value=5.0)
+    module = Clipped(gradient_clipping=5.0)
     trainer = fit(module, GradientClipping(0.01))
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     assert sum(isinstance(callback, GradientClipping) for callback in callbacks) == 1
@@ -185,9 +187,9 @@ def test_it_replaces_the_trainers_callback() -> None:
 def test_with_skipped_steps() -> None:
     data = loader().dataset
     rows: Any = [data[i] * (math.nan if i == 2 else 1.0) for i in range(2 * BATCHES)]
-    module, skip = Clipped(gradient_clipping_percentile=50), SkipNonFinite()
+    module, skip = clipped(percentile=50), SkipNonFinite()
     fit(module, skip, data=rows)
-    expected = Clipped(gradient_clipping_percentile=50)
+    expected = clipped(percentile=50)
     fit(expected, data=rows[:2] + rows[4:])
     assert skip.skipped == 2
     assert same(state_of(module), state_of(expected))
@@ -202,7 +204,7 @@ def test_configure_callbacks() -> None:
     class Both(GradientClippingMixin, EarlyStoppingMixin, Base):
         pass
 
-    assert len(Both(gradient_clipping_value=1.0).configure_callbacks()) == 3
+    assert len(Both(gradient_clipping=1.0).configure_callbacks()) == 3
 
     class Forgetful(GradientClippingMixin, Net):
         @override
@@ -210,24 +212,50 @@ def test_configure_callbacks() -> None:
             return []
 
     with pytest.raises(RuntimeError, match="Forgetful defines configure_callbacks, it has"):
-        fit(Forgetful(gradient_clipping_value=1.0))
+        fit(Forgetful(gradient_clipping=1.0))
 
 
 def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path) -> None:
-    settings = {"value": 5.0, "groups": {"net.2.*": 2.0}, "warmup_steps": 4}
-    fit(module := Clipped(**prefixed(settings)), ModelCheckpoint(tmp_path, "net"))
+    fit(module := Clipped(gradient_clipping=5.0), ModelCheckpoint(tmp_path, "net"))
     loaded = Clipped.load_from_checkpoint(tmp_path / "net.ckpt")
-    assert dict(loaded.hparams).items() >= prefixed(settings).items()
+    assert loaded.hparams["gradient_clipping"] == 5.0
     fit(loaded, resume=None)
     fit(module)
     assert same(state_of(loaded), state_of(module))
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="algorithm='adaptive' needs a value"):
-        Clipped(gradient_clipping_algorithm="adaptive")
+    with pytest.raises(ValueError, match="value has to be above 0"):
+        Clipped(gradient_clipping=-1.0)
     with pytest.raises(ValueError, match="no parameter's name matches 'head'"):
-        fit(Clipped(gradient_clipping_groups={"head": 1.0}))
+        fit(clipped(groups={"head": 1.0}))
+
+
+def test_none_leaves_it_to_lightning() -> None:
+    class Off(GradientClippingMixin, Net):
+        pass
+
+    module, plain = Off(gradient_clipping=None), Net()
+    trainer = fit(module, gradient_clip_val=0.5)
+    fit(plain, gradient_clip_val=0.5)
+    assert same(state_of(module), state_of(plain))
+    assert not any(isinstance(c, GradientClipping) for c in trainer.callbacks)  # type: ignore[attr-defined]
+    by_hand = ByHand(gradient_clipping=None)
+    fit(by_hand)
+    manual = Manual()
+    fit(manual)
+    assert same(state_of(by_hand), state_of(manual))
+
+
+def test_one_callback_for_several_modules() -> None:
+    given = GradientClipping(percentile=30)
+    first, second = Clipped(gradient_clipping=given), Clipped(gradient_clipping=given)
+    fit(first)
+    fit(second)
+    assert same(state_of(first), state_of(second))
+    plain = Net()
+    fit(plain, given)  # and it clips by itself where it is given to a Trainer
+    assert same(state_of(first), state_of(plain))
 
 
 def test_it_is_left_to_deepspeed() -> None:
@@ -248,10 +276,10 @@ def test_it_is_left_to_deepspeed() -> None:
         for p, grad in zip(module.parameters(), before, strict=True):
             assert torch.equal(p.grad, grad)  # type: ignore[arg-type]
 
-    clip(Clipped(), gradient_clip_val=0.01)
+    clip(clipped(), gradient_clip_val=0.01)
     message = r"GradientClipping can't clip under DeepSpeedStrategy.*Trainer\(gradient_clip_v"
     with pytest.raises(MisconfigurationException, match=message):
-        clip(Clipped(gradient_clipping_value=1.0))
+        clip(Clipped(gradient_clipping=1.0))
 
 
 def test_the_twin_package() -> None:

@@ -18,8 +18,9 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
+from lightning_practices.callbacks import LearningRateScheduler
 from lightning_practices.mixins import EarlyStoppingMixin, LearningRateScheduleMixin
-from lightning_practices.schedules import learning_rate_factor
+from lightning_practices.schedules import LearningRateSchedule, learning_rate_factor
 from tests import processes
 
 pytestmark = [
@@ -91,6 +92,10 @@ class Net(LearningRateScheduleMixin, Base):
     pass
 
 
+def net(name: Any = "cosine", **arguments: Any) -> Net:
+    return Net(schedule=LearningRateSchedule(name, **arguments))
+
+
 def rows(count: int) -> DataLoader[Tensor]:
     data: Any = list(torch.randn(count, 2, generator=torch.Generator().manual_seed(1)))
     return DataLoader(data)
@@ -147,7 +152,7 @@ def _no_validation() -> Iterator[None]:
 def test_it_peaks_after_the_warmup_and_ends_at_the_floor(
     options: dict[str, Any], callbacks: list[Callback], steps: int
 ) -> None:
-    module = Net(learning_rate_warmup_steps=6, learning_rate_floor=0.01)
+    module = net(warmup_steps=6, floor=0.01)
     trainer = fit(module, *callbacks, **options)
     assert trainer.global_step == steps
     assert list(module.seen) == list(range(steps))
@@ -166,14 +171,7 @@ def test_it_peaks_after_the_warmup_and_ends_at_the_floor(
 @pytest.mark.parametrize("schedule", ["power", "exponential", "step", "cosine", "one_cycle"])
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_each_schedule_by_its_arguments(schedule: Any, warmup: int) -> None:
-    module = Net(
-        learning_rate_schedule=schedule,
-        learning_rate_steps=10,
-        learning_rate_warmup_steps=warmup,
-        learning_rate_floor=0.125,
-        learning_rate_exponent=2.0,
-        learning_rate_divisor=3.0,
-    )
+    module = net(schedule, steps=10, warmup_steps=warmup, floor=0.125, exponent=2.0, divisor=3.0)
     fit(module, max_epochs=1, accumulate_grad_batches=2)
     factor = learning_rate_factor(
         schedule, 10, warmup_steps=warmup, floor=0.125, exponent=2.0, divisor=3.0
@@ -237,15 +235,11 @@ class Save(Callback):
 @pytest.mark.parametrize("schedule", ["step", "cosine"])
 @pytest.mark.parametrize("batch", [8, 24, 32, 38, 48])
 def test_resuming_is_as_if_never_stopped(tmp_path: Path, schedule: Any, batch: int) -> None:
-    arguments: dict[str, Any] = {
-        "learning_rate_schedule": schedule,
-        "learning_rate_warmup_steps": 4,
-        "learning_rate_steps": 5 if schedule == "step" else None,
-    }
-    whole, path = Net(**arguments), tmp_path / "middle.ckpt"
+    given = LearningRateSchedule(schedule, warmup_steps=4, steps=5 if schedule == "step" else None)
+    whole, path = Net(schedule=given), tmp_path / "middle.ckpt"
     fit(whole, Save(batch, path), accumulate_grad_batches=4)
     torch.load(path, weights_only=True)
-    resumed = Net(**arguments)
+    resumed = Net(schedule=given)
     fit(resumed, resume=path, accumulate_grad_batches=4)
     assert list(resumed.seen) == list(range(batch // 4, 18))
     assert resumed.seen == {step: whole.seen[step] for step in resumed.seen}  # bitwise
@@ -266,7 +260,7 @@ def test_resuming_with_more_epochs_goes_on_along_the_new_curve(tmp_path: Path, b
 
 
 def test_a_second_fit_of_the_same_trainer_goes_on() -> None:
-    module = Net(learning_rate_warmup_steps=6, learning_rate_steps=48)
+    module = net(warmup_steps=6, steps=48)
     trainer = fit(module, max_epochs=1)
     trainer.fit_loop.max_epochs = 2
     trainer.fit(module)
@@ -295,14 +289,15 @@ def test_a_tensor_as_the_rate(tmp_path: Path) -> None:
     assert resumed.seen == {t: near([0.5 * factor(t)]) for t in range(10, 48)}
 
 
-# Performance.
+# The plateau.
 
 WORSE = [1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
 
 
 def performing(values: Any = WORSE, **arguments: Any) -> Net:
-    arguments = {"learning_rate_patience": 1, "learning_rate_divisor": 2.0, **arguments}
-    return Net(values, learning_rate_schedule="performance", **arguments)
+    own = {name: arguments.pop(name) for name in ("monitor", "mode") if name in arguments}
+    schedule = LearningRateSchedule("plateau", **{"patience": 1, "divisor": 2.0, **arguments})
+    return Net(values, schedule=schedule, **own)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +342,7 @@ def test_a_validation_without_the_metric_does_not_count() -> None:
 def test_the_warmup_comes_first() -> None:
     """PL#10759: torch's SequentialLR can't; here values within the warmup don't count."""
     values = [0.0, 2.0, 2.0, 2.0, 1.0, 2.0, 2.0, 2.0]
-    module = performing(values, learning_rate_warmup_steps=13)
+    module = performing(values, warmup_steps=13)
     fit(module, max_epochs=2, val_check_interval=0.25)
     warm = [(t + 1) / 14 for t in range(13)]
     # After step 18 a first value, 2; then 2, 1, 2, 2: the second bad one in a row after step 42.
@@ -364,16 +359,11 @@ def test_a_metric_of_training() -> None:
     class TrainingNet(LearningRateScheduleMixin, Training):
         pass
 
-    module = TrainingNet(
-        learning_rate_schedule="performance", learning_rate_monitor="train",
-        learning_rate_patience=0,
-    )  # fmt: skip
+    plateau = LearningRateSchedule("plateau", patience=0)
+    module = TrainingNet(schedule=plateau, monitor="train")
     fit(module, max_epochs=3)
     assert module.factors == near([1.0] * 48 + [0.1] * 24)
-    rising = TrainingNet(
-        WORSE, learning_rate_schedule="performance", learning_rate_monitor="train",
-        learning_rate_patience=0, learning_rate_mode="max",
-    )  # fmt: skip
+    rising = TrainingNet(WORSE, schedule=plateau, monitor="train", mode="max")
     fit(rising, max_epochs=3)
     assert rising.factors == near([1.0] * 72)
 
@@ -381,7 +371,7 @@ def test_a_metric_of_training() -> None:
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
-        pytest.param({"values": WORSE, "learning_rate_monitor": "loss"}, {}, id="misspelt"),
+        pytest.param({"values": WORSE, "monitor": "loss"}, {}, id="misspelt"),
         pytest.param({"values": [None] * 9}, {"val_check_interval": 0.5}, id="never logged"),
         pytest.param({"values": ()}, {}, id="no validation"),
         pytest.param(
@@ -410,13 +400,8 @@ def test_resuming_from_a_validation(tmp_path: Path, step: int, interval: float) 
                 self.log("val_loss", values[self.trainer.global_step])
 
     def make(patience: int) -> Any:
-        return ByStep(
-            WORSE,
-            learning_rate_schedule="performance",
-            learning_rate_warmup_steps=3,
-            learning_rate_divisor=2.0,
-            learning_rate_patience=patience,
-        )
+        schedule = LearningRateSchedule("plateau", warmup_steps=3, divisor=2.0, patience=patience)
+        return ByStep(WORSE, schedule=schedule)
 
     save = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, monitor="val_loss")
     whole, resumed = make(1), make(1)
@@ -443,8 +428,8 @@ def test_resuming_where_no_batch_of_the_epoch_is_left(tmp_path: Path) -> None:
         pass
 
     path = tmp_path / "end.ckpt"
-    fit(TrainingNet(learning_rate_schedule="performance"), Save(24, path), max_epochs=1)
-    module = TrainingNet(learning_rate_schedule="performance")
+    fit(TrainingNet(schedule="plateau"), Save(24, path), max_epochs=1)
+    module = TrainingNet(schedule="plateau")
     fit(module, resume=path, max_epochs=2)
     assert list(module.seen) == list(range(24, 48))
 
@@ -452,25 +437,13 @@ def test_resuming_where_no_batch_of_the_epoch_is_left(tmp_path: Path) -> None:
 # What is refused.
 
 
-class Hiding(LearningRateScheduleMixin, Base):
+class Own(LearningRateScheduleMixin, Base):
     @override
     def configure_optimizers(self) -> Any:
         return Base.configure_optimizers(self)
 
 
-class Own(Hiding):
-    @override
-    def configure_optimizers(self) -> Any:
-        return self.schedule_learning_rate(super().configure_optimizers())
-
-
 def test_a_configure_optimizers_of_the_class_itself() -> None:
-    hiding = Hiding()
-    with pytest.raises(
-        MisconfigurationException, match=r"of Hiding hides .*schedule_learning_rate"
-    ):
-        fit(hiding)
-    assert not hiding.seen
     own = Own()
     fit(own, max_epochs=1)
     factor = learning_rate_factor("cosine", 24)
@@ -514,9 +487,13 @@ def test_all_forms_of_one_optimizer(make: Any) -> None:
     ("make", "got"),
     [
         (lambda o: ([o], [LambdaLR(o, float)]), "SGD, LambdaLR"),
-        (lambda o: {"optimizer": o, "lr_scheduler": ReduceLROnPlateau(o)}, "SGD, ReduceLROn"),
-        (lambda o: [o, SGD([torch.zeros(1)], lr=1.0)], "SGD, SGD"),
-        (lambda o: "sgd", "str"),
+        (
+            lambda o: {
+                "optimizer": o,
+                "lr_scheduler": {"scheduler": ReduceLROnPlateau(o), "monitor": "val_loss"},
+            },
+            "SGD, ReduceLROn",
+        ),
     ],
 )
 def test_other_results_are_refused(make: Any, got: str) -> None:
@@ -551,13 +528,16 @@ class Streaming(Net):
 
 def test_a_fit_of_unknown_length() -> None:
     for module, epochs in ((Net(), -1), (Streaming(), 2)):
-        with pytest.raises(MisconfigurationException, match=r"isn't known .* learning_rate_steps"):
+        with pytest.raises(
+            MisconfigurationException,
+            match=r"isn't known .* LearningRateSchedule\('cosine', steps=",
+        ):
             fit(module, max_epochs=epochs)
     module = Streaming()
     fit(module, max_steps=7)
     factor = learning_rate_factor("cosine", 7)
     assert module.factors == near([factor(t) for t in range(7)])
-    module = Streaming(learning_rate_steps=20)
+    module = Streaming(schedule=LearningRateSchedule(steps=20))
     fit(module, max_epochs=1, limit_train_batches=5)
     factor = learning_rate_factor("cosine", 20)
     assert module.factors == near([factor(t) for t in range(5)])
@@ -567,26 +547,63 @@ def test_a_warmup_longer_than_the_fit() -> None:
     with pytest.warns(
         UserWarning, match="takes 24 optimizer steps, and the warmup .* 24: the full"
     ):
-        fit(Net(learning_rate_warmup_steps=24), max_epochs=1)
-    fit(Net(learning_rate_warmup_steps=24), fast_dev_run=2)
+        fit(net(warmup_steps=24), max_epochs=1)
+    fit(net(warmup_steps=24), fast_dev_run=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"learning_rate_schedule": "cos"}, "has to be one of power, .* but got 'cos'"),
-        ({"learning_rate_schedule": "power"}, "'power' needs learning_rate_steps"),
-        ({"learning_rate_warmup_steps": -1}, "warmup_steps .* got -1"),
-        ({"learning_rate_steps": 0}, "steps .* got 0"),
-        ({"learning_rate_floor": 2.0}, "floor .* got 2.0"),
-        ({"learning_rate_schedule": "performance", "learning_rate_mode": "low"}, "got 'low'"),
-        ({"learning_rate_schedule": "performance", "learning_rate_patience": -1}, "got -1"),
-        ({"learning_rate_schedule": "performance", "learning_rate_warmup_steps": -1}, "got -1"),
+        ({"schedule": "cos"}, "has to be one of power, .* but got 'cos'"),
+        ({"schedule": "power"}, "'power' needs steps"),
+        ({"schedule": "plateau", "mode": "low"}, "got 'low'"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], error: str) -> None:
     with pytest.raises(ValueError, match=error):
         Net(**arguments)
+
+
+def test_none_leaves_the_rates_alone() -> None:
+    module = Net(schedule=None)
+    trainer = fit(module, max_epochs=1)
+    assert module.factors == [1.0] * 24
+    assert module.learning_rate_scheduler is None
+    assert not any(isinstance(c, LearningRateScheduler) for c in trainer.callbacks)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "one_cycle", "plateau"])
+def test_the_callback_in_any_trainer(schedule: Any) -> None:
+    module, plain = Net(WORSE, schedule=schedule), Base(WORSE)
+    fit(module, max_epochs=6)
+    fit(plain, LearningRateScheduler(schedule), max_epochs=6)
+    assert plain.seen == module.seen
+    assert min(plain.factors) < 0.2
+
+
+def test_deepspeeds_wrapper_of_an_optimizer() -> None:
+    """It isn't torch's Optimizer, and has the same groups."""
+
+    class Wrapper:
+        def __init__(self, optimizer: Any) -> None:
+            self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+    module, scheduler = Base(), LearningRateScheduler()
+    trainer = trainer_of(scheduler, max_epochs=1)
+    module.trainer = trainer
+    trainer.strategy.connect(module)
+    trainer.fit_loop.max_epochs = 1
+    optimizer = module.configure_optimizers()
+    trainer.strategy._optimizers = [Wrapper(optimizer)]  # type: ignore[list-item]
+    scheduler.schedule = LearningRateSchedule(steps=3)
+    scheduler.on_fit_start(trainer, module)
+    (config,) = trainer.lr_scheduler_configs
+    for factor in (1.0, 0.5, 0.0):
+        assert [group["lr"] for group in optimizer.param_groups] == near(
+            [factor * r for r in RATES]
+        )
+        optimizer.step()
+        config.scheduler.step()
 
 
 def test_the_twin_package() -> None:
@@ -603,9 +620,8 @@ def test_with_early_stopping() -> None:
 
     module = Both(
         [3.0, 1.0, 2.0, 2.0, 2.0, 2.0],
-        early_stopping_patience=3,
-        learning_rate_schedule="performance",
-        learning_rate_patience=1,
+        early_stopping=3,
+        schedule=LearningRateSchedule("plateau", patience=1),
     )
     trainer = fit(module, max_epochs=6)
     assert trainer.current_epoch == 5
@@ -613,12 +629,12 @@ def test_with_early_stopping() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("schedule", ["cosine", "performance"])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
 def test_lightnings_search_of_a_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, schedule: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    module = Net(learning_rate_schedule=schedule)
+    module = Net(schedule=schedule)
     trainer = trainer_of(default_root_dir=tmp_path)
     finder = Tuner(trainer).lr_find(
         module, num_training=10, update_attr=False,
@@ -650,10 +666,7 @@ class Ranks(LearningRateScheduleMixin, Base):
 def two_processes(root: Path) -> None:
     options: dict[str, Any] = {"strategy": "ddp", "devices": 2, "max_epochs": 4}
     options["default_root_dir"] = root
-    performing = Ranks(
-        WORSE, learning_rate_schedule="performance", learning_rate_patience=1,
-        learning_rate_divisor=2.0,
-    )  # fmt: skip
+    performing = Ranks(WORSE, schedule=LearningRateSchedule("plateau", patience=1, divisor=2.0))
     fit(performing, **options)
     assert performing.factors == near([1.0] * 24 + [0.5] * 8)  # the third value is the second bad
     cosine = Ranks()

@@ -13,13 +13,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, NAdam, Optimizer
+from torch.optim import SGD, Adam, AdamW, NAdam
 from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
-from lightning_practices.callbacks import GradientClipping
+from lightning_practices.callbacks import GradientClipping, Penalty
 from lightning_practices.mixins import LearningRateScheduleMixin, OptimizerMixin, PenaltyMixin
-from lightning_practices.optim import parameter_groups
+from lightning_practices.optim import Optimizer, parameter_groups
 from lightning_practices.schedules import cosine_decay
 from tests.callbacks.clipping import BATCHES, WIDTH, Noted, fit, trainer_of
 from tests.callbacks.scripted import FILTERS, same, state_of
@@ -64,9 +64,9 @@ class Written(Base):
         return self.make(self)
 
 
-def optimizer_of(module: LightningModule) -> Optimizer:
+def optimizer_of(module: LightningModule) -> torch.optim.Optimizer:
     made = module.configure_optimizers()
-    assert isinstance(made, Optimizer)
+    assert isinstance(made, torch.optim.Optimizer)
     return made
 
 
@@ -74,14 +74,14 @@ def optimizer_of(module: LightningModule) -> Optimizer:
 
 
 def test_a_fit_as_it_is_written_by_hand() -> None:
-    def make(module: Base) -> Optimizer:
+    def make(module: Base) -> torch.optim.Optimizer:
         net = module.net
         weights = [net[0].weight, net[3].weight]
         others = [p for p in net.parameters() if all(p is not w for w in weights)]
         groups = [{"params": weights, "weight_decay": 0.2}, {"params": others, "weight_decay": 0.0}]
         return AdamW(groups, lr=0.05, fused=True)
 
-    module, expected = Net(optimizer_lr=0.05, optimizer_weight_decay=0.2), Written(make)
+    module, expected = Net(optimizer=Optimizer(lr=0.05, weight_decay=0.2)), Written(make)
     fit(module)
     fit(expected)
     assert same(state_of(module), state_of(expected))
@@ -94,16 +94,19 @@ def test_each_by_its_name_with_its_own_defaults(name: Any) -> None:
     assert decays == {"decay": 0.01 if name == "adamw" else 0, "no_decay": 0.0}
     rate = 1e-2 if name in ("adagrad", "rmsprop") else 1e-3
     assert {group["lr"] for group in made.param_groups} == {rate}
-    module = Net(optimizer=name, optimizer_lr=0.02)
+    module = Net(optimizer=Optimizer(name, lr=0.02))
     fit(module, max_epochs=1)
     assert not same(state_of(module), state_of(Net()))
 
 
 def test_rates_by_layer_and_what_is_spared() -> None:
     made = optimizer_of(
-        Net(optimizer="sgd", optimizer_lr=1.0, optimizer_layer_decay=0.5,
-            optimizer_weight_decay=0.1, optimizer_no_decay=("bias", "net.3.*"))
-    )  # fmt: skip
+        Net(
+            optimizer=Optimizer(
+                "sgd", lr=1.0, layer_decay=0.5, weight_decay=0.1, no_decay=("bias", "net.3.*")
+            )
+        )
+    )
     rates = {g["name"]: (g["lr"], g["weight_decay"], len(g["params"])) for g in made.param_groups}
     assert rates == {
         "layer_0_decay": (0.5, 0.1, 2),  # the norm is of the layer before it
@@ -114,13 +117,11 @@ def test_rates_by_layer_and_what_is_spared() -> None:
 
 
 def test_your_own_makes_it() -> None:
-    made = optimizer_of(Net(optimizer=partial(NAdam, lr=0.3, weight_decay=0.2)))
+    made = optimizer_of(Net(optimizer=Optimizer(partial(NAdam, lr=0.3, weight_decay=0.2))))
     assert type(made) is NAdam
     assert [(g["lr"], g["weight_decay"]) for g in made.param_groups] == [(0.3, 0.2), (0.3, 0.0)]
-    given = Net(
-        optimizer=lambda params: SGD(params, 0.3), optimizer_lr=0.1, optimizer_weight_decay=1
-    )
-    made = optimizer_of(given)
+    given = Optimizer(lambda params: SGD(params, 0.3), lr=0.1, weight_decay=1)
+    made = optimizer_of(Net(optimizer=given))
     assert [(g["lr"], g["weight_decay"]) for g in made.param_groups] == [(0.1, 1), (0.1, 0.0)]
 
 
@@ -136,7 +137,7 @@ def test_with_a_schedule() -> None:
         schedule = LambdaLR(optimizer, cosine_decay(STEPS))
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
-    module = Both(optimizer="adam", optimizer_lr=0.1, optimizer_layer_decay=0.5)
+    module = Both(optimizer=Optimizer("adam", lr=0.1, layer_decay=0.5))
     expected, logger = Written(make), Noted()
     fit(module, LearningRateMonitor(), logger=logger)
     fit(expected)
@@ -175,6 +176,41 @@ def test_it_replaces_that_of_a_base() -> None:
     assert type(made) is Adam
 
 
+def test_none_is_that_of_the_base() -> None:
+    class Over(OptimizerMixin, Written):
+        pass
+
+    made = optimizer_of(Over(lambda module: SGD(module.parameters(), lr=0.7), optimizer=None))
+    assert (type(made), made.defaults["lr"]) == (SGD, 0.7)
+    with pytest.raises(ValueError, match=r"Net was made with optimizer=None: give an Optimizer"):
+        Net(optimizer=None).make_optimizer()
+
+
+def test_its_own_fused_stays() -> None:
+    optimizer = Optimizer("adam", fused=True)
+    trainer = fit(
+        Net(optimizer=optimizer), max_epochs=1, precision="bf16-mixed", gradient_clip_val=None
+    )
+    assert trainer.optimizers[0].defaults["fused"] is True
+    (callback,) = [GradientClipping(0.5)]
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8))
+    trainer = fit(Net(optimizer=optimizer), callback, max_epochs=1, plugins=[plugin])
+    assert trainer.optimizers[0].defaults["fused"] is True
+    trainer = fit(Net(optimizer="adam"), callback, max_epochs=1, plugins=[plugin])
+    assert trainer.optimizers[0].defaults["fused"] is None
+
+
+def test_weights_that_zero_3_has_partitioned() -> None:
+    module = Net()
+    for p in module.parameters():  # as DeepSpeed leaves them
+        p.ds_id, p.ds_tensor, p.ds_shape = 0, p.detach().flatten(), p.shape  # type: ignore[attr-defined]
+        p.data = torch.empty(0)
+    with pytest.raises(
+        ValueError, match=r"net\.0\.weight of Net is partitioned by DeepSpeed's ZeRO"
+    ):
+        trainer_of().fit(module, torch.zeros(2, 2, WIDTH))
+
+
 def test_several_optimizers() -> None:
     class Two(OptimizerMixin, Base):
         def __init__(self, **kwargs: Any) -> None:
@@ -192,7 +228,7 @@ def test_several_optimizers() -> None:
                 optimizer.step()
                 optimizer.zero_grad()
 
-    module = Two(optimizer="sgd", optimizer_lr=0.1)
+    module = Two(optimizer=Optimizer("sgd", lr=0.1))
     trainer = fit(module, max_epochs=1)
     held = [[id(p) for g in o.param_groups for p in g["params"]] for o in trainer.optimizers]
     assert held == [[id(p) for p in module.net[i].parameters()] for i in (0, 3)]
@@ -206,8 +242,8 @@ def test_with_a_penalty() -> None:
         pass
 
     with pytest.warns(UserWarning, match=r"AdamW decays 2 of the parameters .* are shrunk twice"):
-        fit(Both(penalty_l2=0.1), max_epochs=1)
-    fit(Both(penalty_l2=0.1, optimizer="adam"), max_epochs=1)
+        fit(Both(penalty=Penalty(l2=0.1)), max_epochs=1)
+    fit(Both(penalty=Penalty(l2=0.1), optimizer="adam"), max_epochs=1)
 
 
 # Which form.
@@ -217,7 +253,7 @@ def test_clipping_under_mixed_precision() -> None:
     def plugin() -> MixedPrecision:
         return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**8))
 
-    module, other = Net(optimizer_lr=0.05), Net(optimizer_lr=0.05)
+    module, other = (Net(optimizer=Optimizer(lr=0.05)) for _ in range(2))
     trainer = fit(module, plugins=[plugin()], gradient_clip_val=0.5)
     assert trainer.optimizers[0].defaults["fused"] is None
     fit(other, GradientClipping(0.5), plugins=[plugin()])
@@ -247,7 +283,7 @@ def test_sparse_gradients() -> None:
             loss: Tensor = self.words(batch.argmax(1)).sum()
             return loss
 
-    module = Words(optimizer="sgd", optimizer_lr=1.0)
+    module = Words(optimizer=Optimizer("sgd", lr=1.0))
     before = state_of(module)["words.weight"]
     fit(module, max_epochs=1)
     assert not torch.equal(state_of(module)["words.weight"], before)
@@ -258,10 +294,10 @@ def test_sparse_gradients() -> None:
 
 @pytest.mark.parametrize("name", ["momentum", "rmsprop", "adamw"])
 def test_a_resumed_fit_goes_on_exactly(name: Any, tmp_path: Path) -> None:
-    settings = {"optimizer": name, "optimizer_lr": 0.02, "optimizer_layer_decay": 0.5}
-    whole = Net(**settings)
+    optimizer = Optimizer(name, lr=0.02, layer_decay=0.5)
+    whole = Net(optimizer=optimizer)
     fit(whole, ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1), max_epochs=3)
-    resumed = Net(**settings)
+    resumed = Net(optimizer=optimizer)
     trainer = fit(resumed, max_epochs=3, resume=tmp_path / "epoch=0.ckpt")
     assert same(state_of(whole), state_of(resumed))
     names = [group["name"] for group in trainer.optimizers[0].param_groups]
@@ -269,35 +305,36 @@ def test_a_resumed_fit_goes_on_exactly(name: Any, tmp_path: Path) -> None:
 
 
 def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path) -> None:
-    settings = {"optimizer": "nesterov", "optimizer_lr": 0.02, "optimizer_weight_decay": 0.1}
-    fit(Net(**settings, width=6), ModelCheckpoint(tmp_path, "net"), max_epochs=1)
+    fit(Net(optimizer="nesterov", width=6), ModelCheckpoint(tmp_path, "net"), max_epochs=1)
     loaded = Net.load_from_checkpoint(tmp_path / "net.ckpt")
-    assert dict(loaded.hparams).items() >= {**settings, "width": 6}.items()
-    made = optimizer_of(loaded)
-    assert made.defaults["nesterov"]
-    assert [group["weight_decay"] for group in made.param_groups] == [0.1, 0.0]
+    assert dict(loaded.hparams).items() >= {"optimizer": "nesterov", "width": 6}.items()
+    assert optimizer_of(loaded).defaults["nesterov"]
 
 
 def test_typed_for_the_command_line() -> None:
     hints = typing.get_type_hints(OptimizerMixin.__init__)
-    names, factory = typing.get_args(hints["optimizer"])
+    names, *others = typing.get_args(hints["optimizer"])
     assert typing.get_args(names) == NAMES
-    assert typing.get_args(factory)[1] is Optimizer
+    assert others == [Optimizer, type(None)]
     given = inspect.signature(OptimizerMixin.__init__).parameters
     assert all(name in hints for name in given if name != "self")
 
 
 def test_what_is_refused() -> None:
     for settings, message in (
-        ({"optimizer": "Adam"}, "optimizer has to be one of 'sgd', .* but got 'Adam'"),
-        ({"optimizer_lr": -1.0}, "lr has to be 0 or more, and finite, but got -1"),
-        ({"optimizer_weight_decay": -1.0}, "weight_decay has to be 0 or more"),
-        ({"optimizer_layer_decay": 0.5}, "layer_decay multiplies the learning rate"),
-        ({"optimizer_layer_decay": 2.0, "optimizer_lr": 0.1}, "layer_decay has to be above 0 and"),
+        ({"name": "Adam"}, "optimizer has to be one of 'sgd', .* but got 'Adam'"),
+        ({"lr": -1.0}, "lr has to be 0 or more, and finite, but got -1"),
+        ({"weight_decay": -1.0}, "weight_decay has to be 0 or more"),
+        ({"layer_decay": 0.5}, "layer_decay multiplies the learning rate"),
+        ({"layer_decay": 2.0, "lr": 0.1}, "layer_decay has to be above 0 and"),
     ):
         with pytest.raises(ValueError, match=message):
-            Net(**settings)
+            Optimizer(**settings)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="but got 'Adam'"):
+        Net(optimizer="Adam")
+    with pytest.raises(TypeError, match=r"optimizer has to be .*optim\.Optimizer, None, but got"):
+        Net(optimizer=torch.optim.AdamW)
     with pytest.raises(ValueError, match=r"'head.\*' is none of"):
-        trainer_of().fit(Net(optimizer_no_decay=("head.*",)), torch.zeros(2, 2, WIDTH))
+        trainer_of().fit(Net(optimizer=Optimizer(no_decay=("head.*",))), torch.zeros(2, 2, WIDTH))
     with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
         type("Mixed", (OptimizerMixin, twin.LightningModule), {})

@@ -19,7 +19,7 @@ pytestmark = FILTERS
 SETTINGS: list[dict[str, Any]] = [
     {"l1": 0.1, "l2": 0.3},
     {"l1": 0.1, "proximal": True},
-    {"l2": 0.3, "no_penalty": ("bias", "net.0.*")},
+    {"l2": 0.3, "exclude": ("bias", "net.0.*")},
 ]
 
 
@@ -29,13 +29,9 @@ class Penalised(PenaltyMixin, Net):
         self.save_hyperparameters()
 
 
-def prefixed(settings: dict[str, Any]) -> dict[str, Any]:
-    return {f"penalty_{name}": value for name, value in settings.items()}
-
-
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_it_does_what_the_callback_does(settings: dict[str, Any]) -> None:
-    module, logger = Penalised(**prefixed(settings)), Noted()
+    module, logger = Penalised(penalty=Penalty(**settings)), Noted()
     fit(module, logger=logger)
     plain, other = Net(), Noted()
     fit(plain, Penalty(**settings), logger=other)
@@ -55,10 +51,10 @@ def test_with_clipping_of_either_kind() -> None:
 
     states = []
     for kind in (Both, Reversed):
-        both = kind(penalty_l2=0.3, gradient_clipping_value=2.0)
+        both = kind(penalty=Penalty(l2=0.3), gradient_clipping=2.0)
         fit(both)
         states.append(state_of(both))
-    module = Penalised(penalty_l2=0.3)
+    module = Penalised(penalty=Penalty(l2=0.3))
     fit(module, gradient_clip_val=2.0)
     assert same(states[0], states[1])
     for name, value in state_of(module).items():
@@ -66,7 +62,7 @@ def test_with_clipping_of_either_kind() -> None:
 
 
 def test_it_replaces_the_trainers_callback_and_lasts() -> None:
-    module = Penalised(penalty_l2=0.3)
+    module = Penalised(penalty=Penalty(l2=0.3))
     trainer = fit(module, Penalty(l2=10.0), max_epochs=1)
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     assert sum(isinstance(callback, Penalty) for callback in callbacks) == 1
@@ -88,23 +84,25 @@ def test_configure_callbacks() -> None:
     class Both(PenaltyMixin, Base):
         pass
 
-    made = Both(penalty_l2=0.1)
+    made = Both(penalty=Penalty(l2=0.1))
     assert [type(callback) for callback in made.configure_callbacks()] == [Timer, Penalty]
     assert made.configure_callbacks()[1] is made.configure_callbacks()[1]
 
 
 def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path) -> None:
-    settings = {"l1": 0.1, "l2": 0.3, "proximal": True}
-    fit(module := Penalised(**prefixed(settings)), ModelCheckpoint(tmp_path, "net"))
-    loaded = Penalised.load_from_checkpoint(tmp_path / "net.ckpt")
-    assert dict(loaded.hparams).items() >= prefixed(settings).items()
+    penalty = Penalty(l1=0.1, l2=0.3, proximal=True)
+    fit(module := Penalised(penalty=penalty), ModelCheckpoint(tmp_path, "net"))
+    loaded = Penalised.load_from_checkpoint(tmp_path / "net.ckpt")  # without objects
+    assert loaded.penalty is None
+    loaded = Penalised.load_from_checkpoint(tmp_path / "net.ckpt", penalty=penalty)
+    assert loaded.penalty is not None
     fit(loaded)
     fit(module)
     assert same(state_of(loaded), state_of(module))
 
 
 def test_bad_arguments_and_the_twin_package() -> None:
-    with pytest.raises(ValueError, match="l2 has to be 0 or more, and finite, but got -1"):
-        Penalised(penalty_l2=-1.0)
+    with pytest.raises(TypeError, match=r"penalty has to be .*\.Penalty, None, but got 0.1"):
+        Penalised(penalty=0.1)
     with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
         type("Mixed", (PenaltyMixin, twin.LightningModule), {})

@@ -1,6 +1,8 @@
 """All practices in one mixin."""
 
+import copy
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,13 +25,18 @@ from lightning_practices.callbacks import (
     SkipNonFinite,
     WeightAveraging,
 )
-from lightning_practices.mixins import TrainingPractices
+from lightning_practices.mixins import (
+    EarlyStoppingMixin,
+    GradientClippingMixin,
+    LearningRateScheduleMixin,
+    OptimizerMixin,
+    TrainingPractices,
+)
+from lightning_practices.optim import Optimizer
+from lightning_practices.schedules import LearningRateSchedule
 from tests.callbacks.scripted import same, state_of, trainer_of
 
 EPOCHS, STEPS = 4, 6
-WIRED = {  # to `monitor` and `mode`
-    "early_stopping_monitor", "early_stopping_mode", "learning_rate_monitor", "learning_rate_mode"
-}  # fmt: skip
 
 
 class Net(TrainingPractices, LightningModule):
@@ -80,12 +87,17 @@ def fit(module: LightningModule, **options: Any) -> Trainer:
     return trainer
 
 
+def stopping_of(module: EarlyStoppingMixin) -> EarlyStopping:
+    assert module.early_stopping is not None
+    return module.early_stopping
+
+
 def kinds(trainer: Trainer) -> set[type]:
     return {type(callback) for callback in trainer.callbacks}  # type: ignore[attr-defined]
 
 
 def test_what_it_does_by_default() -> None:
-    module = Net(optimizer_lr=0.05)
+    module = Net(optimizer=Optimizer(lr=0.05))
     trainer = fit(module)
     (optimizer,) = trainer.optimizers
     assert type(optimizer) is torch.optim.AdamW
@@ -97,7 +109,7 @@ def test_what_it_does_by_default() -> None:
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0, abs=1e-12)
     assert max(module.norms) == pytest.approx(1.0, rel=1e-3)
     assert [layer.names for layer in module.fused_layers.replaced] == [("net.1",)]
-    assert module.early_stopping.best_step == EPOCHS * STEPS
+    assert stopping_of(module).best_step == EPOCHS * STEPS
     assert not {Penalty, WeightAveraging, SkipNonFinite, LearningCurves} & kinds(trainer)
 
 
@@ -106,13 +118,11 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
     module = Net(
         monitor="accuracy",
         mode="max",
-        early_stopping_patience=4,
-        learning_rate_schedule="performance",
-        weight_averaging_kind="ema",
-        weight_averaging_decay=0.5,
-        penalty_l2=1e-3,
-        optimizer="nesterov",
-        optimizer_lr=0.01,
+        early_stopping=4,
+        schedule="plateau",
+        weight_averaging=WeightAveraging(decay=0.5),
+        penalty=Penalty(l2=1e-3),
+        optimizer=Optimizer("nesterov", lr=0.01),
         skip_non_finite=5,
         learning_curves=str(picture),
     )
@@ -123,9 +133,11 @@ def test_what_is_asked_for(tmp_path: Path) -> None:
     (optimizer,) = trainer.optimizers
     assert type(optimizer) is torch.optim.SGD
     assert optimizer.param_groups[0]["nesterov"]
-    assert (module.early_stopping.monitor, module.early_stopping.mode) == ("accuracy", "max")
-    best = module.early_stopping.best_step
-    assert best is not None
+    stopping, scheduler = stopping_of(module), module.learning_rate_scheduler
+    assert scheduler is not None
+    assert (stopping.monitor, stopping.mode) == (scheduler.monitor, scheduler.mode)
+    assert (stopping.monitor, stopping.mode) == ("accuracy", "max")
+    assert stopping.best_step is not None
     assert "accuracy" in picture.read_text()
 
 
@@ -133,7 +145,7 @@ def test_a_class_of_its_own_optimizer_schedules_it() -> None:
     class Own(Net):
         @override
         def configure_optimizers(self) -> Any:
-            return self.schedule_learning_rate(torch.optim.Adagrad(self.parameters(), lr=0.1))
+            return torch.optim.Adagrad(self.parameters(), lr=0.1)
 
     module = Own()
     trainer = fit(module)
@@ -143,7 +155,7 @@ def test_a_class_of_its_own_optimizer_schedules_it() -> None:
 
 
 def test_averages_that_never_begin_leave_the_weights_alone() -> None:
-    plain, averaged = Net(), Net(weight_averaging_kind="ema", weight_averaging_start=10**6)
+    plain, averaged = Net(), Net(weight_averaging=WeightAveraging(start=10**6))
     fit(plain)
     with pytest.warns(UserWarning, match="it never will"):
         fit(averaged)
@@ -153,7 +165,7 @@ def test_averages_that_never_begin_leave_the_weights_alone() -> None:
 def test_the_trainers_threshold() -> None:
     with pytest.raises(MisconfigurationException, match="would both clip: give the value to one"):
         fit(Net(), gradient_clip_val=0.5)
-    module = Net(gradient_clipping_value=None)
+    module = Net(gradient_clipping=GradientClipping())
     trainer = fit(module, gradient_clip_val=0.5)
     assert max(module.norms) == pytest.approx(0.5, rel=1e-3)
     assert any(isinstance(c, GradientClipping) for c in trainer.callbacks)  # type: ignore[attr-defined]
@@ -161,10 +173,13 @@ def test_the_trainers_threshold() -> None:
 
 @pytest.mark.parametrize("patience", [2, 3])
 def test_stopping_waits_longer_than_the_schedule(patience: int) -> None:
-    with pytest.raises(ValueError, match=f"early_stopping_patience={patience} ends training befo"):
-        Net(early_stopping_patience=patience, learning_rate_schedule="performance")
-    Net(early_stopping_patience=4, learning_rate_schedule="performance")
-    Net(early_stopping_patience=patience)  # which no other schedule minds
+    with pytest.raises(ValueError, match=f"with a patience of {patience} ends training before"):
+        Net(early_stopping=patience, schedule="plateau")
+    with pytest.raises(ValueError, match="with 10, has divided the rate once"):
+        Net(schedule=LearningRateSchedule("plateau", patience=10))
+    Net(early_stopping=4, schedule="plateau")
+    Net(early_stopping=patience)  # which no other schedule minds
+    Net(early_stopping=None, schedule="plateau")
 
 
 def test_every_run_has_the_same_callbacks_once() -> None:
@@ -178,34 +193,244 @@ def test_every_run_has_the_same_callbacks_once() -> None:
 
 def test_fast_dev_run() -> None:
     trainer = trainer_of(fast_dev_run=True)
-    trainer.fit(Net(learning_rate_warmup_steps=50), loader(), loader())
+    trainer.fit(Net(schedule=LearningRateSchedule(warmup_steps=50)), loader(), loader())
     assert trainer.global_step == 1
 
 
+def test_all_off() -> None:
+    class Plain(Net):
+        @override
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    names = ["optimizer", "schedule", "early_stopping", "gradient_clipping", "checkpoint"]
+    module = Plain(**dict.fromkeys(names))
+    trainer = fit(module)
+    assert not [kind for kind in kinds(trainer) if "lightning_practices" in kind.__module__]
+    assert set(module.rates) == {0.01}
+    assert max(module.norms) > 1
+
+
+def test_each_default_is_that_of_its_mixin() -> None:
+    ours = inspect.signature(TrainingPractices.__init__).parameters
+    off = {"weight_averaging": None}  # it changes which weights are validated
+    for mixin in TrainingPractices.__mro__[1:-1]:
+        if mixin.__module__.startswith("lightning_practices") and "__init__" in vars(mixin):
+            own = inspect.signature(mixin.__init__).parameters.values()  # type: ignore[misc]
+            for p in own:
+                if p.kind is p.KEYWORD_ONLY:
+                    assert ours[p.name].default == off.get(p.name, p.default), p.name
+                    assert ours[p.name].annotation == p.annotation, p.name
+
+
+# Arguments.
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"early_stoping": 3}, "'early_stoping': TrainingPractices takes 'early_stopping'"),
+        ({"weigth_averaging": "ema"}, "'weigth_averaging': TrainingPractices takes 'weight_aver"),
+        ({"with": 3}, "'with': Net takes 'width'"),
+        ({"zebra": 3}, "Net got an unknown argument 'zebra': there are .*'width'"),
+    ],
+)
+def test_a_misspelt_argument(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Net(**given)
+
+
+def test_the_mixin_that_takes_an_argument_is_named() -> None:
+    class Both(EarlyStoppingMixin, GradientClippingMixin, LightningModule):
+        pass
+
+    with pytest.raises(TypeError, match="GradientClippingMixin takes 'gradient_clipping'"):
+        Both(gradient_cliping=1.0)
+    with pytest.raises(TypeError, match="MonitorMixin takes 'monitor'"):
+        Both(moniter="loss")
+
+
+def test_arguments_of_base_classes() -> None:
+    class Base(LightningModule):
+        def __init__(self, width: int, *, depth: int = 1) -> None:
+            super().__init__()
+            self.size = width, depth
+
+    class Open(LightningModule):
+        def __init__(self, *args: Any, **config: Any) -> None:
+            super().__init__()
+            self.given = args, config
+
+    class Before(LearningRateScheduleMixin, Base):
+        """A base that has a mixin itself, and an argument between those of the mixins."""
+
+        def __init__(self, *args: Any, height: int = 0, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.height = height
+
+    class First(EarlyStoppingMixin, OptimizerMixin, Base):
+        pass
+
+    class Second(EarlyStoppingMixin, Open):
+        pass
+
+    class Third(EarlyStoppingMixin, OptimizerMixin, Before):
+        pass
+
+    first = First(3, depth=2, early_stopping=4, optimizer="adam")
+    assert (first.size, stopping_of(first).patience) == ((3, 2), 4)
+    with pytest.raises(TypeError, match="unknown argument 'dept'"):
+        First(3, dept=2)
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'width'"):
+        First(depth=2)
+    second = Second(1, early_stopping=5, anything="goes")
+    assert (second.given, stopping_of(second).patience) == (((1,), {"anything": "goes"}), 5)
+    third = Third(3, height=2, monitor="loss", schedule="plateau", depth=4)
+    assert (third.size, third.height) == ((3, 4), 2)
+    assert third.learning_rate_scheduler is not None
+    assert (third.learning_rate_scheduler.monitor, stopping_of(third).monitor) == ("loss",) * 2
+    assert len(third.configure_callbacks()) == 2
+
+
+def test_a_copy_of_a_module_has_its_own_callbacks() -> None:
+    module = Net()
+    copied = copy.deepcopy(module)
+    fit(module)
+    assert stopping_of(module).best_step is not None
+    assert stopping_of(copied).best_step is None
+    ours, theirs = module.configure_callbacks(), copied.configure_callbacks()
+    assert not {id(one) for one in ours} & {id(one) for one in theirs}
+
+
+# From a command line.
+
 SCRIPT = """
+import json
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningCLI
 from lightning_practices.mixins import TrainingPractices
 
-class Net(TrainingPractices):
-    def __init__(self, width: int = 4, **kwargs):
-        super().__init__(**kwargs)
+class Net(TrainingPractices, LightningModule):
+    def __init__(self, width: int = 4, **practices):
+        super().__init__(**practices)
+        self.net = torch.nn.Linear(3, width)
 
-LightningCLI(Net, args=["fit", "--print_config"], seed_everything_default=None)
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.net(batch).square().mean())
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(torch.ones(4, 3))
+
+    val_dataloader = train_dataloader
+
+cli = LightningCLI(Net, seed_everything_default=None, save_config_callback=None)
+(optimizer,) = cli.trainer.optimizers
+print(json.dumps({
+    "callbacks": sorted(type(c).__name__ for c in cli.trainer.callbacks),
+    "optimizer": [type(optimizer).__name__, *optimizer.param_groups[0].get("betas", ())],
+    "rate": optimizer.param_groups[0]["initial_lr"],
+    "schedule": cli.model.learning_rate_scheduler.schedule.name,
+    "patience": cli.model.early_stopping.patience,
+}))
+"""
+
+QUIET = """
+trainer:
+  accelerator: cpu
+  max_epochs: 2
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+"""
+
+OBJECTS = """
+model:
+  width: 2
+  monitor: val_loss
+  optimizer:
+    class_path: lightning_practices.optim.Optimizer
+    init_args: {lr: 0.25}
+    dict_kwargs: {betas: [0.5, 0.75]}
+  schedule:
+    class_path: lightning_practices.schedules.LearningRateSchedule
+    init_args: {name: one_cycle}
+  early_stopping:
+    class_path: lightning_practices.callbacks.EarlyStopping
+    init_args: {monitor: val_loss, patience: 7, min_delta: 0.5}
+  gradient_clipping:
+    class_path: lightning_practices.callbacks.GradientClipping
+    init_args: {percentile: 50}
+  weight_averaging:
+    class_path: lightning_practices.callbacks.WeightAveraging
+    init_args: {kind: swa, start: 0.5}
+  penalty:
+    class_path: lightning_practices.callbacks.Penalty
+    init_args: {l1: 0.001, exclude: [bias]}
+  checkpoint:
+    class_path: lightning.pytorch.callbacks.ModelCheckpoint
+    init_args: {monitor: val_loss}
+  skip_non_finite:
+    class_path: lightning_practices.callbacks.SkipNonFinite
+  learning_curves:
+    class_path: lightning_practices.callbacks.LearningCurves
+    init_args: {path: curves.svg}
+"""
+
+SHORT = """
+model:
+  optimizer: {class_path: lightning_practices.optim.Optimizer, init_args: {name: torch.optim.NAdam}}
+  schedule: plateau
+  early_stopping: 5
+  gradient_clipping: 0.5
+  weight_averaging: ema
+  checkpoint: false
 """
 
 
-def test_all_arguments_are_in_the_config_of_a_command_line(tmp_path: Path) -> None:
-    script = tmp_path / "net.py"  # a file: which arguments are passed on is read from the source
-    script.write_text(SCRIPT)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True)
+def run(folder: Path, *arguments: str) -> str:
+    (folder / "net.py").write_text(SCRIPT)  # a file: jsonargparse reads what is passed on
+    command = [sys.executable, "-W", "ignore", "net.py", "fit", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr
-    shown = yaml.safe_load(done.stdout)["model"]
-    expected: dict[str, Any] = {"width": 4}
-    for base in reversed(TrainingPractices.__mro__[:-1]):
-        if base.__module__.startswith("lightning_practices") and "__init__" in vars(base):
-            own = inspect.signature(base.__init__).parameters.values()  # type: ignore[misc]
-            expected |= {p.name: p.default for p in own if p.kind is p.KEYWORD_ONLY}
-    assert shown.keys() == expected.keys() - WIRED
-    plain = {name: default for name, default in expected.items() if name in shown}
-    assert {n: list(v) if isinstance(v, tuple) else v for n, v in plain.items()} == shown
+    return done.stdout
+
+
+def test_all_arguments_are_in_the_config_of_a_command_line(tmp_path: Path) -> None:
+    shown = yaml.safe_load(run(tmp_path, "--print_config"))["model"]
+    given = inspect.signature(TrainingPractices.__init__).parameters.values()
+    expected = {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY}
+    assert shown == {"width": 4, **expected}
+
+
+def test_short_values_and_objects_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "objects.yaml").write_text(QUIET + OBJECTS)
+    printed = run(tmp_path, "--config", "objects.yaml", "--print_config")
+    (tmp_path / "printed.yaml").write_text(printed)
+    assert run(tmp_path, "--config", "printed.yaml", "--print_config") == printed
+    model = yaml.safe_load(printed)["model"]
+    assert model["early_stopping"]["init_args"]["restore_best_weights"] is True
+    assert model["optimizer"]["dict_kwargs"] == {"betas": [0.5, 0.75]}
+    made = json.loads(run(tmp_path, "--config", "printed.yaml").splitlines()[-1])
+    assert made == {
+        "callbacks": [
+            "EarlyStopping", "GradientClipping", "LearningCurves", "LearningRateScheduler",
+            "ModelCheckpoint", "Penalty", "SkipNonFinite", "WeightAveraging",
+        ],
+        "optimizer": ["AdamW", 0.5, 0.75], "rate": 0.25, "schedule": "one_cycle", "patience": 7,
+    }  # fmt: skip
+    assert (tmp_path / "curves.svg").exists()
+    (tmp_path / "short.yaml").write_text(QUIET + SHORT)
+    (tmp_path / "printed.yaml").write_text(run(tmp_path, "-c", "short.yaml", "--print_config"))
+    arguments = ["--config", "printed.yaml", "--model.early_stopping", "6"]
+    made = json.loads(run(tmp_path, *arguments).splitlines()[-1])
+    assert made == {
+        "callbacks": [
+            "EarlyStopping", "GradientClipping", "LearningRateScheduler", "ModelCheckpoint",
+            "WeightAveraging",
+        ],
+        "optimizer": ["NAdam", 0.9, 0.999], "rate": 2e-3, "schedule": "plateau", "patience": 6,
+    }  # fmt: skip

@@ -10,7 +10,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lightning_practices.callbacks import GradientClipping, Penalty, WeightAveraging
 from lightning_practices.mixins import TrainingPractices
+from lightning_practices.optim import Optimizer
+from lightning_practices.schedules import LearningRateSchedule
 from tests.callbacks.scripted import DIP, FILTERS, STEPS, At, Scripted, Stateful, same, trainer_of
 from tests.processes import kill, run, run_killed
 
@@ -25,16 +28,12 @@ class Net(TrainingPractices, Scripted):
     def __init__(self, values: tuple[float, ...]) -> None:
         super().__init__(
             values,
-            early_stopping_patience=5,
-            learning_rate_warmup_steps=3,
-            optimizer_lr=0.05,
-            gradient_clipping_value=None,
-            gradient_clipping_percentile=50,
-            optimizer_weight_decay=0.0,
-            penalty_l1=1e-3,
-            weight_averaging_kind="ema",
-            weight_averaging_decay=0.8,
-            weight_averaging_start=2,
+            early_stopping=5,
+            schedule=LearningRateSchedule("cosine", warmup_steps=3),
+            optimizer=Optimizer("adamw", lr=0.05, weight_decay=0.0),
+            gradient_clipping=GradientClipping(percentile=50),
+            penalty=Penalty(l1=1e-3),
+            weight_averaging=WeightAveraging("ema", decay=0.8, start=2),
         )
 
     @override

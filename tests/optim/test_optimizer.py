@@ -164,7 +164,9 @@ def test_your_own() -> None:
 def test_what_is_refused() -> None:
     wrong: list[Any] = ["Adam", None]
     for name in wrong:
-        message = f"optimizer has to be one of 'sgd', .*, 'adamw', or what makes one.*{name!r}"
+        message = (
+            f"optimizer has to be one of 'sgd', .*, 'adamw', or a function that makes one.*{name!r}"
+        )
         with pytest.raises(ValueError, match=message):
             make_optimizer(name, parameters())
     with pytest.raises(TypeError, match=r"has to make an Optimizer, but made \d"):

@@ -25,7 +25,7 @@ from lightning_practices.schedules import (
     learning_rate_factor,
     linear_warmup,
     one_cycle,
-    performance,
+    plateau,
     power_decay,
     step_decay,
     warmed_up,
@@ -204,9 +204,9 @@ def test_where_torchs_own_are_wrong() -> None:
 # Performance.
 
 
-def test_performance_divides_after_patience() -> None:
+def test_plateau_divides_after_patience() -> None:
     optimizer = optimizer_of(*RATES)
-    scheduler = performance(optimizer, divisor=4, patience=2, floor=1 / 64)
+    scheduler = plateau(optimizer, divisor=4, patience=2, floor=1 / 64)
     seen = []
     for value in [3.0, 2.0, 2.0, 2.5, 1.999, 2.0, 2.0, *[math.nan] * 9]:
         scheduler.step(value)
@@ -218,9 +218,9 @@ def test_performance_divides_after_patience() -> None:
     assert rates_of(optimizer) == near([rate / 64 for rate in RATES])
 
 
-def test_performance_of_a_metric_that_is_to_rise() -> None:
+def test_plateau_of_a_metric_that_is_to_rise() -> None:
     optimizer = optimizer_of(1.0)
-    scheduler = performance(optimizer, mode="max", patience=0)
+    scheduler = plateau(optimizer, mode="max", patience=0)
     for value in [0.1, 0.2, 0.3]:
         scheduler.step(value)
     assert rates_of(optimizer) == [1.0]
@@ -228,10 +228,10 @@ def test_performance_of_a_metric_that_is_to_rise() -> None:
     assert rates_of(optimizer) == near([0.1])
 
 
-def test_performance_where_torchs_defaults_see_nothing() -> None:
+def test_plateau_where_torchs_defaults_see_nothing() -> None:
     """A negative metric that worsens slowly, and a rate that is tiny."""
     worsening = [-1 + k * 5e-5 for k in range(6)]
-    for make, expected in ((ReduceLROnPlateau, 1e-8), (performance, 1e-13)):
+    for make, expected in ((ReduceLROnPlateau, 1e-8), (plateau, 1e-13)):
         optimizer = optimizer_of(1e-8)
         scheduler = make(optimizer, patience=0)
         for value in worsening:
@@ -239,18 +239,18 @@ def test_performance_where_torchs_defaults_see_nothing() -> None:
         assert rates_of(optimizer) == near([expected])
 
 
-def test_warmup_before_performance() -> None:
+def test_warmup_before_a_plateau() -> None:
     optimizer = optimizer_of(*RATES)
-    warm, plateau = linear_warmup(optimizer, 4), performance(optimizer, patience=0, floor=0.05)
+    warm, divided = linear_warmup(optimizer, 4), plateau(optimizer, patience=0, floor=0.05)
     assert run(optimizer, warm, 4) == [
         near([rate * (t + 1) / 5 for rate in RATES]) for t in range(4)
     ]
     assert rates_of(optimizer) == near(list(RATES))
-    plateau.step(1.0)
-    plateau.step(1.0)
+    divided.step(1.0)
+    divided.step(1.0)
     for rates in run(optimizer, warm, 3):  # which leaves alone what was divided
         assert rates == near([rate / 10 for rate in RATES])
-    plateau.step(1.0)
+    divided.step(1.0)
     assert rates_of(optimizer) == near([rate * 0.05 for rate in RATES])  # of the full rate
 
 
@@ -274,10 +274,10 @@ def test_warmup_before_performance() -> None:
         (lambda: learning_rate_factor("cos", 5), "one of power, .*, one_cycle, but got 'cos'"),  # type: ignore[arg-type]
         (lambda: learning_rate_factor("cosine", 0), "steps .* got 0"),
         (lambda: learning_rate_factor("cosine", 5, warmup_steps=0.5), "warmup_steps .* 0.5"),  # type: ignore[arg-type]
-        (lambda: performance(optimizer_of(1.0), mode="low"), "'min' or 'max', but got 'low'"),  # type: ignore[arg-type]
-        (lambda: performance(optimizer_of(1.0), patience=-1), "patience .* got -1"),
-        (lambda: performance(optimizer_of(1.0), divisor=0.1), "divisor .* got 0.1"),
-        (lambda: performance(optimizer_of(1.0), floor=2), "floor .* got 2"),
+        (lambda: plateau(optimizer_of(1.0), mode="low"), "'min' or 'max', but got 'low'"),  # type: ignore[arg-type]
+        (lambda: plateau(optimizer_of(1.0), patience=-1), "patience .* got -1"),
+        (lambda: plateau(optimizer_of(1.0), divisor=0.1), "divisor .* got 0.1"),
+        (lambda: plateau(optimizer_of(1.0), floor=2), "floor .* got 2"),
     ],
 )
 def test_bad_arguments(make: Callable[[], object], error: str) -> None:

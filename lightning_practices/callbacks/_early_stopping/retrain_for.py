@@ -46,7 +46,7 @@ class RetrainFor(Callback):
     the schedule pressed into ``steps``. That holds for what counts steps, such as
     ``LearningRateScheduleMixin``, :class:`DropRateSchedule` and ``OneCycleLR`` for
     ``trainer.estimated_stepping_batches``. A schedule that counts epochs goes by the longer ones;
-    one that watches the validation, as ``"performance"`` does, has nothing to watch.
+    one that watches the validation, as ``"plateau"`` does, has nothing to watch.
 
     It has no state: a fit resumed from a checkpoint ends after the same step.
 

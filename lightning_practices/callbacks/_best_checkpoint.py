@@ -1,0 +1,66 @@
+"""The best weights on disk."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_practices.callbacks._trainer.ranks import mean_over_ranks
+from lightning_practices.callbacks._types import Mode
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Save the best weights and the last ones, as Lightning's ``ModelCheckpoint`` does.
+
+    ``Trainer.test(ckpt_path="best")`` then tests the weights of the best value, and
+    ``Trainer.fit(ckpt_path="last")`` goes on from the last check. It differs from
+    ``ModelCheckpoint(monitor=..., save_last=True)``:
+
+    - ``last.ckpt`` is saved at each check. Lightning 2.6 saves it only where the value is the best
+      so far, so that a killed fit would go on from there.
+    - A resumed fit knows the best value in whatever folder it saves. Lightning forgets it in a new
+      one, which each run of a logger has, and the next value would then count as the best.
+    - The value is averaged over the ranks, as :class:`EarlyStopping` does it, so both find the same
+      best step.
+
+    Args:
+        monitor: Name of the logged value to judge by.
+        mode: Whether it is to fall, ``"min"``, or to rise, ``"max"``.
+        dirpath: Folder of the checkpoints. Default: the logger's, or ``default_root_dir``.
+        filename: Name of the best checkpoint, in which ``{epoch}``, ``{step}`` and logged values
+            are filled in. Default: ``"{epoch}-{step}"``.
+
+    Raises:
+        MisconfigurationException: If ``mode`` is neither; at a check, if ``monitor`` was not
+            logged.
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: Mode = "min",
+        *,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+    ) -> None:
+        super().__init__(dirpath, filename, monitor, mode=mode, save_last=True)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+    @override
+    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
+        values = super()._monitor_candidates(trainer)
+        if self.monitor in values:
+            values[self.monitor] = mean_over_ranks(trainer, values[self.monitor])
+        return values
+
+    @override
+    def _save_topk_checkpoint(self, trainer: Trainer, *args: Any) -> None:
+        super()._save_topk_checkpoint(trainer, *args)
+        # Lightning saves `last.ckpt` next only if it has saved something at this step.
+        self._last_global_step_saved = trainer.global_step
