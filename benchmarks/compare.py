@@ -1,4 +1,4 @@
-"""Two files of results, joined row by row: what got slower, what got faster."""
+"""``compare``: two files of results, joined row by row: which figures got worse or better."""
 
 import argparse
 import dataclasses
@@ -6,16 +6,18 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import report
-from benchmarks.report import IDENTITY, OURS, cell, kind_of
-from benchmarks.results import Results, Row
+from benchmarks import screen
+from benchmarks.results import Results
+from benchmarks.rows import IDENTITY, OURS, Row, cell, is_ok, kind_of, name_of
 
-Verdict = Literal["regression", "gain", "peer slower", "peer faster", "not measured now", "same"]
+# In the order in which they are printed.
+Verdict = Literal["regression", "not measured now", "gain", "peer slower", "peer faster", "same"]
+_ORDER: tuple[Verdict, ...] = get_args(Verdict)
 Key = tuple[tuple[str, str], ...]
 
 LEAST_PERCENT = 2.0  # clocks and drivers differ between two runs by more than within one
@@ -23,13 +25,13 @@ _STYLES = {"regression": "bold red", "gain": "green"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Metric:
+class _Metric:
     """A field that is judged.
 
     Attributes:
         name: The field.
-        sign: 1 if less is better, -1 if more is.
-        has_spread: Whether the row's ``spread`` is of this field, in the same unit; else the field
+        sign: 1 if less is better, -1 if more is better.
+        has_spread: Whether the row's ``spread`` belongs to this field. Without a spread the field
             is the same in every run of the same code.
     """
 
@@ -38,14 +40,14 @@ class Metric:
     has_spread: bool = False
 
 
-METRICS: dict[str, tuple[Metric, ...]] = {
+_METRICS: dict[str, tuple[_Metric, ...]] = {
     "kernels": (
-        Metric("microseconds", has_spread=True), Metric("peak_mib"), Metric("saved_bytes"),
+        _Metric("microseconds", has_spread=True), _Metric("peak_mib"), _Metric("saved_bytes"),
     ),
-    "cpu": (Metric("ratio", has_spread=True),),
-    "fit": (Metric("milliseconds_per_step", has_spread=True), Metric("peak_mib")),
-    "overhead": (Metric("microseconds_per_step", has_spread=True),),
-    "static": (Metric("spills"), Metric("vector_bits", sign=-1), Metric("bytes_per_element")),
+    "cpu": (_Metric("ratio", has_spread=True),),
+    "fit": (_Metric("milliseconds_per_step", has_spread=True), _Metric("peak_mib")),
+    "overhead": (_Metric("microseconds_per_step", has_spread=True),),
+    "static": (_Metric("spills"), _Metric("vector_bits", sign=-1), _Metric("bytes_per_element")),
 }  # fmt: skip
 
 
@@ -55,21 +57,21 @@ class Change:
 
     Attributes:
         row: The row of the second file, for its identity.
-        field: The field, ``"status"`` if one of the two has no measurement.
+        field: The field, ``"status"`` if one of the two rows was not measured.
         before: Its value in the first file.
-        after: Its value in the second.
+        after: Its value in the second file.
+        verdict: The judgement.
         percent: The change relative to ``before``, if both are numbers and ``before`` is not 0.
         noise: The least change that counts, in the unit of the field.
-        verdict: What to make of it.
     """
 
     row: Row
     field: str
     before: Any
     after: Any
-    percent: float | None
-    noise: float
     verdict: Verdict
+    percent: float | None = None
+    noise: float | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print what changed; return 1 on a regression if asked to, 2 if there is nothing to join."""
+    """Print the changes; return 1 on a regression if asked to, 2 without a row in common."""
     try:
         before, after = Results.load(arguments.before), Results.load(arguments.after)
     except (OSError, ValueError) as error:
@@ -97,7 +99,12 @@ def main(arguments: argparse.Namespace) -> int:
         return 2
     rows_before, rows_after = by_identity(before.rows), by_identity(after.rows)
     changes = list(compare(rows_before, rows_after, arguments.least))
-    _print(before, after, changes, arguments.least)
+    screen.console().print(
+        "Rule: a change counts if it is larger than the spreads (interquartile ranges) of both runs"
+        f" together, and than {arguments.least:g}%. Peers' changes are shown and not judged."
+    )
+    _print_environments(before.environment, after.environment)
+    _print_changes(changes)
     for path, ours, others in (
         (arguments.before, rows_before, rows_after),
         (arguments.after, rows_after, rows_before),
@@ -111,9 +118,9 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def by_identity(rows: Sequence[Row]) -> dict[Key, Row]:
-    """Return the rows by what tells them apart: op, shape, provider and so on, never a figure.
+    """Return the rows by the fields that identify them: op, shape, provider and so on.
 
-    Rows that nothing tells apart are numbered in the order of the file.
+    Rows of one identity are numbered in the order of the file.
     """
     found: dict[Key, Row] = {}
     seen: Counter[Key] = Counter()
@@ -128,20 +135,20 @@ def by_identity(rows: Sequence[Row]) -> dict[Key, Row]:
 def compare(
     before: dict[Key, Row], after: dict[Key, Row], least_percent: float = LEAST_PERCENT
 ) -> Iterator[Change]:
-    """Yield a change for each judged field of each row that is in both."""
+    """Yield a change for each judged field of each row that is in both files."""
     for key, row in after.items():
-        if key not in before:
+        old = before.get(key)
+        if old is None:
             continue
-        old = before[key]
-        if not (_is_ok(old) and _is_ok(row)):
+        if not (is_ok(old) and is_ok(row)):
             yield _status_change(old, row)
             continue
-        for metric in METRICS.get(kind_of(row), ()):
+        for metric in _METRICS.get(kind_of(row), ()):
             if old.get(metric.name) is not None and row.get(metric.name) is not None:
-                yield judge(old, row, metric, least_percent)
+                yield _judge(old, row, metric, least_percent)
 
 
-def judge(before: Row, after: Row, metric: Metric, least_percent: float = LEAST_PERCENT) -> Change:
+def _judge(before: Row, after: Row, metric: _Metric, least_percent: float) -> Change:
     """Compare one field.
 
     A change counts if it is larger than the spreads (interquartile ranges) of both runs together,
@@ -159,48 +166,40 @@ def judge(before: Row, after: Row, metric: Metric, least_percent: float = LEAST_
         else:
             verdict = "peer slower" if worse else "peer faster"
     percent = 100 * (new - old) / abs(old) if old else None
-    return Change(
-        after, metric.name, before[metric.name], after[metric.name], percent, noise, verdict
-    )
+    values = before[metric.name], after[metric.name]
+    return Change(after, metric.name, *values, verdict, percent, noise)
 
 
 def _status_change(before: Row, after: Row) -> Change:
     verdict: Verdict = "same"
-    if _is_ok(after):
+    if is_ok(after):
         verdict = "gain" if _is_ours(after) else "same"
-    elif _is_ok(before):
+    elif is_ok(before):
         broken = after["status"] != "missing" and _is_ours(after)
         verdict = "regression" if broken else "not measured now"
     old, new = (
         " ".join(str(part) for part in (row.get("status", "ok"), row.get("reason")) if part)
         for row in (before, after)
     )
-    return Change(after, "status", old, new, None, 0.0, verdict)
-
-
-def _is_ok(row: Row) -> bool:
-    return bool(row.get("status", "ok") == "ok")
+    return Change(after, "status", old, new, verdict)
 
 
 def _is_ours(row: Row) -> bool:
-    """Return whether ``row`` is of this project's own code, and not of a peer."""
+    """Return whether ``row`` measures this project's code, and not a peer's."""
     return row.get("provider", OURS) == OURS and OURS in str(row.get("variant", OURS))
 
 
-def _print(before: Results, after: Results, changes: Sequence[Change], least: float) -> None:
-    screen = report.console()
-    screen.print(
-        "Rule: a change counts if it is larger than the spreads (interquartile ranges) of both"
-        f" runs together, and than {least:g}%. Peers' changes are shown and not judged."
-    )
-    names = dict.fromkeys((*before.environment, *after.environment))
-    pairs = [(name, before.environment.get(name), after.environment.get(name)) for name in names]
-    different = [pair for pair in pairs if pair[1] != pair[2] and pair[0] != "date"]
+def _print_environments(before: dict[str, Any], after: dict[str, Any]) -> None:
+    names = [name for name in dict.fromkeys((*before, *after)) if name != "date"]
+    different = [name for name in names if before.get(name) != after.get(name)]
     if different:
         table = Table("environment", "A", "B", title="The environments differ")
-        for pair in different:
-            table.add_row(*(Text(cell(value)) for value in pair))
-        screen.print(table)
+        for name in different:
+            table.add_row(name, Text(cell(before.get(name))), Text(cell(after.get(name))))
+        screen.console().print(table)
+
+
+def _print_changes(changes: Sequence[Change]) -> None:
     flagged = [change for change in changes if change.verdict != "same"]
     if flagged:
         table = Table("", "row", "field")
@@ -208,31 +207,23 @@ def _print(before: Results, after: Results, changes: Sequence[Change], least: fl
             table.add_column(heading, justify="right")
         for change in sorted(flagged, key=_severity):
             percent = None if change.percent is None else f"{change.percent:+.1f}%"
-            noise = change.noise if change.field != "status" else None
-            values = (cell(value) for value in (change.before, change.after, percent, noise))
-            cells = (change.verdict, _name(change.row), change.field, *values)
+            values = map(cell, (change.before, change.after, percent, change.noise))
+            cells = (change.verdict, name_of(change.row), change.field, *values)
             table.add_row(*map(Text, cells), style=_STYLES.get(change.verdict))
-        screen.print(table)
+        screen.console().print(table)
     counts = Counter(change.verdict for change in changes)
-    screen.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    screen.say(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
 
 
 def _severity(change: Change) -> tuple[int, float]:
-    """Sort regressions first, the largest of each first."""
-    order = ("regression", "not measured now", "gain", "peer slower", "peer faster", "same")
-    return order.index(change.verdict), -abs(change.percent or float("inf"))
-
-
-def _name(row: Row) -> str:
-    return " ".join(cell(row[name]) for name in IDENTITY if row.get(name) is not None)
+    """Sort regressions first, and the largest change of each verdict first."""
+    return _ORDER.index(change.verdict), -abs(change.percent or float("inf"))
 
 
 def _print_only(path: Path, rows: Sequence[Row], limit: int = 10) -> None:
-    if not rows:
-        return
-    screen = report.console()
-    screen.print(f"{len(rows)} rows are only in {path}:", markup=False)
+    if rows:
+        screen.say(f"{len(rows)} rows are only in {path}:")
     for row in rows[:limit]:
-        screen.print(f"  {_name(row)}", markup=False)
+        screen.say(f"  {name_of(row)}")
     if len(rows) > limit:
-        screen.print(f"  and {len(rows) - limit} more")
+        screen.say(f"  and {len(rows) - limit} more")

@@ -1,13 +1,14 @@
-"""Whether a provider computes the op: held to float64, or, for a random op, to its law."""
+"""Whether a provider computes the op: held to float64, or to the law of an op that drops."""
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks.providers import Function, Inputs
+from benchmarks.providers import Function, Inputs, as_they_are
 
 OUR_FACTOR = 1.5  # how many times torch's own error is allowed
 PEER_FACTOR = 2.0
@@ -16,12 +17,12 @@ _SIGMAS = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a check found.
+    """The outcome of a check.
 
     Attributes:
-        reason: What is wrong; ``None`` if it is right.
-        error: The worst of the results' and gradients' errors, as a norm relative to the exact one.
-        allowed: How large that one may be.
+        reason: What is wrong; ``None`` if nothing is.
+        error: The largest error of the result and the gradients: its norm over the exact one's.
+        allowed: How large that error may be.
     """
 
     reason: str | None = None
@@ -32,7 +33,7 @@ class Verdict:
 def run(function: Function, inputs: Inputs, grad: Tensor) -> list[Tensor]:
     """Return ``function(*inputs)`` and the inputs' gradients, if it can be differentiated.
 
-    The memory that these are likely to be written to is filled with nan first, so that an element
+    The memory that they are likely to be written to is filled with nan first, so that an element
     that is never written shows.
     """
     poison = [torch.full_like(tensor, math.nan) for tensor in (grad, *inputs)]
@@ -50,12 +51,16 @@ class Float64:
         eager: The reference.
         inputs: Its inputs, in the type that is measured.
         grad: Gradient of its result.
+        prepare: Makes what ``eager`` takes of the inputs.
     """
 
-    def __init__(self, eager: Function, inputs: Inputs, grad: Tensor) -> None:
+    def __init__(
+        self, eager: Function, inputs: Inputs, grad: Tensor,
+        prepare: Callable[[Inputs], Inputs] = as_they_are,
+    ) -> None:  # fmt: skip
         wide = tuple(t.detach().double().requires_grad_(t.requires_grad) for t in inputs)
-        self.exact = run(eager, wide, grad.double())
-        theirs = run(eager, inputs, grad)
+        self.exact = run(eager, prepare(wide), grad.double())
+        theirs = run(eager, prepare(inputs), grad)
         self.dtype = theirs[0].dtype
         self.errors = [
             _norm(t.double() - e).item() for t, e in zip(theirs, self.exact, strict=True)
@@ -94,9 +99,9 @@ def check_dropout(
 ) -> Verdict:
     """Check the share of zeros, the survivors' scale and that the gradient has the same mask.
 
-    With ``block_size`` the zeros are blocks of a map, and the scale is all over what is kept.
-    Packages differ in where near the edge of a map a block may begin, so that they drop up to twice
-    the rate: there their share may be half of the rate to two and a half times.
+    With ``block_size`` the zeros must be blocks of a map, and the scale the number of all elements
+    over the number of kept ones. Packages differ in where a block may begin near the edge of a map,
+    and drop up to twice the rate: the share of zeros may be 0.5 to 2.5 times the rate.
     """
     x = inputs[0].detach()
     y, grad_x = run(function, inputs, grad)

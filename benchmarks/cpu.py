@@ -1,145 +1,156 @@
-"""``cpu``: what each public function costs on the CPU, against what it replaces, pair by pair."""
+"""``cpu``: what each public function and layer costs on the CPU, against what it replaces."""
 
 import argparse
 import dataclasses
+import statistics
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from torch import Tensor
 
 import lightning_kernels
-from benchmarks.cpu_drops import DROPS_AND_CLIPS
-from benchmarks.cpu_norms import NORMS
-from benchmarks.cpu_op import Direction, Op, Shape
-from benchmarks.pairs import compare
-from benchmarks.results import Results, Row, add_out
+from benchmarks import report, screen
+from benchmarks.cases import make_calls
+from benchmarks.layers import LAYERS
+from benchmarks.ops import OPS
+from benchmarks.providers import Inputs
+from benchmarks.results import Results, add_out
+from benchmarks.rows import EAGER, OURS, Row, failure, is_ok
+from benchmarks.shapes import Dims
+from benchmarks.timers import CpuTimer
+from benchmarks.timing import Budget, Clock, interleave, spread_of
 
-GOAL = 1.05  # at most this many times what the peer takes
+GOAL = 1.05  # at most this many times the peer's time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-OPS: dict[str, Op] = {**NORMS, **DROPS_AND_CLIPS}
+BUDGET = Budget(seconds=1.5, least=5, most=25)
+BLOCK_SECONDS = 4e-3
+_CPU = torch.device("cpu")
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-    """One row to measure."""
+class Pair:
+    """Our function or layer, the peer, and the inputs of each."""
 
-    op: str
-    shape: Shape
-    dtype: str
-    direction: Direction
+    ours: Callable[..., Any]
+    peer: Callable[..., Any]
+    our_inputs: Inputs
+    peer_inputs: Inputs
 
-    @property
-    def key(self) -> Row:
-        """What tells its row from the others."""
-        shape = "x".join(map(str, self.shape))
-        key = {"op": self.op, "peer": OPS[self.op].peer, "shape": shape}
-        return {**key, "dtype": self.dtype, "direction": self.direction}
+
+def names() -> list[str]:
+    """Return the functions and the layers that are measured."""
+    return [*(name for name, op in OPS.items() if op.cpu), *LAYERS]
+
+
+def shapes_of(name: str) -> tuple[Dims, ...]:
+    """Return the shapes of the input that ``name`` is measured on."""
+    return OPS[name].cpu if name in OPS else LAYERS[name].cpu
+
+
+def peer_of(name: str) -> str:
+    """Return who provides the peer: the package of a layer, ``"eager"`` for functions."""
+    package = LAYERS[name].package if name in LAYERS else "benchmarks"
+    return EAGER if package == "benchmarks" else package
+
+
+def pair_of(name: str, dims: Dims, dtype: torch.dtype) -> Pair:
+    """Return ``name`` and its peer on random inputs; layers are in training."""
+    if name in OPS:
+        op = OPS[name]
+        drawn = op.draw(dims, "contiguous", dtype, _CPU)
+        return Pair(op.ours, op.eager, op.prepare(drawn), op.prepare(drawn))
+    layer = LAYERS[name]
+    ours, peer = (module.to(dtype) for module in layer.make(dims))
+    inputs = tuple(torch.randn(dims, dtype=dtype, requires_grad=True) for _ in range(layer.inputs))
+    return Pair(ours, peer, inputs, inputs)
+
+
+def cases(ops: Sequence[str]) -> Iterator[tuple[Row, Dims]]:
+    """Yield what to measure: the fields that tell its row from others, and the shape."""
+    for name in ops:
+        forward_only = name in OPS and "backward" not in OPS[name].directions
+        for dims in shapes_of(name):
+            shape = "x".join(map(str, dims))
+            for dtype in DTYPES:
+                for direction in ("forward",) if forward_only else ("forward", "both"):
+                    key = {"op": name, "peer": peer_of(name), "shape": shape, "dtype": dtype}
+                    yield {**key, "direction": direction}, dims
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cpu``."""
+    ops = names()
     parser.add_argument(
-        "--ops", nargs="+", choices=list(OPS), default=list(OPS), help="(default: all)"
+        "--ops", nargs="+", choices=ops, default=ops, metavar="OP", help=", ".join(ops)
     )
-    add_out(parser, "cpu.json")
-    parser.add_argument("--resume", action="store_true", help="keep what cpu.json has, go on")
+    add_out(parser, "cpu.json", resume=True)
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(arguments: argparse.Namespace, clock: Clock = time.perf_counter) -> int:
     """Measure every op; return 1 if one of them raised, whatever the ratios."""
-    from benchmarks import report
-
     if lightning_kernels.route(torch.empty(1)) != "aten":
         print("cpu measures the route without kernels: unset TRITON_INTERPRET", file=sys.stderr)
         return 2
     results = Results.create(arguments.out / "cpu.json", arguments.resume)
-    console = Console()
-    measure(results, list(cases(arguments.ops)), console)
-    _print_verdict(results.rows, console)
+    todo = list(cases(arguments.ops))
+    with screen.progress(len(todo)) as begin:
+        for key, dims in todo:
+            begin("{op} {shape} {dtype}".format(**key))
+            if not results.find(**key):
+                results.add({**key, **measure(key, dims, clock)})
+    _print_verdict(results.rows)
     report.write(results, arguments.out)
     return 1 if results.find(status="failed") else 0
 
 
-def cases(ops: list[str]) -> Iterator[Case]:
-    """Yield what to measure."""
-    for name in ops:
-        op = OPS[name]
-        for shape in op.shapes:
-            for dtype in DTYPES:
-                for direction in op.directions:
-                    yield Case(name, shape, dtype, direction)
-
-
-def measure(results: Results, todo: list[Case], console: Console) -> None:
-    """Add a row for each case that has none yet."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        task = progress.add_task("cpu", total=len(todo))
-        for case in todo:
-            progress.update(task, description=f"{case.op} {case.key['shape']} {case.dtype}")
-            if not results.find(**case.key):
-                results.add({**case.key, **_measure(case)})
-            progress.advance(task)
-
-
-def _measure(case: Case) -> Row:
+def measure(key: Row, dims: Dims, clock: Clock = time.perf_counter) -> Row:
     """Return the figures of one case, or why there are none."""
-    row: Row = {"threads": torch.get_num_threads(), "route": "aten"}
+    common: Row = {"threads": torch.get_num_threads(), "route": "aten"}
+    timer = CpuTimer(clock, BLOCK_SECONDS)
+    laps = {}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            pair = OPS[case.op].make(case.shape, DTYPES[case.dtype])
-            ours, peer = (_directed(call, pair.inputs, case) for call in (pair.ours, pair.peer))
-            comparison = compare(ours, peer)
+            pair = pair_of(key["op"], dims, DTYPES[key["dtype"]])
+            for name, function, inputs in (
+                (OURS, pair.ours, pair.our_inputs), (EAGER, pair.peer, pair.peer_inputs),
+            ):  # fmt: skip
+                grads = [torch.randn_like(function(*inputs))] if key["direction"] == "both" else []
+                calls = make_calls(function, [inputs], grads, key["direction"])
+                laps[name] = timer.prepare(calls).lap
+            samples, errors = interleave(laps, BUDGET, clock)
+        for error in errors.values():
+            raise error
     except Exception as error:
-        return {**row, "status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
+        return {**common, **failure(error)}
+    ratios = [ours / peer for ours, peer in zip(samples[OURS], samples[EAGER], strict=True)]
+    ratio = statistics.median(ratios)
     return {
-        **row,
+        **common,
         "status": "ok",
         "reason": None,
-        "ratio": round(comparison.ratio, 4),
-        "spread": round(comparison.spread, 4),
-        "microseconds": round(comparison.seconds * 1e6, 3),
-        "peer_microseconds": round(comparison.peer_seconds * 1e6, 3),
-        "above_goal": comparison.ratio > GOAL,
+        "ratio": round(ratio, 4),
+        "spread": round(spread_of(ratios), 4),
+        "microseconds": round(statistics.median(samples[OURS]) * 1e6, 3),
+        "peer_microseconds": round(statistics.median(samples[EAGER]) * 1e6, 3),
+        "above_goal": ratio > GOAL,
     }
 
 
-def _directed(
-    call: Callable[[], Any], inputs: tuple[Tensor, ...], case: Case
-) -> Callable[[], object]:
-    """Return ``call``, followed by its backward pass if the case has both."""
-    if case.direction == "forward":
-        return call
-    y: Tensor = call()
-    grad = torch.randn_like(y)
-    reached = [
-        x
-        for x, gradient in zip(
-            inputs, torch.autograd.grad(y, inputs, grad, allow_unused=True), strict=True
-        )
-        if gradient is not None
-    ]
-    return lambda: torch.autograd.grad(call(), reached, grad)
-
-
-def _print_verdict(rows: list[Row], console: Console) -> None:
-    """Say which rows are above the goal, and which failed."""
-    measured = [row for row in rows if row["status"] == "ok"]
-    above = [row for row in measured if row["above_goal"]]
+def _print_verdict(rows: Sequence[Row]) -> None:
+    """Print the rows that failed or are above the goal, and how many are not."""
+    above = 0
     for row in rows:
         what = "{op} against {peer}, {shape} {dtype} {direction}".format(**row)
-        if row["status"] != "ok":
-            console.print(f"{what}: {row['reason']}", markup=False, soft_wrap=True)
+        if not is_ok(row):
+            screen.say(f"{what}: {row['reason']}")
         elif row["above_goal"]:
-            figures = "{ratio:.3f} ± {spread:.3f}, {microseconds} us".format(**row)
-            console.print(f"{what}: {figures}", markup=False, soft_wrap=True)
-    console.print(
-        f"{len(measured)} pairs, {len(measured) - len(above)} of them within the goal of {GOAL}"
-        f" times the peer's time, {len(above)} above it",
-        soft_wrap=True,
+            above += 1
+            screen.say(f"{what}: " + "{ratio:.3f} ± {spread:.3f}, {microseconds} us".format(**row))
+    measured = sum(map(is_ok, rows))
+    screen.say(
+        f"{measured} pairs, {measured - above} of them within the goal of {GOAL} times the peer's"
+        f" time, {above} above it"
     )

@@ -2,33 +2,28 @@
 
 import argparse
 import dataclasses
-import functools
 import gc
 import math
 import os
-import pkgutil
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from importlib import import_module
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
-from torch.profiler import ProfilerActivity, profile
 from typing_extensions import override
 
 import lightning_kernels
-from benchmarks import overhead
+from benchmarks import overhead, report, screen
 from benchmarks.models import ON_CPU, ON_GPU, VARIANTS, Batch, Training, Variant, Workload, train
-from benchmarks.pairs import interleave, spread_of
-from benchmarks.replaced import REPLACED
-from benchmarks.results import Results, Row, add_out
+from benchmarks.replaced import ShareOfReplacedOps
+from benchmarks.results import Results, add_out
+from benchmarks.rows import Row, failure, is_ok
+from benchmarks.timing import Clock, spread_of, take_turns
 from lightning_practices.mixins import FusedLayersMixin
 
 _PROFILED = 3  # steps
@@ -36,7 +31,7 @@ _PROFILED = 3  # steps
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long to measure: ``rounds`` of two fits, each ``steps`` long after ``warm_up`` steps."""
+    """How long to measure: ``rounds`` of two fits, each of ``steps`` after ``warm_up`` steps."""
 
     rounds: int
     steps: int
@@ -48,11 +43,19 @@ SHORT = Plan(rounds=2, steps=5, warm_up=2)
 
 
 class Steps(Callback):
-    """Time each step after the warm-up, without making the device wait."""
+    """Time each step after the warm-up, without making the device wait.
 
-    def __init__(self, device: torch.device, warm_up: int) -> None:
+    Args:
+        device: The device of the fit: on a GPU its own events tell the time.
+        warm_up: How many steps do not count.
+        clock: Returns the time in seconds, on the CPU.
+    """
+
+    def __init__(
+        self, device: torch.device, warm_up: int, clock: Clock = time.perf_counter
+    ) -> None:
         self._cuda = device.type == "cuda"
-        self._warm_up = warm_up
+        self._warm_up, self._clock = warm_up, clock
         self._marks: list[Any] = []
 
     @override
@@ -62,7 +65,7 @@ class Steps(Callback):
         if batch_idx + 1 < self._warm_up:
             return
         if not self._cuda:
-            self._marks.append(time.perf_counter())
+            self._marks.append(self._clock())
             return
         if not self._marks:
             torch.cuda.reset_peak_memory_stats()
@@ -80,103 +83,32 @@ class Steps(Callback):
         return [start.elapsed_time(end) for start, end in pairs]
 
 
-class Profile(Callback):
-    """Run the profiler over the last steps of a fit."""
-
-    def __init__(self, device: torch.device, first: int, last: int) -> None:
-        self._cuda = device.type == "cuda"
-        self._first, self._last = first, last
-        cuda = [ProfilerActivity.CUDA] if self._cuda else []
-        activities = [ProfilerActivity.CPU, *cuda]
-        self._profiler = profile(activities=activities, acc_events=True)  # else torch 2.11 warns
-
-    @override
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == self._first:
-            self._profiler.start()
-
-    @override
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if batch_idx == self._last:
-            if self._cuda:
-                torch.cuda.synchronize()
-            self._profiler.stop()
-
-    @property
-    def share(self) -> float:
-        """Share of the device's time in what our layers replace, or in what replaces it."""
-        return share_of_replaced_ops(self._profiler.key_averages(), on_cuda=self._cuda)
-
-
-def share_of_replaced_ops(events: Iterable[Any], *, on_cuda: bool) -> float:
-    """Return the share of the time in replaced operators and in kernels that do their work.
-
-    Args:
-        events: Averages by name, as the profiler returns them.
-        on_cuda: Whether to count the time of the GPU's kernels, or else of the CPU's operators.
-    """
-    total = replaced = 0.0
-    for event in events:
-        if on_cuda and event.device_type.name == "CUDA":
-            if event.is_user_annotation:
-                continue  # a range around kernels that are counted themselves
-            total += event.self_device_time_total
-            replaced += event.self_device_time_total * _does_their_work(event.key)
-        elif on_cuda:
-            replaced += event.device_time_total * (event.key in REPLACED)
-        else:
-            total += event.self_cpu_time_total
-            replaced += event.cpu_time_total * (event.key in REPLACED)
-    return replaced / total
-
-
-def _does_their_work(kernel: str) -> bool:
-    """Return whether a GPU's kernel is one of ours, or one that the compiler fused of such ops."""
-    fused = kernel.startswith("triton_")
-    return kernel in _our_kernels() or (
-        fused and any(name.removeprefix("aten::") in kernel for name in REPLACED)
-    )
-
-
-@functools.cache
-def _our_kernels() -> frozenset[str]:
-    path = lightning_kernels.__path__
-    modules = (import_module(m.name) for m in pkgutil.walk_packages(path, "lightning_kernels."))
-    names = (name for module in modules for name in vars(module))
-    return frozenset(name for name in names if name.endswith("_kernel"))
-
-
-class MissingCompilerError(RuntimeError):
+class _MissingCompilerError(RuntimeError):
     """There is no compiler for ``torch.compile`` to use."""
 
 
-class Run:
+class _Run:
     """One variant of one model, fitted again and again.
 
     Attributes:
         milliseconds: Of every step that was timed.
         peak_mib: The most memory that a fit took, ``None`` on a CPU.
-        share: What :func:`share_of_replaced_ops` found; ``None`` where names don't tell.
-        status: ``"ok"``, or ``"missing"`` without a compiler, or ``"failed"``.
-        reason: Why it is not ok.
+        share: The share of the replaced ops; ``None`` where the profiler's names don't tell.
+        failed: The status and the reason, once a fit has failed.
     """
 
     def __init__(
-        self, workload: Workload, variant: Variant, device: torch.device, batches: Sequence[Batch]
-    ) -> None:
-        self._workload, self._variant = workload, variant
-        self._device, self._batches = device, batches
+        self, workload: Workload, variant: Variant, plan: Plan, device: torch.device,
+        batches: Sequence[Batch], clock: Clock,
+    ) -> None:  # fmt: skip
+        self._workload, self._variant, self._plan = workload, variant, plan
+        self._device, self._batches, self._clock = device, batches, clock
         self._module: Training | None = None
         self._fitted: nn.Module | None = None
         self.milliseconds: list[float] = []
         self.peak_mib: float | None = None
         self.share: float | None = None
-        self.status = "ok"
-        self.reason: str | None = None
+        self.failed: Row | None = None
 
     @property
     def fused_layers(self) -> int:
@@ -184,39 +116,37 @@ class Run:
         module = self._module
         return len(module.fused_layers.replaced) if isinstance(module, FusedLayersMixin) else 0
 
-    def prepare(self, plan: Plan) -> None:
+    def prepare(self) -> float:
         """Build the model, and compile, warm up and profile it in a first fit."""
-        self._guarded(functools.partial(self._prepare, plan))
+        return self._guarded(self._prepare)
 
-    def measure(self, plan: Plan) -> float:
-        """Fit, and return the median milliseconds per step; not a number once it has failed."""
-        return (
-            math.nan
-            if self.status != "ok"
-            else self._guarded(functools.partial(self._measure, plan))
-        )
+    def measure(self) -> float:
+        """Fit, and return the median milliseconds per step; nan once a fit has failed."""
+        return math.nan if self.failed else self._guarded(self._measure)
 
     def release(self) -> None:
-        """Forget the model."""
+        """Free the memory of the model."""
         self._module = self._fitted = None
-        _free_memory()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
-    def _prepare(self, plan: Plan) -> float:
-        if self._variant.compiled and self._device.type == "cpu" and not _cxx():
-            raise MissingCompilerError("torch.compile finds no C++ compiler")
-        self._module = self._variant.module(self._workload.make_network())
+    def _prepare(self) -> float:
         compiled = self._variant.compiled
+        if compiled and self._device.type == "cpu" and not _cxx():
+            raise _MissingCompilerError("torch.compile finds no C++ compiler")
+        self._module = self._variant.module(self._workload.make_network())
         self._fitted = torch.compile(self._module) if compiled else self._module  # type: ignore[assignment]
-        last = plan.warm_up + _PROFILED
-        callback = Profile(self._device, plan.warm_up, last - 1)
-        self._fit(callback, last)
+        warm_up = self._plan.warm_up
+        profiled = ShareOfReplacedOps(self._device, warm_up, warm_up + _PROFILED - 1)
+        self._fit(profiled, warm_up + _PROFILED)
         if not (compiled and self._device.type == "cpu"):  # whose fused loops have no names
-            self.share = callback.share
+            self.share = profiled.share
         return math.nan
 
-    def _measure(self, plan: Plan) -> float:
-        steps = Steps(self._device, plan.warm_up)
-        self._fit(steps, plan.warm_up + plan.steps)
+    def _measure(self) -> float:
+        steps = Steps(self._device, self._plan.warm_up, self._clock)
+        self._fit(steps, self._plan.warm_up + self._plan.steps)
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**20
             self.peak_mib = max(peak, self.peak_mib or 0.0)
@@ -226,13 +156,11 @@ class Run:
 
     def _fit(self, callback: Callback, steps: int) -> None:
         assert self._fitted is not None
-        callbacks = [callback, *self._variant.callbacks()]
-        precision = self._workload.precision
         lightning_kernels.set_compiled_norms(self._variant.compiled_norms)
         try:
             train(
-                self._fitted, self._batches, self._device, callbacks,
-                steps=steps, precision=precision,
+                self._fitted, self._batches, self._device, [callback, *self._variant.callbacks()],
+                steps=steps, precision=self._workload.precision,
             )  # fmt: skip
         finally:
             lightning_kernels.set_compiled_norms("kernels")
@@ -241,30 +169,30 @@ class Run:
         try:
             return work()
         except Exception as error:
-            self.status = "missing" if isinstance(error, MissingCompilerError) else "failed"
-            self.reason = f"{type(error).__name__}: {error}"[:500]
+            missing = isinstance(error, _MissingCompilerError)
+            self.failed = failure(error, "missing" if missing else "failed")
         self.release()  # out here, where the traceback no longer holds the tensors
         return math.nan
 
 
 def measure_model(
     workload: Workload, variants: Sequence[str], plan: Plan, device: torch.device,
-    advance: Callable[[], None] = lambda: None,
+    clock: Clock = time.perf_counter, begin: Callable[[str], None] = lambda label: None,
 ) -> list[Row]:  # fmt: skip
-    """Return a row for each variant; they take turns, so that drift hits all of them alike.
+    """Return a row for each variant; the variants take turns, so that drift hits all alike.
 
     Between its turns a model waits in the CPU's memory, where Lightning leaves it.
     """
     batches = workload.make_batches(device)
-    runs = {name: Run(workload, VARIANTS[name], device, batches) for name in variants}
+    runs = {name: _Run(workload, VARIANTS[name], plan, device, batches, clock) for name in variants}
     for run in runs.values():
-        run.prepare(plan)
-        advance()
-    timers = [functools.partial(run.measure, plan) for run in runs.values()]
+        begin(workload.name)
+        run.prepare()
     rounds = []
     for _ in range(plan.rounds):
-        rounds.append(dict(zip(runs, interleave(timers), strict=True)))
-        advance()
+        begin(workload.name)
+        times = take_turns([run.measure for run in runs.values()])
+        rounds.append(dict(zip(runs, times, strict=True)))
     rows = [_row(workload, name, run, rounds) for name, run in runs.items()]
     for run in runs.values():
         run.release()
@@ -272,10 +200,10 @@ def measure_model(
     return rows
 
 
-def _row(workload: Workload, name: str, run: Run, rounds: list[dict[str, float]]) -> Row:
+def _row(workload: Workload, name: str, run: _Run, rounds: list[dict[str, float]]) -> Row:
     row: Row = {"model": workload.name, "variant": name}
-    if run.status != "ok":
-        return {**row, "status": run.status, "reason": run.reason}
+    if run.failed:
+        return {**row, **run.failed}
     milliseconds = statistics.median(run.milliseconds)
     ratios = [times[name] / times["plain"] for times in rounds if "plain" in times]
     comparable = bool(ratios) and not any(map(math.isnan, ratios))
@@ -302,89 +230,71 @@ def _cxx() -> str | None:
     return shutil.which(os.environ.get("CXX", default))
 
 
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fit``."""
+    models, variants, practices = list(ON_GPU), list(VARIANTS), list(overhead.PRACTICES)
     parser.add_argument(
-        "--models", nargs="*", choices=list(ON_GPU), default=list(ON_GPU), metavar="MODEL",
-        help=f"any of {', '.join(ON_GPU)}, or none (default: all)",
+        "--models", nargs="*", choices=models, default=models, metavar="MODEL",
+        help=f"any of {', '.join(models)}, or none (default: all)",
     )  # fmt: skip
     parser.add_argument(
-        "--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS),
-        help="(default: all)",
-    )  # fmt: skip
+        "--variants", nargs="+", choices=variants, default=variants, help="(default: all)"
+    )
     parser.add_argument(
-        "--practices", nargs="*", choices=list(overhead.PRACTICES), metavar="PRACTICE",
-        default=list(overhead.PRACTICES),
-        help=f"whose cost per step to measure: any of {', '.join(overhead.PRACTICES)}, or none"
-        " (default: all)",
+        "--practices", nargs="*", choices=practices, metavar="PRACTICE", default=practices,
+        help="the practices whose cost per step to measure: any of"
+        f" {', '.join(practices)}, or none (default: all)",
     )  # fmt: skip
     parser.add_argument("--short", action="store_true", help="a few steps only")
-    add_out(parser, "fit.json")
-    parser.add_argument("--resume", action="store_true", help="keep what fit.json has, go on")
+    add_out(parser, "fit.json", resume=True)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Measure models, then practices; a failure is a row, and the status 0."""
-    from benchmarks import report
-
     results = Results.create(arguments.out / "fit.json", arguments.resume)
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    console = Console()
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
-        measure_models(results, arguments, progress)
-        measure_practices(results, arguments, progress)
-    _print(results.rows, console)
+    plan = SHORT if arguments.short else FULL
+    parts = len(arguments.models) * (len(arguments.variants) + plan.rounds)
+    with screen.progress(parts + len(arguments.practices)) as begin:
+        _measure_models(results, arguments, plan, begin)
+        for practice in arguments.practices:
+            begin(f"cost of {practice}")
+            key = {"practice": practice, "short": arguments.short}
+            if not results.find(**key):
+                cost = overhead.SHORT if arguments.short else overhead.FULL
+                results.add({**key, **overhead.measure(practice, cost)})
+    _print(results.rows)
     report.write(results, arguments.out)
     return 0
 
 
-def measure_models(results: Results, arguments: argparse.Namespace, progress: Progress) -> None:
+def _measure_models(
+    results: Results, arguments: argparse.Namespace, plan: Plan, begin: Callable[[str], None]
+) -> None:
     """Add the rows of the models, all variants of one at a time."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     workloads = ON_GPU if device.type == "cuda" else ON_CPU
-    plan = SHORT if arguments.short else FULL
     for model in arguments.models:
         workload = workloads[model]
         key = {"model": workload.name, "short": arguments.short}
         todo = [name for name in arguments.variants if not results.find(**key, variant=name)]
-        if not todo:
-            continue
-        task = progress.add_task(workload.name, total=len(todo) + plan.rounds)
-        advance = functools.partial(progress.advance, task)
-        for row in measure_model(workload, todo, plan, device, advance):
-            results.add({**row, "short": arguments.short, "device": device.type})
+        if todo:
+            for row in measure_model(workload, todo, plan, device, begin=begin):
+                results.add({**row, "short": arguments.short, "device": device.type})
 
 
-def measure_practices(results: Results, arguments: argparse.Namespace, progress: Progress) -> None:
-    """Add the rows of the practices."""
-    plan = overhead.SHORT if arguments.short else overhead.FULL
-    task = progress.add_task("cost per step", total=len(arguments.practices))
-    for practice in arguments.practices:
-        progress.update(task, description=f"cost of {practice}")
-        key = {"practice": practice, "short": arguments.short}
-        if not results.find(**key):
-            results.add({**key, **overhead.measure(practice, plan)})
-        progress.advance(task)
-
-
-def _print(rows: Sequence[Row], console: Console) -> None:
-    """Say in a line each what came out."""
+def _print(rows: Sequence[Row]) -> None:
+    """Print the outcome of each row in a line."""
     for row in rows:
         what = row.get("practice") or f"{row['model']}, {row['variant']}"
-        if row["status"] != "ok":
-            console.print(f"{what}: {row['reason']}", markup=False, soft_wrap=True)
+        if not is_ok(row):
+            figures = row["reason"]
         elif "practice" in row:
-            console.print(
-                "{practice}: {microseconds_per_step} ± {spread} us a step, {percent_of_20ms_step} %"
-                " of one of 20 ms (goal: under 1 %)".format(**row),
-                soft_wrap=True,
-            )
+            figures = (
+                "{microseconds_per_step} ± {spread} us a step, {percent_of_20ms_step} % of one of"
+                " 20 ms (goal: under 1 %)"
+            ).format(**row)
         else:
-            figures = "{milliseconds_per_step} ± {spread} ms a step, {fused_layers} layers fused"
-            console.print(f"{what}: {figures.format(**row)}", soft_wrap=True)
+            figures = (
+                "{milliseconds_per_step} ± {spread} ms a step, {fused_layers} layers fused"
+            ).format(**row)
+        screen.say(f"{what}: {figures}")

@@ -1,12 +1,13 @@
-"""What to run when a GPU is at hand for a few minutes: tests and benchmarks, in order of worth.
+"""``gpu-check``: tests and benchmarks for a GPU that is at hand for a few minutes.
 
-Every step is a process group of its own with its own time limit. One that fails or hangs costs the
-others nothing, and what it has written so far is kept.
+Every step is a process group with its own time limit. A step that fails or hangs costs the other
+steps nothing, and the files that it has written are kept.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import json
 import os
@@ -17,15 +18,17 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import report
+from benchmarks import report, screen
 from benchmarks.results import Results, describe_environment
+from benchmarks.rows import cell
+from benchmarks.timing import Clock
 
 ROOT = Path(__file__).parents[1]
 Status = Literal["passed", "failed", "timed out", "no time left", "not possible"]
@@ -37,7 +40,7 @@ PEERS = {
     "quack-kernels": "quack",
     "flag-gems": "flag_gems",
 }
-_LOG_BYTES = 200_000  # the end of a log that is kept
+_LOG_BYTES = 200_000  # of the end of a log are kept
 _GRACE_SECONDS = 5.0  # between asking a step to stop and killing it
 _POLL_SECONDS = 0.2
 _FINISH_SECONDS = 10.0  # kept back for the summary
@@ -52,10 +55,10 @@ class Step:
         name: What the summary calls it.
         command: Its arguments; ``{out}`` stands for a folder to write to, ``{minutes}`` for four
             fifths of its time limit.
-        weight: Its share of the time that is left, against the weights of the steps after it.
+        weight: Its share of the time that is left, relative to the weights of the steps after it.
         log: Name of the log that its output is appended to.
-        keeps: Names of the files to keep of what it writes to ``{out}``.
-        needs: A module without which it is not possible.
+        keeps: Names of the files in ``{out}`` to keep.
+        needs: A module that it needs.
     """
 
     name: str
@@ -117,7 +120,7 @@ def steps() -> list[Step]:
 
 
 def _target() -> str:
-    """Return the compute capability, of those that ``static`` knows, which this GPU's code is."""
+    """Return the compute capability that ``static`` compiles for and that is nearest this GPU's."""
     import torch
 
     major, _ = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
@@ -149,27 +152,26 @@ def main(arguments: argparse.Namespace) -> int:
     return check(steps(), arguments.out, arguments.minutes * 60)
 
 
-def check(todo: Sequence[Step], out: Path, seconds: float) -> int:
-    """Run ``todo`` within ``seconds``, keep what they write in ``out``, print a summary last."""
+def check(todo: Sequence[Step], out: Path, seconds: float, clock: Clock = time.monotonic) -> int:
+    """Run ``todo`` within ``seconds``, keep their files in ``out``, print a summary last."""
     out.mkdir(parents=True, exist_ok=True)
     for name in {"summary.json", *(name for step in todo for name in (step.log, *step.keeps))}:
         (out / name).unlink(missing_ok=True)  # of an earlier check
-    deadline = time.monotonic() + seconds - _FINISH_SECONDS
+    deadline = clock() + seconds - _FINISH_SECONDS
     outcomes: list[Outcome] = []
     environment, absent = describe_environment(), absent_peers()
     print(f"peers absent: {', '.join(absent) or 'none'}", flush=True)
     try:
         for i, step in enumerate(todo):
-            left = deadline - time.monotonic()
+            left = deadline - clock()
             limit = left * step.weight / sum(later.weight for later in todo[i:])
             print(f"{step.name}: at most {limit:.0f} s ...", flush=True)
-            outcomes.append(run(step, out, limit))
+            outcomes.append(_run(step, out, limit, clock))
             print(f"  {outcomes[-1].status}: {outcomes[-1].note}", flush=True)
             _save(out, environment, absent, outcomes)
     finally:
         _print_summary(out, absent, outcomes)
-    passed = len(outcomes) == len(todo) and all(o.status == "passed" for o in outcomes)
-    return 0 if passed else 1
+    return 0 if all(outcome.status == "passed" for outcome in outcomes) else 1
 
 
 def absent_peers() -> list[str]:
@@ -177,41 +179,41 @@ def absent_peers() -> list[str]:
     return [name for name, module in PEERS.items() if importlib.util.find_spec(module) is None]
 
 
-def run(step: Step, out: Path, limit: float) -> Outcome:
+def _run(step: Step, out: Path, limit: float, clock: Clock) -> Outcome:
     """Run one step for at most ``limit`` seconds, then end its whole process group."""
+
+    def outcome(status: Status, note: str, exit_status: int | None = None) -> Outcome:
+        return Outcome(step.name, status, exit_status, clock() - start, limit, note)
+
+    start = clock()
     if step.needs and importlib.util.find_spec(step.needs) is None:
-        return Outcome(
-            step.name, "not possible", None, 0.0, limit, f"{step.needs} is not installed"
-        )
+        return outcome("not possible", f"{step.needs} is not installed")
     if limit < _LEAST_SECONDS:
-        return Outcome(step.name, "no time left", None, 0.0, limit, f"{limit:.0f} s are too few")
+        return outcome("no time left", f"{limit:.0f} s are too few")
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         work, full_log = Path(folder) / "out", Path(folder) / "log"
         work.mkdir()
+        keep = functools.partial(_keep, step, work, out)
         values = {"{out}": str(work), "{minutes}": f"{0.8 * limit / 60:.2f}"}
         command = [values.get(part, part) for part in step.command]
-        start = time.monotonic()
         try:
             with full_log.open("wb") as log:
-                exit_status = _run_group(command, log, start + limit, step, work, out)
+                exit_status = _run_group(command, log, lambda: clock() >= start + limit, keep)
         finally:
-            _keep(step, work, out)
+            keep()
             end = _end_of(full_log)
             with (out / step.log).open("a") as kept:
                 kept.write(f"==== {step.name}: {' '.join(command)}\n{end}\n")
-        seconds = time.monotonic() - start
+    last = ([line.strip() for line in end.splitlines() if line.strip()] or ["no output"])[-1]
     if exit_status is None:
-        status: Status = "timed out"
-    else:
-        status = "passed" if exit_status == 0 else "failed"
-    lines = [line.strip() for line in end.splitlines() if line.strip()]
-    return Outcome(step.name, status, exit_status, seconds, limit, (lines or ["no output"])[-1])
+        return outcome("timed out", last)
+    return outcome("passed" if exit_status == 0 else "failed", last, exit_status)
 
 
 def _run_group(
-    command: Sequence[str], log: Any, deadline: float, step: Step, work: Path, out: Path
+    command: Sequence[str], log: Any, is_late: Callable[[], bool], keep: Callable[[], None]
 ) -> int | None:
-    """Return the exit status of ``command``, ``None`` if it did not end by ``deadline``."""
+    """Return the exit status of ``command``, ``None`` if it has not ended when it ``is_late``."""
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
@@ -225,14 +227,14 @@ def _run_group(
     )  # fmt: skip
     try:
         while not _has_ended(process):
-            if time.monotonic() >= deadline:
-                _signal_group(process, signal.SIGINT)  # a chance to say what is finished
+            if is_late():
+                _signal_group(process, signal.SIGINT)  # a chance to save its results
                 _await_end(process, _GRACE_SECONDS)
                 return None
             _await_end(process, _POLL_SECONDS)
-            _keep(step, work, out)
-    finally:  # the number of a group is free for others once its leader is waited for
-        _signal_group(process, signal.SIGKILL)  # also what an ended step has left behind
+            keep()
+    finally:  # before wait(), which frees the group's number for other processes
+        _signal_group(process, signal.SIGKILL)  # also processes that an ended step has left behind
         process.wait()
     return process.returncode
 
@@ -255,7 +257,7 @@ def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) ->
 
 
 def _keep(step: Step, work: Path, out: Path) -> None:
-    """Copy what ``step`` has written so far, each file whole or not at all."""
+    """Copy the files that ``step`` has written so far, each in one step."""
     for name in step.keeps:
         source, target = work / name, out / name
         if not source.exists():
@@ -290,30 +292,30 @@ def _save(
 
 
 def _print_summary(out: Path, absent: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    """Print what failed, the kernels' figures, and one line for each step at the very end."""
-    screen = report.console()
+    """Print the failures, the kernels' figures, and at the very end one line for each step."""
+    console = screen.console()
     for name in ("kernel_tests.log", "other_tests.log"):
         for line in deque(_failures(out / name), maxlen=20):
-            screen.print(line[:300], markup=False)
+            console.print(line[:300], markup=False)
     with contextlib.suppress(OSError, ValueError):
         rows = Results.load(out / "kernels.json").rows
         figures = Table(*report.SUMMARY_HEADINGS)
         for values in report.summarise(rows):
-            figures.add_row(*map(report.cell, values))
-        screen.print(figures)
+            figures.add_row(*map(cell, values))
+        console.print(figures)
         for left in report.not_measured(rows)[-1:]:
-            screen.print(left[:3000], markup=False)
+            console.print(left[:3000], markup=False)
     table = Table("step", "status", "seconds", "limit", "last line")
     for outcome in outcomes:
         style = None if outcome.status == "passed" else "bold red"
         figures_of = (f"{outcome.seconds:.0f}", f"{outcome.limit:.0f}", Text(outcome.note[:90]))
         table.add_row(outcome.name, outcome.status, *figures_of, style=style)
-    screen.print(f"peers absent: {', '.join(absent) or 'none'}; files in {out}", markup=False)
-    screen.print(table)
+    console.print(f"peers absent: {', '.join(absent) or 'none'}; files in {out}", markup=False)
+    console.print(table)
 
 
 def _failures(log: Path) -> list[str]:
-    """Return the lines in which pytest names what failed."""
+    """Return the lines in which pytest names the tests that failed."""
     if not log.exists():
         return []
     lines = log.read_text(errors="replace").splitlines()

@@ -2,65 +2,67 @@
 
 import argparse
 import math
+import statistics
 import sys
 import time
 from collections.abc import Iterator
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.contenders import Case
-from benchmarks.kernel_rows import COPY, CRASHED, TIMEOUT, copy_row, replace
-from benchmarks.providers import OURS, PROVIDERS
-from benchmarks.race import GpuLostError, Race, Settings
+from benchmarks import report, screen
+from benchmarks.cases import Case
+from benchmarks.kernel_rows import CRASHED, TIMEOUT, blank_row
+from benchmarks.ops import DTYPES, OPS
+from benchmarks.race import GpuLostError, Race, Settings, copies
 from benchmarks.results import Results, add_out
-from benchmarks.shapes import DTYPES, OPS
-from benchmarks.timing import Budget, Timer, make_timer, measure_copies
+from benchmarks.rows import COPY, OURS, Row
+from benchmarks.timers import Timer, make_timer
+from benchmarks.timing import Budget, Clock, interleave, spread_of
 
 INTERRUPTED = 130
 QUICK_MINUTES = 7.5
 _CPU_ELEMENTS = 1 << 16
+_GPU_COPIES = (256 << 20, 512 << 20, 1 << 30, 2 << 30)  # bytes moved
+_CPU_COPIES = (8 << 20, 32 << 20)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``kernels``."""
-    peers = list(dict.fromkeys(p.name for p in PROVIDERS if p.name != OURS))
+    ops = [name for name, op in OPS.items() if op.shapes]
+    peers = list(dict.fromkeys(p.name for op in OPS.values() for p in op.providers))[1:]
     add = parser.add_argument
-    add("--ops", nargs="+", choices=list(OPS), default=list(OPS), help="(default: all)")
+    add("--ops", nargs="+", choices=ops, default=ops, metavar="OP", help=", ".join(ops))
     add("--shapes", choices=["quick", "full"], default="quick", help="(default: %(default)s)")
     add("--dtypes", nargs="+", choices=list(DTYPES), help="(default: bf16 if quick, else all)")
     add("--peers", nargs="+", choices=peers, help="(default: all that suit this machine)")
     add("--seconds", type=float, help="of timing per case and direction (default: 0.4, full 1.5)")
     add("--minutes", type=float, help=f"for all (default: {QUICK_MINUTES} if quick, else no limit)")
-    add("--resume", action="store_true", help="keep what kernels.json has, go on")
-    add_out(parser, "kernels.json")
+    add_out(parser, "kernels.json", resume=True)
 
 
-def main(arguments: argparse.Namespace) -> int:
+def main(
+    arguments: argparse.Namespace, timer: Timer | None = None, clock: Clock = time.monotonic
+) -> int:
     """Measure; return 1 if ours was wrong or failed, or the GPU was lost, 130 if interrupted."""
-    from benchmarks.report import write
-
-    console = Console(stderr=True, highlight=False)
     try:
         results = Results.create(arguments.out / "kernels.json", arguments.resume)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
     if not torch.cuda.is_available():
-        console.print(
-            "No GPU: wall-clock times on the CPU, shapes made small. They test the harness and are"
-            " not a figure of the kernels.",
-            soft_wrap=True,
+        print(
+            "No GPU: wall-clock times on the CPU, of shapes made small. They test the benchmarks"
+            " and are not figures of the kernels.",
+            file=sys.stderr,
         )
     try:
-        lost = _run(arguments, results, console)
+        lost = _run(arguments, results, timer or make_timer(), clock)
     except KeyboardInterrupt:
         kept = f"kept {len(results.rows)} rows in {results.path}, --resume goes on from there"
         print(f"\ninterrupted: {kept}", file=sys.stderr)
         return INTERRUPTED
-    write(results, arguments.out)
-    unfinished = [row for row in results.rows if row["status"] == TIMEOUT]
+    report.write(results, arguments.out)
+    unfinished = results.find(status=TIMEOUT)
     if lost:
         print(f"{lost}; --resume goes on without that provider on that case", file=sys.stderr)
     elif unfinished:
@@ -71,19 +73,6 @@ def main(arguments: argparse.Namespace) -> int:
     for row in bad:
         print("ours is {status}: {op} {shape} {dtype} {reason}".format(**row), file=sys.stderr)
     return 1 if bad or lost else 0
-
-
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """Return what the command line asks for."""
-    quick = arguments.shapes == "quick"
-    minutes = arguments.minutes or (QUICK_MINUTES if quick else math.inf)
-    return Settings(
-        peers=None if arguments.peers is None else tuple(arguments.peers),
-        quick=quick,
-        budget=Budget(arguments.seconds or (0.4 if quick else 1.5)),
-        preparation_seconds=60.0 if quick else 600.0,
-        deadline=time.monotonic() + minutes * 60,
-    )
 
 
 def plan(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]:
@@ -99,31 +88,53 @@ def plan(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]:
                     yield Case(name, sized, dtype, layout)
 
 
-def _run(arguments: argparse.Namespace, results: Results, console: Console) -> str | None:
+def _run(arguments: argparse.Namespace, results: Results, timer: Timer, clock: Clock) -> str | None:
     """Measure all cases; return why the GPU was lost, ``None`` if it was not."""
-    settings = settings_of(arguments)
-    timer = make_timer()
+    quick = arguments.shapes == "quick"
+    minutes = arguments.minutes or (QUICK_MINUTES if quick else math.inf)
+    settings = Settings(
+        peers=None if arguments.peers is None else tuple(arguments.peers),
+        quick=quick,
+        budget=Budget(arguments.seconds or (0.4 if quick else 1.5)),
+        preparation_seconds=60.0 if quick else 600.0,
+        deadline=clock() + minutes * 60,
+    )
     cases = list(plan(arguments, timer.device))
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    # No thread of its own: it would take the host's time from what is measured.
-    with Progress(
-        *columns, TimeElapsedColumn(), console=console, transient=True, auto_refresh=False
-    ) as progress:
-        task = progress.add_task("copy bandwidth", total=len(cases))
-        progress.refresh()
-        race = Race(timer, results, settings, _record_copies(timer, results, settings))
+    with screen.progress(1 + len(cases)) as begin:
+        begin("copy bandwidth")
+        rows = measure_copies(timer, settings.budget, clock)
+        results.replace({"op": COPY}, rows)
+        bandwidth = max(row["gbytes_per_s"] for row in rows) * 1e9
+        race = Race(timer, results, settings, bandwidth, clock)
         for case in cases:
-            progress.update(task, description=" ".join(case.key().values()), refresh=True)
+            begin(" ".join(case.key().values()))
             try:
                 race.run(case)
             except GpuLostError as error:
                 return str(error)
-            progress.update(task, advance=1, refresh=True)
     return None
 
 
-def _record_copies(timer: Timer, results: Results, settings: Settings) -> float:
-    """Add the rows of the large copies; return the highest bandwidth in bytes per second."""
-    measured = measure_copies(timer, settings.budget)
-    replace(results, {"op": COPY}, [copy_row(copy) for copy in measured])
-    return max(copy.bandwidth for copy in measured)
+def measure_copies(timer: Timer, budget: Budget, clock: Clock = time.perf_counter) -> list[Row]:
+    """Return a row for copies of each large size: the highest bandwidth sets the floors."""
+    rows: list[Row] = []
+    for moved in _GPU_COPIES if timer.device.type == "cuda" else _CPU_COPIES:
+        if moved * 5 > timer.free_bytes() and rows:
+            break
+        with timer.context():
+            calls = copies(moved, 4, timer.device)
+        prepared = timer.prepare(calls)
+        samples, errors = interleave({COPY: prepared.lap}, budget, clock)
+        if errors:
+            raise errors[COPY]
+        seconds = statistics.median(samples[COPY])
+        rows.append(
+            blank_row()
+            | {
+                "op": COPY, "shape": f"{moved >> 20} MiB", "dims": [moved // 8], "dtype": "int32",
+                "layout": "contiguous", "direction": "forward", "provider": COPY, "status": "ok",
+                "timer": prepared.timer, "microseconds": seconds * 1e6, "bytes": moved,
+                "spread": spread_of(samples[COPY]) * 1e6, "gbytes_per_s": moved / seconds / 1e9,
+            }
+        )  # fmt: skip
+    return rows

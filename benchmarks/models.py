@@ -1,4 +1,4 @@
-"""The models that ``fit`` trains, their data, and the way it trains them."""
+"""The models that ``fit`` trains, their data, and how it trains them."""
 
 import contextlib
 import dataclasses
@@ -35,10 +35,10 @@ class Workload:
         make: Builds the network, with random weights.
         batch_size: Samples in a batch.
         sample: Shape of an image, or of a sequence of tokens.
-        classes: How many classes, or tokens, there are.
+        classes: Number of classes, or of different tokens.
         unit: What a sample is.
-        precision: Of the Trainer.
-        channels_last: Whether images and weights are.
+        precision: Precision of the Trainer.
+        channels_last: Whether images and weights have this layout.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Workload:
         return network.to(memory_format=torch.channels_last) if self.channels_last else network
 
     def make_batches(self, device: torch.device) -> list[Batch]:
-        """Draw batches on ``device``: random, for zeros would compute faster than data do."""
+        """Draw random batches on ``device``: a GPU computes faster on zeros than on data."""
         generator = torch.Generator(device).manual_seed(0)
         shape = (self.batch_size, *self.sample)
         batches = []
@@ -75,7 +75,7 @@ class Workload:
 
 
 class CausalTransformer(nn.Module):
-    """A language model of GPT's kind: embeddings, masked pre-norm blocks, a linear head."""
+    """A language model: embeddings, masked pre-norm blocks, a linear head."""
 
     mask: Tensor
 
@@ -86,7 +86,7 @@ class CausalTransformer(nn.Module):
         block = nn.TransformerEncoderLayer(
             width, heads, 4 * width, _DROP_RATE, "gelu", batch_first=True, norm_first=True
         )
-        block.self_attn.dropout = 0.0  # inside attention, where no layer can replace it
+        block.self_attn.dropout = 0.0  # inside attention, which surgery does not replace
         self.blocks = nn.TransformerEncoder(
             block, depth, nn.LayerNorm(width), enable_nested_tensor=False
         )
@@ -146,7 +146,7 @@ ON_CPU = {
 
 
 class Training(LightningModule):
-    """Trains a network to classify, with nothing in the way; logs ``loss`` once an epoch."""
+    """Trains a network to classify and does no more than that; logs ``loss`` once an epoch."""
 
     def __init__(self, network: nn.Module, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -182,7 +182,7 @@ class Variant:
     Attributes:
         module: The class to train.
         callbacks: Makes its callbacks.
-        compiled: Whether under ``torch.compile``.
+        compiled: Whether it runs under ``torch.compile``.
         compiled_norms: See :func:`lightning_kernels.set_compiled_norms`.
     """
 
@@ -217,12 +217,12 @@ def train(
     epochs: int = 1,
     precision: Literal["bf16-mixed", "32-true"] = "32-true",
 ) -> Trainer:
-    """Fit ``module``, compiled or not, for ``epochs`` of ``steps`` batches that wait in memory.
+    """Fit ``module``, compiled or not, for ``epochs`` of ``steps`` batches that are in memory.
 
-    On the CPU, where the models are small, one thread does it all.
+    On the CPU one thread computes.
 
     Raises:
-        KeyboardInterrupt: If interrupted; Lightning would exit instead, and ignore the next one.
+        KeyboardInterrupt: If interrupted, where Lightning would exit and ignore a second one.
     """
     data: Any = [batches[step % len(batches)] for step in range(steps)]
     handler = signal.getsignal(signal.SIGINT)
@@ -249,7 +249,7 @@ def train(
 
 @contextlib.contextmanager
 def one_thread(wanted: bool) -> Iterator[None]:
-    """Compute on one thread: where others compute too, several would wait for the slowest."""
+    """Compute on one thread: several would wait for the slowest on a machine that is busy."""
     threads = torch.get_num_threads()
     if wanted:
         torch.set_num_threads(1)
@@ -261,7 +261,7 @@ def one_thread(wanted: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Lightning from advising on each of many fits."""
+    """Silence Lightning's advice, which each of many fits would repeat."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -269,7 +269,7 @@ def quiet() -> Iterator[None]:
         # The data need no workers, and few steps make an epoch.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, on torch 2.12 and later
-        warnings.filterwarnings("ignore", "GPU available but not used.*")  # meant so
+        warnings.filterwarnings("ignore", "GPU available but not used.*")
         try:
             yield
         finally:

@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+import itertools
+import shutil
 import statistics
 import tempfile
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,8 +18,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from benchmarks.models import Training, train
-from benchmarks.pairs import interleave, spread_of
-from benchmarks.results import Row
+from benchmarks.rows import Row, failure
+from benchmarks.timing import Clock, spread_of, take_turns
 from lightning_practices.callbacks import (
     DropRateSchedule,
     EarlyStopping,
@@ -42,7 +45,7 @@ from lightning_practices.mixins import (
 
 STEP_MICROSECONDS = 20_000  # the step of a fast training, which a practice may lengthen by
 GOAL_PERCENT = 1.0
-STEPS = 100  # in an epoch: what a practice does once an epoch counts a hundredth
+STEPS = 100  # in an epoch: the cost of a practice once an epoch counts a hundredth
 _NEVER = 10**9
 _WIDTH = 8
 
@@ -59,7 +62,7 @@ def _callback(make: Callable[..., Callback], **kwargs: Any) -> Callable[[], Fit]
 
 
 class _Undecayed(Training):
-    """Without the weight decay of which a penalty warns."""
+    """Has no weight decay, which a penalty warns about."""
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -67,7 +70,7 @@ class _Undecayed(Training):
 
 
 class _BuiltIns(Training):
-    """Clips and has a schedule as Lightning's users have them without this package."""
+    """Clips and has a schedule with Lightning alone."""
 
     @override
     def configure_optimizers(self) -> Any:
@@ -94,20 +97,20 @@ def _mixin(
 
 def _with_dropout() -> Fit:
     module, _ = bare()
-    module.dropout = nn.Dropout()  # has its rate set, and isn't run: the fit without has none
+    module.dropout = nn.Dropout()  # its rate is set, and it isn't run, as in the fit without it
     return module, [DropRateSchedule()]
 
 
 def _with_curves() -> Fit:
-    folder = tempfile.TemporaryDirectory()
-    curves = LearningCurves(f"{folder.name}/curves.png")
-    curves.folder = folder  # type: ignore[attr-defined]  # goes when it does
+    folder = tempfile.mkdtemp()
+    curves = LearningCurves(f"{folder}/curves.png")
+    weakref.finalize(curves, shutil.rmtree, folder)
     return bare()[0], [curves]
 
 
 BUILT_INS = "Lightning's own clipping, schedule, early stopping"  # the peer of TrainingPractices
 
-# A practice is a line; it may not end the fit.
+# No practice may end the fit.
 PRACTICES: dict[str, Callable[[], Fit]] = {
     "DropRateSchedule": _with_dropout,
     "EarlyStopping": _callback(
@@ -145,18 +148,20 @@ FULL = Plan()
 SHORT = Plan(rounds=5, epochs=3)
 
 
-def measure(practice: str, plan: Plan) -> Row:
+def measure(practice: str, plan: Plan, clock: Clock = time.perf_counter) -> Row:
     """Return the figures of one practice, or why there are none.
 
-    Fits without and with it alternate (without, with, with, without); the row has the median over
+    Fits without and with it alternate (without, with, with, without). The row has the median over
     the rounds of the difference, and its interquartile range.
     """
-    fits = (bare, PRACTICES[practice])
-    timers = [functools.partial(_microseconds_per_step, fit, plan.epochs) for fit in fits]
+    laps = [
+        functools.partial(_microseconds_per_step, fit, plan.epochs, clock)
+        for fit in (bare, PRACTICES[practice])
+    ]
     try:
-        rounds = [interleave(timers) for _ in range(plan.rounds)]
+        rounds = [take_turns(laps) for _ in range(plan.rounds)]
     except Exception as error:
-        return {"status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
+        return failure(error)
     added = [with_it - without for without, with_it in rounds]
     microseconds = statistics.median(added)
     percent = 100 * microseconds / STEP_MICROSECONDS
@@ -174,26 +179,25 @@ def measure(practice: str, plan: Plan) -> Row:
 class _EpochStarts(Callback):
     """Remember when each epoch began."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.seconds: list[float] = []
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds.append(time.perf_counter())
+        self.seconds.append(self._clock())
 
 
-def _microseconds_per_step(make: Callable[[], Fit], epochs: int) -> float:
-    """Return that of the shortest epoch, from its start to the next one's.
+def _microseconds_per_step(make: Callable[[], Fit], epochs: int, clock: Clock) -> float:
+    """Return the microseconds of a step of the shortest epoch, from its start to the next start.
 
-    Shortest because whatever else the machine does only adds. Of the epochs fitted the first warms
-    up, and the last only ends the one before it.
+    The shortest, because other work of the machine only adds. The first epoch fitted is a warm-up,
+    and the last only ends the one before it.
     """
     module, callbacks = make()
-    starts = _EpochStarts()
+    starts = _EpochStarts(clock)
     batches = [(torch.randn(_WIDTH, _WIDTH), torch.arange(_WIDTH))]
     cpu = torch.device("cpu")
     train(module, batches, cpu, [starts, *callbacks], steps=STEPS, epochs=epochs + 2)
-    lengths = [
-        end - start for start, end in zip(starts.seconds[1:-1], starts.seconds[2:], strict=True)
-    ]
-    return min(lengths) / STEPS * 1e6
+    seconds = starts.seconds[1:]
+    return min(end - start for start, end in itertools.pairwise(seconds)) / STEPS * 1e6

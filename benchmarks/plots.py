@@ -4,25 +4,23 @@ import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from benchmarks.report import COPY, OURS, grouped, kind_of, numbers, providers_of
-from benchmarks.results import Row
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # its default canvas is Agg, which needs no display
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
-if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from benchmarks.rows import COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
 
 _DPI = 110
 # Okabe and Ito's colours, told apart by colour-blind readers too; ours always has the first.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vP*X"
 _DECADE = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
-class Bar:
+class _Bar:
     """One bar: ``label`` names its line, ``hue`` its colour; ``spread`` is drawn if known."""
 
     label: str
@@ -32,7 +30,7 @@ class Bar:
 
 
 def draw(rows: Sequence[Row], prefix: Path) -> list[Path]:
-    """Draw what ``rows`` have measured.
+    """Draw the measured ones of ``rows``.
 
     Args:
         rows: Rows of any kinds.
@@ -42,15 +40,15 @@ def draw(rows: Sequence[Row], prefix: Path) -> list[Path]:
         The files written: for kernels two for each op, for other kinds one each.
     """
     figures: dict[str, Figure] = {}
-    ok = [row for row in rows if row.get("status", "ok") == "ok"]
+    ok = [row for row in rows if is_ok(row)]
     kernels = [row for row in ok if kind_of(row) == "kernels" and row["op"] != COPY]
     for (op,), of_op in grouped(kernels, "op").items():
         if numbers(of_op, "gbytes_per_s"):
-            figures[f"{op}_bandwidth"] = _bandwidth(op, of_op)
+            figures[f"{op}_bandwidth"] = bandwidth(op, of_op)
         ours = [row for row in of_op if row["provider"] == OURS]
         if numbers(ours, "ratio_to_best_peer"):
             figures[f"{op}_ratio"] = _kernel_ratios(op, ours)
-    for kind, figure_of in _BARS.items():
+    for kind, figure_of in _FIGURES.items():
         of_kind = [row for row in ok if kind_of(row) == kind]
         figure = figure_of(of_kind) if of_kind else None
         if figure is not None:
@@ -63,21 +61,17 @@ def draw(rows: Sequence[Row], prefix: Path) -> list[Path]:
     return paths
 
 
-def _figure(
-    rows: int, columns: int, size: tuple[float, float]
-) -> "tuple[Figure, list[list[Axes]]]":
+def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
     """Return a figure of panels, each of ``size`` in inches."""
-    from matplotlib.figure import Figure  # its default canvas is Agg: no display needed
-
     figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.8), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
-def _bandwidth(op: str, rows: Sequence[Row]) -> "Figure":
+def bandwidth(op: str, rows: Sequence[Row]) -> Figure:
     """Draw GB/s over size for every provider; a panel for each type, layout and direction."""
     groups = grouped(rows, "dtype", "layout")
     directions = list(grouped(rows, "direction"))
-    figure, panels = _figure(len(groups), len(directions), (4.6, 3.3))
+    figure, panels = _panels(len(groups), len(directions), (4.6, 3.3))
     names = providers_of(rows)
     for line, ((dtype, layout), group) in zip(panels, groups.items(), strict=True):
         for axes, (direction,) in zip(line, directions, strict=True):
@@ -91,14 +85,12 @@ def _bandwidth(op: str, rows: Sequence[Row]) -> "Figure":
     return figure
 
 
-def _bandwidth_panel(axes: "Axes", rows: Sequence[Row], names: Sequence[str]) -> None:
-    from matplotlib.ticker import EngFormatter
-
+def _bandwidth_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> None:
     for i, name in enumerate(names):
         points = [(_size(row), row["gbytes_per_s"]) for row in rows if row["provider"] == name]
         weight = 2.4 if name == OURS else 1.2
         axes.plot(
-            *_medians(points), label=name, color=_COLOURS[i % 8], marker=_MARKERS[i % 8],
+            *_medians(points), label=name, color=COLOURS[i % 8], marker=_MARKERS[i % 8],
             linewidth=weight, markersize=4 + weight, zorder=3 if name == OURS else 2,
         )  # fmt: skip
     floor = [
@@ -122,7 +114,7 @@ def _size(row: Row) -> float:
 
 
 def _medians(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Return sizes in order and the median over the points of about that size."""
+    """Return the sizes in order, and the median over the points of about each size."""
     at: dict[str, list[tuple[float, float]]] = {}
     for point in sorted(points):
         at.setdefault(f"{point[0]:.3g}", []).append(point)
@@ -130,25 +122,24 @@ def _medians(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
     return sizes, [statistics.median(value for _, value in group) for group in at.values()]
 
 
-def _kernel_ratios(op: str, rows: Sequence[Row]) -> "Figure":
+def _kernel_ratios(op: str, rows: Sequence[Row]) -> Figure:
+    measured = [row for row in rows if row.get("ratio_to_best_peer") is not None]
     panels = {
         dtype: [
-            Bar(_label(row, "layout", "shape"), str(row["direction"]), row["ratio_to_best_peer"])
+            _Bar(_label(row, "layout", "shape"), str(row["direction"]), row["ratio_to_best_peer"])
             for row in of_dtype
-            if row.get("ratio_to_best_peer") is not None
         ]
-        for (dtype,), of_dtype in grouped(rows, "dtype").items()
+        for (dtype,), of_dtype in grouped(measured, "dtype").items()
     }
-    title = f"{op}: the best peer's time over ours\n(right of 1 is faster)"
-    return _ratio_bars(title, panels)
+    return _ratio_bars(f"{op}: the best peer's time over ours\n(right of 1 is faster)", panels)
 
 
-def _cpu(rows: Sequence[Row]) -> "Figure":
+def _cpu(rows: Sequence[Row]) -> Figure:
     panels = {
         dtype: [
-            Bar(
+            _Bar(
                 f"{_label(row, 'op', 'shape')}\nvs. {row['peer']}",
-                str(row.get("direction") or "call"), row["ratio"], row.get("spread"),
+                str(row["direction"]), row["ratio"], row.get("spread"),
             )
             for row in of_dtype
         ]
@@ -157,24 +148,24 @@ def _cpu(rows: Sequence[Row]) -> "Figure":
     return _ratio_bars("CPU: our time over the peer's\n(left of 1 is faster)", panels)
 
 
-def _fit(rows: Sequence[Row]) -> "Figure | None":
-    panels: dict[str, list[Bar]] = {
+def _fit(rows: Sequence[Row]) -> Figure | None:
+    panels: dict[str, list[_Bar]] = {
         "samples per second": [], "milliseconds per step": [], "peak memory (MiB)": []
     }  # fmt: skip
     for row in rows:
-        rates = [row[name] for name in row if name.endswith("_per_s")]  # images or sequences
+        rate = next((row[name] for name in row if name.endswith("_per_s")), None)
         spread = row.get("spread")
-        figures = (rates[0] if rates else None, row["milliseconds_per_step"], row.get("peak_mib"))
+        figures = (rate, row["milliseconds_per_step"], row.get("peak_mib"))
         for bars, value, error in zip(panels.values(), figures, (None, spread, None), strict=True):
             if value is not None:
-                bars.append(Bar(str(row["model"]), str(row["variant"]), value, error))
+                bars.append(_Bar(str(row["model"]), str(row["variant"]), value, error))
     panels = {heading: bars for heading, bars in panels.items() if bars}
     return _bars("Training steps", panels) if panels else None
 
 
-def _overhead(rows: Sequence[Row]) -> "Figure | None":
+def _overhead(rows: Sequence[Row]) -> Figure | None:
     bars = [
-        Bar(str(row["practice"]), "", row["percent_of_20ms_step"])
+        _Bar(str(row["practice"]), "", row["percent_of_20ms_step"])
         for row in rows
         if row.get("percent_of_20ms_step") is not None
     ]
@@ -185,7 +176,7 @@ def _overhead(rows: Sequence[Row]) -> "Figure | None":
     return figure
 
 
-_BARS: "dict[str, Callable[[Sequence[Row]], Figure | None]]" = {
+_FIGURES: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
     "cpu": _cpu,
     "fit": _fit,
     "overhead": _overhead,
@@ -196,10 +187,8 @@ def _label(row: Row, *fields: str) -> str:
     return " ".join(str(row[name]) for name in fields if row.get(name))
 
 
-def _ratio_bars(title: str, panels: dict[str, list[Bar]]) -> "Figure":
-    """Draw bars that grow from 1, to the left and to the right alike."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
+def _ratio_bars(title: str, panels: dict[str, list[_Bar]]) -> Figure:
+    """Draw bars that start at 1 and grow to the left or to the right, on a logarithmic scale."""
     figure = _bars(title, panels, start=1.0)
     values = [bar.value for bars in panels.values() for bar in bars]
     for axes in figure.axes:
@@ -211,25 +200,23 @@ def _ratio_bars(title: str, panels: dict[str, list[Bar]]) -> "Figure":
     return figure
 
 
-def _bars(title: str, panels: dict[str, list[Bar]], start: float = 0.0) -> "Figure":
+def _bars(title: str, panels: dict[str, list[_Bar]], start: float = 0.0) -> Figure:
     """Draw a panel of horizontal bars for each item of ``panels``, grouped by label."""
     labels = list(dict.fromkeys(bar.label for bars in panels.values() for bar in bars))
     hues = list(dict.fromkeys(bar.hue for bars in panels.values() for bar in bars))
     lines = sum(max(len(hues), label.count("\n") + 1) for label in labels)
-    figure, grid = _figure(1, len(panels), (5.4, 0.8 + 0.19 * lines))
+    figure, grid = _panels(1, len(panels), (5.4, 0.8 + 0.19 * lines))
     thickness = 0.84 / len(hues)
     for axes, (heading, bars) in zip(grid[0], panels.items(), strict=True):
         for i, hue in enumerate(hues):
             mine = [bar for bar in bars if bar.hue == hue]
-            places = [labels.index(bar.label) + (i + 0.5) * thickness - 0.42 for bar in mine]
             drawn = axes.barh(
-                places, [bar.value - start for bar in mine], left=start, height=thickness,
-                color=_COLOURS[i % 8], label=hue, xerr=[bar.spread or 0.0 for bar in mine],
+                [labels.index(bar.label) + (i + 0.5) * thickness - 0.42 for bar in mine],
+                [bar.value - start for bar in mine], left=start, height=thickness,
+                color=COLOURS[i % 8], label=hue, xerr=[bar.spread or 0.0 for bar in mine],
                 error_kw={"elinewidth": 0.8, "ecolor": "#555555"},
             )  # fmt: skip
-            texts = [
-                f"{bar.value:,.3g}" if bar.value < 1e3 else f"{bar.value:,.0f}" for bar in mine
-            ]
+            texts = [format(bar.value, ",.3g" if bar.value < 1e3 else ",.0f") for bar in mine]
             axes.bar_label(drawn, texts, padding=3, fontsize=7)
         axes.set_title(heading)
         axes.set_yticks(range(len(labels)), labels, fontsize=8)
@@ -245,8 +232,8 @@ def _bars(title: str, panels: dict[str, list[Bar]], start: float = 0.0) -> "Figu
     return figure
 
 
-def _add_legend(figure: "Figure", panels: "Sequence[Axes]") -> None:
-    """Put one legend of what any panel shows under them all."""
+def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put one legend for all panels under them."""
     handles: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

@@ -1,18 +1,16 @@
 """``profile``: one op under torch's profiler, ours and eager: a trace and a table each."""
 
 import argparse
-import functools
 import sys
-from collections.abc import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
-from benchmarks.contenders import Case, make_calls
-from benchmarks.providers import EAGER, OURS, Provider, providers_of
+from benchmarks.cases import Case, make_calls
+from benchmarks.ops import DTYPES, OPS
+from benchmarks.providers import Provider
 from benchmarks.results import add_out
-from benchmarks.shapes import DTYPES, OPS
-from benchmarks.timing import first_line
+from benchmarks.rows import EAGER, OURS, first_line
 
 _STEPS = 5  # traced, after as many to warm up
 _CPU_ELEMENTS = 1 << 20
@@ -22,7 +20,8 @@ _ROWS = 30
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``profile``."""
     add = parser.add_argument
-    add("op", choices=list(OPS), metavar="OP", help=", ".join(OPS))
+    ops = [name for name, op in OPS.items() if op.shapes]
+    add("op", choices=ops, metavar="OP", help=", ".join(ops))
     add("--shape", metavar="NAME", help="(default: the op's first of a quick run)")
     add("--dtype", choices=list(DTYPES), default="bf16", help="(default: %(default)s)")
     add("--layout", metavar="LAYOUT", help="(default: the shape's first)")
@@ -85,7 +84,7 @@ def providers_named(op: str, names: list[str]) -> list[Provider]:
     Raises:
         ValueError: If there is none of a name.
     """
-    known = {provider.name: provider for provider in providers_of(op)}
+    known = {provider.name: provider for provider in OPS[op].providers}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"{op} has no provider {unknown[0]}, but {', '.join(known)}")
@@ -98,15 +97,13 @@ def _profile(case: Case, provider: Provider, device: torch.device) -> profile:
     function = provider.make()
     inputs = provider.prepare(case.draw(device))
     grad = torch.randn_like(function(*inputs))
-    passes: dict[str, Callable[[], object]] = {
+    passes = {
         direction: make_calls(function, [inputs], [grad], direction)[0]
         for direction in ("forward", "backward")
         if direction in case.op.directions
     }
-    wait = functools.partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
-    activities = [ProfilerActivity.CPU]
-    if device.type == "cuda":
-        activities.append(ProfilerActivity.CUDA)
+    on_cuda = device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])]
     plan = schedule(wait=0, warmup=_STEPS, active=_STEPS, repeat=1)
     profiler = profile(activities=activities, schedule=plan, profile_memory=True, acc_events=True)
     with profiler:
@@ -114,8 +111,8 @@ def _profile(case: Case, provider: Provider, device: torch.device) -> profile:
             for direction, call in passes.items():
                 with record_function(f"{provider.name} {direction}"):
                     call()
-            if wait is not None:
-                wait()
+            if on_cuda:
+                torch.cuda.synchronize(device)
             profiler.step()
     return profiler
 

@@ -1,6 +1,7 @@
-"""One case: every provider checked, then all of them timed in turns, and what rows that makes."""
+"""One case: every provider is checked, then all are timed in turns, and each gets a row."""
 
 import dataclasses
+import functools
 import math
 import statistics
 import sys
@@ -10,39 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Case, Contender, empty_host_seconds, make_calls, saved_bytes
+from benchmarks.cases import Case, empty_host_seconds, make_calls, saved_bytes
 from benchmarks.correctness import OUR_FACTOR, PEER_FACTOR, Float64, check_dropout
-from benchmarks.kernel_rows import (
-    COPY,
-    CRASHED,
-    TIMEOUT,
-    blank_row,
-    bound,
-    figures,
-    outcome,
-    replace,
-    with_ratios,
-)
-from benchmarks.providers import (
-    AUTOTUNED,
-    COMPILED,
-    OURS,
-    Inputs,
-    Provider,
-    providers_of,
-    reference_of,
-)
-from benchmarks.results import Results, Row
-from benchmarks.shapes import DTYPES
-from benchmarks.timing import (
-    Budget,
-    Lap,
-    Timer,
-    copies,
-    first_line,
-    interleave,
-    time_limit,
-)
+from benchmarks.kernel_rows import CRASHED, TIMEOUT, blank_row, bound, figures, with_ratios
+from benchmarks.ops import DTYPES
+from benchmarks.providers import AUTOTUNED, COMPILED, Function, Inputs, Provider
+from benchmarks.results import Results, version_of
+from benchmarks.rows import COPY, EAGER, OURS, Row, first_line
+from benchmarks.timers import Call, Prepared, Timer
+from benchmarks.timing import Budget, Clock, Lap, interleave, time_limit
 
 _LAP_BYTES = 1 << 30  # moved by the calls of a lap: several times a cache, and long beside a launch
 _LEAST_SETS, _MOST_SETS = 4, 64
@@ -59,10 +36,10 @@ class Settings:
 
     Attributes:
         peers: Names of the providers besides ours; ``None`` for all that suit the machine.
-        quick: Whether to leave out what takes long.
+        quick: Whether to leave out providers that take long.
         budget: For the timed rounds of one case and direction.
         preparation_seconds: Longest compiling and tuning of one provider on one case.
-        deadline: When to start no further case, by ``time.monotonic``.
+        deadline: When to start no further case, by the clock of the race.
     """
 
     peers: tuple[str, ...] | None = None
@@ -72,25 +49,51 @@ class Settings:
     deadline: float = math.inf
 
 
+@dataclasses.dataclass
+class _Contender:
+    """A provider on a case.
+
+    Attributes:
+        provider: The provider.
+        row: The fields of its row so far.
+        function: Its function, if the check has found it right.
+        sets: Its inputs, one tuple for each call of a lap.
+        prepared: Its calls in one direction.
+    """
+
+    provider: Provider
+    row: Row
+    function: Function | None = None
+    sets: Sequence[Inputs] = ()
+    prepared: Prepared | None = None
+
+    def fail(self, status: str, reason: str) -> None:
+        """Take the provider out of the race."""
+        self.row |= {"status": status, "reason": reason}
+        self.function = self.prepared = None
+
+
 class Race:
-    """Measures cases and adds their rows, a direction's all at once.
+    """Measures cases and adds their rows, all rows of a direction at once.
 
     Args:
-        timer: The device's.
-        results: Where the rows go. What they have is not measured again.
+        timer: The timer of the device.
+        results: Where the rows go. Rows that are there are not measured again.
         settings: What to measure.
         bandwidth: Bytes per second that a large copy moves in this run.
+        clock: Returns the time in seconds, for the budget and the deadline.
     """
 
     def __init__(
-        self, timer: Timer, results: Results, settings: Settings, bandwidth: float
-    ) -> None:
+        self, timer: Timer, results: Results, settings: Settings, bandwidth: float,
+        clock: Clock = time.monotonic,
+    ) -> None:  # fmt: skip
         self._timer, self._results, self._settings = timer, results, settings
-        self._bandwidth = bandwidth
+        self._bandwidth, self._clock = bandwidth, clock
         self._empty_host_seconds = empty_host_seconds(timer)
 
     def run(self, case: Case) -> None:
-        """Measure what ``case`` lacks.
+        """Measure the rows that ``case`` lacks.
 
         Raises:
             GpuLostError: If a provider broke the GPU; its rows say so.
@@ -98,27 +101,30 @@ class Race:
         todo = [d for d in case.op.directions if self._lacking(case, d)]
         if not todo:
             return
-        if time.monotonic() > self._settings.deadline:
+        if self._clock() > self._settings.deadline:
             for direction in todo:
-                self._add_timeouts(case, direction)
+                for provider in self._lacking(case, direction):
+                    contender = self._contender(case, provider)
+                    contender.fail(TIMEOUT, "the run's time was up")
+                    self._record(case, direction, contender)
             return
         if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # else its limit of recompilations ends in eager, silently
+            torch.compiler.reset()  # at its limit of recompilations dynamo silently runs eagerly
         torch.manual_seed(0)
         sets, grads, contenders = self._enter_all(case, self._providers(case))
         for direction in todo:
-            racing = [dataclasses.replace(contender) for contender in contenders]
-            rows = self._measure(case, direction, racing, sets, grads)
-            replace(self._results, case.key(direction=direction), rows)
+            racing = [dataclasses.replace(c, row=dict(c.row)) for c in contenders]
+            rows = self._measure(case, direction, racing, grads, len(sets))
+            self._results.replace(case.key(direction=direction), rows)
 
     def _providers(self, case: Case) -> list[Provider]:
-        """Return those asked for, and those that the rows already have: all race together."""
+        """Return the providers asked for, and those that have rows: all race together."""
         peers = self._settings.peers
         known = {row["provider"] for row in self._results.find(**case.key())}
         return [
-            p
-            for p in providers_of(case.name)
-            if peers is None or p.name in (OURS, *peers) or p.name in known
+            provider
+            for provider in case.op.providers
+            if peers is None or provider.name in (OURS, *peers) or provider.name in known
         ]
 
     def _lacking(self, case: Case, direction: str) -> list[Provider]:
@@ -126,38 +132,41 @@ class Race:
         done = {row["provider"] for row in rows if row["status"] != TIMEOUT}
         return [p for p in self._providers(case) if p.name not in done]
 
-    def _add_timeouts(self, case: Case, direction: str) -> None:
-        for provider in self._lacking(case, direction):
-            key = case.key(direction=direction, provider=provider.name)
-            contender = Contender(provider, TIMEOUT, "the run's time was up")
-            replace(self._results, key, [{**blank_row(), **key, **outcome(contender)}])
+    def _contender(self, case: Case, provider: Provider) -> _Contender:
+        version = version_of(provider.name)
+        identity = {**case.key(provider=provider.name), "version": version, "status": "ok"}
+        return _Contender(provider, {**blank_row(), **identity, "dims": list(case.shape.dims)})
+
+    def _record(self, case: Case, direction: str, contender: _Contender) -> None:
+        key = case.key(direction=direction, provider=contender.provider.name)
+        self._results.replace(key, [{**contender.row, **key}])
 
     def _enter_all(
         self, case: Case, providers: Sequence[Provider]
-    ) -> tuple[list[Inputs], list[Tensor], list[Contender]]:
+    ) -> tuple[list[Inputs], list[Tensor], list[_Contender]]:
         """Draw the inputs, and check each provider on the first set of them."""
         sets: list[Inputs] = []
         grads: list[Tensor] = []
-        contenders = [Contender(provider) for provider in providers]
+        contenders = [self._contender(case, provider) for provider in providers]
         reference: Float64 | None = None
-        eager = reference_of(case.name)
+        op = case.op
         try:
-            function = eager.make()
             with self._timer.context():
                 sets = [case.draw(self._timer.device) for _ in range(self._count(case, providers))]
-                y = function(*sets[0]).detach()
+                y = op.eager(*op.prepare(sets[0])).detach()
                 grads = [torch.randn_like(y) for _ in sets]
-                if case.op.drop_rate is None:
-                    reference = Float64(function, sets[0], grads[0])
+                if op.drop_rate is None:
+                    reference = Float64(op.eager, sets[0], grads[0], op.prepare)
                 self._timer.synchronize()
         except Exception as error:
             for contender in contenders:
                 contender.fail("failed", f"its reference did: {first_line(error)}")
-            self._raise_if_lost(case, Contender(eager), error)
+            eager = next(provider for provider in op.providers if provider.name == EAGER)
+            self._raise_if_lost(case, self._contender(case, eager), error)
+            return sets, grads, contenders
         for contender in contenders:
-            if contender.status == "ok":
-                with self._timer.context():
-                    self._enter(case, contender, sets, grads, reference)
+            with self._timer.context():
+                self._enter(case, contender, sets, grads, reference)
         return sets, grads, contenders
 
     def _count(self, case: Case, providers: Sequence[Provider]) -> int:
@@ -165,7 +174,7 @@ class Race:
         if self._timer.device.type == "cpu":
             return _CPU_SETS
         wanted = math.ceil(_LAP_BYTES / case.floor_bytes("forward"))
-        # Of the size of x: inputs and copies, and for each provider what it returns and keeps.
+        # Tensors of x's size: inputs and copies, and the result and saved tensors of each provider.
         size = math.prod(case.shape.dims) * DTYPES[case.dtype].itemsize * (7 + 3 * len(providers))
         room = self._timer.free_bytes() // (2 * size)
         return max(1, min(max(wanted, _LEAST_SETS), _MOST_SETS, room))
@@ -173,97 +182,88 @@ class Race:
     def _enter(
         self,
         case: Case,
-        contender: Contender,
+        contender: _Contender,
         sets: Sequence[Inputs],
         grads: Sequence[Tensor],
         reference: Float64 | None,
     ) -> None:
-        """Make ``contender``'s function and check it, or say why it does not race."""
-        provider = contender.provider
+        """Make the function of ``contender`` and check it, or say why it does not race."""
+        provider, settings, op = contender.provider, self._settings, case.op
         crashes = self._results.find(**case.key(provider=provider.name, status=CRASHED))
         if crashes:
             return contender.fail(CRASHED, crashes[0]["reason"])
-        device, settings = self._timer.device, self._settings
-        if (reason := reason_to_skip(case, provider, device, settings)) is not None:
+        if (reason := reason_to_skip(case, provider, self._timer.device, settings)) is not None:
             return contender.fail("skipped", reason)
-        left = self._settings.deadline - time.monotonic()
+        left = settings.deadline - self._clock()
         try:
-            with time_limit(min(self._settings.preparation_seconds, max(1.0, left))):
+            with time_limit(min(settings.preparation_seconds, max(1.0, left))):
                 function = provider.make()
                 own = [provider.prepare(inputs) for inputs in sets]
-                if case.op.drop_rate is not None:
-                    verdict = check_dropout(
-                        function, own[0], grads[0], case.op.drop_rate, case.op.block_size
-                    )
+                if reference is None:
+                    assert op.drop_rate is not None
+                    verdict = check_dropout(function, own[0], grads[0], op.drop_rate, op.block_size)
                 else:
-                    assert reference is not None
                     factor = OUR_FACTOR if provider.name == OURS else PEER_FACTOR
                     verdict = reference.check(function, own[0], grads[0], factor)
-                saved = saved_bytes(function, own[0])
+                contender.row["saved_bytes"] = saved_bytes(function, own[0])
             self._timer.synchronize()
         except ModuleNotFoundError as error:
             contender.fail("missing", first_line(error))
         except TimeoutError as error:
-            cut_short = left < self._settings.preparation_seconds
+            cut_short = left < settings.preparation_seconds
             contender.fail(TIMEOUT if cut_short else "failed", f"preparing it {error}")
             self._raise_if_lost(case, contender, error)
         except Exception as error:
             contender.fail("failed", first_line(error))
             self._raise_if_lost(case, contender, error)
         else:
-            contender.verdict = verdict
-            contender.function, contender.sets, contender.saved_bytes = function, own, saved
+            contender.function, contender.sets = function, own
+            contender.row |= {"error": verdict.error, "allowed_error": verdict.allowed}
             if verdict.reason is not None:
                 contender.fail("wrong", verdict.reason)
         return None
 
-    def _raise_if_lost(self, case: Case, contender: Contender, error: Exception) -> None:
-        """Tell a call that failed from one that took the GPU with it."""
+    def _raise_if_lost(self, case: Case, contender: _Contender, error: Exception) -> None:
+        """Tell a call that failed from one that broke the GPU, and record the latter."""
         try:
             self._timer.synchronize()
         except Exception as lost:
             reason = f"broke the GPU's context: {first_line(error)}"
             contender.fail(CRASHED, reason)
+            name = contender.provider.name
             for direction in case.op.directions:
-                key = case.key(direction=direction, provider=contender.provider.name)
-                if not self._results.find(**key):
-                    row = {**blank_row(), **key, **outcome(contender)}
-                    replace(self._results, key, [row])
-            raise GpuLostError(f"{contender.provider.name} {reason}") from lost
+                if not self._results.find(**case.key(direction=direction, provider=name)):
+                    self._record(case, direction, contender)
+            raise GpuLostError(f"{name} {reason}") from lost
 
     def _measure(
-        self,
-        case: Case,
-        direction: str,
-        contenders: list[Contender],
-        sets: Sequence[Inputs],
-        grads: Sequence[Tensor],
-    ) -> list[Row]:
+        self, case: Case, direction: str, contenders: list[_Contender], grads: Sequence[Tensor],
+        count: int,
+    ) -> list[Row]:  # fmt: skip
         """Time the contenders in turns, and return a row for each."""
         for contender in contenders:
-            if contender.function is not None:
-                self._prepare(case, direction, contender, grads)
-        racing = {c.provider.name: c for c in contenders if c.timed is not None}
-        laps = {name: c.timed.lap for name, c in racing.items() if c.timed is not None}
-        if racing and (lap := self._copy_lap(case, direction, len(sets))) is not None:
+            self._prepare(case, direction, contender, grads)
+        laps = {c.provider.name: c.prepared.lap for c in contenders if c.prepared is not None}
+        if laps and (lap := self._copy_lap(case, direction, count)) is not None:
             laps[COPY] = lap
-        samples, errors = interleave(laps, self._settings.budget)
-        for name, error in errors.items():
-            if name in racing:
-                racing[name].fail("failed", first_line(error))
-                self._raise_if_lost(case, racing[name], error)
-        common = {**case.key(direction=direction), "dims": list(case.shape.dims)}
+        samples, errors = interleave(laps, self._settings.budget, self._clock)
+        for contender in contenders:
+            if (error := errors.get(contender.provider.name)) is not None:
+                contender.fail("failed", first_line(error))
+                self._raise_if_lost(case, contender, error)
         moved = case.floor_bytes(direction)
-        common |= {"bytes": moved, "copy_gbytes_per_s": self._bandwidth / 1e9, "sets": len(sets)}
+        common: Row = {
+            "direction": direction, "bytes": moved, "sets": count,
+            "copy_gbytes_per_s": self._bandwidth / 1e9,
+        }  # fmt: skip
         if COPY in samples:
             common["copy_us"] = statistics.median(samples[COPY]) * 1e6
             common["bound"] = bound(moved, common["copy_us"], self._bandwidth)
-        empty = self._empty_host_seconds[direction]
-        rows = [
-            {**blank_row(), **common, **outcome(c), **figures(common, c, samples, empty)}
-            for c in contenders
-        ]
-        return with_ratios(rows)
+        for contender in contenders:
+            contender.row |= common
+            if contender.prepared is not None:
+                contender.row |= figures(contender.row, samples[contender.provider.name])
+        return with_ratios([contender.row for contender in contenders])
 
     def _copy_lap(self, case: Case, direction: str, count: int) -> Lap | None:
         """Return the lap of copies of as many bytes; ``None`` if there is no room for them."""
@@ -275,20 +275,40 @@ class Race:
             return None
 
     def _prepare(
-        self, case: Case, direction: str, contender: Contender, grads: Sequence[Tensor]
+        self, case: Case, direction: str, contender: _Contender, grads: Sequence[Tensor]
     ) -> None:
-        """Make ``contender`` ready to be timed; take what is measured once."""
-        assert contender.function is not None
+        """Make ``contender`` ready to be timed; measure its memory and the host's time."""
+        if contender.function is None:
+            return
         timer = self._timer
         try:
             with timer.context():
                 calls = make_calls(contender.function, contender.sets, grads, direction)
-            contender.timed = timer.prepare(calls, case.op.capture)
-            contender.host_seconds = timer.host_seconds(calls[0])
-            contender.peak_bytes = timer.peak_bytes(calls[0])
+            prepared = timer.prepare(calls, case.op.capture)
+            host, peak = timer.host_seconds(calls[0]), timer.peak_bytes(calls[0])
         except Exception as error:
             contender.fail("failed", f"{direction}: {first_line(error)}")
             self._raise_if_lost(case, contender, error)
+            return
+        contender.prepared = prepared
+        contender.row |= {"timer": prepared.timer, "reason": prepared.note}
+        if peak is not None:
+            contender.row["peak_mib"] = peak / 2**20
+        empty = self._empty_host_seconds[direction]
+        if host is not None and empty is not None:
+            contender.row |= {"host_us": host * 1e6, "host_us_over_empty": (host - empty) * 1e6}
+
+
+def copies(moved: int, count: int, device: torch.device) -> list[Call]:
+    """Return ``count`` copies, each between tensors of its own, that move ``moved`` bytes each."""
+    words = max(1, moved // 8)  # of four bytes, read and written
+    return [
+        functools.partial(
+            torch.empty(words, dtype=torch.int32, device=device).copy_,
+            torch.empty(words, dtype=torch.int32, device=device).random_(),
+        )
+        for _ in range(count)
+    ]
 
 
 def reason_to_skip(

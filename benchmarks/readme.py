@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.results import Results, Row
+from benchmarks.results import Results
+from benchmarks.rows import Row, grouped, is_ok, kind_of
 
 BEGIN = "<!-- performance: begin -->"
 END = "<!-- performance: end -->"
@@ -90,12 +91,12 @@ def section(folder: Path) -> str:
 def _of_gpu(files: Sequence[Results]) -> Iterator[str]:
     for kind in _KINDS:
         candidates = [
-            results for results in files if any(report.kind_of(row) == kind for row in results.rows)
+            results for results in files if any(kind_of(row) == kind for row in results.rows)
         ]
         if not candidates:
             continue
         newest = max(candidates, key=lambda results: str(results.environment.get("date")))
-        rows = [row for row in newest.rows if report.kind_of(row) == kind]
+        rows = [row for row in newest.rows if kind_of(row) == kind]
         yield f"Measured by `python -m benchmarks {kind}` on {report.describe(newest)}"
         yield from _kernels(rows) if kind == "kernels" else _fit(rows)
 
@@ -106,9 +107,9 @@ def _kernels(rows: Sequence[Row]) -> Iterator[str]:
         " geometric means of a peer's time over ours, above 1 where ours is faster."
     )
     yield report.table(report.SUMMARY_HEADINGS, report.summarise(rows), text_columns=3)
-    left = [row for row in rows if row["status"] != "ok"]
+    left = [row for row in rows if not is_ok(row)]
     if left:
-        groups = report.grouped(left, "status", "provider", "op")
+        groups = grouped(left, "status", "provider", "op")
         named = (f"{provider} {status} ({op})" for status, provider, op in groups)
         yield f"Not in these figures: {', '.join(named)}."
 
@@ -116,7 +117,7 @@ def _kernels(rows: Sequence[Row]) -> Iterator[str]:
 def _fit(rows: Sequence[Row]) -> Iterator[str]:
     if any(row.get("short") for row in rows):
         yield "A short run, of a few steps."
-    good = [row for row in rows if row.get("status", "ok") == "ok"]
+    good = [row for row in rows if is_ok(row)]
     headings = (
         "model", "variant", "ms per step", "time over plain", "peak MiB", "share of replaced ops"
     )  # fmt: skip
@@ -125,6 +126,6 @@ def _fit(rows: Sequence[Row]) -> Iterator[str]:
         "share_of_replaced_ops",
     )  # fmt: skip
     yield report.table(headings, ([row.get(f) for f in fields] for row in good), text_columns=2)
-    failed = [f"{row['model']} {row['variant']}" for row in rows if row not in good]
+    failed = [f"{row['model']} {row['variant']}" for row in rows if not is_ok(row)]
     if failed:
         yield f"Failed: {', '.join(failed)}."

@@ -1,8 +1,20 @@
-"""What the profiler calls the operators of torch's layers that surgery replaces."""
+"""The share of a training step that the layers which surgery replaces take, under the profiler."""
 
+import functools
+import pkgutil
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 from torchvision import ops
 from torchvision.models import convnext, vision_transformer
+from typing_extensions import override
+
+import lightning_kernels
 
 _BATCH_NORM = (
     "aten::native_batch_norm",
@@ -13,14 +25,19 @@ _BATCH_NORM = (
     "aten::miopen_batch_norm_backward",
 )
 
-# For each of torch's layers that we replace, the profiler's names of its operators; no name's time
+# For each layer that surgery replaces, the profiler's names of its operators. No operator's time
 # may contain another's.
 REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
-    convnext.LayerNorm2d: (),  # a layer norm's
+    convnext.LayerNorm2d: (),  # runs layer norm's
     nn.GroupNorm: ("aten::native_group_norm", "aten::native_group_norm_backward"),
-    # Made of batch norm's operators.
-    **dict.fromkeys((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), _BATCH_NORM),
+    **dict.fromkeys(  # instance norm runs batch norm's
+        (
+            nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+            nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
+        ),
+        _BATCH_NORM,
+    ),
     nn.RMSNorm: ("aten::_fused_rms_norm", "aten::_fused_rms_norm_backward"),
     nn.Dropout: ("aten::dropout", "aten::dropout_", "aten::native_dropout_backward"),
     **dict.fromkeys(
@@ -29,9 +46,6 @@ REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
     ),
     nn.AlphaDropout: ("aten::alpha_dropout", "aten::alpha_dropout_"),
     nn.FeatureAlphaDropout: ("aten::feature_alpha_dropout", "aten::feature_alpha_dropout_"),
-    # Made of operators that much else is made of.
-    **dict.fromkeys((ops.StochasticDepth, ops.DropBlock2d, ops.DropBlock3d), ()),
-    **dict.fromkeys((nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d), _BATCH_NORM),
     nn.SyncBatchNorm: (
         "aten::batch_norm_stats",
         "aten::batch_norm_gather_stats_with_counts",
@@ -39,8 +53,85 @@ REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
         "aten::batch_norm_backward_reduce",
         "aten::batch_norm_backward_elemt",
     ),
-    # What these fold is their layers', above.
-    **dict.fromkeys((nn.TransformerDecoderLayer, nn.TransformerEncoderLayer), ()),
+    # Made of operators that are common elsewhere.
+    **dict.fromkeys((ops.StochasticDepth, ops.DropBlock2d, ops.DropBlock3d), ()),
+    # Their norms and dropouts are counted as such.
+    nn.TransformerDecoderLayer: (),
+    nn.TransformerEncoderLayer: (),
     vision_transformer.EncoderBlock: (),
-}
+}  # fmt: skip
 REPLACED = frozenset(name for names in REPLACED_OPS.values() for name in names)
+
+
+class ShareOfReplacedOps(Callback):
+    """Profile some steps of a fit.
+
+    Args:
+        device: The device of the fit.
+        first: Index of the first batch to profile.
+        last: Index of the last.
+    """
+
+    def __init__(self, device: torch.device, first: int, last: int) -> None:
+        self._cuda = device.type == "cuda"
+        self._first, self._last = first, last
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
+        self._profiler = profile(activities=activities, acc_events=True)  # else torch 2.11 warns
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self._first:
+            self._profiler.start()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == self._last:
+            if self._cuda:
+                torch.cuda.synchronize()
+            self._profiler.stop()
+
+    @property
+    def share(self) -> float:
+        """The share of the device's time in replaced layers, or in their successors."""
+        return share_of_replaced_ops(self._profiler.key_averages(), on_cuda=self._cuda)
+
+
+def share_of_replaced_ops(events: Iterable[Any], *, on_cuda: bool) -> float:
+    """Return the share of the time in replaced operators and in kernels that do their work.
+
+    Args:
+        events: Averages by name, as the profiler returns them.
+        on_cuda: Whether to count the time of the GPU's kernels, or else of the CPU's operators.
+    """
+    total = replaced = 0.0
+    for event in events:
+        if not on_cuda:
+            total += event.self_cpu_time_total
+            replaced += event.cpu_time_total * (event.key in REPLACED)
+        elif event.device_type.name != "CUDA":
+            replaced += event.device_time_total * (event.key in REPLACED)
+        elif not event.is_user_annotation:  # a range contains kernels that are counted themselves
+            total += event.self_device_time_total
+            replaced += event.self_device_time_total * _does_their_work(event.key)
+    return replaced / total
+
+
+def _does_their_work(kernel: str) -> bool:
+    """Return whether a GPU's kernel is one of ours, or one that the compiler fused of such ops."""
+    fused = kernel.startswith("triton_")
+    return kernel in our_kernels() or (
+        fused and any(name.removeprefix("aten::") in kernel for name in REPLACED)
+    )
+
+
+@functools.cache
+def our_kernels() -> frozenset[str]:
+    """Return the names of the kernels of :mod:`lightning_kernels`."""
+    path = lightning_kernels.__path__
+    modules = (import_module(m.name) for m in pkgutil.walk_packages(path, "lightning_kernels."))
+    names = (name for module in modules for name in vars(module))
+    return frozenset(name for name in names if name.endswith("_kernel"))

@@ -1,4 +1,4 @@
-"""What a file of results says, for people: tables in Markdown and plots in PNG."""
+"""``report``: the Markdown tables and the plots of a file of results."""
 
 import argparse
 import math
@@ -9,13 +9,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from benchmarks.results import Results
+from benchmarks.rows import (
+    COPY,
+    IDENTITY,
+    OURS,
+    Row,
+    cell,
+    grouped,
+    is_ok,
+    kind_of,
+    numbers,
+    providers_of,
+)
 
-from benchmarks.results import Results, Row
-
-OURS = "ours"
-COPY = "copy"  # the op of the rows that measure the bandwidth
-STATUSES = {
+_MEANINGS = {
     "missing": "not installed, or without this op",
     "failed": "raised an error",
     "wrong": "gave a wrong result, so it was not timed",
@@ -23,13 +31,6 @@ STATUSES = {
     "skipped": "left out on purpose",
     "timeout": "took longer than it may, or no time was left",
 }
-_WIDTH = 160  # columns of a table that no terminal limits
-
-# What tells one row of a kind from another, in the order of reading.
-IDENTITY = (
-    "op", "call", "kernel", "launch", "target", "model", "practice", "dtype", "layout", "direction",
-    "shape", "peer", "variant", "provider", "device", "short", "batch_size", "precision",
-)  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,20 +55,23 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def write(results: Results, out: Path) -> list[Path]:
-    """Write the tables and the plots of ``results``, named after its file.
+    """Write the tables and the plots of ``results`` to ``out``, named after the file of results.
 
-    Args:
-        results: The results of one command. Rows may be of several kinds.
-        out: The folder, made if need be.
+    Without Matplotlib there are tables and no plots.
 
     Returns:
         The files written, the Markdown first.
     """
-    from benchmarks import plots  # not before it is needed: matplotlib takes a while
-
     out.mkdir(parents=True, exist_ok=True)
     stem = results.path.stem
-    images = plots.draw(results.rows, out / stem)
+    try:
+        from benchmarks import plots  # only here: Matplotlib is optional, and slow to import
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        images = []
+    else:
+        images = plots.draw(results.rows, out / stem)
     text = markdown(results)
     for image in images:
         title = image.stem.removeprefix(f"{stem}_").replace("_", " ")
@@ -78,7 +82,7 @@ def write(results: Results, out: Path) -> list[Path]:
 
 
 def markdown(results: Results) -> str:
-    """Return the tables of ``results``, each kind of row under a heading of its own."""
+    """Return the tables of ``results``, each kind of row under its own heading."""
     parts = [f"# {results.path.stem.replace('_', ' ').capitalize()}", describe(results)]
     for kind, section in _SECTIONS.items():
         rows = [row for row in results.rows if kind_of(row) == kind]
@@ -87,23 +91,6 @@ def markdown(results: Results) -> str:
     if not results.rows:
         parts.append("No rows.")
     return "\n\n".join(parts) + "\n"
-
-
-def kind_of(row: Row) -> str:
-    """Return which command wrote ``row``: kernels, cpu, fit, overhead or static."""
-    for field, kind in _FIELDS.items():
-        if field in row:
-            return kind
-    return "other"
-
-
-_FIELDS = {
-    "provider": "kernels",
-    "peer": "cpu",
-    "practice": "overhead",
-    "variant": "fit",
-    "kernel": "static",
-}
 
 
 def describe(results: Results) -> str:
@@ -120,7 +107,7 @@ def describe(results: Results) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: int = 1) -> str:
-    """Return a Markdown table, its columns after the first ``text_columns`` to the right."""
+    """Return a Markdown table; the columns after the first ``text_columns`` align to the right."""
     rule = ["---" if i < text_columns else "---:" for i in range(len(headings))]
     lines = [headings, rule, *([cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
@@ -130,49 +117,8 @@ def _escape(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def cell(value: Any, digits: int = 3) -> str:
-    """Return ``value`` for a table: three significant digits, a dash for ``None``."""
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return str(value)
-        decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
-        text = f"{value:,.{min(decimals, 6)}f}"
-        return text.partition(".")[0] if value == int(value) else text
-    if isinstance(value, list | tuple):
-        return "x".join(map(str, value))
-    return str(value)
-
-
-def console() -> Console:
-    """Return a console wide enough for the tables where no terminal says how wide it is."""
-    screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(width=_WIDTH, highlight=False)
-
-
-def grouped(rows: Iterable[Row], *fields: str) -> dict[tuple[str, ...], list[Row]]:
-    """Return the rows by their values of ``fields``, in the order of their first appearance."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        key = tuple("" if row.get(field) is None else cell(row[field]) for field in fields)
-        groups.setdefault(key, []).append(row)
-    return groups
-
-
-def providers_of(rows: Iterable[Row]) -> list[str]:
-    """Return the names of the providers, ours first."""
-    return sorted({str(row["provider"]) for row in rows}, key=lambda name: (name != OURS, name))
-
-
-def geometric_mean(values: Sequence[float]) -> float | None:
-    """Return the geometric mean, ``None`` of nothing."""
+def _geometric_mean(values: Sequence[float]) -> float | None:
     return math.exp(sum(map(math.log, values)) / len(values)) if values else None
-
-
-def numbers(rows: Iterable[Row], field: str) -> list[float]:
-    """Return the values of ``field`` that were measured."""
-    return [float(row[field]) for row in rows if row.get(field) is not None]
 
 
 SUMMARY_HEADINGS = (
@@ -183,7 +129,7 @@ SUMMARY_HEADINGS = (
 
 def summarise(rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
     """Yield a line of :data:`SUMMARY_HEADINGS` for each op, type and direction of ours."""
-    ours = [row for row in rows if row.get("provider") == OURS and row["status"] == "ok"]
+    ours = [row for row in rows if row.get("provider") == OURS and is_ok(row)]
     for key, group in grouped(ours, "op", "dtype", "direction").items():
         floor, peer, eager = (
             numbers(group, field)
@@ -192,9 +138,29 @@ def summarise(rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
         largest = max(group, key=lambda row: row["microseconds"] * (row.get("gbytes_per_s") or 0))
         yield (
             *key, len(group), statistics.median(floor) if floor else None,
-            largest.get("percent_of_floor"), geometric_mean(peer), min(peer, default=None),
-            geometric_mean(eager),
+            largest.get("percent_of_floor"), _geometric_mean(peer), min(peer, default=None),
+            _geometric_mean(eager),
         )  # fmt: skip
+
+
+def not_measured(rows: Sequence[Row]) -> list[str]:
+    """Return the section on the rows without figures and why; nothing if all were measured."""
+    left = [row for row in rows if not is_ok(row)]
+    if not left:
+        return []
+    fields = [name for name in ("op", "model", "variant", "provider") if name in left[0]]
+    groups = Counter(
+        tuple(cell(row.get(name)) for name in (*fields, "status", "reason")) for row in left
+    )
+    statuses = dict.fromkeys(row["status"] for row in left)
+    meanings = [f"{status}: {_MEANINGS[status]}" for status in statuses if status in _MEANINGS]
+    columns = [*fields, "status", "reason", "cases"]
+    lines = [(*key, count) for key, count in groups.items()]
+    return [
+        "## Not measured",
+        *([f"{'; '.join(meanings).capitalize()}."] if meanings else []),
+        table(columns, lines, text_columns=len(columns) - 1),
+    ]
 
 
 def _kernels(rows: Sequence[Row]) -> Iterator[str]:
@@ -207,66 +173,48 @@ def _kernels(rows: Sequence[Row]) -> Iterator[str]:
     yield table(SUMMARY_HEADINGS, summarise(rows), text_columns=3)
     yield from not_measured(rows)
     for (op,), of_op in grouped(rows, "op").items():
-        if op == COPY:
-            yield "## Copies"
-            yield "Bytes read plus bytes written; the fastest is what the floors are taken from."
-            fields = ("shape", "gbytes_per_s", "microseconds", "spread")
-            copies = ([row.get(field) for field in fields] for row in of_op)
-            yield table(("moved", "GB/s", "microseconds", "spread"), copies)
-            continue
-        names = providers_of(of_op)
-        yield f"## {op}"
-        yield "Microseconds of each provider; what follows them is of ours."
-        headings = ["dtype", "layout", "direction", "shape", *names]
-        more = ["percent_of_floor", "ratio_to_best_peer", "host_us", "peak_mib", "saved_bytes"]
-        lines = []
-        for key, case in grouped(of_op, "dtype", "layout", "direction", "shape").items():
-            by_name = {row["provider"]: row for row in case}
-            ours = by_name.get(OURS, {})
-            times = (_time(by_name.get(name)) for name in names)
-            lines.append([*key, *times, *(ours.get(field) for field in more)])
-        units = ["% of floor", "vs. best peer", "host us", "peak MiB", "saved bytes"]
-        yield table([*headings, *units], lines, text_columns=4)
+        yield from _copies(of_op) if op == COPY else _op(op, of_op)
 
 
-def _time(row: Row | None) -> Any:
-    """Return the microseconds; the status where there are none."""
-    if row is None:
-        return None
-    return row["microseconds"] if row["status"] == "ok" else row["status"]
+def _copies(rows: Sequence[Row]) -> Iterator[str]:
+    yield "## Copies"
+    yield "Bytes read plus bytes written; the fastest copy sets the floors."
+    fields = ("shape", "gbytes_per_s", "microseconds", "spread")
+    lines = ([row.get(field) for field in fields] for row in rows)
+    yield table(("moved", "GB/s", "microseconds", "spread"), lines)
 
 
-def not_measured(rows: Sequence[Row]) -> list[str]:
-    """Return the section on what was not measured and why; nothing if all was."""
-    left = [row for row in rows if row.get("status", "ok") != "ok"]
-    if not left:
-        return []
-    fields = [name for name in ("op", "model", "variant", "provider") if name in left[0]]
-    groups = Counter(
-        tuple(cell(row.get(name)) for name in (*fields, "status", "reason")) for row in left
-    )
-    statuses = dict.fromkeys(row["status"] for row in left)
-    meanings = [f"{status}: {STATUSES[status]}" for status in statuses if status in STATUSES]
-    lines = [(*key, count) for key, count in groups.items()]
-    columns = [*fields, "status", "reason", "cases"]
-    return [
-        "## Not measured",
-        *([f"{'; '.join(meanings).capitalize()}."] if meanings else []),
-        table(columns, lines, text_columns=len(columns) - 1),
-    ]
+def _op(op: str, rows: Sequence[Row]) -> Iterator[str]:
+    names = providers_of(rows)
+    yield f"## {op}"
+    yield "Microseconds of each provider. The columns after them describe ours."
+    identity = ("dtype", "layout", "direction", "shape")
+    more = {
+        "percent_of_floor": "% of floor", "ratio_to_best_peer": "vs. best peer",
+        "host_us": "host us", "peak_mib": "peak MiB", "saved_bytes": "saved bytes",
+    }  # fmt: skip
+    lines = []
+    for key, case in grouped(rows, *identity).items():
+        by_name = {row["provider"]: row for row in case}
+        times = [
+            row["microseconds" if is_ok(row) else "status"] if row else None
+            for row in map(by_name.get, names)
+        ]
+        lines.append([*key, *times, *(by_name.get(OURS, {}).get(field) for field in more)])
+    yield table([*identity, *names, *more.values()], lines, text_columns=4)
 
 
-def _plain(title: str, note: str, ignored: Sequence[str] = ("status", "reason")) -> Any:
+def _plain(title: str, note: str) -> Callable[[Sequence[Row]], Iterator[str]]:
     """Return a section that is one table of all fields."""
 
     def section(rows: Sequence[Row]) -> Iterator[str]:
         yield f"## {title}"
         yield note
-        fields = list(dict.fromkeys(name for row in rows for name in row if name not in ignored))
+        fields = dict.fromkeys(name for row in rows for name in row)
+        measured = [name for name in fields if name not in (*IDENTITY, "status", "reason")]
         identity = [name for name in fields if name in IDENTITY]
-        headings = [*identity, *(name for name in fields if name not in IDENTITY)]
-        good = (row for row in rows if row.get("status", "ok") == "ok")
-        lines = ([row.get(name) for name in headings] for row in good)
+        headings = [*identity, *measured]
+        lines = ([row.get(name) for name in headings] for row in rows if is_ok(row))
         yield table([name.replace("_", " ") for name in headings], lines, len(identity))
         yield from not_measured(rows)
 

@@ -1,7 +1,8 @@
-"""Where measurements go: one JSON file of flat rows, safe at every moment."""
+"""The file of a command's results: JSON, of flat rows, whole at every moment."""
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -13,16 +14,17 @@ from typing import Any
 
 import torch
 
+from benchmarks.rows import Row
+
 SCHEMA = 1
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass
 class Results:
     """The rows of one run and where they were measured.
 
-    The file is rewritten after each row, whole or not at all, so a run that is interrupted keeps
-    what it has measured, and a resumed one goes on after it.
+    The file is replaced after each row in one step. A run that is interrupted therefore keeps its
+    finished rows, and a resumed run goes on after them.
 
     Attributes:
         path: The JSON file: ``{"schema": 1, "environment": {...}, "rows": [...]}``.
@@ -79,6 +81,11 @@ class Results:
         self.rows.append(row)
         self.save()
 
+    def replace(self, key: Row, rows: list[Row]) -> None:
+        """Put ``rows`` in place of the rows that agree with ``key``, and save once."""
+        self.rows = [row for row in self.rows if not key.items() <= row.items()] + rows
+        self.save()
+
     def save(self) -> None:
         """Write the file in one step."""
         content = {"schema": SCHEMA, "environment": self.environment, "rows": self.rows}
@@ -87,8 +94,8 @@ class Results:
         os.replace(partial, self.path)
 
 
-def add_out(parser: argparse.ArgumentParser, contents: str) -> None:
-    """Add the option that names the folder of a command's results."""
+def add_out(parser: argparse.ArgumentParser, contents: str, resume: bool = False) -> None:
+    """Add ``--out``, the folder of a command's results, and ``--resume`` if it has that."""
     parser.add_argument(
         "--out",
         type=Path,
@@ -96,10 +103,12 @@ def add_out(parser: argparse.ArgumentParser, contents: str) -> None:
         metavar="DIR",
         help=f"folder of {contents} (default: %(default)s)",
     )
+    if resume:
+        parser.add_argument("--resume", action="store_true", help=f"go on with {contents}")
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return what a reader needs to judge or repeat a measurement."""
+    """Return the machine, the versions and the revision: what it takes to repeat a measurement."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "gpu": gpu.name if gpu else None,
@@ -112,14 +121,16 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "triton": _version("triton"),
-        "lightning": _version("lightning") or _version("pytorch-lightning"),
+        "triton": version_of("triton"),
+        "lightning": version_of("lightning") or version_of("pytorch-lightning"),
         "revision": _revision(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 
-def _version(distribution: str) -> str | None:
+@functools.cache
+def version_of(distribution: str) -> str | None:
+    """Return the version of an installed package, ``None`` if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from benchmarks import report
+from benchmarks import report, screen
 from benchmarks.launches import CALLS, launches_of
 from benchmarks.machine_code import TARGETS, Launch, MachineCode, compile_launch
-from benchmarks.results import Results, Row, add_out
+from benchmarks.results import Results, add_out
+from benchmarks.rows import Row, cell
 from lightning_kernels._core.triton import INTERPRETED
 
 _DEFAULT_WARPS = 4  # Triton's own
@@ -58,7 +59,7 @@ def main(arguments: argparse.Namespace) -> int:
         print("static compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
         return 2
     results = Results.create(arguments.out / "static.json")
-    console = report.console()
+    console = screen.console()
     calls = [name for name in CALLS if name.startswith(tuple(arguments.calls or [""]))]
     work = list(_work(calls, arguments.targets))
     for call, index, launch, target in track(work, "compiling", console=console, transient=True):
@@ -124,7 +125,7 @@ def _print(rows: Sequence[Row], console: Console) -> None:
         if previous not in (None, row["call"]):
             table.add_section()
         style = "bold red" if row["status"] == "failed" or row.get("spills") else None
-        cells = (report.cell(row.get(name)) for name in _COLUMNS)
+        cells = (cell(row.get(name)) for name in _COLUMNS)
         call = "" if row["call"] == previous else row["call"]
         table.add_row(call, row["kernel"], *cells, style=style)
         previous = row["call"]

@@ -1,29 +1,22 @@
-"""What the tests of the kernels' harness share: an op of their own."""
+"""An op of the tests' own, whose providers have a known cost or a known fault."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from benchmarks import report
-from benchmarks.providers import PROVIDERS, Provider
-from benchmarks.shapes import OPS
+from benchmarks.ops import OPS
 from tests.benchmarks import fake_op
 
-
-@pytest.fixture
-def with_fake_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Add the fake op, and draw no reports."""
-    monkeypatch.setitem(OPS, fake_op.NAME, fake_op.OP)
-    monkeypatch.setattr(report, "write", fake_op.write_nothing)
+Take = Callable[..., None]
 
 
 @pytest.fixture
-def take() -> Iterator[Callable[..., None]]:
-    """Yield what gives the fake op its providers."""
-    before = list(PROVIDERS)
+def take(monkeypatch: pytest.MonkeyPatch) -> Take:
+    """Return a function that adds the fake op with the given providers; no reports are drawn."""
+    monkeypatch.setattr(report, "write", lambda results, out: [])
 
-    def take(*providers: Provider) -> None:
-        PROVIDERS[:] = [*before, *providers]
+    def take(**providers: object) -> None:
+        monkeypatch.setitem(OPS, fake_op.NAME, fake_op.op(**providers))
 
-    yield take
-    PROVIDERS[:] = before
+    return take

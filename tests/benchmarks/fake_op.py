@@ -1,49 +1,45 @@
-"""An op that doubles, and providers of it whose time or fault is known. Also a process to kill.
+"""An op that doubles. Also a process to kill: ``python -m tests.benchmarks.fake_op OUT``.
 
-``python -m tests.benchmarks.fake_op ARGUMENTS`` runs ``kernels`` on it.
+The process runs ``kernels`` on the op, and hangs on its fourth shape.
 """
 
-import argparse
 import signal
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from benchmarks import kernels, report
-from benchmarks.providers import EAGER, OURS, PROVIDERS, Function, Provider
-from benchmarks.results import Results
-from benchmarks.shapes import OPS, Op, Shape
-from benchmarks.timing import CpuTimer
+from benchmarks import report
+from benchmarks.__main__ import main
+from benchmarks.ops import OPS, Op
+from benchmarks.providers import Function, Provider
+from benchmarks.shapes import Shape
+from benchmarks.timers import CpuTimer
 
 NAME = "double"
-OP = Op(
-    shapes=tuple(Shape(f"s{i}", (i, 8), quick=i < 4) for i in range(1, 7)),
-    forward_bytes=lambda itemsize: 2 * itemsize,
-    backward_bytes=lambda itemsize: 2 * itemsize,
-)
-CASES = 6 * len(OP.directions)  # of all shapes, in one type
+SHAPES = tuple(Shape(f"s{i}", (i, 8), quick=i < 4) for i in range(1, 7))
+CASES = 6 * 3  # shapes and directions, in one type
 
 
 def double(x: Tensor) -> Tensor:
     return x * 2
 
 
-def taking(seconds: float, wait: Callable[[float], None] = time.sleep) -> Callable[[], Function]:
-    """Return a factory of a function that doubles and takes as long as said."""
+def op(ours: Function = double, eager: Function = double, **makers: Any) -> Op:
+    """Return the op; the providers but ours and eager are given by what makes their function."""
+    peers = tuple(
+        maker if isinstance(maker, Provider) else Provider(name, maker)
+        for name, maker in makers.items()
+    )
+    return OpWithoutCompiler(ours, eager, shapes=SHAPES, moves=(2, 2), peers=peers)
 
-    def wait_and_double(x: Tensor) -> Tensor:
-        wait(seconds)
-        return double(x)
 
-    return lambda: wait_and_double
+class OpWithoutCompiler(Op):
+    """Has the providers that it is given."""
 
-
-def provider(name: str, make: Callable[[], Function], **more: Any) -> Provider:
-    return Provider(name, NAME, make, **more)
+    @property
+    def providers(self) -> list[Provider]:
+        return [p for p in super().providers if "compile" not in p.name]
 
 
 class FragileTimer(CpuTimer):
@@ -56,22 +52,20 @@ class FragileTimer(CpuTimer):
             raise RuntimeError("an illegal memory access was encountered")
 
 
-def write_nothing(results: Results, out: Path) -> list[Path]:
-    """Stand in for the report, which takes long to draw."""
-    return []
-
-
-def main() -> int:
-    """Run ``kernels`` with providers slow enough to be killed in the middle."""
+def run_and_hang(out: str) -> int:
+    """Run ``kernels`` until it hangs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the parent ignores
-    OPS[NAME] = OP
-    PROVIDERS.extend(provider(name, taking(2e-3)) for name in (OURS, EAGER))
-    report.write = write_nothing
-    parser = argparse.ArgumentParser()
-    kernels.add_arguments(parser)
-    common = ["--ops", NAME, "--shapes", "full", "--dtypes", "fp32", "--seconds", "0.001"]
-    return kernels.main(parser.parse_args([*common, *sys.argv[1:]]))
+
+    def hangs(x: Tensor) -> Tensor:
+        if x.shape[0] == 4:
+            signal.pause()
+        return double(x)
+
+    OPS[NAME] = op(ours=hangs)
+    report.write = lambda results, out: []
+    common = ["--ops", NAME, "--shapes", "full", "--dtypes", "fp32", "--seconds", "1e-9"]
+    return main(["kernels", *common, "--out", out])
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run_and_hang(sys.argv[1]))

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Results, Row
+from benchmarks.results import Results
+from benchmarks.rows import Row
 
 ENVIRONMENT = {
     "gpu": "NVIDIA H200",

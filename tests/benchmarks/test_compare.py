@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.compare import Verdict, by_identity, compare
-from benchmarks.results import Row
+from benchmarks.rows import Row
 from tests.benchmarks.planted import bad_row, cpu_row, fit_rows, kernel_row, save
 
 

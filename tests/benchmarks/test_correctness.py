@@ -11,8 +11,8 @@ from torchvision import ops
 
 import lightning_kernels
 from benchmarks.correctness import OUR_FACTOR, PEER_FACTOR, Float64, check_dropout
-from benchmarks.providers import Function, providers_of
-from benchmarks.shapes import DTYPES, OPS
+from benchmarks.ops import DTYPES, OPS
+from benchmarks.providers import Function
 
 EPS = 1e-5
 RATE = 0.1
@@ -81,7 +81,7 @@ def test_wrong_functions_do_not(name: str) -> None:
 
 
 def test_parameters_may_be_wider_than_the_activations() -> None:
-    (prepare,) = (p.prepare for p in providers_of("layer_norm") if p.name == "quack-kernels")
+    (prepare,) = (p.prepare for p in OPS["layer_norm"].providers if p.name == "quack-kernels")
     exact, inputs, grad = reference("bf16")
     own = prepare(inputs)
     assert own[0] is inputs[0]

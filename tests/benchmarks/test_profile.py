@@ -1,6 +1,7 @@
 """The ``profile`` command."""
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import pytest
 import torch
 
 from benchmarks import profile
-from benchmarks.providers import EAGER, OURS, PROVIDERS, Function, Provider
+from benchmarks.ops import OPS
+from benchmarks.providers import Function, Provider
+from benchmarks.rows import EAGER, OURS
 
 # torch's profiler reads CUDA's environment when it starts, and warns where there is no GPU.
 pytestmark = [pytest.mark.filterwarnings("ignore:.*CUDA:UserWarning:torch")]
@@ -53,8 +56,8 @@ def test_a_provider_that_fails_does_not_take_the_others_with_it(
     def absent() -> Function:
         raise ModuleNotFoundError("No module named 'absent'")
 
-    providers = [Provider("absent", "dropout", absent), *PROVIDERS]
-    monkeypatch.setattr("benchmarks.providers.PROVIDERS", providers)
+    op = dataclasses.replace(OPS["dropout"], peers=(Provider("absent", absent),))
+    monkeypatch.setitem(OPS, "dropout", op)
     shape = ("--shape", "tiny 1x128", "--out", str(tmp_path))
     assert run("dropout", "--peers", "absent", EAGER, *shape) == 1
     assert "absent: ModuleNotFoundError" in capsys.readouterr().err

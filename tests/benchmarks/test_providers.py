@@ -10,8 +10,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from benchmarks.correctness import PEER_FACTOR, Float64, check_dropout
-from benchmarks.providers import COMPILED, PROVIDERS, Provider, providers_of, reference_of
-from benchmarks.shapes import DTYPES, OPS
+from benchmarks.ops import DTYPES, OPS
+from benchmarks.providers import COMPILED, Provider
 
 
 def native(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,7 +125,12 @@ def gems() -> dict[str, Any]:
 
 
 PACKAGES = {"liger-kernel": liger, "quack-kernels": quack, "flag-gems": gems}
-FOREIGN = [provider for provider in PROVIDERS if provider.name in PACKAGES]
+FOREIGN = [
+    pytest.param(name, peer, id=f"{name}-{peer.name}")
+    for name, op in OPS.items()
+    for peer in op.peers
+    if peer.name in PACKAGES
+]
 
 
 @pytest.fixture
@@ -140,29 +145,27 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> None:
                 module = ModuleType(name)
 
 
-def names(provider: Provider) -> str:
-    return f"{provider.op}-{provider.name}"
-
-
 @pytest.mark.usefixtures("packages")
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("provider", FOREIGN, ids=names)
-def test_adapters_compute_the_op_and_its_gradients(provider: Provider, dtype: str) -> None:
-    op = OPS[provider.op]
+@pytest.mark.parametrize(("name", "provider"), FOREIGN)
+def test_adapters_compute_the_op_and_its_gradients(
+    name: str, provider: Provider, dtype: str
+) -> None:
+    op = OPS[name]
     inputs = op.draw((6, 50, 96), "contiguous", DTYPES[dtype], torch.device("cpu"))
     grad = torch.randn_like(inputs[0])
     own = provider.prepare(inputs)
     if op.drop_rate is not None:
         verdict = check_dropout(provider.make(), own, grad, op.drop_rate)
     else:
-        exact = Float64(reference_of(provider.op).make(), inputs, grad)
+        exact = Float64(op.eager, inputs, grad)
         verdict = exact.check(provider.make(), own, grad, PEER_FACTOR)
     assert verdict.reason is None
 
 
-@pytest.mark.parametrize("provider", FOREIGN, ids=names)
+@pytest.mark.parametrize(("name", "provider"), FOREIGN)
 def test_a_package_that_is_not_there_is_known_by_its_error(
-    provider: Provider, monkeypatch: pytest.MonkeyPatch
+    name: str, provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("liger_kernel", "quack", "flag_gems"):
         monkeypatch.setitem(sys.modules, name, None)
@@ -184,8 +187,8 @@ def test_compiled_functions_keep_their_graph_for_another_backward(
 
     monkeypatch.setattr(torch, "compile", compile)
     with config.patch(donated_buffer=True):
-        for op in OPS:
-            for provider in providers_of(op):
+        for op in OPS.values():
+            for provider in op.providers:
                 if provider.name == name:
                     provider.make()
         assert config.donated_buffer is False

@@ -1,8 +1,7 @@
-"""A race between providers of a known time or a known fault, and the rows that come of it."""
+"""A race between providers of a planted cost or a planted fault, and the rows that come of it."""
 
+import signal
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +9,33 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.contenders import Case, make_calls, saved_bytes
-from benchmarks.kernel_rows import COPY, bound, with_ratios
-from benchmarks.providers import EAGER, OURS, Function
-from benchmarks.race import GpuLostError, Race, Settings
-from benchmarks.results import Results, Row
-from benchmarks.shapes import OPS
-from benchmarks.timing import Budget, CpuTimer, make_timer
-from tests.benchmarks import fake_op
-from tests.benchmarks.fake_op import NAME, FragileTimer, double, provider, taking
-from tests.benchmarks.test_timing import FakeClock
+from benchmarks.cases import Case, make_calls, saved_bytes
+from benchmarks.kernel_rows import bound, with_ratios
+from benchmarks.ops import DIRECTIONS, OPS
+from benchmarks.providers import Function, Provider
+from benchmarks.race import GpuLostError, Race, Settings, copies
+from benchmarks.results import Results
+from benchmarks.rows import COPY, EAGER, OURS, Row
+from benchmarks.timers import CpuTimer, make_timer
+from benchmarks.timing import Budget
+from tests.benchmarks.clock import Clock
+from tests.benchmarks.conftest import Take
+from tests.benchmarks.fake_op import NAME, SHAPES, FragileTimer, double
 
-pytestmark = pytest.mark.usefixtures("with_fake_op")
 BANDWIDTH = 1e9
-CASE = Case(NAME, fake_op.OP.shapes[0], "fp32", "contiguous")
+CASE = Case(NAME, SHAPES[0], "fp32", "contiguous")
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
+def clock() -> Clock:
+    return Clock()
 
 
-def measure(tmp_path: Path, clock: FakeClock, **settings: Any) -> Results:
+def measure(tmp_path: Path, clock: Clock, **settings: Any) -> Results:
     """Race on :data:`CASE` by a clock that only the providers move."""
     results = Results.create(tmp_path / "kernels.json", resume=True)
     settings = {"budget": Budget(0.0, least=3), **settings}
-    Race(CpuTimer(clock), results, Settings(**settings), BANDWIDTH).run(CASE)
+    Race(CpuTimer(clock), results, Settings(**settings), BANDWIDTH, clock).run(CASE)
     return Results.load(results.path)
 
 
@@ -45,11 +45,14 @@ def rows_by_name(results: Results, direction: str = "forward") -> dict[str, Row]
     return {row["provider"]: row for row in rows}
 
 
-def test_known_times_give_known_figures(
-    tmp_path: Path, clock: FakeClock, take: Callable[..., None]
-) -> None:
+def factory(function: Function) -> Any:
+    return lambda: function
+
+
+def test_known_times_give_known_figures(tmp_path: Path, clock: Clock, take: Take) -> None:
     times = {OURS: 2e-6, EAGER: 6e-6, "fast": 4e-6, "slow": 9e-6}
-    take(*(provider(name, taking(seconds, clock.pass_by)) for name, seconds in times.items()))
+    functions = {name: clock.spend(seconds, double) for name, seconds in times.items()}
+    take(**{n: f if n in (OURS, EAGER) else factory(f) for n, f in functions.items()})
     results = measure(tmp_path, clock)
     forward = rows_by_name(results)
     for name, seconds in times.items():
@@ -71,16 +74,13 @@ def test_known_times_give_known_figures(
     both = rows_by_name(results, "both")
     assert both[OURS]["microseconds"] == pytest.approx(2.0)  # its backward takes no time
     assert both[OURS]["bytes"] == 2 * forward[OURS]["bytes"]
-    assert rows_by_name(results, "backward")[OURS]["microseconds"] == pytest.approx(0.0, abs=1e-5)
 
 
-def test_a_sleep_is_measured_by_the_real_clock(tmp_path: Path, take: Callable[..., None]) -> None:
-    take(provider(OURS, taking(2e-3)), provider(EAGER, taking(0.0)))
-    results = Results.create(tmp_path / "kernels.json")
-    Race(CpuTimer(), results, Settings(budget=Budget(0.0)), BANDWIDTH).run(CASE)
-    row = rows_by_name(results)[OURS]
-    assert 2000 <= row["microseconds"] < 4000
-    assert rows_by_name(results)[EAGER]["microseconds"] < 1000
+def test_drift_and_noise_are_neither_ours_nor_the_peers(tmp_path: Path, take: Take) -> None:
+    clock = Clock(drift=10.0, noise=[50.0 * (i % 17 == 0) for i in range(1000)])
+    take(ours=clock.spend(2e-6, double), eager=clock.spend(3e-6, double))
+    forward = rows_by_name(measure(tmp_path, clock, budget=Budget(0.0, least=25)))
+    assert forward[OURS]["ratio_to_eager"] == pytest.approx(1.5, rel=0.01)
 
 
 def absent() -> Function:
@@ -104,9 +104,7 @@ class FailsBackward(torch.autograd.Function):
         raise ValueError("no backward here")
 
 
-def test_faults_are_rows_and_are_not_timed(
-    tmp_path: Path, clock: FakeClock, take: Callable[..., None]
-) -> None:
+def test_faults_are_rows_and_are_not_timed(tmp_path: Path, clock: Clock, take: Take) -> None:
     calls: list[str] = []
 
     def wrong(x: Tensor) -> Tensor:
@@ -114,13 +112,13 @@ def test_faults_are_rows_and_are_not_timed(
         return x * 2.001
 
     take(
-        provider(OURS, taking(2e-6, clock.pass_by)),
-        provider(EAGER, taking(4e-6, clock.pass_by)),
-        provider("wrong", lambda: wrong),
-        provider("absent", absent),
-        provider("raising", lambda: raising),
-        provider("backward", lambda: FailsBackward.apply),
-        provider("gpu", lambda: double, needs_gpu=True),
+        ours=clock.spend(2e-6, double),
+        eager=clock.spend(4e-6, double),
+        wrong=factory(wrong),
+        absent=absent,
+        raising=factory(raising),
+        backward=factory(FailsBackward.apply),
+        gpu=Provider("gpu", factory(double), needs_gpu=True),
     )
     results = measure(tmp_path, clock)
     expected = {
@@ -132,7 +130,7 @@ def test_faults_are_rows_and_are_not_timed(
         "backward": ("failed", "ValueError: no backward here"),
         "gpu": ("skipped", "needs a GPU"),
     }
-    for direction in fake_op.OP.directions:
+    for direction in DIRECTIONS:
         rows = rows_by_name(results, direction)
         assert set(rows) == set(expected)
         for name, (status, reason) in expected.items():
@@ -144,9 +142,7 @@ def test_faults_are_rows_and_are_not_timed(
     assert rows_by_name(results)[OURS]["best_peer"] == EAGER  # the wrong one, though fast, is none
 
 
-def test_failing_on_the_clock_is_a_row_too(
-    tmp_path: Path, clock: FakeClock, take: Callable[..., None]
-) -> None:
+def test_failing_on_the_clock_is_a_row_too(tmp_path: Path, clock: Clock, take: Take) -> None:
     calls = 0
 
     def tires(x: Tensor) -> Tensor:
@@ -156,7 +152,7 @@ def test_failing_on_the_clock_is_a_row_too(
             raise MemoryError("no more")
         return double(x)
 
-    take(provider(OURS, lambda: tires), provider(EAGER, taking(1e-6, clock.pass_by)))
+    take(ours=tires, eager=clock.spend(1e-6, double))
     rows = rows_by_name(measure(tmp_path, clock))
     assert (rows[OURS]["status"], rows[OURS]["reason"]) == ("failed", "MemoryError: no more")
     assert rows[OURS]["microseconds"] is None
@@ -164,42 +160,43 @@ def test_failing_on_the_clock_is_a_row_too(
 
 
 def test_a_reference_that_fails_leaves_nobody_unreported(
-    tmp_path: Path, clock: FakeClock, take: Callable[..., None]
+    tmp_path: Path, clock: Clock, take: Take
 ) -> None:
-    take(provider(OURS, lambda: double), provider(EAGER, lambda: raising))
+    take(eager=raising)
     rows = rows_by_name(measure(tmp_path, clock))
     assert {row["status"] for row in rows.values()} == {"failed"}
     assert rows[OURS]["reason"] == "its reference did: RuntimeError: no kernel"
 
 
-def test_preparing_for_too_long_is_a_failure(
-    tmp_path: Path, clock: FakeClock, take: Callable[..., None]
-) -> None:
+def test_preparing_for_too_long_is_a_failure(tmp_path: Path, clock: Clock, take: Take) -> None:
     def slow() -> Function:
-        time.sleep(5)
+        signal.raise_signal(signal.SIGALRM)  # as if the time were up
         return double
 
-    take(provider(OURS, lambda: double), provider(EAGER, lambda: double), provider("slow", slow))
-    rows = rows_by_name(measure(tmp_path, clock, preparation_seconds=0.05))
+    take(slow=slow, ours=clock.spend(1e-6, double), eager=clock.spend(1e-6, double))
+    rows = rows_by_name(measure(tmp_path, clock, preparation_seconds=500))
     assert rows["slow"]["status"] == "failed"
-    assert "took more than 0.05 s" in rows["slow"]["reason"]
+    assert "took more than 500 s" in rows["slow"]["reason"]
     assert rows[OURS]["status"] == "ok"
+    cut_short = measure(tmp_path / "late", clock, preparation_seconds=500, deadline=clock.now + 400)
+    assert rows_by_name(cut_short)["slow"]["status"] == "timeout"
 
 
 def test_no_time_left_is_a_row_that_a_resumed_run_measures(
-    tmp_path: Path, clock: FakeClock, take: Callable[..., None]
+    tmp_path: Path, clock: Clock, take: Take
 ) -> None:
-    take(*(provider(name, taking(1e-6, clock.pass_by)) for name in (OURS, EAGER)))
-    results = measure(tmp_path, clock, deadline=time.monotonic() - 1)
+    take(ours=clock.spend(1e-6, double), eager=clock.spend(1e-6, double))
+    results = measure(tmp_path, clock, deadline=clock.now - 1)
     assert [row["status"] for row in results.rows] == ["timeout"] * 6
     results = measure(tmp_path, clock)
     assert [row["status"] for row in results.rows] == ["ok"] * 6
 
 
 def test_a_resumed_run_with_more_peers_races_all_again(
-    tmp_path: Path, clock: FakeClock, take: Callable[..., None]
+    tmp_path: Path, clock: Clock, take: Take
 ) -> None:
-    take(*(provider(n, taking(1e-6, clock.pass_by)) for n in (OURS, EAGER, "a", "b")))
+    same = clock.spend(1e-6, double)
+    take(ours=same, eager=same, a=factory(same), b=factory(same))
     first = measure(tmp_path, clock, peers=("a",))
     assert set(rows_by_name(first)) == {OURS, "a"}
     assert rows_by_name(first)[OURS]["ratio_to_eager"] is None
@@ -214,8 +211,8 @@ def test_a_resumed_run_with_more_peers_races_all_again(
 
 def test_each_case_is_compiled_afresh(
     tmp_path: Path,
-    clock: FakeClock,
-    take: Callable[..., None],
+    clock: Clock,
+    take: Take,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     events: list[str] = []
@@ -224,15 +221,16 @@ def test_each_case_is_compiled_afresh(
 
     def make() -> Function:
         events.append("make")
-        return double
+        return clock.spend(1e-6, double)
 
-    take(provider(OURS, lambda: double), provider(EAGER, lambda: double), provider("c", make))
+    same = clock.spend(1e-6, double)
+    take(ours=same, eager=same, c=make)
     measure(tmp_path, clock)
-    assert events == ["reset", "make"]  # else a limit on recompilations ends in eager
+    assert events == ["reset", "make"]  # at a limit of recompilations it would run eagerly
 
 
 def test_a_provider_that_breaks_the_gpu_is_named_and_left_out_when_resumed(
-    tmp_path: Path, take: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, take: Take, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FragileTimer, "broken", False)
 
@@ -240,7 +238,7 @@ def test_a_provider_that_breaks_the_gpu_is_named_and_left_out_when_resumed(
         FragileTimer.broken = True
         raise RuntimeError("misaligned address")
 
-    take(*(provider(n, lambda: double) for n in (OURS, EAGER)), provider("bad", lambda: breaks))
+    take(bad=factory(breaks))
     results = Results.create(tmp_path / "kernels.json")
     settings = Settings(budget=Budget(0.0, least=1))
     with pytest.raises(GpuLostError, match=r"bad broke the GPU's context: .*misaligned"):
@@ -249,7 +247,7 @@ def test_a_provider_that_breaks_the_gpu_is_named_and_left_out_when_resumed(
     FragileTimer.broken = False  # another process
     Race(FragileTimer(), results, settings, BANDWIDTH).run(CASE)
     assert not FragileTimer.broken
-    for direction in fake_op.OP.directions:
+    for direction in DIRECTIONS:
         statuses = {n: row["status"] for n, row in rows_by_name(results, direction).items()}
         assert statuses == {OURS: "ok", EAGER: "ok", "bad": "crashed"}
 
@@ -273,6 +271,20 @@ def test_small_shapes_are_bound_by_the_launch() -> None:
     assert bound(4_000, copy_us=2.0, bandwidth=4e12) == "launch"
 
 
+def test_copies_move_as_many_bytes_as_asked() -> None:
+    calls = copies(1 << 16, 3, torch.device("cpu"))
+    results = [call() for call in calls]
+    addresses = set()
+    for call, result in zip(calls, results, strict=True):
+        (source,) = call.args  # type: ignore[attr-defined]
+        assert isinstance(result, Tensor)
+        assert torch.equal(result, source)
+        assert result.nbytes + source.nbytes == 1 << 16
+        assert source.count_nonzero() > 0.9 * source.numel()
+        addresses |= {result.data_ptr(), source.data_ptr()}
+    assert len(addresses) == 6
+
+
 def test_saved_bytes_are_those_of_no_input() -> None:
     x, y = (torch.randn(100, requires_grad=True) for _ in range(2))
     assert saved_bytes(lambda x, y: x * y, (x, y)) == 0
@@ -294,6 +306,14 @@ def test_calls_make_the_passes_they_are_named_for(direction: str) -> None:
             assert isinstance(result, Tensor)
             torch.testing.assert_close(result, expected)
         assert x.grad is None
+
+
+def test_gradients_of_a_layers_parameters_are_computed_too() -> None:
+    layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3, requires_grad=True)
+    (call,) = make_calls(layer, [(x,)], [torch.ones(4, 2)], "both")
+    result = call()
+    assert isinstance(result, tuple)
+    assert [gradient.shape for gradient in result] == [(4, 3), (2, 3), (2,)]
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 """Reports of planted measurements: the tables' text, and images that show something."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.colors import to_rgb
 
 from benchmarks import plots, report
 from benchmarks.results import Results
+from benchmarks.rows import cell
 from tests.benchmarks import planted
 
 
@@ -82,11 +84,11 @@ def test_every_kind_has_its_images_and_they_are_linked(written: dict[str, Path])
 @pytest.mark.parametrize(
     ("name", "colours"),
     [
-        ("all_layer_norm_bandwidth.png", plots._COLOURS[:2]),  # ours and eager
-        ("all_layer_norm_ratio.png", plots._COLOURS[:1]),
-        ("all_cpu.png", plots._COLOURS[:1]),
-        ("all_fit.png", plots._COLOURS[:2]),
-        ("all_overhead.png", plots._COLOURS[:1]),
+        ("all_layer_norm_bandwidth.png", plots.COLOURS[:2]),  # ours and eager
+        ("all_layer_norm_ratio.png", plots.COLOURS[:1]),
+        ("all_cpu.png", plots.COLOURS[:1]),
+        ("all_fit.png", plots.COLOURS[:2]),
+        ("all_overhead.png", plots.COLOURS[:1]),
     ],
 )
 def test_images_show_the_data(
@@ -103,7 +105,7 @@ def test_images_show_the_data(
 def test_bandwidth_points_lie_where_they_were_measured() -> None:
     rows = planted.kernel_rows()
     good = [row for row in rows if row["status"] == "ok"]
-    (axes,) = plots._bandwidth("layer_norm", good).axes
+    (axes,) = plots.bandwidth("layer_norm", good).axes
     lines = {str(line.get_label()): line for line in axes.get_lines()}
     assert set(lines) == {"ours", "eager", "copy (floor)"}
     np.testing.assert_allclose(
@@ -136,6 +138,18 @@ def test_a_file_without_figures_still_has_a_table(tmp_path: Path) -> None:
     assert "No rows." in path.read_text()
 
 
+def test_without_matplotlib_there_are_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "benchmarks.plots")
+    monkeypatch.delattr("benchmarks.plots")
+    monkeypatch.delitem(sys.modules, "matplotlib.artist")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    results = Results(tmp_path / "fit.json", planted.ENVIRONMENT, planted.fit_rows())
+    (path,) = report.write(results, tmp_path)
+    assert "resnet50" in path.read_text()
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
@@ -151,4 +165,4 @@ def test_a_file_without_figures_still_has_a_table(tmp_path: Path) -> None:
     ],
 )
 def test_cells_have_three_digits(value: object, text: str) -> None:
-    assert report.cell(value) == text
+    assert cell(value) == text

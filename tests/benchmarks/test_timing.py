@@ -1,69 +1,40 @@
-"""The clocks, with times that are known."""
+"""Turns of laps with planted costs, drift, noise and errors."""
 
-import functools
+import gc
 import itertools
+import math
 import signal
 import statistics
-import time
-from collections.abc import Callable
 
 import pytest
-import torch
-from torch import Tensor
 
-from benchmarks.timing import (
-    Budget,
-    CpuTimer,
-    GpuTimer,
-    copies,
-    interleave,
-    make_timer,
-    measure_copies,
-    time_limit,
-)
+from benchmarks.timing import Budget, Lap, interleave, spread_of, take_turns, time_limit
+from tests.benchmarks.clock import Clock
 
 
-class FakeClock:
-    """Time that passes when told to, and next to nothing at every look."""
+def lap_of(clock: Clock, seconds: float) -> Lap:
+    """Return a lap of a cost of ``seconds``, measured by ``clock``."""
 
-    def __init__(self) -> None:
-        self.now = 0.0
+    def lap() -> float:
+        start = clock.now
+        clock.pass_by(seconds)
+        return clock.now - start
 
-    def __call__(self) -> float:
-        self.now += 1e-12
-        return self.now
-
-    def pass_by(self, seconds: float) -> None:
-        self.now += seconds
+    return lap
 
 
-def test_a_lap_is_the_mean_of_its_calls() -> None:
-    clock = FakeClock()
-    calls = [functools.partial(clock.pass_by, seconds) for seconds in (0.1, 0.2, 0.6)]
-    prepared = CpuTimer(clock).prepare(calls)
-    assert clock.now == pytest.approx(0.9)  # warmed up, each
-    assert prepared.timer == "cpu"
-    assert prepared.lap() == pytest.approx(0.3)
-
-
-def test_a_sleep_is_measured_as_long_as_it_is() -> None:
-    laps = {
-        name: CpuTimer().prepare([functools.partial(time.sleep, seconds)] * 2).lap
-        for name, seconds in (("short", 2e-3), ("long", 6e-3))
-    }
-    samples, errors = interleave(laps, Budget(0.0, least=5))
-    assert not errors
-    # A sleep is never shorter; the least of five is hardly longer, on a busy machine too.
-    assert 2e-3 <= min(samples["short"]) < 3e-3
-    assert 6e-3 <= min(samples["long"]) < 7e-3
-
-
-def recorder(log: list[str], name: str) -> Callable[[], float]:
+def recorder(log: list[str], name: str) -> Lap:
     def lap() -> float:
         log.append(name)
         return float(len(log))
 
     return lap
+
+
+def test_everyone_takes_turns_there_and_back() -> None:
+    log: list[str] = []
+    assert take_turns([recorder(log, name) for name in "abc"]) == [3.5, 3.5, 3.5]
+    assert "".join(log) == "abccba"
 
 
 def test_laps_go_there_and_back_after_a_round_to_warm_up() -> None:
@@ -74,15 +45,38 @@ def test_laps_go_there_and_back_after_a_round_to_warm_up() -> None:
     assert samples == {"a": [9.5, 15.5], "b": [9.5, 15.5], "c": [9.5, 15.5]}
 
 
-def test_the_budget_says_when_to_stop() -> None:
-    ticks = itertools.count()
-    laps = {"a": lambda: 1.0}
+@pytest.mark.parametrize("names", list(itertools.permutations("abc")))
+def test_drift_hits_all_laps_alike(names: tuple[str, ...]) -> None:
+    clock = Clock(drift=0.05)
+    costs = {"a": 1e-3, "b": 1.1e-3, "c": 1.2e-3}
+    laps = {name: lap_of(clock, costs[name]) for name in names}
+    samples, _ = interleave(laps, Budget(math.inf, least=9, most=9), clock)
+    assert samples["a"][-1] > 1.001 * samples["a"][0]  # the drift is not small
+    for name, seconds in samples.items():
+        for mine, other in zip(seconds, samples["a"], strict=True):
+            assert mine / other == pytest.approx(costs[name] / costs["a"], rel=2e-5)
 
+
+def test_disturbed_rounds_change_neither_the_median_nor_the_spread() -> None:
+    warm_up, quiet = [0.0] * 4, [0.0] * 4
+    disturbed = [200.0, 0.0, 0.0, 0.0]
+    rounds = [quiet, disturbed, quiet, quiet, quiet, disturbed, quiet, quiet, quiet]
+    clock = Clock(noise=[*warm_up, *itertools.chain(*rounds)])
+    laps = {"a": lap_of(clock, 3e-3), "b": lap_of(clock, 2e-3)}
+    samples, _ = interleave(laps, Budget(math.inf, most=9), clock)
+    assert max(samples["a"]) > 0.1
+    assert statistics.median(samples["a"]) == pytest.approx(3e-3)
+    assert spread_of(samples["a"]) == pytest.approx(0, abs=1e-9)
+    assert samples["b"] == pytest.approx([2e-3] * 9)
+
+
+def test_the_budget_says_when_to_stop() -> None:
     def rounds(budget: Budget) -> int:
-        return len(interleave(laps, budget, clock=lambda: float(next(ticks)))[0]["a"])
+        clock = Clock()
+        return len(interleave({"a": lap_of(clock, 0.5)}, budget, clock)[0]["a"])
 
     assert rounds(Budget(0.0, least=3)) == 3
-    assert rounds(Budget(10.0, least=3)) == 12  # a tick a round, looked at from the third on
+    assert rounds(Budget(10.0, least=3)) == 10  # two laps a round, a second
     assert rounds(Budget(1e9, least=3, most=7)) == 7
 
 
@@ -111,112 +105,40 @@ def test_an_interrupt_is_nobodys_error() -> None:
         interleave({"a": interrupt}, Budget(0.0))
 
 
-def test_copies_move_what_they_say() -> None:
-    calls = copies(1 << 16, 3, torch.device("cpu"))
-    results = [call() for call in calls]
-    addresses = set()
-    for call, result in zip(calls, results, strict=True):
-        (source,) = call.args  # type: ignore[attr-defined]
-        assert isinstance(result, Tensor)
-        assert torch.equal(result, source)
-        assert result.nbytes + source.nbytes == 1 << 16
-        assert source.count_nonzero() > 0.9 * source.numel()
-        addresses |= {result.data_ptr(), source.data_ptr()}
-    assert len(addresses) == 6
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_the_collector_rests_meanwhile(
+    enabled: bool, error: type[BaseException] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = [enabled]
+    monkeypatch.setattr(gc, "isenabled", lambda: state[-1])
+    monkeypatch.setattr(gc, "enable", lambda: state.append(True))
+    monkeypatch.setattr(gc, "disable", lambda: state.append(False))
+
+    def lap() -> float:
+        assert not gc.isenabled()
+        if error is not None:
+            raise error
+        return 1.0
+
+    if error is None:
+        interleave({"a": lap}, Budget(0.0))
+    else:
+        with pytest.raises(error):
+            interleave({"a": lap}, Budget(0.0))
+    assert gc.isenabled() is enabled
 
 
-def test_copies_are_measured_at_several_sizes() -> None:
-    ticks = itertools.count()
-    measured = measure_copies(CpuTimer(lambda: 1e-3 * next(ticks)), Budget(0.0))
-    assert len({copy.bytes for copy in measured}) == len(measured) > 1
-    for copy in measured:
-        assert copy.seconds == pytest.approx(1e-3 / 4)  # a tick for a lap of four copies
-        assert copy.bandwidth == pytest.approx(copy.bytes / copy.seconds)
-        assert copy.spread == pytest.approx(0, abs=1e-9)
+def test_spread() -> None:
+    assert spread_of([7.0]) == 0
+    assert spread_of([1.0, 2.0, 3.0, 4.0, 100.0]) == 2
 
 
-def test_a_time_limit_ends_what_takes_longer_and_nothing_after() -> None:
+def test_a_time_limit_is_an_error_within_and_nothing_after() -> None:
     before = signal.getsignal(signal.SIGALRM)
-    start = time.monotonic()
-    with pytest.raises(TimeoutError, match=r"more than 0\.05 s"), time_limit(0.05):
-        time.sleep(5)
-    assert time.monotonic() - start < 2
-    with time_limit(0.05):
-        pass
+    with time_limit(1000):
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000
+    with pytest.raises(TimeoutError, match="more than 1000 s"), time_limit(1000):
+        signal.raise_signal(signal.SIGALRM)  # as if the time were up
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)  # no alarm is left
     assert signal.getsignal(signal.SIGALRM) is before
-    time.sleep(0.1)  # no alarm is left
-
-
-def test_this_machines_timer() -> None:
-    assert isinstance(make_timer(), GpuTimer if torch.cuda.is_available() else CpuTimer)
-
-
-def gpu_laps(timer: GpuTimer, moved: int, count: int) -> dict[str, float]:
-    """Return the median seconds of a copy by each clock."""
-    with timer.context():
-        calls = copies(moved, count, timer.device)
-    prepared = [timer.prepare(calls, capture) for capture in (True, False)]
-    samples, errors = interleave({p.timer: p.lap for p in prepared}, Budget(0.3, least=10))
-    assert not errors
-    return {name: statistics.median(seconds) for name, seconds in samples.items()}
-
-
-@pytest.mark.gpu
-def test_graph_and_events_agree_on_a_large_copy() -> None:
-    times = gpu_laps(GpuTimer(), 1 << 29, 4)
-    assert times["graph"] == pytest.approx(times["events"], rel=0.05)
-
-
-@pytest.mark.gpu
-def test_the_hosts_time_is_not_in_the_events() -> None:
-    timer = GpuTimer()
-    times = gpu_laps(timer, 1 << 12, 32)
-    assert times["events"] < 5e-6
-    assert times["graph"] < 5e-6
-
-    def slow_host() -> object:
-        time.sleep(1e-3)
-        return torch.ones(8, device=timer.device)
-
-    prepared = timer.prepare([slow_host] * 8, capture=False)
-    assert statistics.median(prepared.lap() for _ in range(5)) < 1e-4
-    assert (timer.host_seconds(slow_host) or 0) > 1e-3
-
-
-@pytest.mark.gpu
-def test_the_cache_is_cold() -> None:
-    timer = GpuTimer()
-    cache = torch.cuda.get_device_properties(0).L2_cache_size
-    with timer.context():
-        x = torch.randn(cache // 16, device=timer.device)  # a quarter of it
-
-    def read() -> object:
-        return x.sum()
-
-    cold = timer.prepare([read])  # nothing but the scrubbing between two laps
-    warm = timer.prepare([read] * 64)  # the same tensor again, 63 times of 64 from the cache
-    colds, warms = ([p.lap() for _ in range(20)] for p in (cold, warm))
-    assert statistics.median(colds) > 1.2 * statistics.median(warms)
-
-
-@pytest.mark.gpu
-def test_what_cannot_be_captured_is_timed_by_events_and_says_so() -> None:
-    timer = GpuTimer()
-    with timer.context():
-        x = torch.randn(1024, device=timer.device)
-    prepared = timer.prepare([lambda: x.sum().item()])
-    assert prepared.timer == "events"
-    assert prepared.note is not None
-    assert prepared.note.startswith("no graph: ")
-    assert prepared.lap() > 0
-    again = timer.prepare([lambda: x + 1])  # the failed capture left nothing behind
-    assert again.timer == "graph"
-    assert again.lap() > 0
-
-
-@pytest.mark.gpu
-def test_peak_memory_is_that_of_the_call() -> None:
-    timer = GpuTimer()
-    with timer.context():
-        x = torch.randn(1 << 22, device=timer.device)
-    assert timer.peak_bytes(lambda: (x + 1) * 2) == 2 * x.nbytes

@@ -1,6 +1,10 @@
-"""The GPU's clock on a simulated GPU: a host that queues work, and a device that does it later."""
+"""The timers: the CPU's by a scripted clock, the GPU's on a simulated GPU.
+
+The simulation has a host that queues work, and a device that does the work later.
+"""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -8,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.timing import GpuTimer
+from benchmarks.timers import CpuTimer, GpuTimer, make_timer
+from tests.benchmarks.clock import Clock
 
 CACHE = 1 << 20
 SCRUB = 100e-6  # how long it takes to overwrite the buffer
@@ -185,3 +190,58 @@ def test_a_gpu_lost_while_capturing_is_no_fallback(
 
     with pytest.raises(RuntimeError, match="illegal memory access"):
         timer.prepare([breaks])
+
+
+def test_a_lap_is_the_mean_of_its_calls() -> None:
+    clock = Clock()
+    calls = [functools.partial(clock.pass_by, seconds) for seconds in (0.1, 0.2, 0.6)]
+    prepared = CpuTimer(clock).prepare(calls)
+    start = clock.now
+    assert prepared.timer == "cpu"
+    assert prepared.lap() == pytest.approx(0.3)
+    assert clock.now - start == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("seconds", [1e-6, 0.9e-3, 3e-2])
+def test_a_lap_on_the_cpu_is_a_block_of_calls(seconds: float) -> None:
+    clock = Clock()
+    prepared = CpuTimer(clock, block_seconds=1e-2).prepare([clock.spend(seconds)])
+    start = clock.now
+    assert prepared.lap() == pytest.approx(seconds)
+    spent = clock.now - start
+    assert 1e-2 / 1.3 <= spent <= max(1.31e-2, 1.01 * seconds)
+
+
+def test_the_first_call_does_not_decide_the_length_of_a_lap() -> None:
+    clock, costs = Clock(), iter([1.0])
+    prepared = CpuTimer(clock, 1e-2).prepare([lambda: clock.pass_by(next(costs, 1e-4))])
+    start = clock.now
+    prepared.lap()
+    assert clock.now - start == pytest.approx(1e-2, rel=0.02)
+
+
+def test_this_machines_timer() -> None:
+    assert isinstance(make_timer(), GpuTimer if torch.cuda.is_available() else CpuTimer)
+
+
+@pytest.mark.gpu
+def test_what_a_real_gpu_cannot_capture_is_timed_by_events_and_says_so() -> None:
+    timer = GpuTimer()
+    with timer.context():
+        x = torch.randn(1024, device=timer.device)
+    prepared = timer.prepare([lambda: x.sum().item()])
+    assert prepared.timer == "events"
+    assert prepared.note is not None
+    assert prepared.note.startswith("no graph: ")
+    assert prepared.lap() > 0
+    again = timer.prepare([lambda: x + 1])  # the failed capture left nothing behind
+    assert again.timer == "graph"
+    assert again.lap() > 0
+
+
+@pytest.mark.gpu
+def test_peak_memory_is_that_of_the_call() -> None:
+    timer = GpuTimer()
+    with timer.context():
+        x = torch.randn(1 << 22, device=timer.device)
+    assert timer.peak_bytes(lambda: (x + 1) * 2) == 2 * x.nbytes

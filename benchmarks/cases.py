@@ -1,4 +1,4 @@
-"""What races: the cases, the providers that take part in one, and the calls that are timed."""
+"""Cases: an op on one shape, type and layout; the calls that are timed on it."""
 
 import dataclasses
 import functools
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from benchmarks.correctness import Verdict
-from benchmarks.providers import Function, Inputs, Provider
-from benchmarks.results import Row
-from benchmarks.shapes import DTYPES, OPS, Op, Shape
-from benchmarks.timing import Call, Prepared, Timer
+from benchmarks.ops import DTYPES, OPS, Op
+from benchmarks.providers import Function, Inputs
+from benchmarks.rows import Row
+from benchmarks.shapes import Shape
+from benchmarks.timers import Call, Timer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Case:
         return OPS[self.name]
 
     def key(self, **more: str) -> Row:
-        """Return what tells its rows from the others'."""
+        """Return the fields that tell its rows from those of other cases."""
         key = {"op": self.name, "shape": self.shape.name, "dtype": self.dtype}
         return {**key, "layout": self.layout, **more}
 
@@ -44,51 +44,33 @@ class Case:
         return self.op.draw(self.shape.dims, self.layout, DTYPES[self.dtype], device)
 
 
-@dataclasses.dataclass
-class Contender:
-    """A provider on a case: its function if it is right, else why there is none.
-
-    Attributes:
-        sets: Its inputs, one tuple for each call of a lap.
-        timed: What times it in one direction.
-    """
-
-    provider: Provider
-    status: str = "ok"
-    reason: str | None = None
-    function: Function | None = None
-    sets: Sequence[Inputs] = ()
-    verdict: Verdict = dataclasses.field(default_factory=Verdict)
-    saved_bytes: int | None = None
-    timed: Prepared | None = None
-    host_seconds: float | None = None
-    peak_bytes: int | None = None
-
-    def fail(self, status: str, reason: str) -> None:
-        """Take it out of the race."""
-        self.status, self.reason, self.function, self.timed = status, reason, None, None
-
-
 def make_calls(
     function: Function, sets: Sequence[Inputs], grads: Sequence[Tensor], direction: str
 ) -> list[Call]:
-    """Return one call for each set; the forward passes of backward passes are made here."""
+    """Return one call for each set of inputs.
+
+    A backward pass computes the gradients of the inputs, and of the parameters if ``function`` is a
+    layer. The forward passes before backward passes are made here, outside the measurement.
+    """
     if direction == "forward":
         return [functools.partial(function, *inputs) for inputs in sets]
+    parameters = tuple(function.parameters()) if isinstance(function, torch.nn.Module) else ()
 
     def both(inputs: Inputs, grad: Tensor) -> object:
-        return torch.autograd.grad(function(*inputs), inputs, grad)
+        return torch.autograd.grad(function(*inputs), (*inputs, *parameters), grad)
 
+    pairs = list(zip(sets, grads, strict=True))
     if direction == "both":
-        return [functools.partial(both, *pair) for pair in zip(sets, grads, strict=True)]
+        return [functools.partial(both, *pair) for pair in pairs]
+    backward = functools.partial(torch.autograd.grad, retain_graph=True)
     return [
-        functools.partial(torch.autograd.grad, function(*inputs), inputs, grad, retain_graph=True)
-        for inputs, grad in zip(sets, grads, strict=True)
+        functools.partial(backward, function(*inputs), (*inputs, *parameters), grad)
+        for inputs, grad in pairs
     ]
 
 
 def saved_bytes(function: Function, inputs: Inputs) -> int:
-    """Return the bytes that the backward pass keeps and that are no input's."""
+    """Return the bytes that the backward pass keeps beside the inputs."""
     given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
     kept: dict[int, int] = {}
 
@@ -105,7 +87,7 @@ def saved_bytes(function: Function, inputs: Inputs) -> int:
 
 
 class _Empty(torch.autograd.Function):
-    """Autograd's own cost on the host."""
+    """Does nothing: its time is autograd's own."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The ops' shapes and floors, against the table that they come from."""
+"""The ops: their floors against a table made by hand, their inputs, their providers."""
 
 import math
 from collections.abc import Iterator
@@ -6,8 +6,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from benchmarks.providers import AUTOTUNED, EAGER, OURS, PROVIDERS, providers_of, reference_of
-from benchmarks.shapes import DIRECTIONS, DTYPES, LAYOUTS, OPS, Op, Shape
+from benchmarks.ops import DIRECTIONS, DTYPES, LAYOUTS, OPS, Op, sizes_of, with_gradients
+from benchmarks.providers import AUTOTUNED
+from benchmarks.rows import EAGER, OURS
+from benchmarks.shapes import Shape
 
 # Bytes per element in 16 bits: forward, backward.
 FLOORS = {
@@ -22,24 +24,24 @@ FLOORS = {
     "group_norm_silu": (4, 6),
     "instance_norm": (4, 6),
     "dropout": (4, 4),
-    "drop_block": (4.125, 4.125),
+    "drop_block2d": (4.125, 4.125),
     "dropout2d": (4, 4),
     "stochastic_depth": (6, 6),
     "dropout_activation": (4, 6),
-    "clip_grad_norm": (2, 0),
-    "clip_grad_norm_clipped": (6, 0),
-    "clip_grad_adaptive": (4, 0),
+    "clip_grad_norm_": (2, 0),
+    "clip_grad_norm_ clipped": (6, 0),
+    "clip_grad_adaptive_": (4, 0),
 }
 
 
 @pytest.mark.parametrize("name", FLOORS)
 def test_the_floor_per_element_in_16_bits(name: str) -> None:
-    op = OPS[name]
-    assert (op.forward_bytes(2), op.backward_bytes(2)) == FLOORS[name]
+    floors = (OPS[name].floor_bytes((8,), 2, direction) / 8 for direction in DIRECTIONS)
+    assert tuple(floors) == (*FLOORS[name], sum(FLOORS[name]))
 
 
 def test_every_op_has_a_floor_in_this_table() -> None:
-    assert set(FLOORS) == set(OPS)
+    assert set(FLOORS) == {name for name, op in OPS.items() if op.shapes}
 
 
 def test_floors_of_whole_shapes_by_hand() -> None:
@@ -52,21 +54,18 @@ def test_floors_of_whole_shapes_by_hand() -> None:
     assert dropout.floor_bytes((8192, 4096), 2, "both") == 268_435_456
 
 
-def test_a_floor_may_be_a_fraction_of_a_byte_per_element() -> None:
-    op = Op(shapes=(), forward_bytes=lambda size: 2 * size + 1 / 8, backward_bytes=lambda size: 0)
-    assert op.floor_bytes((16,), 2, "forward") == 16 * 4 + 2
-
-
 def all_shapes() -> Iterator[tuple[str, Shape]]:
     return ((name, shape) for name, op in OPS.items() for shape in op.shapes)
 
 
 def test_the_quick_shapes_are_few_and_some_are_large() -> None:
-    for name, op in OPS.items():
+    for op in OPS.values():
+        if not op.shapes:
+            continue
         quick = [shape for shape in op.shapes if shape.quick]
         assert 3 <= sum(len(shape.layouts) for shape in quick) <= 8
         assert max(math.prod(shape.dims) for shape in quick) * 2 >= 64 << 20
-        tuned = any(provider.name == AUTOTUNED for provider in providers_of(name))
+        tuned = any(provider.name == AUTOTUNED for provider in op.providers)
         assert tuned <= sum(shape.autotune for shape in quick) <= 2 * tuned
         names = [shape.name for shape in op.shapes]
         assert len(set(names)) == len(names)
@@ -111,15 +110,62 @@ def test_inputs_are_random_leaves_in_the_layout(dtype: str) -> None:
 
 
 def test_an_op_without_a_backward_pass_needs_no_gradients() -> None:
-    op = Op((), lambda size: size, lambda size: 0, directions=("forward",))
+    op = Op(torch.sum, torch.sum, directions=("forward",))
     (x,) = op.draw((4,), "contiguous", torch.float32, torch.device("cpu"))
     assert not x.requires_grad
 
 
-def test_every_op_has_ours_and_one_reference() -> None:
-    for name in OPS:
-        providers = providers_of(name)
-        assert providers[0].name == OURS
-        assert reference_of(name).name == EAGER
-        assert len({provider.name for provider in providers}) == len(providers)
-    assert {provider.op for provider in PROVIDERS} == set(OPS)
+def test_every_op_has_ours_and_torchs() -> None:
+    for op in OPS.values():
+        names = [provider.name for provider in op.providers]
+        assert names[:2] == [OURS, EAGER]
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensors", "first"),
+    [
+        ("ResNet-50", 161, (64, 3, 7, 7)),
+        ("ViT-L", 296, (1, 1, 1024)),
+        ("2000 tensors", 2000, (64, 64)),
+    ],
+)
+def test_gradients_have_the_sizes_of_the_model(
+    name: str, tensors: int, first: tuple[int, ...]
+) -> None:
+    (shape,) = (shape for shape in OPS["clip_grad_norm_"].shapes if shape.name == name)
+    sizes = sizes_of(math.prod(shape.dims))
+    assert (len(sizes), sizes[0]) == (tensors, first)
+    assert sum(map(math.prod, sizes)) == math.prod(shape.dims)
+
+
+def test_gradients_are_copies_of_all_there_is() -> None:
+    x = torch.randn(1037, 8)
+    weights = with_gradients((x,))
+    grads = [w.grad for w in weights if w.grad is not None]
+    assert len(grads) == len(weights) > 1
+    assert torch.equal(torch.cat([g.flatten() for g in grads]), x.flatten())
+    assert all(w.shape == g.shape for w, g in zip(weights, grads, strict=True))
+    grads[0].zero_()
+    assert x.count_nonzero() == x.numel()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_ours_and_torchs_compute_the_same(name: str) -> None:
+    op = OPS[name]
+    dims = (op.cpu or tuple(shape.shrunk(1 << 12).dims for shape in op.shapes))[0]
+    torch.manual_seed(0)
+    drawn = op.draw(dims, "contiguous", torch.float32, torch.device("cpu"))
+    results = []
+    for function in (op.ours, op.eager):
+        torch.manual_seed(1)  # on the CPU ours draws the same masks as torch
+        results.append(function(*op.prepare(drawn)))
+    if name == "clip_grad_scale":  # which has no equal
+        norm = results[1]
+        assert results[0] == (norm / 1e6).clamp(min=1)
+    elif name not in _OTHER_DRAWS:
+        torch.testing.assert_close(*results)
+
+
+# Ops that drop by a random number of their own: of the same law, which test_correctness checks.
+_OTHER_DRAWS = {"drop_block2d", "drop_block3d"}

@@ -1,0 +1,85 @@
+"""Rows of results: what kind a row is, what tells rows apart, how a value reads in a table."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+Row = dict[str, Any]
+
+OURS = "ours"
+EAGER = "eager"
+COPY = "copy"  # the op of the rows that measure the copy bandwidth
+
+# The fields that tell two rows of a kind apart, in the order in which tables show them.
+IDENTITY = (
+    "op", "call", "kernel", "launch", "target", "model", "practice", "dtype", "layout", "direction",
+    "shape", "peer", "variant", "provider", "device", "short", "batch_size", "precision",
+)  # fmt: skip
+
+_KIND_OF_FIELD = {
+    "provider": "kernels",
+    "peer": "cpu",
+    "practice": "overhead",
+    "variant": "fit",
+    "kernel": "static",
+}
+
+
+def kind_of(row: Row) -> str:
+    """Return which measurement ``row`` is of: kernels, cpu, fit, overhead, static or other."""
+    return next((kind for field, kind in _KIND_OF_FIELD.items() if field in row), "other")
+
+
+def is_ok(row: Row) -> bool:
+    """Return whether ``row`` was measured."""
+    return bool(row.get("status", "ok") == "ok")
+
+
+def failure(error: BaseException, status: str = "failed") -> Row:
+    """Return the fields of a row that has no figures because of ``error``."""
+    return {"status": status, "reason": first_line(error)}
+
+
+def first_line(error: BaseException) -> str:
+    """Return the type of ``error`` and the first line of its message."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def name_of(row: Row) -> str:
+    """Return the values of the fields that identify ``row``."""
+    return " ".join(cell(row[name]) for name in IDENTITY if row.get(name) is not None)
+
+
+def grouped(rows: Iterable[Row], *fields: str) -> dict[tuple[str, ...], list[Row]]:
+    """Return the rows by their values of ``fields``, in the order of their first appearance."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        key = tuple("" if row.get(field) is None else cell(row[field]) for field in fields)
+        groups.setdefault(key, []).append(row)
+    return groups
+
+
+def providers_of(rows: Iterable[Row]) -> list[str]:
+    """Return the names of the providers, ours first."""
+    return sorted({str(row["provider"]) for row in rows}, key=lambda name: (name != OURS, name))
+
+
+def numbers(rows: Iterable[Row], field: str) -> list[float]:
+    """Return the values of ``field``, without the rows that have none."""
+    return [float(row[field]) for row in rows if row.get(field) is not None]
+
+
+def cell(value: Any, digits: int = 3) -> str:
+    """Return ``value`` for a table: three significant digits, a dash for ``None``."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return str(value)
+        decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+        text = f"{value:,.{min(decimals, 6)}f}"
+        return text.partition(".")[0] if value == int(value) else text
+    if isinstance(value, list | tuple):
+        return "x".join(map(str, value))
+    return str(value)
