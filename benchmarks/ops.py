@@ -181,12 +181,12 @@ def _first_gradient(weights: Inputs) -> Any:
     return None if grad is None else grad.flatten()
 
 
-def _both(function: Callable[..., Any], room: Any = F, **options: Any) -> dict[str, Function]:
-    """Return ``ours`` and ``eager`` of an op: ``function`` of our module and of ``room``."""
-    return {
-        "ours": functools.partial(function, lightning_kernels, **options),
-        "eager": functools.partial(function, room, **options),
-    }
+def _both(function: Callable[..., Any], room: Any = F, **options: Any) -> tuple[Function, Function]:
+    """Return ours and torch's: ``function`` of our module and of ``room``."""
+    return (
+        functools.partial(function, lightning_kernels, **options),
+        functools.partial(function, room, **options),
+    )
 
 
 def _our_batch_norm_relu(
@@ -269,16 +269,16 @@ _CLIP_NORM = _both(_clip, torch.nn.utils, max_norm=_NEVER)
 # Beside a count of moved tensors stands what they are; p marks parameters, which are small.
 OPS: dict[str, Op] = {
     "layer_norm": Op(  # x, y; x, dy, dx
-        **_both(_layer_norm),
+        *_both(_layer_norm),
         shapes=(*shapes.VIT, *shapes.GPT_2, *shapes.LLAMA, *shapes.QK_NORM, *shapes.CONVNEXT_ROWS,
                 *shapes.TINY),
         cpu=shapes.CPU_ROWS, parameters=_last, peers=PACKAGES["layer_norm"],
     ),
     "layer_norm2d": Op(
-        **_both(_layer_norm2d), shapes=shapes.CONVNEXT_STEMS, parameters=_channels
+        *_both(_layer_norm2d), shapes=shapes.CONVNEXT_STEMS, parameters=_channels
     ),
     "rms_norm": Op(
-        **_both(_rms_norm), shapes=shapes.RMS_NORM, cpu=shapes.CPU_ROWS,
+        *_both(_rms_norm), shapes=shapes.RMS_NORM, cpu=shapes.CPU_ROWS,
         parameters=lambda dims: (dims[-1:],), peers=PACKAGES["rms_norm"],
     ),
     "add_dropout_layer_norm": Op(  # x, residual, z, y; dy, z, dx, dresidual
@@ -293,7 +293,7 @@ OPS: dict[str, Op] = {
         cpu=shapes.CPU_ROWS, moves=(4, 4), parameters=lambda dims: (dims, dims[-1:]), capture=False,
     ),
     "batch_norm": Op(  # x twice, y; x and dy twice, dx
-        **_both(_batch_norm), **_NORM_OF_CHANNELS, moves=(3, 5),
+        *_both(_batch_norm), **_NORM_OF_CHANNELS, moves=(3, 5),
         shapes=(*shapes.BATCH_NORM, *shapes.BATCH_NORM_1D),
     ),
     "batch_norm_relu": Op(
@@ -307,28 +307,28 @@ OPS: dict[str, Op] = {
         parameters=lambda dims: (*_channels(dims), dims),
     ),
     "group_norm": Op(  # x, y where a group fits on chip; x, dy, dx
-        **_both(_group_norm), **_NORM_OF_CHANNELS, shapes=shapes.GROUP_NORM
+        *_both(_group_norm), **_NORM_OF_CHANNELS, shapes=shapes.GROUP_NORM
     ),
     "group_norm_silu": Op(
         _our_group_norm_silu, lambda x, weight, bias: F.silu(_group_norm(F, x, weight, bias)),
         shapes=shapes.GROUP_NORM, parameters=_channels,
     ),
     "instance_norm": Op(
-        **_both(_instance_norm), **_NORM_OF_CHANNELS, shapes=shapes.INSTANCE_NORM
+        *_both(_instance_norm), **_NORM_OF_CHANNELS, shapes=shapes.INSTANCE_NORM
     ),
     "dropout": Op(  # x, y; dy, dx
-        **_both(_drop, name="dropout"), shapes=shapes.DROPOUT, cpu=shapes.CPU_ROWS, moves=(2, 2),
+        *_both(_drop, name="dropout"), shapes=shapes.DROPOUT, cpu=shapes.CPU_ROWS, moves=(2, 2),
         peers=PACKAGES["dropout"], drop_rate=DROP_RATE, capture=False,
     ),
-    "dropout1d": Op(**_both(_drop, name="dropout1d"), cpu=shapes.CPU_LINES),
+    "dropout1d": Op(*_both(_drop, name="dropout1d"), cpu=shapes.CPU_LINES),
     "dropout2d": Op(
-        **_both(_drop, name="dropout2d", p=_RARE), shapes=shapes.RESNET_50, cpu=shapes.CPU_IMAGES,
+        *_both(_drop, name="dropout2d", p=_RARE), shapes=shapes.RESNET_50, cpu=shapes.CPU_IMAGES,
         moves=(2, 2), capture=False,
     ),
-    "dropout3d": Op(**_both(_drop, name="dropout3d"), cpu=shapes.CPU_VOLUMES),
-    "alpha_dropout": Op(**_both(_drop, name="alpha_dropout"), cpu=shapes.CPU_ROWS),
+    "dropout3d": Op(*_both(_drop, name="dropout3d"), cpu=shapes.CPU_VOLUMES),
+    "alpha_dropout": Op(*_both(_drop, name="alpha_dropout"), cpu=shapes.CPU_ROWS),
     "feature_alpha_dropout": Op(
-        **_both(_drop, name="feature_alpha_dropout"), cpu=shapes.CPU_IMAGES
+        *_both(_drop, name="feature_alpha_dropout"), cpu=shapes.CPU_IMAGES
     ),
     "stochastic_depth": Op(  # x, residual, y; x, dy, dx
         _our_stochastic_depth, _eager_stochastic_depth, moves=(3, 3), capture=False,
@@ -342,27 +342,27 @@ OPS: dict[str, Op] = {
         parameters=lambda dims: (dims[-1:],), capture=False,
     ),
     "drop_block2d": Op(  # x, y, a bit; dy, a bit, dx
-        **_both(_drop_block, torchvision.ops, name="drop_block2d"), shapes=shapes.DROP_BLOCK,
+        *_both(_drop_block, torchvision.ops, name="drop_block2d"), shapes=shapes.DROP_BLOCK,
         cpu=shapes.CPU_BLOCKS, moves=(2, 2), mask_bits=(1, 1), peers=PACKAGES["drop_block2d"],
         drop_rate=DROP_RATE, block_size=BLOCK_SIZE, capture=False,
     ),
     "drop_block3d": Op(
-        **_both(_drop_block, torchvision.ops, name="drop_block3d"), cpu=shapes.CPU_CUBES
+        *_both(_drop_block, torchvision.ops, name="drop_block3d"), cpu=shapes.CPU_CUBES
     ),
     "clip_grad_norm_": Op(  # none is too large: the gradients once
-        **_CLIP_NORM, **_CLIP, shapes=shapes.GRADIENTS, moves=(1, 0)
+        *_CLIP_NORM, **_CLIP, shapes=shapes.GRADIENTS, moves=(1, 0)
     ),
     "clip_grad_norm_ clipped": Op(  # the gradients twice, and written
-        **_both(_clip, torch.nn.utils, max_norm=_ALWAYS), shapes=shapes.GRADIENTS, moves=(3, 0),
+        *_both(_clip, torch.nn.utils, max_norm=_ALWAYS), shapes=shapes.GRADIENTS, moves=(3, 0),
         prepare=with_gradients, directions=("forward",),
     ),
     "clip_grad_adaptive_": Op(  # none is too large: the gradients and the weights
         _our_clip_adaptive, _timm_clip_adaptive, **_CLIP, shapes=shapes.GRADIENTS, moves=(2, 0)
     ),
-    "clip_grad_value_": Op(**_both(_clip_value, torch.nn.utils), **_CLIP),
-    "clip_grads_with_norm_": Op(**_both(_clip_with_norm, torch.nn.utils), **_CLIP),
+    "clip_grad_value_": Op(*_both(_clip_value, torch.nn.utils), **_CLIP),
+    "clip_grads_with_norm_": Op(*_both(_clip_with_norm, torch.nn.utils), **_CLIP),
     "clip_grad_scale": Op(  # torch has no function that finds the scale alone
         lambda *weights: lightning_kernels.clip_grad_scale(weights, _NEVER).grad_scale,
-        _CLIP_NORM["eager"], **_CLIP,
+        _CLIP_NORM[1], **_CLIP,
     ),
 }  # fmt: skip

@@ -67,7 +67,7 @@ def write(results: Results, out: Path) -> list[Path]:
     try:
         from benchmarks import plots  # only here: Matplotlib is optional, and slow to import
     except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
+        if (error.name or "").partition(".")[0] != "matplotlib":
             raise
         images = []
     else:

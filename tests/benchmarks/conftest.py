@@ -1,6 +1,7 @@
 """An op of the tests' own, whose providers have a known cost or a known fault."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Take:
     """Return a function that adds the fake op with the given providers; no reports are drawn."""
     monkeypatch.setattr(report, "write", lambda results, out: [])
 
-    def take(**providers: object) -> None:
+    def take(**providers: Any) -> None:
         monkeypatch.setitem(OPS, fake_op.NAME, fake_op.op(**providers))
 
     return take

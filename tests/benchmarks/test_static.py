@@ -9,7 +9,8 @@ import pytest
 from benchmarks import static
 from benchmarks.__main__ import main
 from benchmarks.machine_code import MachineCode, Traffic, compile_launch, count_traffic
-from benchmarks.results import Results, Row
+from benchmarks.results import Results
+from benchmarks.rows import Row
 
 TILE = "tensor<2x128x!tt.ptr<bf16>>"
 
