@@ -17,6 +17,8 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from tests.processes import DEADLINE, kill, run, run_killed
 
 ROOT = Path(__file__).parents[1]
+PATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+ENVIRONMENT = {**os.environ, "PYTHONPATH": PATH, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def total_of(number: float) -> tuple[int, int, float]:
@@ -45,6 +47,7 @@ def test_a_call_sees_nothing_of_another() -> None:
 
 
 def fit(folder: Path) -> tuple[int, int, float]:
+    torch.manual_seed(0)
     trainer = Trainer(
         accelerator="cpu", devices=2, strategy="ddp", max_steps=2, logger=False,
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
@@ -61,6 +64,28 @@ def test_lightning_fits_on_them(tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert (first[:2], second[:2]) == ((0, 2), (1, 2))
     assert first[2] == second[2]
     assert capfd.readouterr().out.count("`Trainer.fit` stopped: `max_steps=2` reached.") == 1
+
+
+LAUNCHED = """
+import sys
+from pathlib import Path
+import torch
+from tests.test_processes import fit
+if __name__ == "__main__":
+    rank, *found = fit(Path(sys.argv[1]))
+    torch.save(found, Path(sys.argv[1], f"rank {rank}"))
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.full
+def test_they_fit_as_the_ranks_of_lightnings_launcher_do(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(LAUNCHED)
+    command: list[str | Path] = [sys.executable, script, tmp_path]
+    subprocess.run(command, env=ENVIRONMENT, check=True, timeout=DEADLINE)
+    launched = [torch.load(tmp_path / f"rank {rank}") for rank in range(2)]
+    assert launched == [found for _, *found in run(fit, [(tmp_path,)] * 2)]
 
 
 def fail_alone(rank: int) -> None:
@@ -127,10 +152,9 @@ def test_ranks_that_wait_for_each_other_end_with_the_test_run(tmp_path: Path) ->
     script, folder = tmp_path / "script.py", tmp_path / "ranks"
     script.write_text(HANGS)
     folder.mkdir()
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         [sys.executable, script, folder],
-        env={**os.environ, "PYTHONPATH": path},
+        env=ENVIRONMENT,
         stderr=subprocess.DEVNULL,
     ) as process:
         try:
