@@ -1,9 +1,9 @@
-"""Overfit scikit-learn's digits on purpose, and see it in the learning curves.
+"""Overfit scikit-learn's digits on purpose, and show it in the learning curves.
 
-Two twins learn from 150 digits, of which a fifth has a wrong label. The plain one learns these by
-heart: its training loss falls to 0, and its validation loss turns where the best step is marked.
-The other drops units, smooths labels while training and lowers its learning rate: its validation
-loss doesn't turn. Each draws its own curves, plain above:
+Two twins learn from 150 digits, of which a fifth has a wrong label. The plain one learns the wrong
+labels by heart: its training loss falls to 0, and its validation loss rises again after the marked
+best step. The other uses dropout, smooths labels while training and lowers its learning rate: its
+validation loss doesn't rise again. The picture has the curves of the plain twin above:
 
     python examples/curves.py
 """
@@ -32,7 +32,7 @@ from lightning_practices.schedules import LearningRateSchedule
 CLASSES, PIXELS, WIDTH = 10, 64, 256
 TRAIN, WRONG, BATCH_SIZE = 150, 0.2, 50
 EPOCHS, LEARNING_RATE = 80, 2e-3
-WARMUP, SCALE = 10, 100  # steps: of the warmup, and in which the rate falls to a tenth
+WARMUP, SCALE = 10, 100  # steps of the warmup, and steps in which the rate falls to a tenth
 
 
 class PlainDigits(LightningModule):
@@ -59,7 +59,9 @@ class PlainDigits(LightningModule):
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         x, y = batch
         z = self.network(x)
-        self.log("train_loss", nn.functional.cross_entropy(z, y))  # as in validation, to compare
+        self.log(
+            "train_loss", nn.functional.cross_entropy(z, y)
+        )  # plain, to compare with validation
         self.log("train_accuracy", _accuracy(z, y), on_step=False, on_epoch=True)
         return self.loss(z, y)
 
@@ -100,7 +102,7 @@ def _accuracy(z: Tensor, y: Tensor) -> Tensor:
 
 
 def make_loaders() -> list[DataLoader[tuple[Tensor, ...]]]:
-    """Return few digits with some wrong labels to train, and all others to validate."""
+    """Return few digits with some wrong labels to train on, and all others to validate."""
     pixels, labels = load_digits(return_X_y=True)
     x = torch.tensor(pixels, dtype=torch.float32) / 16  # grey levels from 0 to 16
     y = torch.tensor(labels)
@@ -115,7 +117,7 @@ def make_loaders() -> list[DataLoader[tuple[Tensor, ...]]]:
 
 
 def fit(model: PlainDigits, path: Path) -> LearningCurves:
-    """Train, drawing to ``path``."""
+    """Train, and draw the curves to ``path``."""
     train, val = make_loaders()
     curves = LearningCurves(path, every_n_train_steps=1)
     trainer = Trainer(
@@ -137,7 +139,7 @@ def run(folder: Path) -> dict[str, LearningCurves]:
 
 
 def stack(pictures: list[Path], out: Path) -> None:
-    """Put pictures of one width above each other."""
+    """Stack pictures of the same width."""
     from matplotlib.image import imread, imsave
 
     rows: list[Any] = [torch.tensor(imread(picture)) for picture in pictures]
@@ -145,7 +147,7 @@ def stack(pictures: list[Path], out: Path) -> None:
 
 
 def main() -> None:
-    """Draw the picture, and say what is on it."""
+    """Draw the picture, and print the best and last losses."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     default = Path(__file__).with_suffix(".png")
     parser.add_argument("--out", type=Path, default=default, help="file to draw to")

@@ -1,8 +1,9 @@
 """Train a small network on scikit-learn's digits, with the practices and without, side by side.
 
 Both twins are the same multilayer perceptron with the same optimizer. The plain one trains for a
-fixed number of epochs; the other normalises layers, drops units, stops early and takes its best
-weights back, by subclassing two mixins. Several seeds, one table, one picture:
+fixed number of epochs. The other has layer norms and dropout, stops early and restores its best
+weights, by subclassing two mixins. The script trains both with several seeds, prints a table and
+draws a picture:
 
     python examples/digits.py
 
@@ -18,9 +19,10 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from matplotlib import style
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -34,8 +36,7 @@ from typing_extensions import override
 import lightning_kernels
 from lightning_practices.mixins import EarlyStoppingMixin, FusedLayersMixin
 
-mpl.use("Agg")  # draws to files, needs no screen
-
+STYLE = Path(__file__).with_name("pictures.mplstyle")
 CLASSES, PIXELS, WIDTH = 10, 64, 256
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 60, 64, 1e-3
 
@@ -80,7 +81,7 @@ class PlainDigits(LightningModule):
 
 
 class Digits(EarlyStoppingMixin, FusedLayersMixin, PlainDigits):
-    """The same with the practices: two base classes, and layers to be fused in the network."""
+    """The same with the practices: two base classes, and norms and dropout in the network."""
 
     def __init__(self) -> None:
         super().__init__(monitor="val_loss", early_stopping=10)
@@ -95,7 +96,7 @@ class Digits(EarlyStoppingMixin, FusedLayersMixin, PlainDigits):
 
 
 class History(Callback):
-    """Keep the validation loss of every epoch, and move the progress bar."""
+    """Record the validation loss of every epoch, and move the progress bar."""
 
     def __init__(self, progress: Progress, description: str) -> None:
         self.losses: list[float] = []
@@ -110,7 +111,7 @@ class History(Callback):
 
 @dataclass
 class Run:
-    """What one fit came to."""
+    """The results of one fit."""
 
     accuracy: float
     losses: list[float]
@@ -119,7 +120,7 @@ class Run:
 
 
 def make_loaders(seed: int) -> list[DataLoader[tuple[Tensor, ...]]]:
-    """Split the digits into train, validation (one per seed) and test (the same for all)."""
+    """Split the digits into train, validation (one per seed) and test (the same for all seeds)."""
     pixels, labels = load_digits(return_X_y=True)
     x = torch.tensor(pixels, dtype=torch.float32) / 16  # grey levels from 0 to 16
     y = torch.tensor(labels)
@@ -132,7 +133,7 @@ def make_loaders(seed: int) -> list[DataLoader[tuple[Tensor, ...]]]:
 
 
 def fit(model: PlainDigits, seed: int, progress: Progress, out: Path) -> Run:
-    """Train, then test on the weights that training left."""
+    """Train, then test with the final weights."""
     train, val, test = make_loaders(seed)
     history = History(progress, f"seed {seed}, {type(model).__name__}")
     trainer = Trainer(
@@ -141,18 +142,18 @@ def fit(model: PlainDigits, seed: int, progress: Progress, out: Path) -> Run:
         num_sanity_val_steps=0, default_root_dir=out,
     )  # fmt: skip
     trainer.fit(model, train, val)
-    progress.update(history.task, total=len(history.losses))  # stopped early: this is all
+    progress.update(history.task, total=len(history.losses))  # if it stopped early
     (result,) = trainer.test(model, test, verbose=False)
     best = model.early_stopping.best_step if isinstance(model, Digits) else None
     return Run(result["test_accuracy"], history.losses, trainer.global_step, best)
 
 
+@style.context(STYLE)
 def draw(runs: dict[str, list[Run]], path: Path) -> None:
-    """Draw the validation loss of every run, the best step marked, and the test accuracies."""
-    from matplotlib import pyplot as plt
-
-    figure, (curves, dots) = plt.subplots(1, 2, figsize=(11, 4.2), width_ratios=[2, 1])
-    colours = ("tab:gray", "tab:orange")
+    """Draw the validation loss of every run, with its best step, and the test accuracies."""
+    figure = Figure(figsize=(11, 4.2))
+    curves, dots = figure.subplots(1, 2, width_ratios=[2, 1])
+    colours = ("C6", "C1")
     for x, ((name, its_runs), colour) in enumerate(zip(runs.items(), colours, strict=True)):
         for i, run in enumerate(its_runs):
             epochs = range(1, len(run.losses) + 1)
@@ -165,17 +166,17 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
         dots.scatter(x + spread, values, color=colour)
         dots.hlines(statistics.mean(values), x - 0.3, x + 0.3, color=colour, label="mean")
     curves.set(xlabel="epoch", ylabel="validation loss", yscale="log")
-    curves.set_title("Each line is a seed, each dot the weights that it gave back")
+    curves.set_title("Each line is a seed, each dot its restored weights")
     curves.legend()
-    dots.set(ylabel="test accuracy in %", xlim=(-0.6, 1.6), title="Each dot a seed, lines: means")
+    dots.set(
+        ylabel="test accuracy in %", xlim=(-0.6, 1.6), title="Each dot is a seed, each line a mean"
+    )
     dots.set_xticks(range(len(runs)), list(runs))
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def summarise(runs: dict[str, list[Run]], model: Digits, seconds: float) -> dict[str, object]:
-    """Return the figures, all of them measured in this run."""
+    """Return all figures of this run."""
     plain, ours = ([run.accuracy for run in its_runs] for its_runs in runs.values())
     example = torch.empty(BATCH_SIZE, WIDTH, device=model.device)
     return {
@@ -206,7 +207,7 @@ def show(runs: dict[str, list[Run]], model: Digits, summary: dict[str, object]) 
             name,
             f"{mean:.4f} ± {spread:.4f}",
             ", ".join(str(run.stop_step) for run in its_runs),
-            ", ".join(best) or "not known",
+            ", ".join(best) or "not recorded",
         )
     console.print(table)
     console.print(model.fused_layers)
@@ -214,7 +215,7 @@ def show(runs: dict[str, list[Run]], model: Digits, summary: dict[str, object]) 
 
 
 def main() -> None:
-    """Train both twins on every seed, and say how it went."""
+    """Train both twins with every seed, and print and draw the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", type=int, default=5, help="runs of each twin, at least 2")
     parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="folder for results")

@@ -1,9 +1,9 @@
-"""Compare one network with ensembles of five, on scikit-learn's digits with few for training.
+"""Compare one network with ensembles of five, trained on few of scikit-learn's digits.
 
-Five networks from five seeds, each trained with one cosine of the learning rate, are tested one by
-one and as ensembles, by averaged probabilities and by votes; and so are five snapshots of a single
-training as long as that of one network, by ``SnapshotEnsemble``. Several repetitions, each with
-training data and seeds of its own, one table, one picture:
+Five networks from five seeds, each trained with one cosine of the learning rate, are tested alone
+and as ensembles, with averaged probabilities and with votes. So are five snapshots of a single fit
+by ``SnapshotEnsemble``, which takes as many steps as the fit of one network. Each of several
+repetitions has its own training data and seeds. The script prints a table and draws a picture:
 
     python examples/ensemble.py
 
@@ -17,9 +17,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib import style
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -35,8 +36,7 @@ from lightning_practices.callbacks import SnapshotEnsemble
 from lightning_practices.modules import LightningEnsemble
 from lightning_practices.schedules import cosine_decay
 
-mpl.use("Agg")  # draws to files, needs no screen
-
+STYLE = Path(__file__).with_name("pictures.mplstyle")
 CLASSES, PIXELS, WIDTH = 10, 64, 128
 TRAIN, BATCH_SIZE = 200, 20
 EPOCHS, LEARNING_RATE = 60, 0.1
@@ -50,7 +50,7 @@ class Digits(LightningModule):
     """A multilayer perceptron over the 64 pixels.
 
     Args:
-        scheduled: Whether its rate is annealed once; a callback may do it otherwise.
+        scheduled: Whether its learning rate falls along one cosine. If not, a callback sets it.
     """
 
     def __init__(self, scheduled: bool = True) -> None:
@@ -83,7 +83,7 @@ class Digits(LightningModule):
 
 
 def make_loaders(seed: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Return training data, other ones for each seed, and all the rest to test."""
+    """Return training data, which depends on the seed, and all other digits to test."""
     pixels, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(pixels, dtype=torch.float32) / 16, torch.tensor(labels)
     train, test = train_test_split(range(len(y)), train_size=TRAIN, stratify=y, random_state=seed)
@@ -102,21 +102,21 @@ def make_trainer(*callbacks: Callback) -> Trainer:
 
 
 def score(members: list[Any], loader: DataLoader[Any], **options: Any) -> tuple[float, float]:
-    """Return accuracy and negative log likelihood, nan for votes."""
+    """Return accuracy and negative log likelihood, which is nan for votes."""
     module = LightningEnsemble(members, task="multiclass", **options)
     (result,) = make_trainer().test(module, loader, verbose=False)
     return result["test_accuracy"], result.get("test_loss", float("nan"))
 
 
 def compare(seed: int) -> Scores:
-    """Train and test all of them."""
+    """Train and test all methods."""
     train, held_out = make_loaders(seed)
     networks = []
     for member in range(MEMBERS):
         torch.manual_seed(MEMBERS * seed + member)
         networks.append(Digits())
         make_trainer().fit(networks[-1], train)
-    torch.manual_seed(MEMBERS * seed)  # starts as the first of them
+    torch.manual_seed(MEMBERS * seed)  # the same start as the first network's
     network, snapshots = Digits(scheduled=False), SnapshotEnsemble(MEMBERS)
     make_trainer(snapshots).fit(network, train)
     kept = snapshots.members(network)
@@ -154,11 +154,11 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
+@style.context(STYLE)
 def draw(runs: list[Scores], path: Path) -> None:
-    """Draw each repetition, joined to itself, and the means."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    """Draw each repetition as a line over the methods, and the means."""
+    figure = Figure(figsize=(9, 3.6))
+    axes = figure.subplots(1, 2, sharey=True)
     names = list(runs[0])
     for axis, column in zip(axes, (0, 1), strict=True):
         scale = 100 if column == 0 else 1
@@ -166,18 +166,19 @@ def draw(runs: list[Scores], path: Path) -> None:
             values = [scale * run[name][column] for name in names]
             axis.plot(values, range(len(names)), ".-", color="0.75", lw=0.8)
         means = [statistics.mean(scale * run[name][column] for run in runs) for name in names]
-        axis.plot(means, range(len(names)), "D", color="tab:orange", label="mean")
+        axis.plot(means, range(len(names)), "D", color="C1", label="mean")
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
-    axes[0].set(xlabel="test accuracy in %", title=f"Each grey line: {TRAIN} digits to train on")
-    axes[1].set(xlabel="negative log likelihood in nats", title="Votes are no probabilities")
+    axes[0].set(
+        xlabel="test accuracy in %", title=f"Each grey line: one repetition, {TRAIN} digits"
+    )
+    axes[1].set(xlabel="negative log likelihood in nats", title="Votes give no likelihood")
     axes[0].legend()
-    figure.savefig(path, dpi=75)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def main() -> None:
-    """Repeat the comparison, and say how it went."""
+    """Repeat the comparison, and print and draw the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     default = Path(__file__).with_suffix(".png")
     parser.add_argument("--out", type=Path, default=default, help="file to draw to")

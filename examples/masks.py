@@ -1,8 +1,8 @@
-"""Draw what dropout, spatial dropout, DropBlock and DropCluster hide of a photograph.
+"""Draw the parts of a photograph that dropout, spatial dropout, DropBlock and DropCluster hide.
 
-The photograph, in as many positions as a convolutional layer might have, is passed through the four
-layers as if its three colours were channels. All have the same rate. DropCluster first learns which
-positions go together, from random crops of the two photographs that come with scikit-learn:
+The photograph, reduced to as many positions as a convolutional layer might have, goes through the
+four layers with its three colours as channels. All layers have the same rate. DropCluster first
+learns its clusters of positions from random crops of scikit-learn's two photographs:
 
     python examples/masks.py
 
@@ -13,8 +13,9 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
+from matplotlib import colormaps, style
+from matplotlib.figure import Figure
 from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -22,32 +23,31 @@ from torchvision.transforms import v2
 
 from lightning_practices.nn import DropBlock2d, DropCluster2d, Dropout, Dropout2d
 
-mpl.use("Agg")  # draws to files, needs no screen
-
+STYLE = Path(__file__).with_name("pictures.mplstyle")
 HEIGHT, WIDTH = 32, 48  # positions
-PIXELS = 8  # of the photograph, for the side of a position
+PIXELS = 8  # side of a position in the picture
 RATE = 0.3
 BLOCK_SIZE = 7
 CLUSTERS, CROPS = 40, 300
-SEED = 4  # with which spatial dropout drops one of the three channels
+SEED = 4  # spatial dropout then drops one of the three channels
 
 
 @dataclass
 class Masks:
-    """What is kept, for each layer (3, HEIGHT, WIDTH), and the clusters that one has learnt."""
+    """The kept elements by layer, (3, HEIGHT, WIDTH), and the clusters of DropCluster."""
 
     kept: dict[str, Tensor]
     clusters: Tensor
 
 
 def load_photographs() -> list[Tensor]:
-    """Return the photographs, (3, height, width) from 0 to 1."""
+    """Return the photographs as tensors (3, height, width) from 0 to 1."""
     images = load_sample_images().images
     return [torch.tensor(image).permute(2, 0, 1).float() / 255 for image in images]
 
 
 def make_crops(photographs: list[Tensor]) -> Tensor:
-    """Return what a layer would see of augmented training data."""
+    """Return crops, which stand for a layer's input on augmented training data."""
     augment = v2.Compose(
         [v2.RandomResizedCrop((HEIGHT, WIDTH), scale=(0.2, 1.0)), v2.RandomHorizontalFlip()]
     )
@@ -55,7 +55,7 @@ def make_crops(photographs: list[Tensor]) -> Tensor:
 
 
 def make_masks(photographs: list[Tensor]) -> Masks:
-    """Return what each layer keeps of one sample."""
+    """Return the elements of one sample that each layer keeps."""
     torch.manual_seed(SEED)
     drop_cluster = DropCluster2d(RATE, CLUSTERS).fit(make_crops(photographs))
     layers: dict[str, nn.Module] = {
@@ -66,7 +66,7 @@ def make_masks(photographs: list[Tensor]) -> Masks:
     }
     kept = {}
     for name, layer in layers.items():
-        torch.manual_seed(SEED)  # for each, so that none depends on what another draws
+        torch.manual_seed(SEED)  # for each layer, so that they don't depend on one another
         kept[name] = layer(torch.ones(1, 3, HEIGHT, WIDTH))[0] != 0
     return Masks(kept, drop_cluster.clusters)
 
@@ -76,13 +76,12 @@ def enlarge(positions: Tensor) -> Tensor:
     return positions.repeat_interleave(PIXELS, -2).repeat_interleave(PIXELS, -1)
 
 
+@style.context(STYLE)
 def draw(photograph: Tensor, masks: Masks, path: Path) -> None:
-    """Draw the photograph, the clusters, and what each layer leaves of it."""
-    from matplotlib import pyplot as plt
-
+    """Draw the photograph, the clusters, and the parts that each layer keeps."""
     size = (HEIGHT * PIXELS, WIDTH * PIXELS)
     image = interpolate(photograph[None], size, mode="area")[0]
-    palette = plt.get_cmap("gist_ncar")
+    palette = colormaps["gist_ncar"]
     colours = torch.tensor([palette(i / (CLUSTERS - 1))[:3] for i in range(CLUSTERS)])
     coloured = enlarge(colours[masks.clusters].permute(2, 0, 1))
     panels = {"Input": image}
@@ -90,17 +89,17 @@ def draw(photograph: Tensor, masks: Masks, path: Path) -> None:
         hidden = 1 - kept.double().mean().item()
         panels[f"{name}\np = {RATE}, {hidden:.0%} hidden here"] = image * enlarge(kept)
     panels[f"The clusters\nlearnt from {CROPS} crops"] = (image + coloured) / 2
-    figure, axes = plt.subplots(2, 3, figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(6.75, 3.9))
+    axes = figure.subplots(2, 3)
     for axis, (title, panel) in zip(axes.flat, panels.items(), strict=True):
         axis.imshow(panel.permute(1, 2, 0).numpy())
-        axis.set_title(title, fontsize=10)
+        axis.set_title(title, fontsize=8)
         axis.set_axis_off()
-    figure.savefig(path, dpi=75)
-    plt.close(figure)
+    figure.savefig(path)
 
 
 def main() -> None:
-    """Draw the picture, and say where it is."""
+    """Draw the picture, and print its path."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     default = Path(__file__).with_suffix(".png")
     parser.add_argument("--out", type=Path, default=default, help="file to draw to")

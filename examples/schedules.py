@@ -1,8 +1,8 @@
-"""Draw the learning rates of all schedules, and what the plateau schedule looks at.
+"""Draw the learning rates of all schedules, and the metric that the plateau schedule watches.
 
-Each starts with the same warmup. The rates are functions of the step; those of the plateau
-schedule come from training a small model on noisy gradients, whose loss stalls at a level that the
-rate decides, and falls on when the rate is divided:
+Each schedule starts with the same warmup. The rates are functions of the step, except those of the
+plateau schedule. These come from training a small model with noisy gradients. Its loss stalls
+at a level that depends on the rate, and falls again when the rate is divided:
 
     python examples/schedules.py
 
@@ -13,28 +13,28 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
 import torch
+from matplotlib import style
+from matplotlib.figure import Figure
 from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_practices.schedules import learning_rate_factor, linear_warmup, plateau
 
-mpl.use("Agg")  # draws to files, needs no screen
-
+STYLE = Path(__file__).with_name("pictures.mplstyle")
 STEPS, WARMUP = 600, 60
 RATE = 0.1
-SCALE = 150  # steps after which power, exponential and step divide
-CHECK = 10  # steps between two looks at the metric
-PATIENCE = 7  # of these looks
+SCALE = 150  # steps after which power, exponential and step divide the rate
+CHECK = 10  # steps between two checks of the metric
+PATIENCE = 7  # checks
 WEIGHTS = 1000
 SEED = 1
 
 
 @dataclass
 class Rates:
-    """The rate at each step by the name of the schedule, and the metric at each check."""
+    """The rate at each step by the schedule's name, and the metric at each check."""
 
     rates: dict[str, list[float]]
     metric: list[float]
@@ -81,15 +81,15 @@ def make_rates() -> Rates:
     return Rates(rates, metric)
 
 
+@style.context(STYLE)
 def draw(made: Rates, path: Path) -> None:
     """Draw a panel for each schedule."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(9, 5), layout="constrained", sharex=True)
+    figure = Figure(figsize=(9, 5))
+    axes = figure.subplots(2, 3, sharex=True)
     for axis, (name, rates) in zip(axes.flat, made.rates.items(), strict=True):
         axis.axvspan(0, WARMUP, color="0.9")
-        axis.plot(range(STEPS), rates, color="tab:blue")
-        axis.set_title(name.replace("_", " ").capitalize(), fontsize=10)
+        axis.plot(range(STEPS), rates)
+        axis.set_title(name.replace("_", " ").capitalize())
         axis.set_ylim(0, 1.05 * RATE)
     for axis in axes[:, 0]:
         axis.set_ylabel("learning rate")
@@ -97,14 +97,14 @@ def draw(made: Rates, path: Path) -> None:
         axis.set_xlabel("optimizer steps")
     axes[0, 0].text(WARMUP + 10, 0.04 * RATE, "warmup", color="0.5", fontsize=9)
     metric_axis = axes[1, 2].twinx()
-    metric_axis.semilogy(range(CHECK, STEPS + 1, CHECK), made.metric, color="tab:orange")
-    metric_axis.set_ylabel("its metric", color="tab:orange")
-    figure.savefig(path, dpi=75)
-    plt.close(figure)
+    metric_axis.semilogy(range(CHECK, STEPS + 1, CHECK), made.metric, color="C1")
+    metric_axis.set_ylabel("metric", color="C1")
+    metric_axis.grid(visible=False)
+    figure.savefig(path)
 
 
 def main() -> None:
-    """Draw the picture, and say where it is."""
+    """Draw the picture, and print its path."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     default = Path(__file__).with_suffix(".png")
     parser.add_argument("--out", type=Path, default=default, help="file to draw to")

@@ -1,21 +1,23 @@
 """Transfer a network to digits that it has never seen, with five labels for each.
 
-A small convolutional network is pretrained on scikit-learn's digits 0 to 4. Then it has 25 images
-to tell 5 to 9 apart: from scratch, as a feature extractor, fine-tuned at once, and unfrozen phase
-by phase, twice: as ``ProgressiveUnfreezing("auto")`` does it, whose phases last one epoch, and by a
-schedule of equal phases, written to a file and read from there. Each starts from the same head,
-sees the same batches in as many steps, has a learning rate that falls to 0 along the same cosine,
-and is tested after its last step on all other images of 5 to 9. Several seeds, each with labels and
-a pretraining of its own, one table, one picture, in a few minutes on a CPU:
+A small convolutional network is pretrained on scikit-learn's digits 0 to 4. Then it learns to tell
+5 to 9 apart from 25 images: from scratch, as a feature extractor, fine-tuned at once, and unfrozen
+in phases. There are two schedules of phases: that of ``ProgressiveUnfreezing("auto")``, whose
+phases last one epoch, and one of equal phases, which is written to a file and read from it. All
+methods start from the same head, see the same batches in as many steps, and have a learning rate
+that falls to 0 along the same cosine. They are tested after the last step, on all other images of 5
+to 9. Each seed has its own labels and pretraining. The script prints a table and draws a picture,
+in a few minutes on a CPU:
 
     python examples/transfer.py
 
-Each method starts at the learning rate, of 0.001, 0.003, 0.01, 0.03 and 0.1, that had the best mean
-accuracy on the seeds 100 to 104, which are not in the table; ``--tune`` chooses anew, on half as
-many seeds as are compared.
+Each method starts at its best learning rate of 0.001, 0.003, 0.01, 0.03 and 0.1: that with the best
+mean accuracy on the seeds 100 to 104, which are not in the table. ``--tune`` chooses the rates
+again, on half as many other seeds as are compared.
 
-The same with a network of torchvision and your images, in ``train`` and ``val``, each with a folder
-for each class, which downloads the weights; ``val`` then both chooses rates and compares:
+It also takes a network of torchvision and a folder of your images, with ``train`` and ``val`` in it
+and in each of these a folder for each class. It then downloads the weights, and ``val`` serves both
+to choose the rates and to compare:
 
     python examples/transfer.py --weights DEFAULT --data FOLDER --model resnet18 --tune
 
@@ -40,6 +42,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from matplotlib import style
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
@@ -57,34 +60,35 @@ from lightning_practices.callbacks import ProgressiveUnfreezing, unfreezing_sche
 from lightning_practices.mixins import LearningRateScheduleMixin
 from lightning_practices.surgery import blocks, feature_extractor, input_transform, replace_head
 
-HALF, LABELS = 5, 5  # classes before and after the transfer, and labels for each of the latter
-POINTS = 10  # of a curve, about
-WORKERS = min(4, os.cpu_count() or 1)  # processes that load images of a folder
+STYLE = Path(__file__).with_name("pictures.mplstyle")
+HALF, LABELS = 5, 5  # classes before and after the transfer, and labels of each new class
+POINTS = 10  # points of a curve, about
+WORKERS = min(4, os.cpu_count() or 1)  # processes that load the images of a folder
 PRETRAINING = 32, 10  # batch size and epochs
 
 SCRATCH, EXTRACTOR, AT_ONCE = "from scratch", "feature extractor", "fine-tuned at once"
 AUTO, PHASES = "unfrozen, 'auto'", "unfrozen, equal phases"
 REFERENCES = SCRATCH, AT_ONCE
 COLOURS = {
-    SCRATCH: "0.6", EXTRACTOR: "#009e73", AT_ONCE: "#0072b2", AUTO: "#e69f00", PHASES: "#d55e00",
+    SCRATCH: "C6", EXTRACTOR: "C2", AT_ONCE: "C0", AUTO: "C4", PHASES: "C1",
 }  # fmt: skip
 
-# Of Adam at its first step: from where --tune chooses, and what it has chosen on digits.
+# Adam's first learning rates: those that --tune tries, and those that it has chosen on digits.
 GRID = 1e-3, 3e-3, 1e-2, 3e-2, 1e-1
 RATES = {SCRATCH: 1e-2, EXTRACTOR: 1e-1, AT_ONCE: 1e-2, AUTO: 1e-2, PHASES: 3e-2}
 
-Run = dict[int, float]  # accuracies after so many optimizer steps
-Runs = dict[str, list[Run]]  # by method, one for each seed
+Run = dict[int, float]  # accuracy by the number of optimizer steps
+Runs = dict[str, list[Run]]  # by method, a run for each seed
 
 
 @dataclass
 class Task:
-    """What there is to learn, and from where."""
+    """The data, the pretrained network and the length of a fit."""
 
     pretrained: nn.Module
-    fresh: Callable[[], nn.Module]  # makes a network that is not pretrained
+    fresh: Callable[[], nn.Module]  # makes an untrained network
     train: Dataset[Any]
-    labels: list[int]  # of these
+    labels: list[int]  # of the training data
     test: Dataset[Any]
     classes: int
     batch_size: int
@@ -92,7 +96,7 @@ class Task:
 
 
 class Classifier(LearningRateScheduleMixin, LightningModule):
-    """Trains all of a network that is not frozen, at a rate that falls to 0 along a cosine."""
+    """Train what is not frozen of a network, at a rate that falls to 0 along a cosine."""
 
     def __init__(self, network: nn.Module, lr: float = 1e-3) -> None:
         super().__init__()
@@ -116,7 +120,7 @@ class Classifier(LearningRateScheduleMixin, LightningModule):
 
 
 class History(Callback):
-    """Keep the accuracy of each validation."""
+    """Record the accuracy of each validation."""
 
     def __init__(self) -> None:
         self.run: Run = {}
@@ -141,8 +145,8 @@ def make_network() -> nn.Sequential:
 
 
 def fit(task: Task, model: Classifier, callbacks: list[Callback], seed: int) -> Run:
-    """Train, whatever of the network is not frozen."""
-    order = torch.Generator().manual_seed(seed)  # of batches, whatever else is drawn
+    """Train the parameters that are not frozen, and return the accuracies."""
+    order = torch.Generator().manual_seed(seed)  # for the order of batches
     history = History()
     workers = WORKERS if isinstance(task.train, ImageFolder) else 0
     load = partial(DataLoader[Any], num_workers=workers, persistent_workers=workers > 0)
@@ -158,7 +162,7 @@ def fit(task: Task, model: Classifier, callbacks: list[Callback], seed: int) -> 
 
 
 def digits_task(seed: int, epochs: int) -> Task:
-    """Pretrain on the digits 0 to 4, and return the others, a few of them to train on."""
+    """Pretrain on the digits 0 to 4, and return the task of the digits 5 to 9."""
     pixels, labels = load_digits(return_X_y=True)
     x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     y = torch.tensor(labels)
@@ -180,8 +184,9 @@ def folder_task(folder: Path, model: str, weights: str, epochs: int) -> Task:
     """Return the images of a folder and a network of torchvision.
 
     Raises:
-        ValueError: If there are no such model or weights, or no images where they have to be.
-        FileNotFoundError: If there are no classes, or some without images.
+        ValueError: If there is no such model, no such weights or no such folder, or if classes of
+            ``train`` and ``val`` differ.
+        FileNotFoundError: If there are no classes, or a class has no images.
     """
     known = models.get_model_weights(model)
     if weights != "none" and weights not in known.__members__:
@@ -201,14 +206,14 @@ def folder_task(folder: Path, model: str, weights: str, epochs: int) -> Task:
 
 
 def equal_phases(task: Task) -> list[dict[str, Any]]:
-    """Return the schedule of "auto" with phases that share the epochs, not of one each."""
+    """Return the schedule of "auto" with phases of equal length instead of one epoch each."""
     network = Classifier(task.pretrained)
     epochs = task.epochs // len(unfreezing_schedule(network))
     return unfreezing_schedule(network, epochs=max(1, epochs))
 
 
 def prepare(method: str, task: Task, seed: int, schedule: Path) -> tuple[nn.Module, list[Callback]]:
-    """Return the network with its new head, and what is to train it."""
+    """Return the network with its new head, and the callbacks of its fit."""
     torch.manual_seed(seed)
     network = task.fresh() if method == SCRATCH else copy.deepcopy(task.pretrained)
     torch.manual_seed(seed)
@@ -223,7 +228,7 @@ def prepare(method: str, task: Task, seed: int, schedule: Path) -> tuple[nn.Modu
 def compare(
     make_task: Callable[[int], Task], seeds: range, rates: dict[str, float], schedule: Path
 ) -> tuple[Runs, Task]:
-    """Return the runs of each method, one for each seed, and the task of the last."""
+    """Return the runs of each method, one for each seed, and the task of the last seed."""
     runs: Runs = {method: [] for method in COLOURS}
     with Progress(transient=True) as progress:
         bar = progress.add_task("Training", total=len(seeds) * len(runs))
@@ -238,7 +243,7 @@ def compare(
 
 
 def tune(make_task: Callable[[int], Task], seeds: int, schedule: Path) -> dict[str, float]:
-    """Return the rate of the grid that is best for each method, on half as many other seeds."""
+    """Return the best rate of the grid for each method, on half as many other seeds."""
     others = range(100, 100 + (seeds + 1) // 2)
     same = (dict.fromkeys(COLOURS, rate) for rate in GRID)
     found = [ends(compare(make_task, others, rates, schedule)[0]) for rates in same]
@@ -258,7 +263,7 @@ def ends(runs: Runs) -> dict[str, list[float]]:
 
 
 def show(runs: Runs, rates: dict[str, float]) -> None:
-    """Print means and standard deviations over the seeds, of differences within a seed too."""
+    """Print means and standard deviations over the seeds, also of differences within a seed."""
     table = Table("method", "rate", "test accuracy in %", *(f"over {o} by" for o in REFERENCES))
     accuracies = ends(runs)
     for method, values in accuracies.items():
@@ -270,25 +275,24 @@ def show(runs: Runs, rates: dict[str, float]) -> None:
 
 
 def spread(values: list[float]) -> str:
-    """Return the mean, and the standard deviation where there is one."""
+    """Return the mean, and the standard deviation if there are several values."""
     deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.1f}{deviation}"
 
 
+@style.context(STYLE)
 def draw(runs: Runs, task: Task, path: Path) -> None:
-    """Draw what there is to learn from, how accuracies rise, and where they end."""
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    """Draw the training images, the course of the accuracies, and the final ones."""
+    figure = Figure(figsize=(13, 4.2))
     images, courses, last = figure.subplots(1, 3, width_ratios=[1, 1.8, 1.4])
-    for axis in (courses, last):
-        axis.spines[["top", "right"]].set_visible(False)
     draw_images(images, task)
     draw_courses(courses, runs, task)
     draw_ends(last, ends(runs))
-    figure.savefig(path, dpi=90)
+    figure.savefig(path)
 
 
 def draw_images(axis: Any, task: Task) -> None:
-    """Draw images to train on, a row for each of the first classes."""
+    """Draw training images, a row for each of the first classes."""
     rows = []
     for label in range(min(task.classes, LABELS)):
         images = [task.train[i][0] for i, own in enumerate(task.labels) if own == label][:LABELS]
@@ -303,13 +307,13 @@ def draw_images(axis: Any, task: Task) -> None:
 
 
 def draw_courses(axis: Any, runs: Runs, task: Task) -> None:
-    """Draw the mean over the seeds of each method, and where phases begin."""
+    """Draw the mean over the seeds of each method, and the starts of phases."""
     for method, its_runs in runs.items():
         means = {step: 100 * statistics.mean(run[step] for run in its_runs) for step in its_runs[0]}
         axis.plot([*means], [*means.values()], ".-", color=COLOURS[method], lw=2, label=method)
     axis.set(xlabel="optimizer steps", ylabel="test accuracy in %", ylim=(0, 100))
     axis.set_title("In the course of training\n\n")
-    axis.legend(frameon=False, loc="lower right")
+    axis.legend(loc="lower right")
     epoch = 0
     for phase in equal_phases(task):
         if epoch < task.epochs:  # a short fit ends before all phases
@@ -321,7 +325,7 @@ def draw_courses(axis: Any, runs: Runs, task: Task) -> None:
 
 
 def draw_ends(axis: Any, accuracies: dict[str, list[float]]) -> None:
-    """Draw each seed, joined to itself, and the means."""
+    """Draw each seed as a line over the methods, and the means."""
     rows = range(len(accuracies))
     for values in zip(*accuracies.values(), strict=True):
         axis.plot(values, rows, ".-", color="0.8", lw=0.8, zorder=1)
@@ -333,11 +337,11 @@ def draw_ends(axis: Any, accuracies: dict[str, list[float]]) -> None:
         axis.annotate(f"{mean:.1f}", (mean, row), (0, 7), textcoords="offset points", ha="center")
         label.set_color(colour)
     axis.set(xlabel="test accuracy in %", ylim=(len(rows) - 0.7, -0.5))
-    axis.set_title("After the last step: means, seeds in grey")
+    axis.set_title("After the last step: means, and seeds in grey")
 
 
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """Return what is asked for, with the defaults of the task."""
+    """Return the arguments, with the defaults of the task."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, default=Path("runs/transfer"), help="for results")
     parser.add_argument("--seeds", type=int, help="10 of digits, at least 2, and 1 of a folder")
@@ -364,7 +368,7 @@ def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 
 
 def main() -> None:
-    """Compare the methods, and say how it went."""
+    """Compare the methods, and print and draw the results."""
     parser, arguments = parse()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # digits are in memory
