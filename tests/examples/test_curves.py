@@ -1,22 +1,22 @@
 """The curves of a fit that overfits, drawn as a user draws them, and what is on them."""
 
-import subprocess
-import sys
+import shutil
 from pathlib import Path
 
 import pytest
 
 from examples import curves as example
 from lightning_practices.callbacks import LearningCurves
-from tests.processes import DEADLINE
+from tests.examples.scripts import assert_like_the_committed, run_main
 
-SCRIPT = Path(example.__file__)
+Drawn = tuple[dict[str, LearningCurves], Path]  # and the folder with the pictures
 STEPS = example.EPOCHS * example.TRAIN // example.BATCH_SIZE
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LearningCurves]:
-    return example.run(tmp_path_factory.mktemp("curves"))
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Drawn:
+    folder = tmp_path_factory.mktemp("curves")
+    return example.run(folder), folder
 
 
 def values_of(curves: LearningCurves, name: str) -> list[float]:
@@ -25,8 +25,8 @@ def values_of(curves: LearningCurves, name: str) -> list[float]:
 
 # The fit is the tests' own: their filters hold for it, the script's don't.
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
-def test_the_plain_twin_overfits(drawn: dict[str, LearningCurves]) -> None:
-    plain = drawn["PlainDigits"]
+def test_the_plain_twin_overfits(drawn: Drawn) -> None:
+    plain = drawn[0]["PlainDigits"]
     assert plain.best_step is not None
     assert plain.best_score is not None
     assert plain.best_step < STEPS / 2
@@ -38,8 +38,8 @@ def test_the_plain_twin_overfits(drawn: dict[str, LearningCurves]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*smaller than the logging interval")
-def test_the_other_does_not(drawn: dict[str, LearningCurves]) -> None:
-    plain, other = drawn["PlainDigits"], drawn["Digits"]
+def test_the_other_does_not(drawn: Drawn) -> None:
+    plain, other = drawn[0]["PlainDigits"], drawn[0]["Digits"]
     assert plain.best_score is not None
     assert other.best_score is not None
     assert other.best_score < plain.best_score
@@ -53,18 +53,23 @@ def test_the_other_does_not(drawn: dict[str, LearningCurves]) -> None:
     assert rates[STEPS] == pytest.approx(expected)
 
 
-def test_the_picture_is_drawn_where_it_is_told(tmp_path: Path) -> None:
+def test_the_picture_is_drawn_where_it_is_told(
+    drawn: Drawn,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "new" / "curves.png"
-    command: list[str | Path] = [sys.executable, SCRIPT, "--out", out]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+    curves, folder = drawn
+
+    def run(to: Path) -> dict[str, LearningCurves]:
+        shutil.copytree(folder, to, dirs_exist_ok=True)
+        return curves
+
+    monkeypatch.setattr(example, "run", run)
+    run_main(example, "--out", out)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "PlainDigits:", "Digits:", "Wrote"
     ]  # fmt: skip
     assert list(out.parent.iterdir()) == [out]
-    picture = out.read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert 50_000 < len(picture) < 400_000
-    committed = SCRIPT.with_suffix(".png").read_bytes()
-    assert committed[16:24] == picture[16:24]  # width and height
+    assert_like_the_committed(out, example)

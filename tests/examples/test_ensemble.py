@@ -1,14 +1,11 @@
 """The comparison of ensembles, made as a user makes it, with shorter training."""
 
-import struct
-import sys
 from pathlib import Path
 
 import pytest
 
 from examples import ensemble
-
-SCRIPT = Path(ensemble.__file__)
+from tests.examples.scripts import assert_like_the_committed, run_main
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +26,7 @@ def test_the_comparison(
     made = ensemble.compare
     monkeypatch.setattr(ensemble, "compare", compare)
     out = tmp_path / "new" / "ensemble.png"
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--repetitions", "2", "--out", str(out)])
-    ensemble.main()
+    run_main(ensemble, "--repetitions", 2, "--out", out)
     assert len(runs) == 2
     for run in runs:
         names = ["one network", "the last snapshot", "5 snapshots of one training"]
@@ -47,15 +43,10 @@ def test_the_comparison(
         assert name in printed
         assert ensemble.spread([100 * run[name][0] for run in runs], 2) in printed
     assert f"Wrote {out}" in printed.replace("\n", "")
-    picture, committed = out.read_bytes(), SCRIPT.with_suffix(".png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert struct.unpack(">II", committed[16:24]) == struct.unpack(">II", picture[16:24])
+    assert_like_the_committed(out, ensemble)
 
 
-def test_too_few_repetitions_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--repetitions", "1"])
+def test_too_few_repetitions_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        ensemble.main()
+        run_main(ensemble, "--repetitions", 1)
     assert "at least 2, for a spread, got 1" in capsys.readouterr().err

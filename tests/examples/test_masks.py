@@ -1,8 +1,6 @@
 """The picture of the masks, drawn as a user draws it, and what is on it."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
 from examples import masks
-from tests.processes import DEADLINE
-
-SCRIPT = Path(masks.__file__)
+from tests.examples.scripts import assert_like_the_committed, run_main
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +73,14 @@ def test_drop_cluster_hides_clusters_that_hang_together(drawn: masks.Masks) -> N
     assert neighbours(shuffled) < 0.1
 
 
-def test_the_picture_is_drawn_where_it_is_told(tmp_path: Path) -> None:
+def test_the_picture_is_drawn_where_it_is_told(
+    drawn: masks.Masks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "new" / "masks.png"
-    command: list[str | Path] = [sys.executable, SCRIPT, "--out", out]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    assert result.stdout == f"Wrote {out}\n"
-    picture = out.read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert 50_000 < len(picture) < 300_000
-    committed = SCRIPT.with_suffix(".png").read_bytes()
-    assert committed[16:24] == picture[16:24]  # width and height
+    monkeypatch.setattr(masks, "make_masks", lambda photographs: drawn)
+    run_main(masks, "--out", out)
+    assert capsys.readouterr().out == f"Wrote {out}\n"
+    assert_like_the_committed(out, masks)

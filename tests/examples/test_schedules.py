@@ -1,15 +1,11 @@
 """The picture of the schedules, drawn as a user draws it, and what is on it."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from examples import schedules
-from tests.processes import DEADLINE
-
-SCRIPT = Path(schedules.__file__)
+from tests.examples.scripts import assert_like_the_committed, run_main
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +50,14 @@ def test_the_plateau_divides_where_the_metric_stalls(made: schedules.Rates) -> N
     assert made.metric[-1] < level / 5
 
 
-def test_the_picture_is_drawn_where_it_is_told(tmp_path: Path) -> None:
+def test_the_picture_is_drawn_where_it_is_told(
+    made: schedules.Rates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     out = tmp_path / "new" / "schedules.png"
-    command: list[str | Path] = [sys.executable, SCRIPT, "--out", out]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    assert result.stdout == f"Wrote {out}\n"
-    picture = out.read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert 20_000 < len(picture) < 200_000
-    committed = SCRIPT.with_suffix(".png").read_bytes()
-    assert committed[16:24] == picture[16:24]  # width and height
+    monkeypatch.setattr(schedules, "make_rates", lambda: made)
+    run_main(schedules, "--out", out)
+    assert capsys.readouterr().out == f"Wrote {out}\n"
+    assert_like_the_committed(out, schedules)

@@ -1,8 +1,6 @@
 """The comparison of transfers, made as a user makes it, with shorter training."""
 
 import json
-import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from torch.utils.data import TensorDataset
 from examples import transfer
 from lightning_practices.callbacks import ProgressiveUnfreezing, write_schedule
 from lightning_practices.schedules import cosine_decay
+from tests.examples.scripts import assert_like_the_committed, run_main
 
-SCRIPT = Path(transfer.__file__)
 # That of a network that is frozen: what the comparison is about.
 pytestmark = pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
 
@@ -41,11 +39,6 @@ def schedule(task: transfer.Task, tmp_path_factory: pytest.TempPathFactory) -> P
     path = tmp_path_factory.mktemp("schedule") / "unfreezing.yaml"
     write_schedule(transfer.equal_phases(task), path)
     return path
-
-
-def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-    transfer.main()
 
 
 def parts(network: nn.Module, *, head: bool) -> dict[str, Tensor]:
@@ -154,7 +147,7 @@ def test_the_comparison(
 ) -> None:
     monkeypatch.setattr(transfer, "PRETRAINING", (32, 1))
     out = tmp_path / "new"
-    run_main(monkeypatch, "--seeds", 2, "--epochs", 4, "--out", out)
+    run_main(transfer, "--seeds", 2, "--epochs", 4, "--out", out)
     summary = json.loads((out / "summary.json").read_text())
     printed = capsys.readouterr().out
     ends = summary["test_accuracy_percent"]
@@ -177,11 +170,7 @@ def test_the_comparison(
     assert written in printed
     assert [phase.get("until") for phase in yaml.safe_load(written)] == [{"epoch": 1}] * 2 + [None]
     assert "steps of each fit: 20" in printed
-    picture, committed = (
-        path.read_bytes() for path in (out / "transfer.png", SCRIPT.with_suffix(".png"))
-    )
-    assert picture.startswith(b"\x89PNG")
-    assert struct.unpack(">II", committed[16:24]) == struct.unpack(">II", picture[16:24])
+    assert_like_the_committed(out / "transfer.png", transfer)
 
 
 def test_rates_are_chosen_on_other_seeds(
@@ -225,7 +214,7 @@ def test_a_network_of_torchvision_and_a_folder(
     rates = dict.fromkeys(transfer.COLOURS, 1e-4)
     monkeypatch.setattr(transfer, "tune", lambda *_: rates)
     options = ["--data", data, "--epochs", 1, "--out", out, "--tune"]
-    run_main(monkeypatch, "--weights", "none", *options)
+    run_main(transfer, "--weights", "none", *options)
     printed = capsys.readouterr().out
     assert "layer4.1" in printed
     assert "seeds: 1, steps of each fit: 1" in printed
@@ -277,7 +266,7 @@ def test_what_cannot_be_done_is_refused(
         path.unlink()
     folder.rmdir()
     with pytest.raises(SystemExit) as stopped:
-        run_main(monkeypatch, *arguments)
+        run_main(transfer, *arguments)
     assert stopped.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs").exists()
