@@ -56,10 +56,11 @@ def test_draws_by_the_seed_and_passes_on_in_evaluation(
     layer = ours(*args)
     x = torch.rand(shape, device=device) + 1
     copies = [layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    draws = 8 if args[-1] == "batch" else 2  # one draw for all samples is often the same
     results = []
     for each_layer in copies:
         torch.manual_seed(5)
-        results.append([each_layer(x) for _ in range(8)])
+        results.append([each_layer(x) for _ in range(draws)])
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
     assert not all(torch.equal(results[0][0], other) for other in results[0][1:])
