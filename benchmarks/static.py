@@ -5,16 +5,17 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+import lightning_kernels
 from benchmarks import report, screen
 from benchmarks.launches import CALLS, launches_of
 from benchmarks.machine_code import TARGETS, Launch, MachineCode, compile_launch
 from benchmarks.results import Results, add_out
 from benchmarks.rows import Row, cell
-from lightning_kernels._core.triton import INTERPRETED
 
 _DEFAULT_WARPS = 4  # Triton's own
 
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Report on every launch; return 1 if one spills or does not compile."""
-    if INTERPRETED:
+    if lightning_kernels.route(torch.ones(1)) == "interpreter":
         print("static compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
         return 2
     results = Results.create(arguments.out / "static.json")
