@@ -1,4 +1,4 @@
-"""Penalties on the size of weights, in any Trainer."""
+"""The callback that penalises large weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,30 +30,31 @@ from lightning_practices.optim import (
 
 
 class Penalty(Callback):
-    r"""Penalise large weights: L1, L2 or both, the elastic net, apart from the loss.
+    r"""Penalise large weights by L1, L2 or both (the elastic net), apart from the loss.
 
-    As if :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2` were added to the loss, of which
-    the gradient is added to the gradients before each step of an optimizer, and before they are
-    clipped: see :func:`~lightning_practices.optim.add_penalty_gradients_`. So the logged loss stays
-    that of the task, accumulated batches are penalised once, and it doesn't matter what the
-    module's ``training_step`` is; whatever the precision, under automatic and manual optimization,
-    on one device, under DDP, FSDP2 and tensor parallelism. It never waits for the device.
+    The effect is as if :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2` were added to the
+    loss. The gradient of this term is added to the gradients before each step of an optimizer and
+    before they are clipped, see :func:`~lightning_practices.optim.add_penalty_gradients_`. So the
+    logged loss stays that of the task, a step of accumulated batches is penalised once, and
+    ``training_step`` needs no change. It works with every precision, under automatic and manual
+    optimization, on one device, under DDP, FSDP2 and tensor parallelism. It never waits for the
+    device.
 
-    Penalised are the weights that :func:`~lightning_practices.optim.decayed_weights` returns, so no
-    biases, norms and embeddings, as far as they have a gradient.
+    The penalised weights are those that :func:`~lightning_practices.optim.decayed_weights` returns,
+    so no biases, norms and embeddings, and of these the weights that have a gradient.
 
     **Exact zeros.** With ``proximal=True`` L1 acts after each step, by
     :func:`~lightning_practices.optim.soft_threshold_` with the group's present learning rate times
-    ``l1``, and in place of its gradient. A step that a ``GradScaler`` or :class:`SkipNonFinite`
-    skips leaves the weights alone.
+    ``l1``, and not by its gradient. A step that a ``GradScaler`` or :class:`SkipNonFinite` skips
+    leaves the weights alone.
 
     **Weight decay** of the optimizer is not L2 under adaptive optimizers such as ``AdamW``: there
     the gradient of L2 is divided by the size of the gradients, and weight decay isn't. If an
     optimizer decays a weight that is penalised too, both shrink it, and a warning says so.
 
-    The value, of the weights before the step, is logged as ``penalty``, if the trainer has a
-    logger, every ``log_every_n_steps``; for the second of several optimizers as ``penalty-1``, and
-    by a second such callback as ``penalty2``.
+    The value for the weights before the step is logged as ``penalty`` every ``log_every_n_steps``,
+    if there is a logger or :class:`LearningCurves`. For the second of several optimizers the name
+    is ``penalty-1``, and for a second such callback ``penalty2``.
 
     There is no state: a resumed fit has the strengths that are given now.
 
@@ -61,19 +62,19 @@ class Penalty(Callback):
     :func:`~lightning_practices.optim.soft_threshold_`.
 
     Args:
-        l1: :math:`\lambda_1`.
-        l2: :math:`\lambda_2`.
-        exclude: What to spare: ``"norm"``, ``"bias"``, ``"embedding"`` and patterns of names,
-            see :func:`~lightning_practices.optim.decayed_weights`.
+        l1: The strength of L1, :math:`\lambda_1`.
+        l2: The strength of L2, :math:`\lambda_2`.
+        exclude: The parameters that are not penalised: ``"norm"``, ``"bias"``, ``"embedding"`` and
+            patterns of names, see :func:`~lightning_practices.optim.decayed_weights`.
         proximal: Whether L1 acts after the step.
 
     Raises:
         ValueError: If ``l1`` or ``l2`` is negative or not finite. When the fit starts, if a pattern
             matches no parameter.
         MisconfigurationException: When the fit starts, if no weight is left to penalise; if the
-            strategy is FSDP1 or DeepSpeed, which hold weights or gradients in their own form; if an
-            optimizer is ``LBFGS``, which compares losses, or maximises; or if the module clips
-            before the step, as ``GradientClippingMixin`` does under manual optimization.
+            strategy is FSDP1 or DeepSpeed; if an optimizer is ``LBFGS``, which compares losses, or
+            maximises; or if the module clips before the step, as ``GradientClippingMixin`` does
+            under manual optimization.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -90,7 +91,7 @@ class Penalty(Callback):
         self.l2 = l2
         self.exclude = exclude
         self.proximal = proximal
-        self._penalised: set[int] = set()  # weights, by id, while a fit runs
+        self._penalised: set[int] = set()  # the ids of weights, while a fit runs
         self._handles: list[RemovableHandle] = []
         self._log_name = "penalty"
 
@@ -110,12 +111,12 @@ class Penalty(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Wrapped and sharded: these are the parameters that the optimizers have.
+        # The module is wrapped and sharded: its parameters are those that the optimizers have.
         weights = decayed_weights(pl_module, self.exclude)
         if not weights:
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} has no weight to penalise: exclude="
-                f"{tuple(self.exclude)} spares all parameters"
+                f"{tuple(self.exclude)} leaves none"
             )
         self._penalised = {id(p) for p in weights.values()}
         clips_before = any(one.serves_module for one in callbacks_of(trainer, GradientClipping))
@@ -134,7 +135,7 @@ class Penalty(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The groups of a checkpoint are restored by now.
+        # Not before: a checkpoint restores the groups with their weight decay.
         for optimizer in trainer.optimizers if self.l1 or self.l2 else []:
             for group in optimizer.param_groups:
                 decay = group.get("weight_decay", 0.0)
@@ -142,8 +143,8 @@ class Penalty(Callback):
                 if decay and both:
                     rank_zero_warn(
                         f"{type(optimizer).__name__} decays {both} of the parameters that Penalty"
-                        f" penalises (weight_decay={decay}), so they are shrunk twice: leave it to"
-                        " one of them, as with weight_decay=0"
+                        f" penalises (weight_decay={decay}), so both shrink them: use one of the"
+                        " two, as with weight_decay=0"
                     )
 
     @override
@@ -173,11 +174,13 @@ class Penalty(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._forget()  # Lightning calls no teardown here
+        self._forget()  # after an exception Lightning doesn't call teardown
 
     def _shrink(self, optimizer: Optimizer, *_: Any) -> None:
-        """Let L1 act, after a step."""
-        skipped = getattr(optimizer, "found_inf", None)  # the GradScaler's word to a fused one
+        """Let L1 act after a step."""
+        skipped = getattr(
+            optimizer, "found_inf", None
+        )  # set by the GradScaler for a fused optimizer
         for group in optimizer.param_groups:
             threshold = group["lr"] * self.l1
             if skipped is not None:
@@ -188,6 +191,7 @@ class Penalty(Callback):
         return [p for p in group["params"] if id(p) in self._penalised and p.grad is not None]
 
     def _come_before_clipping(self, trainer: Trainer) -> None:
+        """Let the hooks of this callback run before those of ``GradientClipping``."""
         callbacks = callbacks_of(trainer, Callback)
         others = [callback for callback in callbacks if callback is not self]
         clipping = (i for i, other in enumerate(others) if isinstance(other, GradientClipping))
@@ -203,7 +207,7 @@ class Penalty(Callback):
 def _check_optimizer(optimizer: Optimizer) -> None:
     if isinstance(optimizer, LBFGS):
         raise MisconfigurationException(
-            "Penalty adds to gradients, and LBFGS compares losses, which don't have it: add"
+            "Penalty adds to gradients, and LBFGS compares losses, which lack the penalty: add"
             " lightning_practices.optim.penalty(weights) to the loss in training_step, or use"
             " another optimizer"
         )
@@ -218,12 +222,12 @@ def _check_rates(optimizer: Optimizer) -> None:
     if not all("lr" in group for group in optimizer.param_groups):
         raise MisconfigurationException(
             f"proximal=True shrinks by the learning rate, and {type(optimizer).__name__} has none:"
-            " leave it out"
+            " leave proximal out"
         )
 
 
 def _loss_scale(trainer: Trainer, optimizer: Optimizer, device: torch.device) -> Tensor | None:
-    """Return what the gradients are multiplied by, on the device; without waiting for it."""
+    """Return the factor of the gradients as a tensor on the device; ``None`` for 1."""
     scaler = grad_scaler(trainer)
     if scaler is None or not clips_in_step(optimizer):  # Lightning has unscaled them
         return None

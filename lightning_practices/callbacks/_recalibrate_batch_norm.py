@@ -1,4 +1,4 @@
-"""Batch norm's running statistics recomputed when training has ended."""
+"""The callback that recomputes the running statistics of batch norms when training has ended."""
 
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -24,38 +24,40 @@ from lightning_practices.surgery import recalibrate_batch_norm
 
 
 class RecalibrateBatchNorm(Callback):
-    """Recompute batch norm's running statistics over the training set once training has ended.
+    """Recompute the running statistics of batch norms over the training set, after training.
 
-    What :func:`~lightning_practices.surgery.recalibrate_batch_norm` does, when a fit ends by
-    itself (``max_epochs``, ``max_steps``, ``max_time``, an early stop) and not when it is
-    interrupted or fails, and with the final weights: in whatever order callbacks are listed, it
-    comes after those that give back or average weights, such as :class:`EarlyStopping`, and before
-    those that save.
+    It calls :func:`~lightning_practices.surgery.recalibrate_batch_norm` when a fit ends by itself
+    (``max_epochs``, ``max_steps``, ``max_time``, an early stop), and not when the fit is
+    interrupted or fails. The weights are then the final ones: in whatever order callbacks are
+    listed, this one runs after those that give back or average weights, such as
+    :class:`EarlyStopping`, and before those that save.
 
-    One epoch of the fit's own training batches is run, in the fit's precision, each rank its share,
-    ``limit_train_batches`` and ``fast_dev_run`` honoured. Batches go through the hooks that move
-    them to the device: augmentation in ``on_after_batch_transfer`` changes what the batch norms see
-    unless it asks for ``self.training``, which is false in the pass. A batch norm that the fit kept
-    in eval mode is frozen, and left alone. If the pass raises, so does the fit; the module has its
-    trained weights, and the statistics of before.
+    One epoch of the fit's own training batches is run, in the fit's precision, each rank on its own
+    batches. ``limit_train_batches`` and ``fast_dev_run`` are honoured. Batches go through the hooks
+    that move them to the device, so augmentation in ``on_after_batch_transfer`` changes what the
+    batch norms see, unless it asks for ``self.training``, which is ``False`` in this pass. A batch
+    norm that the fit kept in eval mode is frozen, and is left alone. If the pass raises, the fit
+    raises too, and the module has its trained weights and its statistics of before.
 
-    Checkpoints saved while training hold the averages of training. To save the new statistics call
-    ``trainer.save_checkpoint`` after the fit, or in the module's own ``on_train_end``. For a
-    checkpoint loaded later, ``best_model_path`` for one, call the function. Lightning's
-    ``WeightAveraging`` saves a copy of its own, without them: save ``module.state_dict()``.
+    Checkpoints that are saved during training hold the running averages of training. To save the
+    new statistics call ``trainer.save_checkpoint`` after the fit, or in the module's own
+    ``on_train_end``. For a checkpoint that is loaded later, such as ``best_model_path``, call the
+    function. Lightning's ``WeightAveraging`` saves a copy of its own, without the new statistics:
+    save ``module.state_dict()``.
 
     Source: as for the function.
 
     Args:
-        forward: Called with the module and a batch, on its device, to run the one on the other.
-            Default: the module is called with the batch, or with its first item if it is a list or
-            tuple.
+        forward: A function of the module and a batch on its device that runs the module on the
+            batch. Default: the module is called with the batch, or with its first item if it is a
+            list or tuple.
 
     Raises:
-        MisconfigurationException: Before the first step, if ``forward`` is not given and the module
-            has no ``forward`` either; with ``FSDPStrategy``.
+        MisconfigurationException: Before the first step, if neither ``forward`` is given nor the
+            module has a ``forward``; with ``FSDPStrategy``.
         TypeError: If the trainer or the module is from ``pytorch_lightning``. At an epoch's first
-            batch, if without ``forward`` it is no tensor, nor a list or tuple that begins with one.
+            batch, if ``forward`` is not given and the batch is no tensor, nor a list or tuple that
+            begins with one.
     """
 
     def __init__(self, forward: Callable[[Any, Any], Any] | None = None) -> None:
@@ -91,7 +93,8 @@ class RecalibrateBatchNorm(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        # Now, rather than after all of training. None: `training_step` takes an iterator.
+        # Raises now, rather than after all of training. The batch is None if `training_step` takes
+        # an iterator.
         if batch_idx == 0 and self.forward is None and batch is not None and _to_do(pl_module):
             input_of(batch)
 
@@ -105,7 +108,7 @@ class RecalibrateBatchNorm(Callback):
             )
         result = f"{len(names)} batch norms have the statistics of the training set"
         if not names:
-            result = "nothing to do, no batch norm in train mode keeps running statistics"
+            result = "nothing to do, as no batch norm in train mode keeps running statistics"
         rank_zero_info(f"RecalibrateBatchNorm: {result}")
 
     def _run(self, trainer: Trainer, pl_module: LightningModule, batch: Any) -> None:
@@ -117,7 +120,7 @@ class RecalibrateBatchNorm(Callback):
 
 
 def _to_do(pl_module: LightningModule) -> bool:
-    """Say whether there is a batch norm whose running statistics the fit has updated."""
+    """Say whether the fit has updated the running statistics of a batch norm."""
     return any(
         isinstance(module, _BatchNorm) and module.training and module.track_running_stats
         for module in pl_module.modules()
@@ -125,17 +128,17 @@ def _to_do(pl_module: LightningModule) -> bool:
 
 
 def _limit(trainer: Trainer) -> int | None:
-    """Return the batches of an epoch, ``None`` if that isn't known."""
+    """Return the number of batches of an epoch, ``None`` if it isn't known."""
     limit = trainer.fit_loop.max_batches
     return None if isinf(limit) else int(limit)
 
 
 def _batches(trainer: Trainer) -> Iterator[Any]:
-    """Yield an epoch's batches as the training step would get them."""
+    """Yield the batches of an epoch as ``training_step`` gets them."""
     loader, module = trainer.fit_loop._combined_loader, trainer.lightning_module
     assert loader is not None
     for batch, *_ in islice(loader, _limit(trainer)):
-        if batch is not None:  # such are skipped in training too
+        if batch is not None:  # training skips such batches too
             batch = trainer.precision_plugin.convert_input(batch)
             batch = module._on_before_batch_transfer(batch)
             yield trainer.strategy.batch_to_device(batch)
@@ -145,7 +148,7 @@ def _with_progress(trainer: Trainer, batches: Iterator[Any]) -> Iterator[Any]:
     shown = getattr(trainer.progress_bar_callback, "is_enabled", False)
     if not (shown and trainer.is_global_zero):
         return batches
-    # Apart from the console that Lightning's bar holds until the fit is torn down.
+    # A console of its own: Lightning's bar holds the other one until the fit is torn down.
     console = Console(stderr=True)
     what = "Recalibrating batch norm"
     return iter(track(batches, what, _limit(trainer), console=console, transient=True))

@@ -1,4 +1,4 @@
-"""Several models from one training: its learning rate is annealed and restarted."""
+"""The callback that keeps several models from one training, by annealing and restarting."""
 
 from copy import deepcopy
 from typing import Any
@@ -24,38 +24,40 @@ class SnapshotEnsemble(Callback):
 
     .. math:: \eta(t) = \frac{\eta_0}{2} \left(1 + \cos \pi \frac{t - b_k}{b_{k+1} - b_k}\right)
 
-    The rates of all groups of all optimizers follow
-    :func:`~lightning_practices.schedules.cosine_restarts`, counted in optimizer steps
-    (``trainer.global_step``): from the group's own :math:`\eta_0` to nearly 0 in each cycle
-    :math:`k`, so that groups keep their ratios. At the end of a cycle the module's state, buffers
-    included, is copied to CPU memory. ::
+    The learning rates of all groups of all optimizers follow
+    :func:`~lightning_practices.schedules.cosine_restarts`, counted in optimizer steps :math:`t`
+    (``trainer.global_step``). In each cycle :math:`k`, which begins at step :math:`b_k`, a rate
+    falls from the group's own :math:`\eta_0` to nearly 0, so that groups keep their ratios. At the
+    end of a cycle the module's state, buffers included, is copied to CPU memory. ::
 
         snapshots = SnapshotEnsemble(cycles=5)
         Trainer(callbacks=[snapshots], max_epochs=100).fit(module, data)
         ensemble = LightningEnsemble(snapshots.members(module), task="multiclass")
 
-    The module trains on from there, and keeps its last weights; the rates stay what they were at
-    the last step. All ranks hold the same snapshots: the running statistics are those of rank 0.
-    Under manual optimization rates are set at the start of each batch. However the fit ends, a
-    cycle that is not at its end leaves no snapshot.
+    Training goes on from there. After the fit the module has its last weights, and the optimizers
+    the rates of the last step. All ranks hold the same snapshots, with the running statistics of
+    rank 0. Under manual optimization rates are set at the start of each batch. A cycle that the end
+    of the fit cuts short leaves no snapshot.
 
     Checkpoints hold the snapshots, each as large as the weights, so that a resumed fit ends with
-    the same ones; those with weights only do not. A fit that starts from the beginning discards
-    the snapshots of an earlier one.
+    the same ones. Checkpoints of the weights only don't. A fit that isn't resumed discards the
+    snapshots of an earlier fit.
 
     Source: Huang et al., 2017, *Snapshot Ensembles: Train 1, get M for free*, arXiv:1704.00109.
 
     Args:
-        cycles: How many in ``steps``. In ``fast_dev_run`` at most one for each step.
-        steps: Optimizer steps of all cycles; in a longer fit such cycles go on. Default: those of
-            the fit. Give it if you resume with other limits, or these don't tell.
-        keep: How many snapshots, the last ones. Default: all.
+        cycles: The number of cycles in ``steps``. In ``fast_dev_run`` there is at most one for each
+            step.
+        steps: The optimizer steps of all cycles. In a longer fit cycles of this length go on.
+            Default: the steps of the fit. Give it if you resume with another length of the fit, or
+            if that isn't known beforehand.
+        keep: How many snapshots to keep, the last ones. Default: all.
 
     Raises:
         ValueError: If an argument isn't a whole number from 1 on.
         MisconfigurationException: When the fit starts, if there is a scheduler too, the strategy
-            shards the weights, there are fewer steps than cycles, how many steps the fit takes
-            isn't known beforehand, or a fit with other cycles is resumed.
+            shards the weights, there are fewer steps than cycles, the number of steps isn't known
+            beforehand, or a fit with other cycles is resumed.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -71,9 +73,9 @@ class SnapshotEnsemble(Callback):
         self.cycles = cycles
         self.steps = steps
         self.keep = keep
-        self._snapshots: dict[int, dict[str, Any]] = {}  # by the step at which they were taken
-        self._cycles: tuple[int, int] | None = None  # steps and cycles of the fit
-        self._ended: int | None = None  # cycles, seen to; None where nothing was yet
+        self._snapshots: dict[int, dict[str, Any]] = {}  # by the step of each
+        self._cycles: tuple[int, int] | None = None  # the steps and cycles of the fit
+        self._ended: int | None = None  # the cycles that have ended; None before the fit
         self._factor: Factor = lambda t: 1.0
 
     @property
@@ -84,11 +86,11 @@ class SnapshotEnsemble(Callback):
     def members(self, pl_module: LightningModule) -> list[LightningModule]:
         """Return a copy of the module for each snapshot, in order.
 
-        For :class:`~lightning_practices.ensembles.Ensemble`, or
-        :class:`~lightning_practices.modules.LightningEnsemble`, which is saved as one.
+        Give them to :class:`~lightning_practices.ensembles.Ensemble`, or to
+        :class:`~lightning_practices.modules.LightningEnsemble`, which is saved as one file.
 
         Raises:
-            RuntimeError: If there is no snapshot, or they are of another module.
+            RuntimeError: If there is no snapshot, or the snapshots are another module's.
         """
         if not self._snapshots:
             raise RuntimeError("SnapshotEnsemble has no snapshot: no cycle has come to its end")
@@ -113,7 +115,7 @@ class SnapshotEnsemble(Callback):
             " of each cycle, schedule the rates by LambdaLR(optimizer, cosine_restarts(...)), and"
             " use LightningEnsemble.from_checkpoints",
         )
-        if trainer.global_step == 0:  # not one that goes on
+        if trainer.global_step == 0:  # otherwise the fit goes on from an earlier one
             self._snapshots, self._cycles, self._ended = {}, None, None
 
     @override
@@ -122,7 +124,7 @@ class SnapshotEnsemble(Callback):
             kind = type(trainer.lr_scheduler_configs[0].scheduler).__name__
             raise MisconfigurationException(
                 f"configure_optimizers returns a {kind}, and SnapshotEnsemble would set the same"
-                " rates: return the optimizers alone, or leave out the callback"
+                " rates: return the optimizers alone, or leave out SnapshotEnsemble"
             )
 
     @override
@@ -131,8 +133,8 @@ class SnapshotEnsemble(Callback):
         if self._cycles not in (None, cycles):
             old = "{1} cycles in {0} steps".format(*self._cycles or ())
             raise MisconfigurationException(
-                f"the fit began with {old}, and goes on with {cycles[1]} in {cycles[0]}: give"
-                " SnapshotEnsemble the same `cycles`, and `steps` as before"
+                f"the fit began with {old}, but would go on with {cycles[1]} in {cycles[0]}: give"
+                " SnapshotEnsemble the same `cycles` and `steps` as before"
             )
         self._cycles, self._factor = cycles, cosine_restarts(*cycles)
         if self._ended is None:
@@ -180,7 +182,7 @@ class SnapshotEnsemble(Callback):
         steps = self.steps or steps_of_fit(trainer)
         if steps is None:
             raise MisconfigurationException(
-                "SnapshotEnsemble divides the fit into cycles, but how many steps that takes isn't"
+                "SnapshotEnsemble divides the fit into cycles, but how many steps the fit takes isn't"
                 f" known beforehand ({why_unknown(trainer)}): give SnapshotEnsemble(steps=...)"
             )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -188,12 +190,12 @@ class SnapshotEnsemble(Callback):
         if steps < self.cycles:
             raise MisconfigurationException(
                 f"the fit takes {steps} optimizer steps, fewer than SnapshotEnsemble's"
-                f" {self.cycles} cycles: give fewer"
+                f" {self.cycles} cycles: give fewer cycles"
             )
         return steps, self.cycles
 
     def _take(self, trainer: Trainer) -> None:
-        """Keep the present state if a cycle has ended since the last look."""
+        """Keep the present state if a cycle has ended since the last call."""
         assert self._cycles is not None
         assert self._ended is not None
         ended = cycle_of(trainer.global_step, *self._cycles)
@@ -203,7 +205,7 @@ class SnapshotEnsemble(Callback):
         module = trainer.lightning_module
         weights = {name for name, _ in module.named_parameters()}
         state = {name: copy_to_cpu(value) for name, value in module.state_dict().items()}
-        # Only DDP's parameters are the same everywhere.
+        # Under DDP parameters are the same on all ranks, and buffers are not.
         state |= trainer.strategy.broadcast(
             {name: value for name, value in state.items() if name not in weights}
         )
@@ -212,14 +214,15 @@ class SnapshotEnsemble(Callback):
         rank_zero_info(f"SnapshotEnsemble: snapshot of step {trainer.global_step}, cycle {ended}")
 
     def _drop(self) -> None:
+        """Drop all snapshots but the last ones."""
         while self.keep is not None and len(self._snapshots) > self.keep:
             del self._snapshots[min(self._snapshots)]
 
 
 def _scale(group: dict[str, Any], factor: float) -> None:
-    """Set a group's rate to ``factor`` times its own, which the optimizer's checkpoint keeps."""
+    """Set a group's rate to ``factor`` times its own rate, which checkpoints hold beside it."""
     rate = group["lr"]
-    if isinstance(rate, Tensor):  # a compiled or capturable optimizer's, on its device
+    if isinstance(rate, Tensor):  # of a compiled or capturable optimizer, on its device
         rate.copy_(group.setdefault("initial_lr", rate.clone()) * factor)
     else:
         group["lr"] = group.setdefault("initial_lr", rate) * factor

@@ -1,4 +1,4 @@
-"""Several models as one LightningModule, saved and loaded as one file."""
+"""The LightningModule of an ensemble, saved and loaded as one file."""
 
 import inspect
 import sys
@@ -26,32 +26,36 @@ class LightningEnsemble(LightningModule):
         trainer.save_checkpoint("ensemble.ckpt")
         module = LightningEnsemble.load_from_checkpoint("ensemble.ckpt")
 
-    ``Trainer.test`` takes batches of inputs and targets, and logs ``test_accuracy``, the share of
-    right ones (not for ``"regression"``), and ``test_loss``: the negative log likelihood, in nats,
-    or the mean squared error; by ``"hard"`` vote there is none, since votes are no probabilities.
-    ``Trainer.predict`` takes batches of inputs, or batches that begin with them, and returns what
-    :meth:`Ensemble.predict <lightning_practices.ensembles.Ensemble.predict>` does. For batches of
+    ``Trainer.test`` takes batches of inputs and targets. It logs ``test_accuracy``, the share of
+    correct predictions (not for ``"regression"``), and ``test_loss``: the negative log likelihood
+    in nats, or the mean squared error for ``"regression"``. With ``vote="hard"`` there is no loss,
+    since votes are no probabilities. ``Trainer.predict`` takes batches of inputs, or batches that
+    begin with them, and returns the result of
+    :meth:`Ensemble.predict <lightning_practices.ensembles.Ensemble.predict>`. For batches of
     another kind subclass this and override the step, with ``self(x)`` or ``self.ensemble``.
 
-    **The file** holds all weights, and for each member that is a LightningModule its class and its
-    arguments, if ``save_hyperparameters`` has noted all that ``__init__`` takes. Such members are
-    built again on loading; their classes have to be imported before, since a file doesn't make
-    Python import anything. Others are given: ``load_from_checkpoint(path, members=[...])``, in any
-    state, which the file's replaces.
+    **The file** holds all weights. For each member that is a LightningModule it also holds the
+    class and the arguments, if ``save_hyperparameters`` has recorded all arguments of ``__init__``.
+    Such members are built again on loading. Their classes have to be imported before, since loading
+    a file imports nothing. Other members have to be given:
+    ``load_from_checkpoint(path, members=[...])``, with any weights, which those of the file
+    replace.
 
     Args:
-        members: The models, which are copied.
-        task: See :class:`~lightning_practices.ensembles.Ensemble`, as of the others.
+        members: The models. They are copied.
+        task: ``"binary"``, ``"multiclass"`` or ``"regression"``, see
+            :class:`~lightning_practices.ensembles.Ensemble`.
         outputs: Whether members return ``"logits"`` or ``"probabilities"``.
         vote: ``"soft"`` or ``"hard"``.
-        vectorize: Whether members run vectorized.
+        vectorize: Whether members run as one, by ``torch.vmap``. Default: see
+            :class:`~lightning_practices.ensembles.Ensemble`.
 
     Attributes:
         ensemble: The ensemble.
 
     Raises:
-        TypeError: If a member is no module, or is of a file that doesn't say how to build it. On
-            subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: If a member is no module, or comes from a file that doesn't hold how to build it.
+            On subclassing, if a base is from ``pytorch_lightning``.
         ValueError: As for the ensemble. If a file names a class that isn't imported.
     """
 
@@ -92,17 +96,19 @@ class LightningEnsemble(LightningModule):
         vectorize: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Return the ensemble of the modules in checkpoints, loaded to the CPU by weights only.
+        """Return the ensemble of the modules in checkpoints.
+
+        The checkpoints are loaded to the CPU, with ``weights_only=True``.
 
         Args:
-            module_class: Of all of them.
-            paths: One for each member.
-            task: As of the class.
-            outputs: As of the class.
-            vote: As of the class.
-            vectorize: As of the class.
-            **kwargs: Passed on to ``module_class.load_from_checkpoint``: arguments that a
-                checkpoint doesn't hold.
+            module_class: The class of all members.
+            paths: The checkpoint of each member.
+            task: As for the class.
+            outputs: As for the class.
+            vote: As for the class.
+            vectorize: As for the class.
+            **kwargs: Arguments of ``module_class`` that a checkpoint doesn't hold, for
+                ``module_class.load_from_checkpoint``.
         """
         members = [
             module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
@@ -146,7 +152,7 @@ def _binary_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _described(member: nn.Module) -> dict[str, Any]:
-    """Return which class to build a member by, and its arguments, ``None`` if they aren't known."""
+    """Return the class of a member and its arguments, ``None`` if they aren't all known."""
     kind = type(member)
     described: dict[str, Any] = {
         "class_path": f"{kind.__module__}.{kind.__qualname__}",
@@ -165,25 +171,25 @@ def _described(member: nn.Module) -> dict[str, Any]:
 
 
 def _built(described: Mapping[str, Any]) -> LightningModule:
-    """Return a member as described; its weights are to be loaded."""
+    """Build a member from its class and arguments; its weights are loaded later."""
     path, arguments = described["class_path"], described["init_args"]
     if arguments is None:
         raise TypeError(
-            f"the file doesn't say how to build the member of class {path}, which is no"
+            f"the file doesn't hold how to build the member of class {path}, which is no"
             " LightningModule or hasn't saved all its arguments as hyperparameters: give the"
             " members, as in load_from_checkpoint(path, members=[...])"
         )
     kind = _imported(path)
     if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
         raise ValueError(
-            f"the file asks for a member of class {path}, which is no LightningModule that has been"
+            f"the file names a member of class {path}, which is no LightningModule that has been"
             " imported: import it first, or give load_from_checkpoint(path, members=[...])"
         )
     return kind(**arguments)
 
 
 def _imported(path: str) -> Any:
-    """Return what is at a path of names, of a module imported before; ``None`` if there is none."""
+    """Return the object at a dotted path within an imported module; ``None`` if there is none."""
     parts = path.split(".")
     for count in range(len(parts) - 1, 0, -1):
         found: Any = sys.modules.get(".".join(parts[:count]))

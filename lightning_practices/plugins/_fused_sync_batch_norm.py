@@ -1,4 +1,4 @@
-"""Batch norm over all processes' batches, for a whole fit."""
+"""The plugin that synchronises batch norms over all ranks during a fit."""
 
 from typing import Any
 
@@ -10,21 +10,22 @@ from lightning_practices.nn import SyncBatchNorm
 
 
 class FusedSyncBatchNorm(LayerSync):
-    """Synchronise every batch norm while ``Trainer.fit`` runs, on fused kernels.
+    """Synchronise every batch norm over all ranks while ``Trainer.fit`` runs, on fused kernels.
 
-    ``Trainer(strategy="ddp", plugins=[FusedSyncBatchNorm()])``, also on the CPU, and without
-    ``sync_batchnorm=True``, for which Lightning takes torch's layers and refuses another plugin.
+    Use it as ``Trainer(strategy="ddp", plugins=[FusedSyncBatchNorm()])``, also on the CPU. Leave
+    out ``sync_batchnorm=True``: with it Lightning takes torch's layers and refuses this plugin.
 
     Before the strategy wraps the model, :meth:`nn.SyncBatchNorm.convert_sync_batchnorm` changes the
-    classes of its layers, activations included, and after the fit, or an exception in it, they are
-    what they were. Parameters and checkpoints are those of the plain model throughout. Layers that
-    are synchronised already, such as :class:`torch.nn.SyncBatchNorm`, run on the kernels meanwhile.
+    classes of its batch norms, activations included. After the fit, or an exception in it, they
+    have their own classes again. Parameters and checkpoints are those of the plain model
+    throughout. Layers that are synchronised already, such as :class:`torch.nn.SyncBatchNorm`, run
+    on the kernels during the fit.
 
-    Lightning asks for it in ``DDPStrategy`` and ``FSDPStrategy``, when fitting. Where there is one
-    device, in other strategies and in other stages it has no effect.
+    Lightning uses it in ``DDPStrategy`` and ``FSDPStrategy``, in fits. With a single device, with
+    other strategies and in other stages it has no effect.
 
     Args:
-        process_group: Processes to synchronise with, by default all. To make a group before the
+        process_group: The processes to synchronise with. Default: all. To make a group before the
             Trainer starts, call ``torch.distributed.init_process_group`` first.
 
     Raises:

@@ -168,7 +168,7 @@ def test_other_runs_from_a_checkpoint_use_its_state_dict(tmp_path: Path) -> None
 def test_a_checkpoint_of_lightnings_own(tmp_path: Path) -> None:
     fit(Scripted(), LightningEarlyStopping("val_loss"), saves(tmp_path))
     module, stopping = Scripted(), EarlyStopping("val_loss", patience=5)
-    with pytest.warns(UserWarning, match="knows the best val_loss, 1, but not its weights"):
+    with pytest.warns(UserWarning, match="holds the best val_loss, 1, but not its weights"):
         fit(module, stopping, resume=tmp_path / "step=12.ckpt")
     assert verdict(stopping) == (None, None, 1.0, 5)
     assert same(module.state_dict(), module.seen[28])

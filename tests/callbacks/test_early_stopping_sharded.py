@@ -172,7 +172,7 @@ def test_resuming_is_as_if_never_stopped(ranks: Ranks, name: str) -> None:
 def test_a_distributed_checkpoint_has_no_best_weights_and_says_so(ranks: Ranks) -> None:
     first, second = ranks[0]
     assert "set ModelParallelStrategy(save_distributed_checkpoint=False)" in first["saving"][0]
-    assert "knows the best val_loss, 1, but not its weights" in first["loading"][0]
+    assert "holds the best val_loss, 1, but not its weights" in first["loading"][0]
     assert second["saving"] == second["loading"] == []  # only rank 0 says it
     found = first["resumed distributed"]
     assert found["verdict"] == (1, 8, 1.0, 6)

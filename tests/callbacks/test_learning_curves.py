@@ -243,7 +243,7 @@ def test_the_best_is_marked(
 
 def test_nothing_to_mark(tmp_path: Path, drawn: Drawn) -> None:
     fit(Logged([float("nan")] * 3), curves_in(tmp_path))
-    with pytest.warns(UserWarning, match=r"marks no best step, for 'val_acc' was never .*val_loss"):
+    with pytest.warns(UserWarning, match=r"marks no best step, as 'val_acc' was never .*val_loss"):
         fit(Logged(), curves := curves_in(tmp_path, monitor="val_acc"))
     assert drawn.best == [None, None]
     assert (curves.best_step, curves.best_score) == (None, None)

@@ -258,7 +258,7 @@ def test_of_several_optimizers_and_callbacks() -> None:
 
 
 def test_weight_decay_of_the_same_weights() -> None:
-    message = r"AdamW decays 4 of the parameters .* \(weight_decay=0.01\), so they are shrunk twice"
+    message = r"AdamW decays 4 of the parameters .* \(weight_decay=0.01\), so both shrink them"
     with pytest.warns(UserWarning, match=message):
         fit(Net(AdamW), Penalty(l2=0.1, exclude=[]), max_epochs=1)
     fit(Net(AdamW, weight_decay=0.0), Penalty(l2=0.1), max_epochs=1)
@@ -343,7 +343,7 @@ def test_bad_strengths(name: str, arguments: tuple[float, float]) -> None:
 def test_bad_choices() -> None:
     with pytest.raises(ValueError, match=r"'head.\*' is none of 'norm', 'bias', 'embedding' and"):
         fit(Net(), Penalty(l2=0.1, exclude=["head.*"]))
-    message = r"Net has no weight to penalise: exclude=\('\*',\) spares all parameters"
+    message = r"Net has no weight to penalise: exclude=\('\*',\) leaves none"
     with pytest.raises(MisconfigurationException, match=message):
         fit(Net(), Penalty(l2=0.1, exclude=["*"]))
 

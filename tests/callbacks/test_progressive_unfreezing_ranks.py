@@ -276,8 +276,8 @@ def test_resuming_is_as_if_never_stopped(ranks: list[dict[str, Any]], kind: str,
 
 def test_a_distributed_checkpoint_has_no_best_weights(ranks: list[dict[str, Any]]) -> None:
     told = [rank["spread 10"]["told"] for rank in ranks]
-    assert "knows the best val_loss, 4, but not its weights" in " ".join(told[0])
-    assert "knows the best" not in " ".join(told[1])  # only rank 0 says it
+    assert "holds the best val_loss, 4, but not its weights" in " ".join(told[0])
+    assert "holds the best" not in " ".join(told[1])  # only rank 0 says it
     assert ranks[0]["spread 10"]["trained"] == [("h", 2), ("hb", 3), ("hbs", 9)]
 
 

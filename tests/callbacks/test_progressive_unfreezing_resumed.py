@@ -228,7 +228,7 @@ def test_best_weights_that_are_not_there(whole: tuple[Cycle, Path], tmp_path: Pa
     checkpoint = torch.load(whole[1] / "steps" / "step=13.ckpt")
     del checkpoint["progressive_unfreezing_weights"]
     torch.save(checkpoint, tmp_path / "bare.ckpt")
-    with pytest.warns(UserWarning, match="knows the best val_loss, 5, but not its weights"):
+    with pytest.warns(UserWarning, match="holds the best val_loss, 5, but not its weights"):
         run(Cycle(), unfreezing(*PHASES), resume=tmp_path / "bare.ckpt")
 
 

@@ -120,9 +120,9 @@ WRONG: list[tuple[Any, str]] = [
     ({"warm": {**HEAD, "unitl": 3}, 2: STEM}, "phase warm: 'unitl' is none of blocks, freeze, unt"),
     ([{"until": {"epoch": 1}}, STEM], "phase 1: it is empty: name blocks to train"),
     ([{"blocks": [], "until": {"epoch": 1}}, STEM], "phase 1: it is empty"),
-    ([{"blocks": ["head"]}, STEM], r"phase 1: until has to say when it ends, .*got None"),
-    ([{**HEAD, "until": 3}, STEM], "phase 1: until has to say when it ends, .*got 3"),
-    ([HEAD], "phase 1: it is the last, .*until={'epoch': 1} has no meaning"),
+    ([{"blocks": ["head"]}, STEM], r"phase 1: until has to say when the phase ends, .*got None"),
+    ([{**HEAD, "until": 3}, STEM], "phase 1: until has to say when the phase ends, .*got 3"),
+    ([HEAD], "phase 1: it is the last phase .*until={'epoch': 1} has no meaning"),
     ([{**HEAD, "until": {"epochs": 1}}, STEM], "phase 1: 'epochs' is none of epoch, step, plateau"),
     (
         [{**HEAD, "until": {"epoch": 0}}, STEM],
@@ -145,7 +145,10 @@ WRONG: list[tuple[Any, str]] = [
     ),
     ([{**HEAD, "lr_scale": 0}, STEM], "lr_scale has to be a number above 0, but got 0"),
     ([{**HEAD, "lr_scale": "a"}, STEM], "lr_scale has to be a number above 0, but got 'a'"),
-    ([HEAD, {"freeze": ["head"], "lr_scale": 1}], "lr_scale is of blocks, but there are none"),
+    (
+        [HEAD, {"freeze": ["head"], "lr_scale": 1}],
+        "lr_scale is the factor .* but there are no blocks",
+    ),
     ([{**HEAD, "restore_best": True}, STEM], "restore_best needs a plateau in until"),
     ([{**HEAD, "restore_best": 1}, STEM], "restore_best has to be true or false, but got 1"),
     ([{**HEAD, "blocks": [-1]}, STEM], "blocks has to list names, depths from 0 .*got -1"),
@@ -214,7 +217,9 @@ def test_other_bad_arguments(tmp_path: Path) -> None:
         write_schedule(SCHEDULE, tmp_path / "schedule.json")
     with pytest.raises(ValueError, match="phase 1: it is empty"):
         write_schedule([{"blocks": []}], tmp_path / "schedule.yaml")
-    with pytest.raises(ValueError, match="at_once and epochs have to be 1 or more, got 0 and 1"):
+    with pytest.raises(
+        ValueError, match="at_once and epochs have to be 1 or more, but got 0 and 1"
+    ):
         unfreezing_schedule(Net(), at_once=0)
     with pytest.raises(ValueError, match="Linear is one block"):
         unfreezing_schedule(nn.Linear(2, 2))

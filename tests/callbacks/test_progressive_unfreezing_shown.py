@@ -234,7 +234,7 @@ def test_what_others_change_during_a_fit_stays_so() -> None:
         found.append((module.stem[0].bias.requires_grad, module.head.bias.requires_grad))
 
     module = Net()
-    message = r"leaves as they are parameters .* frozen or unfrozen .*: stem.0.bias, head.bias"
+    message = r"frozen or unfrozen parameters .* leaves them so: stem.0.bias, head.bias"
     with pytest.warns(UserWarning, match=message):
         fit(module, unfreezing(), At(1, change), Each("on_train_batch_end", note))
     assert found == [(False, True)] + [(True, False)] * 11

@@ -197,7 +197,7 @@ def test_a_trainer_that_would_take_more(options: dict[str, int]) -> None:
 
 
 def test_a_trainer_that_would_take_fewer() -> None:
-    with pytest.raises(MisconfigurationException, match=r"max_steps=23: leave it out"):
+    with pytest.raises(MisconfigurationException, match=r"max_steps=23: leave max_steps out"):
         trainer(RetrainFor(24, None), max_steps=23).fit(Net(), join_loaders(*loaders()))
     again = trainer(RetrainFor(24, 54), max_steps=23)
     again.fit(Net(), join_loaders(*loaders()))

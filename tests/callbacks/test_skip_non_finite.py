@@ -209,10 +209,10 @@ def test_many_in_a_row_end_the_fit_with_a_report() -> None:
     assert (report.first_layer, report.last_layer, report.finite) == ("net.0", "net.1", 2)
     message = str(error.value)
     assert message.startswith(
-        "SkipNonFinite: gradients were nan or infinite in 3 steps in a row, the last one is step 4"
-        " in epoch 0. None has touched the weights.\n4 of 6 parameters: the first layer in the"
-        " module's order is net.0, the first that the backward pass came to, the last in that"
-        " order, net.1.\n"
+        "SkipNonFinite: gradients were nan or infinite in 3 steps in a row, the last of which is"
+        " step 4 in epoch 0. No such step has changed the weights.\n4 of 6 parameters: in the"
+        " module's order the first layer is net.0, and the last, which the backward pass mostly comes to"
+        " first, net.1.\n"
     )
     assert "net.1.weight" in message
     assert "25.0%" in message

@@ -83,10 +83,10 @@ def test_fewer_may_be_kept_from_then_on(whole: Any) -> None:
 
 def test_another_length_is_refused_unless_it_is_given(whole: Any) -> None:
     path = whole[3] / "step=8.ckpt"
-    message = "began with 5 cycles in 24 steps, and goes on with 5 in 48: give"
+    message = "began with 5 cycles in 24 steps, but would go on with 5 in 48: give"
     with pytest.raises(MisconfigurationException, match=message):
         fit(Net(), SnapshotEnsemble(5), resume=path, max_epochs=6)
-    with pytest.raises(MisconfigurationException, match="goes on with 4 in 24"):
+    with pytest.raises(MisconfigurationException, match="go on with 4 in 24"):
         fit(Net(), SnapshotEnsemble(4), resume=path)
     module, snapshots, notes = Net(), SnapshotEnsemble(5, steps=24), Notes()
     fit(module, snapshots, notes, resume=path, max_epochs=6)

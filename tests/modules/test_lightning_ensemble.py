@@ -204,7 +204,7 @@ def test_members_that_a_file_does_not_describe_are_given(make: Any, tmp_path: Pa
     trainer.test(module, loader(), verbose=False)
     path = tmp_path / "ensemble.ckpt"
     trainer.save_checkpoint(path)
-    with pytest.raises(TypeError, match=r"doesn't say how to build.*members=\[\.\.\.\]"):
+    with pytest.raises(TypeError, match=r"doesn't hold how to build.*members=\[\.\.\.\]"):
         LightningEnsemble.load_from_checkpoint(path)
     members = [make(), make()]
     loaded = LightningEnsemble.load_from_checkpoint(path, members=members, weights_only=True)

@@ -20,14 +20,14 @@ _INK, _FAINT, _BEST = "#222222", "#E3E3E3", "#111111"
 _PANEL = (4.6, 3.3)  # inches
 _MOST_MARKERS = 40
 _MOST_LABELS = 8
-_MOST_EPOCHS = 6  # that are marked
-_LEAST_SMOOTHED = 30  # values: fewer show their course by themselves
-_MOST_DECADES = 4  # of rates, which may end at 0
-_DECADES = 2.0  # that all curves of a panel span if it is logarithmic
+_MOST_EPOCHS = 6  # epochs whose ends are marked
+_LEAST_SMOOTHED = 30  # values: fewer are not smoothed
+_MOST_DECADES = 4  # shown of rates, which may end at 0
+_DECADES = 2.0  # a panel is logarithmic if all its curves span more
 
 
 class Best(NamedTuple):
-    """The best value of the one monitored, and the optimizer steps taken when it was seen."""
+    """The best value of the monitored name, and the optimizer steps taken when it was seen."""
 
     name: str
     step: int
@@ -37,12 +37,12 @@ class Best(NamedTuple):
 def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure":
     """Return a figure with a panel for each quantity.
 
-    It belongs to no window and to none of pyplot's lists, so any thread may make and forget it.
+    The figure isn't registered with pyplot, so any thread may make one, and it needn't be closed.
 
     Args:
-        series: By name; those of ``"epoch"`` mark epochs.
-        best: What to mark.
-        title: Above it.
+        series: The series by name. The values of ``"epoch"`` mark the ends of epochs.
+        best: The best value, to be marked.
+        title: The title above the panels.
     """
     from matplotlib.figure import Figure
 
@@ -69,10 +69,11 @@ def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the course of noisy values, nan where the value itself is nan.
+    """Return the smoothed course of noisy values, nan where a value is not finite.
 
-    At each a straight line is fitted to its neighbours, with Gaussian weights over a sixtieth of
-    all: unlike means, it isn't held back where the course is steep and at its ends.
+    At each value a straight line is fitted to all values, with Gaussian weights whose standard
+    deviation is a sixtieth of their number. Unlike a weighted mean the line has no bias where the
+    course is steep, nor at the ends.
     """
     y = torch.tensor(values, dtype=torch.float64, device="cpu")
     places = torch.arange(len(y), dtype=torch.float64, device="cpu")
@@ -83,7 +84,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
     s0, s1, s2 = (weights.sum(1), (weights * away).sum(1), (weights * away.square()).sum(1))
     t0, t1 = weights @ y, (weights * away) @ y
     spread = s0 * s2 - s1.square()
-    # Of a value that is alone there is no line.
+    # Through a single value there is no line.
     course = torch.where(spread > 1e-6 * s0.square(), (s2 * t0 - s1 * t1) / spread, t0 / s0)
     smooth: list[float] = course.where(known, math.nan).tolist()
     return smooth
@@ -127,7 +128,7 @@ def _draw_panel(axis: Any, panel: Panel, series: Mapping[str, Series], best: Bes
 def _draw_curve(
     axis: Any, curve: Curve, one: Series, colour: str, dashes: Any, *, thin: bool
 ) -> Any:
-    """Draw it, and return the line that stands for it."""
+    """Draw a curve, and return its line for the legend."""
     steps = [each.step for each in one.bins]
     means = [each.mean for each in one.bins]
     if one.width > 1:
@@ -148,7 +149,10 @@ def _draw_curve(
 
 
 def _styles(curves: Sequence[Curve]) -> list[tuple[str, Any]]:
-    """Return colour and dashes of each: one for all forks, and of splits the same everywhere."""
+    """Return the colour and dashes of each curve.
+
+    A split has the same colour in all panels, and forks of one value have the same style.
+    """
     keys = [
         (curve.split, curve.quantity if curve.split else curve.name, curve.loader)
         for curve in curves
@@ -176,7 +180,7 @@ def _legend(axis: Any, handles: list[Any], labels: list[str]) -> None:
         handles, labels = handles[:_MOST_LABELS], labels[:_MOST_LABELS]
     if not handles:
         return
-    # Texts come afterwards: of a name that starts with an underscore matplotlib makes no label.
+    # Texts are set afterwards: matplotlib leaves out labels that start with an underscore.
     legend = axis.legend(
         handles, ["label"] * len(handles), fontsize=7.5, frameon=True, framealpha=0.85,
         edgecolor="none", labelcolor=_INK, loc="best",
@@ -188,7 +192,10 @@ def _legend(axis: Any, handles: list[Any], labels: list[str]) -> None:
 
 
 def _is_logarithmic(panel: Panel, series: Mapping[str, Series]) -> bool:
-    """Say whether the panel is: rates and norms, and what all of it falls or rises by decades."""
+    """Say whether the panel has a logarithmic scale.
+
+    It does for rates and norms, and if all its curves span more than two decades.
+    """
     finite = [
         [each.mean for each in series[curve.name].bins if each.finite] for curve in panel.curves
     ]
@@ -200,7 +207,7 @@ def _is_logarithmic(panel: Panel, series: Mapping[str, Series]) -> bool:
 
 
 def _mark_epochs(axis: Any, epochs: Series, *, named: bool) -> None:
-    """Mark the ends of a few epochs, all of them if there are few."""
+    """Mark the ends of epochs, of every n-th if there are many."""
     decades = (10**k for k in range(4))
     every = next(
         n * k for k in decades for n in (1, 2, 5) if n * k * _MOST_EPOCHS >= len(epochs.bins)

@@ -1,4 +1,4 @@
-"""Learning curves as a file."""
+"""The picture of learning curves as a file."""
 
 import html
 import io
@@ -45,7 +45,7 @@ td small {{ color: #777; }}
 
 
 def rendered(figure: "Figure", series: Mapping[str, Series], title: str, suffix: str) -> bytes:
-    """Return the content of a file of the kind that the suffix says."""
+    """Return the content of a file with this suffix."""
     if suffix != ".html":
         return _saved(figure, suffix)
     svg = _saved(figure, ".svg").decode()
@@ -57,7 +57,7 @@ def rendered(figure: "Figure", series: Mapping[str, Series], title: str, suffix:
 
 
 def replace(file: Path, content: bytes) -> None:
-    """Write a file so that whoever looks sees the old one or the new one, each whole."""
+    """Write a file so that readers see either the whole old or the whole new content."""
     part = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         part.write_bytes(content)
@@ -68,7 +68,7 @@ def replace(file: Path, content: bytes) -> None:
 
 def _saved(figure: "Figure", suffix: str) -> bytes:
     made = io.BytesIO()
-    # Without dates the same curves are the same file.
+    # Without dates, so that the same curves make the same file.
     dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
     figure.savefig(made, format=suffix[1:], metadata=dates.get(suffix))
     return made.getvalue()

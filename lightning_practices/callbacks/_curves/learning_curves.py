@@ -1,4 +1,4 @@
-"""Learning curves drawn while a fit runs."""
+"""The callback that draws learning curves while a fit runs."""
 
 import os
 import time
@@ -24,60 +24,61 @@ from lightning_practices.callbacks._trainer.logs import ReadsLogs
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Mode
 
-_SHARE = 0.01  # of the time that drawing may take
+_SHARE = 0.01  # the share of the time that drawing may take
 _NEVER = 10**12  # steps
-_FIRST_SECONDS = 0.5  # that the first picture is taken to need
+_FIRST_SECONDS = 0.5  # the assumed cost of the first picture
 
 
 class LearningCurves(ReadsLogs):
-    """Draw what is logged to a file, by optimizer step, while the fit runs and at its end.
+    """Draw the logged values to a file, by optimizer step, while the fit runs and at its end.
 
-    No logger is needed: whatever ``self.log`` gets is drawn, and the learning rate of each
+    No logger is needed: all values that ``self.log`` gets are drawn, and the learning rate of each
     parameter group. Training and validation of one quantity (``train_loss`` and ``val_loss``,
     ``acc/train`` and ``acc/val``) share a panel, so that the picture shows under- and overfitting:
     both losses high, or the validation loss rising while the training loss falls. The best step is
-    marked, and ends of epochs above. Rates and norms have a logarithmic scale, and so have curves
-    that all span more than two decades. Of noisy values the smoothed course is drawn over them.
+    marked, and the ends of epochs above. Rates and norms have a logarithmic scale, and so has a
+    panel whose curves all span more than two decades. Noisy values are drawn with their smoothed
+    course over them.
 
-    **When.** Values of training steps are noted at the first and then at every
-    ``every_n_train_steps``, those of epochs and of validation whenever they are computed, those of
-    the sanity check never. They stay on their device until there is a picture, a checkpoint or
-    4096 of them, so that steps don't wait for it. A picture is drawn when drawing is going to take
-    less than 1% of the time since the last one, first after about a minute, and at the end of the
-    fit, also where an exception or Ctrl-C ends it. The file is replaced as a whole: whoever looks
-    sees no half of one. If it can't be written, that is a warning, and training goes on.
-    ``fast_dev_run`` draws nothing.
+    **When.** Values of training steps are noted at the first step and then every
+    ``every_n_train_steps``. Values of epochs and of validation are noted whenever they are
+    computed, except those of the sanity check. They stay on their device until a picture is drawn,
+    a checkpoint is saved or there are 4096 of them, so that steps don't wait. A picture is drawn
+    when drawing takes less than 1% of the time since the last one, the first time after about a
+    minute, and at the end of the fit, also if an exception or Ctrl-C ends it. The file is replaced
+    as a whole, so nobody reads half a file. If it can't be written, there is a warning, and
+    training goes on. ``fast_dev_run`` draws nothing.
 
-    **How much.** Of a name the first thousand values are kept, after that means, least and largest
-    values over equally many, 500 to 1000 of them; best, last and extreme values stay exact.
-    Infinite and nan ones are gaps, and counted in the legend. A checkpoint carries all of it, at
-    most 50 KB a name, so that the curves of a resumed fit go on.
+    **How many values.** The first thousand values of a name are kept. After that there are means
+    with the lowest and highest values, each over equally many values, 500 to 1000 in all. The best,
+    last and extreme values stay exact. Infinite and nan values are gaps, and are counted in the
+    legend. A checkpoint holds all of this, at most 50 KB for a name, so that the curves of a
+    resumed fit go on.
 
-    On several ranks rank 0 keeps and draws its own values: log with ``sync_dist=True`` for those of
-    all. Nothing is communicated, but for a ``DTensor`` whose value is spread over ranks.
+    With several ranks rank 0 keeps and draws its own values: log with ``sync_dist=True`` for the
+    mean of all ranks. Nothing is communicated, except for a ``DTensor`` that is spread over ranks.
 
     Source: learning curves and "Early stopping", lectures S0 and S2 to S4; colours of Okabe and
     Ito, 2008, "Color universal design".
 
     Args:
-        path: File to draw to, of a kind that matplotlib makes: ``.png``, ``.svg``, ``.pdf``, or
-            ``.html``, a page that holds the picture and a table of last and extreme values. A
-            relative one is below the folder of the trainer's logger, without one below its
-            ``default_root_dir``.
-        metrics: Names of the values to draw, in which ``*`` stands for anything. Default: all.
-        monitor: Name of the value whose best step is marked. Default: that of an ``EarlyStopping``
-            callback if there is one, otherwise ``val_loss`` if it is logged.
-        mode: Whether the best is the lowest, ``"min"``, or the highest, ``"max"``.
-        every_n_train_steps: Optimizer steps after which values of training steps are noted again.
-            Default: the trainer's ``log_every_n_steps``.
-        every_n_epochs: Draw whenever so many epochs are over, whatever time that takes. Default:
-            see above.
+        path: The file to draw to: ``.png``, ``.svg``, ``.pdf``, or ``.html``, a page with the
+            picture and a table of the last and extreme values. A relative path is below the folder
+            of the Trainer's logger, or below its ``default_root_dir`` if there is no logger.
+        metrics: The names of the values to draw, in which ``*`` stands for anything. Default: all.
+        monitor: The name of the value whose best step is marked. Default: that of an
+            ``EarlyStopping`` callback if there is one, otherwise ``val_loss`` if it is logged.
+        mode: Whether the best value is the lowest, ``"min"``, or the highest, ``"max"``.
+        every_n_train_steps: The optimizer steps from one note of training values to the next.
+            Default: the Trainer's ``log_every_n_steps``.
+        every_n_epochs: Draw after each so many epochs, however long drawing takes. Default: see
+            above.
 
     Attributes:
-        file: Where the picture is, once a fit has started.
+        file: The file of the picture, once a fit has started.
 
     Raises:
-        ValueError: If an argument is none of the above.
+        ValueError: If an argument is out of its range.
         ImportError: When the fit starts, if matplotlib can't be imported.
         MisconfigurationException: When the fit starts, if the folder can't be written to.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
@@ -104,7 +105,7 @@ class LearningCurves(ReadsLogs):
         if mode not in ("min", "max"):
             raise ValueError(f"mode has to be 'min' or 'max', but got {mode!r}")
         if monitor is None and mode != "min":
-            raise ValueError(f"mode={mode!r} says what is best of `monitor`: give its name too")
+            raise ValueError(f"mode={mode!r} says what is best of `monitor`: give monitor too")
         counts = {"every_n_train_steps": every_n_train_steps, "every_n_epochs": every_n_epochs}
         for name, count in counts.items():
             if count is not None and count < 1:
@@ -115,17 +116,19 @@ class LearningCurves(ReadsLogs):
         self.every_n_train_steps = every_n_train_steps
         self.every_n_epochs = every_n_epochs
         self.file: Path | None = None
-        self._key = self._generate_state_key(path=self.path.name)  # Lightning asks at each hook
+        self._key = self._generate_state_key(
+            path=self.path.name
+        )  # made once: Lightning asks at each hook
         self._listener = Listener(self._wants)
-        self._stopping: LightningEarlyStopping | None = None  # whose best is the best
+        self._stopping: LightningEarlyStopping | None = None  # whose best step is marked
         self._is_on = False  # from a fit's setup to its end
         self._every = 1  # steps between notes
-        self._next = 1  # step to note at
-        self._is_between = False  # the end of an epoch and what follows
-        self._is_drawn = False  # the end of this fit
+        self._next = 1  # the next step to note at
+        self._is_between = False  # whether an epoch has ended and its values aren't noted yet
+        self._is_drawn = False  # whether the end of this fit is drawn
         self._has_warned = False  # in this fit
-        self._drawn_at = 0.0  # seconds
-        self._cost = _FIRST_SECONDS  # of a picture
+        self._drawn_at = 0.0  # in seconds
+        self._cost = _FIRST_SECONDS  # of the last picture, in seconds
 
     @property
     @override
@@ -134,16 +137,16 @@ class LearningCurves(ReadsLogs):
 
     @property
     def history(self) -> dict[str, list[tuple[int, float]]]:
-        """All values by name, each with the optimizer steps taken, as rank 0 has noted them.
+        """The values that rank 0 has noted, by name, each with the optimizer steps taken.
 
-        ``"epoch"`` has the number of epochs finished, ``"lr-..."`` learning rates. Of more than a
-        thousand values these are means over several. Waits for the device.
+        ``"epoch"`` has the number of epochs finished, ``"lr-..."`` learning rates. If a name has
+        more than a thousand values, these are means over several. Waits for the device.
         """
         return {name: one.points() for name, one in self._listener.history.series().items()}
 
     @property
     def best_step(self) -> int | None:
-        """Optimizer steps taken when the best value was seen; ``None`` before the first."""
+        """The optimizer steps taken when the best value was seen; ``None`` before the first."""
         best = self._best(self._listener.history.series())
         return None if best is None else best.step
 
@@ -162,13 +165,13 @@ class LearningCurves(ReadsLogs):
         if not self._is_on:
             return
         _import_matplotlib()
-        folder = trainer.log_dir or trainer.default_root_dir  # each rank asks
+        folder = trainer.log_dir or trainer.default_root_dir  # collective: every rank has to ask
         self.file = _writable(self.path, folder, makes=trainer.is_global_zero)
         self._every = self.every_n_train_steps or trainer.log_every_n_steps or _NEVER  # type: ignore[attr-defined]
         self._stopping = self._find_stopping(trainer)
         self._is_between = self._is_drawn = self._has_warned = False
         self._drawn_at, self._cost = time.monotonic(), _FIRST_SECONDS
-        if trainer.global_step == 0:  # not one that goes on
+        if trainer.global_step == 0:  # otherwise the fit goes on from an earlier one
             self._listener.history = History()
 
     @override
@@ -180,7 +183,7 @@ class LearningCurves(ReadsLogs):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._is_on:
             return
-        self._listener.listen(trainer)  # to the epoch before
+        self._listener.listen(trainer)  # values of the epoch before
         self._is_between = False
         self._listener.note_rates(trainer)
         epoch = trainer.current_epoch
@@ -207,8 +210,8 @@ class LearningCurves(ReadsLogs):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not yet to what the epoch came to: the module may log more, and nothing is to be computed
-        # before Lightning does.
+        # The epoch's values are noted later: the module may log more at its end, and to read them
+        # now would compute them before Lightning does.
         if self._is_on:
             self._is_between = True
             self._listener.note_epoch(trainer)
@@ -222,7 +225,7 @@ class LearningCurves(ReadsLogs):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_on and not self._is_drawn:  # resumed where no training was left to do
+        if self._is_on and not self._is_drawn:  # resumed at its end
             self._finish(trainer, pl_module)
         self._is_on = False
 
@@ -230,13 +233,13 @@ class LearningCurves(ReadsLogs):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        # No values are computed here: other ranks may be elsewhere.
+        # Values aren't computed here, as that may be collective and only this rank may have raised.
         if not self._is_on:
             return
         try:
             self._listener.history.flush()
-        except Exception as error:  # of the device, and often what has ended the fit
-            rank_zero_warn(f"LearningCurves has lost the last values: {_said(error)}")
+        except Exception as error:  # the device may have failed
+            rank_zero_warn(f"LearningCurves has lost the last values: {_described(error)}")
         self._draw(trainer, pl_module, at_end=True)
         self._is_on = False
 
@@ -252,7 +255,7 @@ class LearningCurves(ReadsLogs):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._is_on and self._is_between:  # what the module has logged at the epoch's end
+        if self._is_on and self._is_between:  # the values that the module logs at the epoch's end
             self._listener.listen(trainer)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
@@ -284,7 +287,7 @@ class LearningCurves(ReadsLogs):
         return None if point is None else Best(name, *point)
 
     def _find_stopping(self, trainer: Trainer) -> LightningEarlyStopping | None:
-        """Return the callback that says what is best, one that knows the step before others."""
+        """Return the early stopping whose best value is marked, preferably one of this package."""
         found = [
             stopping
             for stopping in callbacks_of(trainer, LightningEarlyStopping)
@@ -316,14 +319,14 @@ class LearningCurves(ReadsLogs):
             if at_end or not self._has_warned:
                 goes_on = "" if at_end else "; training goes on, and the end is drawn again"
                 rank_zero_warn(
-                    f"LearningCurves could not draw {self.file}: {_said(error)}{goes_on}"
+                    f"LearningCurves could not draw {self.file}: {_described(error)}{goes_on}"
                 )
             self._has_warned = True
         self._drawn_at = time.monotonic()
         self._cost = self._drawn_at - started
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the end, and say what was asked for and never there."""
+        """Draw the end, and warn of names that were never logged."""
         self._is_drawn = True
         self._draw(trainer, pl_module, at_end=True)
         if not self._has_warned:
@@ -331,7 +334,7 @@ class LearningCurves(ReadsLogs):
         logged = self._listener.history.series()
         if self.monitor is not None and not any(name in logged for name in self._monitored()[0]):
             rank_zero_warn(
-                f"LearningCurves marks no best step, for {self.monitor!r} was never logged; logged"
+                f"LearningCurves marks no best step, as {self.monitor!r} was never logged; logged"
                 f" were: {', '.join(sorted(logged)) or 'none'}"
             )
         for pattern in self.metrics or ():
@@ -343,7 +346,7 @@ class LearningCurves(ReadsLogs):
 
 
 def _import_matplotlib() -> None:
-    """Raise now, and not at the end of a long fit."""
+    """Import matplotlib, to raise at the start of a fit rather than at its end."""
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -354,28 +357,28 @@ def _import_matplotlib() -> None:
 
 
 def _writable(path: Path, folder: str, *, makes: bool) -> Path:
-    """Return the file to draw to, in a folder that is there if ``makes``."""
+    """Return the file to draw to; if ``makes``, make its folder and check that it is writable."""
     if not path.is_absolute() and "://" in folder:
         raise MisconfigurationException(
             f"LearningCurves draws to a local file, but {str(path)!r} would be below {folder}: give"
             " an absolute path"
         )
-    file = Path(os.path.abspath(folder)) / path  # the folder counts for a relative path alone
+    file = Path(os.path.abspath(folder)) / path  # an absolute path stays as it is
     if not makes:
         return file
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MisconfigurationException(
-            f"LearningCurves can't make the folder of {file}: {_said(error)}"
+            f"LearningCurves can't make the folder of {file}: {_described(error)}"
         ) from error
     if file.is_dir() or not os.access(file.parent, os.W_OK):
         raise MisconfigurationException(
-            f"LearningCurves can't write {file}, which is a folder, or in one that is read-only:"
+            f"LearningCurves can't write {file}, which is a folder, or is in a read-only folder:"
             " give another path"
         )
     return file
 
 
-def _said(error: Exception) -> str:
+def _described(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"

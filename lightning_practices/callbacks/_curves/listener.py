@@ -1,4 +1,4 @@
-"""What is logged in a fit, noted without waiting for the device."""
+"""The logged values of a fit, noted without a wait for the device."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ from lightning_practices.callbacks._trainer.sharding import local
 
 
 class Listener:
-    """Notes values on rank 0.
+    """Notes the values that are logged, on rank 0.
 
     Args:
-        wants: Says of a name whether its values are to be noted.
+        wants: Says whether the values of a name are to be noted.
 
     Attributes:
-        history: What is noted.
+        history: The values that were noted.
         heard: All names that were logged.
     """
 
@@ -27,7 +27,9 @@ class Listener:
         self.history = History()
         self.heard: set[str] = set()
         self._wants = wants
-        self._seen: dict[str, Tensor] = {}  # the last value of each name: held, so not reused
+        self._seen: dict[
+            str, Tensor
+        ] = {}  # the last value of each name, held so that its memory isn't reused
 
     def listen(self, trainer: Trainer, *, stepwise: bool = False) -> None:
         """Note the values that are new since the last call; every rank has to call this."""
@@ -35,7 +37,7 @@ class Listener:
         own = {EPOCH, *(name for name, _ in rates(trainer))}
         for name, value in logs.items():
             place = _place(value)
-            # Logged by step and by epoch, the later of both has the plain name too.
+            # A value that is logged by step and by epoch is there once more, under the plain name.
             if name in own or any(
                 place == _place(logs[fork]) for fork in forks(name) if fork in logs
             ):
@@ -49,12 +51,12 @@ class Listener:
                 self._note(trainer, name, whole, stepwise=stepwise)
 
     def note_rates(self, trainer: Trainer) -> None:
-        """Note the rates that the next step is going to have."""
+        """Note the learning rates of the next step."""
         for name, rate in rates(trainer):
             self._note(trainer, name, rate)
 
     def note_epoch(self, trainer: Trainer) -> None:
-        """Note that an epoch ends here."""
+        """Note the end of an epoch."""
         self._note(trainer, EPOCH, trainer.current_epoch + 1)
 
     def _note(
@@ -65,7 +67,7 @@ class Listener:
 
 
 def rates(trainer: Trainer) -> Iterator[tuple[str, Tensor | float]]:
-    """Return the learning rate of each parameter group, named as by ``LearningRateMonitor``."""
+    """Yield the learning rate of each parameter group, named as by ``LearningRateMonitor``."""
     count: Counter[str] = Counter()
     for optimizer in trainer.optimizers:
         kind = type(optimizer).__name__
@@ -79,6 +81,6 @@ def rates(trainer: Trainer) -> Iterator[tuple[str, Tensor | float]]:
 
 
 def _place(value: Tensor) -> int:
-    """Return where a value is: while it is held, no other is there."""
+    """Return the address of a value, which no other value has while this one is held."""
     place: int = local(value).data_ptr()
     return place

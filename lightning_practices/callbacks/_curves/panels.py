@@ -17,20 +17,20 @@ _SPLITS = {
     "eval": "val",
     "test": "test",
 }
-_LOADER = "/dataloader_idx_"  # what Lightning appends to names where there are several
+_LOADER = "/dataloader_idx_"  # Lightning appends this with an index, if there are several
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A name, read.
+    """The parts of a name, each empty if the name doesn't have it.
 
     Attributes:
-        name: As logged.
-        split: Of the data: ``"train"``, ``"val"``, ``"test"``, or empty if the name doesn't say.
+        name: The name under which the value is logged.
+        split: The split of the data: ``"train"``, ``"val"`` or ``"test"``.
         quantity: The rest of the name.
-        loader: Which of several dataloaders, or empty.
-        fork: ``"step"`` or ``"epoch"`` for the two that Lightning makes of a value, or empty.
-        kind: What it is.
+        loader: The index of one of several dataloaders.
+        fork: ``"step"`` or ``"epoch"``, if Lightning logs the value by both.
+        kind: The kind of quantity.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Curve:
 
 @dataclass
 class Panel:
-    """Curves drawn over each other."""
+    """Curves that are drawn over each other."""
 
     title: str
     kind: Kind
@@ -65,9 +65,9 @@ def read(name: str) -> Curve:
 
 
 def panels(names: Iterable[str]) -> list[Panel]:
-    """Return the panels: losses, metrics, one for all rates and one for all norms.
+    """Return the panels: one for each loss and metric, one for all rates, one for all norms.
 
-    Of losses and of metrics those of a split come before others.
+    Among losses and among metrics those that have a split come first.
     """
     found: dict[tuple[Kind, str], Panel] = {}
     for name in names:
@@ -82,7 +82,7 @@ def panels(names: Iterable[str]) -> list[Panel]:
 
 
 def forks(name: str) -> tuple[str, str]:
-    """Return how Lightning names the two of a value that is logged by step and by epoch."""
+    """Return the two names of a value that Lightning logs by step and by epoch."""
     stem, mark, loader = name.partition(_LOADER)
     return f"{stem}_step{mark}{loader}", f"{stem}_epoch{mark}{loader}"
 

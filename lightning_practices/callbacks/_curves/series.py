@@ -20,9 +20,15 @@ class Point(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """What some values in a row come to: those of a bin are ``total``, and ``finite`` count.
+    """Several values in a row.
 
-    The step is their mean; so are mean, least and largest value, all nan if none is finite.
+    Attributes:
+        step: The mean of their steps.
+        mean: The mean of the finite values; nan if there is none, as are ``low`` and ``high``.
+        low: The lowest finite value.
+        high: The highest finite value.
+        finite: The number of finite values.
+        total: The number of values.
     """
 
     step: float
@@ -36,16 +42,17 @@ class Bin(NamedTuple):
 class Series:
     """The values of one name.
 
-    The first thousand are kept as they are. Whenever there are as many bins, each two become one,
-    so that a fit of any length leaves between 500 and 1000 of them, all of one width but the last.
+    Each of the first thousand values is a bin of its own. Whenever there are a thousand bins, each
+    two become one. So a fit of any length has at most 1000 bins, and at least 500 if it is long.
+    All bins but the last hold equally many values.
 
     Attributes:
-        stepwise: Whether the values are of single training steps, so noisy ones.
-        bins: In the order in which they came.
+        stepwise: Whether the values are those of single training steps, and so noisy.
+        bins: The bins, in the order of their values.
         width: How many values a bin holds.
         last: The last value, finite or not.
-        lowest: The first of the lowest finite values, whatever bin it is in now.
-        highest: Likewise.
+        lowest: The lowest finite value, the first one if there are several.
+        highest: The highest finite value, the first one if there are several.
         not_finite: How many values were infinite or nan.
     """
 
@@ -59,7 +66,7 @@ class Series:
         self.not_finite = 0
 
     def add(self, step: int, value: float) -> None:
-        """Add a value, unless it is the one added last, at the same step."""
+        """Add a value, unless the last value is the same at the same step."""
         point = Point(step, value)
         if point == self.last:
             return
@@ -83,7 +90,7 @@ class Series:
             self.width *= 2
 
     def points(self) -> list[tuple[int, float]]:
-        """Return the mean of each bin with its step, rounded."""
+        """Return the step, rounded, and the mean of each bin."""
         return [(round(one.step), one.mean) for one in self.bins]
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,14 +120,14 @@ class Series:
 
 
 class History:
-    """The series of a fit by name; values on a device stay there until they are asked for."""
+    """The series of a fit by name; values on a device stay there until they are needed."""
 
     def __init__(self) -> None:
         self._series: dict[str, Series] = {}
         self._pending: list[tuple[str, int, Tensor]] = []
 
     def add(self, name: str, step: int, value: Tensor | float, *, stepwise: bool = False) -> None:
-        """Add a value, and forget nothing of it: a tensor is copied."""
+        """Add a value; a tensor is copied, as it may be changed in place later."""
         if name not in self._series:
             self._series[name] = Series(stepwise)
         if not isinstance(value, Tensor):
@@ -130,7 +137,7 @@ class History:
             self.flush()
 
     def flush(self) -> None:
-        """Take the values that are still on a device, in one copy for each kind of them."""
+        """Copy the values that are still on a device, in one copy for each device and dtype."""
         pending, self._pending = self._pending, []
         kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for i, (_, _, value) in enumerate(pending):
@@ -144,7 +151,7 @@ class History:
             self._series[name].add(step, number)
 
     def series(self) -> dict[str, Series]:
-        """Return those that have a value, by name, in the order in which they came."""
+        """Return the series that have a value, by name, in the order of their first values."""
         self.flush()
         return {name: series for name, series in self._series.items() if series.bins}
 

@@ -257,8 +257,9 @@ class EarlyStopping(LightningEarlyStopping):
         lost = self.restore_best_weights and not self._weights and trainer.state.fn == "fit"
         if lost and state and state["best_score"].isfinite():
             rank_zero_warn(
-                f"the checkpoint knows the best {self.monitor}, {state['best_score'].item():.6g},"
-                " but not its weights: EarlyStopping gives weights back only once it is surpassed"
+                f"the checkpoint holds the best {self.monitor}, {state['best_score'].item():.6g},"
+                " but not its weights: EarlyStopping gives weights back only once a better value is"
+                " seen"
             )
 
     @override

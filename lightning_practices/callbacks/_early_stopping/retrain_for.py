@@ -1,4 +1,4 @@
-"""Training once more, on all data, for the number of steps that early stopping has found."""
+"""The callback that trains on all data, for the number of steps that early stopping has found."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 
-_KEPT = (  # what a loader does with the samples
+_KEPT = (  # the arguments of a loader that don't depend on its dataset
     "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout",
     "worker_init_fn", "multiprocessing_context", "generator", "prefetch_factor",
     "persistent_workers", "in_order",
@@ -24,10 +24,10 @@ _KEPT = (  # what a loader does with the samples
 
 
 class RetrainFor(Callback):
-    """Train a new module, on training and validation data, for as long as early stopping found.
+    """Train a new module on training and validation data, for the steps that early stopping found.
 
-    The second use of early stopping: the first fit has found the number of steps, this one takes
-    them with the data that the first had to leave out::
+    This is the second use of early stopping. The first fit finds the number of steps. The second
+    one takes as many, with the data that the first fit had to leave out::
 
         stopping = EarlyStopping("val_loss")
         Trainer(max_epochs=100, callbacks=[stopping]).fit(Net(), train_dataloader, val_dataloader)
@@ -36,30 +36,31 @@ class RetrainFor(Callback):
         everything = join_loaders(train_dataloader, val_dataloader)
         Trainer(max_epochs=100, callbacks=[retrain]).fit(Net(), everything)
 
-    The fit ends after exactly ``steps`` optimizer steps, counted as in ``Trainer.global_step``. As
-    the epochs of the joined data are longer, that takes fewer of them. There is no validation, as
-    it would be on data trained on, and an :class:`EarlyStopping` that is there nonetheless, brought
-    by ``EarlyStoppingMixin`` for one, neither judges nor keeps weights.
+    The fit ends after exactly ``steps`` optimizer steps, counted as in ``Trainer.global_step``.
+    Epochs of the joined data are longer, so the fit takes fewer of them. There is no validation, as
+    it would be on data that is trained on. An :class:`EarlyStopping` in this fit, such as that of
+    ``EarlyStoppingMixin``, neither judges nor keeps weights.
 
-    Schedules go as they did: they are laid out for ``fit_steps``, which is the Trainer's
-    ``max_steps`` in this fit, so at each step the rate is that of the first fit, rather than all of
-    the schedule pressed into ``steps``. That holds for what counts steps, such as
-    ``LearningRateScheduleMixin``, :class:`DropRateSchedule` and ``OneCycleLR`` for
-    ``trainer.estimated_stepping_batches``. A schedule that counts epochs goes by the longer ones;
-    one that watches the validation, as ``"plateau"`` does, has nothing to watch.
+    **Schedules** are laid out for ``fit_steps``, which is the Trainer's ``max_steps`` in this fit.
+    So each step has the learning rate of the same step of the first fit, and the schedule isn't
+    compressed into ``steps``. That holds for schedules that count steps, such as
+    ``LearningRateScheduleMixin``, :class:`DropRateSchedule` and ``OneCycleLR`` with
+    ``trainer.estimated_stepping_batches``. A schedule that counts epochs goes by the longer epochs.
+    A schedule that watches the validation, as a plateau schedule does, has nothing to watch.
 
-    It has no state: a fit resumed from a checkpoint ends after the same step.
+    There is no state: a fit that is resumed from a checkpoint ends after the same step.
 
     Source: early stopping, lectures S0 and S2 to S4; Goodfellow et al., Deep learning, 2016,
     algorithm 7.2.
 
     Args:
-        steps: Optimizer steps to take: ``EarlyStopping.best_step``.
-        fit_steps: Those that the first fit was to take at most: ``EarlyStopping.fit_steps``.
-            ``None`` if that wasn't known: the Trainer's own limits are then left as they are.
+        steps: The optimizer steps to take: ``EarlyStopping.best_step``.
+        fit_steps: The optimizer steps that the first fit was to take at most:
+            ``EarlyStopping.fit_steps``. If that is ``None``, as the number wasn't known, the
+            Trainer keeps its own limits.
 
     Raises:
-        ValueError: If ``steps`` is no number of steps, or more than ``fit_steps``.
+        ValueError: If ``steps`` isn't a number of steps, or is more than ``fit_steps``.
         MisconfigurationException: When the fit starts, if the Trainer would take more steps
             (``min_epochs``, ``min_steps``) or fewer (``max_steps`` without ``fit_steps``), or an
             ``EarlyStopping`` has already kept weights of another fit.
@@ -74,12 +75,12 @@ class RetrainFor(Callback):
             )
         if fit_steps is not None and fit_steps < steps:
             raise ValueError(
-                f"steps is a part of fit_steps, but got {steps} of {fit_steps}: give"
+                f"steps has to be at most fit_steps, but got {steps} and {fit_steps}: give"
                 " EarlyStopping.best_step and then EarlyStopping.fit_steps"
             )
         self.steps = steps
         self.fit_steps = fit_steps
-        self._limits: tuple[int, int | float] | None = None  # the Trainer's own, in a fit
+        self._limits: tuple[int, int | float] | None = None  # the Trainer's own, during a fit
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -93,8 +94,8 @@ class RetrainFor(Callback):
             )
         if self.fit_steps is None and -1 < trainer.max_steps < self.steps:
             raise MisconfigurationException(
-                f"RetrainFor({self.steps}) can't take these steps, for the Trainer has"
-                f" max_steps={trainer.max_steps}: leave it out"
+                f"RetrainFor({self.steps}) can't take these steps, as the Trainer has"
+                f" max_steps={trainer.max_steps}: leave max_steps out"
             )
         self._limits = trainer.max_steps, trainer.limit_val_batches or 0
         trainer.limit_val_batches = 0
@@ -103,7 +104,7 @@ class RetrainFor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop(trainer)  # resumed where no step is left
+        self._stop(trainer)  # resumed at its end
 
     @override
     def on_train_batch_end(
@@ -116,7 +117,7 @@ class RetrainFor(Callback):
         if self._limits is not None and trainer.global_step != self.steps:
             rank_zero_warn(
                 f"RetrainFor: the fit has taken {trainer.global_step} optimizer steps rather than"
-                f" {self.steps}, as something else ended it or one batch takes several steps"
+                f" {self.steps}: something else ended it, or a batch takes several steps"
             )
 
     @override
@@ -127,7 +128,7 @@ class RetrainFor(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._restore(trainer)  # Lightning calls no teardown here
+        self._restore(trainer)  # after an exception Lightning doesn't call teardown
 
     def _stop(self, trainer: Trainer) -> None:
         if self._limits is not None and trainer.global_step >= self.steps:
@@ -142,31 +143,31 @@ class RetrainFor(Callback):
 def join_loaders(
     train_dataloader: DataLoader[Any], val_dataloader: DataLoader[Any]
 ) -> DataLoader[Any]:
-    """Return a loader of all samples of two, that does with them what the first one does.
+    """Return a loader of the samples of two loaders, with the settings of the first one.
 
-    It has the first's batch size, shuffling, workers, collation and generator. Each dataset keeps
-    its own transforms, so validation samples are augmented only if they were before.
+    These are its batch size, shuffling, workers, collation and generator. Each dataset keeps its
+    own transforms, so validation samples are augmented only if they were before.
 
     Args:
-        train_dataloader: The loader whose settings count.
+        train_dataloader: The loader with the settings.
         val_dataloader: The loader whose samples are added.
 
     Raises:
-        TypeError: If one is no ``DataLoader``, but a subclass or another thing; if its dataset has
-            no length (an ``IterableDataset``), so that an epoch of both can't be drawn.
-        ValueError: If the first has a sampler or batch sampler of its own, which knows the samples
-            of its dataset alone.
+        TypeError: If one isn't a plain ``DataLoader``, or its dataset has no length (an
+            ``IterableDataset``), so that an epoch of both can't be drawn.
+        ValueError: If the first loader has a sampler or batch sampler of its own, which knows only
+            the samples of its own dataset.
     """
     for name, loader in (("train", train_dataloader), ("val", val_dataloader)):
         if type(loader) is not DataLoader:
             raise TypeError(
                 f"{name}_dataloader has to be a torch.utils.data.DataLoader, but got"
-                f" {type(loader).__name__}: join the datasets by ConcatDataset, and make a loader"
+                f" {type(loader).__name__}: make a loader of ConcatDataset([...])"
             )
         if isinstance(loader.dataset, IterableDataset):
             raise TypeError(
                 f"the dataset of {name}_dataloader, {type(loader.dataset).__name__}, has no length,"
-                " so nothing says how to draw from both: make a dataset that yields all samples"
+                " so an epoch of both can't be drawn: make a dataset that yields all samples"
             )
     return DataLoader(
         ConcatDataset([train_dataloader.dataset, val_dataloader.dataset]),
@@ -179,7 +180,7 @@ def _shuffles(loader: DataLoader[Any]) -> bool:
     """Say whether a loader shuffles.
 
     Raises:
-        ValueError: If it does something else.
+        ValueError: If it draws samples in another way.
     """
     plain = DataLoader(loader.dataset, batch_size=loader.batch_size)
     sampler: Any = loader.sampler

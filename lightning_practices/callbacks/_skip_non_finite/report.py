@@ -1,4 +1,4 @@
-"""Which gradients were nan or infinite, for people to read."""
+"""The report of nan and infinite gradients."""
 
 from dataclasses import dataclass
 
@@ -13,12 +13,12 @@ _SHOWN = 20  # parameters in the table
 
 @dataclass(frozen=True)
 class NonFiniteParameter:
-    """A parameter of whose gradient some elements are nan or infinite.
+    """A parameter whose gradient has nan or infinite elements.
 
     Attributes:
-        name: Its name in the module.
-        nan: Share of the elements that are nan.
-        infinite: Share of the elements that are infinite.
+        name: The parameter's name in the module.
+        nan: The share of the gradient's elements that are nan.
+        infinite: The share of the gradient's elements that are infinite.
     """
 
     name: str
@@ -27,7 +27,7 @@ class NonFiniteParameter:
 
     @property
     def layer(self) -> str:
-        """Name of the layer that it is of."""
+        """The name of the layer that has the parameter."""
         return self.name.rpartition(".")[0] or "(the module itself)"
 
 
@@ -36,8 +36,8 @@ class NonFiniteReport:
     """The parameters whose gradients were nan or infinite; ``print`` it for a table.
 
     Attributes:
-        parameters: These, in the module's order.
-        finite: How many others had gradients without any.
+        parameters: The parameters, in the module's order.
+        finite: How many other parameters had finite gradients.
     """
 
     parameters: tuple[NonFiniteParameter, ...]
@@ -45,12 +45,12 @@ class NonFiniteReport:
 
     @property
     def first_layer(self) -> str:
-        """The first of their layers in the module's order, mostly that of the forward pass."""
+        """The first layer with such a gradient, in the module's order."""
         return self.parameters[0].layer
 
     @property
     def last_layer(self) -> str:
-        """The last of them, so mostly the first that the backward pass came to."""
+        """The last layer with such a gradient, which the backward pass mostly comes to first."""
         return self.parameters[-1].layer
 
     @override
@@ -73,7 +73,7 @@ class NonFiniteReport:
     def _in_a_line(self) -> str:
         total = len(self.parameters) + self.finite
         return (
-            f"{len(self.parameters)} of {total} parameters: the first layer in the module's order"
-            f" is {self.first_layer}, the first that the backward pass came to, the last in that"
-            f" order, {self.last_layer}."
+            f"{len(self.parameters)} of {total} parameters: in the module's order the first layer"
+            f" is {self.first_layer}, and the last, which the backward pass mostly comes to first,"
+            f" {self.last_layer}."
         )

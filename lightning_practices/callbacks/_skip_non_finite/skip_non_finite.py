@@ -1,4 +1,4 @@
-"""Optimizer steps that are skipped because a gradient is nan or infinite."""
+"""The callback that skips optimizer steps whose gradients are nan or infinite."""
 
 import math
 from typing import Any
@@ -28,41 +28,41 @@ from lightning_practices.callbacks._trainer.strategies import refuse
 
 
 class SkipNonFinite(Callback):
-    """Skip each step in which a gradient is nan or infinite, and stop after many in a row.
+    """Skip each optimizer step in which a gradient is nan or infinite; stop after many in a row.
 
-    Of such a step nothing remains: the gradients of that optimizer are dropped on all ranks, and
-    all of torch's optimizers leave a parameter without a gradient alone, with its weight decay,
-    momentum and step count. Everything else goes on as after any step: ``global_step``,
-    ``max_steps`` and schedulers count it. If it was accumulated, all of its batches are lost. What
-    the forward pass writes, as batch norm does its running statistics, isn't taken back.
+    In such a step the gradients of the optimizer are dropped on all ranks. All of torch's
+    optimizers leave a parameter without a gradient alone, with its weight decay, momentum and step
+    count. Everything else goes on as after any step: ``global_step``, ``max_steps`` and schedulers
+    count it. If gradients were accumulated, those of all its batches are lost. Changes by the
+    forward pass, such as running statistics of batch norms, are not taken back.
 
-    After ``max_consecutive`` of them in a row by one optimizer the fit ends with a
-    ``RuntimeError``, so that no job takes it for trained, sweeps go on and nothing is validated or
-    saved; the weights are those of the last good step. Its message is :attr:`report`: which
-    parameters had such gradients, and the first of them.
+    After ``max_consecutive`` skipped steps in a row of one optimizer the fit ends with a
+    ``RuntimeError``: no job takes the module for trained, sweeps go on, and nothing is validated or
+    saved. The weights are those of the last good step. The error's message is :attr:`report`, which
+    lists the parameters with such gradients.
 
-    Each step costs one pass over the gradients and one wait for the device, since only the host can
-    skip. The largest absolute value is looked at, so that large finite gradients don't count.
-    The number of skipped steps is logged as ``skipped_steps``, if the trainer has a logger, every
-    ``log_every_n_steps``. It stands first among the callbacks, so before :class:`GradientClipping`
-    makes all gradients nan.
+    Each step costs one pass over the gradients and one wait for the device, since the host has to
+    know whether to skip. The pass computes the largest absolute value, so large finite gradients
+    don't count. The number of skipped steps is logged as ``skipped_steps`` every
+    ``log_every_n_steps``, if there is a logger or :class:`LearningCurves`. This callback comes
+    first, so that :class:`GradientClipping` doesn't make all gradients nan before.
 
-    Under ``"16-mixed"`` this does nothing: the ``GradScaler`` skips steps itself, and to do so is
-    how it finds its scale.
+    Under ``"16-mixed"`` this does nothing: the ``GradScaler`` skips such steps itself, which is how
+    it finds its scale.
 
     Args:
-        max_consecutive: Skipped steps in a row that end the fit.
+        max_consecutive: The skipped steps in a row that end the fit.
 
     Attributes:
-        skipped: Steps skipped so far.
-        consecutive: Of these, the last ones in a row, of each optimizer by its place.
-        report: What was wrong with the last gradients when the fit was ended, else ``None``.
+        skipped: The number of steps skipped so far.
+        consecutive: The skipped steps in a row up to now, by the place of the optimizer.
+        report: The gradients of the last step, if they ended the fit, else ``None``.
 
     Raises:
         ValueError: If ``max_consecutive`` is not 1 or more.
-        MisconfigurationException: When the fit starts, if the strategy is DeepSpeed, whose engine
-            has the gradients, or an optimizer is ``LBFGS``, of whose step they are a part.
-        RuntimeError: After that many steps in a row.
+        MisconfigurationException: When the fit starts, if the strategy is DeepSpeed, or an
+            optimizer is ``LBFGS``, which computes gradients within its step.
+        RuntimeError: After ``max_consecutive`` skipped steps in a row.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -86,7 +86,7 @@ class SkipNonFinite(Callback):
             cannot="see the gradients",
             instead="remove SkipNonFinite; with fp16 the engine skips such steps itself",
         )
-        if trainer.global_step == 0:  # not a fit that goes on
+        if trainer.global_step == 0:  # otherwise the fit goes on from an earlier one
             self.skipped, self.consecutive = 0, {}
         self.report = None
         put_first(trainer, self)
@@ -95,13 +95,13 @@ class SkipNonFinite(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise MisconfigurationException(
-                "SkipNonFinite can't skip a step of LBFGS, which computes gradients again in the"
-                " midst of it: use another optimizer, or leave SkipNonFinite out"
+                "SkipNonFinite can't skip a step of LBFGS, which computes gradients within the"
+                " step: use another optimizer, or leave SkipNonFinite out"
             )
         if grad_scaler(trainer) is not None:
             rank_zero_info(
-                "SkipNonFinite: left to the GradScaler of 16-mixed, which skips steps of nan or"
-                " infinite gradients itself"
+                "SkipNonFinite does nothing under 16-mixed, whose GradScaler skips steps with nan"
+                " or infinite gradients itself"
             )
 
     @override
@@ -143,16 +143,16 @@ class SkipNonFinite(Callback):
     ) -> None:
         self.report = _report(trainer, pl_module, parameters)
         raise RuntimeError(
-            f"SkipNonFinite: gradients were nan or infinite in {steps} steps in a row, the last one"
-            f" is step {trainer.global_step} in epoch {trainer.current_epoch}. None has touched the"
-            f" weights.\n{self.report}"
+            f"SkipNonFinite: gradients were nan or infinite in {steps} steps in a row, the last of"
+            f" which is step {trainer.global_step} in epoch {trainer.current_epoch}. No such step has"
+            f" changed the weights.\n{self.report}"
         )
 
 
 def _report(
     trainer: Trainer, pl_module: LightningModule, parameters: list[Tensor]
 ) -> NonFiniteReport:
-    """Return which gradients are nan or infinite, on whichever rank."""
+    """Return which gradients are nan or infinite on any rank; every rank has to call this."""
     ours = {id(p) for p in parameters}
     named = {name: p for name, p in pl_module.named_parameters() if id(p) in ours}
     rows = []

@@ -1,4 +1,4 @@
-"""Where unfreezing in phases can't be done."""
+"""Which Trainers progressive unfreezing refuses."""
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -16,11 +16,7 @@ from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Refuse what isn't served.
-
-    Raises:
-        MisconfigurationException: If it is there.
-    """
+    """Raise ``MisconfigurationException`` if the strategy or another callback is in the way."""
     strategy = trainer.strategy
     served = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
     refuse(

@@ -1,4 +1,4 @@
-"""Freezing of all that a phase doesn't train, under DDP and FSDP2 too."""
+"""Freezing of all parameters that a phase doesn't train, under DDP and FSDP2 too."""
 
 from collections.abc import Collection, Iterator
 
@@ -14,39 +14,40 @@ from lightning_practices.surgery import freeze, unfreeze
 
 
 class Freezing:
-    """Keeps the parameters of a module frozen that a phase doesn't train.
+    """Freezes the parameters of a module that a phase doesn't train.
 
     Args:
-        module: The module, nothing of which is frozen by this.
-        plan: What the phases train.
-        dropout: Whether dropout stays on in what is frozen.
+        module: The module. Making this object freezes nothing.
+        plan: The parameters that each phase trains.
+        dropout: Whether dropout stays on in frozen blocks.
     """
 
     def __init__(self, module: LightningModule, plan: Plan, dropout: bool) -> None:
         self._module = module
         self._plan = plan
         self._dropout = dropout
-        self._parts: list[str] = []  # that are frozen
-        self._flags: dict[str, bool] = {}  # as they were set
-        self._reduced = self._trainable()  # of these the wrapper reduces gradients
+        self._parts: list[str] = []  # the frozen modules and parameters
+        self._flags: dict[str, bool] = {}  # requires_grad of each parameter, as set here
+        self._reduced = self._trainable()  # the parameters whose gradients DDP reduces
 
     def apply(self, trained: Collection[str]) -> list[str]:
-        """Freeze all but ``trained``.
+        """Freeze all parameters but ``trained``.
 
         Returns:
-            What someone else has frozen or unfrozen since the last time, and is left so.
+            The parameters whose ``requires_grad`` other code has changed since the last call. They
+            keep that.
         """
         for module in self._module.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # what is gathered has flags of its own
+                module.reshard()  # a gathered parameter has a requires_grad of its own
         parameters = {plain_name(name): p for name, p in self._module.named_parameters()}
         present = {name: p.requires_grad for name, p in parameters.items()}
         others = [name for name, flag in self._flags.items() if present[name] is not flag]
         self.undo()
-        frozen = present.keys() - {*trained} - self._plan.theirs
-        self._parts = [*_outermost(self._module, "", frozen, self._plan.theirs)]
-        for block in self._plan.blocks:  # modules without parameters too
-            if not {*map(plain_name, block.parameters)} - self._plan.theirs - frozen:
+        frozen = present.keys() - {*trained} - self._plan.frozen_by_author
+        self._parts = [*_outermost(self._module, "", frozen, self._plan.frozen_by_author)]
+        for block in self._plan.blocks:  # with its modules that have no parameters
+            if not {*map(plain_name, block.parameters)} - self._plan.frozen_by_author - frozen:
                 self._parts += block.modules
         freeze(self._module, self._parts, dropout=self._dropout)
         for name in others:
@@ -55,24 +56,24 @@ class Freezing:
         return others
 
     def undo(self) -> None:
-        """Make the module as it was, but for its weights."""
+        """Unfreeze all that this has frozen."""
         unfreeze(self._module, self._parts)
         self._parts, self._flags = [], {}
 
     def rewrap(self, trainer: Trainer) -> None:
-        """Let DDP reduce the gradients of what is trainable now, and of nothing else.
+        """Let DDP reduce the gradients of the parameters that are trainable now, and no others.
 
-        A ``DistributedDataParallel`` knows only what was trainable when it was made. Every rank has
-        to call this.
+        A ``DistributedDataParallel`` reduces the parameters that were trainable when it was made,
+        so it is made anew if these have changed. Every rank has to call this.
         """
         trainable = self._trainable()
         strategy = trainer.strategy
         if trainable == self._reduced or not isinstance(strategy.model, DistributedDataParallel):
             return
         self._reduced = trainable
-        strategy.model = strategy.lightning_module  # the reducer goes, and its hooks with it
+        strategy.model = strategy.lightning_module  # drops the old reducer with its hooks
         if hasattr(strategy, "_pl_static_graph_delay_done"):
-            strategy._pl_static_graph_delay_done = False  # a new graph
+            strategy._pl_static_graph_delay_done = False  # the graph is another one
         assert isinstance(strategy, DDPStrategy)
         strategy.configure_ddp()
 
@@ -81,17 +82,20 @@ class Freezing:
 
 
 def _outermost(
-    module: nn.Module, path: str, frozen: Collection[str], theirs: Collection[str]
+    module: nn.Module, path: str, frozen: Collection[str], left_out: Collection[str]
 ) -> Iterator[str]:
-    """Yield the modules all of whose parameters are frozen, and parameters in none of these."""
+    """Yield the largest modules whose parameters are all frozen, and frozen parameters outside.
+
+    Parameters that are ``left_out`` don't count.
+    """
     prefix = f"{path}." if path else ""
     for name, child in module.named_children():
         inside = {plain_name(f"{prefix}{name}.{own}") for own, _ in child.named_parameters()}
-        inside -= {*theirs}
+        inside -= {*left_out}
         if inside and inside <= {*frozen}:
             yield prefix + name
         elif inside:
-            yield from _outermost(child, prefix + name, frozen, theirs)
+            yield from _outermost(child, prefix + name, frozen, left_out)
     for name, _ in module.named_parameters(recurse=False):
         if plain_name(prefix + name) in frozen:
             yield prefix + name

@@ -1,4 +1,4 @@
-"""Parameter groups by block, in the optimizers and schedulers that a user has configured."""
+"""Parameter groups by block, in the optimizers and schedulers of the module."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +12,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_practices.callbacks._unfreezing.plan import Share
 
 BLOCK = "block"
-"""The key of a group that has the name of its block."""
+"""The key of a parameter group that holds the name of its block."""
 
-# Rates of a group, OneCycleLR's and SWALR's too; and the lists of schedulers, an item a group.
+# Keys of a group that hold rates, those of OneCycleLR and SWALR too; and attributes of schedulers
+# that hold a list with an item for each group.
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _LISTS_OF_RATES = ("base_lrs", "_last_lr", "max_lrs", "min_lrs")
 _LISTS = ("lr_lambdas", "base_momentums", "max_momentums")
 
-_Part = tuple[dict[str, Any], int, float]  # a group, the index of the one it is of, its scale
+_Part = tuple[dict[str, Any], int, float]  # a new group, the index of the old one, the scale
 
 
 def split_groups(
@@ -27,25 +28,25 @@ def split_groups(
 ) -> None:
     """Split each group by block, in place, and multiply rates by the parameters' scales.
 
-    The groups keep their options, and get a ``name`` and the name of their block. A scheduler of
-    the optimizer then has an item for each of them in its lists, and the scaled rates in these, so
-    that it goes on as if the optimizer had been made with these groups.
+    The new groups keep the options of the old ones, and have a ``name`` and their block's name. The
+    lists of a scheduler then have an item for each new group, with scaled rates, so that it
+    goes on as if the optimizer had been made with the new groups.
 
-    If the groups are by block already, with rates of their own, the default decay is left out.
+    If the groups are by block already and have different rates, the default decay is left out.
     Groups that were split before stay as they are.
 
     Args:
-        optimizer: The optimizer; an ``LBFGS`` or ``ZeroRedundancyOptimizer`` is not served.
-        schedulers: All that there are, of other optimizers too.
-        shares: Of each parameter, by id.
+        optimizer: The optimizer. An ``LBFGS`` or ``ZeroRedundancyOptimizer`` can't be split.
+        schedulers: All schedulers of the fit, those of other optimizers too.
+        shares: How each parameter is trained, by the parameter's id.
 
     Raises:
         MisconfigurationException: If the optimizer or a scheduler can't be split.
     """
     if _is_fixed(optimizer):
         raise MisconfigurationException(
-            f"ProgressiveUnfreezing gives each block a parameter group, and {_name(optimizer)} has"
-            " one set of parameters once it is made: use another optimizer, such as AdamW"
+            "ProgressiveUnfreezing gives each block a parameter group, and the groups of"
+            f" {_name(optimizer)} can't change once it is made: use another one, such as AdamW"
         )
     if all(BLOCK in group for group in optimizer.param_groups):
         return
@@ -66,7 +67,7 @@ def split_groups(
 
 
 def _has_own_rates(optimizer: Optimizer, shares: Mapping[int, Share]) -> bool:
-    """Say whether the groups are by block, or parts of one, and their rates differ."""
+    """Say whether each group is within one block, and the groups have different rates."""
     groups = optimizer.param_groups
     depths = [
         {shares[id(p)].block.depth for p in group["params"] if id(p) in shares} for group in groups
@@ -78,12 +79,12 @@ def _has_own_rates(optimizer: Optimizer, shares: Mapping[int, Share]) -> bool:
 def _split(
     group: dict[str, Any], index: int, shares: Mapping[int, Share], own_rates: bool
 ) -> Iterator[_Part]:
-    """Yield the parts of a group, head first."""
+    """Yield the parts of a group, that of the head first."""
     members: dict[tuple[int, float], list[int]] = {}
     blocks: dict[int, str] = {}
     for place, p in enumerate(group["params"]):
         share = shares.get(id(p))
-        if share is None:  # none of the model's
+        if share is None:  # not a parameter of the module
             members.setdefault((-1, 1.0), []).append(place)
             continue
         scale = 1.0 if own_rates and share.is_default else share.scale
@@ -112,11 +113,11 @@ def _name_uniquely(groups: list[dict[str, Any]]) -> None:
 
 
 def _nested(scheduler: Any) -> Iterator[LRScheduler]:
-    """Yield a scheduler and those that it calls in turn or at once."""
+    """Yield a scheduler, and those within it, as of ``SequentialLR`` and ``ChainedScheduler``."""
     if not isinstance(scheduler, LRScheduler):
         raise MisconfigurationException(
-            f"ProgressiveUnfreezing splits the parameter groups, and doesn't know what"
-            f" {_name(scheduler)} holds for each: use a scheduler of torch.optim.lr_scheduler"
+            "ProgressiveUnfreezing splits the parameter groups, and doesn't know which attributes"
+            f" {_name(scheduler)} has for each group: use a scheduler of torch.optim.lr_scheduler"
         )
     yield scheduler
     for inner in getattr(scheduler, "_schedulers", ()):
@@ -124,7 +125,7 @@ def _nested(scheduler: Any) -> Iterator[LRScheduler]:
 
 
 def _extend(scheduler: LRScheduler, count: int, parts: Sequence[_Part]) -> None:
-    """Give the lists of a scheduler that had an item for each of ``count`` groups one a part."""
+    """Give each list of a scheduler, which has an item for each old group, one for each new."""
     for names, change in ((_LISTS_OF_RATES, _scaled), (_LISTS, _same)):
         for name in names:
             items = getattr(scheduler, name, None)
@@ -134,7 +135,7 @@ def _extend(scheduler: LRScheduler, count: int, parts: Sequence[_Part]) -> None:
 
 
 def _check_floor(scheduler: LRScheduler, parts: Sequence[_Part]) -> None:
-    """Warn of a floor that is above a block's own rate."""
+    """Warn if the scheduler's least rate, ``eta_min``, is above the rate of a block."""
     floor: float = getattr(scheduler, "eta_min", 0.0)
     below = [
         group[BLOCK]
@@ -143,13 +144,13 @@ def _check_floor(scheduler: LRScheduler, parts: Sequence[_Part]) -> None:
     ]
     if below:
         rank_zero_warn(
-            f"{_name(scheduler)}(eta_min={floor}) is one floor for all blocks, and the rates of"
-            f" {', '.join(dict.fromkeys(below))} would rise to it: give a lower one"
+            f"{_name(scheduler)}(eta_min={floor}) is the least rate of all blocks, and the rates of"
+            f" {', '.join(dict.fromkeys(below))} would rise to it: give a lower eta_min"
         )
 
 
 def _scaled(value: Any, scale: float) -> Any:
-    return value * scale  # a new tensor, if it is one
+    return value * scale  # for a tensor a new one, so that groups don't share it
 
 
 def _same(value: Any, scale: float) -> Any:
@@ -157,8 +158,8 @@ def _same(value: Any, scale: float) -> Any:
 
 
 def _is_fixed(optimizer: Optimizer) -> bool:
-    """Return whether the optimizer's parameters can't be grouped anew."""
-    # Not imported: torch 2.11 warns as it is, and who has such an optimizer has imported it.
+    """Say whether the optimizer's groups can't be changed."""
+    # Not imported here, as torch 2.11 warns on import. Making such an optimizer imports it.
     sharded = sys.modules.get("torch.distributed.optim")
     return isinstance(optimizer, LBFGS) or (
         sharded is not None and isinstance(optimizer, sharded.ZeroRedundancyOptimizer)

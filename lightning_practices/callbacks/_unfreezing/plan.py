@@ -1,4 +1,4 @@
-"""A schedule of unfreezing of a model: which parameters each phase trains, and how fast."""
+"""The phases applied to a model: which parameters each phase trains, and how fast."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +20,13 @@ _SHOWN = 5  # names in a message
 
 @dataclass(frozen=True)
 class Share:
-    """How a parameter learns.
+    """How a parameter is trained.
 
     Attributes:
-        block: The block that it is in.
-        scale: What the rate of its group is multiplied by.
-        is_default: Whether that is the decay by depth.
-        phase: The first phase that trains it, from 0; ``None`` for one that none does.
+        block: The block that the parameter is in.
+        scale: The factor of the learning rate of its group.
+        is_default: Whether the factor is the decay by depth, and not a phase's ``lr_scale``.
+        phase: The index of the first phase that trains it; ``None`` if no phase does.
     """
 
     block: Block
@@ -37,21 +37,21 @@ class Share:
 
 @dataclass(frozen=True)
 class Plan:
-    """Phases of a model.
+    """The phases of a schedule, applied to a model.
 
     Attributes:
-        phases: As they are scheduled.
-        blocks: Of the model, head first.
+        phases: The phases of the schedule.
+        blocks: The blocks of the model, the head first.
         trainable: For each phase the names of all parameters that it trains.
-        shares: Of each parameter, by name.
-        theirs: Names of the parameters that the model's author has frozen.
+        shares: How each parameter is trained, by its name.
+        frozen_by_author: The names of the parameters that were frozen before the fit.
     """
 
     phases: tuple[Phase, ...]
     blocks: Blocks
     trainable: tuple[frozenset[str], ...]
     shares: Mapping[str, Share]
-    theirs: frozenset[str]
+    frozen_by_author: frozenset[str]
 
 
 def unfreezing_schedule(
@@ -59,28 +59,32 @@ def unfreezing_schedule(
 ) -> list[dict[str, Any]]:
     """Return a schedule of progressive unfreezing: the head, then the top blocks, then those below.
 
-    What ``ProgressiveUnfreezing("auto")`` follows. Write it by :func:`write_schedule`, edit it and
-    give the file to :class:`ProgressiveUnfreezing`. Where an epoch has few steps, phases of one are
-    nearly fine-tuning at once: give more ``epochs``.
+    ``ProgressiveUnfreezing("auto")`` follows this schedule. To change it, write it by
+    :func:`write_schedule`, edit the file and give its path to :class:`ProgressiveUnfreezing`. Where
+    an epoch has few steps, phases of one epoch come close to training all blocks at once: give more
+    ``epochs``.
 
     Source: "Transfer learning", lecture S2: the head alone first, then the top one or two layers.
 
     Args:
-        model: The module that is to be trained.
-        by: What the blocks are, see :func:`~lightning_practices.surgery.blocks`.
-        at_once: How many blocks a phase after the first unfreezes.
-        epochs: Length of each phase but the last.
+        model: The module to train.
+        by: The blocks, see :func:`~lightning_practices.surgery.blocks`.
+        at_once: How many blocks each phase after the first one unfreezes.
+        epochs: The length of each phase but the last.
+
+    Returns:
+        A list of phases, in the form that :class:`ProgressiveUnfreezing` takes.
 
     Raises:
-        ValueError: If the model is one block, or ``at_once`` or ``epochs`` are below 1.
+        ValueError: If the model is one block, or ``at_once`` or ``epochs`` is below 1.
     """
     if at_once < 1 or epochs < 1:
-        raise ValueError(f"at_once and epochs have to be 1 or more, got {at_once} and {epochs}")
+        raise ValueError(f"at_once and epochs have to be 1 or more, but got {at_once} and {epochs}")
     names = [block.name for block in blocks(model, by)]
     if len(names) < 2:
         raise ValueError(
-            f"{type(model).__name__} is one block, {', '.join(names)}, of which nothing can be"
-            " frozen first: say by `by` what its blocks are"
+            f"{type(model).__name__} is one block, {', '.join(names)}, so that there is nothing to"
+            " freeze while the head is trained: name its blocks by `by`"
         )
     parts = [names[:1], *(names[i : i + at_once] for i in range(1, len(names), at_once))]
     schedule: list[dict[str, Any]] = [
@@ -93,16 +97,16 @@ def unfreezing_schedule(
 def make_plan(
     model: nn.Module, phases: tuple[Phase, ...] | None, by: BlocksBy | None, decay: float
 ) -> Plan:
-    """Return what ``phases`` mean for ``model``.
+    """Apply the phases of a schedule to a model.
 
     Args:
-        model: The model, none of whose parameters the phases have frozen yet.
-        phases: They, or ``None`` for those of :func:`unfreezing_schedule`.
-        by: See there.
-        decay: Of rates, from block to block.
+        model: The model, before any phase has frozen parameters.
+        phases: The phases, or ``None`` for those of :func:`unfreezing_schedule`.
+        by: The blocks, see :func:`~lightning_practices.surgery.blocks`.
+        decay: The ratio of the rates of a block and the one above it.
 
     Raises:
-        ValueError: If they don't fit the model; all that is wrong is named.
+        ValueError: If the phases don't fit the model; the message lists all problems.
     """
     if phases is None:
         phases = read_schedule(unfreezing_schedule(model, by))
@@ -136,17 +140,17 @@ def make_plan(
             scale = scales.get(name)
             own = decay**block.depth if scale is None else scale
             shares[name] = Share(block, own, scale is None, first.get(name))
-    return Plan(phases, found, tuple(trainable), shares, places.theirs)
+    return Plan(phases, found, tuple(trainable), shares, places.frozen_by_author)
 
 
 def shown(names: Sequence[str]) -> str:
-    """Return the first of some names."""
+    """Return the first names, and how many more there are."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 class _Places:
-    """Parameters by what entries may call them."""
+    """The parameters of a model, by the entries of a schedule that may name them."""
 
     def __init__(self, model: nn.Module, found: Blocks) -> None:
         first = {id(p): plain_name(name) for name, p in model.named_parameters()}
@@ -155,10 +159,10 @@ class _Places:
         self._modules = {plain_name(name) for name, _ in model.named_modules() if name}
         self._blocks = found
         frozen = (name for name, p in model.named_parameters() if not p.requires_grad)
-        self.theirs = frozenset(map(plain_name, frozen))
+        self.frozen_by_author = frozenset(map(plain_name, frozen))
 
     def of(self, entry: Entry) -> list[str] | str:
-        """Return the names of parameters that an entry is about, or what is wrong with it."""
+        """Return the names of the parameters that an entry names, or what is wrong with it."""
         if isinstance(entry, int):
             if entry >= len(self._blocks):
                 last = len(self._blocks) - 1
@@ -186,24 +190,24 @@ class _Places:
 
 
 def _frozen(phase: Phase, places: _Places, now: set[str], wrong: list[str]) -> set[str]:
-    """Return what a phase freezes again, of what is trained ``now``."""
+    """Return the parameters that a phase freezes, of those that are trained ``now``."""
     frozen: set[str] = set()
     for entry, names in _named(phase.freeze, places, wrong):
         if not now & {*names}:
-            wrong.append(f"freeze: {entry!r} isn't trained before, so that it can't be frozen")
+            wrong.append(f"freeze: {entry!r} isn't trained before, so it can't be frozen")
         frozen |= now & {*names}
     return frozen
 
 
 def _added(phase: Phase, places: _Places, now: set[str], wrong: list[str]) -> set[str]:
-    """Return what a phase trains beside what is trained ``now``."""
+    """Return the parameters that a phase trains in addition to those that are trained ``now``."""
     new: set[str] = set()
     for entry, names in _named(phase.blocks, places, wrong):
         both = [name for name in names if name in now or name in new]
         if both:
             where = "by an earlier phase" if now & {*both} else "by another entry"
             wrong.append(f"{entry!r} overlaps what is trained {where} already: {shown(both)}")
-        own = [name for name in names if name not in places.theirs]
+        own = [name for name in names if name not in places.frozen_by_author]
         if not own:
             wrong.append(
                 f"{entry!r} is empty: the model itself has frozen all of it, {shown(names)}"
@@ -215,6 +219,7 @@ def _added(phase: Phase, places: _Places, now: set[str], wrong: list[str]) -> se
 def _named(
     entries: Sequence[Entry], places: _Places, wrong: list[str]
 ) -> Iterator[tuple[Entry, list[str]]]:
+    """Yield each entry with the parameters that it names; append problems to ``wrong``."""
     for entry in entries:
         names = places.of(entry)
         if isinstance(names, str):

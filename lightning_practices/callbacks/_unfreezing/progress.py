@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from lightning_practices._names import plain_name
 from lightning_practices.callbacks._unfreezing.groups import BLOCK
 from lightning_practices.callbacks._unfreezing.plan import Plan
-from lightning_practices.callbacks._unfreezing.schedule import Phase, Plateau
+from lightning_practices.callbacks._unfreezing.schedule import Phase, Plateau, count
 
 
 @dataclass
@@ -17,12 +17,12 @@ class Progress:
     """Where a fit is in its schedule.
 
     Attributes:
-        phase: Its index.
-        epoch: Of its first step.
-        step: Optimizer steps before it.
-        best: The best value that its plateau has seen; ``None`` before the first.
-        best_step: Optimizer steps before that.
-        waited: Checks since then.
+        phase: The index of the present phase.
+        epoch: The epoch in which the phase began.
+        step: The optimizer steps before the phase.
+        best: The best value that the phase's plateau has seen; ``None`` before the first value.
+        best_step: The optimizer steps taken when the best value was seen.
+        waited: The number of values since then.
         is_flat: Whether the plateau is reached.
     """
 
@@ -35,7 +35,7 @@ class Progress:
     is_flat: bool = False
 
     def look(self, plateau: Plateau, value: float, step: int) -> bool:
-        """Take note of a value, and say whether it is the best one."""
+        """Judge a value seen after ``step`` optimizer steps, and say whether it is the best."""
         improves = plateau.improves(value, self.best)
         if improves:
             self.best, self.best_step, self.waited = value, step, 0
@@ -45,13 +45,13 @@ class Progress:
         return improves
 
     def reason(self, phase: Phase, epoch: int, step: int) -> str | None:
-        """Say why the phase is over, if it is."""
+        """Return why the phase is over, or ``None`` if it isn't."""
         if phase.plateau is not None and self.is_flat:
             return f"{phase.plateau.monitor} no longer improves"
         if phase.epochs is not None and epoch - self.epoch >= phase.epochs:
-            return f"after {phase.epochs} epoch" + "s" * (phase.epochs > 1)
+            return f"after {count(phase.epochs, 'epoch')}"
         if phase.steps is not None and step - self.step >= phase.steps:
-            return f"after {step - self.step} step" + "s" * (step - self.step > 1)
+            return f"after {count(step - self.step, 'step')}"
         return None
 
 
@@ -67,13 +67,13 @@ def rates_by_block(optimizers: Iterable[Optimizer]) -> dict[str, float]:
 
 
 def trainable_share(module: LightningModule) -> float:
-    """Return which share of the parameters, counted by elements, is trained."""
+    """Return the share of the parameters' elements that is trained."""
     total = sum(p.numel() for p in module.parameters())
     return sum(p.numel() for p in module.parameters() if p.requires_grad) / total
 
 
 def table(module: LightningModule, plan: Plan, rates: Mapping[str, float]) -> str:
-    """Return blocks, what is trained of them and how fast, as text."""
+    """Return a table of the blocks as text: their sizes, trainable elements and rates."""
     parameters = {plain_name(name): p for name, p in module.named_parameters()}
     rows = [("depth", "block", "parameters", "trainable", "rate")]
     for block in plan.blocks:

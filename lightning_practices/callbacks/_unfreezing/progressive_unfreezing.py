@@ -1,5 +1,6 @@
-"""Transfer learning in phases: the head first, then the layers below it."""
+"""The callback that trains the head of a network first, then unfreezes the blocks below it."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -47,47 +48,55 @@ class ProgressiveUnfreezing(Callback):
           freeze: [head]
           lr_scale: 0.1
 
-    **A schedule** is a list of phases, a dict of them by name, or a YAML file of either. A phase
-    trains its ``blocks`` and whatever was trained before, unless it is listed under ``freeze``.
-    Both name blocks or their depths, 0 for the head (see
-    :func:`~lightning_practices.surgery.blocks`), or modules and parameters (a name takes all below
-    it), or match parameters' names, ``"re:..."``. What no phase lists stays frozen. ``until`` says
-    after how many epochs (ends of epochs that the phase has seen) or optimizer steps of the phase,
-    or at which plateau the next one begins, at the first of several. A plateau is as many checks in
-    a row as its ``patience`` without an improvement by more than ``min_delta``, whenever validation
-    or training epochs log ``monitor``; it is averaged over the ranks. ``"auto"`` is
-    :func:`unfreezing_schedule`, to be written and edited by :func:`write_schedule`. Its phases last
-    one epoch: with few steps in that, all is trained nearly at once; give more ``epochs`` there.
+    **A schedule** is a list of phases, a dict of phases by name, or a YAML file of either.
 
-    A phase ends between two optimizer steps, never among accumulated gradients. With
-    ``restore_best`` the next one starts from the weights of the best check of this one; the
-    optimizer's state is not set back. ``EarlyStopping`` needs more patience than the phases.
+    - ``blocks``: the blocks that the phase trains, in addition to those that were trained before.
+      An entry is a block's name or depth, 0 for the head (see
+      :func:`~lightning_practices.surgery.blocks`), the name of a module or parameter, which stands
+      for all below it, or a pattern of parameter names, ``"re:..."``. Blocks that no phase lists
+      stay frozen.
+    - ``freeze``: the blocks that are frozen again.
+    - ``until``: when the next phase begins: after a number of optimizer steps or epochs of this
+      phase (ends of epochs are counted), or at a plateau, whichever comes first. A plateau is
+      reached after ``patience`` checks in a row without an improvement by more than ``min_delta``.
+      A check is each validation or training epoch that logs ``monitor``, averaged over the ranks.
+    - ``restore_best``: whether the next phase starts from the weights of the best check of this
+      one. The optimizer's state is not set back.
+    - ``lr_scale``: see below.
 
-    **Rates.** The module's own ``configure_optimizers`` is used, and has to give the optimizer all
-    parameters. When the fit starts, each group is split by block, once: the rate of a block of
-    depth :math:`d` is multiplied by :math:`decay^d`, or by the ``lr_scale`` of the phase that first
-    trains it, and schedulers run across all phases. Groups that are by block already and have
-    different rates keep these, times an ``lr_scale``. Group names, as ``LearningRateMonitor`` shows
-    them, begin with the block's.
+    ``"auto"`` stands for :func:`unfreezing_schedule`, which can be written by
+    :func:`write_schedule` and edited. Its phases last one epoch. Where an epoch has few steps, all
+    blocks are then trained nearly at once: give more ``epochs`` there.
 
-    **Frozen** parameters have no gradients, are not reduced over ranks, and no weight decay or
-    momentum moves them. Their blocks stay in eval mode whoever calls ``train()``: batch norms keep
-    their statistics, and dropout is off. Parameters that the module itself has frozen stay so, and
-    are reported; so do those that anyone freezes or unfreezes during the fit. When it ends, nothing
-    is frozen that wasn't before. Modules in eval mode before the fit, as many libraries return
-    pretrained ones, stay so too, trained or not: only of these Lightning warns at its start. If
-    that isn't meant, call ``train()`` before.
+    A phase ends between two optimizer steps, never while gradients are accumulated.
+    ``EarlyStopping`` needs more patience than the phases.
 
-    **Strategies.** Under DDP the module is wrapped again at each phase, without which ranks drift
-    apart in silence; ``find_unused_parameters`` isn't needed. FSDP2 (``ModelParallelStrategy``) is
-    served as it is. Other strategies that shard or wrap are refused.
+    **Learning rates.** The module's own ``configure_optimizers`` is used. It has to give the
+    optimizer all parameters. When the fit starts, each group is split by block, once. The rate of a
+    block at depth :math:`d` is multiplied by :math:`decay^d`, or by the ``lr_scale`` of the phase
+    that first trains it. Schedulers run across all phases. If the groups are by block already and
+    have different rates, they keep these, times an ``lr_scale``. The names of groups, as
+    ``LearningRateMonitor`` shows them, begin with the block's name.
 
-    **Resuming** is exact, in mid-phase too. The ``until`` and ``restore_best`` of a schedule may be
-    changed for it, the rest may not.
+    **Frozen parameters** have no gradients, are not reduced over ranks, and are not moved by weight
+    decay or momentum. Their blocks stay in eval mode, whoever calls ``train()``: batch norms keep
+    their statistics, and dropout is off. Parameters that the module itself has frozen stay frozen,
+    and are reported. Parameters that other code freezes or unfreezes during the fit stay so, and
+    are reported too. When the fit ends, exactly those parameters are frozen that were frozen
+    before. Modules that were in eval mode before the fit, as many libraries return pretrained ones,
+    stay in eval mode, trained or not, and Lightning warns of them at the start. If that isn't
+    meant, call ``train()`` before.
 
-    **Shown:** the phase in the progress bar; ``phase`` (from 1), ``trainable_share`` and ``lr/...``
-    of each block that is trained, logged every ``log_every_n_steps`` (rates that are tensors on a
-    device are then waited for); at each transition a table.
+    **Strategies.** Under DDP the module is wrapped again at each phase, since otherwise ranks would
+    drift apart without an error; ``find_unused_parameters`` isn't needed. FSDP2
+    (``ModelParallelStrategy``) is supported. Other strategies that shard or wrap are refused.
+
+    **Resuming** is exact, in the middle of a phase too. The ``until`` and ``restore_best`` of a
+    schedule may be changed for it, other parts may not.
+
+    **What is shown:** the phase, in the progress bar; ``phase`` (from 1), ``trainable_share`` and
+    ``lr/...`` of each block that is trained, logged every ``log_every_n_steps`` (for rates that are
+    tensors on a device this waits); a table, at each transition.
 
     Source: "Transfer learning", lecture S2; Howard and Ruder, 2018, "Universal language model
     fine-tuning for text classification", arXiv:1801.06146, for rates by depth and gradual
@@ -95,8 +104,9 @@ class ProgressiveUnfreezing(Callback):
 
     Args:
         schedule: The phases.
-        by: What the blocks are, see :func:`~lightning_practices.surgery.blocks`.
-        decay: Ratio of the rates of a block and the one above it, above 0 and up to 1.
+        by: The blocks, as for :func:`~lightning_practices.surgery.blocks`; or a function that
+            returns them for the module, which is called when the fit starts.
+        decay: The ratio of the rates of a block and the one above it, above 0 and up to 1.
         dropout: Whether dropout stays on in frozen blocks.
 
     Attributes:
@@ -104,12 +114,13 @@ class ProgressiveUnfreezing(Callback):
 
     Raises:
         FileNotFoundError: If there is no such YAML file.
-        ValueError: If the schedule or ``decay`` is none of the above. When the fit starts, if the
-            schedule doesn't fit the module: unknown names, overlaps, phases that train nothing.
+        ValueError: If the schedule is malformed, or ``decay`` is out of its range. When the fit
+            starts, if the schedule doesn't fit the module: unknown names, overlaps, phases that
+            train nothing.
         MisconfigurationException: When the fit starts, if the strategy, an optimizer or a scheduler
-            is not served, an optimizer lacks parameters that are to be trained, or another callback
-            freezes. On resuming, if the schedule is another one. After the first validation or
-            epoch, if a plateau finds nothing to monitor.
+            is not supported, an optimizer lacks parameters that are to be trained, or another
+            callback freezes. On resuming, if the schedule is another one. After the first
+            validation or epoch, if the value of a plateau was not logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -117,7 +128,7 @@ class ProgressiveUnfreezing(Callback):
         self,
         schedule: UnfreezingSchedule = "auto",
         *,
-        by: BlocksBy | None = None,
+        by: BlocksBy | Callable[[LightningModule], BlocksBy] | None = None,
         decay: float = 0.75,
         dropout: bool = False,
     ) -> None:
@@ -128,12 +139,12 @@ class ProgressiveUnfreezing(Callback):
         self.decay = decay
         self.dropout = dropout
         self._plan: Plan | None = None  # while a fit runs
-        self._freezing: Freezing | None = None  # likewise
+        self._freezing: Freezing | None = None  # while a fit runs
         self._progress = Progress()
         self._weights = BestWeights("ProgressiveUnfreezing")
-        self._saved: list[str] | None = None  # what a checkpoint or the last fit was laid out by
-        self._last_step: int | None = None  # steps before the last batch of this fit
-        self._monitored: MonitoredValue | None = None  # by the present phase's plateau
+        self._saved: list[str] | None = None  # the layout of a checkpoint or of the last fit
+        self._last_step: int | None = None  # before the last batch of this fit
+        self._monitored: MonitoredValue | None = None  # of the present phase's plateau
 
     @property
     def phase(self) -> int:
@@ -147,14 +158,15 @@ class ProgressiveUnfreezing(Callback):
             return
         check_trainer(trainer)
         self._saved = None
-        if trainer.global_step == 0:  # not one that goes on
+        if trainer.global_step == 0:  # otherwise the fit goes on from an earlier one
             self._progress = Progress()
             self._weights = BestWeights("ProgressiveUnfreezing")
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The optimizers are made, and their states are restored later, into the split groups.
-        self._plan = make_plan(pl_module, self._scheduled, self.by, self.decay)
+        # Before a checkpoint is restored: its optimizer states are those of the split groups.
+        by = self.by(pl_module) if callable(self.by) else self.by
+        self._plan = make_plan(pl_module, self._scheduled, by, self.decay)
         self._check_resumed()
         parameters = {plain_name(name): p for name, p in pl_module.named_parameters()}
         held = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
@@ -163,8 +175,8 @@ class ProgressiveUnfreezing(Callback):
         if missing:
             raise MisconfigurationException(
                 f"configure_optimizers of {type(pl_module).__name__} has left out {len(missing)}"
-                f" parameters that are to be trained: {shown(missing)}; give the optimizer all of"
-                " them, as in self.parameters(): those that are frozen have no gradient, and an"
+                f" parameters that are to be trained: {shown(missing)}; give the optimizer all"
+                " parameters, as in self.parameters(): frozen ones have no gradient, so the"
                 " optimizer leaves them alone"
             )
         shares = {id(p): self._plan.shares[name] for name, p in parameters.items()}
@@ -179,19 +191,19 @@ class ProgressiveUnfreezing(Callback):
         assert self._plan is not None
         load_as_usual(trainer)
         self._last_step = None
-        if self._plan.theirs:
+        if self._plan.frozen_by_author:
             rank_zero_info(
                 "ProgressiveUnfreezing: the module itself has frozen, and no phase unfreezes,"
-                f" {shown(sorted(self._plan.theirs))}"
+                f" {shown(sorted(self._plan.frozen_by_author))}"
             )
         phase = self._phase
         if not phase.restore_best:
             self._weights = BestWeights("ProgressiveUnfreezing")
         elif self._progress.best is not None and not self._weights:
             rank_zero_warn(
-                f"the checkpoint knows the best {phase.plateau and phase.plateau.monitor},"
+                f"the checkpoint holds the best {phase.plateau and phase.plateau.monitor},"
                 f" {self._progress.best:.6g}, but not its weights: ProgressiveUnfreezing gives"
-                " weights back only once it is surpassed"
+                " weights back only once a better value is seen"
             )
         self._weights.start(pl_module)
         self._enter(trainer, pl_module, "as the fit starts")
@@ -200,7 +212,7 @@ class ProgressiveUnfreezing(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._freezing is not None
         self._advance(trainer, pl_module)
-        self._freezing.rewrap(trainer)  # where someone else has frozen or unfrozen
+        self._freezing.rewrap(trainer)  # other code may have frozen or unfrozen parameters
 
     @override
     def on_train_batch_start(
@@ -226,8 +238,8 @@ class ProgressiveUnfreezing(Callback):
         assert self._plan is not None
         if self.phase < len(self._plan.phases):
             rank_zero_info(
-                f"ProgressiveUnfreezing: the fit has ended in phase {self._title}, and what the"
-                " later ones train was never trained"
+                f"ProgressiveUnfreezing: the fit has ended in phase {self._title}, so the blocks of"
+                " later phases were never trained"
             )
 
     @override
@@ -269,9 +281,9 @@ class ProgressiveUnfreezing(Callback):
         fits = trainer.state.fn == TrainerFn.FITTING
         if fits and self.state_key not in checkpoint.get("callbacks", {}):
             raise MisconfigurationException(
-                "the checkpoint was saved without ProgressiveUnfreezing, so that it doesn't say in"
-                " which phase it is, and its optimizers have other groups: load its weights into"
-                " the module and fit without ckpt_path"
+                "the checkpoint was saved without ProgressiveUnfreezing, so it doesn't hold the"
+                " phase, and its optimizers have other groups: load its weights into the module and"
+                " fit without ckpt_path"
             )
         if fits and _WEIGHTS in checkpoint:
             self._weights.load(trainer, pl_module, checkpoint[_WEIGHTS], wanted=True)
@@ -293,14 +305,14 @@ class ProgressiveUnfreezing(Callback):
         return [f"decay={self.decay}", *(phase.layout for phase in self._plan.phases)]
 
     def _check_resumed(self) -> None:
-        """Refuse another schedule than the one that the fit began with, once both are known."""
+        """Raise if the schedule isn't the one that the fit began with, once both are known."""
         if self._plan is None or self._saved is None or self._saved == self._layout:
             return
         pairs = zip(self._saved, self._layout, strict=False)
         differs = next((f"{a!r}, now {b!r}" for a, b in pairs if a != b), "the number of phases")
         raise MisconfigurationException(
             f"the checkpoint is of another schedule of unfreezing, different in {differs}: only"
-            " until and restore_best of its phases may be changed; for the rest, load the weights"
+            " until and restore_best of its phases may be changed; to change more, load the weights"
             " into the module and fit without ckpt_path"
         )
 
@@ -314,7 +326,7 @@ class ProgressiveUnfreezing(Callback):
             self._weights.keep(pl_module)
 
     def _advance(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the next phase if this one is over and no gradients are accumulated."""
+        """Begin the next phase, if the present one is over and no gradients are accumulated."""
         epoch, step = trainer.current_epoch, trainer.global_step
         reason = self._progress.reason(self._phase, epoch, step)
         if reason is None or self._last_step == step:
@@ -327,7 +339,7 @@ class ProgressiveUnfreezing(Callback):
         self._enter(trainer, pl_module, reason)
 
     def _enter(self, trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
-        """Train what the present phase does, and say so."""
+        """Freeze and unfreeze for the present phase, and show it."""
         assert self._plan is not None
         assert self._freezing is not None
         plateau = self._phase.plateau
@@ -336,8 +348,8 @@ class ProgressiveUnfreezing(Callback):
         others = self._freezing.apply(self._plan.trainable[self._progress.phase])
         if others:
             rank_zero_warn(
-                "ProgressiveUnfreezing leaves as they are parameters that someone else has frozen"
-                f" or unfrozen during the fit: {shown(others)}"
+                "other code has frozen or unfrozen parameters during the fit, and"
+                f" ProgressiveUnfreezing leaves them so: {shown(others)}"
             )
         self._freezing.rewrap(trainer)
         trainer.progress_bar_metrics["phase"] = self._title  # type: ignore[assignment]
@@ -357,6 +369,6 @@ class ProgressiveUnfreezing(Callback):
     def _leave(self, trainer: Trainer) -> None:
         load_as_usual(trainer)
         if self._freezing is not None:
-            self._saved = self._layout  # a checkpoint may be saved after the fit
+            self._saved = self._layout  # for a checkpoint that is saved after the fit
             self._freezing.undo()
         self._plan = self._freezing = None

@@ -1,18 +1,20 @@
-"""A schedule of unfreezing: its form, whatever the model."""
+"""The form of a schedule of unfreezing, for any model."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
+
+from lightning_practices.callbacks._types import Mode
 
 Entry = str | int
 """A name of modules or parameters, a depth, or a pattern as ``"re:..."``."""
 
-# A path is last: before the others jsonargparse takes the text of whatever is given for one.
+# A path comes last: jsonargparse would read the text of a list or dict as a path too.
 UnfreezingSchedule = (
     str | Sequence[Mapping[str, Any]] | Mapping[str | int, Mapping[str, Any]] | PathLike[str]
 )
@@ -24,22 +26,22 @@ _PLATEAU = ("monitor", "patience", "mode", "min_delta")
 
 @dataclass(frozen=True)
 class Plateau:
-    """A value that no longer improves.
+    """The end of a phase by a logged value that no longer improves.
 
     Attributes:
-        monitor: Its name.
+        monitor: The name of the value.
         patience: Checks without improvement after which the phase ends.
-        mode: Whether it is to fall or to rise.
-        min_delta: Least change that counts; one equal to it doesn't.
+        mode: Whether the value is to fall, ``"min"``, or to rise, ``"max"``.
+        min_delta: A change counts as an improvement if it is larger than this.
     """
 
     monitor: str
     patience: int = 3
-    mode: Literal["min", "max"] = "min"
+    mode: Mode = "min"
     min_delta: float = 0.0
 
     def improves(self, value: float, best: float | None) -> bool:
-        """Say whether ``value`` is better than the ``best`` so far; nan never is."""
+        """Say whether ``value`` improves on the ``best`` so far; nan never does."""
         if best is None:
             return not math.isnan(value)
         gain = best - value if self.mode == "min" else value - best
@@ -51,13 +53,13 @@ class Phase:
     """A part of a fit in which the same blocks are trained.
 
     Attributes:
-        name: As it is shown: its number, from 1, or its key.
-        blocks: What is trained from now on.
-        freeze: What is no longer.
-        lr_scale: Of the rate of ``blocks``; ``None`` for the decay by depth.
+        name: The phase's number, from 1, or its key in the schedule.
+        blocks: The blocks that are trained from this phase on.
+        freeze: The blocks that are frozen again from this phase on.
+        lr_scale: The factor of the rate of ``blocks``; ``None`` for the decay by depth.
         epochs: Epochs after which the phase ends.
-        steps: Optimizer steps after which it ends.
-        plateau: What ends it.
+        steps: Optimizer steps after which the phase ends.
+        plateau: The plateau at which the phase ends.
         restore_best: Whether the next phase starts from the best weights of this one.
     """
 
@@ -72,7 +74,7 @@ class Phase:
 
     @property
     def layout(self) -> str:
-        """What can't be changed where a fit is resumed."""
+        """The parts of the phase that have to stay the same where a fit is resumed."""
         scale = None if self.lr_scale is None else float(self.lr_scale)
         return f"blocks={[*self.blocks]}, freeze={[*self.freeze]}, lr_scale={scale}"
 
@@ -81,20 +83,28 @@ class Phase:
         """When the phase ends, in words."""
         ends = []
         if self.epochs is not None:
-            ends.append(f"{self.epochs} epoch" + "s" * (self.epochs > 1))
+            ends.append(count(self.epochs, "epoch"))
         if self.steps is not None:
-            ends.append(f"{self.steps} step" + "s" * (self.steps > 1))
+            ends.append(count(self.steps, "step"))
         if self.plateau is not None:
             ends.append(f"a plateau of {self.plateau.monitor}")
         return " or ".join(ends) or "the end of the fit"
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number of things in words, such as ``"2 epochs"``."""
+    return f"{number} {noun}" + "s" * (number > 1)
+
+
 def read_schedule(schedule: UnfreezingSchedule) -> tuple[Phase, ...]:
-    """Return the phases of a schedule, a sequence or mapping of them or the path of a YAML file.
+    """Return the phases of a schedule.
+
+    Args:
+        schedule: A sequence of phases, a mapping of them by name, or the path of a YAML file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If that isn't a schedule; all that is wrong is named.
+        ValueError: If it isn't a schedule; the message lists all problems.
     """
     content: Any = schedule
     if isinstance(schedule, str | PathLike):
@@ -118,11 +128,11 @@ def write_schedule(schedule: Sequence[Mapping[str, Any]], path: str | PathLike[s
     """Write a schedule as YAML, to be edited and given to :class:`ProgressiveUnfreezing`.
 
     Args:
-        schedule: As :func:`unfreezing_schedule` returns it.
-        path: Of the file, ending in ``.yaml``.
+        schedule: The schedule, as :func:`unfreezing_schedule` returns it.
+        path: The path of the file, ending in ``.yaml`` or ``.yml``.
 
     Raises:
-        ValueError: If it isn't a schedule, or the file's name ends otherwise.
+        ValueError: If it isn't a schedule, or the path ends otherwise.
     """
     if Path(path).suffix not in (".yaml", ".yml"):
         raise ValueError(f"a schedule is written to a .yaml file, but got {str(path)!r}")
@@ -146,7 +156,7 @@ def _named(content: Any) -> list[tuple[str, Any]]:
 
 
 def _phase(name: str, given: Any, is_last: bool, wrong: list[str]) -> Phase:
-    """Return a phase, and say in ``wrong`` what is."""
+    """Return a phase; append problems to ``wrong``."""
     place = f"phase {name}: "
     if not isinstance(given, Mapping):
         wrong.append(f"{place}it has to be a dict with the key 'blocks', but got {given!r}")
@@ -160,13 +170,13 @@ def _phase(name: str, given: Any, is_last: bool, wrong: list[str]) -> Phase:
     if lr_scale is not None and not (_is_number(lr_scale) and 0 < lr_scale < math.inf):
         found.append(f"lr_scale has to be a number above 0, but got {lr_scale!r}")
     if lr_scale is not None and not blocks:
-        found.append("lr_scale is of blocks, but there are none")
+        found.append("lr_scale is the factor of the rate of blocks, but there are no blocks")
     epochs, steps, plateau = _until(given.get("until"), is_last, found)
     restore_best = given.get("restore_best", False)
     if not isinstance(restore_best, bool):
         found.append(f"restore_best has to be true or false, but got {restore_best!r}")
     elif restore_best and plateau is None:
-        found.append("restore_best needs a plateau in until, which says by what to judge")
+        found.append("restore_best needs a plateau in until, whose value says what is best")
     wrong += [place + what for what in found]
     return Phase(name, blocks, frozen, lr_scale, epochs, steps, plateau, restore_best is True)
 
@@ -174,17 +184,17 @@ def _phase(name: str, given: Any, is_last: bool, wrong: list[str]) -> Phase:
 def _until(
     until: Any, is_last: bool, wrong: list[str]
 ) -> tuple[int | None, int | None, Plateau | None]:
-    """Return after how many epochs, steps, and at which plateau a phase ends."""
+    """Return the epochs, the steps and the plateau that end a phase; append problems."""
     if is_last:
         if until is not None:
             wrong.append(
-                f"it is the last, so it ends with the fit and until={until!r} has no meaning: leave"
-                " it out, and let the Trainer's max_epochs or EarlyStopping end the fit"
+                f"it is the last phase and ends with the fit, so until={until!r} has no meaning:"
+                " leave it out, and let the Trainer's max_epochs or EarlyStopping end the fit"
             )
         return None, None, None
     if not isinstance(until, Mapping) or not until:
         wrong.append(
-            "until has to say when it ends, as in {epoch: 1}, {step: 500} or"
+            "until has to say when the phase ends, as in {epoch: 1}, {step: 500} or"
             f" {{plateau: {{monitor: val_loss, patience: 2}}}}, but got {until!r}"
         )
         return None, None, None
@@ -198,7 +208,7 @@ def _until(
 
 def _plateau(given: Any, wrong: list[str]) -> Plateau | None:
     if not isinstance(given, Mapping) or not isinstance(given.get("monitor"), str):
-        wrong.append(f"plateau has to name what to monitor, {{monitor: val_loss}}, but got {given}")
+        wrong.append(f"plateau has to name a value, as in {{monitor: val_loss}}, but got {given}")
         return None
     found = [*_unknown(given, _PLATEAU)]
     plateau = Plateau(**{key: given[key] for key in _PLATEAU if key in given})

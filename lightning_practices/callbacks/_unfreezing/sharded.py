@@ -1,4 +1,4 @@
-"""Resuming in mid-schedule under FSDP2, whose optimizers lack the states of what wasn't trained."""
+"""Resuming in mid-schedule under FSDP2, where checkpoints lack the states of frozen parameters."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,10 +18,11 @@ _LOAD = "load_checkpoint"
 
 
 def load_by_saved_states(trainer: Trainer, module: LightningModule) -> None:
-    """Let ``ModelParallelStrategy`` load a checkpoint, once, whose optimizers lack some states.
+    """Let ``ModelParallelStrategy`` load one checkpoint whose optimizers lack some states.
 
-    torch wants a state for each parameter that is trainable while it loads, and for no other, but
-    which these are is known only from the checkpoint, and the strategy reads that by itself.
+    While it loads, torch wants a state for exactly those parameters that are trainable. Which these
+    are only the checkpoint says, and the strategy alone reads that. So the strategy's method is
+    wrapped: it reads the names first, and makes these parameters trainable for the time.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):
@@ -31,7 +32,7 @@ def load_by_saved_states(trainer: Trainer, module: LightningModule) -> None:
     def load_checkpoint(checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         load_as_usual(trainer)
         path = Path(strategy.broadcast(checkpoint_path))
-        read = _of_folder if path.is_dir() else _of_file
+        read = _names_in_folder if path.is_dir() else _names_in_file
         names = read(path, module, strategy.optimizers, weights_only)
         with _trainable(module, names):
             return load(checkpoint_path, weights_only)
@@ -46,17 +47,19 @@ def load_as_usual(trainer: Trainer) -> None:
 
 @contextmanager
 def _trainable(module: LightningModule, names: Collection[str]) -> Iterator[None]:
-    """Let the parameters of these names be trainable, and no other."""
+    """Let exactly the parameters of these names be trainable within the context."""
     flags = {p: p.requires_grad for p in module.parameters()}
     for name, p in module.named_parameters():
         p.requires_grad_(plain_name(name) in names)
-    yield
-    for p, flag in flags.items():
-        p.requires_grad_(flag)
+    try:
+        yield
+    finally:
+        for p, flag in flags.items():
+            p.requires_grad_(flag)
 
 
-def _of_folder(path: Path, module: LightningModule, *_: Any) -> set[str]:
-    """Return the names of parameters that have a state in a distributed checkpoint."""
+def _names_in_folder(path: Path, module: LightningModule, *_: Any) -> set[str]:
+    """Return the names of the parameters that have a state in a distributed checkpoint."""
     keys = FileSystemReader(path).read_metadata().state_dict_metadata
     states = [key.partition(".state.")[2] for key in keys if key.startswith("optimizer_")]
     return {
@@ -66,13 +69,13 @@ def _of_folder(path: Path, module: LightningModule, *_: Any) -> set[str]:
     }
 
 
-def _of_file(
+def _names_in_file(
     path: Path, module: LightningModule, optimizers: list[Optimizer], weights_only: bool | None
 ) -> set[str]:
-    """Return the names of parameters that have a state in one file of the whole.
+    """Return the names of the parameters that have a state in a checkpoint of one file.
 
     Raises:
-        MisconfigurationException: If another strategy has saved it.
+        MisconfigurationException: If another strategy has saved the checkpoint.
     """
     checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
     places = {p: (n, plain_name(name)) for n, (name, p) in enumerate(module.named_parameters())}
@@ -80,13 +83,14 @@ def _of_file(
     found: set[str] = set()
     for optimizer, saved in zip(optimizers, checkpoint["optimizer_states"], strict=True):
         order = [key for group in saved["param_groups"] for key in group["params"]]
-        # Numbers count the module's parameters; those of other strategies count the optimizer's.
+        # This strategy numbers the module's parameters, other strategies the optimizer's.
         expected = [places[p][0] for group in optimizer.param_groups for p in group["params"]]
         if order != expected:
             raise MisconfigurationException(
                 f"{path} was saved under another strategy than ModelParallelStrategy or with other"
-                " parameter groups, and Lightning would mix up the states of the optimizers: go on"
-                " with what has saved it, or load its weights and fit without ckpt_path"
+                " parameter groups, and Lightning would mix up the states of the optimizers:"
+                " resume under the strategy that has saved it, or load its weights and fit without"
+                " ckpt_path"
             )
         found |= {names[key] for key in saved["state"]}
     return found
