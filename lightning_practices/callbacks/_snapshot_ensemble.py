@@ -182,8 +182,8 @@ class SnapshotEnsemble(Callback):
         steps = self.steps or steps_of_fit(trainer)
         if steps is None:
             raise MisconfigurationException(
-                "SnapshotEnsemble divides the fit into cycles, but how many steps the fit takes isn't"
-                f" known beforehand ({why_unknown(trainer)}): give SnapshotEnsemble(steps=...)"
+                "SnapshotEnsemble divides the fit into cycles, but its number of steps isn't known"
+                f" beforehand ({why_unknown(trainer)}): give SnapshotEnsemble(steps=...)"
             )
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return steps, min(self.cycles, steps)

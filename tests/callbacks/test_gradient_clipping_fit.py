@@ -28,6 +28,7 @@ from tests.callbacks.clipping import (
     Net,
     Noted,
     Raw,
+    assert_same,
     fit,
     loader,
     norm_of,
@@ -268,6 +269,29 @@ def test_several_optimizers_of_flat_shards() -> None:
         else:
             with pytest.raises(MisconfigurationException, match="not that of each of 2 optimizers"):
                 clipping.on_fit_start(trainer, module)
+
+
+def test_a_copy_for_a_module_clips_only_when_the_module_asks() -> None:
+    class Asking(Net):
+        clips_by: GradientClipping | None = None
+
+        @override
+        def on_before_optimizer_step(self, optimizer: Any) -> None:
+            if self.clips_by is not None:
+                self.clips_by.clip(self, optimizer)
+
+    own = GradientClipping(0.5)
+    copy = own.for_module()
+    assert (own.serves_module, copy.serves_module) == (False, True)
+    seen = []
+    for callback, clips_by in ((own, None), (copy, copy), (copy, None)):
+        module = Asking()
+        module.clips_by = clips_by
+        fit(module, callback)
+        seen.append(module.seen)
+    assert_same(seen[1], seen[0])
+    assert all(norm_of(grads) < 0.5001 for grads in seen[1])
+    assert any(norm_of(grads) > 0.6 for grads in seen[2])
 
 
 def test_deepspeed() -> None:

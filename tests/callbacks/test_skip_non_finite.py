@@ -211,8 +211,8 @@ def test_many_in_a_row_end_the_fit_with_a_report() -> None:
     assert message.startswith(
         "SkipNonFinite: gradients were nan or infinite in 3 steps in a row, the last of which is"
         " step 4 in epoch 0. No such step has changed the weights.\n4 of 6 parameters: in the"
-        " module's order the first layer is net.0, and the last, which the backward pass mostly comes to"
-        " first, net.1.\n"
+        " module's order the first layer is net.0, and the last, which the backward pass mostly"
+        " comes to first, net.1.\n"
     )
     assert "net.1.weight" in message
     assert "25.0%" in message

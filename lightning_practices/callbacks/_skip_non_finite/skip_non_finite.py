@@ -144,8 +144,8 @@ class SkipNonFinite(Callback):
         self.report = _report(trainer, pl_module, parameters)
         raise RuntimeError(
             f"SkipNonFinite: gradients were nan or infinite in {steps} steps in a row, the last of"
-            f" which is step {trainer.global_step} in epoch {trainer.current_epoch}. No such step has"
-            f" changed the weights.\n{self.report}"
+            f" which is step {trainer.global_step} in epoch {trainer.current_epoch}. No such step"
+            f" has changed the weights.\n{self.report}"
         )
 
 
