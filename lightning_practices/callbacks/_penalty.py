@@ -104,7 +104,7 @@ class Penalty(Callback):
             trainer,
             FSDP1_OR_DEEPSPEED,
             who="Penalty",
-            cannot="tell weights from biases, or see their gradients,",
+            cannot="read single weights and their gradients",
             instead="use ModelParallelStrategy (FSDP2), or the optimizer's weight_decay",
         )
         self._come_before_clipping(trainer)

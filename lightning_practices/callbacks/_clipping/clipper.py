@@ -75,7 +75,7 @@ class Clipper:
         self._engine_clips = False  # DeepSpeed's
 
     def setup(self, trainer: Trainer) -> None:
-        """Choose the threshold and algorithm of this fit, and refuse what isn't supported."""
+        """Choose the threshold and algorithm of this fit, and refuse unsupported arguments."""
         given = self.settings
         theirs = trainer.gradient_clip_val or None
         if theirs is not None and (given.has_threshold or not self.serves_module):
@@ -90,8 +90,8 @@ class Clipper:
                 DeepSpeedStrategy,
                 who="GradientClipping",
                 cannot="clip",
-                instead="let the engine clip by their norm: set Trainer(gradient_clip_val=1.0), or"
-                " 'gradient_clipping': 1.0 in DeepSpeed's config, and no value here",
+                instead="let the engine clip by norm, by Trainer(gradient_clip_val=1.0) or"
+                " 'gradient_clipping': 1.0 in DeepSpeed's config, and leave GradientClipping out",
             )
         self._value, self._algorithm = given.value, given.algorithm
         if theirs is not None:

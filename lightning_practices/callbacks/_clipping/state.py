@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_WINDOW = 1000  # steps whose norms the automatic threshold is a percentile of
+_WINDOW = 1000  # past steps for the automatic threshold
 
 
 @dataclass
@@ -17,7 +17,7 @@ class ClippingState:
     Attributes:
         steps: The steps taken.
         looked: The steps in which it was found out whether anything was clipped.
-        clipped: The steps of these in which something was clipped.
+        clipped: The number of these steps in which something was clipped.
         norms: The norms of the last steps, that of step ``i`` at ``i % _WINDOW``; nan where the
             norm was not finite. A list until the device is known.
     """

@@ -64,8 +64,8 @@ class EarlyStopping(LightningEarlyStopping):
 
     **Checkpoints** carry the best weights, written once if they are also the current ones. In a
     checkpoint that is saved after the best weights were given back, ``state_dict`` holds the best
-    weights. ``Trainer.fit(ckpt_path=...)`` nonetheless goes on from the last weights, which belong
-    to the optimizer's state. Distributed checkpoints, the default of ``ModelParallelStrategy``, are
+    weights. ``Trainer.fit(ckpt_path=...)`` goes on from the last weights even so, since the
+    optimizer's state belongs to these. Distributed checkpoints, the default of ``ModelParallelStrategy``, are
     the exception: they have the present weights alone, and a warning says so.
 
     **The length of training** that was found, ``best_step``, is a hyperparameter.
@@ -75,8 +75,8 @@ class EarlyStopping(LightningEarlyStopping):
 
     Args:
         monitor: Name of the logged value to watch, or several names.
-        min_delta: The smallest change that counts as an improvement is larger than this. One number
-            for all values, or one for each.
+        min_delta: A change counts as an improvement if it is larger than this. One number for all
+            values, or one for each.
         patience: Checks without improvement after which training stops.
         verbose: Whether to log each improvement and the reason to stop.
         mode: Whether the value is to fall, ``"min"``, or to rise, ``"max"``. One mode for all
@@ -270,6 +270,7 @@ class EarlyStopping(LightningEarlyStopping):
         watched = (self, *self._others)
         if skipped or not all(one._validate_condition_metric(logs) for one in watched):
             return
+        # Every rank judges the same values, so all ranks stop at the same check.
         values = [mean_over_ranks(trainer, logs[one.monitor].squeeze()) for one in watched]
         improved = self._improves(values[0])
         if improved:
