@@ -29,7 +29,7 @@ from tests.callbacks.scripted import FILTERS, State, same, state_of, trainer_of
 
 pytestmark = FILTERS
 
-PHASES = [{"blocks": ["head"], "until": {"step": 5}}, {"blocks": ["stem"]}]
+PHASES: list[dict[str, Any]] = [{"blocks": ["head"], "until": {"step": 5}}, {"blocks": ["stem"]}]
 
 CALLBACKS: dict[str, Callable[[], Callback]] = {
     "drop rate": lambda: DropRateSchedule("late", duration=4),
@@ -61,7 +61,8 @@ class Net(LightningModule):
         return outputs
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return (self(batch) - batch.sum(1, keepdim=True)).square().mean()
+        loss: Tensor = (self(batch) - batch.sum(1, keepdim=True)).square().mean()
+        return loss
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.log_dict({"val_loss": float(self.trainer.current_epoch != 1), "other": 1.0})

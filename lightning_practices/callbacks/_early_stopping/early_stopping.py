@@ -65,8 +65,9 @@ class EarlyStopping(LightningEarlyStopping):
     **Checkpoints** carry the best weights, written once if they are also the current ones. In a
     checkpoint that is saved after the best weights were given back, ``state_dict`` holds the best
     weights. ``Trainer.fit(ckpt_path=...)`` goes on from the last weights even so, since the
-    optimizer's state belongs to these. Distributed checkpoints, the default of ``ModelParallelStrategy``, are
-    the exception: they have the present weights alone, and a warning says so.
+    optimizer's state belongs to these. Distributed checkpoints, the default of
+    ``ModelParallelStrategy``, are the exception: they have the present weights alone, and a warning
+    says so.
 
     **The length of training** that was found, ``best_step``, is a hyperparameter.
     :class:`RetrainFor` takes it to train a new module on all data.

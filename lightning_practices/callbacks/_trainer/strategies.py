@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import (
 
 FSDP1_OR_DEEPSPEED = (FSDPStrategy, DeepSpeedStrategy)
 
-_WHY: dict[type[Strategy], str] = {
+_WHY: dict[type, str] = {
     FSDPStrategy: "shards several parameters together, as one flat tensor",
     DeepSpeedStrategy: "keeps weights and gradients in its engine",
     ModelParallelStrategy: "shards each parameter over the ranks",

@@ -342,9 +342,10 @@ class ProgressiveUnfreezing(Callback):
         """Freeze and unfreeze for the present phase, and show it."""
         assert self._plan is not None
         assert self._freezing is not None
-        plateau = self._phase.plateau
-        phase = f"phase {self._title} of ProgressiveUnfreezing"
-        self._monitored = plateau and MonitoredValue(plateau.monitor, phase)
+        self._monitored = None
+        if (plateau := self._phase.plateau) is not None:
+            watcher = f"phase {self._title} of ProgressiveUnfreezing"
+            self._monitored = MonitoredValue(plateau.monitor, watcher)
         others = self._freezing.apply(self._plan.trainable[self._progress.phase])
         if others:
             rank_zero_warn(
