@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.horizon import part_of_fit
-from lightning_practices.callbacks._trainer.logs import log_number, logs_now
+from lightning_practices.callbacks._trainer.logs import log_numbers, logs_now
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Interval
 from lightning_practices.schedules import DropLayers, DropRate, DropSchedule, drop_rate_factor
@@ -115,7 +115,7 @@ class DropRateSchedule(Callback):
         done = trainer.global_step if self.interval == "step" else trainer.current_epoch
         factor = self._drop_rate.apply(done / self._length)
         if logs_now(trainer):
-            log_number(pl_module, self._log_name, factor)
+            log_numbers(pl_module, {self._log_name: factor})
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -135,7 +135,7 @@ def test_a_place_that_can_not_be_written_to_is_refused_before_training(
         fit(module, LearningCurves(tmp_path / "folder.png"))
     monkeypatch.setattr(os, "access", lambda *_: False)  # nothing is read-only for an administrator
     with pytest.raises(
-        MisconfigurationException, match=r"can't write .*s.png, .* is read-only: giv"
+        MisconfigurationException, match=r"can't write .*s.png, .*read-only folder: giv"
     ):
         fit(module, curves_in(tmp_path))
     assert all(a.equal(b) for a, b in zip(before, module.parameters(), strict=True))
@@ -219,7 +219,7 @@ def test_an_end_that_is_not_drawn_is_said_too(
         ({"path": "curves"}, "but got 'curves'"),
         ({"metrics": "loss"}, r"as in \['loss'\]"),
         ({"monitor": "loss", "mode": "least"}, "'min' or 'max', but got 'least'"),
-        ({"mode": "max"}, "what is best of `monitor`: give its name too"),
+        ({"mode": "max"}, "what is best of `monitor`: give monitor too"),
         ({"every_n_train_steps": 0}, "every_n_train_steps has to be at least 1, but got 0"),
         ({"every_n_epochs": -1}, "every_n_epochs has to be at least 1, but got -1"),
     ],

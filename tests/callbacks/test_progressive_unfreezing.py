@@ -335,7 +335,7 @@ def test_a_second_fit() -> None:
 def test_what_ends_early_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lightning.pytorch")
     fit(Net(), unfreezing(), At(5, stop))
-    assert "the fit has ended in phase 2/3, and what the later ones" in caplog.text
+    assert "the fit has ended in phase 2/3, so the blocks of" in caplog.text
 
 
 def test_blocks_from_a_function_of_the_module() -> None:

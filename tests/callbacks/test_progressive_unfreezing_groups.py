@@ -240,7 +240,7 @@ def test_a_floor_above_a_rate() -> None:
             optimizer = super().configure_optimizers()
             return [optimizer], [lr_scheduler.CosineAnnealingLR(optimizer, 3, eta_min=0.02)]
 
-    message = r"CosineAnnealingLR\(eta_min=0.02\) is one floor .* of stem would rise to it"
+    message = r"CosineAnnealingLR\(eta_min=0.02\) is the least rate .* of stem would rise to it"
     with pytest.warns(UserWarning, match=message):
         fit(Floor(), unfreezing(decay=0.3))
     fit(Floor(), unfreezing(decay=0.5))
@@ -268,7 +268,7 @@ def test_an_optimizer_of_what_was_trainable() -> None:
     [
         (
             lambda net: SGD([*net.head.parameters(), *net.stem.parameters()], lr=0.1),
-            r"configure_optimizers of Picky has left out 4 parameters .*: body.0.weight, .*all of",
+            r"configure_optimizers of Picky has left out 4 parameters .*: body.0.weight, .*give the optimizer all",
         ),
         (lambda net: torch.optim.LBFGS(net.parameters()), "groups of LBFGS can't change"),
     ],

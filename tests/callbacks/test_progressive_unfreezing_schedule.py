@@ -129,7 +129,7 @@ WRONG: list[tuple[Any, str]] = [
         "epoch has to be a whole number from 1 on, but got 0",
     ),
     ([{**HEAD, "until": {"step": True}}, STEM], "step has to be a whole number .*got True"),
-    ([{**HEAD, "until": {"plateau": {"patience": 2}}}, STEM], "plateau has to name what to monito"),
+    ([{**HEAD, "until": {"plateau": {"patience": 2}}}, STEM], "plateau has to name a value"),
     ([{**HEAD, "until": {"plateau": {"monitor": "a", "mode": "up"}}}, STEM], "mode has .*got 'up'"),
     (
         [{**HEAD, "until": {"plateau": {"monitor": "a", "patience": 0}}}, STEM],

@@ -210,7 +210,7 @@ def test_a_trainer_that_would_take_fewer() -> None:
         ((None, 54), "but got None"),
         ((0, 54), "but got 0"),
         ((True, 54), "but got True"),
-        ((54, 24), "but got 54 of 24"),
+        ((54, 24), "but got 54 and 24"),
     ],
 )
 def test_bad_arguments(arguments: Any, message: str) -> None:

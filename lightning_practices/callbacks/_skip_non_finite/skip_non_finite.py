@@ -19,7 +19,7 @@ from lightning_practices.callbacks._skip_non_finite.report import (
     NonFiniteParameter,
     NonFiniteReport,
 )
-from lightning_practices.callbacks._trainer.logs import log_number, logs_now
+from lightning_practices.callbacks._trainer.logs import log_numbers, logs_now
 from lightning_practices.callbacks._trainer.optimizers import grad_scaler, place_of
 from lightning_practices.callbacks._trainer.others import put_first
 from lightning_practices.callbacks._trainer.ranks import any_rank, sum_over_ranks
@@ -127,7 +127,7 @@ class SkipNonFinite(Callback):
                 f" skipped (epoch {trainer.current_epoch}, {self.consecutive[place]} in a row)"
             )
         if logs_now(trainer):
-            log_number(pl_module, "skipped_steps", float(self.skipped))
+            log_numbers(pl_module, {"skipped_steps": float(self.skipped)})
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Logging: whether a step is one to log at, and the monitored value that a loop has logged."""
 
+from collections.abc import Mapping
+
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,12 +22,13 @@ def logs_now(trainer: Trainer) -> bool:
     return trainer._logger_connector.should_update_logs
 
 
-def log_number(pl_module: LightningModule, name: str, number: float) -> None:
-    """Log a number without a wait for the device.
+def log_numbers(pl_module: LightningModule, numbers: Mapping[str, float]) -> None:
+    """Log numbers by their names, without a wait for the device.
 
-    Of a number ``LightningModule.log`` makes a tensor on the device, which waits.
+    ``LightningModule.log`` makes a tensor on the device of a number, and that waits.
     """
-    pl_module.log(name, torch.tensor(number, device="cpu"))
+    values = {name: torch.tensor(number, device="cpu") for name, number in numbers.items()}
+    pl_module.log_dict(values)
 
 
 class MonitoredValue:

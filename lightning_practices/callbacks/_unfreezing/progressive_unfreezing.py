@@ -13,7 +13,7 @@ from typing_extensions import override
 from lightning_practices._names import plain_name
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
-from lightning_practices.callbacks._trainer.logs import MonitoredValue, log_number
+from lightning_practices.callbacks._trainer.logs import MonitoredValue, log_numbers
 from lightning_practices.callbacks._unfreezing.checks import check_trainer
 from lightning_practices.callbacks._unfreezing.freezing import Freezing
 from lightning_practices.callbacks._unfreezing.groups import split_groups
@@ -364,8 +364,7 @@ class ProgressiveUnfreezing(Callback):
         rates = rates_by_block(trainer.optimizers)
         values = {f"lr/{block}": rate for block, rate in rates.items()}
         values |= {"phase": float(self.phase), "trainable_share": trainable_share(pl_module)}
-        for name, value in values.items():
-            log_number(pl_module, name, value)
+        log_numbers(pl_module, values)
 
     def _leave(self, trainer: Trainer) -> None:
         load_as_usual(trainer)
