@@ -13,10 +13,12 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_practices.callbacks import (
+    BestCheckpoint,
     DropRateSchedule,
     EarlyStopping,
     GradientClipping,
     LearningCurves,
+    LearningRateScheduler,
     Penalty,
     ProgressiveUnfreezing,
     RecalibrateBatchNorm,
@@ -25,6 +27,7 @@ from lightning_practices.callbacks import (
     SnapshotEnsemble,
     WeightAveraging,
 )
+from lightning_practices.schedules import LearningRateSchedule
 from tests.callbacks.scripted import FILTERS, State, same, state_of, trainer_of
 
 pytestmark = FILTERS
@@ -33,12 +36,14 @@ PHASES: list[dict[str, Any]] = [{"blocks": ["head"], "until": {"step": 5}}, {"bl
 
 CALLBACKS: dict[str, Callable[[], Callback]] = {
     "drop rate": lambda: DropRateSchedule("late", duration=4),
+    "checkpoint": lambda: BestCheckpoint("val_loss"),
     "early stopping": lambda: EarlyStopping(["val_loss", "other"], patience=2),
     "clipping": lambda: GradientClipping(percentile=20, groups={"head.*": 0.1}),
     "clipping of a module": lambda: GradientClipping(0.1).for_module(),
     "curves": lambda: LearningCurves("curves.svg"),
     "penalty": lambda: Penalty(0.01, 0.1, proximal=True),
     "unfreezing": lambda: ProgressiveUnfreezing(PHASES, by=[["head"], ["stem"]]),
+    "rates": lambda: LearningRateScheduler(LearningRateSchedule("plateau", patience=0)),
     "recalibration": lambda: RecalibrateBatchNorm(),
     "retraining": lambda: RetrainFor(7, 12),
     "skipping": lambda: SkipNonFinite(3),

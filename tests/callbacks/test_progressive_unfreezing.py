@@ -336,16 +336,3 @@ def test_what_ends_early_is_said(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lightning.pytorch")
     fit(Net(), unfreezing(), At(5, stop))
     assert "the fit has ended in phase 2/3, so the blocks of" in caplog.text
-
-
-def test_blocks_from_a_function_of_the_module() -> None:
-    seen: list[Any] = []
-
-    def by(module: Any) -> list[list[str]]:
-        seen.append(module)
-        return [["head", "body"], ["stem"]]
-
-    module = Net()
-    fit(module, unfreezing({"blocks": [0], "until": {"step": 5}}, {"blocks": [1]}, by=by))
-    assert seen == [module]  # once, when the fit starts
-    assert runs(module.trained) == [("hb", 5), ("hbs", 7)]

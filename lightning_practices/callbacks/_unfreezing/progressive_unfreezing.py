@@ -1,6 +1,5 @@
 """The callback that trains the head of a network first, then unfreezes the blocks below it."""
 
-from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -104,8 +103,7 @@ class ProgressiveUnfreezing(Callback):
 
     Args:
         schedule: The phases.
-        by: The blocks, as for :func:`~lightning_practices.surgery.blocks`; or a function that
-            returns them for the module, which is called when the fit starts.
+        by: The blocks, see :func:`~lightning_practices.surgery.blocks`.
         decay: The ratio of the rates of a block and the one above it, above 0 and up to 1.
         dropout: Whether dropout stays on in frozen blocks.
 
@@ -128,7 +126,7 @@ class ProgressiveUnfreezing(Callback):
         self,
         schedule: UnfreezingSchedule = "auto",
         *,
-        by: BlocksBy | Callable[[LightningModule], BlocksBy] | None = None,
+        by: BlocksBy | None = None,
         decay: float = 0.75,
         dropout: bool = False,
     ) -> None:
@@ -165,8 +163,7 @@ class ProgressiveUnfreezing(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Before a checkpoint is restored: its optimizer states are those of the split groups.
-        by = self.by(pl_module) if callable(self.by) else self.by
-        self._plan = make_plan(pl_module, self._scheduled, by, self.decay)
+        self._plan = make_plan(pl_module, self._scheduled, self.by, self.decay)
         self._check_resumed()
         parameters = {plain_name(name): p for name, p in pl_module.named_parameters()}
         held = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
