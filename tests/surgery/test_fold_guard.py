@@ -214,7 +214,7 @@ def test_forward_that_its_class_gets_later(
     assert fused_calls == []
 
 
-class Sub(BasicBlock):
+class Sub(BasicBlock):  # type: ignore[misc]  # untyped
     """A subclass without a forward of its own."""
 
 
@@ -243,20 +243,20 @@ def reasons(report: Report) -> set[str]:
     return {left.reason for left in report.skipped}
 
 
-class OwnForward(BasicBlock):
+class OwnForward(BasicBlock):  # type: ignore[misc]  # untyped
     @override
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.relu(self.bn1(self.conv1(x)))
         return y
 
 
-class OwnCall(BasicBlock):
+class OwnCall(BasicBlock):  # type: ignore[misc]  # untyped
     @override
     def __call__(self, *args: Any) -> Any:
         return super().__call__(*args)
 
 
-class Registered(BasicBlock):
+class Registered(BasicBlock):  # type: ignore[misc]  # untyped
     def __init_subclass__(cls) -> None:
         raise AssertionError("nobody asked")
 
@@ -265,7 +265,7 @@ class Meta(type):
     pass
 
 
-class WithMeta(BasicBlock, metaclass=Meta):
+class WithMeta(BasicBlock, metaclass=Meta):  # type: ignore[misc]  # untyped
     pass
 
 

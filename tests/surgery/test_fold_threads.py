@@ -27,10 +27,8 @@ def model(seed: int) -> Any:
 
 
 def parts_of_the_process() -> list[object]:
-    return [
-        *vars(sys.modules["builtins"]).values(), *vars(nn.Module).values(), *vars(nn.Sequential).values(),
-        *vars(BasicBlock).values(), *vars(ResNet).values(), *vars(nn.functional).values(),
-    ]  # fmt: skip
+    places = sys.modules["builtins"], nn.Module, nn.Sequential, nn.functional, BasicBlock, ResNet
+    return [value for place in places for value in vars(place).values()]
 
 
 def test_threads_fuse_copy_and_run_models_at_once(fused_calls: Calls) -> None:

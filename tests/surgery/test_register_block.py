@@ -38,7 +38,8 @@ class Renamed(Residual):
 class OwnForward(Residual):
     @override
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        return self.norm(x) * scale
+        y: Tensor = self.norm(x)
+        return y * scale
 
 
 def fused_forward(self: Any, x: Tensor, scale: float = 1.0) -> Tensor:

@@ -8,6 +8,7 @@
 
 import sys
 from importlib import import_module
+from typing import Any
 
 from torch import nn
 
@@ -50,7 +51,7 @@ def fused_blocks() -> dict[type[nn.Module], type[FusedBlock]]:
     for module, file in _FILES.items():
         if module in sys.modules:
             ours = import_module(f"{__name__}.{file}")
-            for cls in vars(ours).values():
-                if isinstance(cls, type) and cls.__module__ == ours.__name__:
-                    blocks[cls.original] = cls
+            defined = [cls for cls in vars(ours).values() if isinstance(cls, type)]
+            own: list[Any] = [cls for cls in defined if cls.__module__ == ours.__name__]
+            blocks |= {cls.original: cls for cls in own}
     return blocks

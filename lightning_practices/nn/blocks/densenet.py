@@ -1,5 +1,7 @@
 """torchvision's densely connected networks and their layers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,7 +19,7 @@ class _DenseLayer(FusedBlock, densenet._DenseLayer):  # type: ignore[misc]  # un
     """Two convolutions of all features so far, each after a norm and an activation."""
 
     original = densenet._DenseLayer
-    sources = {  # noqa: RUF012
+    sources = {
         "forward": ("605fb4d99e32",),
         "bn_function": ("f45c6b180e94",),
         "call_checkpoint_bottleneck": ("df3f39fdd3bc",),
@@ -28,12 +30,12 @@ class _DenseLayer(FusedBlock, densenet._DenseLayer):  # type: ignore[misc]  # un
         return Chain("norm1", "relu1"), Chain("norm2", "relu2")
 
     @override
-    def forward(self, input: Tensor | list[Tensor]) -> Tensor:
+    def forward(self: Any, input: Tensor | list[Tensor]) -> Any:
         features = [input] if isinstance(input, Tensor) else input
         if not self.folds(features[0]):
             return self.original.forward(self, input)
 
-        def bottleneck(*features: Tensor) -> Tensor:
+        def bottleneck(*features: Tensor) -> Any:
             return self.conv1(norm_activation(torch.cat(features, 1), self.norm1, self.relu1))
 
         if self.memory_efficient and self.any_requires_grad(features):
@@ -50,14 +52,14 @@ class DenseNet(FusedBlock, densenet.DenseNet):  # type: ignore[misc]  # untyped
     """The whole network, which activates after the last norm of its features."""
 
     original = densenet.DenseNet
-    sources = {"forward": ("dd0adc4d21be",)}  # noqa: RUF012
+    sources = {"forward": ("dd0adc4d21be",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:
         return (Chain("features.norm5", "relu"),)
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         features = self.features
         if (
             type(features).forward not in (nn.Sequential.forward, Sequential.forward)

@@ -1,5 +1,7 @@
 """The convolution of torchvision's Inception."""
 
+from typing import Any
+
 from torch import Tensor
 from torchvision.models.inception import BasicConv2d as Original
 from typing_extensions import override
@@ -12,14 +14,14 @@ class BasicConv2d(FusedBlock, Original):  # type: ignore[misc]  # untyped
     """A convolution, its norm and relu."""
 
     original = Original
-    sources = {"forward": ("4cc6f0dc8c51",)}  # noqa: RUF012
+    sources = {"forward": ("4cc6f0dc8c51",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:
         return (Chain("bn", "relu"),)
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         if not self.folds(x):
             return self.original.forward(self, x)
         return norm_activation(self.conv(x), self.bn, "relu")

@@ -15,14 +15,14 @@ class BasicBlock(FusedBlock, resnet.BasicBlock):  # type: ignore[misc]  # untype
     """Two convolutions and the shortcut."""
 
     original = resnet.BasicBlock
-    sources = {"forward": ("e469bbb0e395",)}  # noqa: RUF012
+    sources = {"forward": ("e469bbb0e395",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:
         return Chain("bn1", "relu"), Chain("bn2", "relu", adds=True)
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         if not self.folds(x):
             return self.original.forward(self, x)
         y = norm_activation(self.conv1(x), self.bn1, self.relu)
@@ -33,14 +33,14 @@ class Bottleneck(FusedBlock, resnet.Bottleneck):  # type: ignore[misc]  # untype
     """Three convolutions and the shortcut."""
 
     original = resnet.Bottleneck
-    sources = {"forward": ("ff89db889084",)}  # noqa: RUF012
+    sources = {"forward": ("ff89db889084",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:
         return Chain("bn1", "relu"), Chain("bn2", "relu"), Chain("bn3", "relu", adds=True)
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         if not self.folds(x):
             return self.original.forward(self, x)
         y = norm_activation(self.conv1(x), self.bn1, self.relu)
@@ -52,14 +52,14 @@ class ResNet(FusedBlock, resnet.ResNet):  # type: ignore[misc]  # untyped
     """The whole network, of which the stem has a norm."""
 
     original = resnet.ResNet
-    sources = {"_forward_impl": ("9c951761811f",)}  # noqa: RUF012
+    sources = {"_forward_impl": ("9c951761811f",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:
         return (Chain("bn1", "relu"),)
 
     @override
-    def _forward_impl(self, x: Tensor) -> Tensor:
+    def _forward_impl(self: Any, x: Tensor) -> Any:
         if not self.folds(x):
             return self.original._forward_impl(self, x)
         x = self.maxpool(norm_activation(self.conv1(x), self.bn1, self.relu))
@@ -67,7 +67,7 @@ class ResNet(FusedBlock, resnet.ResNet):  # type: ignore[misc]  # untyped
         return self.fc(torch.flatten(self.avgpool(x), 1))
 
 
-def _end(block: Any, y: Tensor, norm: Any, x: Tensor) -> Tensor:
+def _end(block: Any, y: Tensor, norm: Any, x: Tensor) -> Any:
     """Return the activated sum of the branch ``y``, normalised, and the shortcut of ``x``."""
     shortcut = x if block.downsample is None else block.downsample(x)
     return norm_activation(y, norm, block.relu, shortcut, inplace=True)

@@ -18,7 +18,7 @@ class Sequential(FusedBlock, nn.Sequential):
     """:class:`torch.nn.Sequential`, and its subclasses without a forward of their own."""
 
     original = nn.Sequential
-    sources = {"forward": ("95e8a9b3e99c",)}  # noqa: RUF012
+    sources = {"forward": ("95e8a9b3e99c",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:
@@ -31,7 +31,7 @@ class Sequential(FusedBlock, nn.Sequential):
         )
 
     @override
-    def forward(self, input: Any) -> Any:
+    def forward(self: Any, input: Any) -> Any:
         if not self.is_original():
             return self.original.forward(self, input)
         return run(tuple(self._modules.values()), input)

@@ -15,7 +15,7 @@ class BasicBlock(FusedBlock, resnet.BasicBlock):  # type: ignore[misc]  # untype
     """Two convolutions and the shortcut."""
 
     original = resnet.BasicBlock
-    sources = {"forward": ("459b888dd004",)}  # noqa: RUF012
+    sources = {"forward": ("459b888dd004",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:
@@ -25,7 +25,7 @@ class BasicBlock(FusedBlock, resnet.BasicBlock):  # type: ignore[misc]  # untype
         )
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         if not self.folds(x):
             return self.original.forward(self, x)
         y = _drop_activate(self.conv1(x), self.bn1, self.drop_block, self.act1)
@@ -36,7 +36,7 @@ class Bottleneck(FusedBlock, resnet.Bottleneck):  # type: ignore[misc]  # untype
     """Three convolutions and the shortcut."""
 
     original = resnet.Bottleneck
-    sources = {"forward": ("58c1c81d9c8b",)}  # noqa: RUF012
+    sources = {"forward": ("58c1c81d9c8b",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:
@@ -47,7 +47,7 @@ class Bottleneck(FusedBlock, resnet.Bottleneck):  # type: ignore[misc]  # untype
         )
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         if not self.folds(x):
             return self.original.forward(self, x)
         y = norm_activation(self.conv1(x), self.bn1, self.act1)
@@ -59,14 +59,14 @@ class ResNet(FusedBlock, resnet.ResNet):  # type: ignore[misc]  # untyped
     """The whole network, of which the stem has a norm."""
 
     original = resnet.ResNet
-    sources = {"forward_features": ("b3983db7730c",)}  # noqa: RUF012
+    sources = {"forward_features": ("b3983db7730c",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:
         return (Chain("bn1", "act1"),)
 
     @override
-    def forward_features(self, x: Tensor) -> Tensor:
+    def forward_features(self: Any, x: Tensor) -> Any:
         if not self.folds(x):
             return self.original.forward_features(self, x)
         x = self.maxpool(norm_activation(self.conv1(x), self.bn1, self.act1))
@@ -78,13 +78,13 @@ class ResNet(FusedBlock, resnet.ResNet):  # type: ignore[misc]  # untyped
         return x
 
 
-def _drop_activate(x: Tensor, norm: Any, drop: Any, activation: Any) -> Tensor:
+def _drop_activate(x: Tensor, norm: Any, drop: Any, activation: Any) -> Any:
     if passes_on(drop):
         return norm_activation(x, norm, activation)
     return activation(drop(norm(x)))
 
 
-def _end(block: Any, y: Tensor, norm: Any, activation: Any, x: Tensor) -> Tensor:
+def _end(block: Any, y: Tensor, norm: Any, activation: Any, x: Tensor) -> Any:
     """Return the activated sum of the branch ``y``, normalised, and the shortcut of ``x``."""
     if block.se is None and block.drop_path is None:
         shortcut = x if block.downsample is None else block.downsample(x)

@@ -1,5 +1,7 @@
 """The block of torchvision's vision transformer, over the fused kernel."""
 
+from typing import Any
+
 from torch import Tensor
 from torchvision.models import vision_transformer
 from typing_extensions import override
@@ -32,10 +34,10 @@ class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore
     """
 
     original = vision_transformer.EncoderBlock
-    sources = {"forward": ("7c331f587035",)}  # noqa: RUF012
+    sources = {"forward": ("7c331f587035",)}
 
     @override
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self: Any, input: Tensor) -> Any:
         if input.dim() != 3 or not self.folds(input):
             return self.original.forward(self, input)
         x = self.ln_1(input)

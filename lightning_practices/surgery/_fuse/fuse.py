@@ -129,26 +129,25 @@ def _plan_blocks(
         twin: Any = table[kind]
         original = type_before_parametrizations(module)
         folded, refused = folds_of(twin, module, classes)
-        if folded is not None and not folded and not refused:
+        if not folded and folded is not None and not refused:
             continue
-        reason = _why_not(module, original, kind, (*dict(twin.methods), *_DECIDING))
-        if reason is None and (method := unknown_method(twin)):
-            reason = (
-                f"{_public(kind)}.{method} is not the one that the fused forward was written for"
-            )
-        if reason is not None:
-            report.skipped.append(_not_folded(module, names, reason))
+        if refusal := _why_not_block(module, original, kind, twin):
+            report.skipped.append(_not_folded(module, names, refusal))
             continue
         for name, why in refused.items():
             norm = module.get_submodule(name)
             report.skipped.append(_not_folded(norm, modules[norm], why))
-        is_layer = folded is None or isinstance(module, _BatchNorm | nn.GroupNorm)
-        if is_layer:
-            report.replaced.append(Replaced(names, _public(original), _shown(twin)))
         report.folded += _folded(names, original, folded or {})
+        if is_layer := _is_listed(module, folded):
+            report.replaced.append(Replaced(names, _public(original), _shown(twin)))
         if folded or is_layer:
             plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
     return plan
+
+
+def _is_listed(module: nn.Module, folded: Mapping[str, str] | None) -> bool:
+    """Return whether a block is among what is replaced: a norm, or one whose folds are unknown."""
+    return folded is None or isinstance(module, _BatchNorm | nn.GroupNorm)
 
 
 def _normalises(module: nn.Module, classes: Mapping[nn.Module, type]) -> bool:
@@ -202,9 +201,9 @@ def unfuse(model: nn.Module) -> Report:
             report.skipped.append(Skipped(names, _public(type(module)), reason))
             continue
         plan.append((module, _with_base(module, original)))
-        folded = folds_of(table[kind], module, {})[0] if isinstance(module, FusedBlock) else None
+        folded = folds_of(type(module), module, {})[0] if isinstance(module, FusedBlock) else None
         report.folded += _folded(names, original, folded or {})
-        if folded is None or isinstance(module, _BatchNorm | nn.GroupNorm):
+        if _is_listed(module, folded):
             report.replaced.append(Replaced(names, _shown(table[kind]), _public(original)))
     for module, cls in plan:
         if isinstance(module, ScheduledRate):
@@ -260,6 +259,19 @@ def _why_not(
 def _is_ours(cls: type) -> bool:
     """Return whether ``cls`` is from this package, whose mixins may well be subclassed."""
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _why_not_block(
+    module: nn.Module, original: type, kind: type, twin: type[FusedBlock]
+) -> str | None:
+    """Return why a block can't get ``twin`` or a subclass of it, or ``None`` if it can."""
+    methods = [name for name, _ in twin.methods]
+    if reason := _why_not(module, original, kind, (*methods, *_DECIDING)):
+        return reason
+    method = unknown_method(twin)
+    if method is None:
+        return None
+    return f"{_public(kind)}.{method} is not the one that the fused forward was written for"
 
 
 def _with_base(module: nn.Module, base: type) -> type:

@@ -32,7 +32,7 @@ class DropBlock2d(ScheduledRate, layers.DropBlock2d):  # type: ignore[misc]  # u
     rate_name = "drop_prob"
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         if self.with_noise or self.gamma_scale != 1 or not self.scale_by_keep:
             result: Tensor = super().forward(x)
             return result

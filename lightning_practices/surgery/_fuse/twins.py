@@ -135,6 +135,7 @@ def _subclass(
 
 def _blank(original: type, kind: type) -> nn.Module:
     """Return an instance of the twin of ``original``, without any state yet."""
-    cls = twin_of(original, kind) if kind in twins() else original  # a block not registered here
+    # A block may not be registered in this process.
+    cls: Any = twin_of(original, kind) if kind in twins() else original
     module: nn.Module = cls.__new__(cls)
     return module

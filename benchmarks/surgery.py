@@ -1,0 +1,119 @@
+"""What fusing a model costs without kernels: folds, guards, copies and evaluation on the CPU."""
+
+import argparse
+import copy
+import statistics
+import time
+import timeit
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision import models
+
+from lightning_practices.nn import norm_activation
+from lightning_practices.surgery import fuse
+
+NETWORKS = (
+    "resnet18", "resnet50", "densenet121", "vgg11_bn", "googlenet", "inception_v3",
+    "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small",
+)  # fmt: skip
+TIMM_NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "regnetx_002")
+GUARD_CALLS = 200
+TIMER = time.thread_time  # of one thread: what else runs on the machine doesn't count
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``python -m benchmarks surgery``."""
+    parser.add_argument("--repeats", type=int, default=50, help="timings (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=224, help="of an image (default: %(default)s)")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Print one table of the folds of many networks, and one of what a fused ResNet-18 costs."""
+    torch.set_num_threads(1)
+    console = Console()
+    counts = Table("network", "batch norms", "folded")
+    for name, net in networks():
+        norms = sum(isinstance(module, _BatchNorm) for module in net.modules())
+        counts.add_row(name, str(norms), str(len(fuse(net).folded)))
+    console.print(counts)
+    costs = Table("fused ResNet-18", "of the plain one")
+    plain: nn.Module = models.resnet18().eval()
+    fused: Any = copy.deepcopy(plain)
+    fuse(fused)
+    costs.add_row(
+        "guard of a block's call",
+        f"{guard_microseconds(fused.layer1[0], arguments.repeats):.2f} us",
+    )
+    ratio = paired(copy.deepcopy, plain, fused, arguments.repeats)
+    costs.add_row("deepcopy", f"{ratio:.3f}")
+    image = torch.randn(1, 3, arguments.size, arguments.size)
+    with torch.inference_mode():
+        ratio = paired(lambda net: net(image), plain, fused, arguments.repeats)
+    costs.add_row("evaluation of one image on the CPU", f"{ratio:.3f}")
+    console.print(costs)
+    return 0
+
+
+def networks() -> list[tuple[str, nn.Module]]:
+    """Return networks by name, without weights in memory."""
+    found = []
+    with torch.device("meta"):
+        for name in NETWORKS:
+            options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+            found.append((name, models.get_model(name, **options)))
+        if find_spec("timm"):
+            import timm
+
+            found += [(f"timm {name}", timm.create_model(name)) for name in TIMM_NETWORKS]
+    return found
+
+
+def paired(act: Callable[[Any], Any], plain: nn.Module, fused: nn.Module, repeats: int) -> float:
+    """Return how much longer ``act`` takes on ``fused``: the median of the ratios of neighbours."""
+    act(plain), act(fused)
+    ratios = []
+    for repeat in range(repeats):
+        seconds = {}
+        for net in (plain, fused)[:: 1 if repeat % 2 else -1]:
+            start = TIMER()
+            act(net)
+            seconds[net] = TIMER() - start
+        ratios.append(seconds[fused] / seconds[plain])
+    return statistics.median(ratios)
+
+
+def guard_microseconds(block: Any, repeats: int) -> float:
+    """Return the time of all that a fused ``BasicBlock`` asks in a call, without its layers.
+
+    The norms are functions that do nothing, whose calls are taken off. Where the kernels don't run,
+    :func:`lightning_kernels.route` answers sooner than it does on a GPU.
+    """
+    x = torch.zeros(1, 64, 1, 1)
+
+    def nothing(*_: Any) -> Tensor:
+        return x
+
+    def guards() -> None:
+        block.folds(x)
+        norm_activation(x, block.bn1, block.relu)
+        norm_activation(x, block.bn2, block.relu, x, inplace=True)
+
+    def layers() -> None:
+        block.bn1.normalise(x, None, "relu", None)
+        block.bn2.normalise(x, x, "relu", None)
+        block.relu, block.relu  # noqa: B018  # the original forward looks these up too
+
+    def best(function: Callable[[], object]) -> float:
+        times = timeit.repeat(function, timer=TIMER, number=GUARD_CALLS, repeat=repeats)
+        return min(times) / GUARD_CALLS * 1e6
+
+    block = copy.deepcopy(block)
+    block.bn1.normalise = block.bn2.normalise = nothing
+    return best(guards) - best(layers)
