@@ -240,10 +240,11 @@ def evaluated(layer: SyncBatchNorm, x: Tensor | None) -> Tensor | None:
 
 def test_evaluation_waits_for_nobody() -> None:
     x = torch.randn(4, 3, 2)
-    for options in ({}, {"track_running_stats": False}):
+    cases: list[dict[str, Any]] = [{}, {"track_running_stats": False}]
+    for options in cases:
         layer = SyncBatchNorm(3, **options).eval()
         y, _ = processes.run(evaluated, [(layer, x), (layer, None)])
-        assert torch.equal(y, evaluated(layer, x))
+        assert torch.equal(y, layer(x))
 
 
 def network(norm: nn.Module) -> nn.Sequential:
