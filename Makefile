@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 OLDEST_READY := $(OLDEST)/.ready
 
 # Each core takes a file of tests at a time.
-PYTEST := -m pytest --numprocesses auto --dist loadfile
+PYTEST := -m pytest --numprocesses logical --dist loadfile
 # The tests of these reach kernels: made again on CPU tensors by Triton's interpreter.
 INTERPRETED := tests/kernels tests/nn tests/surgery
 
