@@ -266,7 +266,7 @@ _CLIP: dict[str, Any] = {
 }  # fmt: skip
 _CLIP_NORM = _both(_clip, torch.nn.utils, max_norm=_NEVER)
 
-# Beside a count of moved tensors stands what they are; p marks parameters, which are small.
+# The comment at a name lists the tensors that move: forward; backward.
 OPS: dict[str, Op] = {
     "layer_norm": Op(  # x, y; x, dy, dx
         *_both(_layer_norm),
@@ -352,7 +352,7 @@ OPS: dict[str, Op] = {
     "clip_grad_norm_": Op(  # none is too large: the gradients once
         *_CLIP_NORM, **_CLIP, shapes=shapes.GRADIENTS, moves=(1, 0)
     ),
-    "clip_grad_norm_ clipped": Op(  # the gradients twice, and written
+    "clip_grad_norm_clipped": Op(  # the gradients twice, and written
         *_both(_clip, torch.nn.utils, max_norm=_ALWAYS), shapes=shapes.GRADIENTS, moves=(3, 0),
         prepare=with_gradients, directions=("forward",),
     ),

@@ -29,7 +29,7 @@ FLOORS = {
     "stochastic_depth": (6, 6),
     "dropout_activation": (4, 6),
     "clip_grad_norm_": (2, 0),
-    "clip_grad_norm_ clipped": (6, 0),
+    "clip_grad_norm_clipped": (6, 0),
     "clip_grad_adaptive_": (4, 0),
 }
 
