@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from benchmarks import fit, overhead
 from benchmarks.fit import Plan, Steps, measure_model
+from benchmarks.layers import LAYERS
 from benchmarks.models import ON_CPU, ON_GPU, VARIANTS, Batch, Training, Variant, Workload, train
 from benchmarks.replaced import (
     REPLACED,
@@ -29,7 +30,6 @@ from benchmarks.rows import Row
 from lightning_kernels._core import dispatch as _dispatch
 from lightning_practices.callbacks import EarlyStopping
 from lightning_practices.nn import Dropout, LayerNorm
-from lightning_practices.surgery._fuse import fuse as _accelerate
 from tests.benchmarks.clock import Clock
 
 CPU = torch.device("cpu")
@@ -235,7 +235,10 @@ def test_missing_compiler_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_on_the_cpu")
-def test_command_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("benchmarks.plots.draw", lambda rows, prefix: [])
     options = ["--models", "vit", "--practices", "EarlyStopping", "--variants"]
     status, rows = run(tmp_path, *options, "plain")
     assert status == 0
@@ -393,7 +396,8 @@ def test_operators_are_found_in_a_real_fit(layer: nn.Module, replaced: bool) -> 
 
 
 def test_replaced_operators_are_known() -> None:
-    assert REPLACED_OPS.keys() == _accelerate._FUSED.keys()
+    layers = {layer.peer for layer in LAYERS.values() if layer.package != "benchmarks"}
+    assert REPLACED_OPS.keys() == layers
     for name in REPLACED:
         assert hasattr(torch.ops.aten, name.removeprefix("aten::"))
     assert {"_row_norm_forward_kernel", "_dropout_kernel"} <= our_kernels()
