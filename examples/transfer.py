@@ -4,10 +4,9 @@ A small convolutional network is pretrained on scikit-learn's digits 0 to 4. The
 5 to 9 apart from 25 images: from scratch, as a feature extractor, fine-tuned at once, and unfrozen
 in phases. There are two schedules of phases: that of ``ProgressiveUnfreezing("auto")``, whose
 phases last one epoch, and one of equal phases, which is written to a file and read from it. All
-methods start from the same head, see the same batches in as many steps, and have a learning rate
-that falls to 0 along the same cosine. They are tested after the last step, on all other images of 5
-to 9. Each seed has its own labels and pretraining. The script prints a table and draws a picture,
-in a few minutes on a CPU:
+methods start from the same head and see the same batches, and their learning rates fall to 0 along
+the same cosine. They are tested after the last step, on all other images of 5 to 9. Each seed has
+its own labels and pretraining. The script takes a few minutes on a CPU:
 
     python examples/transfer.py
 
@@ -184,8 +183,7 @@ def folder_task(folder: Path, model: str, weights: str, epochs: int) -> Task:
     """Return the images of a folder and a network of torchvision.
 
     Raises:
-        ValueError: If there is no such model, no such weights or no such folder, or if classes of
-            ``train`` and ``val`` differ.
+        ValueError: If the model, the weights or a folder is missing, or if the classes differ.
         FileNotFoundError: If there are no classes, or a class has no images.
     """
     known = models.get_model_weights(model)
@@ -199,7 +197,6 @@ def folder_task(folder: Path, model: str, weights: str, epochs: int) -> Task:
     train, val = (ImageFolder(str(folder / part), transform) for part in ("train", "val"))
     if train.classes != val.classes:
         raise ValueError(f"the classes differ: train has {train.classes}, val has {val.classes}")
-
     fresh = partial(models.get_model, model, weights=None)
     pretrained, labels = models.get_model(model, weights=chosen), train.targets
     return Task(pretrained, fresh, train, labels, val, len(train.classes), 32, epochs)

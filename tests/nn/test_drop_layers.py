@@ -105,6 +105,8 @@ def test_is_its_function_and_a_scheduled_rate_is_too(
         assert dropped.sum() > (expected[0] == 0).sum()
     else:
         assert dropped.all()
+    layer.rate.fill_(0.0)  # the tensor decides, not the attribute
+    torch.testing.assert_close(layer(x), x)
 
 
 @pytest.mark.parametrize("layer", [AlphaDropout(0.5, True), FeatureAlphaDropout(0.5, True)])
