@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from typing_extensions import override
@@ -23,6 +23,7 @@ class BestCheckpoint(ModelCheckpoint):
       so far, so that a killed fit would go on from there.
     - A resumed fit knows the best value in whatever folder it saves. Lightning forgets it in a new
       one, which each run of a logger has, and the next value would then count as the best.
+    - Under ``fast_dev_run`` nothing is saved. Lightning saves ``last.ckpt`` when training ends.
     - The value is averaged over the ranks, as :class:`EarlyStopping` does it, so both find the same
       best step.
 
@@ -51,6 +52,11 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would save a last one
+            super().on_train_end(trainer, pl_module)
 
     @override
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
 """Fused layers in place of torch's, for a whole LightningModule."""
 
 from collections import Counter
-from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -9,11 +8,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-from lightning_practices._twin import reject_twin
+from lightning_practices.mixins._practice import PracticeMixin
 from lightning_practices.surgery import Report, fuse
 
 
-class FusedLayersMixin(LightningModule):
+class FusedLayersMixin(PracticeMixin):
     """Run the module's layers on fused kernels, by :func:`lightning_practices.surgery.fuse`.
 
     List it before the module it extends: ``class Net(FusedLayersMixin, BaseNet)``. Layers are
@@ -37,10 +36,6 @@ class FusedLayersMixin(LightningModule):
 
     # Declared by Lightning, for TorchScript not to compile these.
     __jit_unused_properties__ = [*LightningModule.__jit_unused_properties__, "fused_layers"]  # noqa: RUF012
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        reject_twin(cls)
 
     @property
     def fused_layers(self) -> Report:

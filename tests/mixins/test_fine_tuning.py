@@ -48,9 +48,9 @@ class Base(LightningModule):
 
 
 class Net(FineTuningMixin, Base):
-    def __init__(self, **kwargs: Any) -> None:
-        names = {"fine_tuning_backbone": "trunk", "fine_tuning_head": "top"}
-        super().__init__(**{**names, **kwargs})
+    def __init__(self, schedule: Any = "auto", **options: Any) -> None:
+        names = {"backbone": "trunk", "head": "top"}
+        super().__init__(fine_tuning=ProgressiveUnfreezing(schedule, **{**names, **options}))
 
 
 def fit(module: LightningModule, *callbacks: Any, **options: Any) -> Trainer:
@@ -66,6 +66,7 @@ def test_the_head_first_then_two_blocks_an_epoch() -> None:
     module = Net()
     fit(module)
     assert module.seen == ["x....", "x....", "xxx..", "xxx..", "xxxxx", "xxxxx"]
+    assert module.fine_tuning is not None
     assert module.fine_tuning.phase == 3
     depths = [rate / 0.1 for rate in sorted(module.rates.values(), reverse=True)]
     assert depths == pytest.approx([0.75**depth for depth in range(5)])
@@ -76,7 +77,7 @@ def test_as_the_callback_with_the_same_blocks() -> None:
         {"blocks": [0, 1], "until": {"step": 3}},
         {"blocks": [2], "lr_scale": 0.5},
     ]
-    ours, theirs = Net(fine_tuning_schedule=schedule, fine_tuning_decay=0.5), Base()
+    ours, theirs = Net(schedule, decay=0.5), Base()
     fit(ours)
     by = ["top", "trunk.3", "trunk.2", "trunk.1", "trunk.0"]
     fit(theirs, ProgressiveUnfreezing(schedule, by=by, decay=0.5))
@@ -84,10 +85,52 @@ def test_as_the_callback_with_the_same_blocks() -> None:
     assert ours.seen == theirs.seen == [*["xx..."] * 3, *["xxx.."] * 3]
 
 
+def test_by_default_the_modules_are_called_backbone_and_head() -> None:
+    class Named(FineTuningMixin, Base):
+        def __init__(self, fine_tuning: Any = "auto") -> None:
+            super().__init__(fine_tuning=fine_tuning)
+            self.backbone, self.head = self.trunk, self.top
+            del self.trunk, self.top
+
+        @override
+        def on_train_end(self) -> None:
+            pass
+
+        @override
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            parts = [self.head, *reversed(self.backbone)]  # type: ignore[call-overload]
+            trained = (next(p.parameters()).requires_grad for p in parts)  # type: ignore[union-attr]
+            self.seen.append("".join("x" if each else "." for each in trained))
+            loss: Tensor = self.head(self.backbone(batch)).square().mean()  # type: ignore[operator]
+            return loss
+
+    expected = Net()
+    fit(expected)
+    given = ProgressiveUnfreezing(backbone="backbone", head="head")
+    for fine_tuning in ("auto", given, given):  # a used one has no phase of its own
+        module = Named(fine_tuning)
+        fit(module)
+        assert module.seen == expected.seen
+        assert [*state_of(module).values()][-1].equal([*state_of(expected).values()][1])
+    fit(module := Named([{"blocks": [0, 1]}]))
+    assert module.seen == ["xx..."] * 6
+    fit(module := Named(None))
+    assert module.seen == ["xxxxx"] * 6
+    assert module.configure_callbacks() == []
+
+
+@pytest.mark.parametrize(
+    "options", [{"backbone": "a"}, {"head": "a"}, {"by": ["a"], "backbone": "a", "head": "b"}]
+)
+def test_blocks_that_are_given_by_half_or_twice(options: Any) -> None:
+    with pytest.raises(ValueError, match="by a backbone and a head, or by `by`, or not at all"):
+        ProgressiveUnfreezing(**options)
+
+
 def test_a_head_within_the_backbone() -> None:
     class Whole(FineTuningMixin, LightningModule):
         def __init__(self) -> None:
-            super().__init__(fine_tuning_backbone="net", fine_tuning_head="net.fc")
+            super().__init__(fine_tuning=ProgressiveUnfreezing(backbone="net", head="net.fc"))
             self.net = torchvision.models.resnet18(num_classes=3)
             self.trained: list[set[str]] = []
 
@@ -111,9 +154,9 @@ def test_a_head_within_the_backbone() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"fine_tuning_backbone": "backbone"}, "'backbone' names no module of Net.*'top', 'trunk'"),
-        ({"fine_tuning_head": "trunk.9"}, "fine_tuning_head='trunk.9' names no module of Net"),
-        ({"fine_tuning_head": "trunk.3", "fine_tuning_backbone": "trunk"}, "leaves out .*top"),
+        ({"backbone": "backbone"}, "'backbone' names no module of Net.*'top', 'trunk'"),
+        ({"head": "trunk.9"}, "head='trunk.9' names no module of Net"),
+        ({"head": "trunk.3", "backbone": "trunk"}, "leaves out .*top"),
     ],
 )
 def test_names_that_do_not_fit(arguments: dict[str, str], message: str) -> None:
@@ -147,13 +190,13 @@ def test_callbacks_of_the_module_itself_stay() -> None:
     class Both(FineTuningMixin, Timed):
         pass
 
-    module = Both(fine_tuning_backbone="trunk", fine_tuning_head="top")
+    module = Both(fine_tuning=ProgressiveUnfreezing(backbone="trunk", head="top"))
     assert module.configure_callbacks() == [Timed.timer, module.fine_tuning]
 
 
 def test_it_replaces_that_of_the_trainer(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lightning.pytorch")
-    module = Net(fine_tuning_schedule=[{"blocks": [0, 1]}])
+    module = Net([{"blocks": [0, 1]}])
     fit(module, ProgressiveUnfreezing([{"blocks": ["trunk.0"]}]))
     assert module.seen == ["xx..."] * 6
     assert "override existing callbacks passed to Trainer: ProgressiveUnfreezing" in caplog.text
@@ -163,7 +206,7 @@ def test_it_replaces_that_of_the_trainer(caplog: pytest.LogCaptureFixture) -> No
 def test_dropout_of_what_is_frozen(dropout: bool) -> None:
     class Dropping(Net):
         def __init__(self) -> None:
-            super().__init__(fine_tuning_dropout=dropout)
+            super().__init__(dropout=dropout)
             self.drop = self.trunk[0] = nn.Sequential(nn.Linear(4, 4), nn.Dropout())
             self.modes: list[bool] = []
 

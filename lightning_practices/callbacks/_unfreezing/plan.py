@@ -94,6 +94,26 @@ def unfreezing_schedule(
     return schedule
 
 
+def head_and_blocks(model: nn.Module, backbone: str, head: str) -> list[list[str]]:
+    """Return names for :func:`~lightning_practices.surgery.blocks`: the head's, the backbone's.
+
+    Raises:
+        ValueError: If the model has no module of one of the names.
+    """
+    there = dict(model.named_modules())
+    for what, name in (("backbone", backbone), ("head", head)):
+        if name not in there or not name:
+            children = ", ".join(repr(child) for child, _ in model.named_children())
+            raise ValueError(
+                f"{what}={name!r} names no module of {type(model).__name__}, which has"
+                f" {children or 'none'}: name one of these, or one below them"
+            )
+    inside = blocks(there[backbone])
+    found = [[f"{backbone}.{name}" for name in block.parameters] for block in inside]
+    below = [[name for name in names if not f"{name}.".startswith(f"{head}.")] for names in found]
+    return [[head], *(names for names in below if names)]
+
+
 def make_plan(
     model: nn.Module, phases: tuple[Phase, ...] | None, by: BlocksBy | None, decay: float
 ) -> Plan:

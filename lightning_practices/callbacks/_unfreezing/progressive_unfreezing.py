@@ -16,7 +16,13 @@ from lightning_practices.callbacks._trainer.logs import MonitoredValue, log_numb
 from lightning_practices.callbacks._unfreezing.checks import check_trainer
 from lightning_practices.callbacks._unfreezing.freezing import Freezing
 from lightning_practices.callbacks._unfreezing.groups import split_groups
-from lightning_practices.callbacks._unfreezing.plan import BlocksBy, Plan, make_plan, shown
+from lightning_practices.callbacks._unfreezing.plan import (
+    BlocksBy,
+    Plan,
+    head_and_blocks,
+    make_plan,
+    shown,
+)
 from lightning_practices.callbacks._unfreezing.progress import (
     Progress,
     rates_by_block,
@@ -104,6 +110,9 @@ class ProgressiveUnfreezing(Callback):
     Args:
         schedule: The phases.
         by: The blocks, see :func:`~lightning_practices.surgery.blocks`.
+        backbone: In place of ``by``, with ``head``: the name of the pretrained module. The blocks
+            are those that :func:`~lightning_practices.surgery.blocks` finds in it.
+        head: The name of the new module, which is depth 0. It may be a part of the backbone.
         decay: The ratio of the rates of a block and the one above it, above 0 and up to 1.
         dropout: Whether dropout stays on in frozen blocks.
 
@@ -114,7 +123,7 @@ class ProgressiveUnfreezing(Callback):
         FileNotFoundError: If there is no such YAML file.
         ValueError: If the schedule is malformed, or ``decay`` is out of its range. When the fit
             starts, if the schedule doesn't fit the module: unknown names, overlaps, phases that
-            train nothing.
+            train nothing; or if parameters are neither in the backbone nor in the head.
         MisconfigurationException: When the fit starts, if the strategy, an optimizer or a scheduler
             is not supported, an optimizer lacks parameters that are to be trained, or another
             callback freezes. On resuming, if the schedule is another one. After the first
@@ -127,13 +136,22 @@ class ProgressiveUnfreezing(Callback):
         schedule: UnfreezingSchedule = "auto",
         *,
         by: BlocksBy | None = None,
+        backbone: str | None = None,
+        head: str | None = None,
         decay: float = 0.75,
         dropout: bool = False,
     ) -> None:
         if isinstance(decay, bool) or not 0 < decay <= 1:
             raise ValueError(f"decay has to be a ratio above 0 and up to 1, but got {decay!r}")
+        if (backbone is None) != (head is None) or (by is not None and backbone is not None):
+            raise ValueError(
+                "the blocks are given by a backbone and a head, or by `by`, or not at all, but got"
+                f" {by=}, {backbone=}, {head=}"
+            )
         self._scheduled = None if schedule == "auto" else read_schedule(schedule)
         self.by = by
+        self.backbone = backbone
+        self.head = head
         self.decay = decay
         self.dropout = dropout
         self._plan: Plan | None = None  # while a fit runs
@@ -163,7 +181,10 @@ class ProgressiveUnfreezing(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Before a checkpoint is restored: its optimizer states are those of the split groups.
-        self._plan = make_plan(pl_module, self._scheduled, self.by, self.decay)
+        by = self.by
+        if self.backbone is not None and self.head is not None:
+            by = head_and_blocks(pl_module, self.backbone, self.head)
+        self._plan = make_plan(pl_module, self._scheduled, by, self.decay)
         self._check_resumed()
         parameters = {plain_name(name): p for name, p in pl_module.named_parameters()}
         held = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
