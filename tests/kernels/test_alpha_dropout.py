@@ -20,8 +20,7 @@ def constants(p: float) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
-@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize(("p", "as_tensor"), [(0.1, True), (0.5, False)])
 def test_alpha_values_and_gradient(
     p: float, as_tensor: bool, dtype: torch.dtype, device: str
 ) -> None:
@@ -40,7 +39,7 @@ def test_alpha_values_and_gradient(
 
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
 def test_alpha_keeps_mean_and_variance(as_tensor: bool, device: str) -> None:
-    x = torch.randn(200_000, device=device)
+    x = torch.randn(80_000, device=device)
     x = (x - x.mean()) / x.std()
     y = alpha_dropout(x, torch.tensor(0.3, device=device) if as_tensor else 0.3, training=True)
     assert abs(y.mean().item()) < 5 / math.sqrt(x.numel())

@@ -57,8 +57,10 @@ def twice(params: Sequence[Tensor], clip: Any, *args: Any, **options: Any) -> tu
     return clip(copies, *args, **options), grads_of(copies)
 
 
-@pytest.mark.parametrize("order", NORMS)
-@pytest.mark.parametrize("share", [0.1, 0.999, 1.001, 10.0])
+@pytest.mark.parametrize(
+    ("order", "share"),
+    [*((order, 0.1) for order in NORMS), *((2.0, share) for share in (0.999, 1.001, 10.0))],
+)
 def test_as_torch_in_float64(order: float, share: float, device: str) -> None:
     params = parameters(device)
     before = grads_of(params)
@@ -266,9 +268,9 @@ def test_the_table_is_kept_and_follows_the_gradients(
 
 
 @pytest.mark.kernel
-def test_a_million_tensors_leak_nothing(device: str) -> None:
+def test_many_sets_of_tensors_leak_nothing(device: str) -> None:
     _tensor_table._tables.clear()
-    keep = [torch.ones(8, device=device) for _ in range(10_000)]
+    keep = [torch.ones(8, device=device) for _ in range(200)]
     for i in range(100):
         table_of(keep[i:] + keep[:i])
     gc.collect()

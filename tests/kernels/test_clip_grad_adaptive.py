@@ -48,8 +48,17 @@ def exact(p: Tensor, factor: float, eps: float, order: float) -> tuple[Tensor, T
     return torch.where(clipped, rows[1] * limit / grad_norm, rows[1]).reshape(grad.shape), clipped
 
 
-@pytest.mark.parametrize("order", [0.5, 1, 2, math.inf])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "order"),
+    [
+        *((torch.float32, order) for order in (0.5, 1, 2, math.inf)),
+        (torch.bfloat16, 2),
+        (torch.float16, math.inf),
+        (torch.float64, 0.5),
+        (torch.float64, 2),
+    ],
+    ids=str,
+)
 def test_as_the_paper_in_float64(dtype: torch.dtype, order: float, device: str) -> None:
     params = parameters(device, [dtype])
     seen: list[Tensor] = []

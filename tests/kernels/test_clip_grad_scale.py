@@ -18,8 +18,9 @@ def numbers(result: Sequence[Tensor]) -> list[float]:
 
 
 @pytest.mark.parametrize("order", NORMS)
-@pytest.mark.parametrize("share", SHARES)
-@pytest.mark.parametrize("loss_scale", [1.0, torch.tensor(3.0)])
+@pytest.mark.parametrize(
+    ("share", "loss_scale"), zip(SHARES, [torch.tensor(3.0), 1.0], strict=True)
+)
 def test_quotient_has_the_norm(
     order: float, share: float, loss_scale: float | Tensor, device: str
 ) -> None:

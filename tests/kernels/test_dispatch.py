@@ -65,6 +65,7 @@ def test_a_dispatch_mode_sees_the_operators(device: str) -> None:
     assert expected in seen
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("interpret", ["0", "1"])
 def test_without_triton_everything_runs_on_aten(interpret: str) -> None:
     code = FORMER + (

@@ -18,9 +18,7 @@ Sizes = tuple[int, ...]
 # Map and block: odd and even, H != W, block on the edge and beyond, and each way to cut rows.
 MAPS: list[tuple[Sizes, int]] = [
     ((14, 14), 7),
-    ((7, 7), 7),
     ((5, 9), 4),
-    ((3, 12), 5),
     ((12, 3), 6),
     ((2, 5), 8),
     ((6, 1), 2),
@@ -146,8 +144,9 @@ def test_gaps_in_one_part_of_a_map_do_not_come_again_in_the_next(device: str) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize(("sizes", "block_size"), [((6, 9), 3), ((5, 4, 7), 2)])
+@pytest.mark.parametrize(
+    ("sizes", "block_size", "per_channel"), [((6, 9), 3, False), ((5, 4, 7), 2, True)]
+)
 def test_kept_ones_are_exactly_rescaled_and_so_is_the_gradient(
     sizes: Sizes, block_size: int, per_channel: bool, dtype: torch.dtype, device: str
 ) -> None:
@@ -178,8 +177,11 @@ def test_one_mask_for_all_channels(device: str) -> None:
     assert ((share[:, 0].double().mean(0).cpu() - expected) / sigma).abs().max() < 5
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
-@pytest.mark.parametrize(("sizes", "block_size"), MAPS, ids=str)
+@pytest.mark.parametrize(
+    ("sizes", "block_size", "per_channel"),
+    [*((*case, True) for case in MAPS), *((*case, False) for case in MAPS[::3])],
+    ids=str,
+)
 def test_both_layouts_have_the_same_mask(
     sizes: Sizes, block_size: int, per_channel: bool, device: str
 ) -> None:

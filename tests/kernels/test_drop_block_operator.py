@@ -215,8 +215,9 @@ MAPS = [((5, 9), 4), ((4, 33), 3), ((12, 12), 2), ((3, 5, 6), 2)]
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "per_channel"), [(torch.float32, True), (torch.float16, False)], ids=str
+)
 @pytest.mark.parametrize(("sizes", "block_size"), MAPS, ids=str)
 def test_kernels_touch_only_their_tensors(
     monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...], block_size: int, per_channel: bool,

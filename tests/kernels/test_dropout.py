@@ -39,17 +39,17 @@ def test_survivors_are_exactly_rescaled(
 
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9, 1 / 3])
 def test_the_rate_is_p_at_every_place_in_a_group_of_four(p: float, device: str) -> None:
-    dropped = dropout(torch.ones(200_000, device=device), p) == 0
+    dropped = dropout(torch.ones(80_000, device=device), p) == 0
     for subset in (dropped, *(dropped[i::4] for i in range(4))):
         sigma = math.sqrt(p * (1 - p) / subset.numel())
         assert abs(subset.double().mean().item() - p) < 5 * sigma
 
 
-@pytest.mark.parametrize("lag", [1, 2, 3, 4, 8, 1024, 2048, 4096])
-def test_no_correlation_between_elements(lag: int, device: str) -> None:
+def test_no_correlation_between_elements(device: str) -> None:
     kept = (dropout(torch.ones(200_000, device=device), 0.5) > 0).double() * 2 - 1
-    correlation = (kept[lag:] * kept[:-lag]).mean().item()
-    assert abs(correlation) < 5 / math.sqrt(kept.numel() - lag)
+    for lag in (1, 2, 3, 4, 8, 1024, 2048, 4096):
+        correlation = (kept[lag:] * kept[:-lag]).mean().item()
+        assert abs(correlation) < 5 / math.sqrt(kept.numel() - lag), lag
 
 
 def test_no_correlation_between_calls(device: str) -> None:

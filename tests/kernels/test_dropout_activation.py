@@ -14,7 +14,6 @@ from torch.utils.checkpoint import checkpoint
 from lightning_kernels import dropout, dropout_activation
 from tests.kernels.reference import assert_as_right_as_torch, guard_launches
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 OPS = torch.ops.lightning_kernels
 ACTIVATIONS: dict[str | None, tuple[float | None, Callable[[Tensor], Tensor]]] = {
     None: (None, lambda z: z),
@@ -35,9 +34,16 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {  # each from (6, 4, 10, 8)
 }
 
 
-@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "training", "with_bias"),
+    [
+        (torch.float32, True, True),
+        (torch.float32, False, False),
+        (torch.bfloat16, True, False),
+        (torch.float16, True, True),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_as_right_as_torch(
     activation: str | None, dtype: torch.dtype, training: bool, with_bias: bool, device: str
@@ -73,9 +79,8 @@ def test_as_right_as_torch(
         )
 
 
-@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
+@pytest.mark.parametrize(("with_bias", "as_tensor"), [(False, True), (True, False)])
 @pytest.mark.parametrize("shape", [(1,), (3,), (1, 1), (3, 127), (127, 3), (2, 4097), (130, 64)])
-@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
 def test_sizes(as_tensor: bool, shape: tuple[int, ...], with_bias: bool, device: str) -> None:
     x = torch.randn(shape, device=device, requires_grad=True)
     bias = torch.randn(shape[-1], device=device, requires_grad=True) if with_bias else None
@@ -251,8 +256,7 @@ def test_activation_checkpointing_replays_the_mask(reentrant: bool, device: str)
     torch.testing.assert_close(leaf.grad, 2 * seen[0] * (seen[0] != 0) / 0.5)
 
 
-@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize(("training", "with_bias"), [(True, True), (False, False)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_second_derivatives(
     activation: str | None, training: bool, with_bias: bool, device: str
@@ -299,8 +303,7 @@ def test_changed_inputs_are_noticed(device: str) -> None:
         y.sum().backward()
 
 
-@pytest.mark.parametrize("with_bias", [False, True], ids=["", "bias"])
-@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize(("training", "with_bias"), [(True, True), (False, False)])
 def test_compiles_whole(training: bool, with_bias: bool, device: str) -> None:
     torch._dynamo.reset()
     x = (torch.rand(30, 12, device=device) + 1).requires_grad_()
@@ -359,8 +362,11 @@ def test_opcheck(layout: str, device: str) -> None:
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("shape", [(6, 24), (3, 7, 67), (2, 4097)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((6, 24), torch.float16), ((3, 7, 67), torch.float16), ((2, 4097), torch.float32)],
+    ids=str,
+)
 def test_kernels_touch_only_their_tensors(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], dtype: torch.dtype, device: str
 ) -> None:

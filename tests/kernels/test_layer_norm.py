@@ -54,6 +54,7 @@ def both(
     return ours, torchs
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "normalized"), SHAPES, ids=str)
 def test_as_right_as_torch(
@@ -85,6 +86,7 @@ def test_parameters_in_the_inputs_own_type(dtype: torch.dtype, device: str) -> N
     assert_as_right_as_torch(*both((33,)), draw)
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("eps", [1e-5, 1e-12, 0.1])
 def test_a_large_mean_keeps_the_variance(eps: float, device: str) -> None:
     def draw() -> tuple[list[Tensor | None], Tensor]:
@@ -94,6 +96,7 @@ def test_a_large_mean_keeps_the_variance(eps: float, device: str) -> None:
     assert_as_right_as_torch(*both((257,), eps=eps), draw)
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("mean", [0.0, 1e4])
 def test_long_rows_merge_their_statistics(mean: float, device: str) -> None:
     def draw() -> tuple[list[Tensor | None], Tensor]:
@@ -161,6 +164,7 @@ def test_strides_of_the_parameters_do_not_matter(device: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip((y, grad_x, grad_both), expected, strict=True))
 
 
+@pytest.mark.gpu
 def test_more_than_65536_rows(device: str) -> None:
     def draw() -> tuple[list[Tensor | None], Tensor]:
         tensors = make((65_537, 2), (2,), torch.float32, device)
@@ -169,6 +173,7 @@ def test_more_than_65536_rows(device: str) -> None:
     assert_as_right_as_torch(*both((2,)), draw)
 
 
+@pytest.mark.kernel
 def test_a_rerun_is_bitwise_equal(device: str) -> None:
     tensors = make((300, 65), (65,), torch.bfloat16, device)
     grad = torch.randn(300, 65, device=device)
@@ -176,6 +181,7 @@ def test_a_rerun_is_bitwise_equal(device: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 1), (1, 2)], ids=str)
 def test_only_the_gradients_asked_for(needed: tuple[int, ...], device: str) -> None:
     tensors = make((20, 48), (48,), torch.float32, device)

@@ -51,8 +51,16 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, device: str, norm: str) -> 
     return [x.to(dtype), *(torch.randn(shape[1], device=device) for _ in range(count))]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("norm", "dtype"),
+    [
+        ("layer_norm", torch.float32),
+        ("layer_norm", torch.bfloat16),
+        ("rms_norm", torch.float32),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_as_right_as_torch(
     shape: tuple[int, ...], norm: str, dtype: torch.dtype, device: str

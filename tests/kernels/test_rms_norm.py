@@ -43,6 +43,7 @@ def both(
     return ours, torchs
 
 
+@pytest.mark.kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("shape", "normalized"), SHAPES, ids=str)
 def test_as_right_as_torch(

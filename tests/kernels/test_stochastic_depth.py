@@ -6,79 +6,31 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.library import opcheck
-from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth as torchvisions
 
 import lightning_kernels
 from lightning_kernels import stochastic_depth
-from tests.kernels.reference import assert_as_right_as_torch, guard_launches
-
-OPS = torch.ops.lightning_kernels
-
-# Shape, layer scale's shape, and the order of the dimensions in memory.
-CASES: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = {
-    "NCHW": ((12, 5, 4, 3), (5, 1, 1), (0, 1, 2, 3)),
-    "NCHW, four dimensions": ((12, 3, 7, 1), (1, 3, 1, 1), (0, 1, 2, 3)),
-    "channels last": ((12, 5, 4, 3), (5, 1, 1), (0, 2, 3, 1)),
-    "tokens": ((12, 7, 127), (127,), (0, 1, 2)),
-    "matrix": ((12, 8), (8,), (0, 1)),
-    "third of four": ((12, 2, 5, 3), (5, 1), (0, 1, 2, 3)),
-    "one channel": ((12, 1, 4), (1, 1), (0, 1, 2)),
-    "a number": ((12, 3, 4), (1,), (0, 1, 2)),
-    "each sample": ((12, 3, 4), (12, 1, 1), (0, 1, 2)),
-    "each sample of a vector": ((12,), (12,), (0,)),
-    "batch in the middle": ((12, 6, 4), (4,), (1, 0, 2)),
-    "long": ((4, 4097), (4097,), (0, 1)),
-    "large planes": ((3, 2, 4097), (2, 1), (0, 1, 2)),
-}
-
+from tests.kernels.reference import assert_as_right_as_torch
+from tests.kernels.stochastic_depths import CASES, composed, draw, kept_after, kept_of
 
 MEASURED = [
-    *((case, mode, torch.float32) for case in CASES for mode in ("row", "batch")),
-    *(
-        (case, "row", dtype)
-        for case in ("NCHW", "channels last", "tokens", "batch in the middle")
-        for dtype in (torch.bfloat16, torch.float16)
-    ),
+    *((case, "row", torch.float32) for case in CASES),
+    *((case, "batch", torch.float32) for case in ("NCHW", "channels last", "batch in the middle")),
+    ("NCHW", "row", torch.bfloat16),
+    ("channels last", "row", torch.float16),
+    ("tokens", "row", torch.bfloat16),
+    ("batch in the middle", "row", torch.float16),
 ]
 
 
-def draw(shape: tuple[int, ...], order: tuple[int, ...], device: str) -> Tensor:
-    """Return positive values with the dimensions in this order in memory."""
-    x = torch.rand([shape[d] for d in order], device=device) + 1
-    return x.permute([order.index(d) for d in range(len(order))])
-
-
-def kept_of(branch: Tensor, mode: str) -> Tensor:
-    """Return which samples' branches are not 0, after checking that each is of one piece."""
-    kept = branch.detach().flatten(1) != 0 if branch.dim() > 1 else branch[:, None] != 0
-    expected = kept[:, :1] if mode == "row" else kept[:1, :1]
-    assert torch.equal(kept, expected.expand_as(kept))
-    return kept[:, 0].reshape(-1, *[1] * (branch.dim() - 1))
-
-
-def kept_after(
-    seed: int, shape: tuple[int, ...], p: float, mode: str, device: str,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:  # fmt: skip
-    """Return which samples a call keeps that follows this seed."""
-    torch.manual_seed(seed)
-    ones = torch.ones(shape, device=device, dtype=dtype)
-    return kept_of(stochastic_depth(ones, p, mode), mode)
-
-
-def composed(
-    x: Tensor, kept: Tensor, rate: float, residual: Tensor | None, layer_scale: Tensor | None
-) -> Tensor:
-    y = x * kept / (1 - rate)
-    y = y if layer_scale is None else layer_scale * y
-    return y if residual is None else residual + y
-
-
-@pytest.mark.parametrize("with_residual", [False, True], ids=["", "residual"])
-@pytest.mark.parametrize("with_scale", [False, True], ids=["", "layer scale"])
-@pytest.mark.parametrize(("case", "mode", "dtype"), MEASURED, ids=str)
+@pytest.mark.parametrize(
+    ("case", "mode", "dtype", "with_scale", "with_residual"),
+    [
+        *((*measured, both, both) for measured in MEASURED for both in (True, False)),
+        *(("tokens", "row", torch.float32, scale, not scale) for scale in (True, False)),
+    ],
+    ids=str,
+)
 def test_as_right_as_torch(
     case: str, mode: str, dtype: torch.dtype, with_scale: bool, with_residual: bool, device: str
 ) -> None:
@@ -129,7 +81,7 @@ def test_gradient_of_the_layer_scale(case: str, mode: str, dtype: torch.dtype, d
     torch.testing.assert_close(grad_x.double(), expected, rtol=4 * eps, atol=0)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["NCHW", "channels last", "tokens", "each sample of a vector"])
 def test_float64_is_computed_in_float64(case: str, device: str) -> None:
     shape, scale_shape, order = CASES[case]
     x = draw(shape, order, device).double()
@@ -367,171 +319,6 @@ def test_without_a_residual_nan_stays_nan_as_in_torchvision(device: str) -> None
     assert 0 < y.isnan().sum() < y.numel()
 
 
-@pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing_replays_the_draw(reentrant: bool, device: str) -> None:
-    leaf = torch.rand(50, 3, device=device, requires_grad=True)
-    seen: list[Tensor] = []
-
-    def block(x: Tensor) -> Tensor:
-        y = stochastic_depth(x, 0.5, "row", residual=x)
-        seen.append(y.detach())
-        return y.square()
-
-    checkpoint(block, leaf, use_reentrant=reentrant).sum().backward()
-    assert torch.equal(*seen)
-    assert leaf.grad is not None
-    torch.testing.assert_close(leaf.grad, 2 * seen[0] ** 2 / leaf.detach())
-
-
-@pytest.mark.parametrize("case", ["NCHW", "channels last", "tokens", "each sample", "a number"])
-def test_second_derivatives(case: str, device: str) -> None:
-    shape, scale_shape, order = CASES[case]
-    x = draw(shape, order, device).requires_grad_()
-    residual = torch.randn(shape, device=device, requires_grad=True)
-    scale = (torch.rand(scale_shape, device=device) + 1).requires_grad_()
-    torch.manual_seed(7)
-    y = stochastic_depth(x, 0.5, "row", residual=residual, layer_scale=scale)
-    kept = kept_after(7, tuple(x.shape), 0.5, "row", device)
-    inputs = (x, residual, scale)
-    results = []
-    for value in (y, composed(x, kept, 0.5, residual, scale)):
-        first = torch.autograd.grad(value.pow(3).sum(), inputs, create_graph=True)
-        results.append(
-            torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), inputs)
-        )
-    for mine, right in zip(*results, strict=True):
-        torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4 * right.abs().max().item())
-
-
-@pytest.mark.kernel
-def test_what_is_kept_for_the_backward_pass(device: str) -> None:
-    kept: list[Tensor] = []
-
-    def keep(tensor: Tensor) -> Tensor:
-        kept.append(tensor)
-        return tensor
-
-    x = torch.ones(4, 3, device=device, requires_grad=True)
-    residual = torch.ones(4, 3, device=device, requires_grad=True)
-    frozen, scale = torch.ones(3, device=device), torch.ones(3, device=device, requires_grad=True)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        stochastic_depth(x, 0.5, "row", residual=residual)
-        assert not kept
-        stochastic_depth(x, 0.5, "row", residual=residual, layer_scale=frozen)
-        assert [t.data_ptr() for t in kept] == [frozen.data_ptr()]
-        kept.clear()
-        stochastic_depth(x, 0.5, "row", residual=residual, layer_scale=scale)
-    assert [t.data_ptr() for t in kept] == [x.data_ptr(), scale.data_ptr()]
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize("case", ["NCHW", "channels last"])
-def test_a_rerun_is_bitwise_equal(case: str, device: str) -> None:
-    shape, scale_shape, order = CASES[case]
-    x = draw(shape, order, device)
-    scale = torch.rand(scale_shape, device=device, requires_grad=True)
-    results = []
-    for _ in range(2):
-        torch.manual_seed(8)
-        y = stochastic_depth(x, 0.5, "row", layer_scale=scale)
-        results.append(torch.autograd.grad(y, scale, x)[0])
-    assert torch.equal(*results)
-
-
-@pytest.mark.parametrize("case", ["NCHW", "channels last", "tokens"])
-@pytest.mark.parametrize("training", [True, False])
-def test_compiles_whole(training: bool, case: str, device: str) -> None:
-    torch._dynamo.reset()
-    shape, scale_shape, order = CASES[case]
-    x = draw(shape, order, device).requires_grad_()
-    residual = torch.zeros(shape, device=device, requires_grad=True)
-    scale = (torch.rand(scale_shape, device=device) + 1).requires_grad_()
-
-    @torch.compile(fullgraph=True, backend="aot_eager")
-    def block(x: Tensor, residual: Tensor, scale: Tensor, p: Tensor) -> Tensor:
-        y = stochastic_depth(x, p, "row", training, residual=residual, layer_scale=scale)
-        return stochastic_depth(y, 0.0, "batch", layer_scale=scale)
-
-    y = block(x, residual, scale, torch.tensor(0.5, device=device))
-    kept = kept_of(y, "row")
-    expected = composed(x, kept, 0.5 if training else 0.0, residual, scale) * scale
-    torch.testing.assert_close(y, expected)
-    inputs = (x, residual, scale)
-    for mine, right in zip(
-        torch.autograd.grad(y.square().sum(), inputs),
-        torch.autograd.grad(expected.square().sum(), inputs),
-        strict=True,
-    ):
-        torch.testing.assert_close(mine, right, rtol=1e-5, atol=1e-3)
-
-
-def test_functorch_and_forward_mode(device: str) -> None:
-    x = torch.rand(40, 5, device=device) + 1
-    y, tangent, *_ = torch.func.jvp(
-        lambda x: stochastic_depth(x, 0.5, "row"), (x,), (torch.full_like(x, 3.0),)
-    )
-    torch.testing.assert_close(tangent, 3 * y / x)
-
-
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch's check
-@pytest.mark.kernel
-@pytest.mark.parametrize("case", ["NCHW", "channels last", "batch in the middle"])
-def test_opcheck(case: str, device: str) -> None:
-    shape, scale_shape, order = CASES[case]
-    x = draw(shape, order, device).requires_grad_()
-    scale = torch.rand(scale_shape, device=device, requires_grad=True)
-    dim = -len(scale_shape) % len(shape)
-    state = torch.tensor([3, 8], device=device)
-    for residual, weight in ((None, None), (torch.ones_like(x), scale)):
-        arguments = (x, residual, weight, -1 if weight is None else dim, True, True)
-        rest = (residual is not None, 0.5, None, torch.float32, state, 0, 0)
-        opcheck(OPS.stochastic_depth.default, (*arguments, *rest))
-    grad = torch.randn_like(OPS.stochastic_depth(*arguments, *rest).detach())
-    for needs_x in (True, False):
-        opcheck(
-            OPS.stochastic_depth_backward.default,
-            (
-                grad,
-                x.detach(),
-                scale.detach(),
-                dim,
-                True,
-                True,
-                True,
-                0.5,
-                None,
-                None,
-                7,
-                4,
-                needs_x,
-            ),
-        )
-
-
-@pytest.mark.kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("case", ["NCHW", "channels last", "tokens", "long"])
-def test_kernels_touch_only_their_tensors(
-    monkeypatch: pytest.MonkeyPatch, case: str, dtype: torch.dtype, device: str
-) -> None:
-    shape, scale_shape, order = CASES[case]
-    tensors = (
-        draw(shape, order, device).to(dtype).requires_grad_(),
-        torch.randn(shape, device=device, dtype=dtype, requires_grad=True),
-        torch.rand(scale_shape, device=device, requires_grad=True),
-    )
-
-    def results() -> tuple[Tensor, ...]:
-        torch.manual_seed(1)
-        x, residual, scale = tensors
-        y = stochastic_depth(x, 0.5, "row", residual=residual, layer_scale=scale)
-        return y.detach(), *torch.autograd.grad(y.float().square().sum(), tensors)
-
-    expected = results()
-    guard_launches(monkeypatch)
-    assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
-
-
 @pytest.mark.parametrize("p", [-0.1, 1.1, math.nan, math.inf])
 @pytest.mark.parametrize("training", [True, False])
 def test_p_outside_the_unit_interval(training: bool, p: float, device: str) -> None:
@@ -576,14 +363,3 @@ def test_bad_tensors(device: str) -> None:
         stochastic_depth(x.long(), 0.5, "row")
     with pytest.raises(RuntimeError, match="stochastic_depth expects p as a number, or"):
         stochastic_depth(x, torch.ones(2, device=device), "row")
-
-
-@pytest.mark.gpu
-def test_more_than_two_to_the_31_elements() -> None:
-    x = torch.ones(3, 2**30, device="cuda", dtype=torch.bfloat16)
-    while True:
-        y = stochastic_depth(x, 0.5, "row", residual=x)
-        kept = y[:, 0] == 3
-        if 0 < kept.sum() < 3:
-            break
-    assert torch.equal(y[:, -4096:] == 3, kept[:, None].expand(3, 4096))
