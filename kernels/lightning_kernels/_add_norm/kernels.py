@@ -39,33 +39,12 @@ def _branch_factor(
 
 @triton.jit(do_not_specialize=["threshold", "path_threshold", "seed", "offset"])
 def _add_norm_forward_kernel(
-    x_ptr,
-    residual_ptr,
-    layer_scale_ptr,
-    weight_ptr,
-    bias_ptr,
-    y_ptr,
-    z_ptr,
-    statistics_ptr,
-    num_rows,
-    size,
-    rows_per_sample,
-    eps,
-    threshold: tl.uint32,
-    scale,
-    rate_ptr,
-    path_threshold: tl.uint32,
-    path_scale,
-    path_rate_ptr,
-    state_ptr,
-    seed: tl.uint64,
-    offset: tl.uint64,
-    DROPS: tl.constexpr,
-    DROPS_PATHS: tl.constexpr,
-    CENTRED: tl.constexpr,
-    ROWS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-):
+    x_ptr, residual_ptr, layer_scale_ptr, weight_ptr, bias_ptr, y_ptr, z_ptr, statistics_ptr,
+    num_rows, size, rows_per_sample, eps, threshold: tl.uint32, scale, rate_ptr,
+    path_threshold: tl.uint32, path_scale, path_rate_ptr, state_ptr, seed: tl.uint64,
+    offset: tl.uint64, DROPS: tl.constexpr, DROPS_PATHS: tl.constexpr, CENTRED: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+):  # fmt: skip
     """Store the sum of ``ROWS`` rows, and the norm of the sum as it was stored."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK_SIZE)[None, :]
@@ -111,39 +90,28 @@ def _load_normalised(
     return tl.where(in_bounds, z * rstd, 0.0), rstd
 
 
+@triton.jit
+def _norm_gradient(
+    grad_y, normalised, rstd, weight_ptr, column, in_columns, size, CENTRED: tl.constexpr
+):
+    """Return the gradient of the sum, given the gradient of its norm."""
+    grad_y = scaled(grad_y, weight_ptr, column, in_columns)
+    projection = tl.sum(grad_y * normalised, axis=1, keep_dims=True) / size
+    grad = grad_y - normalised * projection
+    if CENTRED:
+        grad -= tl.sum(grad_y, axis=1, keep_dims=True) / size
+    return grad * rstd
+
+
 @triton.jit(do_not_specialize=["threshold", "path_threshold", "seed", "offset"])
 def _add_norm_backward_kernel(
-    grad_y_ptr,
-    grad_z_ptr,
-    x_ptr,
-    z_ptr,
-    layer_scale_ptr,
-    weight_ptr,
-    statistics_ptr,
-    grad_x_ptr,
-    grad_residual_ptr,
-    partial_scale_ptr,
-    partial_weight_ptr,
-    partial_bias_ptr,
-    num_rows,
-    size,
-    rows_per_sample,
-    threshold: tl.uint32,
-    scale,
-    rate_ptr,
-    path_threshold: tl.uint32,
-    path_scale,
-    path_rate_ptr,
-    state_ptr,
-    seed: tl.uint64,
-    offset: tl.uint64,
-    DROPS: tl.constexpr,
-    DROPS_PATHS: tl.constexpr,
-    SKIPS: tl.constexpr,
-    CENTRED: tl.constexpr,
-    ROWS: tl.constexpr,
+    grad_y_ptr, grad_z_ptr, x_ptr, z_ptr, layer_scale_ptr, weight_ptr, statistics_ptr, grad_x_ptr,
+    grad_residual_ptr, partial_scale_ptr, partial_weight_ptr, partial_bias_ptr, num_rows, size,
+    rows_per_sample, threshold: tl.uint32, scale, rate_ptr, path_threshold: tl.uint32, path_scale,
+    path_rate_ptr, state_ptr, seed: tl.uint64, offset: tl.uint64, DROPS: tl.constexpr,
+    DROPS_PATHS: tl.constexpr, SKIPS: tl.constexpr, CENTRED: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
-):
+):  # fmt: skip
     """Walk over every ``num_programs``-th tile of rows; read each tensor once.
 
     Each program stores its share of the parameters' gradients as one float32 row of the partials.
@@ -168,12 +136,9 @@ def _add_norm_backward_kernel(
                 sum_weight += grad_y * normalised
             if partial_bias_ptr is not None:
                 sum_bias += grad_y
-            grad_y = scaled(grad_y, weight_ptr, column, in_columns)
-            projection = tl.sum(grad_y * normalised, axis=1, keep_dims=True) / size
-            grad = grad_y - normalised * projection
-            if CENTRED:
-                grad -= tl.sum(grad_y, axis=1, keep_dims=True) / size
-            grad *= rstd
+            grad = _norm_gradient(
+                grad_y, normalised, rstd, weight_ptr, column, in_columns, size, CENTRED
+            )
         if grad_z_ptr is not None:
             grad += tl.load(grad_z_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
         if grad_residual_ptr is not None:

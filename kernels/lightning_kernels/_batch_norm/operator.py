@@ -36,7 +36,7 @@ def _forward(
     activation: str | None, parameter: float, keep_signs: bool, group: str | None,
     running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Normalise by ``mean`` and ``variance``, or, if they are ``None``, by the batch's.
+    """Normalise by ``mean`` and ``variance``; if they are ``None``, by the statistics of the batch.
 
     Returns:
         The output. Mean, biased variance and count of each channel: of the batch, or with ``group``
@@ -71,7 +71,7 @@ def _measure(
     launch(
         _batch_norm_statistics_kernel, (plan.groups * splits,), x.device,
         x, partial, *plan.sizes, plan.groups, **plan.sum_tile,
-        maxnreg=64 if x.element_size() == 2 else 80,  # float32 needs fewer loads in flight
+        maxnreg=64 if x.element_size() == 2 else 80,  # of float32 fewer programs load as many bytes
     )  # fmt: skip
     if group is not None:
         merge_statistics(partial, statistics)

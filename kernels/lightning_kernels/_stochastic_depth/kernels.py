@@ -21,27 +21,11 @@ def _survivors(
 
 @triton.jit(do_not_specialize=["threshold", "seed", "offset"])
 def _stochastic_depth_kernel(
-    x_ptr,
-    residual_ptr,
-    layer_scale_ptr,
-    y_ptr,
-    rows,
-    columns,
-    rows_per_sample,
-    channels,
-    threshold: tl.uint32,
-    scale,
-    rate_ptr,
-    state_ptr,
-    seed: tl.uint64,
-    offset: tl.uint64,
-    DROPS: tl.constexpr,
-    SKIPS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
-):
+    x_ptr, residual_ptr, layer_scale_ptr, y_ptr, rows, columns, rows_per_sample, channels,
+    threshold: tl.uint32, scale, rate_ptr, state_ptr, seed: tl.uint64, offset: tl.uint64,
+    DROPS: tl.constexpr, SKIPS: tl.constexpr, CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
+):  # fmt: skip
     """Store ``residual + layer_scale * scale * x``; with ``SKIPS`` a dropped ``x`` is not read."""
     columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
     column_tiles = tl.cdiv(columns, COLUMNS)
@@ -67,29 +51,11 @@ def _stochastic_depth_kernel(
 
 @triton.jit(do_not_specialize=["threshold", "seed", "offset"])
 def _stochastic_depth_backward_kernel(
-    grad_ptr,
-    x_ptr,
-    layer_scale_ptr,
-    grad_x_ptr,
-    partial_ptr,
-    rows,
-    columns,
-    rows_per_sample,
-    channels,
-    groups,
-    threshold: tl.uint32,
-    scale,
-    rate_ptr,
-    state_ptr,
-    seed: tl.uint64,
-    offset: tl.uint64,
-    DROPS: tl.constexpr,
-    SKIPS: tl.constexpr,
-    CHANNELS_LAST: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
-):
+    grad_ptr, x_ptr, layer_scale_ptr, grad_x_ptr, partial_ptr, rows, columns, rows_per_sample,
+    channels, groups, threshold: tl.uint32, scale, rate_ptr, state_ptr, seed: tl.uint64,
+    offset: tl.uint64, DROPS: tl.constexpr, SKIPS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
+):  # fmt: skip
     """Store the gradient of x, and a share of the sums of ``grad * x`` for each channel.
 
     A group is a slab of channels: ``COLUMNS`` columns, or ``ROWS`` of every ``channels`` rows.
