@@ -317,7 +317,7 @@ def _batch_norm_backward_kernel(
     TRAINING: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """Turn a tile of the gradient into those of x and of the residual."""
+    """Turn a tile of the gradient into the gradients of x and of the residual."""
     columns = columns // ALIGNMENT * ALIGNMENT
     row, first, in_bounds, channel, in_channels = _tile_of_matrix(
         rows, columns, channels, ROWS, COLUMNS, CHANNELS_LAST

@@ -30,7 +30,7 @@ def drop_block2d(
     *,
     per_channel: bool = True,
 ) -> Tensor:
-    r"""Zero random blocks of each map, about a share ``p`` of it, and rescale what is kept.
+    r"""Zero random blocks of each map, about a share ``p`` of it, and rescale the rest.
 
     .. math:: y = x \, m \, \frac{|m|}{\epsilon + \sum m}, \quad
         \gamma = p \, \frac{H W}{k_h k_w (H - k_h + 1) (W - k_w + 1)}
@@ -92,7 +92,7 @@ def drop_block3d(
     *,
     per_channel: bool = True,
 ) -> Tensor:
-    r"""Zero random blocks of each volume, about a share ``p`` of it, and rescale what is kept.
+    r"""Zero random blocks of each volume, about a share ``p`` of it, and rescale the rest.
 
     This is :func:`drop_block2d` for ``x`` of shape ``(N, C, D, H, W)`` and cubes. The result equals
     that of :func:`torchvision.ops.drop_block3d` in distribution where that is defined.
