@@ -13,6 +13,8 @@ from typing_extensions import override
 
 from lightning_practices.nn import LabelSmoothingBCEWithLogitsLoss, LabelSmoothingCrossEntropyLoss
 
+pytestmark = pytest.mark.plain
+
 N, K = 6, 5
 ALPHAS = [0.0, 0.1, 1.0]
 
