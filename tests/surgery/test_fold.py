@@ -71,6 +71,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int, int, int]] = {
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.plain
 def test_networks_compute_the_same(
     name: str, training: bool, fused_calls: Calls, device: str
 ) -> None:
@@ -158,6 +159,7 @@ def test_subclasses_without_a_forward_of_their_own_are_folded(fused_calls: Calls
 
 
 @pytest.mark.parametrize("act", [nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SELU, nn.SiLU, nn.GELU])
+@pytest.mark.plain
 def test_training_is_the_same(act: type[nn.Module], fused_calls: Calls) -> None:
     losses: list[list[float]] = []
     for fold in (False, True):
@@ -217,6 +219,7 @@ def through_file(module: nn.Module) -> nn.Module:
     "copied",
     [copy.deepcopy, through_file, lambda module: pickle.loads(pickle.dumps(module, protocol=0))],
 )
+@pytest.mark.plain
 def test_copies_are_folded(copied: Callable[[nn.Module], nn.Module], fused_calls: Calls) -> None:
     net, x = small().double(), images()
     fuse(net)
@@ -238,6 +241,7 @@ def test_shallow_copy_of_a_block_is_folded() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.plain
 def test_compiled_in_one_graph(training: bool, fused_calls: Calls) -> None:
     net, x = small().double().train(training), images()
     plain = copy.deepcopy(net)

@@ -17,6 +17,8 @@ from lightning_practices.surgery import Report, fuse, unfuse
 from tests.surgery.conftest import Calls
 from tests.surgery.models import everything
 
+pytestmark = pytest.mark.plain
+
 
 class Doubled(nn.Module):
     """A parametrization."""

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -14,6 +15,8 @@ from torchvision.ops import Conv2dNormActivation
 
 from lightning_practices.surgery import fuse, unfuse
 from tests.surgery.conftest import Calls
+
+pytestmark = pytest.mark.plain
 
 THREADS = 4
 

@@ -16,6 +16,8 @@ from lightning_practices.surgery._fuse import twins
 from tests.surgery.conftest import Calls
 from tests.surgery.models import everything
 
+pytestmark = pytest.mark.plain
+
 
 class Residual(nn.Module):
     """What a user may write."""
