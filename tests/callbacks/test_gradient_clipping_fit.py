@@ -206,7 +206,7 @@ def test_a_new_fit_starts_afresh_and_one_that_goes_on_does_not() -> None:
         ({"groups": {"net.*": -1.0}}, r"groups\['net.\*'\] has to be above 0.* got -1.0"),
         ({"percentile": 101}, "percentile has to be from 0 to 100, but got 101"),
         ({"percentile": 10, "value": 1.0}, "value=1.0 is a fixed threshold and percentile=10"),
-        ({"percentile": 10, "algorithm": "value"}, "percentile is of norms, .* is 'value'"),
+        ({"percentile": 10, "algorithm": "value"}, "percentile needs algorithm='norm', .*'value'"),
         ({"algorithm": "adaptive"}, "algorithm='adaptive' needs a value"),
         ({"value": 1.0, "warmup_steps": -1}, "warmup_steps has to be a number of steps, .* got -1"),
         ({"value": 1.0, "warmup_steps": 0.5}, "warmup_steps has to be a number of steps"),

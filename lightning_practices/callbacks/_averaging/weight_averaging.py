@@ -131,9 +131,7 @@ class WeightAveraging(Callback):
 
     def _reset(self) -> None:
         self._averages = Averages()
-        self._aside: Tensors | None = (
-            None  # the weights under training, while the module has averages
-        )
+        self._aside: Tensors | None = None  # the weights under training, beside averages
         self._loaded: dict[str, Any] | None = None  # a checkpoint's, until training goes on
         self._ended = False
         self._changed = False  # whether the weights have, since the last average

@@ -86,5 +86,5 @@ class ClippingSettings:
             )
         if self.algorithm != "norm":
             raise ValueError(
-                f"percentile is of norms, but algorithm is {self.algorithm!r}: leave it at 'norm'"
+                f"percentile needs algorithm='norm', but got {self.algorithm!r}: leave out one"
             )
