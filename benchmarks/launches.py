@@ -1,9 +1,9 @@
-"""The calls whose machine code is tested and reported: one line for each main configuration."""
+"""The calls whose machine code is tested and reported, of every class of shapes: one a line."""
 
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,47 +11,67 @@ from torch import Tensor
 import lightning_kernels
 from benchmarks.machine_code import Launch, record_launches
 
-_ROWS = 8192
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+NCHW, NHWC = "NCHW", "NHWC"
+_DTYPE_NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
 
 
-def _layer_norm(dtype: torch.dtype, size: int, affine: bool = True) -> None:
-    x = torch.empty(_ROWS, size, device="cuda", dtype=dtype, requires_grad=True)
-    weight, bias = (torch.empty(size, device="cuda", requires_grad=affine) for _ in range(2))
-    y = lightning_kernels.layer_norm(x, (size,), *((weight, bias) if affine else ()))
+class Call(NamedTuple):
+    """A public function called forward and backward on fake tensors.
+
+    Attributes:
+        run: Makes the call.
+        bits: The width that the widest access to the tensors has at least.
+    """
+
+    run: Callable[[], None]
+    bits: int
+
+
+@functools.cache
+def launches_of(name: str) -> tuple[Launch, ...]:
+    """Return the kernel launches of the call named ``name`` in :data:`CALLS`."""
+    with record_launches() as launches:
+        CALLS[name].run()
+    return tuple(launches)
+
+
+def _layer_norm(dtype: torch.dtype, shape: tuple[int, ...], affine: bool = True) -> None:
+    x = _tensor(dtype, shape)
+    weight, bias = (_parameter(shape[-1]) if affine else None for _ in range(2))
+    y = lightning_kernels.layer_norm(x, shape[-1:], weight, bias)
     _backward(y, torch.empty_like(y), None)
 
 
-def _channels(dtype: torch.dtype, size: int, pixels: int) -> None:
-    """Normalise the channels of images that have their pixels last, as they are."""
-    images = torch.empty(32, size, pixels, device="cuda", dtype=dtype, requires_grad=True)
-    weight, bias = (torch.empty(size, device="cuda", requires_grad=True) for _ in range(2))
-    y = lightning_kernels.layer_norm(images.transpose(1, 2), (size,), weight, bias)
+def _layer_norm2d(dtype: torch.dtype, shape: tuple[int, ...], layout: str) -> None:
+    """Normalise the channels of images, which either layout holds as it is."""
+    x = _tensor(dtype, shape, layout).movedim(1, -1)
+    y = lightning_kernels.layer_norm(x, shape[1:2], *_parameters(shape[1]))
     _backward(y, torch.empty_like(y), None)
 
 
-def _rms_norm(dtype: torch.dtype, size: int, heads: bool = False) -> None:
-    x = torch.empty(_ROWS, 3, size, device="cuda", dtype=dtype, requires_grad=True)
-    weight = torch.empty(size, device="cuda", requires_grad=True)
-    y = lightning_kernels.rms_norm(x[:, 1] if heads else x, (size,), weight)
+def _rms_norm(dtype: torch.dtype, shape: tuple[int, ...], heads: bool = False) -> None:
+    """Normalise rows; with ``heads`` those of the queries within queries, keys and values."""
+    x = _tensor(dtype, (shape[0], 3, *shape[1:]))[:, 1] if heads else _tensor(dtype, shape)
+    y = lightning_kernels.rms_norm(x, shape[-1:], _parameter(shape[-1]))
     _backward(y, torch.empty_like(y), None)
 
 
 def _add_norm(
     dtype: torch.dtype,
-    size: int,
+    shape: tuple[int, ...],
     norm: str = "layer_norm",
-    residual_dtype: torch.dtype | None = None,
+    residual: torch.dtype | None = None,
     layer_scale: bool = False,
     used: str = "yz",
     training: bool = True,
 ) -> None:
-    x = torch.empty(32, _ROWS // 32, size, device="cuda", dtype=dtype, requires_grad=True)
-    residual = torch.empty_like(x, dtype=residual_dtype or dtype, requires_grad=True)
-    weight, scale = (torch.empty(size, device="cuda", requires_grad=True) for _ in range(2))
-    bias = (torch.empty_like(weight, requires_grad=True),) if norm == "layer_norm" else ()
+    x, other = _tensor(dtype, shape), _tensor(residual or dtype, shape)
+    weight, bias = _parameters(shape[-1])
     y, z = getattr(lightning_kernels, f"add_dropout_{norm}")(
-        x, residual, (size,), weight, *bias, p=0.1, drop_path=0.1,
-        layer_scale=scale if layer_scale else None, training=training,
+        x, other, shape[-1:], weight, *([bias] if norm == "layer_norm" else []), p=0.1,
+        drop_path=0.1, layer_scale=_parameter(shape[-1]) if layer_scale else None,
+        training=training,
     )  # fmt: skip
     grads = (torch.empty_like(t) if name in used else None for name, t in (("y", y), ("z", z)))
     _backward(y, *grads, None)
@@ -60,115 +80,162 @@ def _add_norm(
 def _batch_norm(
     dtype: torch.dtype,
     shape: tuple[int, ...],
-    channels_last: bool,
-    training: bool = True,
-    activation: str | None = "relu",
+    layout: str,
     residual: bool = False,
+    activation: str | None = "relu",
+    training: bool = True,
 ) -> None:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x, other = (
-        torch.empty(shape, device="cuda", dtype=dtype, requires_grad=True).to(memory_format=layout)
-        for _ in range(2)
-    )
+    x, other = (_tensor(dtype, shape, layout) for _ in range(2))
     mean, var = (torch.empty(shape[1], device="cuda") for _ in range(2))
-    weight, bias = (torch.empty(shape[1], device="cuda", requires_grad=True) for _ in range(2))
     y = lightning_kernels.batch_norm(
-        x, mean, var, weight, bias, training,
+        x, mean, var, *_parameters(shape[1]), training,
         activation=activation, residual=other if residual else None,
     )  # fmt: skip
     _backward(y, torch.empty_like(y), None, None)
 
 
+def _batch_norm1d(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    _batch_norm(dtype, shape, NCHW, activation=None)
+
+
 def _group_norm(
     dtype: torch.dtype,
     shape: tuple[int, ...],
-    groups: int,
-    channels_last: bool,
+    layout: str,
+    groups: int = 32,
     activation: str | None = "silu",
 ) -> None:
-    x = torch.empty(shape, device="cuda", dtype=dtype, requires_grad=True)
-    x = x.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    weight, bias = (torch.empty(shape[1], device="cuda", requires_grad=True) for _ in range(2))
-    y = lightning_kernels.group_norm(x, groups, weight, bias, activation=activation)
+    x = _tensor(dtype, shape, layout)
+    parameters = _parameters(shape[1])
+    y = lightning_kernels.group_norm(x, groups, *parameters, activation=activation)
     _backward(y, torch.empty_like(y), None)
 
 
-def _dropout(dtype: torch.dtype, alpha: bool = False, scheduled: bool = False) -> None:
-    x = torch.empty(_ROWS, 1024, device="cuda", dtype=dtype, requires_grad=True)
-    function = lightning_kernels.alpha_dropout if alpha else lightning_kernels.dropout
-    y = function(x, torch.empty((), device="cuda") if scheduled else 0.1, training=True)
+def _instance_norm(dtype: torch.dtype, shape: tuple[int, ...], layout: str) -> None:
+    _group_norm(dtype, shape, layout, shape[1], None)
+
+
+def _dropout(dtype: torch.dtype, shape: tuple[int, ...], scheduled: bool = False) -> None:
+    x = _tensor(dtype, shape)
+    y = lightning_kernels.dropout(x, _rate(scheduled), training=True)
     _backward(y, torch.empty_like(y))
 
 
-def _image(dtype: torch.dtype, channels_last: bool) -> Tensor:
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    x = torch.empty(32, 64, 56, 56, device="cuda", dtype=dtype, requires_grad=True)
-    return x.to(memory_format=layout)
+def _alpha_dropout(dtype: torch.dtype, shape: tuple[int, ...], scheduled: bool = False) -> None:
+    x = _tensor(dtype, shape)
+    y = lightning_kernels.alpha_dropout(x, _rate(scheduled), training=True)
+    _backward(y, torch.empty_like(y))
 
 
-def _channel_dropout(
-    dtype: torch.dtype, channels_last: bool, alpha: bool = False, scheduled: bool = False
+def _dropout2d(dtype: torch.dtype, shape: tuple[int, ...], layout: str) -> None:
+    x = _tensor(dtype, shape, layout)
+    y = lightning_kernels.dropout2d(x, 0.1, training=True)
+    _backward(y, torch.empty_like(y))
+
+
+def _feature_alpha_dropout(
+    dtype: torch.dtype, shape: tuple[int, ...], layout: str, scheduled: bool = False
 ) -> None:
-    x = _image(dtype, channels_last)
-    function = lightning_kernels.feature_alpha_dropout if alpha else lightning_kernels.dropout2d
-    y = function(x, torch.empty((), device="cuda") if scheduled else 0.1, training=True)
+    x = _tensor(dtype, shape, layout)
+    y = lightning_kernels.feature_alpha_dropout(x, _rate(scheduled), training=True)
     _backward(y, torch.empty_like(y))
 
 
 def _stochastic_depth(
-    dtype: torch.dtype, channels_last: bool, residual: bool = True, layer_scale: bool = True
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    layout: str = NCHW,
+    residual: bool = True,
+    layer_scale: bool = True,
 ) -> None:
-    x, other = (_image(dtype, channels_last) for _ in range(2))
-    scale = torch.empty(64, 1, 1, device="cuda", requires_grad=True)
+    x, other = (_tensor(dtype, shape, layout) for _ in range(2))
+    channels = (shape[1], 1, 1) if len(shape) == 4 else shape[-1:]
     y = lightning_kernels.stochastic_depth(
-        x, 0.1, "row",
-        residual=other if residual else None, layer_scale=scale if layer_scale else None,
+        x, 0.1, "row", residual=other if residual else None,
+        layer_scale=_parameter(*channels) if layer_scale else None,
     )  # fmt: skip
     _backward(y, torch.empty_like(y))
 
 
 def _dropout_activation(
-    dtype: torch.dtype, activation: str, bias: bool = True, training: bool = True
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    activation: str = "gelu",
+    bias: bool = True,
+    training: bool = True,
 ) -> None:
-    x = torch.empty(_ROWS, 3072, device="cuda", dtype=dtype, requires_grad=True)
-    shift = torch.empty(3072, device="cuda", dtype=dtype, requires_grad=True) if bias else None
+    x = _tensor(dtype, shape)
+    shift = _tensor(dtype, shape[-1:]) if bias else None
     y = lightning_kernels.dropout_activation(x, activation, 0.1, training, bias=shift)
     _backward(y, torch.empty_like(y))
 
 
-def _weights() -> list[torch.Tensor]:
-    """Return a parameter with a gradient of each type that a table can hold."""
-    weights = [torch.empty(64, 64, device="cuda", dtype=dtype) for dtype in _DTYPES.values()]
-    for weight in weights:
-        weight.grad = torch.empty_like(weight)
-    return weights
+def _drop_block(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    layout: str,
+    per_channel: bool = True,
+    scheduled: bool = False,
+) -> None:
+    x, planar = _tensor(dtype, shape, layout), len(shape) == 4
+    function = lightning_kernels.drop_block2d if planar else lightning_kernels.drop_block3d
+    y = function(x, _rate(scheduled), 7 if planar else 3, per_channel=per_channel)
+    _backward(y, torch.empty_like(y), None, None)
 
 
-def _clip_grad(function: Callable[..., Any], norm_type: float | None = None) -> None:
-    function(_weights(), 0.1, **({} if norm_type is None else {"norm_type": norm_type}))
+def _clip_grad_norm_(norm_type: float) -> None:
+    lightning_kernels.clip_grad_norm_(_weights(), 0.1, norm_type)
 
 
-def _clip_grad_scale() -> None:
+def _clip_grad_scale(norm_type: float) -> None:
+    lightning_kernels.clip_grad_scale(_weights(), 0.1, norm_type)
+
+
+def _clip_grad_scale_of_losses() -> None:
     limit, scale = torch.empty(2, device="cuda").unbind()
     lightning_kernels.clip_grad_scale(_weights(), limit, loss_scale=scale)
 
 
-def _clip_grads_with_norm() -> None:
+def _clip_grads_with_norm_() -> None:
     limit, norm = torch.empty(2, device="cuda").unbind()
     lightning_kernels.clip_grads_with_norm_(_weights(), limit, norm)
 
 
-def _drop_block(
-    dtype: torch.dtype, shape: tuple[int, ...], channels_last: bool, per_channel: bool = True,
-    scheduled: bool = False,
-) -> None:  # fmt: skip
+def _clip_grad_value_() -> None:
+    lightning_kernels.clip_grad_value_(_weights(), 0.1)
+
+
+def _clip_grad_adaptive_() -> None:
+    lightning_kernels.clip_grad_adaptive_(_weights(), 0.1)
+
+
+def _tensor(dtype: torch.dtype, shape: tuple[int, ...], layout: str = NCHW) -> Tensor:
     x = torch.empty(shape, device="cuda", dtype=dtype, requires_grad=True)
-    function = lightning_kernels.drop_block2d if len(shape) == 4 else lightning_kernels.drop_block3d
-    if channels_last:
-        x = x.to(memory_format=torch.channels_last)
-    p = torch.empty((), device="cuda") if scheduled else 0.1
-    y = function(x, p, 7 if len(shape) == 4 else 3, per_channel=per_channel)
-    _backward(y, torch.empty_like(y), None, None)
+    if layout == NCHW:
+        return x
+    planar = len(shape) == 4
+    return x.to(memory_format=torch.channels_last if planar else torch.channels_last_3d)
+
+
+def _parameter(*shape: int) -> Tensor:
+    return torch.empty(shape, device="cuda", requires_grad=True)
+
+
+def _parameters(size: int) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of a norm."""
+    return _parameter(size), _parameter(size)
+
+
+def _rate(scheduled: bool) -> Tensor | float:
+    return torch.empty((), device="cuda") if scheduled else 0.1
+
+
+def _weights() -> list[Tensor]:
+    """Return a parameter with a gradient of each type: one launch serves a table of any of them."""
+    weights = [torch.empty(64, 64, device="cuda", dtype=dtype) for dtype in _DTYPE_NAMES]
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    return weights
 
 
 @torch.no_grad()
@@ -178,191 +245,201 @@ def _backward(y: Tensor, *grads: Tensor | None) -> None:
     y.grad_fn.apply(*grads)  # type: ignore[attr-defined]
 
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-_SIZES = (96, 128, 768, 1024, 1600, 4096, 8192)
-_BATCH_NORM_OPTIONS: dict[str, dict[str, Any]] = {
-    "residual": {"residual": True},
-    "residual, gelu": {"residual": True, "activation": "gelu"},
-    "eval": {"training": False},
-    "eval, silu": {"training": False, "activation": "silu"},
-    "plain": {"activation": None},
-}
-_GROUPED = (  # held by a program each way, forward alone, and neither
-    ((32, 256, 8, 8), 32), ((32, 1280, 16, 16), 32), ((32, 320, 64, 64), 32),
-)  # fmt: skip
-_MAPS = ((256, 512, 28, 28), (256, 1024, 14, 14), (256, 2048, 7, 7))
-
-CALLS: dict[str, Callable[[], None]] = {
-    **{
-        f"layer_norm {name} {size}": functools.partial(_layer_norm, dtype, size)
-        for name, dtype in _DTYPES.items()
-        for size in _SIZES
-    },
-    **{
-        f"layer_norm {name} {size}, {pixels} pixels last": functools.partial(
-            _channels, dtype, size, pixels
-        )
-        for name, dtype in _DTYPES.items()
-        for size, pixels in ((96, 3136), (192, 784), (256, 64))
-    },
-    **{
-        f"rms_norm {name} {size}": functools.partial(_rms_norm, dtype, size)
-        for name, dtype in _DTYPES.items()
-        for size in (128, 4096, 16384)
-    },
-    "rms_norm bf16 128, heads": functools.partial(_rms_norm, torch.bfloat16, 128, heads=True),
-    **{
-        f"add_dropout_layer_norm {name} {size}": functools.partial(_add_norm, dtype, size)
-        for name, dtype in _DTYPES.items()
-        for size in _SIZES
-    },
-    **{
-        f"add_dropout_layer_norm {name} {size}, layer scale": functools.partial(
-            _add_norm, dtype, size, layer_scale=True
-        )
-        for name, dtype in _DTYPES.items()
-        for size in (128, 768, 1600, 4096)
-    },
-    **{
-        f"add_dropout_rms_norm bf16 {size}": functools.partial(
-            _add_norm, torch.bfloat16, size, "rms_norm"
-        )
-        for size in (768, 4096, 8192)
-    },
-    **{
-        f"add_dropout_layer_norm bf16 {size}, residual fp32": functools.partial(
-            _add_norm, torch.bfloat16, size, residual_dtype=torch.float32
-        )
-        for size in (128, 768, 4096, 8192)
-    },
-    **{
-        f"add_dropout_layer_norm bf16 768, {used} alone": functools.partial(
-            _add_norm, torch.bfloat16, 768, used=used
-        )
-        for used in "yz"
-    },
-    "add_dropout_layer_norm bf16 768, evaluation": functools.partial(
-        _add_norm, torch.bfloat16, 768, training=False
-    ),
-    "layer_norm bf16 16384": functools.partial(_layer_norm, torch.bfloat16, 16384),
-    "layer_norm bf16 768, not affine": functools.partial(
-        _layer_norm, torch.bfloat16, 768, affine=False
-    ),
-    **{
-        f"batch_norm {name} {layout} {shape[1:]}": functools.partial(
-            _batch_norm, dtype, shape, layout == "channels last"
-        )
-        for name, dtype in _DTYPES.items()
-        for layout in ("channels last", "NCHW")
-        for shape in ((32, 64, 56, 56), (32, 2048, 8, 8))
-    },
-    **{
-        f"batch_norm bf16 {layout}, {name}": functools.partial(
-            _batch_norm, torch.bfloat16, (32, 256, 16, 16), layout == "channels last", **options
-        )
-        for layout in ("channels last", "NCHW")
-        for name, options in _BATCH_NORM_OPTIONS.items()
-    },
-    **{
-        f"group_norm {name} {layout} {shape[1:]}": functools.partial(
-            _group_norm, dtype, shape, groups, layout == "channels last"
-        )
-        for name, dtype in _DTYPES.items()
-        for layout in ("channels last", "NCHW")
-        for shape, groups in _GROUPED
-    },
-    **{
-        f"group_norm bf16 {layout}, {name}": functools.partial(
-            _group_norm, torch.bfloat16, (32, 256, 16, 16), groups, layout == "channels last", act
-        )
-        for layout in ("channels last", "NCHW")
-        for name, groups, act in (("instances", 256, None), ("gelu", 32, "gelu"), ("one", 1, None))
-    },
-    **{f"dropout {name}": functools.partial(_dropout, dtype) for name, dtype in _DTYPES.items()},
-    **{
-        f"clip_grad_norm_ {norm}": functools.partial(
-            _clip_grad, lightning_kernels.clip_grad_norm_, norm
-        )
-        for norm in (1.0, 2.0, 3.0, math.inf)
-    },
-    **{
-        f"clip_grad_scale {norm}": functools.partial(
-            _clip_grad, lightning_kernels.clip_grad_scale, norm
-        )
-        for norm in (2.0, 3.0, math.inf)
-    },
-    "clip_grad_scale, scaled": _clip_grad_scale,
-    "clip_grads_with_norm_": _clip_grads_with_norm,
-    "clip_grad_value_": functools.partial(_clip_grad, lightning_kernels.clip_grad_value_),
-    "clip_grad_adaptive_": functools.partial(_clip_grad, lightning_kernels.clip_grad_adaptive_),
-    **{
-        f"{function.__name__[1:]} {name} {layout}": functools.partial(
-            function, dtype, layout == "channels last"
-        )
-        for function in (_channel_dropout, _stochastic_depth)
-        for name, dtype in _DTYPES.items()
-        for layout in ("channels last", "NCHW")
-    },
-    "channel_dropout bf16, alpha": functools.partial(_channel_dropout, torch.bfloat16, True, True),
-    "channel_dropout bf16, scheduled alpha": functools.partial(
-        _channel_dropout, torch.bfloat16, False, True, True
-    ),
-    "stochastic_depth bf16, plain": functools.partial(
-        _stochastic_depth, torch.bfloat16, False, False, False
-    ),
-    "stochastic_depth bf16, residual": functools.partial(
-        _stochastic_depth, torch.bfloat16, True, True, False
-    ),
-    **{
-        f"dropout_activation {name} gelu": functools.partial(_dropout_activation, dtype, "gelu")
-        for name, dtype in _DTYPES.items()
-    },
-    **{
-        f"dropout_activation bf16 {name}": functools.partial(
-            _dropout_activation, torch.bfloat16, name
-        )
-        for name in ("relu", "elu", "silu")
-    },
-    "dropout_activation bf16 gelu, no bias": functools.partial(
-        _dropout_activation, torch.bfloat16, "gelu", bias=False
-    ),
-    "dropout_activation bf16 silu, evaluation": functools.partial(
-        _dropout_activation, torch.bfloat16, "silu", training=False
-    ),
-    **{
-        f"drop_block bf16 {layout} {shape[1:]}": functools.partial(
-            _drop_block, torch.bfloat16, shape, layout == "channels last"
-        )
-        for layout in ("channels last", "NCHW")
-        for shape in (*_MAPS, (32, 64, 128, 128))
-    },
-    **{
-        f"drop_block {name} {layout}": functools.partial(
-            _drop_block, dtype, _MAPS[0], layout == "channels last"
-        )
-        for name, dtype in (("fp16", torch.float16), ("fp32", torch.float32))
-        for layout in ("channels last", "NCHW")
-    },
-    **{
-        f"drop_block bf16 NCHW {shape[1:]}": functools.partial(
-            _drop_block, torch.bfloat16, shape, False
-        )
-        for shape in ((32, 64, 33, 67), (32, 64, 16, 16, 16))
-    },
-    **{
-        f"drop_block bf16 {layout}, scheduled and shared": functools.partial(
-            _drop_block, torch.bfloat16, _MAPS[0], layout == "channels last", False, True
-        )
-        for layout in ("channels last", "NCHW")
-    },
-    "dropout bf16, scheduled": functools.partial(_dropout, torch.bfloat16, scheduled=True),
-    "alpha_dropout bf16": functools.partial(_dropout, torch.bfloat16, alpha=True),
-    "alpha_dropout bf16, scheduled": functools.partial(_dropout, torch.bfloat16, True, True),
-}
+def _call(
+    function: Callable[..., None], *args: Any, bits: int = 128, **options: Any
+) -> tuple[str, Call]:
+    """Return the name of ``function(*args, **options)``, and the call itself."""
+    values = (f"{key} {_text(value)}" for key, value in options.items())
+    name = " ".join((function.__name__[1:], *map(_text, args)))
+    return ", ".join((name, *values)), Call(lambda: function(*args, **options), bits)
 
 
-def launches_of(name: str) -> list[Launch]:
-    """Return the kernel launches of the call named ``name`` in :data:`CALLS`."""
-    with record_launches() as launches:
-        CALLS[name]()
-    return launches
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "x".join(map(str, value))
+    return _DTYPE_NAMES.get(value, str(value)) if isinstance(value, torch.dtype) else str(value)
+
+
+# Shapes that the compiler can't tell apart share their machine code, and are compiled once. In 16
+# bits the types differ by a conversion; fp16 and fp32 stand for the shapes where that could matter.
+CALLS: dict[str, Call] = dict(
+    [
+        # Rows: ViT, GPT-2, Llama, ConvNeXt, the queries and keys of attention, tiny ones.
+        _call(_layer_norm, BF16, (256, 197, 768)),
+        _call(_layer_norm, BF16, (128, 197, 1024)),
+        _call(_layer_norm, BF16, (8, 1024, 768)),
+        _call(_layer_norm, BF16, (8, 1024, 1024)),
+        _call(_layer_norm, BF16, (8, 1024, 1280)),
+        _call(_layer_norm, BF16, (8, 1024, 1600)),
+        _call(_layer_norm, BF16, (8192, 2048)),
+        _call(_layer_norm, BF16, (8192, 4096)),
+        _call(_layer_norm, BF16, (8192, 5120)),
+        _call(_layer_norm, BF16, (8192, 8192)),
+        _call(_layer_norm, BF16, (262144, 128)),
+        _call(_layer_norm, BF16, (1, 128), bits=16),  # a thread for each element
+        _call(_layer_norm, BF16, (256, 1024)),
+        _call(_layer_norm, BF16, (256, 197, 768), affine=False),
+        _call(_layer_norm, FP16, (256, 197, 768)),
+        _call(_layer_norm, FP32, (256, 197, 768)),
+        _call(_layer_norm, FP32, (8, 1024, 1600)),
+        _call(_layer_norm, FP32, (8192, 8192)),
+        _call(_layer_norm2d, BF16, (128, 96, 56, 56), NHWC),
+        _call(_layer_norm2d, BF16, (128, 128, 56, 56), NHWC),
+        _call(_layer_norm2d, BF16, (128, 192, 28, 28), NHWC),
+        _call(_layer_norm2d, BF16, (128, 256, 28, 28), NHWC),
+        _call(_layer_norm2d, BF16, (128, 384, 14, 14), NHWC),
+        _call(_layer_norm2d, BF16, (128, 512, 14, 14), NHWC),
+        _call(_layer_norm2d, BF16, (128, 768, 7, 7), NHWC),
+        _call(_layer_norm2d, BF16, (128, 1024, 7, 7), NHWC),
+        _call(_layer_norm2d, BF16, (128, 96, 56, 56), NCHW),
+        _call(_layer_norm2d, BF16, (128, 128, 56, 56), NCHW),
+        _call(_layer_norm2d, BF16, (128, 192, 28, 28), NCHW),
+        _call(_layer_norm2d, BF16, (128, 256, 28, 28), NCHW),
+        _call(_layer_norm2d, BF16, (128, 384, 14, 14), NCHW),
+        _call(_layer_norm2d, FP32, (128, 96, 56, 56), NCHW),
+        _call(_rms_norm, BF16, (8192, 2048)),
+        _call(_rms_norm, BF16, (8192, 4096)),
+        _call(_rms_norm, BF16, (8192, 5120)),
+        _call(_rms_norm, BF16, (8192, 8192)),
+        _call(_rms_norm, BF16, (4096, 16384)),
+        _call(_rms_norm, BF16, (262144, 128)),
+        _call(_rms_norm, BF16, (8192, 32, 128), heads=True),
+        _call(_rms_norm, FP32, (8192, 8192)),
+        _call(_add_norm, BF16, (256, 197, 768)),
+        _call(_add_norm, BF16, (8, 1024, 1024)),
+        _call(_add_norm, BF16, (8, 1024, 1280)),
+        _call(_add_norm, BF16, (8, 1024, 1600)),
+        _call(_add_norm, BF16, (8, 1024, 4096)),
+        _call(_add_norm, BF16, (8, 1024, 8192)),
+        _call(_add_norm, BF16, (256, 1024)),
+        _call(_add_norm, BF16, (256, 197, 768), layer_scale=True),
+        _call(_add_norm, BF16, (8, 1024, 4096), layer_scale=True),
+        _call(_add_norm, BF16, (256, 197, 768), residual=FP32),
+        _call(_add_norm, BF16, (8, 1024, 4096), residual=FP32),
+        _call(_add_norm, BF16, (256, 197, 768), used="y"),
+        _call(_add_norm, BF16, (256, 197, 768), used="z"),
+        _call(_add_norm, BF16, (256, 197, 768), training=False),
+        _call(_add_norm, BF16, (8192, 4096), norm="rms_norm"),
+        _call(_add_norm, FP16, (256, 197, 768)),
+        _call(_add_norm, FP32, (8, 1024, 1600)),
+        _call(_add_norm, FP32, (8, 1024, 8192)),
+        # ResNet-50, channels last: every stage, without a residual and with one.
+        _call(_batch_norm, BF16, (256, 64, 112, 112), NHWC),
+        _call(_batch_norm, BF16, (256, 64, 56, 56), NHWC),
+        _call(_batch_norm, BF16, (256, 128, 28, 28), NHWC),
+        _call(_batch_norm, BF16, (256, 256, 14, 14), NHWC),
+        _call(_batch_norm, BF16, (256, 512, 7, 7), NHWC),
+        _call(_batch_norm, BF16, (256, 256, 56, 56), NHWC, residual=True),
+        _call(_batch_norm, BF16, (256, 512, 28, 28), NHWC, residual=True),
+        _call(_batch_norm, BF16, (256, 1024, 14, 14), NHWC, residual=True),
+        _call(_batch_norm, BF16, (256, 2048, 7, 7), NHWC, residual=True),
+        _call(_batch_norm, BF16, (256, 1024, 14, 14), NHWC, activation=None),
+        _call(_batch_norm, BF16, (32, 64, 56, 56), NHWC),
+        _call(_batch_norm, BF16, (32, 2048, 7, 7), NHWC),
+        _call(_batch_norm, BF16, (64, 1024, 7, 7), NHWC),
+        _call(_batch_norm1d, BF16, (100000, 32)),
+        _call(_batch_norm, BF16, (256, 256, 14, 14), NHWC, residual=True, activation="gelu"),
+        _call(_batch_norm, BF16, (256, 256, 14, 14), NHWC, activation="silu", training=False),
+        _call(_batch_norm, FP16, (256, 64, 56, 56), NHWC),
+        _call(_batch_norm, FP32, (256, 64, 56, 56), NHWC),
+        # Contiguous: planes of 112x112, 56x56 and 28x28 begin at multiples of 16 elements. Those of
+        # 14x14 begin at multiples of 4, which are 64 bits; those of 7x7 anywhere.
+        _call(_batch_norm, BF16, (256, 64, 112, 112), NCHW),
+        _call(_batch_norm, BF16, (256, 64, 56, 56), NCHW),
+        _call(_batch_norm, BF16, (256, 128, 28, 28), NCHW),
+        _call(_batch_norm, BF16, (256, 256, 14, 14), NCHW, bits=64),
+        _call(_batch_norm, BF16, (256, 512, 7, 7), NCHW, bits=16),
+        _call(_batch_norm, BF16, (256, 256, 56, 56), NCHW, residual=True),
+        _call(_batch_norm, BF16, (256, 512, 28, 28), NCHW, residual=True),
+        _call(_batch_norm, BF16, (256, 1024, 14, 14), NCHW, residual=True, bits=64),
+        _call(_batch_norm, BF16, (256, 2048, 7, 7), NCHW, residual=True, bits=16),
+        _call(_batch_norm, BF16, (256, 256, 56, 56), NCHW, activation=None),
+        _call(_batch_norm, BF16, (32, 64, 56, 56), NCHW),
+        _call(_batch_norm, BF16, (32, 128, 28, 28), NCHW),
+        _call(_batch_norm, BF16, (32, 256, 14, 14), NCHW, bits=64),
+        _call(_batch_norm, BF16, (32, 512, 7, 7), NCHW, bits=16),
+        _call(_batch_norm, BF16, (64, 1024, 7, 7), NCHW, bits=16),
+        _call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, residual=True, activation="gelu"),
+        _call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, activation="silu", training=False),
+        _call(_batch_norm, FP32, (256, 64, 56, 56), NCHW),
+        # A program may hold a group in both directions, in the forward pass alone, or in neither.
+        _call(_group_norm, BF16, (8, 320, 64, 64), NHWC),
+        _call(_group_norm, BF16, (8, 640, 32, 32), NHWC),
+        _call(_group_norm, BF16, (8, 1280, 16, 16), NHWC),
+        _call(_group_norm, BF16, (8, 1280, 8, 8), NHWC),
+        _call(_group_norm, BF16, (2, 960, 96, 96), NHWC),
+        _call(_group_norm, BF16, (256, 256, 56, 56), NHWC),
+        _call(_group_norm, BF16, (256, 1024, 14, 14), NHWC),
+        _call(_group_norm, BF16, (8, 320, 64, 64), NCHW),
+        _call(_group_norm, BF16, (8, 640, 32, 32), NCHW),
+        _call(_group_norm, BF16, (8, 1280, 16, 16), NCHW),
+        _call(_group_norm, BF16, (8, 1280, 8, 8), NCHW),
+        _call(_group_norm, BF16, (2, 960, 96, 96), NCHW),
+        _call(_group_norm, BF16, (256, 256, 56, 56), NCHW),
+        _call(_group_norm, BF16, (256, 1024, 14, 14), NCHW, bits=64),
+        _call(_group_norm, BF16, (32, 256, 16, 16), NCHW, activation="gelu"),
+        _call(_group_norm, BF16, (32, 256, 16, 16), NCHW, groups=1, activation=None),
+        _call(_group_norm, FP32, (8, 320, 64, 64), NHWC),
+        _call(_group_norm, FP32, (8, 1280, 16, 16), NCHW),
+        _call(_instance_norm, BF16, (16, 128, 64, 64), NHWC),
+        _call(_instance_norm, BF16, (16, 128, 64, 64), NCHW),
+        _call(_instance_norm, BF16, (2, 32, 128, 128, 128), NHWC),
+        _call(_instance_norm, BF16, (2, 32, 128, 128, 128), NCHW),
+        # Dropout of elements, of channels and of branches.
+        _call(_dropout, BF16, (256, 197, 768)),
+        _call(_dropout, BF16, (256, 2048, 7, 7)),
+        _call(_dropout, BF16, (1, 128)),
+        _call(_dropout, BF16, (256, 197, 768), scheduled=True),
+        _call(_dropout, FP16, (256, 197, 768)),
+        _call(_dropout, FP32, (256, 197, 768)),
+        _call(_alpha_dropout, BF16, (8192, 1024)),
+        _call(_alpha_dropout, BF16, (8192, 1024), scheduled=True),
+        _call(_dropout2d, BF16, (256, 64, 56, 56), NHWC),
+        _call(_dropout2d, BF16, (256, 2048, 7, 7), NHWC),
+        _call(_dropout2d, BF16, (256, 64, 56, 56), NCHW),
+        _call(_dropout2d, BF16, (256, 1024, 14, 14), NCHW, bits=64),
+        _call(_dropout2d, BF16, (256, 2048, 7, 7), NCHW, bits=16),
+        _call(_feature_alpha_dropout, BF16, (256, 64, 56, 56), NHWC),
+        _call(_feature_alpha_dropout, BF16, (256, 64, 56, 56), NCHW, scheduled=True),
+        _call(_stochastic_depth, BF16, (256, 197, 768)),
+        _call(_stochastic_depth, BF16, (128, 96, 56, 56), NHWC),
+        _call(_stochastic_depth, BF16, (128, 768, 7, 7), NHWC),
+        _call(_stochastic_depth, BF16, (128, 96, 56, 56), NCHW),
+        _call(_stochastic_depth, BF16, (128, 384, 14, 14), NCHW, bits=64),
+        _call(_stochastic_depth, BF16, (128, 768, 7, 7), NCHW, bits=16),
+        _call(_stochastic_depth, BF16, (128, 96, 56, 56), NHWC, layer_scale=False),
+        _call(_stochastic_depth, BF16, (128, 96, 56, 56), NCHW, residual=False, layer_scale=False),
+        _call(_dropout_activation, BF16, (256, 197, 3072)),
+        _call(_dropout_activation, BF16, (8, 1024, 6400)),
+        _call(_dropout_activation, BF16, (256, 1024)),
+        _call(_dropout_activation, BF16, (256, 197, 3072), activation="elu"),
+        _call(_dropout_activation, BF16, (256, 197, 3072), activation="silu"),
+        _call(_dropout_activation, BF16, (256, 197, 3072), activation="silu", training=False),
+        _call(_dropout_activation, BF16, (256, 197, 3072), bias=False),
+        _call(_dropout_activation, FP16, (256, 197, 3072)),
+        _call(_dropout_activation, FP32, (256, 197, 3072)),
+        _call(_drop_block, BF16, (256, 512, 28, 28), NHWC),
+        _call(_drop_block, BF16, (256, 1024, 14, 14), NHWC),
+        _call(_drop_block, BF16, (256, 2048, 7, 7), NHWC),
+        _call(_drop_block, BF16, (256, 512, 28, 28), NCHW),
+        _call(_drop_block, BF16, (256, 1024, 14, 14), NCHW),
+        _call(_drop_block, BF16, (256, 2048, 7, 7), NCHW),
+        _call(_drop_block, BF16, (32, 64, 128, 128), NCHW),
+        _call(_drop_block, BF16, (32, 64, 33, 67), NCHW),
+        _call(_drop_block, BF16, (32, 64, 16, 16, 16), NCHW),
+        _call(_drop_block, BF16, (256, 512, 28, 28), NHWC, per_channel=False, scheduled=True),
+        _call(_drop_block, FP32, (256, 512, 28, 28), NCHW),
+        # Gradients of any number, size and type stand in one table.
+        _call(_clip_grad_norm_, 1.0),
+        _call(_clip_grad_norm_, 2.0),
+        _call(_clip_grad_norm_, 3.0),
+        _call(_clip_grad_norm_, math.inf),
+        _call(_clip_grad_scale, 2.0),
+        _call(_clip_grad_scale, 3.0),
+        _call(_clip_grad_scale, math.inf),
+        _call(_clip_grad_scale_of_losses),
+        _call(_clip_grads_with_norm_),
+        _call(_clip_grad_value_),
+        _call(_clip_grad_adaptive_),
+    ]
+)

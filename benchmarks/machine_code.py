@@ -20,6 +20,7 @@ from unittest import mock
 
 import torch
 import triton
+from packaging.version import Version
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
@@ -30,13 +31,40 @@ from lightning_kernels._core import dispatch as _dispatch
 from lightning_kernels._core import launch as _launch
 
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
+
+# The most bytes that a thread of a kernel spills, for each release of Triton, which brings its own
+# ptxas. A kernel that is not listed spills none; a newer Triton is held to the last release here.
+# - Statistics of batch norm: with 64 registers a multiprocessor holds four programs of 8 warps,
+#   with 72 three. The few instructions of the spill stand outside of the loop, and cost less.
+# - The other kernels have no limit of registers: ptxas itself spills a value or two to hold one
+#   program more. A limit of more registers would take that program away again.
+MOST_SPILLS: dict[str, dict[str, int]] = {
+    "3.6": {
+        "_add_norm_forward_kernel": 8,
+        "_batch_norm_statistics_kernel": 8,
+        "_group_norm_sum_kernel": 8,
+    },
+    "3.7": {
+        "_group_norm_sum_kernel": 8,
+    },
+    "3.8": {
+        "_add_norm_forward_kernel": 8,
+        "_batch_norm_statistics_kernel": 16,
+        "_group_norm_forward_kernel": 16,
+        "_group_norm_sum_kernel": 16,
+    },
+    "3.9": {
+        "_batch_norm_statistics_kernel": 8,
+    },
+}
+
 _MULTIPROCESSORS = 132  # an H200's: it decides grids, which the machine code does not depend on
 _UNCOUNTED = (
     (r"\bscf\.(for|while)\b", "it loops: how often depends on its arguments"),
     (r"\b(scf\.if|cf\.cond_br|cf\.switch)\b", "it branches: which way depends on its arguments"),
     (r"\btt\.(atomic_\w+|descriptor_\w+|call)\b", "it has atomics, descriptors or calls"),
 )
-# Of a load or store the address, and of its type, tensor<2x128x!tt.ptr<bf16>>, "2x128x" and "bf16".
+# A load or store: the address and, of a type like tensor<2x128x!tt.ptr<bf16>>, "2x128x" and "bf16".
 _ACCESS = r"\btt\.(?:load|store) (%[\w.-]+).*?: (?:tensor<)?((?:\d+x)*)!tt\.ptr<(\w+)>"
 _ITEM_BYTES = {
     "i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8,
@@ -61,16 +89,16 @@ class Launch:
 
 
 class Traffic(NamedTuple):
-    """Global memory that a program without loops asks for, counted in its code.
+    """Accesses to global memory of a program without loops, counted in its intermediate code.
 
-    Lanes that a mask turns off at the edge of a tensor count as bytes and as elements alike.
+    Masked lanes at the edge of a tensor count as bytes and as elements alike.
 
     Attributes:
-        bytes_per_element: Bytes of the accesses of the program's whole tile, over its elements:
-            what goes through memory once, so what a floor counts.
-        other_bytes_per_element: Bytes of all else over the same elements: what is the same for
-            every program (parameters, which caches hold) or smaller (statistics).
-        uncounted: Why the two are ``None``, if they are.
+        bytes_per_element: Bytes of the accesses to the program's whole tile, divided by the tile's
+            elements. A floor counts these bytes, for they go through memory once.
+        other_bytes_per_element: Bytes of all other accesses, divided by the same number:
+            parameters, which the programs share and caches hold, and statistics, which are small.
+        uncounted: Why the two numbers are ``None``; ``None`` if they are counted.
     """
 
     bytes_per_element: float | None
@@ -108,6 +136,12 @@ class MachineCode:
         return min((max(bits) for bits in (self.load_bits, self.store_bits) if bits), default=0)
 
 
+def most_spills(kernel: str, version: str = triton.__version__) -> int:
+    """Return how many bytes a thread of ``kernel`` may spill, see :data:`MOST_SPILLS`."""
+    listed = max((v for v in MOST_SPILLS if Version(v) <= Version(version)), key=Version)
+    return MOST_SPILLS[listed].get(kernel, 0)
+
+
 @contextlib.contextmanager
 def record_launches() -> Iterator[list[Launch]]:
     """Record kernel launches instead of making them, on fake ``cuda`` tensors made inside.
@@ -128,7 +162,7 @@ def record_launches() -> Iterator[list[Launch]]:
         enter = stack.enter_context
         _pretend_gpu(stack)
         enter(mock.patch.object(JITFunction, "__getitem__", record))
-        # Fake tensors stand for real ones here, so the eager door is the one to take.
+        # Fake tensors stand for real tensors here, so operators launch as in eager mode.
         plain = _dispatch._PLAIN_TYPES | {FakeTensor}
         enter(mock.patch.object(_dispatch, "_PLAIN_TYPES", plain))
         enter(FakeTensorMode(allow_non_fake_inputs=True))
@@ -137,7 +171,7 @@ def record_launches() -> Iterator[list[Launch]]:
 
 
 def _pretend_gpu(stack: contextlib.ExitStack) -> None:
-    """Let the host code ask after a GPU where there is none."""
+    """Answer the host code's questions about a GPU where there is none."""
     generator = SimpleNamespace(
         initial_seed=lambda: 2**63 + 1, get_offset=lambda: 4, set_offset=lambda offset: None
     )
@@ -175,9 +209,14 @@ def compile_launch(launch: Launch, target: int) -> MachineCode:
         compiled = launch.kernel.warmup(*args, grid=launch.grid, **launch.constants)
     finally:
         triton.runtime.driver._active = previous
+    return _read(compiled, launch.name, target)
+
+
+@functools.cache  # launches that Triton specialises alike share what it compiled
+def _read(compiled: Any, name: str, target: int) -> MachineCode:
     usage = _resource_usage(compiled.asm["cubin"])
     return MachineCode(
-        kernel=launch.name,
+        kernel=name,
         target=target,
         registers=usage["REG"],
         spills=usage["STACK"] + usage["LOCAL"],
@@ -228,8 +267,8 @@ def _access_bits(ptx: str, kind: str) -> tuple[int, ...]:
 def count_traffic(ttir: str) -> Traffic:
     """Count the global bytes of a program in Triton's intermediate code.
 
-    The code names each access with its whole tile; the machine code does not, for threads repeat
-    the loads of a tile that is smaller than the program.
+    Triton's code names each access with its whole tile. The machine code does not: where a tile is
+    smaller than the program, threads repeat its loads.
     """
     for pattern, reason in _UNCOUNTED:
         if re.search(pattern, ttir):
@@ -249,7 +288,7 @@ def count_traffic(ttir: str) -> Traffic:
 
 
 def _names_that_depend_on_the_program(ttir: str) -> set[str]:
-    """Return the values that follow from the program's number, in code without loops."""
+    """Return the values computed from the program's number, in code without loops."""
     moving: set[str] = set()
     for name, expression in re.findall(r"^\s*(%[\w.-]+)(?::\d+)? = (.*)$", ttir, re.MULTILINE):
         operands = re.findall(r"%[\w.-]+", expression)

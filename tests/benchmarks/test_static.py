@@ -22,21 +22,26 @@ def run(out: Path, *options: str) -> tuple[int, list[Row]]:
 
 
 def test_every_launch_of_a_call_is_a_row(tmp_path: Path) -> None:
-    options = ("--calls", "layer_norm bf16 768", "dropout fp32", "--targets", "80", "90")
+    options = ("--calls", "layer_norm bf16 8x1024x768", "dropout fp32", "--targets", "80", "90")
     status, rows = run(tmp_path, *options)
     assert status == 0
     kernels = [(row["call"], row["kernel"], row["target"]) for row in rows]
     norms = ("_row_norm_forward_kernel", "_row_norm_backward_kernel", "_sum_partials_kernel")
     for target in (80, 90):
         for kernel in norms:
-            assert ("layer_norm bf16 768", kernel, target) in kernels
-        assert kernels.count(("dropout fp32", "_dropout_kernel", target)) == 2  # and backward
+            assert ("layer_norm bf16 8x1024x768", kernel, target) in kernels
+        assert (
+            kernels.count(("dropout fp32 256x197x768", "_dropout_kernel", target)) == 2
+        )  # and backward
     for row in rows:
         assert row["spills"] == 0
         assert 16 <= row["registers"] <= 255
         assert row["num_warps"] == 4
         assert row["vector_bits"] == (32 if row["kernel"] == "_sum_partials_kernel" else 128)
-    assert "| dropout fp32 | 0 | _dropout_kernel | 80 |" in (tmp_path / "static.md").read_text()
+    assert (
+        "| dropout fp32 256x197x768 | 0 | _dropout_kernel | 80 |"
+        in (tmp_path / "static.md").read_text()
+    )
 
 
 def test_bytes_are_counted_from_the_code_or_there_is_a_reason(tmp_path: Path) -> None:
@@ -59,7 +64,8 @@ def test_bytes_are_counted_from_the_code_or_there_is_a_reason(tmp_path: Path) ->
     (affine,) = (
         row
         for row in rows
-        if row["call"] == "layer_norm bf16 4096" and row["kernel"] == "_row_norm_forward_kernel"
+        if row["call"] == "layer_norm bf16 8192x4096"
+        and row["kernel"] == "_row_norm_forward_kernel"
     )
     assert affine["other_bytes_per_element"] == 8 + 8 / 4096  # two float32 a column and a row
 
@@ -107,7 +113,10 @@ def test_a_spill_is_an_error(
     assert status == 1
     assert [row["spills"] for row in rows] == [16, 16]
     assert rows[0]["vector_bits"] == 128  # of the loads alone, there being no store
-    assert "dropout fp16, _dropout_kernel, sm_90: spills 16 bytes" in capsys.readouterr().out
+    assert (
+        "dropout fp16 256x197x768, _dropout_kernel, sm_90: spills 16 bytes"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_launch_that_does_not_compile_costs_the_others_nothing(

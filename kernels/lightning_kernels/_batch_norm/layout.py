@@ -57,7 +57,8 @@ def plan_of(shape: torch.Size, channels_last: bool, multiprocessors: int) -> Pla
     tiles = cdiv(outer, height) * (1 if channels_last else cdiv(plane, width))
     sum_tile = {"OUTER": height, "INNER": width, "num_warps": _warps(height * width, 512)}
     height = min(_TILE // width, next_power_of_2(rows))
-    map_tile = {"ROWS": height, "COLUMNS": width, "num_warps": _warps(height * width, 1024)}
+    share = 1024 if alignment >= 4 else 512  # narrow accesses hold more addresses in registers
+    map_tile = {"ROWS": height, "COLUMNS": width, "num_warps": _warps(height * width, share)}
     return Plan(
         sizes=(outer, inner, channels),
         groups=groups,

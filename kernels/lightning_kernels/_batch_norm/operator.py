@@ -68,10 +68,12 @@ def _measure(
     """Write the statistics of the batch, and update the running statistics if there are any."""
     channels, splits = x.shape[1], plan.splits[0]
     partial = x.new_empty((3, splits, channels), dtype=torch.float32).transpose(0, 1)
+    maxnreg = 64 if x.element_size() == 2 else 80  # of float32 fewer programs load as many bytes
+    if plan.sum_tile["ALIGNMENT"] < 4:
+        maxnreg = 96  # narrow accesses keep an address for each element, or the loop spills
     launch(
         _batch_norm_statistics_kernel, (plan.groups * splits,), x.device,
-        x, partial, *plan.sizes, plan.groups, **plan.sum_tile,
-        maxnreg=64 if x.element_size() == 2 else 80,  # of float32 fewer programs load as many bytes
+        x, partial, *plan.sizes, plan.groups, **plan.sum_tile, maxnreg=maxnreg,
     )  # fmt: skip
     if group is not None:
         merge_statistics(partial, statistics)
@@ -138,7 +140,7 @@ def _forward_of_backward(
     if needs[0] or needs[1]:
         tile = plan.map_tile
         if residual is not None:  # one more tensor in registers, and an activation
-            tile = {**tile, "num_warps": 4 * tile["num_warps"]}
+            tile = {**tile, "num_warps": min(16, 4 * tile["num_warps"])}
         launch(
             _batch_norm_backward_kernel, (plan.programs,), x.device,
             *inputs, sums, grad_x, grad_residual, *plan.matrix, count, eps,

@@ -97,7 +97,7 @@ def _launch(
     launch(
         _channel_dropout_kernel, (grid,), x.device, x, y, rows, columns, threshold_of(p),
         *constants, rate, state, seed, offset,
-        ALPHA=alpha, GRADIENT=gradient, CHANNELS_LAST=channels_last, **tile,
+        ALPHA=alpha, GRADIENT=alpha and gradient, CHANNELS_LAST=channels_last, **tile,
     )  # fmt: skip
 
 

@@ -95,7 +95,8 @@ def _launch(
     grid = (cdiv(x.numel(), BLOCK_SIZE),)
     launch(
         _dropout_kernel, grid, x.device, x, y, x.numel(), threshold_of(p), *constants, rate,
-        state, seed, offset, ALPHA=alpha, GRADIENT=gradient, BLOCK_SIZE=BLOCK_SIZE, num_warps=4,
+        state, seed, offset, ALPHA=alpha, GRADIENT=alpha and gradient, BLOCK_SIZE=BLOCK_SIZE,
+        num_warps=4,
     )  # fmt: skip
 
 
