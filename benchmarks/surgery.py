@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
-from lightning_practices.nn import norm_activation
+from lightning_practices.nn import BatchNorm2d, norm_activation
 from lightning_practices.surgery import fuse
 
 NETWORKS = (
@@ -115,5 +115,7 @@ def guard_microseconds(block: Any, repeats: int) -> float:
         return min(times) / GUARD_CALLS * 1e6
 
     block = copy.deepcopy(block)
-    block.bn1.normalise = block.bn2.normalise = nothing
+    block.bn1.__class__ = block.bn2.__class__ = type(
+        "Nothing", (BatchNorm2d,), {"normalise": nothing}
+    )
     return best(guards) - best(layers)

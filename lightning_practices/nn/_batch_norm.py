@@ -1,4 +1,4 @@
-"""Batch normalisation over the fused kernels, with what follows it in most networks."""
+"""Batch normalisation over the fused kernels, with a residual and an activation."""
 
 from typing import Any, get_args
 
@@ -12,9 +12,9 @@ from lightning_kernels import Activation
 
 
 class FusedBatchNorm(_BatchNorm):
-    """What the fused batch norms share. Not a layer by itself: see :class:`BatchNorm2d`.
+    """Base class of the fused batch norms. Not a layer by itself: see :class:`BatchNorm2d`.
 
-    The defaults stand on the class, for layers that became fused by a change of class.
+    The defaults are class attributes, for layers that became fused by a change of their class.
     """
 
     activation: Activation | None = None
@@ -23,11 +23,18 @@ class FusedBatchNorm(_BatchNorm):
 
     def __init__(
         self,
-        *args: Any,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
         activation: Activation | None = None,
         activation_parameter: float | None = None,
         virtual_batch_size: int | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # torch's bias, which its older versions don't have
     ) -> None:
         if activation is not None and activation not in get_args(Activation):
             known = ", ".join(get_args(Activation))
@@ -39,7 +46,9 @@ class FusedBatchNorm(_BatchNorm):
                 f"virtual_batch_size must be a positive number of samples or None,"
                 f" but got {virtual_batch_size!r}"
             )
-        super().__init__(*args, **kwargs)
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs
+        )
         self.activation = activation
         self.activation_parameter = activation_parameter
         self.virtual_batch_size = virtual_batch_size
@@ -55,7 +64,7 @@ class FusedBatchNorm(_BatchNorm):
         activation: str | None,
         activation_parameter: float | None,
     ) -> Tensor:
-        """Run the layer with another activation than its own, as a folded block does."""
+        """Run the layer with this activation in place of its own, as a fused block does."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         arguments = activation, activation_parameter
         pieces = 1
@@ -85,10 +94,10 @@ class FusedBatchNorm(_BatchNorm):
         activation: str | None,
         activation_parameter: float | None,
     ) -> Tensor:
-        """Normalise by the statistics of ``input`` or the running ones, as torch decides it."""
+        """Normalise by the statistics of ``input`` or the running ones, chosen as torch does."""
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         momentum = self.momentum
-        if momentum is None:  # cumulative: what each batch so far, and this one, weighs the same
+        if momentum is None:  # a cumulative average: every batch so far has the same weight
             counted = self.num_batches_tracked if tracks else None
             momentum = 0.0 if counted is None else 1 / (int(counted) + 1)
         recorded = tracks or not self.training
@@ -107,7 +116,7 @@ class FusedBatchNorm(_BatchNorm):
             process_group=self._synchronised_over(),
         )
         if tracks and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)  # only now: what raises has changed nothing
+            self.num_batches_tracked.add_(1)  # only now: an error above leaves it as it was
         return y
 
     def _synchronised_over(self) -> Any:
@@ -116,10 +125,10 @@ class FusedBatchNorm(_BatchNorm):
 
     @property
     def qconfig(self) -> Any:
-        """What torch's conversions to another layer read before they make it.
+        """The quantisation settings, which torch reads before it makes another layer of this one.
 
         ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` and eager quantisation know neither
-        activations nor virtual batches, and would drop them without a word.
+        activations nor virtual batches, and would drop them without a warning. So this raises.
         """
         if self.activation is not None or self.virtual_batch_size is not None:
             raise RuntimeError(
@@ -166,9 +175,9 @@ class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
     batch norm): the batch is cut into as few equal pieces, to a sample, as keep within that size,
     and each updates the running statistics, and ``num_batches_tracked``, in turn.
 
-    :func:`torch.nn.utils.fuse_conv_bn_eval` folds the normalisation and leaves the activation to
-    its caller. :meth:`torch.nn.SyncBatchNorm.convert_sync_batchnorm` would drop the activation or
-    the virtual batches without a word, so it raises on a layer that has one;
+    :func:`torch.nn.utils.fuse_conv_bn_eval` merges the normalisation into a convolution and leaves
+    the activation to its caller. :meth:`torch.nn.SyncBatchNorm.convert_sync_batchnorm` would drop
+    the activation or the virtual batches without a warning, so it raises on a layer that has one.
     :meth:`SyncBatchNorm.convert_sync_batchnorm` keeps the activation.
 
     Ioffe and Szegedy, 2015, *Batch Normalization*, arXiv:1502.03167; Hoffer, Hubara and Soudry,
@@ -193,9 +202,11 @@ class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
         - Output: as the input, its memory format included.
 
     Raises:
-        ValueError: If an argument is none that there can be; from ``forward``, for an input of
-            another dimension, or a single value per channel in training.
-        RuntimeError: From ``forward``, if input, residual and parameters do not go together.
+        ValueError: If ``activation`` is unknown or ``virtual_batch_size`` is not a positive number;
+            from ``forward``, for an input of another dimension, or a single value per channel in
+            training.
+        RuntimeError: From ``forward``, if shapes or types of input, residual and parameters don't
+            match.
     """
 
 

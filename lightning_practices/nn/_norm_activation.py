@@ -13,14 +13,16 @@ from lightning_practices.nn._group_norm import GroupNorm
 from lightning_practices.nn._hooks import any_hook_on_all, is_touched
 from lightning_practices.nn._instance_norm import FusedInstanceNorm
 
-# The kernels' name of each layer, and the attribute that says more of the layer.
-_ACTIVATIONS: dict[type[nn.Module], tuple[str, str | None]] = {
-    nn.ReLU: ("relu", None),
-    nn.LeakyReLU: ("leaky_relu", "negative_slope"),
-    nn.ELU: ("elu", "alpha"),
-    nn.SELU: ("selu", None),
-    nn.SiLU: ("silu", None),
-    nn.GELU: ("gelu", "approximate"),
+Activation = tuple[str, float | None]  # name and parameter, as the kernels take them
+
+# The activation of each layer, and the layer's attribute that says more of it.
+_ACTIVATIONS: dict[type[nn.Module], tuple[Activation, str | None]] = {
+    nn.ReLU: (("relu", None), None),
+    nn.LeakyReLU: (("leaky_relu", None), "negative_slope"),
+    nn.ELU: (("elu", None), "alpha"),
+    nn.SELU: (("selu", None), None),
+    nn.SiLU: (("silu", None), None),
+    nn.GELU: (("gelu", None), "approximate"),
 }
 
 
@@ -58,15 +60,15 @@ def norm_activation(
         >>> norm, act, x = BatchNorm2d(4), nn.ReLU(), torch.randn(2, 4, 8, 8)
         >>> y = norm_activation(x, norm, act, residual=x)  # act(norm(x) + x)
     """
-    call = norm_call(type(norm))
-    known = kernel_activation(activation)
+    kind: Any = type(norm)
+    call, is_batch_norm = norm_call(kind), kind.forward is FusedBatchNorm.forward
     if (
         call is not None
-        and known is not None
-        and getattr(norm, "activation", None) is None
+        and (residual is None or (is_batch_norm and _alike(residual, x)))
+        and not (is_batch_norm and norm.activation is not None)
+        and (known := kernel_activation(activation)) is not None
         and not is_touched(norm.__dict__)
         and not any_hook_on_all()
-        and (residual is None or (call is _batch_norm and _alike(residual, x)))
     ):
         y = call(norm, x, residual, *known)
         if y is not None:
@@ -79,7 +81,7 @@ def norm_activation(
     return result
 
 
-def kernel_activation(activation: nn.Module | str) -> tuple[str, float | None] | None:
+def kernel_activation(activation: nn.Module | str) -> Activation | None:
     """Return an activation's name and parameter as the kernels take them.
 
     Returns:
@@ -91,20 +93,20 @@ def kernel_activation(activation: nn.Module | str) -> tuple[str, float | None] |
     known, state = _ACTIVATIONS.get(type(activation)), activation.__dict__
     if known is None or is_touched(state):
         return None
-    name, attribute = known
+    plain, attribute = known
     if attribute is None:
-        return name, None
+        return plain
     value = state[attribute]
     if attribute == "approximate":
-        return (name, None) if value == "none" else None
-    return (name, float(value)) if type(value) in (float, int) else None
+        return plain if value == "none" else None
+    return (plain[0], float(value)) if type(value) in (float, int) else None
 
 
 def activation_name(activation: nn.Module | str) -> str:
     """Return the name of an activation's class."""
     if not isinstance(activation, str):
         return type(activation).__name__
-    names = {name: cls.__name__ for cls, (name, _) in _ACTIVATIONS.items()}
+    names = {plain[0]: cls.__name__ for cls, (plain, _) in _ACTIVATIONS.items()}
     return names.get(activation, activation)
 
 
@@ -113,11 +115,12 @@ def is_activation(layer: nn.Module) -> bool:
     return type(layer) in _ACTIVATIONS
 
 
-def norm_call(norm: type) -> Callable[..., Tensor | None] | None:
+def norm_call(norm: type[nn.Module]) -> Callable[..., Tensor | None] | None:
     """Return the function that normalises and activates as layers of class ``norm`` do."""
-    forward = getattr(norm, "forward", None)
+    forward: Any = norm.forward
     if forward is FusedBatchNorm.forward:
-        return _batch_norm
+        normalise: Callable[..., Tensor] = norm.normalise  # type: ignore[attr-defined]
+        return normalise
     if forward is GroupNorm.forward:
         return _group_norm
     if forward is _InstanceNorm.forward and issubclass(norm, FusedInstanceNorm):
@@ -125,9 +128,10 @@ def norm_call(norm: type) -> Callable[..., Tensor | None] | None:
     return None
 
 
-def adds_residual(norm: type) -> bool:
+def adds_residual(norm: type[nn.Module]) -> bool:
     """Return whether one call can add a residual too."""
-    return norm_call(norm) is _batch_norm
+    forward: Any = norm.forward
+    return forward is FusedBatchNorm.forward
 
 
 def passes_on(layer: nn.Module) -> bool:
@@ -137,14 +141,7 @@ def passes_on(layer: nn.Module) -> bool:
 
 def _alike(residual: Any, x: Tensor) -> bool:
     # Not the device: two devices are an error either way.
-    return isinstance(residual, Tensor) and residual.dtype == x.dtype and residual.shape == x.shape
-
-
-def _batch_norm(
-    norm: Any, x: Tensor, residual: Tensor | None, activation: str, parameter: float | None
-) -> Tensor:
-    y: Tensor = norm.normalise(x, residual, activation, parameter)
-    return y
+    return isinstance(residual, Tensor) and residual.dtype is x.dtype and residual.shape == x.shape
 
 
 def _group_norm(

@@ -1,4 +1,4 @@
-"""The end of a residual branch and the norm after it, in one pass where nobody can tell."""
+"""The end of a residual branch and the norm after it, in one pass if nothing else can notice."""
 
 import torch
 from torch import Tensor, nn
@@ -15,21 +15,21 @@ _NORMS = frozenset({nn.LayerNorm, LayerNorm})
 def drop_add_norm(
     branch: Tensor, stream: Tensor, dropout: nn.Dropout, norm: nn.LayerNorm
 ) -> tuple[Tensor, Tensor]:
-    r"""Return the norm of the stream after a branch, and that stream.
+    r"""Drop out a branch, add it to the residual stream and normalise the sum.
 
     .. math:: z = r + \mathrm{dropout}(x), \qquad y = \mathrm{norm}(z)
 
-    In one pass if dropout and norm are torch's or this package's and nothing else would run were
-    they called; else, and for types that do not go together, by calling them.
+    One pass computes it if dropout and norm are torch's or this package's layers and have no hooks.
+    Otherwise, and for types that don't match, they are called one by one.
 
     Args:
         branch: :math:`x`.
         stream: :math:`r`.
-        dropout: What drops from the branch.
-        norm: What normalises their sum.
+        dropout: Layer that drops elements of the branch.
+        norm: Layer that normalises the sum.
 
     Returns:
-        :math:`y`, in the branch's type if in one pass, and :math:`z`.
+        :math:`y`, in the type of the branch if one pass computes it, and :math:`z`.
     """
     if (
         type(dropout) not in _DROPOUTS
@@ -38,7 +38,7 @@ def drop_add_norm(
         or not (
             branch.dtype == stream.dtype or (branch.itemsize, stream.dtype) == (2, torch.float32)
         )
-        or "autocast" in norm.__dict__  # for the norm alone to heed
+        or "autocast" in norm.__dict__  # only the norm's own forward follows it
         or is_touched(dropout.__dict__)
         or is_touched(norm.__dict__)
         or any_hook_on_all()
@@ -59,14 +59,14 @@ def drop_add_norm(
 
 
 def norm_of_sum(branch: Tensor, stream: Tensor, dropout: nn.Dropout, norm: nn.LayerNorm) -> Tensor:
-    """Return what :func:`drop_add_norm` returns first, in the type of the sum: the next stream."""
-    if branch.itemsize < stream.itemsize:  # autocast: what is added to is not rounded
+    """Return only the norm of :func:`drop_add_norm`, in the type of the sum: the next stream."""
+    if branch.itemsize < stream.itemsize:  # autocast: the stream is not rounded
         branch = branch.to(stream.dtype)
     return drop_add_norm(branch, stream, dropout, norm)[0]
 
 
 def can_fold(layer: nn.Module, base: type[nn.Module], methods: tuple[str, ...], x: Tensor) -> bool:
-    """Return whether kernels serve ``x``, and none of the methods left out are a subclass's own."""
+    """Return whether kernels serve ``x``, and ``methods`` are those of ``base``."""
     if lightning_kernels.route(x) == "aten":
         return False
     own, cls = layer.__dict__, type(layer)

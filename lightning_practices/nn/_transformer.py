@@ -10,7 +10,7 @@ from lightning_practices.nn._residual import can_fold, drop_add_norm, norm_of_su
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
-    r"""Attend and feed forward, with what ends a branch and the norm after it in one kernel.
+    r"""Attend and feed forward, with the end of a branch and the norm after it in one kernel.
 
     .. math::
         z = x + \mathrm{dropout}_1(\mathrm{attention}(\mathrm{norm}_1(x))), \qquad
@@ -23,20 +23,22 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         y = \mathrm{norm}_1(x + \mathrm{dropout}_1(\mathrm{attention}(x))), \qquad
         x' = \mathrm{norm}_2(y + \mathrm{dropout}_2(\mathrm{feed\_forward}(y)))
 
-    and both ends are. The second end of ``norm_first`` stays an addition: the norm after it is the
-    next layer's, whose parameters may be sharded, and whose activations checkpointed, apart.
+    and both ends are. The second end of ``norm_first`` stays an addition: the norm after it is part
+    of the next layer, whose parameters may be in another shard or whose activations may be
+    checkpointed.
 
     Still a :class:`torch.nn.TransformerEncoderLayer`: constructor, children, state and ``repr`` are
     inherited. Torch's forward runs where the kernels do not (see :func:`lightning_kernels.route`),
-    in evaluation, for which torch has one kernel for all of the layer, except under autocast, for
-    which it hasn't, and if a subclass has its own ``_sa_block`` or ``_ff_block``. A dropout or norm
-    with hooks, or of a class that is neither torch's nor this package's, is called as ever.
+    and if a subclass has its own ``_sa_block`` or ``_ff_block``. It also runs in evaluation without
+    autocast, for which torch has one kernel for the whole layer. Dropout and norm are called one by
+    one if they have hooks or a class that is neither torch's nor this package's.
 
     Vaswani et al., 2017, *Attention Is All You Need*, arXiv:1706.03762; Xiong et al., 2020, *On
     Layer Normalization in the Transformer Architecture*, arXiv:2002.04745.
 
     Args:
-        d_model: As all others, see :class:`torch.nn.TransformerEncoderLayer`.
+        d_model: Number of features. For all other arguments see
+            :class:`torch.nn.TransformerEncoderLayer`.
 
     Shape:
         - Input: ``(N, S, d_model)`` with ``batch_first``, else ``(S, N, d_model)``; or without N.
@@ -68,7 +70,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
 
 class TransformerDecoderLayer(nn.TransformerDecoderLayer):
-    """Attend to itself and to a memory, and feed forward, as :class:`TransformerEncoderLayer` does.
+    """Attend to itself and to a memory, and feed forward, like :class:`TransformerEncoderLayer`.
 
     Two of the three ends of branches are folded with ``norm_first``, else all. Still a
     :class:`torch.nn.TransformerDecoderLayer`, whose forward runs where the kernels do not and if a
@@ -77,7 +79,8 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
     Vaswani et al., 2017, *Attention Is All You Need*, arXiv:1706.03762.
 
     Args:
-        d_model: As all others, see :class:`torch.nn.TransformerDecoderLayer`.
+        d_model: Number of features. For all other arguments see
+            :class:`torch.nn.TransformerDecoderLayer`.
 
     Shape:
         - Input: ``(N, T, d_model)`` with ``batch_first``, else ``(T, N, d_model)``; or without N.
@@ -125,7 +128,7 @@ def _attend(
     attention: nn.Module, x: Tensor, memory: Tensor, mask: Tensor | None, padding: Tensor | None,
     is_causal: bool,
 ) -> Tensor:  # fmt: skip
-    """Return what of ``memory`` each place of ``x`` attends to, before dropout."""
+    """Return the output of ``attention`` from ``x`` to ``memory``, before dropout."""
     attended: Tensor = attention(
         x, memory, memory, attn_mask=mask, key_padding_mask=padding, need_weights=False,
         is_causal=is_causal,
@@ -134,6 +137,6 @@ def _attend(
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
-    """Return the second branch, before its last dropout."""
+    """Return the output of the feed-forward branch, before its last dropout."""
     result: Tensor = layer.linear2(layer.dropout(layer.activation(layer.linear1(x))))
     return result

@@ -17,9 +17,9 @@ class Replaced:
     """A layer that was swapped.
 
     Attributes:
-        names: Every name that the model has for it, more than one if it is shared.
-        before: Class whose ``forward`` it ran.
-        after: Class whose ``forward`` it runs now.
+        names: Every name that the model has for the layer, more than one if it is shared.
+        before: Class whose ``forward`` the layer ran.
+        after: Class whose ``forward`` the layer runs now, or the forward that was registered.
     """
 
     names: tuple[str, ...]
@@ -29,12 +29,12 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Folded:
-    """A batch norm that is computed in one call with what follows it.
+    """A norm that is one call with the operations behind it.
 
     Attributes:
-        names: Every name that the model has for it.
-        block: Class of the module that calls it.
-        chain: What is one call now, such as ``"BatchNorm2d + add + ReLU"``.
+        names: Every name that the model has for the norm.
+        block: Class of the block that runs it.
+        chain: The operations that are one call, such as ``"BatchNorm2d + add + ReLU"``.
     """
 
     names: tuple[str, ...]
@@ -44,12 +44,13 @@ class Folded:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer of a known kind, or a block with one, that was left alone.
+    """A layer or block that was left alone.
 
     Attributes:
-        names: Every name that the model has for it.
+        names: Every name that the model has for the layer.
         cls: Its class.
-        reason: Why it was left alone.
+        reason: Why it was left alone. For a block, and for a norm that its block can't fold, this
+            begins with ``"not folded:"``.
     """
 
     names: tuple[str, ...]
@@ -63,8 +64,8 @@ class Report:
 
     Attributes:
         replaced: The layers swapped, in the model's order.
-        folded: The batch norms that run in one call with what follows them, likewise.
-        skipped: The layers left alone, then the blocks and batch norms not folded.
+        folded: The norms that are one call with the operations behind them, in the model's order.
+        skipped: The layers that were left alone, then the blocks and norms that are not folded.
     """
 
     replaced: list[Replaced] = field(default_factory=list)
@@ -75,7 +76,9 @@ class Report:
         if not (self.replaced or self.folded or self.skipped):
             return Text("Nothing to replace.")
         table = Table("module", "before")
-        table.add_column("after, or why it was skipped", no_wrap=True)  # the others give way
+        table.add_column(
+            "after, or why it was skipped", no_wrap=True
+        )  # the other columns are wrapped
         for layer in self.replaced:
             table.add_row(_cell(layer.names), Text(layer.before), Text(layer.after))
         for fold in self.folded:
