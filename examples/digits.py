@@ -144,7 +144,8 @@ def fit(model: PlainDigits, seed: int, progress: Progress, out: Path) -> Run:
     trainer.fit(model, train, val)
     progress.update(history.task, total=len(history.losses))  # if it stopped early
     (result,) = trainer.test(model, test, verbose=False)
-    best = model.early_stopping.best_step if isinstance(model, Digits) else None
+    stopping = model.early_stopping if isinstance(model, Digits) else None
+    best = None if stopping is None else stopping.best_step
     return Run(result["test_accuracy"], history.losses, trainer.global_step, best)
 
 

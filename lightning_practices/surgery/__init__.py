@@ -1,4 +1,11 @@
-"""Surgery: change the layers of a model in place, and say what was changed."""
+"""Surgery: change the layers of a model in place.
+
+- ``_fuse``: swap layers and blocks for fused ones, and back.
+- ``_blocks``: the blocks of a network by depth, which the other functions take.
+- ``_transfer``: freeze, replace the head, remove the top, share layers, prepare inputs.
+- ``_parametrize``: weight norm and spectral norm.
+- ``_recalibrate``: batch norm's statistics for final weights.
+"""
 
 from lightning_practices.surgery._blocks import Block, Blocks, blocks
 from lightning_practices.surgery._fuse import (
