@@ -26,11 +26,11 @@ LAYERS: list[tuple[nn.Module, tuple[int, ...], str]] = [
     ),
     (torchvision.ops.DropBlock2d(0.4, 3), (2, 4, 9, 9), "lightning_practices.nn.DropBlock2d"),
     (torchvision.ops.DropBlock3d(0.4, 3), (1, 2, 6, 6, 6), "lightning_practices.nn.DropBlock3d"),
-    (drop.DropPath(0.4), (40, 3), "lightning_practices.surgery._fuse.timm.DropPath"),
+    (drop.DropPath(0.4), (40, 3), "lightning_practices.surgery._fuse.timm_layers.DropPath"),
     (
         drop.DropBlock2d(0.4, 3),
         (2, 4, 9, 9),
-        "lightning_practices.surgery._fuse.timm.DropBlock2d",
+        "lightning_practices.surgery._fuse.timm_layers.DropBlock2d",
     ),
 ]
 
