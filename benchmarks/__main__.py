@@ -68,7 +68,7 @@ def _parse(
 
 
 def _run_default() -> int:
-    """Run what this machine can: the kernels on a GPU, else what needs none."""
+    """Run ``kernels`` on a GPU; without one, ``static`` and ``cpu``."""
     import torch
 
     if torch.cuda.is_available():

@@ -51,7 +51,7 @@ class Float64:
         eager: The reference.
         inputs: Its inputs, in the type that is measured.
         grad: Gradient of its result.
-        prepare: Makes what ``eager`` takes of the inputs.
+        prepare: Makes the arguments of ``eager`` of the inputs.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Float64:
             size = max(_norm(exact).item(), torch.finfo(torch.float64).tiny)
             allowed = factor * self.errors[i] + self.roundings[i]
             if not error <= allowed:  # nan never passes
-                ratio = f"{error / allowed:.3g} times what is allowed" if allowed else "not exact"
+                ratio = f"{error / allowed:.3g} times the allowed error" if allowed else "not exact"
                 relative = error / size if math.isfinite(error) else None
                 return Verdict(f"{name}: error {error / size:.3g}, {ratio}", relative)
             if worst.error is not None and error / size >= worst.error:
@@ -119,10 +119,10 @@ def check_dropout(
         right = 0.5 * rate <= dropped <= 2.5 * rate
         scale, units = 1 / (1 - dropped), 2  # the count, too, may have been rounded
         if right and not _are_blocks(~kept & present, block_size):
-            return Verdict(f"what it drops are no blocks of {block_size}")
+            return Verdict(f"the dropped elements are no blocks of {block_size}")
     if not right:
         return Verdict(f"drops {dropped:.6f} of the elements, not {rate} (sigma {sigma:.2g})")
-    for name, result, source in (("survivors", y, x), ("gradient", grad_x, grad)):
+    for name, result, source in (("survivors", y, x), ("gradients", grad_x, grad)):
         expected = torch.where(kept, source.double() * scale, 0)
         error = torch.where(present, (result.double() - expected).abs(), 0)
         # Half a unit for the rounding of the result, as much for a scale that is rounded first.
@@ -130,7 +130,9 @@ def check_dropout(
         wrong = ~(error <= units * info.eps * expected.abs().clamp(min=info.smallest_normal))
         if bool(wrong.any()):
             share = wrong.double().mean().item()
-            return Verdict(f"{name} not those of the mask and {scale:.6g}: {share:.3g} of them")
+            return Verdict(
+                f"{name} differ from the kept values times {scale:.6g}: {share:.3g} of them"
+            )
     return Verdict()
 
 

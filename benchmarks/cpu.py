@@ -1,4 +1,4 @@
-"""``cpu``: what each public function and layer costs on the CPU, against what it replaces."""
+"""``cpu``: each public function and layer on the CPU, timed against the one that it replaces."""
 
 import argparse
 import dataclasses
@@ -50,7 +50,7 @@ def shapes_of(name: str) -> tuple[Dims, ...]:
 
 
 def peer_of(name: str) -> str:
-    """Return who provides the peer: the package of a layer, ``"eager"`` for functions."""
+    """Return the provider of the peer: the package of a layer, ``"eager"`` for a function."""
     package = LAYERS[name].package if name in LAYERS else "benchmarks"
     return EAGER if package == "benchmarks" else package
 
@@ -68,7 +68,7 @@ def pair_of(name: str, dims: Dims, dtype: torch.dtype) -> Pair:
 
 
 def cases(ops: Sequence[str]) -> Iterator[tuple[Row, Dims]]:
-    """Yield what to measure: the fields that tell its row from others, and the shape."""
+    """Yield each case: the fields that identify its row, and the shape of its input."""
     for name in ops:
         forward_only = name in OPS and "backward" not in OPS[name].directions
         for dims in shapes_of(name):

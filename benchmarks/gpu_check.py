@@ -49,7 +49,7 @@ _LEAST_SECONDS = 5.0  # with less than this a step is not begun
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A command and what it may cost.
+    """A command and its share of the time.
 
     Attributes:
         name: What the summary calls it.

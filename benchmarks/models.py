@@ -126,7 +126,7 @@ _SMALL: dict[str, Any] = {"batch_size": 8, "precision": "32-true"}
 _IMAGE: dict[str, Any] = {"sample": (3, 224, 224), "classes": 1000}
 _SMALL_IMAGE: dict[str, Any] = {"sample": (3, 32, 32), "classes": 10, **_SMALL}
 
-# By what --models calls them. Dropout is on, as in the recipes that the models come from.
+# By their names in --models. Dropout is on, as in the recipes of these models.
 ON_GPU = {
     "resnet": Workload("resnet50", models.resnet50, 256, channels_last=True, **_IMAGE),
     "vit": Workload("vit_b_16", lambda: models.vit_b_16(dropout=_DROP_RATE), 256, **_IMAGE),

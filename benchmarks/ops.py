@@ -84,7 +84,7 @@ class Op:
 
     @property
     def providers(self) -> list[Provider]:
-        """All who compute it: ours, torch's eager function, the same compiled, the peers."""
+        """The providers: ours, torch's eager function, that function compiled, the peers."""
         functions = {OURS: lambda: self.ours, EAGER: lambda: self.eager}
         if "backward" in self.directions:
             for name, mode in COMPILED.items():
@@ -236,7 +236,7 @@ def _timm_clip_adaptive(*weights: Tensor) -> Any:
 
 @functools.cache
 def sizes_of(numel: int) -> tuple[Dims, ...]:
-    """Return the sizes of ``numel`` gradients: those of a model that has as many, or equal ones."""
+    """Return sizes of tensors of ``numel`` elements: a model's that has as many, or equal ones."""
     with torch.device("meta"):
         for make in (torchvision.models.resnet50, torchvision.models.vit_l_16):
             sizes = tuple(tuple(p.shape) for p in make().parameters())

@@ -94,7 +94,7 @@ def markdown(results: Results) -> str:
 
 
 def describe(results: Results) -> str:
-    """Return one sentence on where and with what ``results`` were measured."""
+    """Return one sentence on the machine, the versions and the date of ``results``."""
     environment = results.environment
     cpu = f"{environment.get('cpu')}, {environment.get('cpu_cores')} cores"
     versions = (

@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import statistics
 import time
 import timeit
@@ -10,12 +11,14 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
+from benchmarks import screen
+from benchmarks.timers import CpuTimer
+from benchmarks.timing import Budget, Clock, interleave
 from lightning_practices.nn import BatchNorm2d, norm_activation
 from lightning_practices.surgery import fuse
 
@@ -25,7 +28,7 @@ NETWORKS = (
 )  # fmt: skip
 TIMM_NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "regnetx_002")
 GUARD_CALLS = 200
-TIMER = time.thread_time  # of one thread: what else runs on the machine doesn't count
+TIMER = time.thread_time  # of this thread: other work of the machine doesn't count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Print one table of the folds of many networks, and one of what a fused ResNet-18 costs."""
     torch.set_num_threads(1)
-    console = Console()
+    console = screen.console()
     counts = Table("network", "batch norms", "folded")
     for name, net in networks():
         norms = sum(isinstance(module, _BatchNorm) for module in net.modules())
@@ -75,18 +78,21 @@ def networks() -> list[tuple[str, nn.Module]]:
     return found
 
 
-def paired(act: Callable[[Any], Any], plain: nn.Module, fused: nn.Module, repeats: int) -> float:
-    """Return how much longer ``act`` takes on ``fused``: the median of the ratios of neighbours."""
-    act(plain), act(fused)
-    ratios = []
-    for repeat in range(repeats):
-        seconds = {}
-        for net in (plain, fused)[:: 1 if repeat % 2 else -1]:
-            start = TIMER()
-            act(net)
-            seconds[net] = TIMER() - start
-        ratios.append(seconds[fused] / seconds[plain])
-    return statistics.median(ratios)
+def paired(
+    act: Callable[[Any], Any], plain: nn.Module, fused: nn.Module, repeats: int,
+    clock: Clock = TIMER,
+) -> float:  # fmt: skip
+    """Return how much longer ``act`` takes on ``fused``: the median of the rounds' ratios."""
+    timer = CpuTimer(clock)
+    laps = {
+        name: timer.prepare([functools.partial(act, net)]).lap
+        for name, net in (("plain", plain), ("fused", fused))
+    }
+    samples, errors = interleave(laps, Budget(0.0, least=repeats, most=repeats), clock)
+    for error in errors.values():
+        raise error
+    pairs = zip(samples["fused"], samples["plain"], strict=True)
+    return statistics.median(ours / theirs for ours, theirs in pairs)
 
 
 def guard_microseconds(block: Any, repeats: int) -> float:

@@ -61,7 +61,7 @@ def one_element_unwritten(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 WRONG: dict[str, tuple[Callable[..., Tensor], str]] = {
     "eps 1e-2": (lambda *a: composed(*a, eps=1e-2), "result: error"),
-    "all in bf16": (lambda *a: composed(*a, wide=torch.bfloat16), "times what is allowed"),
+    "all in bf16": (lambda *a: composed(*a, wide=torch.bfloat16), "times the allowed error"),
     "no bias": (lambda x, w, b: eager(x, w, b * 0), "result: error"),
     "gradient of the bias doubled": (wrong_gradient, "gradient of input 2: error"),
     "an element never written": (one_element_unwritten, "result: error nan"),
@@ -134,9 +134,9 @@ def test_torchs_dropout_passes(dtype: str) -> None:
 WRONG_DROPOUTS: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "the rate in 256ths": (lambda x: dropout(x, p=28 / 256), "drops 0.1"),
     "nothing dropped": (lambda x: x * (1 / (1 - RATE)), "drops 0.000000"),
-    "not rescaled": (lambda x: dropout(x, scale=1.0), "survivors not those"),
-    "scale of another rate": (lambda x: dropout(x, scale=256 / 230), "survivors not those"),
-    "another mask backward": (ForgetfulDropout.apply, "gradient not those"),
+    "not rescaled": (lambda x: dropout(x, scale=1.0), "survivors differ"),
+    "scale of another rate": (lambda x: dropout(x, scale=256 / 230), "survivors differ"),
+    "another mask backward": (ForgetfulDropout.apply, "gradients differ"),
     "another type": (lambda x: dropout(x).double(), "returns torch.float64"),
 }
 
@@ -167,7 +167,7 @@ def test_wrong_drop_blocks_do_not_pass() -> None:
     wrong: dict[str, Function] = {
         "drops 0.3": lambda x: ops.drop_block2d(x, 0.4, 7),
         "no blocks of 7": lambda x: ops.drop_block2d(x, RATE, 5),
-        "survivors not those": unscaled,
+        "survivors differ": unscaled,
     }
     for reason, function in wrong.items():
         assert reason in (check_blocks(function) or "")

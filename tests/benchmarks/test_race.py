@@ -165,7 +165,16 @@ def test_a_reference_that_fails_leaves_nobody_unreported(
     take(eager=raising)
     rows = rows_by_name(measure(tmp_path, clock))
     assert {row["status"] for row in rows.values()} == {"failed"}
-    assert rows[OURS]["reason"] == "its reference did: RuntimeError: no kernel"
+    assert rows[OURS]["reason"] == "its reference failed: RuntimeError: no kernel"
+
+
+def test_a_reference_that_is_not_installed_is_no_failure_of_ours(
+    tmp_path: Path, clock: Clock, take: Take
+) -> None:
+    take(eager=lambda x: absent()(x))
+    rows = rows_by_name(measure(tmp_path, clock))
+    assert {row["status"] for row in rows.values()} == {"skipped"}
+    assert "No module named 'no_such_package'" in rows[OURS]["reason"]
 
 
 def test_preparing_for_too_long_is_a_failure(tmp_path: Path, clock: Clock, take: Take) -> None:

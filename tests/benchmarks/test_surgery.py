@@ -1,0 +1,26 @@
+"""What fusing costs, with planted costs."""
+
+from typing import Any
+
+import pytest
+from torch import nn
+
+from benchmarks.surgery import paired
+from tests.benchmarks.clock import Clock
+
+
+def test_the_ratio_is_the_median_of_rounds_in_turns() -> None:
+    noise = [40.0 if call in (4, 9) else 0.0 for call in range(100)]
+    clock = Clock(drift=0.1, noise=noise)
+    plain, fused = nn.Identity(), nn.Identity()
+    cost: dict[Any, float] = {plain: 1e-3, fused: 1.5e-3}
+    ratio = paired(lambda net: clock.pass_by(cost[net]), plain, fused, 9, clock)
+    assert ratio == pytest.approx(1.5, rel=1e-3)
+
+
+def test_an_error_is_raised() -> None:
+    def act(net: nn.Module) -> None:
+        raise LookupError("no such layer")
+
+    with pytest.raises(LookupError):
+        paired(act, nn.Identity(), nn.Identity(), 3, Clock())
