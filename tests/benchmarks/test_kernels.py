@@ -184,7 +184,9 @@ def test_a_gpu_lost_ends_the_run_with_what_it_has(
     assert [row["status"] for row in rows] == ["ok"] * 9 + ["crashed"] * 3
 
 
-def test_a_killed_run_is_resumed(tmp_path: Path, take: Take) -> None:
+def test_a_killed_run_is_resumed(
+    tmp_path: Path, take: Take, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = [sys.executable, "-m", "tests.benchmarks.fake_op", str(tmp_path)]
     paths = {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'kernels'}", "CUDA_VISIBLE_DEVICES": ""}
     path = tmp_path / "kernels.json"
@@ -197,6 +199,8 @@ def test_a_killed_run_is_resumed(tmp_path: Path, take: Take) -> None:
     assert process.returncode == -signal.SIGKILL
     kept = Results.load(path).find(op=NAME)
     assert len(kept) == CASES  # three of six shapes, of two providers
+    environment = Results.load(path).environment
+    monkeypatch.setattr("benchmarks.results.describe_environment", lambda: environment)
     take()
     assert run(tmp_path, "--shapes", "full", "--resume") == 0
     rows = Results.load(path).find(op=NAME)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.results import SCHEMA, Results, describe_environment
+from benchmarks.results import SCHEMA, Results
 
 # Adds rows, then is killed: between two, or in the step that puts a row on disk.
 KILLED = """
@@ -87,7 +87,7 @@ def test_resume_goes_on_and_a_fresh_start_does_not(path: Path) -> None:
     ("field", "value"), [("revision", "0000000"), ("gpu", "other GPU"), ("torch", "1.0")]
 )
 def test_resume_refuses_what_was_measured_elsewhere(path: Path, field: str, value: Any) -> None:
-    environment = {**describe_environment(), field: value}
+    environment = {**Results.create(path).environment, field: value}
     Results(path, environment, [{"op": "first"}]).save()
     with pytest.raises(ValueError, match=f"measured with {field} {value}"):
         Results.create(path, resume=True)
