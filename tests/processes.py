@@ -88,6 +88,15 @@ def kill(*_: Any) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def is_running(process: int) -> bool:
+    """Return whether a process of Linux runs; one that waits for its parent to reap it does not."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
 @contextmanager
 def _ranks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Iterator[_Ranks]:
     """Start the ranks; in the end end them, and print what they have printed."""

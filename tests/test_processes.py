@@ -14,7 +14,7 @@ import torch.distributed as dist
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from tests.processes import DEADLINE, kill, run, run_killed
+from tests.processes import DEADLINE, is_running, kill, run, run_killed
 
 ROOT = Path(__file__).parents[1]
 PATH = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -130,14 +130,6 @@ def hang(folder: str) -> None:
     known.write_text(json.dumps([os.getpid(), os.getppid()]))  # the parent: the server of forks
     known.rename(Path(folder, f"rank {rank}"))
     dist.recv(torch.zeros(1), 1 - rank)  # which nobody sends
-
-
-def is_running(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def wait_until(condition: Any) -> None:

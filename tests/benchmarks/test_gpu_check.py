@@ -14,6 +14,7 @@ from benchmarks import __main__ as cli
 from benchmarks import gpu_check
 from benchmarks.gpu_check import Step, check, steps
 from tests.benchmarks.planted import bad_row, kernel_row, save
+from tests.processes import is_running
 
 FAILS = "import sys; print('FAILED tests/x.py::test_y - 1 == 2'); print('1 failed'); sys.exit(1)"
 # Takes no notice of interrupts, and has a child that takes none either.
@@ -30,14 +31,6 @@ time.sleep(600)
 def step(name: str, code: str, *arguments: str, weight: float = 1, **more: Any) -> Step:
     """Return a step that runs ``code``."""
     return Step(name, (sys.executable, "-c", code, *arguments), weight, f"{name}.log", **more)
-
-
-def is_running(pid: int) -> bool:
-    """Return whether a process runs; one that has ended may still wait for its parent."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 class WaitsFor:
