@@ -45,7 +45,8 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
         "_group_norm_sum_kernel": 8,
     },
     "3.7": {
-        "_group_norm_sum_kernel": 8,
+        "_batch_norm_statistics_kernel": 16,
+        "_group_norm_sum_kernel": 16,
     },
     "3.8": {
         "_add_norm_forward_kernel": 8,
