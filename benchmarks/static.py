@@ -156,4 +156,4 @@ def _verdict(rows: Sequence[Row], console: Console) -> int:
 
 def _is_bad(row: Row) -> bool:
     """Return whether a launch failed to compile, or spills more than its kernel may."""
-    return row["status"] == "failed" or row["spills"] > most_spills(row["kernel"])
+    return bool(row["status"] == "failed" or row["spills"] > most_spills(row["kernel"]))
