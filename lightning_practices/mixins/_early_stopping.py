@@ -20,8 +20,7 @@ class EarlyStoppingMixin(MonitorMixin):
         *args: Passed on.
         early_stopping: How many validations without improvement of ``monitor`` end training; or an
             :class:`~lightning_practices.callbacks.EarlyStopping`, which has its own ``monitor``,
-            ``mode`` and ``patience`` (by default 3, as Lightning's); or ``None``, not to stop
-            early.
+            ``mode`` and ``patience``; or ``None``, not to stop early.
         **kwargs: Passed on, among them ``monitor`` and ``mode``, see :class:`MonitorMixin`.
 
     Raises:

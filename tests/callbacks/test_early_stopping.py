@@ -60,7 +60,7 @@ def end_by_timer() -> list[Callback]:
 def test_the_best_weights_come_back(
     callbacks: list[Callback], options: dict[str, Any], steps: int
 ) -> None:
-    module, stopping = Scripted(), EarlyStopping("val_loss")
+    module, stopping = Scripted(), EarlyStopping("val_loss", patience=3)
     places = {name: value.data_ptr() for name, value in module.state_dict().items()}
     trainer = trainer_of(stopping, *callbacks, **options)
     try:
@@ -108,7 +108,10 @@ def test_best_and_stop(
     best: int,
     steps: int,
 ) -> None:
-    module, stopping = Scripted(values, every), EarlyStopping("val_loss", **arguments)
+    module, stopping = (
+        Scripted(values, every),
+        EarlyStopping("val_loss", **{"patience": 3, **arguments}),
+    )
     trainer = fit(module, stopping, **options)
     assert trainer.global_step == steps
     assert stopping.best_step == best
@@ -124,13 +127,13 @@ def test_a_compiled_module() -> None:
     module = Scripted()
     module.net.compile(backend="eager")
     compiled = torch.compile(module, backend="eager")
-    trainer_of(EarlyStopping("val_loss")).fit(compiled, *loaders())  # type: ignore[arg-type]
+    trainer_of(EarlyStopping("val_loss", patience=3)).fit(compiled, *loaders())  # type: ignore[arg-type]
     assert same(module.state_dict(), module.seen[8])
 
 
 @pytest.mark.gpu
 def test_the_copy_is_in_pinned_cpu_memory(device: str) -> None:
-    module, stopping = Scripted(), EarlyStopping("val_loss")
+    module, stopping = Scripted(), EarlyStopping("val_loss", patience=3)
     devices: list[set[str]] = []
 
     class Look(Callback):
@@ -147,7 +150,7 @@ def test_the_copy_is_in_pinned_cpu_memory(device: str) -> None:
 
 
 def test_without_restoring_the_last_weights_stay() -> None:
-    module, stopping = Scripted(), EarlyStopping("val_loss", restore_best_weights=False)
+    module, stopping = Scripted(), EarlyStopping("val_loss", patience=3, restore_best_weights=False)
     fit(module, stopping)
     assert verdict(stopping) == (1, 8, 1.0, 3)
     assert not stopping._weights
@@ -186,7 +189,7 @@ def test_a_verdict_that_still_holds_stops_at_the_minimum(
 
 
 def test_a_stop_that_another_asked_for_is_left_alone() -> None:
-    trainer = fit(Scripted(), EarlyStopping("val_loss"), At(2, stop), min_epochs=3)
+    trainer = fit(Scripted(), EarlyStopping("val_loss", patience=3), At(2, stop), min_epochs=3)
     assert trainer.current_epoch == 3
 
 
@@ -201,7 +204,7 @@ class Silent(Scripted):
 
 def test_a_value_that_was_never_logged() -> None:
     with pytest.raises(RuntimeError, match="`val_loss` which is not available"):
-        fit(Silent(), EarlyStopping("val_loss"))
+        fit(Silent(), EarlyStopping("val_loss", patience=3))
     module, stopping = Silent(), EarlyStopping("val_loss", strict=False)
     fit(module, stopping, max_epochs=2)
     assert (stopping.best_epoch, stopping.best_step) == (None, None)
@@ -217,7 +220,7 @@ def test_a_fit_without_a_check() -> None:
 
 
 def test_fast_dev_run() -> None:
-    stopping = EarlyStopping("val_loss")
+    stopping = EarlyStopping("val_loss", patience=3)
     trainer_of(stopping, fast_dev_run=True).fit(Scripted(), *loaders())
     assert stopping.best_step is None
 
@@ -234,7 +237,7 @@ def test_the_report_is_one_line_and_only_if_weights_came_back() -> None:
     logger, handler = rank_zero.log, Listen()
     logger.addHandler(handler)
     try:
-        fit(Scripted(), EarlyStopping("val_loss"))
+        fit(Scripted(), EarlyStopping("val_loss", patience=3))
         (line,) = (line for line in lines if "EarlyStopping" in line)
         assert line == (
             "EarlyStopping: the module has the best weights, of epoch 1, step 8 (val_loss=1)"
@@ -254,11 +257,14 @@ def test_invalid_mode() -> None:
 
 def test_averaged_weights() -> None:
     with pytest.raises(MisconfigurationException, match="EMAWeightAveraging validates averaged"):
-        fit(Scripted(), EarlyStopping("val_loss"), EMAWeightAveraging())
+        fit(Scripted(), EarlyStopping("val_loss", patience=3), EMAWeightAveraging())
 
 
 def test_two_that_would_restore() -> None:
-    first, second = EarlyStopping("val_loss"), EarlyStopping("accuracy", mode="max", strict=False)
+    first, second = (
+        EarlyStopping("val_loss", patience=3),
+        EarlyStopping("accuracy", mode="max", strict=False),
+    )
     with pytest.raises(MisconfigurationException, match="'val_loss' and of 'accuracy' would both"):
         fit(Scripted(), first, second)
     second.restore_best_weights = False
@@ -275,7 +281,7 @@ def test_the_twin_package() -> None:
     trainer = twin.Trainer(
         accelerator="cpu",
         max_epochs=1,
-        callbacks=[EarlyStopping("val_loss")],  # type: ignore[list-item]
+        callbacks=[EarlyStopping("val_loss", patience=3)],  # type: ignore[list-item]
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -83,8 +83,8 @@ def test_resuming_with_more_patience_is_as_if_never_stopped(
 
 
 def test_resuming_with_the_same_patience_stops_at_the_next_check(tmp_path: Path) -> None:
-    fit(Scripted(), EarlyStopping("val_loss"), saves(tmp_path))
-    stopping = EarlyStopping("val_loss")
+    fit(Scripted(), EarlyStopping("val_loss", patience=3), saves(tmp_path))
+    stopping = EarlyStopping("val_loss", patience=3)
     trainer = fit(Scripted(), stopping, resume=tmp_path / "step=20.ckpt")
     assert trainer.current_epoch == 6
     assert verdict(stopping) == (1, 8, 1.0, 4)
@@ -95,7 +95,7 @@ def test_resuming_from_a_checkpoint_saved_after_the_fit(tmp_path: Path) -> None:
     fit(expected, EarlyStopping("val_loss", patience=10))
 
     module = Scripted()
-    trainer = fit(module, EarlyStopping("val_loss"))
+    trainer = fit(module, EarlyStopping("val_loss", patience=3))
     path = tmp_path / "after.ckpt"
     trainer.save_checkpoint(path)
     saved = torch.load(path, weights_only=True)
@@ -110,16 +110,16 @@ def test_resuming_from_a_checkpoint_saved_after_the_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["step=16.ckpt", "after.ckpt"])
 def test_resuming_a_fit_that_is_complete(tmp_path: Path, name: str) -> None:
     module = Scripted()
-    trainer = fit(module, EarlyStopping("val_loss"), saves(tmp_path), max_epochs=4)
+    trainer = fit(module, EarlyStopping("val_loss", patience=3), saves(tmp_path), max_epochs=4)
     trainer.save_checkpoint(tmp_path / "after.ckpt")
     resumed = Scripted()
-    fit(resumed, EarlyStopping("val_loss"), resume=tmp_path / name, max_epochs=4)
+    fit(resumed, EarlyStopping("val_loss", patience=3), resume=tmp_path / name, max_epochs=4)
     assert not resumed.seen
     assert same(resumed.state_dict(), module.seen[8])
 
 
 def test_an_exception_loses_nothing(tmp_path: Path) -> None:
-    module, stopping = Scripted(), EarlyStopping("val_loss")
+    module, stopping = Scripted(), EarlyStopping("val_loss", patience=3)
     checkpoint = ModelCheckpoint(tmp_path, save_on_exception=True, save_top_k=0)
     with pytest.raises(ValueError, match="a user's mistake"):
         fit(module, stopping, checkpoint, At(16, fail))
@@ -151,14 +151,14 @@ def test_resuming_after_ctrl_c(tmp_path: Path) -> None:
 def test_the_last_checkpoint_of_a_fit_that_saved_none_before(tmp_path: Path) -> None:
     module = Scripted()
     last = ModelCheckpoint(tmp_path, save_last=True, every_n_epochs=100)
-    fit(module, EarlyStopping("val_loss"), last)
+    fit(module, EarlyStopping("val_loss", patience=3), last)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     assert same(saved[WEIGHTS][STATE]["last"], module.seen[20])
     assert same(saved[WEIGHTS][STATE]["best"], module.seen[8])
 
 
 def test_other_runs_from_a_checkpoint_use_its_state_dict(tmp_path: Path) -> None:
-    module, stopping = Scripted(), EarlyStopping("val_loss")
+    module, stopping = Scripted(), EarlyStopping("val_loss", patience=3)
     trainer = fit(module, stopping)
     trainer.save_checkpoint(tmp_path / "after.ckpt")
     trainer.validate(module, loaders()[1], ckpt_path=tmp_path / "after.ckpt", verbose=False)
@@ -175,7 +175,7 @@ def test_a_checkpoint_of_lightnings_own(tmp_path: Path) -> None:
 
 
 def test_lightnings_own_from_our_checkpoint(tmp_path: Path) -> None:
-    fit(Scripted(), EarlyStopping("val_loss"), saves(tmp_path))
+    fit(Scripted(), EarlyStopping("val_loss", patience=3), saves(tmp_path))
     stopping = LightningEarlyStopping("val_loss", patience=5)
     fit(Scripted(), stopping, resume=tmp_path / "step=12.ckpt")
     assert stopping.best_score == 1
@@ -207,7 +207,7 @@ def test_a_second_fit_has_its_own_last_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [2, 3])
 def test_no_weights_for_another_module(width: int) -> None:
-    stopping = EarlyStopping("val_loss")
+    stopping = EarlyStopping("val_loss", patience=3)
     fit(Scripted(), stopping, max_epochs=3)
     other = Scripted(width=width)
     before = state_of(other)
@@ -217,7 +217,7 @@ def test_no_weights_for_another_module(width: int) -> None:
 
 
 def test_it_can_be_pickled_with_what_it_holds() -> None:
-    module, stopping = Scripted(), EarlyStopping("val_loss")
+    module, stopping = Scripted(), EarlyStopping("val_loss", patience=3)
     fit(module, stopping)
     vars(stopping).pop("log")  # Lightning's: methods of the module, which has a Trainer
     vars(stopping).pop("log_dict")
@@ -230,7 +230,7 @@ def test_it_can_be_pickled_with_what_it_holds() -> None:
 def test_statistics_recalibrated_after_the_fit_stay_and_training_still_goes_on_from_the_last(
     tmp_path: Path,
 ) -> None:
-    module, stopping = Scripted(), EarlyStopping("val_loss")
+    module, stopping = Scripted(), EarlyStopping("val_loss", patience=3)
     trainer = fit(module, stopping)
     last = module.seen[trainer.global_step]
     norm = module.net[1]

@@ -132,13 +132,13 @@ def test_resuming_keeps_each_count(tmp_path: Path, resume_at: int) -> None:
 
 
 def test_resuming_with_one_more_or_one_less(tmp_path: Path) -> None:
-    fit(Scripted(), EarlyStopping("val_loss"), saves(tmp_path / "one"))
+    fit(Scripted(), EarlyStopping("val_loss", patience=3), saves(tmp_path / "one"))
     stopping = both()
     trainer = fit(Two(), stopping, resume=tmp_path / "one" / "step=12.ckpt")
     assert trainer.current_epoch == 7  # the new one counts from here: 0.35, then three without
     assert verdict(stopping) == (1, 8, 1.0, 5)
     fit(Two(), both(), saves(tmp_path / "two"))
-    stopping = EarlyStopping("val_loss")
+    stopping = EarlyStopping("val_loss", patience=3)
     module = Scripted()
     trainer = fit(module, stopping, resume=tmp_path / "two" / "step=16.ckpt")
     assert (trainer.current_epoch, verdict(stopping)) == (5, (1, 8, 1.0, 3))
@@ -177,7 +177,7 @@ def long_fit(*callbacks: Any, values: Any = WITHIN, resume: Path | None = None) 
 
 
 def test_steps_are_the_optimizers() -> None:
-    stopping = EarlyStopping("val_loss")
+    stopping = EarlyStopping("val_loss", patience=3)
     module, trainer = long_fit(stopping)
     assert verdict(stopping) == (1, 10, 1.0, 3)
     assert (trainer.global_step, stopping.fit_steps) == (16, 32)
@@ -186,10 +186,10 @@ def test_steps_are_the_optimizers() -> None:
 
 @pytest.mark.parametrize("resume_at", [4, 10, 12])
 def test_resuming_within_an_epoch(tmp_path: Path, resume_at: int) -> None:
-    whole = EarlyStopping("val_loss")
+    whole = EarlyStopping("val_loss", patience=3)
     expected, trainer = long_fit(whole, saves(tmp_path, save_on_train_epoch_end=False))
     last = state_of(expected)
-    resumed = EarlyStopping("val_loss")
+    resumed = EarlyStopping("val_loss", patience=3)
     module, again = long_fit(resumed, resume=tmp_path / f"step={resume_at}.ckpt")
     assert (again.global_step, verdict(resumed)) == (trainer.global_step, verdict(whole))
     assert same(module.seen[16], expected.seen[16])
@@ -205,6 +205,6 @@ def test_resuming_within_an_epoch(tmp_path: Path, resume_at: int) -> None:
     ],
 )
 def test_the_length_of_the_fit_is_noted(options: dict[str, Any], steps: int) -> None:
-    stopping = EarlyStopping("val_loss")
+    stopping = EarlyStopping("val_loss", patience=3)
     fit(Scripted(DIP, every=2 if steps == 4 else 4), stopping, **options)
     assert stopping.fit_steps == stopping.state_dict()["fit_steps"] == steps

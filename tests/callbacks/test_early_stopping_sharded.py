@@ -194,5 +194,5 @@ def test_what_shards_in_another_way(kind: Any) -> None:
     trainer._accelerator_connector.strategy = object.__new__(kind)
     message = rf"under {kind.__name__}, which .*use ModelParallelStrategy.* or set .*Checkpoint"
     with pytest.raises(MisconfigurationException, match=message):
-        EarlyStopping("val_loss").setup(trainer, Scripted(), "fit")
+        EarlyStopping("val_loss", patience=3).setup(trainer, Scripted(), "fit")
     EarlyStopping("val_loss", restore_best_weights=False).setup(trainer, Scripted(), "fit")

@@ -124,7 +124,7 @@ class Growing(Scripted):
 
 
 def test_a_state_that_grows_and_has_objects(tmp_path: Any) -> None:
-    module, stopping = Growing(), EarlyStopping("val_loss")
+    module, stopping = Growing(), EarlyStopping("val_loss", patience=3)
     fit(module, stopping, saves(tmp_path), num_sanity_val_steps=0)
     assert torch.equal(module.table, torch.tensor([0.0, 0.0, 1.0]))
     assert module.early is not None
@@ -140,7 +140,7 @@ def test_a_state_that_grows_and_has_objects(tmp_path: Any) -> None:
 
 
 def test_other_parameters_are_another_module() -> None:
-    module, stopping = Scripted(), EarlyStopping("val_loss")
+    module, stopping = Scripted(), EarlyStopping("val_loss", patience=3)
     fit(module, stopping, max_epochs=2)
     module.net[0] = nn.Linear(2, 3)
     with pytest.raises(MisconfigurationException, match="of other shapes than Scripted has now"):

@@ -224,12 +224,16 @@ class Monitored(Logged):
         ({}, None, ("val_loss", 8, 1.0)),
         ({"monitor": "val_loss", "mode": "max"}, None, ("val_loss", 16, 4.0)),
         ({"monitor": "acc", "mode": "max"}, None, ("acc_epoch", 16, 4.0)),
-        ({"monitor": "late"}, EarlyStopping("val_loss"), ("late", 4, 0.0)),
+        ({"monitor": "late"}, EarlyStopping("val_loss", patience=3), ("late", 4, 0.0)),
         ({}, EarlyStopping("acc", mode="max"), ("acc_epoch", 16, 4.0)),
         ({}, LightningEarlyStopping("late", mode="max"), ("late", 16, 3.0)),
         ({}, EarlyStopping("val_loss", min_delta=2.5), ("val_loss", 4, 3.0)),
         ({"monitor": "val_loss"}, EarlyStopping("val_loss", min_delta=2.5), ("val_loss", 4, 3.0)),
-        ({"monitor": "val_loss", "mode": "max"}, EarlyStopping("val_loss"), ("val_loss", 16, 4.0)),
+        (
+            {"monitor": "val_loss", "mode": "max"},
+            EarlyStopping("val_loss", patience=3),
+            ("val_loss", 16, 4.0),
+        ),
     ],
 )
 def test_the_best_is_marked(

@@ -121,7 +121,7 @@ def test_a_fit_goes_on_from_it() -> None:
 
 @pytest.mark.parametrize("first", [True, False])
 def test_the_best_weights_are_recalibrated(first: bool) -> None:
-    module, stopping = Scripted(), EarlyStopping("val_loss")
+    module, stopping = Scripted(), EarlyStopping("val_loss", patience=3)
     recalibrate = RecalibrateBatchNorm(lambda module, batch: module.net(batch))
     callbacks = [recalibrate, stopping] if first else [stopping, recalibrate]
     data = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))

@@ -78,7 +78,9 @@ class EarlyStopping(LightningEarlyStopping):
         monitor: Name of the logged value to watch, or several names.
         min_delta: A change counts as an improvement if it is larger than this. One number for all
             values, or one for each.
-        patience: Checks without improvement after which training stops.
+        patience: Checks without improvement after which training stops. Lightning's default is 3,
+            which ends most fits before a plateau schedule has divided the rate once. As the best
+            weights come back, more patience costs only time.
         verbose: Whether to log each improvement and the reason to stop.
         mode: Whether the value is to fall, ``"min"``, or to rise, ``"max"``. One mode for all
             values, or one for each.
@@ -113,7 +115,7 @@ class EarlyStopping(LightningEarlyStopping):
         self,
         monitor: str | Sequence[str],
         min_delta: float | Sequence[float] = 0.0,
-        patience: int = 3,
+        patience: int = 10,
         verbose: bool = False,
         mode: Mode | Sequence[Mode] = "min",
         strict: bool = True,
