@@ -16,7 +16,7 @@ from lightning_practices.nn._instance_norm import FusedInstanceNorm
 Activation = tuple[str, float | None]  # name and parameter, as the kernels take them
 
 # The activation of each layer, and the layer's attribute that says more of it.
-_ACTIVATIONS: dict[type[nn.Module], tuple[Activation, str | None]] = {
+_ACTIVATIONS: dict[type, tuple[Activation, str | None]] = {
     nn.ReLU: (("relu", None), None),
     nn.LeakyReLU: (("leaky_relu", None), "negative_slope"),
     nn.ELU: (("elu", None), "alpha"),
@@ -61,7 +61,8 @@ def norm_activation(
         >>> y = norm_activation(x, norm, act, residual=x)  # act(norm(x) + x)
     """
     kind: Any = type(norm)
-    call, is_batch_norm = norm_call(kind), kind.forward is FusedBatchNorm.forward
+    is_batch_norm = kind.forward is FusedBatchNorm.forward
+    call = kind.normalise if is_batch_norm else norm_call(kind)
     if (
         call is not None
         and (residual is None or (is_batch_norm and _alike(residual, x)))
@@ -88,10 +89,11 @@ def kernel_activation(activation: nn.Module | str) -> Activation | None:
         ``None`` if the kernels don't know the activation, or its layer has hooks or a forward of
         its own.
     """
-    if isinstance(activation, str):
-        return activation, None
-    known, state = _ACTIVATIONS.get(type(activation)), activation.__dict__
-    if known is None or is_touched(state):
+    known = _ACTIVATIONS.get(type(activation))
+    if known is None:
+        return (activation, None) if isinstance(activation, str) else None
+    state = activation.__dict__
+    if is_touched(state):
         return None
     plain, attribute = known
     if attribute is None:
