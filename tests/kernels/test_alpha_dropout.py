@@ -76,8 +76,7 @@ def test_alpha_is_off_in_evaluation_and_by_default(device: str) -> None:
     assert alpha_dropout(x, torch.tensor(0.4, device=device), training=False) is x
 
 
-@pytest.mark.parametrize("p", [0.001, 0.25, 0.9])
-@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize(("p", "inplace"), [(0.001, False), (0.25, True), (0.9, False)])
 def test_a_rate_in_a_tensor(inplace: bool, p: float, device: str) -> None:
     rate = torch.tensor(p, device=device)
     leaf = (torch.rand(100_000, device=device) + 1).requires_grad_()

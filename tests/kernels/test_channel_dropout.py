@@ -72,8 +72,7 @@ def test_whole_channels_and_their_gradient(
 
 
 @pytest.mark.parametrize("p", [0.01, 0.25, 0.9])
-@pytest.mark.parametrize("as_tensor", [False, True], ids=["number", "tensor"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels last"])
+@pytest.mark.parametrize(("layout", "as_tensor"), [("contiguous", False), ("channels last", True)])
 def test_the_rate_and_no_correlation(p: float, as_tensor: bool, layout: str, device: str) -> None:
     x = torch.ones(20, 660, 2, 1, device=device)
     x = x.to(memory_format=torch.channels_last) if layout == "channels last" else x
