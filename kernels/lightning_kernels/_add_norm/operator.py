@@ -122,7 +122,9 @@ def _fake_of_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     grad_x = torch.empty_like(z, dtype=dtype) if needs[0] else z.new_empty(0)
     grad_residual = torch.empty_like(z) if needs[1] else z.new_empty(0)
-    return grad_x, grad_residual, *empty_gradients(z, (layer_scale, weight, bias), needs[2:])
+    parameters = layer_scale, weight, bias
+    grad_scale, grad_weight, grad_bias = empty_gradients(z, parameters, needs[2:])
+    return grad_x, grad_residual, grad_scale, grad_weight, grad_bias
 
 
 _add_norm_backward = Operator(

@@ -156,7 +156,8 @@ def _fake_of_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     x = to_dense(x)
     grad_x, grad_residual = (torch.empty_like(x) if need else x.new_empty(0) for need in needs[:2])
-    return grad_x, grad_residual, *empty_gradients(x, (weight, bias), needs[2:])
+    grad_weight, grad_bias = empty_gradients(x, (weight, bias), needs[2:])
+    return grad_x, grad_residual, grad_weight, grad_bias
 
 
 _batch_norm_backward = Operator(

@@ -202,7 +202,8 @@ def _fake_of_backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     grad_x = torch.empty_like(grad) if needs[0] else x.new_empty(0)
-    return grad_x, *empty_gradients(x, (bias,), needs[1:])
+    (grad_bias,) = empty_gradients(x, (bias,), needs[1:])
+    return grad_x, grad_bias
 
 
 _dropout_activation_backward = Operator(

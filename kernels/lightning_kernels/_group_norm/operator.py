@@ -162,7 +162,8 @@ def _fake_of_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x = to_dense(x)
     grad_x = torch.empty_like(x) if needs[0] else x.new_empty(0)
-    return grad_x, *empty_gradients(x, (weight, bias), needs[1:])
+    grad_weight, grad_bias = empty_gradients(x, (weight, bias), needs[1:])
+    return grad_x, grad_weight, grad_bias
 
 
 _group_norm_backward = Operator(
