@@ -9,8 +9,19 @@
 """
 
 from lightning_practices.ensembles._ensemble import Ensemble
-from lightning_practices.ensembles._monte_carlo_dropout import monte_carlo_dropout
+from lightning_practices.ensembles._monte_carlo_dropout import (
+    MonteCarloDropout,
+    monte_carlo_dropout,
+)
 from lightning_practices.ensembles._prediction import MonteCarloPrediction
 from lightning_practices.ensembles._vote import Outputs, Task, Vote
 
-__all__ = ["Ensemble", "MonteCarloPrediction", "Outputs", "Task", "Vote", "monte_carlo_dropout"]
+__all__ = [
+    "Ensemble",
+    "MonteCarloDropout",
+    "MonteCarloPrediction",
+    "Outputs",
+    "Task",
+    "Vote",
+    "monte_carlo_dropout",
+]

@@ -84,6 +84,53 @@ def monte_carlo_dropout(
     return summary.result()
 
 
+class MonteCarloDropout:
+    """The arguments of :func:`monte_carlo_dropout`, to be used for many batches.
+
+    ::
+
+        predict = MonteCarloDropout("multiclass", passes=50)
+        mean, std, *_ = predict(model, batch)
+
+    Args:
+        task: See :func:`monte_carlo_dropout`.
+        passes: Likewise.
+        seed: Likewise.
+        max_batch_size: Likewise.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        passes: int = 30,
+        seed: int = 0,
+        max_batch_size: int | None = None,
+    ) -> None:
+        _check_arguments(task, passes, max_batch_size)
+        self.task: Task = task
+        self.passes = passes
+        self.seed = seed
+        self.max_batch_size = max_batch_size
+
+    def __call__(
+        self, model: nn.Module, batch: Any, forward: Callable[[Any], Tensor] | None = None
+    ) -> MonteCarloPrediction:
+        """Return what :func:`monte_carlo_dropout` does for a batch."""
+        return monte_carlo_dropout(
+            model,
+            batch,
+            task=self.task,
+            passes=self.passes,
+            seed=self.seed,
+            max_batch_size=self.max_batch_size,
+            forward=forward,
+        )
+
+
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # `SharedMasks` sets the stance, which compiled code may not
 def _run(
     forward: Callable[[Any], Tensor],
@@ -167,6 +214,10 @@ def _repeated(batch: Any, count: int, size: int) -> Any:
 def _check(model: object, task: str, passes: int, max_batch_size: int | None) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: {model!r}")
+    _check_arguments(task, passes, max_batch_size)
+
+
+def _check_arguments(task: str, passes: int, max_batch_size: int | None) -> None:
     if task not in (known := get_args(Task)):
         raise ValueError(f"task must be one of {', '.join(map(repr, known))}, got {task!r}")
     if passes < 2:

@@ -11,10 +11,11 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import Mode
+from lightning_practices.ensembles import MonteCarloDropout
 from lightning_practices.optim import Optimizer
 from lightning_practices.schedules import LearningRateSchedule
 
-_OBJECTS = (Callback, LearningRateSchedule, Optimizer)  # that arguments may be
+_OBJECTS = (Callback, LearningRateSchedule, MonteCarloDropout, Optimizer)  # that arguments may be
 
 _Callback = TypeVar("_Callback", bound=Callback)
 _Kind = TypeVar("_Kind")

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
-from lightning_practices.ensembles import MonteCarloPrediction, monte_carlo_dropout
+from lightning_practices.ensembles import (
+    MonteCarloDropout,
+    MonteCarloPrediction,
+    monte_carlo_dropout,
+)
 from lightning_practices.mixins import MonteCarloDropoutMixin
 from tests import processes
 
@@ -41,8 +45,8 @@ class Base(LightningModule):
 
 
 class Net(MonteCarloDropoutMixin, Base):
-    def __init__(self, monte_carlo_task: Any = "multiclass", **kwargs: Any) -> None:
-        super().__init__(monte_carlo_task=monte_carlo_task, **kwargs)
+    def __init__(self, monte_carlo_dropout: Any = "multiclass", **kwargs: Any) -> None:
+        super().__init__(monte_carlo_dropout=monte_carlo_dropout, **kwargs)
 
 
 def samples() -> Tensor:
@@ -82,7 +86,7 @@ def assert_same(got: MonteCarloPrediction, expected: MonteCarloPrediction) -> No
 
 
 def test_the_trainer_predicts_what_the_function_does() -> None:
-    module = Net(monte_carlo_passes=7, monte_carlo_seed=3, monte_carlo_max_batch_size=12, width=8)
+    module = Net(MonteCarloDropout("multiclass", passes=7, seed=3, max_batch_size=12), width=8)
     assert module.net[0].out_features == 8
     sizes: list[int] = []
     module.net.register_forward_pre_hook(lambda net, args: sizes.append(len(args[0])))
@@ -111,6 +115,12 @@ def test_order_and_batch_size_change_nothing() -> None:
     assert_same(shuffled, MonteCarloPrediction(*(t[order] for t in whole)))  # type: ignore[index]
 
 
+def test_none_predicts_without_dropout() -> None:
+    module = Net(None).eval()
+    outputs: Any = trainer().predict(module, loader(batch_size=10))
+    torch.testing.assert_close(outputs[0], module(samples()))
+
+
 class Reading(Base):
     """Decides itself how a batch is read."""
 
@@ -135,13 +145,13 @@ class ShortNet(MonteCarloDropoutMixin, Short):
 
 
 def test_the_modules_own_step_reads_the_batch() -> None:
-    module = ReadingNet(monte_carlo_task="multiclass")
+    module = ReadingNet(monte_carlo_dropout="multiclass")
     data: Any = [{"image": x, "name": "x"} for x in samples()]
     expected = monte_carlo_dropout(
         module, samples(), task="multiclass", forward=lambda x: 2 * module(x)
     )
     assert_same(predicted(module, DataLoader(data, batch_size=4)), expected)
-    short = ShortNet(monte_carlo_task="multiclass")
+    short = ShortNet(monte_carlo_dropout="multiclass")
     expected = monte_carlo_dropout(short, samples(), task="multiclass")
     assert_same(predicted(short, loader()), expected)
 
@@ -156,7 +166,7 @@ class Own(MonteCarloDropoutMixin, Base):
 
 
 def test_a_step_of_the_class_itself_gets_the_prediction() -> None:
-    module = Own(monte_carlo_task="multiclass")
+    module = Own(monte_carlo_dropout="multiclass")
     data = DataLoader(TensorDataset(samples(), torch.arange(10)), batch_size=4)
     batches: Any = trainer().predict(module, data)
     assert torch.cat([y for y, _ in batches]).tolist() == list(range(10))
@@ -215,7 +225,7 @@ def test_errors_reach_the_user() -> None:
         predicted(module, loader())
     with pytest.raises(ValueError, match="'regression', got 'softmax'"):
         predicted(Net("softmax"), loader())
-    with pytest.raises(TypeError, match="monte_carlo_task"):
+    with pytest.raises(TypeError, match="monte_carlo_dropout"):
         MonteCarloDropoutMixin()  # type: ignore[call-arg]
 
 

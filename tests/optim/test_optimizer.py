@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop
 
-from lightning_practices.optim import make_optimizer, parameter_groups
-from lightning_practices.optim._optimizer import OptimizerName
+from lightning_practices import optim
+from lightning_practices.optim import OptimizerName, make_optimizer, parameter_groups
 
 CLASSES: dict[Any, tuple[Any, dict[str, Any]]] = {
     "sgd": (SGD, {}),
@@ -159,6 +159,18 @@ def test_your_own() -> None:
 
     assert type(make_optimizer(factory, model.parameters())) is SGD
     assert seen == [[*model.parameters()]]
+
+
+def test_the_object_in_any_loop() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    recipe = optim.Optimizer("adam", 0.5, 0.25, no_decay=("bias",), layer_decay=0.5, eps=1.0)
+    for part in (model, nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 1))):
+        made = recipe(part, betas=(0.5, 0.5), eps=2.0)
+        groups = parameter_groups(part, 0.25, no_decay=("bias",), layer_decay=0.5, lr=0.5)
+        expected = make_optimizer("adam", groups, 0.5, betas=(0.5, 0.5), eps=1.0)
+        assert type(made) is Adam
+        assert made.param_groups == expected.param_groups
+        assert made.defaults == expected.defaults  # the constructor's eps comes first
 
 
 def test_what_is_refused() -> None:

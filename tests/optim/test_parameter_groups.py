@@ -362,3 +362,21 @@ def test_nothing_changes() -> None:
     parameter_groups(model, 0.1, layer_decay=0.5, lr=1.0)
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_what_zero_3_has_partitioned() -> None:
+    """DeepSpeed isn't needed: parameters get its attributes, and lose their elements."""
+
+    def mark(model: nn.Module) -> nn.Module:
+        for p in model.parameters():
+            p.ds_id, p.ds_tensor, p.ds_shape = 0, p.detach().flatten(), p.shape  # type: ignore[attr-defined]
+        return model
+
+    plain = nn.Linear(3, 2)
+    whole = mark(nn.Linear(3, 2))  # gathered, or small enough to stay whole
+    assert names_in(parameter_groups(whole), whole) == names_in(parameter_groups(plain), plain)
+    for p in whole.parameters():
+        p.data = torch.empty(0)
+    for function in (decayed_weights, parameter_groups):
+        with pytest.raises(ValueError, match=r"weight of Linear is partitioned .*zero.Gathered"):
+            function(whole)

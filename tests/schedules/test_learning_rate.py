@@ -20,6 +20,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from lightning_practices.schedules import (
+    LearningRateSchedule,
     cosine_decay,
     exponential_decay,
     learning_rate_factor,
@@ -252,6 +253,55 @@ def test_warmup_before_a_plateau() -> None:
         assert rates == near([rate / 10 for rate in RATES])
     divided.step(1.0)
     assert rates_of(optimizer) == near([rate * 0.05 for rate in RATES])  # of the full rate
+
+
+# The object.
+
+
+@pytest.mark.parametrize("name", ["power", "exponential", "step", "cosine", "one_cycle"])
+def test_the_object_in_any_loop(name: Any) -> None:
+    arguments: Any = {"warmup_steps": 3, "floor": 0.125, "exponent": 2.0, "divisor": 3.0}
+    schedule = LearningRateSchedule(name, steps=10, **arguments)
+    factor = learning_rate_factor(name, 10, **arguments)
+    assert [schedule.factor()(t) for t in range(12)] == [factor(t) for t in range(12)]
+    optimizer = optimizer_of(*RATES)
+    (scheduler,) = schedule.schedulers(optimizer, 99)  # its own steps count
+    rates = [near([rate * factor(t) for rate in RATES]) for t in range(12)]
+    assert run(optimizer, scheduler, 12) == rates
+    resumed = optimizer_of(*RATES)
+    (scheduler,) = schedule.schedulers(resumed, done=5)
+    assert run(resumed, scheduler, 7) == rates[5:]
+
+
+def test_the_object_of_a_plateau_and_of_a_fit_without_a_length() -> None:
+    schedule = LearningRateSchedule("plateau", warmup_steps=1, divisor=4, patience=0)
+    optimizer = optimizer_of(1.0)
+    warmup, divided = schedule.schedulers(optimizer, mode="max")
+    assert run(optimizer, warmup, 2) == [near([0.5]), near([1.0])]
+    for metric in (1.0, 2.0, 1.5):
+        divided.step(metric)
+    assert rates_of(optimizer) == near([0.25])
+    with pytest.raises(ValueError, match="'plateau' depends on a metric"):
+        schedule.factor(10)
+    with pytest.raises(ValueError, match="'cosine' depends on the number of steps"):
+        LearningRateSchedule("cosine").schedulers(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"name": "cos"}, "has to be one of power, .*, plateau, but got 'cos'"),
+        ({"name": "power"}, "'power' needs steps"),
+        ({"warmup_steps": -1}, "warmup_steps .* got -1"),
+        ({"steps": 0}, "steps .* got 0"),
+        ({"floor": 2.0}, "floor .* got 2.0"),
+        ({"name": "plateau", "patience": -1}, "got -1"),
+        ({"name": "plateau", "warmup_steps": -1}, "got -1"),
+    ],
+)
+def test_bad_arguments_of_the_object(arguments: dict[str, Any], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        LearningRateSchedule(**arguments)
 
 
 # Arguments.
