@@ -35,11 +35,11 @@ class LearningRateScheduleMixin(MonitorMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        schedule = configured(
-            "schedule", schedule, LearningRateSchedule, (str,), LearningRateSchedule
-        )
-        callback = schedule and LearningRateScheduler(schedule, self._monitor, self._mode)
-        self._learning_rate_scheduler = self._bring(callback)
+        given = configured("schedule", schedule, LearningRateSchedule, (str,), LearningRateSchedule)
+        self._learning_rate_scheduler: LearningRateScheduler | None = None
+        if given is not None:
+            callback = LearningRateScheduler(given, self._monitor, self._mode)
+            self._learning_rate_scheduler = self._bring(callback)
 
     @property
     def learning_rate_scheduler(self) -> LearningRateScheduler | None:

@@ -96,14 +96,13 @@ def parameter_groups(
 
     Args:
         model: Whose parameters.
-        weight_decay: Of the weights. Default: the optimizer's own.
-        no_decay: What to spare, see :func:`decayed_weights`.
-        layer_decay: What the rate is multiplied by from layer to layer towards the input, above 0
-            and up to 1.
+        weight_decay: Weight decay of the weights. Default: the optimizer's own.
+        no_decay: The parameters that are not decayed, see :func:`decayed_weights`.
+        layer_decay: Factor of the rate from each layer to the one before it, above 0 and up to 1.
         lr: Learning rate. Default: the optimizer's own; with ``layer_decay`` it has to be given.
 
     Raises:
-        ValueError: If an argument is none of the above, or see :func:`decayed_weights`.
+        ValueError: If an argument is out of range, or see :func:`decayed_weights`.
     """
     check_groups(weight_decay, layer_decay, lr)
     weights = {id(p) for p in decayed_weights(model, no_decay).values()}
@@ -141,10 +140,10 @@ def layer_depths(model: nn.Module) -> dict[nn.Parameter, int]:
 
 
 def check_groups(weight_decay: float | None, layer_decay: float | None, lr: float | None) -> None:
-    """Refuse arguments that :func:`parameter_groups` can't have, whatever the model.
+    """Refuse arguments of :func:`parameter_groups` that are wrong for any model.
 
     Raises:
-        ValueError: If one is such.
+        ValueError: If one is out of range.
     """
     for name, value in {"weight_decay": weight_decay, "lr": lr}.items():
         if value is not None and not 0 <= value < math.inf:

@@ -1,6 +1,6 @@
 r"""Penalties on the size of weights: L1, L2 and both, the elastic net.
 
-What is added to the loss, :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2`, has a gradient
+The term of the loss, :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2`, has a gradient
 that is known, :math:`\lambda_1 \operatorname{sign}(w) + \lambda_2 w`. To add that to the gradients
 before each step is the same, without a graph through all weights, and can't be counted twice when
 gradients are accumulated.
@@ -121,10 +121,10 @@ def soft_threshold_(weights: Weights, threshold: float | Tensor) -> None:
 
 
 def check_strengths(l1: float, l2: float) -> None:
-    """Refuse strengths of a penalty that there can't be.
+    """Refuse strengths of a penalty that are negative or not finite.
 
     Raises:
-        ValueError: If one is such.
+        ValueError: If one is.
     """
     for name, value in {"l1": l1, "l2": l2}.items():
         if not 0 <= value < math.inf:

@@ -1,14 +1,15 @@
 r"""Learning rates that change in the course of training.
 
-Each schedule is a factor of the optimizer steps :math:`t` taken so far, 1 standing for a group's
-own rate, :math:`\eta(t) = \eta_0 f(t)`, and thus what torch's ``LambdaLR`` takes. That is the
-scheduler to use: its rates depend on the step alone, so all groups keep their ratios, and a resumed
-run has the rates of one that was not. Torch's special ones compute the same rates within a run, but
+Each schedule is a function :math:`f(t)` of the optimizer steps :math:`t` taken so far. The rate of
+a group is :math:`\eta(t) = \eta_0 f(t)`, where :math:`\eta_0` is the group's own rate. This is the
+function that torch's ``LambdaLR`` takes, and ``LambdaLR`` is the scheduler to use: its rates depend
+on the step alone, so all groups keep their ratios, and a resumed run has the same rates as one that
+was never stopped. Torch's other schedulers compute the same rates within a run, but
 
 - ``CosineAnnealingLR(T_max=steps)`` has its least rate after the last step, and rises from there;
-  ``eta_min`` is one rate for all groups; and what it resumes with is the old ``T_max``.
-- ``OneCycleLR`` raises beyond its ``total_steps``, the old ones after resuming, and starts near
-  its highest rate if they are three or fewer.
+  ``eta_min`` is one rate for all groups; and a resumed run has the old ``T_max``.
+- ``OneCycleLR`` raises an error beyond its ``total_steps``, the old ones after resuming, and starts
+  near its highest rate if there are three steps or fewer.
 - ``SequentialLR`` takes no ``ReduceLROnPlateau``, and before a ``OneCycleLR`` it warms up to 1/25
   of the rate and leaves out the cycle's rise; ``ChainedScheduler`` anneals during the warmup.
 """
@@ -92,8 +93,8 @@ def cosine_decay(steps: int, floor: float = 0.0) -> Factor:
     Source: Loshchilov and Hutter, 2017, *SGDR*, arXiv:1608.03983, equation 5, without restarts.
 
     Args:
-        steps: Of the fit.
-        floor: What is left at the end, a share from 0 to 1.
+        steps: All steps of the fit.
+        floor: Share of the rate at the end, from 0 to 1.
 
     Raises:
         ValueError: If ``steps`` isn't a whole number from 1 on, or ``floor`` no such share.
@@ -148,8 +149,8 @@ def one_cycle(steps: int, floor: float = 0.0) -> Factor:
     Source: Smith and Topin, 2018, *Super-Convergence*, arXiv:1708.07120; HML, chapter 11.
 
     Args:
-        steps: Of the fit.
-        floor: What is left at the end, a share from 0 to 1. ``OneCycleLR`` leaves 4e-6.
+        steps: All steps of the fit.
+        floor: Share of the rate at the end, from 0 to 1. ``OneCycleLR`` leaves 4e-6.
 
     Raises:
         ValueError: If ``steps`` isn't a whole number from 1 on, or ``floor`` no such share.
@@ -177,7 +178,7 @@ def warmed_up(factor: Factor, steps: int) -> Factor:
 
     Args:
         factor: What follows.
-        steps: Of the warmup; 0 for none.
+        steps: Steps of the warmup; 0 for none.
 
     Raises:
         ValueError: If ``steps`` isn't a whole number from 0 on.
@@ -208,12 +209,12 @@ def learning_rate_factor(
     Args:
         schedule: ``"power"``, ``"exponential"``, ``"step"``: :func:`power_decay` and so on;
             ``"cosine"``: :func:`cosine_decay`; ``"one_cycle"``: :func:`one_cycle`.
-        steps: Of the first three, what their rates are divided after. Of the others all steps of
-            the fit, those of the warmup included.
+        steps: For the first three, after how many steps the rate is divided. For the others, all
+            steps of the fit, with those of the warmup.
         warmup_steps: See :func:`warmed_up`.
-        floor: Of the cosine and the cycle.
-        exponent: Of the power.
-        divisor: Of the steps.
+        floor: See :func:`cosine_decay` and :func:`one_cycle`.
+        exponent: See :func:`power_decay`.
+        divisor: See :func:`step_decay`.
 
     Raises:
         ValueError: If there is no such schedule, or one of its arguments is out of its range.
@@ -235,13 +236,13 @@ def learning_rate_factor(
 def linear_warmup(optimizer: Optimizer, steps: int) -> LinearLR:
     """Return torch's scheduler for the rates of :func:`warmed_up`, before :func:`plateau`.
 
-    It multiplies, and stops to do so after ``steps``, so that it leaves alone what the other has
-    divided; ``LambdaLR`` would set the rates anew at each step. Step it after each step of the
+    It multiplies the rates, and only until ``steps``, so that rates which the plateau has divided
+    stay divided. ``LambdaLR`` would set them anew at each step. Step it after each step of the
     optimizer.
 
     Args:
-        optimizer: Whose rates to warm up, all groups alike.
-        steps: Of the warmup; 0 for none.
+        optimizer: The optimizer whose rates are warmed up, all groups alike.
+        steps: Steps of the warmup; 0 for none.
 
     Raises:
         ValueError: If ``steps`` isn't a whole number from 0 on.

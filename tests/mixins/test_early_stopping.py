@@ -118,7 +118,8 @@ def test_one_callback_for_several_modules() -> None:
     )
     assert fit(first).current_epoch == 3
     assert fit(second).current_epoch == 3  # though 4 is more than the 1 of the first
-    assert (stopping_of(first).best_score, stopping_of(second).best_score) == (1.0, 4.0)
+    assert stopping_of(first).best_score == 1.0
+    assert stopping_of(second).best_score == 4.0
     assert torch.equal(second.layer.weight, second.seen[1])
     assert (given.best_epoch, given.wait_count) == (None, 0)
 

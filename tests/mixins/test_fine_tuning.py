@@ -98,10 +98,10 @@ def test_by_default_the_modules_are_called_backbone_and_head() -> None:
 
         @override
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-            parts = [self.head, *reversed(self.backbone)]  # type: ignore[call-overload]
-            trained = (next(p.parameters()).requires_grad for p in parts)  # type: ignore[union-attr]
+            parts = [self.head, *reversed(self.backbone)]
+            trained = (next(p.parameters()).requires_grad for p in parts)
             self.seen.append("".join("x" if each else "." for each in trained))
-            loss: Tensor = self.head(self.backbone(batch)).square().mean()  # type: ignore[operator]
+            loss: Tensor = self.head(self.backbone(batch)).square().mean()
             return loss
 
     expected = Net()

@@ -603,7 +603,7 @@ def test_deepspeeds_wrapper_of_an_optimizer() -> None:
             [factor * r for r in RATES]
         )
         optimizer.step()
-        config.scheduler.step()
+        config.scheduler.step()  # type: ignore[call-arg]
 
 
 def test_the_twin_package() -> None:

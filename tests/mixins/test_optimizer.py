@@ -329,7 +329,7 @@ def test_what_is_refused() -> None:
         ({"layer_decay": 2.0, "lr": 0.1}, "layer_decay has to be above 0 and"),
     ):
         with pytest.raises(ValueError, match=message):
-            Optimizer(**settings)  # type: ignore[arg-type]
+            Optimizer(**settings)
     with pytest.raises(ValueError, match="but got 'Adam'"):
         Net(optimizer="Adam")
     with pytest.raises(TypeError, match=r"optimizer has to be .*optim\.Optimizer, None, but got"):

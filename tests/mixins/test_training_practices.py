@@ -203,7 +203,7 @@ def test_all_off() -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.01)
 
-    names = ["optimizer", "schedule", "early_stopping", "gradient_clipping", "checkpoint"]
+    names: Any = ["optimizer", "schedule", "early_stopping", "gradient_clipping", "checkpoint"]
     module = Plain(**dict.fromkeys(names))
     trainer = fit(module)
     assert not [kind for kind in kinds(trainer) if "lightning_practices" in kind.__module__]

@@ -66,15 +66,16 @@ def fit(
     save = ModelCheckpoint(folder, save_last=True, every_n_train_steps=every)
     trainer = trainer_of(
         rates, save, At(killed_at, kill),
-        devices=devices, strategy="ddp" if devices > 1 else "auto",
+        devices=devices, strategy="ddp" if devices > 1 else "auto", default_root_dir=folder,
     )  # fmt: skip
     rows = list(torch.randn(2 * STEPS * devices, 2, generator=torch.Generator().manual_seed(1)))
     train: Any = Stateful(rows, batch_size=2) if every else DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
     path = folder / "last.ckpt" if resume else None
     trainer.fit(module, train, DataLoader(rows, batch_size=8), ckpt_path=path)  # type: ignore[arg-type]
-    state = module.early_stopping.state_dict()
-    averaging = module.weight_averaging
+    stopping, averaging = module.early_stopping, module.weight_averaging
+    assert stopping is not None
     assert averaging is not None
+    state = stopping.state_dict()
     return {
         "weights": {k: v.clone() for k, v in module.state_dict().items()},
         "last": module.seen[trainer.global_step],

@@ -277,6 +277,7 @@ def test_the_object_of_a_plateau_and_of_a_fit_without_a_length() -> None:
     schedule = LearningRateSchedule("plateau", warmup_steps=1, divisor=4, patience=0)
     optimizer = optimizer_of(1.0)
     warmup, divided = schedule.schedulers(optimizer, mode="max")
+    assert isinstance(divided, ReduceLROnPlateau)
     assert run(optimizer, warmup, 2) == [near([0.5]), near([1.0])]
     for metric in (1.0, 2.0, 1.5):
         divided.step(metric)
