@@ -203,8 +203,9 @@ def test_all_off() -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.01)
 
-    names: Any = ["optimizer", "schedule", "early_stopping", "gradient_clipping", "checkpoint"]
-    module = Plain(**dict.fromkeys(names))
+    names = ["optimizer", "schedule", "early_stopping", "gradient_clipping", "checkpoint"]
+    off: Any = dict.fromkeys(names)
+    module = Plain(**off)
     trainer = fit(module)
     assert not [kind for kind in kinds(trainer) if "lightning_practices" in kind.__module__]
     assert set(module.rates) == {0.01}
