@@ -1,12 +1,17 @@
-"""What the functions of this package share. Every practice's package may import it.
+"""Helpers that the packages of all kernels import.
 
-- ``triton``: Triton, or a stand-in where it is not installed.
-- ``dispatch``: whether Triton, its interpreter or ATen computes a call: the one decision.
-- ``launch``: launches of kernels, and the arithmetic of grids.
-- ``operator``: operators for eager mode, for compilers and in place.
-- ``gradients``: the gradients of operators, and those of higher order.
-- ``autocast``, ``layout``, ``parameters``: dtypes, memory layouts and checks of arguments.
-- ``tiles``, ``partial_sums``, ``statistics``: tiles of a matrix, sums and statistics of shares.
-- ``random``, ``rate``: random words, and the rate at which they drop.
-- ``activation``: the activations of kernels.
+- ``triton``: Triton, or a stand-in where Triton is not installed.
+- ``dispatch``: decides whether Triton, Triton's interpreter or ATen computes a call.
+- ``launch``: launches kernels, and computes the sizes of grids.
+- ``operator``: wraps kernel launches as operators for eager mode, compilers and in-place calls.
+- ``gradients``: gradients of backward operators, and gradients of higher order.
+- ``autocast``: the dtype of results under autocast.
+- ``layout``: memory layouts.
+- ``parameters``: checks of arguments.
+- ``tiles``: tiles of a matrix.
+- ``partial_sums``: adds the partial sums that programs store.
+- ``statistics``: merges the partial means and variances that programs or processes store.
+- ``random``: random words.
+- ``rate``: drop rates.
+- ``activation``: activation functions for kernels.
 """

@@ -1,4 +1,4 @@
-"""The activations that kernels apply to a tile in registers, and the same by torch's functions."""
+"""Activation functions: in kernels, for a tile in registers, and composed of torch's functions."""
 
 from typing import Literal
 
@@ -9,7 +9,7 @@ from lightning_kernels._core.triton import tl, triton
 
 Activation = Literal["relu", "leaky_relu", "elu", "selu", "silu", "gelu"]
 
-# The default of each activation's parameter; None if it has no parameter.
+# The default parameter of each activation, None for an activation without parameter.
 DEFAULT_PARAMETERS: dict[str, float | None] = {
     "relu": None,
     "leaky_relu": 0.01,  # negative_slope
@@ -18,17 +18,17 @@ DEFAULT_PARAMETERS: dict[str, float | None] = {
     "silu": None,
     "gelu": None,
 }
-PIECEWISE_LINEAR = frozenset({"relu", "leaky_relu"})  # one bit of each element gives the derivative
+PIECEWISE_LINEAR = frozenset({"relu", "leaky_relu"})  # one bit per element gives the derivative
 
 _SELU_SCALE = tl.constexpr(1.0507009873554805)
 _SELU_ALPHA = tl.constexpr(1.6732632423543772)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
-_DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)  # of the standard normal distribution
+_DENSITY_AT_ZERO = tl.constexpr(0.3989422804014327)  # 1 / sqrt(2 pi), the standard normal density
 
 
 @triton.jit
 def _expm1(z):
-    """Return exp(z) - 1, for small z by its series, where the difference would cancel."""
+    """Return exp(z) - 1. For small z the subtraction would cancel, so a series computes it."""
     series = 1 / 24 + z * (1 / 120 + z * (1 / 720))
     series = z + z * z * (1 / 2 + z * (1 / 6 + z * series))
     return tl.where(tl.abs(z) < 0.25, series, tl.exp(z) - 1)
@@ -36,7 +36,7 @@ def _expm1(z):
 
 @triton.jit
 def activate(z, parameter, ACTIVATION: tl.constexpr):
-    """Return the activation of float32 ``z``; nan stays nan."""
+    """Return the activation of ``z`` (float32). nan stays nan."""
     if ACTIVATION == "relu":
         z = tl.where(z <= 0, 0.0, z)
     elif ACTIVATION == "leaky_relu":
@@ -54,13 +54,19 @@ def activate(z, parameter, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def passes(z, ACTIVATION: tl.constexpr):
-    """Return where a piecewise linear activation has slope 1, for nan as in torch."""
+    """Return a mask: True where a piecewise linear activation has slope 1. nan counts as in torch.
+
+    For nan the mask is True with relu and False with leaky_relu.
+    """
     return (z <= 0) == 0 if ACTIVATION == "relu" else z > 0
 
 
 @triton.jit
 def gradient_where_passed(grad, passed, parameter, ACTIVATION: tl.constexpr):
-    """Return the gradient through a piecewise linear activation."""
+    """Return the gradient of a piecewise linear activation's input.
+
+    ``grad`` is the gradient of the output. ``passed`` is the mask that :func:`passes` returns.
+    """
     if ACTIVATION == "relu":
         grad = tl.where(passed, grad, 0.0)
     else:
@@ -70,7 +76,7 @@ def gradient_where_passed(grad, passed, parameter, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def activation_gradient(grad, z, parameter, ACTIVATION: tl.constexpr):
-    """Return ``grad`` times the activation's derivative at float32 ``z``."""
+    """Return ``grad`` times the derivative of the activation at ``z`` (float32)."""
     if ACTIVATION == "relu" or ACTIVATION == "leaky_relu":
         grad = gradient_where_passed(grad, passes(z, ACTIVATION), parameter, ACTIVATION)
     elif ACTIVATION == "elu":
@@ -90,7 +96,7 @@ def activation_gradient(grad, z, parameter, ACTIVATION: tl.constexpr):
 def store_signs(
     signs_ptr, positive, row, first_column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    """Pack a tile of booleans, 8 columns to a byte."""
+    """Store a tile of booleans as bits, 8 columns in a byte."""
     octets = tl.reshape(positive.to(tl.int32), (ROWS, COLUMNS // 8, 8))
     packed = tl.sum(octets << tl.arange(0, 8)[None, None, :], axis=2).to(tl.uint8)
     octet = first_column // 8 + tl.arange(0, COLUMNS // 8)[None, :]
@@ -111,10 +117,11 @@ def load_signs(
 
 
 def resolve_parameter(activation: str | None, parameter: float | None) -> float:
-    """Return the parameter that kernels take, 0 for an activation without one.
+    """Return the activation's parameter as a float: the given one, the default, or 0 without one.
 
     Raises:
-        ValueError: If the activation is unknown, or if it has no parameter and one is given.
+        ValueError: If the activation is unknown. If ``parameter`` is given for an activation
+            without parameter.
     """
     if activation is not None and activation not in DEFAULT_PARAMETERS:
         known = ", ".join(DEFAULT_PARAMETERS)
@@ -131,11 +138,11 @@ def resolve_parameter(activation: str | None, parameter: float | None) -> float:
 
 
 def aten_activate(z: Tensor, activation: str | None, parameter: float) -> Tensor:
-    """Return the activation by torch's functions. It may be written over ``z``."""
+    """Return the activation of ``z`` by torch's functions. relu writes the result over ``z``."""
     if activation is None:
         return z
     if activation == "relu":
-        return z.relu_()  # the derivative needs only the result
+        return z.relu_()  # in place: the derivative needs the result alone
     if activation == "leaky_relu":
         return torch.nn.functional.leaky_relu(z, parameter)
     if activation == "elu":

@@ -1,4 +1,4 @@
-"""What functions do under ``torch.autocast``."""
+"""Dtypes of results under ``torch.autocast``."""
 
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -10,9 +10,10 @@ Autocast = Literal["input", "match"]
 
 
 def autocast_dtype(function: str, x: Tensor, autocast: Autocast) -> torch.dtype | None:
-    """Return the dtype of a norm's result, or ``None`` for the dtype of ``x``.
+    """Return the dtype of a norm's result under autocast, or ``None`` for the dtype of ``x``.
 
-    Under autocast on a GPU torch's norms return float32. With ``"match"`` so do ours.
+    Under autocast on a GPU, torch's norms return float32. With ``"match"`` the norms of this
+    package return float32 too.
 
     Raises:
         ValueError: If ``autocast`` is neither ``"input"`` nor ``"match"``.
@@ -30,8 +31,8 @@ def autocast_dtype(function: str, x: Tensor, autocast: Autocast) -> torch.dtype 
 def without_autocast(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
     """Return ``function(x, *args)`` with autocast turned off.
 
-    Calls on the CPU must stay cheap. So a context is entered only if autocast is on, and the name
-    of the CPU is not read from the device.
+    Calls on the CPU must stay cheap. Therefore the context manager is entered only if autocast is
+    on, and ``x.device`` is not read for a CPU tensor.
     """
     device = "cpu" if x.is_cpu else x.device.type
     if not torch.is_autocast_enabled(device):

@@ -1,4 +1,4 @@
-"""Decides, in one place, whether Triton, its interpreter or ATen computes a call."""
+"""Decides whether Triton, Triton's interpreter or ATen computes a call."""
 
 import functools
 from typing import Literal, get_args
@@ -13,7 +13,7 @@ from lightning_kernels._core.triton import HAS_TRITON, INTERPRETED
 Route = Literal["triton", "interpreter", "aten"]
 CompiledNorms = Literal["kernels", "inductor"]
 
-# The kernels compute in float32; float64 goes to ATen.
+# The kernels compute in float32, which is not precise enough for float64 inputs.
 _SERVED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _PLAIN_TYPES = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
 
@@ -21,17 +21,18 @@ _compiled_norms: CompiledNorms = "kernels"
 
 
 def route(x: Tensor) -> Route:
-    """Return which implementation computes a call on ``x`` in this process, at this moment.
+    """Return which implementation would compute a call on ``x`` now, in this process.
 
     Args:
-        x: The tensor that would be passed.
+        x: The input tensor of the call.
 
     Returns:
         ``"triton"`` for compiled kernels. ``"interpreter"`` for the same kernels, run on the CPU by
-        Triton's interpreter (``TRITON_INTERPRET=1``). ``"aten"`` for PyTorch's own operators: if
-        there is no Triton or no GPU of compute capability 8.0 or more; for float64, integers, empty
-        and non-strided tensors; for distributed and other wrapped tensors; in forward-mode
-        differentiation and ``torch.func`` transforms.
+        Triton's interpreter (``TRITON_INTERPRET=1``). ``"aten"`` for PyTorch's own operators, which
+        compute the call in each of these cases: Triton is not installed; the device is not a GPU of
+        compute capability 8.0 or more; ``x`` is float64, integer, empty or not strided; ``x`` is a
+        ``DTensor`` or another wrapper subclass; forward-mode differentiation or a ``torch.func``
+        transform is active.
     """
     if not runs_triton(x):
         return "aten"
@@ -39,9 +40,9 @@ def route(x: Tensor) -> Route:
 
 
 def runs_triton(x: Tensor) -> bool:
-    """Return whether a kernel, compiled or interpreted, serves ``x``."""
+    """Return whether a kernel, compiled or interpreted, can compute a call on ``x``."""
     return (
-        (x.is_cuda or INTERPRETED)  # first, because calls on the CPU must stay cheap
+        (x.is_cuda or INTERPRETED)  # the cheapest test first: calls on the CPU must stay cheap
         and _serves_device(x.device)
         and x.dtype in _SERVED_DTYPES
         and x.numel() > 0
@@ -53,20 +54,23 @@ def runs_triton(x: Tensor) -> bool:
 
 
 def set_compiled_norms(norms: CompiledNorms) -> None:
-    """Choose how ``torch.compile`` computes norms, for the whole process.
+    """Choose how functions under ``torch.compile`` compute norms, for the whole process.
 
-    Inductor can fuse its own norms with the operations around them; it can't fuse a kernel. The
-    kernels read and write less than Inductor's norms. Which is faster depends on the model:
-    ``python -m benchmarks fit`` measures whole training steps of both. Eager calls do not change.
-    Functions that are compiled already are compiled again.
+    Inductor can fuse its own norms with the operations around them. It can't fuse the kernels of
+    this package, which read and write less memory than Inductor's norms. Which choice is faster
+    depends on the model: ``python -m benchmarks fit`` measures whole training steps with both.
+    Eager calls do not change. Compiled functions are compiled again at their next call.
 
     Args:
-        norms: ``"kernels"`` (the default) for the kernels of this package. ``"inductor"`` for
-            torch's functions in place of layer, RMS, batch, group and instance norm, of the two
-            functions that add and normalise, and of the addition of a residual without drops.
+        norms: ``"kernels"`` (the default): the kernels of this package compute norms.
+            ``"inductor"``: torch's functions compute them, so that Inductor can fuse them. This
+            concerns layer, RMS, batch, group and instance norm,
+            :func:`~lightning_kernels.add_dropout_layer_norm`,
+            :func:`~lightning_kernels.add_dropout_rms_norm`, and
+            :func:`~lightning_kernels.stochastic_depth` if it drops nothing.
 
     Raises:
-        ValueError: If ``norms`` is neither.
+        ValueError: If ``norms`` is neither ``"kernels"`` nor ``"inductor"``.
 
     Example:
         >>> set_compiled_norms("inductor")
@@ -80,7 +84,7 @@ def set_compiled_norms(norms: CompiledNorms) -> None:
 
 
 def norm_runs_triton(x: Tensor) -> bool:
-    """Return whether a norm's kernel serves ``x``. See :func:`set_compiled_norms`."""
+    """Return whether a norm's kernel computes a call on ``x``: see :func:`set_compiled_norms`."""
     return runs_triton(x) and not (_compiled_norms == "inductor" and torch.compiler.is_compiling())
 
 
@@ -89,9 +93,9 @@ def _serves_device(device: torch.device) -> bool:
     return _probe_device(device)
 
 
-@functools.cache  # in a function of its own: Dynamo warns if it traces through a cache
+@functools.cache  # apart from _serves_device, because Dynamo warns if it traces a cached function
 def _probe_device(device: torch.device) -> bool:
-    """Return whether this process can run kernels on ``device``. The answer never changes."""
+    """Return whether this process can run kernels on ``device``."""
     if not HAS_TRITON:
         return False
     if device.type == "cuda" and not INTERPRETED and torch.version.hip is None:
@@ -102,7 +106,7 @@ def _probe_device(device: torch.device) -> bool:
 def is_transformed() -> bool:
     """Return whether forward-mode differentiation or a ``torch.func`` transform is active.
 
-    Both need operators that torch can differentiate or batch itself.
+    Both need torch's own operators: torch has no forward-mode or batching rules for the kernels.
     """
     if forward_ad._current_level >= 0:
         return True
@@ -112,7 +116,10 @@ def is_transformed() -> bool:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Return whether a compiler or a dispatch mode must see an operator, not a launch."""
+    """Return whether a call on ``x`` must go through ``torch.ops``, for a compiler to record it.
+
+    That is so under ``torch.compile``, in a dispatch mode, and for fake and other subclass tensors.
+    """
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0

@@ -1,4 +1,4 @@
-"""The gradients that a backward operator returns, and those of higher order."""
+"""Gradients that backward operators return, and gradients of higher order."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,8 +11,8 @@ def empty_gradients(
 ) -> list[Tensor]:
     """Allocate a contiguous gradient for each parameter.
 
-    A gradient that is not needed is an empty tensor of ``x``'s dtype, because an operator can't
-    return ``None``. :func:`only_needed` replaces it.
+    Where a gradient is not needed, the result is an empty tensor of the dtype of ``x``, because an
+    operator can't return ``None``. :func:`only_needed` replaces the empty tensors by ``None``.
     """
     return [
         torch.empty_like(parameter, memory_format=torch.contiguous_format)
@@ -23,7 +23,7 @@ def empty_gradients(
 
 
 def only_needed(gradients: Iterable[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
-    """Return the gradients with ``None`` for each that is not needed."""
+    """Return the gradients, with ``None`` in place of each gradient that is not needed."""
     return [grad if need else None for grad, need in zip(gradients, needs, strict=True)]
 
 
@@ -33,18 +33,19 @@ def recompute_gradients(
     inputs: Sequence[Tensor | None],
     needs: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Return the gradients of ``function(*inputs)`` as a graph that can be differentiated again.
+    """Return the gradients of ``function(*inputs)``, connected to a graph.
 
-    The backward pass calls it under ``create_graph=True``, where a kernel would end the graph.
+    Backward passes call this function under ``create_graph=True``, because a graph can't
+    differentiate the launch of a backward kernel.
 
     Args:
-        function: Torch operators that compute the output in float32.
+        function: Function of torch operators that computes the output in float32.
         grad: The gradient of the output.
-        inputs: Tensors of any dtype, passed to ``function`` as float32.
+        inputs: Tensors of any dtype. ``function`` gets them as float32.
         needs: Whether each input needs a gradient.
     """
-    # Gradients are taken of views: an input may be computed from another, and that path is the
-    # caller's to follow.
+    # The gradients are those of views of the inputs. One input may be computed from another, and
+    # a gradient of the inputs themselves would include this path, which autograd adds later.
     views = [None if t is None else t.view_as(t) for t in inputs]
     y = function(*(None if t is None else t.float() for t in views))
     results: list[Tensor | None] = [None] * len(views)

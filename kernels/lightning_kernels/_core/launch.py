@@ -1,4 +1,4 @@
-"""Launches a kernel on the device of its tensors, and the integer arithmetic of grids."""
+"""Launches kernels on the device of their tensors, and computes the sizes of grids."""
 
 import functools
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# The interpreter has no multiprocessors. With a small number, small tensors run every loop.
+# The interpreter has no multiprocessors. A small number of programs makes kernels loop over the
+# tiles of small tensors too, so that tests cover the loops.
 _INTERPRETED_MULTIPROCESSORS = 2
 
 
@@ -19,12 +20,15 @@ def multiprocessor_count(device: torch.device) -> int:
 
 
 def cdiv(a: int, b: int) -> int:
-    """Divide and round up. Triton's own function takes over a microsecond; a call about fifteen."""
+    """Divide and round up.
+
+    ``triton.cdiv`` takes over a microsecond. An eager call of this package takes about 15 in all.
+    """
     return -(-a // b)
 
 
 def next_power_of_2(n: int) -> int:
-    """Return the smallest power of 2 that is at least ``n``, faster than Triton's own function."""
+    """Return the smallest power of 2 that is at least ``n``, faster than Triton's function."""
     return 1 << (n - 1).bit_length()
 
 
@@ -37,13 +41,15 @@ def launch(
         kernel: A function decorated with ``triton.jit``.
         grid: Number of programs along each axis.
         device: The device of the tensors.
-        *args: Tensors, numbers and ``None``, in the kernel's order.
-        **constants: The kernel's ``constexpr`` arguments, ``num_warps`` and ``maxnreg``.
+        *args: The kernel's arguments in order: tensors, numbers and ``None``.
+        **constants: The kernel's ``constexpr`` arguments, and the options ``num_warps`` and
+            ``maxnreg``.
     """
     if device.type == "cpu":
         _interpret(kernel, grid, args, constants)
         return
-    constants["enable_fp_fusion"] = True  # a * b + c in one rounding: Triton 3.10 turns it off
+    # Fused multiply-add: a * b + c with one rounding. Triton 3.10 turns it off by default.
+    constants["enable_fp_fusion"] = True
     if device.index == torch.cuda.current_device():
         kernel[grid](*args, **constants)
     else:
@@ -54,9 +60,10 @@ def launch(
 def _interpret(
     kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constants: dict[str, Any]
 ) -> None:
-    """Run ``kernel`` on CPU tensors, with float32 copies of the bfloat16 tensors.
+    """Interpret ``kernel`` on CPU tensors, with float32 copies of the bfloat16 tensors.
 
-    The interpreter adds bfloat16 as raw bits, and truncates where a GPU rounds to nearest even.
+    The interpreter computes bfloat16 wrongly: it adds the raw bits, and it truncates where a GPU
+    rounds to nearest even.
     """
     import numpy  # a dependency of the interpreter, not of this package
 
@@ -68,7 +75,7 @@ def _interpret(
     arguments = list(args)
     for i, _, wide in widened:
         arguments[i] = wide
-    with numpy.errstate(all="ignore"):  # a GPU does not warn of nan either
+    with numpy.errstate(all="ignore"):  # no warnings of nan and overflow, as on a GPU
         kernel[grid](*arguments, **constants)
     for _, narrow, wide in widened:
-        narrow.data.copy_(wide)  # .data: inputs that autograd guards are copied back too
+        narrow.data.copy_(wide)  # .data, because autograd forbids writes to some inputs

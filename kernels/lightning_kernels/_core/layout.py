@@ -1,4 +1,4 @@
-"""The memory layouts that kernels read: contiguous, channels last, or any dense one."""
+"""The memory layouts that kernels can read: contiguous, channels last, and other dense layouts."""
 
 import torch
 from torch import Tensor
@@ -6,16 +6,23 @@ from torch._prims_common import suggest_memory_format
 
 from lightning_kernels._core.dispatch import is_transformed
 
-CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by number of dimensions
+# The channels-last format of tensors of 4 and of 5 dimensions.
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def is_dense(x: Tensor) -> bool:
-    """Return whether the elements of ``x`` fill a stretch of memory, each once, in any order."""
+    """Return whether ``x`` is dense: its elements fill a range of memory, without gap or overlap.
+
+    The dimensions may have any order in memory.
+    """
     return x.is_contiguous() or torch.empty_like(x, device="meta").stride() == x.stride()
 
 
 def to_dense(x: Tensor) -> Tensor:
-    """Return ``x``, or a copy, contiguous or channels last: the format of torch's own output."""
+    """Return ``x`` if it is contiguous or channels last, else a copy in one of these formats.
+
+    The copy has the format that the output of torch's own operators would have.
+    """
     if x.is_contiguous():
         return x
     channels_last = CHANNELS_LAST.get(x.dim())
@@ -25,7 +32,10 @@ def to_dense(x: Tensor) -> Tensor:
 
 
 def has_channels_innermost(x: Tensor) -> bool:
-    """Return whether the channels of a dense ``x`` are neighbours, as in ``(N, C)``."""
+    """Return whether the channels of one pixel of a dense ``x`` are neighbours in memory.
+
+    That is so in channels last, for the shape ``(N, C)``, and for images of one pixel.
+    """
     if x.dim() == 2:
         return True
     if x.is_contiguous():
@@ -34,15 +44,16 @@ def has_channels_innermost(x: Tensor) -> bool:
 
 
 def output_format(x: Tensor) -> torch.memory_format:
-    """Return the format of an output like ``x``, where sizes of 1 make ``x`` fit two formats.
+    """Return the memory format of an output like ``x``: contiguous if ``x`` is, else that of ``x``.
 
-    Torch then gives its output the strides of a contiguous tensor.
+    A tensor with sizes of 1 can be both contiguous and channels last. For such an input the outputs
+    of torch's operators have the strides of a contiguous tensor.
     """
     return torch.contiguous_format if x.is_contiguous() else torch.preserve_format
 
 
 def with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return ``tensor``, or a copy of it with these strides."""
+    """Return ``tensor`` if it has these strides, else a copy with these strides."""
     if tensor.stride() == strides:
         return tensor
     return torch.empty_strided(
@@ -51,12 +62,15 @@ def with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
 
 
 def with_format_of(tensor: Tensor, x: Tensor) -> Tensor:
-    """Return ``tensor`` in the memory format of ``x``. In a transform vmap knows of no formats."""
+    """Return ``tensor`` in the memory format of ``x``.
+
+    In a ``torch.func`` transform ``tensor`` is returned as it is: vmap supports no memory formats.
+    """
     if is_transformed():
         return tensor
     return tensor.contiguous(memory_format=suggest_memory_format(x))
 
 
 def contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return the tensors contiguous; ``None`` stays ``None``."""
+    """Return contiguous tensors: copies of those that are not. ``None`` stays ``None``."""
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)

@@ -1,4 +1,4 @@
-"""An operator with three doors: a bare autograd function, a registered op, and one in place."""
+"""A class that wraps kernel launches as a differentiable operator: eager, compiled or in place."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,20 +18,22 @@ SetupContext = Callable[[Any, tuple[Any, ...], Any], None]
 class Operator:
     """An operator implemented by kernel launches, differentiable if ``backward`` is given.
 
-    An eager call goes straight to ``forward`` inside a bare ``autograd.Function``, which costs the
-    host least. Under ``torch.compile``, ``torch.export``, fake tensors or another dispatch mode the
-    call goes through ``torch.ops``: the tracer sees an opaque operator, whose shapes and dtypes
-    ``fake`` gives. Both use the same ``forward``, ``setup_context`` and ``backward``.
+    An eager call runs ``forward`` in an ``autograd.Function``, which has the least overhead on the
+    host. Under ``torch.compile``, ``torch.export``, fake tensors or another dispatch mode the call
+    goes through ``torch.ops``: the tracer records an opaque operator, and ``fake`` gives the shapes
+    and dtypes of its results. Both ways use the same ``forward``, ``setup_context`` and
+    ``backward``.
 
     Args:
-        name: Name within ``torch.ops.lightning_kernels``.
-        schema: Arguments and results, as ``torch.library.define`` takes them.
-        forward: Allocates and launches. Its first argument is a tensor.
-        fake: Allocates only, for tensors without data.
-        setup_context: ``(ctx, inputs, output)``: saves what ``backward`` needs.
-        backward: ``(ctx, *grads)``: returns a gradient or ``None`` for each argument.
-        in_place: ``forward`` that writes its first result over its first argument.
-        fits_in_place: Whether ``in_place`` can take these arguments.
+        name: Name of the operator in ``torch.ops.lightning_kernels``.
+        schema: Arguments and results, in the syntax of ``torch.library.define``.
+        forward: Function that allocates the results and launches kernels. Its first argument is a
+            tensor.
+        fake: Function that only allocates the results, for tensors without data.
+        setup_context: Function ``(ctx, inputs, output)`` that saves tensors for ``backward``.
+        backward: Function ``(ctx, *grads)`` that returns a gradient or ``None`` for each argument.
+        in_place: Variant of ``forward`` that writes its first result over its first argument.
+        fits_in_place: Function that returns whether ``in_place`` supports the given arguments.
     """
 
     def __init__(
@@ -66,13 +68,17 @@ class Operator:
         self._traced = getattr(getattr(torch.ops, NAMESPACE), name).default
 
     def __call__(self, *args: Any) -> Any:
-        """Call the operator with positional arguments, in the order of its schema."""
+        """Call the operator. The arguments are positional, in the order of the schema."""
         if is_traced(args[0]):
             return self._traced(*args)
         return self._eager(*args)
 
     def in_place(self, x: Tensor, *args: Any) -> Tensor:
-        """Write the first result over ``x`` and return ``x``: directly if that is possible."""
+        """Write the first result over ``x``. Return ``x``.
+
+        The kernel writes to ``x`` if ``in_place`` supports the arguments. Otherwise the result is
+        copied to ``x``.
+        """
         direct = self._in_place is not None and not is_traced(x) and self._fits_in_place(x, *args)
         result = self._in_place(x, *args) if direct else self(x, *args)  # type: ignore[misc]
         first: Tensor = result[0] if isinstance(result, tuple) else result
@@ -86,7 +92,11 @@ def _autograd_function(
     backward: Callable[..., Any],
     dirties: bool = False,
 ) -> type[torch.autograd.Function]:
-    """Build the bare function. A ``forward`` that takes ``ctx`` spares binding its signature."""
+    """Return a subclass of ``autograd.Function`` for eager calls.
+
+    Its ``forward`` takes ``ctx`` and calls ``setup_context`` itself. With a separate
+    ``setup_context`` torch would bind the arguments to the signature at each call, which is slow.
+    """
 
     def forward_with_context(ctx: Any, *args: Any) -> Any:
         output = forward(*args)

@@ -1,4 +1,4 @@
-"""Checks of the arguments of the functions, with errors that say what was got and expected."""
+"""Checks of arguments. Each error names the expected and the actual value."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def check_floating(function: str, x: Tensor, error: type[Exception] = RuntimeError) -> None:
-    """Raise ``error`` if ``x`` is not floating point. Torch raises another for norms."""
+    """Raise ``error`` if ``x`` is not floating point.
+
+    Norms pass ``NotImplementedError``, the error of torch's norms.
+    """
     if not x.is_floating_point():
         raise error(f"{function} expects a floating-point input, but got {x.dtype}")
 
@@ -29,7 +32,11 @@ def shape_of(normalized_shape: Sequence[int]) -> tuple[int, ...]:
 def check_rows(
     function: str, x: Tensor, shape: tuple[int, ...], **parameters: Tensor | None
 ) -> None:
-    """Raise RuntimeError if the last dimensions of ``x``, or a parameter, are not of ``shape``."""
+    """Raise RuntimeError if ``x`` or a parameter does not fit ``shape``, the normalised dimensions.
+
+    The last dimensions of ``x`` must be ``shape``. Each parameter must have this shape, the device
+    of ``x``, and the dtype of ``x`` or float32.
+    """
     if not shape or tuple(x.shape[-len(shape) :]) != shape:
         raise RuntimeError(
             f"{function} expects an input whose last dimensions are normalized_shape, at least"
@@ -39,7 +46,11 @@ def check_rows(
 
 
 def check_channels(function: str, x: Tensor, **parameters: Tensor | None) -> None:
-    """Raise RuntimeError if a parameter does not have a number for each channel of ``x``."""
+    """Raise RuntimeError if a parameter does not fit the channels of ``x``.
+
+    Each parameter must have the shape ``(C,)``, the device of ``x``, and the dtype of ``x`` or
+    float32.
+    """
     _check_parameters(function, x, x.shape[1:2], "the channels of x", parameters)
 
 
@@ -77,7 +88,7 @@ def check_residual(
         function: Name of the function that was called.
         x: The input.
         residual: The residual, or ``None``.
-        or_float32: Whether a residual of float32 fits an ``x`` of 16 bits.
+        or_float32: Whether the residual may be float32 if ``x`` has 16 bits.
     """
     if residual is None:
         return

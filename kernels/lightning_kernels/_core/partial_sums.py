@@ -1,4 +1,4 @@
-"""Sums of the rows that programs leave: the second half of a parameter's gradient."""
+"""Adds the partial sums of a parameter's gradient, of which each program stores one row."""
 
 from collections.abc import Sequence
 
@@ -31,7 +31,7 @@ def _sum_partials_kernel(
     first_partial_ptr, second_partial_ptr, first_out_ptr, second_out_ptr, num_partials, size,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Sum the first partials in the first row of programs, the second in the second row."""
+    """Sum the first partials in programs (i, 0) of the grid, the second in programs (i, 1)."""
     if tl.program_id(1) == 0:
         if first_partial_ptr is not None:
             _sum_partials(first_partial_ptr, first_out_ptr, num_partials, size, ROWS, COLUMNS)
@@ -40,12 +40,13 @@ def _sum_partials_kernel(
 
 
 def sum_partials(partials: Sequence[Tensor | None], outs: Sequence[Tensor | None]) -> None:
-    """Sum the rows of one or two partials, in a fixed order, in one launch.
+    """Sum the rows of one or two tensors of partial sums, in a fixed order, in one launch.
 
     Args:
-        partials: float32 tensors of shape ``(rows, size)``, ``None`` for a gradient that is not
-            needed.
-        outs: The tensor of ``size`` elements that each sum is written to, or ``None``.
+        partials: One or two float32 tensors of shape ``(rows, size)``. ``None`` in place of a
+            tensor whose gradient is not needed.
+        outs: For each of ``partials`` the tensor of ``size`` elements to write the sum to, or
+            ``None``.
     """
     present = [partial for partial in partials if partial is not None]
     if not present:

@@ -1,4 +1,4 @@
-"""Random words for kernels: a place in the stream of torch's generator, and Philox from there."""
+"""Random words for kernels, drawn by Philox from the stream of torch's generator."""
 
 from typing import NamedTuple
 
@@ -8,17 +8,19 @@ from torch import Tensor
 from lightning_kernels._core.dispatch import is_traced
 from lightning_kernels._core.triton import tl, triton
 
-WORDS_PER_CALL = 4  # a Philox call makes four words of 32 bits
+WORDS_PER_CALL = 4  # a Philox call returns four words of 32 bits
 _MAX_SEED = 2**63 - 1
 
 
 class Stream(NamedTuple):
-    """A place in torch's Philox stream, for one operation of any size.
+    """A position in torch's Philox stream, from which one operation draws any number of words.
 
     Attributes:
-        state: int64 tensor of (seed, offset) on the device, or ``None`` if the host knows both.
-        seed: Key of the stream, 0 with ``state``.
-        offset: Counter in words, a multiple of four, unique to this operation; 0 with ``state``.
+        state: int64 tensor (seed, offset) on the device, or ``None`` if the host knows both
+            numbers.
+        seed: Key of the stream, or 0 if ``state`` is given.
+        offset: Counter in words, or 0 if ``state`` is given. It is a multiple of four, and unique
+            to this operation.
     """
 
     state: Tensor | None
@@ -27,12 +29,13 @@ class Stream(NamedTuple):
 
 
 def reserve(x: Tensor) -> Stream:
-    """Take the next place in the stream of the default generator of ``x``'s device.
+    """Take the next position in the stream of the default generator of the device of ``x``.
 
-    On a GPU in eager mode this reads and advances the generator on the host, without a launch or a
-    synchronisation. The state is torch's, so ``torch.manual_seed``, ``fork_rng``, activation
-    checkpointing and the seed of each rank work. During the capture of a CUDA graph and under a
-    compiler the place is drawn on the device, so that each replay gets a new one.
+    On a GPU in eager mode the host reads and advances the generator, without a launch or a
+    synchronisation. The state is that of torch's generator, so ``torch.manual_seed``, ``fork_rng``,
+    activation checkpointing and a separate seed for each rank work. During the capture of a CUDA
+    graph and under a compiler the device draws the seed and offset, so that each replay gets new
+    numbers.
     """
     if is_traced(x) or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
         return Stream(torch.randint(_MAX_SEED, (2,), device=x.device), 0, 0)
@@ -46,10 +49,10 @@ def reserve(x: Tensor) -> Stream:
 
 @triton.jit
 def _philox(state_ptr, seed, offset, group):
-    """Return the four words of each group; ``group`` is a tensor of any shape.
+    """Return the four words of each group. ``group`` is a tensor of any shape.
 
-    A call is counted by (offset / 4, group). Torch's kernels count the same way, a thread for each
-    group, so the streams never overlap.
+    The Philox counter is (offset / 4, group). Torch's kernels use the same counter, with the number
+    of the thread as group, so the words of different operations never overlap.
     """
     if state_ptr is not None:
         seed = tl.load(state_ptr)
@@ -68,10 +71,10 @@ def _philox(state_ptr, seed, offset, group):
 
 @triton.jit
 def words_of_groups(state_ptr, seed, offset, group):
-    """Return elements ``4 * group`` to ``4 * group + 3`` of the stream.
+    """Return words ``4 * group`` to ``4 * group + 3`` of the stream.
 
-    The last dimension is four times as long as that of ``group``: four neighbours share a Philox
-    call.
+    The last dimension of the result is four times as long as that of ``group``. Four neighbours
+    come from one Philox call.
     """
     a, b, c, d = _philox(state_ptr, seed, offset, group)
     return tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
@@ -79,13 +82,13 @@ def words_of_groups(state_ptr, seed, offset, group):
 
 @triton.jit
 def random_words(state_ptr, seed, offset, first_group, BLOCK_SIZE: tl.constexpr):
-    """Return a block of uint32, which begins at element ``4 * first_group`` of the stream."""
+    """Return ``BLOCK_SIZE`` words (uint32) of the stream, from word ``4 * first_group`` on."""
     return words_of_groups(state_ptr, seed, offset, first_group + tl.arange(0, BLOCK_SIZE // 4))
 
 
 @triton.jit
 def random_word_at(state_ptr, seed, offset, index):
-    """Return the elements of the stream at ``index``, with a Philox call for each."""
+    """Return the words of the stream at ``index``, a tensor, with one Philox call per word."""
     a, b, c, d = _philox(state_ptr, seed, offset, index // 4)
     lane = index % 4
     return tl.where(lane < 2, tl.where(lane == 0, a, b), tl.where(lane == 2, c, d))
@@ -95,7 +98,11 @@ def random_word_at(state_ptr, seed, offset, index):
 def random_rows(
     state_ptr, seed, offset, first, COLUMNS: tl.constexpr, MULTIPLES_OF_4: tl.constexpr
 ):
-    """Return rows of the stream, each from its element of ``first``: a column, or one number."""
+    """Return a tile of words. A row holds ``COLUMNS`` words, from word ``first`` of the stream on.
+
+    ``first`` is a column with a number for each row, or one number. If each number is a multiple of
+    4 (``MULTIPLES_OF_4``), four words come from one Philox call.
+    """
     if MULTIPLES_OF_4:
         group = first // 4 + tl.arange(0, COLUMNS // 4)[None, :]
         word = words_of_groups(state_ptr, seed, offset, group)

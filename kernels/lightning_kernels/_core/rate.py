@@ -1,4 +1,4 @@
-"""The rate of a drop: a number on the host, or a tensor that a schedule changes."""
+"""Drop rates: a number on the host, or a tensor on the device that a schedule can change."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ _MAX_THRESHOLD = tl.constexpr(4294967040.0)  # the largest float32 below 2**32
 
 
 def resolve_rate(function: str, p: float | Tensor, x: Tensor) -> tuple[float, Tensor | None]:
-    """Return the rate as a number and ``None``, or 0 and the tensor that holds it.
+    """Return (p, ``None``) if ``p`` is a number, or (0, ``p``) if ``p`` is a tensor.
 
     Raises:
         ValueError: If ``p`` is a number outside ``[0, 1]`` or nan.
-        RuntimeError: If ``p`` is a tensor but not one float32 on the device of ``x``, or requires
-            a gradient.
+        RuntimeError: If ``p`` is a tensor, but not a float32 of one element on the device of ``x``,
+            or if it requires a gradient.
     """
     if not isinstance(p, Tensor):
         if not 0.0 <= p <= 1.0:
@@ -31,18 +31,24 @@ def resolve_rate(function: str, p: float | Tensor, x: Tensor) -> tuple[float, Te
 
 
 def threshold_of(p: float) -> int:
-    """Return the threshold below which a random word of 32 bits drops: ``p`` exact to 2**-32."""
+    """Return the threshold for rate ``p``: an element is dropped if its random word is below it.
+
+    Random words have 32 bits, so the rate is exact to 2**-32.
+    """
     return min(round(p * _WORDS), _WORDS - 1)
 
 
 def survivors_scale(p: float) -> float:
-    """Return the factor of kept elements that preserves the mean."""
+    """Return the factor 1 / (1 - p) of kept elements, which preserves the mean; 0 if ``p`` is 1."""
     return 1.0 / (1.0 - p) if p < 1.0 else 0.0
 
 
 @triton.jit
 def load_rate(rate_ptr, threshold, scale):
-    """Return threshold and scale, computed from the rate in memory if there is one."""
+    """Return the threshold and the scale of kept elements.
+
+    If ``rate_ptr`` is given, both are computed from the rate in memory.
+    """
     if rate_ptr is not None:
         p = tl.load(rate_ptr)
         threshold = tl.minimum(p * 4294967296.0, _MAX_THRESHOLD).to(tl.uint32)
@@ -51,7 +57,7 @@ def load_rate(rate_ptr, threshold, scale):
 
 
 def aten_factor(x: Tensor, shape: list[int] | torch.Size, rate: Tensor) -> Tensor:
-    """Return a mask of ``shape``, of 0 and the survivors' scale, at a rate in a tensor."""
+    """Draw factors of ``shape``: 0 with probability ``rate``, else the scale 1 / (1 - rate)."""
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     kept = torch.rand(shape, dtype=dtype, device=x.device) >= rate
     scale = torch.where(rate < 1, 1 / (1 - rate), 0.0)

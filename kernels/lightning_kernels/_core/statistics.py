@@ -1,4 +1,4 @@
-"""Means and variances of channels: merged from shares, and averaged over training steps."""
+"""Means and variances of channels: merges of partial statistics, and running averages."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from lightning_kernels._core.launch import cdiv, launch
 from lightning_kernels._core.tiles import load_or
 from lightning_kernels._core.triton import tl, triton
 
-Running = tuple[Tensor, Tensor, float]  # mean, variance, momentum
+Running = tuple[Tensor, Tensor, float]  # running mean, running variance, momentum
 
 _MERGE = {"SPLITS": 128, "CHANNELS": 16, "num_warps": 8}
 
@@ -26,10 +26,10 @@ def _merge_statistics_kernel(
     SPLITS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    """Merge shares of programs or processes, in a fixed order; update the running statistics.
+    """Merge the statistics of programs or processes (splits), and update the running statistics.
 
-    The sums are float64, so that the difference loses no digit of the float32 shares. A share may
-    be empty.
+    The order is fixed. The sums are float64, so that the subtraction for the variance loses no
+    digit of the float32 statistics. The count of a split may be 0.
     """
     split = tl.arange(0, SPLITS)[:, None]
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
@@ -66,11 +66,13 @@ def _merge_statistics_kernel(
 
 
 def merge_statistics(partial: Tensor, statistics: Tensor, running: Running | None = None) -> None:
-    """Merge shares of the statistics of channels, and update the running statistics.
+    """Merge the statistics that programs or processes computed, and update the running statistics.
 
     Args:
-        partial: float32 of shape ``(shares, 3, C)``: mean, sum of squared deviations, count.
-        statistics: float32 of shape ``(3, C)`` to write to: mean, biased variance, count.
+        partial: float32 of shape ``(splits, 3, C)``: mean, sum of squared deviations and count of
+            the values that each program or process (split) has read of each channel.
+        statistics: float32 of shape ``(3, C)`` to write to: mean, biased variance and count of each
+            channel.
         running: The running statistics to update, or ``None``.
     """
     splits, _, channels = partial.shape
@@ -81,20 +83,23 @@ def merge_statistics(partial: Tensor, statistics: Tensor, running: Running | Non
         **_MERGE,
     )  # fmt: skip
     if mean is not None and variance is not None:
-        torch.autograd.graph.increment_version((mean, variance))  # a graph may have saved them
+        # Autograd must notice the change if a graph has saved the running statistics.
+        torch.autograd.graph.increment_version((mean, variance))
 
 
 @torch.no_grad()
 def update_running(
     running_mean: Tensor, running_var: Tensor, statistics: Tensor, momentum: float
 ) -> None:
-    """Update the running statistics as the kernel does, in operators that a compiler can trace.
+    """Update the running statistics like the kernel, by torch operators that compilers can trace.
+
+    A channel whose count is 0 is not updated.
 
     Args:
         running_mean: The running mean of each channel, ``(C,)``.
-        running_var: The running unbiased variance, ``(C,)``.
+        running_var: The running unbiased variance of each channel, ``(C,)``.
         statistics: Mean, biased variance and count of each channel, ``(3, C)``.
-        momentum: Share of the new statistics. A channel whose count is 0 is not updated.
+        momentum: Weight of the new statistics in the running average.
     """
     mean, variance, count = statistics.unbind()
     unbiased = variance * (count / (count - 1).clamp(min=1))

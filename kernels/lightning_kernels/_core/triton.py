@@ -1,7 +1,7 @@
-"""Triton where it is installed; elsewhere (macOS, Windows) a stand-in, so that kernels import.
+"""Triton, or a stand-in where Triton is not installed (macOS, Windows).
 
-A kernel that is defined with the stand-in is never launched: if :data:`HAS_TRITON` is false,
-:mod:`lightning_kernels._core.dispatch` sends every tensor to ATen.
+With the stand-in the modules that define kernels can be imported. Their kernels are never launched:
+if :data:`HAS_TRITON` is false, :mod:`lightning_kernels._core.dispatch` sends every tensor to ATen.
 """
 
 from typing import Any
@@ -10,7 +10,10 @@ __all__ = ["HAS_TRITON", "INTERPRETED", "tl", "triton"]
 
 
 class _Absent:
-    """Answers every attribute and every call with itself, decorators and annotations included."""
+    """Stand-in for ``triton`` and ``triton.language``. Every attribute and call returns itself.
+
+    So ``@triton.jit`` and ``tl.constexpr`` can be evaluated where kernels are defined.
+    """
 
     def __getattr__(self, name: str) -> Any:
         return self
@@ -28,5 +31,5 @@ except ImportError:
 else:
     HAS_TRITON = True
 
-# Triton decides at import whether ``jit`` compiles or interprets.
+# Triton decides when ``jit`` decorates a kernel, at import, whether to compile or interpret it.
 INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)
