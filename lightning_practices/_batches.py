@@ -1,4 +1,4 @@
-"""The input of a model in a batch."""
+"""Find the model's input in a batch."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ def input_of(batch: Any) -> Tensor:
     """Return the batch itself if it is a tensor, or the first item of a list or tuple.
 
     Raises:
-        TypeError: If that is not a tensor.
+        TypeError: If the batch, or its first item, is not a tensor.
     """
     first = batch[0] if isinstance(batch, list | tuple) and batch else batch
     if not isinstance(first, Tensor):

@@ -1,7 +1,7 @@
-"""Kinds of layers that several rooms tell apart."""
+"""Groups of layer classes that several packages use."""
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-# Batch norm and instance norm derive from `_NormBase`.
+# Batch norm and instance norm are subclasses of `_NormBase`.
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

@@ -1,4 +1,4 @@
-"""Modules of a model, and their names and their parameters' names as the author wrote them."""
+"""Names of a model's modules and parameters, as the author of the model wrote them."""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_m
 
 
 def plain_name(name: str) -> str:
-    """Return a parameter's name without the parts that torch's wrappers add.
+    """Return a parameter's name without the prefixes that torch's wrappers add.
 
     These wrappers are ``torch.compile``, FSDP1 and activation checkpointing.
     """
@@ -17,7 +17,7 @@ def plain_name(name: str) -> str:
 
 
 def module_name(name: str) -> str:
-    """Return a module's name without the parts that torch's wrappers add."""
+    """Return a module's name without the prefixes that torch's wrappers add."""
     return plain_name(f"{name}.").removesuffix(".")
 
 

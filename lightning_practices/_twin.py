@@ -1,16 +1,16 @@
-"""The guard against ``pytorch_lightning``, Lightning's other distribution."""
+"""Guard against objects of ``pytorch_lightning``, Lightning's second distribution."""
 
 _TWIN = "pytorch_lightning"
 
 
 def reject_twin(*objects: object) -> None:
-    """Raise ``TypeError`` for objects of ``pytorch_lightning``, whose classes don't mix with ours.
+    """Raise ``TypeError`` for objects of ``pytorch_lightning``, which Lightning can't use.
 
     Args:
-        *objects: Instances or classes: trainers, modules, callbacks.
+        *objects: Trainers, modules or callbacks, as instances or classes.
 
     Raises:
-        TypeError: If a class of one of them, or a base of it, is from ``pytorch_lightning``.
+        TypeError: If an object's class, or a base of that class, is from ``pytorch_lightning``.
     """
     for item in objects:
         got = item if isinstance(item, type) else type(item)

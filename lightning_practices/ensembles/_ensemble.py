@@ -1,4 +1,4 @@
-"""Several models as one: their common prediction, and how far they agree."""
+"""Several models as one module: their joint prediction and its spread."""
 
 from collections.abc import Iterable
 from copy import deepcopy
@@ -24,18 +24,18 @@ from lightning_practices.ensembles._vote import (
     shares_of_votes,
 )
 
-_ONE_BY_ONE = ("cpu",)  # devices where vectorized members are slower
+_ONE_BY_ONE = ("cpu",)  # device types on which vectorized members are slower than a loop
 
 
 class Ensemble(nn.Module):
-    r"""Average the predictions of models that were trained apart, or are snapshots of one fit.
+    r"""Average the predictions of models that were trained separately, or are snapshots of one fit.
 
     .. math::
         \bar p = \frac{1}{M} \sum_{m=1}^{M} p_m \qquad
         \mathrm{Var}[\bar p] = \frac{1 + (M - 1) \rho}{M} \sigma^2
 
-    with :math:`\rho` the correlation of the members' errors. If errors are independent, the mean's
-    variance is :math:`\sigma^2 / M`. The mean is that of probabilities, not of logits or weights.
+    where :math:`\rho` is the correlation of the members' errors. If the errors are independent, the
+    variance of the mean is :math:`\sigma^2 / M`. Probabilities are averaged, not logits or weights.
 
     ::
 
@@ -44,41 +44,43 @@ class Ensemble(nn.Module):
         loss = cross_entropy(ensemble.logits(x), y)
         mean, std, entropy, mutual_information = ensemble.predict(x)
 
-    It is for prediction. The members are copies, so training the given models further doesn't
-    change them. They are frozen, and they stay in eval mode when ``train()`` is called, so batch
-    norms use running statistics and dropout is off. Gradients reach the input. Half precision is
-    averaged in float32.
+    An ensemble is for prediction only. Its members are copies, so further training of the given
+    models doesn't change them. They are frozen and stay in eval mode when ``train()`` is called:
+    batch norms use running statistics and dropout is off. Gradients flow back to the input. Outputs
+    in half precision are averaged in float32.
 
-    **How members run**: one by one, or vectorized, which is one ``torch.func.vmap`` over the
-    stacked weights of all members: fewer and larger kernels. Vectorized members may differ only in
-    the values of their parameters and buffers, and no forward may branch on a tensor's values. By
-    default members on the CPU run one by one, which is faster there unless they are many and tiny.
-    On other devices they run vectorized if they can and have no convolutions, which ``vmap`` turns
-    into grouped ones. Under ``torch.compile`` members always run one by one. ``repr`` says how they
-    run, and why.
+    **How members run**: one by one, or vectorized, which means one ``torch.func.vmap`` over the
+    stacked weights of all members, with fewer and larger kernels. Vectorized members may differ
+    only in the values of their parameters and buffers, and their forward may not branch on a
+    tensor's values. By default members on the CPU run one by one, which is faster there unless they
+    are many and tiny. On other devices they run vectorized if they can and have no convolutions,
+    which ``vmap`` would turn into grouped convolutions. Under ``torch.compile`` members always run
+    one by one. ``repr`` shows how the members run, and why.
 
     Sources: lectures S0, S1 and S3; Lakshminarayanan et al., 2017, *Simple and Scalable Predictive
     Uncertainty Estimation using Deep Ensembles*, arXiv:1612.01474.
 
     Args:
-        members: The models. Each returns a tensor, and all return the same shape for an input.
-        task: The kind of outputs. ``"multiclass"``: one output for each class, ``(N, C, *)`` with C
-            at least 2. ``"binary"``: one output for each yes or no, ``(N, *)``, also for several
-            labels. ``"regression"``: values, ``(N, *)``.
+        members: The models. Each returns a tensor, and all return the same shape for the same
+            input.
+        task: The kind of outputs. ``"multiclass"``: one output per class, ``(N, C, *)`` with C at
+            least 2. ``"binary"``: one output per yes-or-no label, ``(N, *)``. ``"regression"``:
+            values, ``(N, *)``.
         outputs: Whether members return ``"logits"`` or ``"probabilities"``, as after a softmax or
-            sigmoid. It doesn't apply to ``"regression"``.
+            sigmoid. For ``"regression"`` leave it out.
         vote: ``"soft"``: the mean of probabilities or values. ``"hard"``: each member votes for its
             most probable class, in ``"binary"`` for yes if its probability is above 1/2.
-        vectorize: Whether members run vectorized. Default: see above.
+        vectorize: Whether members run vectorized. Default: as described above.
 
     Attributes:
-        members: The copies, an ``nn.ModuleList``.
+        members: The copies of the models, an ``nn.ModuleList``.
 
     Raises:
         TypeError: If a member is not a module. On a call, if a member doesn't return a tensor of
             floating dtype.
-        ValueError: If there are no members, an argument is none of its values above, or members
-            differ in spite of ``vectorize=True``. On a call, if the shape of an output doesn't fit.
+        ValueError: If there are no members, ``task``, ``outputs`` or ``vote`` is not one of the
+            values above, or the members differ although ``vectorize=True``. On a call, if an output
+            has a wrong shape.
     """
 
     def __init__(
@@ -97,7 +99,8 @@ class Ensemble(nn.Module):
         self.outputs: Outputs = outputs
         self.vote = vote
         self.vectorize = vectorize
-        # Copied one by one, since a tensor that members share can't have two places in a stack.
+        # Each member is copied separately: a tensor that members share needs a copy per member, to
+        # be a separate entry of the stack.
         self.members = nn.ModuleList(deepcopy(member) for member in given)
         self.members.requires_grad_(False).eval()
         self._obstacle = difference(self.members)  # type: ignore[arg-type]
@@ -107,12 +110,13 @@ class Ensemble(nn.Module):
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Call each member with the arguments, and return their common prediction.
+        """Call each member with the arguments, and return their joint prediction.
 
         Returns:
-            A tensor of the shape of a member's output, float32 or float64. By ``"soft"`` vote it
-            holds mean probabilities or values. By ``"hard"`` vote it holds the share of members
-            that vote for each class, or for yes. Of equal shares ``argmax`` takes the first class.
+            A tensor of the shape of a member's output, float32 or float64. For the ``"soft"`` vote
+            it holds mean probabilities or values. For the ``"hard"`` vote it holds the share of
+            members that vote for each class, or for yes. If several classes have the same share,
+            ``argmax`` returns the first.
         """
         outputs = self._outputs(args, kwargs)
         if self.vote == "hard":
@@ -122,8 +126,8 @@ class Ensemble(nn.Module):
     def logits(self, *args: Any, **kwargs: Any) -> Tensor:
         r"""Return the logits of the mean probabilities, for torch's losses.
 
-        They are :math:`\ln \bar p`, for ``"binary"`` :math:`\ln \bar p - \ln (1 - \bar p)`. If
-        members return logits, they are computed without underflow.
+        The logits are :math:`\ln \bar p`, for ``"binary"`` :math:`\ln \bar p - \ln (1 - \bar p)`.
+        If members return logits, the result doesn't underflow.
 
         Raises:
             ValueError: If ``vote`` is ``"hard"`` or ``task`` is ``"regression"``.
@@ -136,14 +140,14 @@ class Ensemble(nn.Module):
         return mean_logits(self._outputs(args, kwargs), self.task, self.outputs)
 
     def predict(self, *args: Any, **kwargs: Any) -> MonteCarloPrediction:
-        """Return mean and spread over the members, for both votes.
+        """Return the mean and the spread of the members' predictions, whatever ``vote`` is.
 
-        It is the result of :func:`monte_carlo_dropout` with members in the place of passes. The
-        mutual information is 0 if all members agree, however undecided each is. No gradients are
-        recorded.
+        The result is that of :func:`monte_carlo_dropout`, with members instead of passes. The
+        mutual information is 0 if all members return the same probabilities, however uncertain
+        these are. No gradients are recorded.
 
         Raises:
-            ValueError: If there is a single member.
+            ValueError: If the ensemble has only one member.
         """
         if len(self.members) < 2:
             raise ValueError(
@@ -157,7 +161,7 @@ class Ensemble(nn.Module):
 
     @override
     def train(self, mode: bool = True) -> Self:
-        """Set the ensemble's own flag; the members stay in eval mode."""
+        """Set ``training`` of the ensemble itself; the members stay in eval mode."""
         self.training = mode
         return self
 
@@ -168,7 +172,7 @@ class Ensemble(nn.Module):
         return f"task={self.task!r}, outputs={self.outputs!r}, vote={self.vote!r}, {way}"
 
     def _reason(self) -> str | None:
-        """Return why members run one by one, or ``None`` if they run vectorized."""
+        """Return the reason why members run one by one, or ``None`` if they run vectorized."""
         if self.vectorize is False:
             return "vectorize=False"
         if self.vectorize is None:
@@ -182,7 +186,7 @@ class Ensemble(nn.Module):
         return None
 
     def _outputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """Return the outputs of all members in dimension 0."""
+        """Return the outputs of all members, stacked in dimension 0."""
         if torch.compiler.is_compiling() or self._reason():
             return self._looped(args, kwargs)
         try:
@@ -190,7 +194,7 @@ class Ensemble(nn.Module):
         except Exception as error:
             if self.vectorize:
                 raise
-            looped = self._looped(args, kwargs)  # raises too unless vmap was the reason
+            looped = self._looped(args, kwargs)  # raises as well if the error is not due to vmap
             self._obstacle = f"vmap can't run them ({type(error).__name__})"
             return looped
         return self._checked(outputs, 1)
@@ -203,7 +207,7 @@ class Ensemble(nn.Module):
         return torch.stack(each)
 
     def _checked(self, output: Any, first: int = 0) -> Tensor:
-        """Return the output, at least in float32. ``first`` is the dimension of the samples."""
+        """Return the output in float32 or wider. ``first`` is the dimension of the samples."""
         if not isinstance(output, Tensor) or not output.is_floating_point():
             got = output.dtype if isinstance(output, Tensor) else type(output).__name__
             raise TypeError(

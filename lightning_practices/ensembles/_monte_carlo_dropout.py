@@ -30,49 +30,52 @@ def monte_carlo_dropout(
         \mathrm{H}[p] = -\sum_c p_c \ln p_c \qquad
         \mathrm{I} = \mathrm{H}[\bar p] - \frac{1}{T} \sum_{t=1}^{T} \mathrm{H}[p_t]
 
-    A pass is one network of those that dropout trains. Its masks are drawn once, for a single
-    sample, and all samples of all batches share them. So for a given ``seed`` the prediction for a
-    sample depends, up to rounding, on that sample alone: not on its batch, the order, the batch
-    size or the number of processes. The distribution of a sample's mean and spread is the same as
-    with its own masks. Passes are correlated between samples, as they are in the posterior.
-    Sequences that are padded to another length get other masks.
+    Each pass uses one of the thinned networks that dropout trains. Its masks are drawn once, for a
+    single sample, and all samples of all batches share them. For a given ``seed`` the prediction
+    for a sample therefore depends, up to rounding, on that sample alone: not on its batch, the
+    order, the batch size or the number of processes. The distribution of a sample's mean and spread
+    is the same as with separate masks for each sample. The predictions of a pass are correlated
+    between samples, as under the posterior. Sequences that are padded to another length get
+    different masks.
 
     These layers and their subclasses drop: torch's dropout layers, torchvision's
     ``StochasticDepth`` and ``DropBlock``, timm's ``DropPath`` and ``DropBlock2d``,
-    ``nn.MultiheadAttention`` and this package's layers. Layers with a rate of 0 don't, nor does
-    ``F.dropout`` in a ``forward``, which can't be found. Batch norms and all other layers are in
-    eval mode. Afterwards each module has its previous mode and torch's generators have their
-    previous state. No gradients are recorded. Compiled models run in eager mode.
+    ``nn.MultiheadAttention`` and this package's layers. Layers with a rate of 0 don't drop. A call
+    of ``F.dropout`` in a ``forward`` doesn't drop either, since it can't be found. Batch norms and
+    all other layers are in eval mode. Afterwards each module's mode and torch's generators have
+    their previous state. No gradients are recorded. Compiled models run in eager mode.
 
     Sources: lecture S2; Gal and Ghahramani, 2016, *Dropout as a Bayesian Approximation*,
     arXiv:1506.02142; mutual information: Houlsby et al., 2011, arXiv:1112.5745.
 
     Args:
         model: The model, trained with dropout.
-        batch: The model's argument: tensors, also in lists, tuples and mappings. Dimension 0 is
-            that of the samples in the first tensor, in the output and in the input of each layer
-            that drops.
+        batch: The argument of the model: a tensor, or lists, tuples and mappings that hold tensors.
+            Samples are in dimension 0 of the first tensor, of the output, and of the input of each
+            layer that drops.
         task: The kind of outputs. ``"multiclass"``: logits of shape ``(N, C, *)``. ``"binary"``:
-            one logit for each yes or no, ``(N, *)``, also for several labels. ``"regression"``:
-            values, ``(N, *)``.
+            one logit per yes-or-no label, ``(N, *)``. ``"regression"``: values, ``(N, *)``.
         passes: Number of passes, at least 2.
         seed: Seed of the masks.
-        max_batch_size: Largest number of samples in one forward. The batch is repeated as often as
-            that allows, to run several passes in one forward. A larger batch is not split. If a
-            GPU's memory doesn't suffice, half as many passes are tried. Default: one pass at a
-            time.
-        forward: Called with the batch, and returns the outputs. Default: ``model``.
+        max_batch_size: Largest number of samples in one forward call. The batch is repeated to run
+            several passes in one call, as far as this number allows. A batch of more samples is not
+            split. If a GPU runs out of memory, the number of passes per call is halved. Default:
+            one pass per call.
+        forward: Function that maps the batch to the outputs. Default: ``model``.
 
     Returns:
-        Mean and standard deviation, and for classifiers entropy and mutual information.
+        The mean and the standard deviation, and for classifiers the entropy and the mutual
+        information.
 
     Raises:
-        RuntimeError: If no layer of the model drops or none of them was called; if one is in a
-            recurrent layer, or its input doesn't have the samples in dimension 0.
+        RuntimeError: If no layer of the model drops, or none of these layers was called. If a
+            recurrent layer drops between its own layers. If a layer that drops gets an input
+            without the samples in dimension 0.
         TypeError: If ``model`` is not a module, there is no tensor in ``batch``, or the output is
             not a tensor of floating dtype.
         ValueError: If ``task``, ``passes`` or ``max_batch_size`` is out of range, the batch is
-            empty, or an output or a tensor to be repeated has a wrong shape.
+            empty, or an output has a wrong shape. If the batch is to be repeated, and one of its
+            tensors has another size in dimension 0.
     """
     _check(model, task, passes, max_batch_size)
     size = _size(batch)
@@ -140,7 +143,10 @@ def _run(
     passes: int,
     at_once: int,
 ) -> None:
-    """Add ``passes`` to ``summary``, at most ``at_once`` in one forward, fewer if memory ends."""
+    """Add ``passes`` passes to ``summary``, at most ``at_once`` per forward call.
+
+    If memory runs out, the number of passes per call is halved.
+    """
     if masks.one_pass_only:
         at_once = 1
     with masks.applied():
@@ -173,7 +179,7 @@ def _report_unreached(layers: dict[str, nn.Module], calls: Counter[str]) -> None
 
 
 def _tensors(batch: Any) -> Iterator[Tensor]:
-    """Yield the tensors in ``batch`` that have a dimension."""
+    """Yield the tensors in ``batch`` that have at least one dimension."""
     if isinstance(batch, Tensor) and batch.dim():
         yield batch
     elif isinstance(batch, Mapping | list | tuple):

@@ -12,15 +12,16 @@ class MonteCarloPrediction(NamedTuple):
     """Mean and spread of several predictions for a batch, in float32 or float64.
 
     Attributes:
-        mean: Mean of the probabilities over the passes, of the outputs for ``"regression"``. It has
-            the output's shape.
-        std: Standard deviation of the same over the passes, unbiased (divided by passes - 1).
+        mean: Mean over the passes: of the probabilities, or for ``"regression"`` of the outputs. It
+            has the output's shape.
+        std: Standard deviation over the passes of the same values, unbiased (divided by passes -
+            1).
         entropy: Entropy of the mean probabilities, in nats: the uncertainty of the prediction. It
             has the output's shape, without the classes for ``"multiclass"``. ``None`` for
             ``"regression"``.
-        mutual_information: The part of the entropy that is due to the weights, in nats, and that
-            more data would lower. It is 0 if all passes agree, however undecided each is. It has
-            the entropy's shape. ``None`` for ``"regression"``.
+        mutual_information: The part of the entropy that is due to uncertain weights, in nats; more
+            training data would lower it. It is 0 if all passes return the same probabilities,
+            however uncertain these are. It has the entropy's shape. ``None`` for ``"regression"``.
     """
 
     mean: Tensor
@@ -30,7 +31,7 @@ class MonteCarloPrediction(NamedTuple):
 
 
 class Summary:
-    """The running mean and variance of passes (Welford), and the mean of their entropies."""
+    """Running mean and variance of passes (Welford's algorithm), and mean of their entropies."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
@@ -38,7 +39,7 @@ class Summary:
         self._mean = self._squares = self._entropy = torch.zeros(())
 
     def add(self, outputs: Tensor) -> None:
-        """Add passes, which are in dimension 0."""
+        """Add passes, stacked in dimension 0."""
         for output in outputs.to(torch.promote_types(outputs.dtype, torch.float32)):
             values = self._probabilities(output)
             self.passes += 1
@@ -49,12 +50,13 @@ class Summary:
                 self._entropy = self._entropy + _entropy(values)
 
     def result(self) -> MonteCarloPrediction:
-        """Return mean and spread of the passes so far."""
+        """Return the mean and the spread of the passes that were added."""
         mean, std = self._mean, (self._squares / (self.passes - 1)).sqrt()
         if self.task == "regression":
             return MonteCarloPrediction(mean, std, None, None)
         entropy = _entropy(mean)
-        information = (entropy - self._entropy / self.passes).clamp_min(0)  # rounding
+        # Rounding can make the difference slightly negative.
+        information = (entropy - self._entropy / self.passes).clamp_min(0)
         if self.task == "binary":
             mean, std = mean[:, 1], std[:, 1]
         return MonteCarloPrediction(mean, std, entropy, information)
@@ -62,11 +64,11 @@ class Summary:
     def _probabilities(self, output: Tensor) -> Tensor:
         if self.task == "multiclass":
             return output.softmax(1)
-        if self.task == "binary":  # as two classes, since 1 - p would lose small values
+        if self.task == "binary":  # two classes, since 1 - p would round small probabilities to 0
             return torch.stack([-output, output], dim=1).sigmoid()
         return output
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
-    entropy: Tensor = torch.special.entr(probabilities).sum(1)  # `entr` is 0 at 0
+    entropy: Tensor = torch.special.entr(probabilities).sum(1)  # unlike p log p, `entr(0)` is 0
     return entropy

@@ -16,8 +16,8 @@ from torchvision import ops
 
 from lightning_practices.nn import DropConnectLinear
 
-# Layers that drop, and the attribute with their rate. In evaluation the first three return their
-# input. The others drop from attention weights and from linear weights.
+# Layers that drop, and the attribute that holds their rate. In eval mode the first three return
+# their input. The last two drop attention weights and weights of a linear layer.
 _RATES: dict[type[nn.Module], str] = {
     _DropoutNd: "p",
     ops.StochasticDepth: "p",
@@ -29,15 +29,15 @@ _TIMM_RATES = {"DropPath": "drop_prob", "DropBlock2d": "drop_prob"}
 
 
 class SharedMasks:
-    """The masks of several passes, drawn from the seed, the pass, the layer and its call.
+    """The dropout masks of several passes. Seed, pass, layer and call determine each mask.
 
     Attributes:
         size: Number of samples in the batch.
         layers: The layers that drop, by name.
-        calls: Number of calls of each layer in the last forward.
+        calls: Number of calls of each layer in the current forward.
 
     Raises:
-        RuntimeError: If no layer of ``model`` drops, or a recurrent layer does.
+        RuntimeError: If no layer of ``model`` drops, or a recurrent layer drops between its layers.
     """
 
     def __init__(self, model: nn.Module, seed: int, size: int) -> None:
@@ -51,19 +51,19 @@ class SharedMasks:
 
     @property
     def one_pass_only(self) -> bool:
-        """Whether a forward can hold a single pass only: attention has one mask for the batch."""
+        """Whether one forward can run only one pass, since attention has one mask per call."""
         return any(isinstance(layer, nn.MultiheadAttention) for layer in self.layers.values())
 
     def begin(self, first: int, count: int) -> None:
-        """Start a forward of ``count`` passes, which are one after another in dimension 0."""
+        """Start a forward of ``count`` passes, which follow each other in dimension 0."""
         self._passes = range(first, first + count)
         self.calls.clear()
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Make the layers drop by the masks, with all modules in eval mode."""
+        """Apply the masks in all layers that drop, with all modules in eval mode."""
         with ExitStack() as stack:
-            for module in self._model.modules():  # not by train(), which a model may override
+            for module in self._model.modules():  # a model may override train()
                 stack.callback(setattr, module, "training", module.training)
                 module.training = False
             for name, layer in self.layers.items():
@@ -78,12 +78,12 @@ class SharedMasks:
                     continue
                 stack.callback(_set_forward, layer, vars(layer).get("forward"))
                 _set_forward(layer, forward)
-            # Torch's fused encoder doesn't call its layers.
+            # Torch's fused encoder bypasses the forward of its layers, and so the masks.
             stack.callback(
                 torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
             )
             torch.backends.mha.set_fastpath_enabled(False)
-            # Compiled code ignores hooks that were registered later.
+            # Compiled code ignores hooks that are registered after its compilation.
             stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(torch.no_grad())
             yield
@@ -91,7 +91,7 @@ class SharedMasks:
     def _scale(
         self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Mask the input of a layer, which in eval mode returns its input."""
+        """Apply the masks to the input of a layer that returns its input in eval mode."""
         if args:
             return (self._masked(name, layer, args[0]), *args[1:]), kwargs
         first = next(iter(signature(layer.forward).parameters))
@@ -103,11 +103,11 @@ class SharedMasks:
         drawn = [self._draw(name, layer, index, x) for index in self._passes]
         self.calls[name] += 1
         shift, factor = (torch.stack(tensors).to(x.device) for tensors in zip(*drawn, strict=True))
-        y: Tensor = x.reshape(passes, self.size, *x.shape[1:]) * factor  # in x's memory format
+        y: Tensor = x.reshape(passes, self.size, *x.shape[1:]) * factor  # keeps x's memory format
         return y.add_(shift).flatten(0, 1).to(x.dtype)
 
     def _draw(self, name: str, layer: nn.Module, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the shift (not 0 for alpha dropout only) and factor that ``layer`` applies."""
+        """Return the shift and factor that ``layer`` applies. Only alpha dropout has a shift."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         device = x.device if x.is_cuda else torch.device("cpu")
         sample = torch.zeros((1, *x.shape[1:]), dtype=dtype, device=device)
@@ -130,10 +130,10 @@ class SharedMasks:
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the layer's own forward ``run`` with one mask for all samples."""
+        """Run attention's own forward ``run`` with one mask for all samples."""
         batch = 0 if layer.batch_first else 1
         self._check_size(name, query, batch)
-        if attn_mask is not None and attn_mask.dim() == 3:  # one for each sample and head
+        if attn_mask is not None and attn_mask.dim() == 3:  # one mask for each sample and head
             attn_mask = attn_mask.reshape(self.size, layer.num_heads, *attn_mask.shape[1:])
 
         def attend_one(*tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -158,7 +158,7 @@ class SharedMasks:
     def _connect(
         self, name: str, layer: DropConnectLinear, run: Callable[[Tensor], Tensor], input: Tensor
     ) -> Tensor:
-        """Run the layer's own forward ``run`` with one mask of weights for each pass."""
+        """Run the layer's own forward ``run`` with one mask of the weights for each pass."""
         self._check_size(name, input, 0)
         outputs = []
         per_sample, layer.per_sample = layer.per_sample, False
@@ -175,7 +175,7 @@ class SharedMasks:
     def _seeded(
         self, name: str, layer: nn.Module, index: int, device: torch.device
     ) -> Iterator[None]:
-        """Seed the generator for a pass with ``layer`` in train mode, and restore both."""
+        """Seed the generator and set ``layer`` to train mode. Restore both afterwards."""
         key = f"{self._seed} {index} {self._numbers[name]} {self.calls[name]}".encode()
         generator = (
             torch.cuda.default_generators[device.index]
@@ -202,7 +202,7 @@ class SharedMasks:
 
 
 def _set_forward(layer: nn.Module, forward: Callable[..., Any] | None) -> None:
-    """Give one layer its own ``forward``, or with ``None`` that of its class back."""
+    """Set the ``forward`` of one layer; ``None`` restores the ``forward`` of its class."""
     if forward is None:
         del vars(layer)["forward"]
     else:

@@ -1,4 +1,4 @@
-"""Run models that differ only in their weights by one ``vmap``."""
+"""Run models that differ only in their weights in one ``vmap``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -9,21 +9,22 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.modules.conv import _ConvNd
 
-# Attributes that are not compared: tensors and modules are compared by name, and members are in
-# eval mode. Lightning's attributes have no influence on the forward.
+# Attributes of modules that the comparison of settings skips. Tensors and submodules are compared
+# by name elsewhere, all members are in eval mode, and the last two belong to Lightning and don't
+# affect the forward.
 _STATE = {"_parameters", "_buffers", "_modules", "training", "_trainer", "_fabric"}
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 
 
 class VectorizedModels:
-    """Run models by one ``vmap`` over their stacked parameters and buffers.
+    """Run models in one ``vmap`` over their stacked parameters and buffers.
 
-    The models' own tensors become views of the stacks. So there is one copy of the weights, and
-    changes in place reach both. Tensors that were replaced (moved, converted, assigned) are stacked
-    again at the next call.
+    The models' own tensors become views of the stacked tensors. So there is only one copy of the
+    weights, and a change in place is visible in both. Tensors that were replaced (moved, converted,
+    assigned) are stacked again at the next call.
 
     Args:
-        models: Frozen, in eval mode, and with no :func:`difference` between them.
+        models: Frozen models in eval mode, for which :func:`difference` returns ``None``.
     """
 
     def __init__(self, models: Sequence[nn.Module]) -> None:
@@ -32,7 +33,7 @@ class VectorizedModels:
         self._places: list[int] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the output of each model, with the models in dimension 0."""
+        """Return the outputs of all models, stacked in dimension 0."""
         if self._places != self._places_now():
             self._stack()
 
@@ -41,18 +42,18 @@ class VectorizedModels:
 
         fast_path = torch.backends.mha.get_fastpath_enabled()
         try:
-            # vmap would run attention's fused operators one by one.
+            # vmap would loop over the models for attention's fused operators.
             torch.backends.mha.set_fastpath_enabled(False)
             return vmap(call, randomness="different")(*self._state)
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
     def __getstate__(self) -> dict[str, Any]:
-        # In a copy the models have their own tensors.
+        # The tensors of a copy are no views of the stacks: the copy has to stack them again.
         return {"_models": self._models, "_state": ({}, {}), "_places": []}
 
     def _stack(self) -> None:
-        # Inference tensors would have no gradients in later calls.
+        # Tensors made in inference mode would prevent gradients of the input in later calls.
         with torch.inference_mode(False):
             self._state = stack_module_state(list(self._models))
             both = {**self._state[0], **self._state[1]}
@@ -66,7 +67,7 @@ class VectorizedModels:
 
 
 def difference(models: Sequence[nn.Module]) -> str | None:
-    """Return a difference of models other than the values of their tensors, or ``None``."""
+    """Describe how models differ in more than the values of their tensors, or return ``None``."""
     first = dict(models[0].named_modules())
     tensors = dict(_tensors(models[0]))
     for name, tensor in tensors.items():
@@ -93,7 +94,7 @@ def difference(models: Sequence[nn.Module]) -> str | None:
 
 
 def has_convolutions(model: nn.Module) -> bool:
-    """Return whether ``model`` has convolutions, which ``vmap`` turns into grouped ones."""
+    """Return whether ``model`` has convolutions, which ``vmap`` turns into grouped convolutions."""
     return any(isinstance(layer, _ConvNd) for layer in model.modules())
 
 
@@ -110,7 +111,7 @@ def _settings(layer: nn.Module) -> dict[str, Any]:
 
 
 def _equal(a: Any, b: Any) -> bool:
-    """Return whether two settings are certainly equal."""
+    """Return whether two settings are certainly equal; False if they can't be compared."""
     if a is b:
         return True
     if type(a) is not type(b):

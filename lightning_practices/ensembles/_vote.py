@@ -1,4 +1,4 @@
-"""Combine the outputs of several models, which are stacked in dimension 0."""
+"""Combine the outputs of several models, stacked in dimension 0."""
 
 import math
 from typing import Literal
@@ -36,7 +36,7 @@ def mean_logits(outputs: Tensor, task: Task, kind: Outputs) -> Tensor:
 
 
 def shares_of_votes(outputs: Tensor, task: Task, kind: Outputs) -> Tensor:
-    """Return the share of models that vote for each class. It is nan if one output is nan."""
+    """Return the share of models that vote for each class: nan where a model's output is nan."""
     if task == "multiclass":
         unknown = outputs.isnan().any(2, keepdim=True)
         votes = F.one_hot(outputs.argmax(2), outputs.shape[2]).movedim(-1, 2).to(outputs.dtype)

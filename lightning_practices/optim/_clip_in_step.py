@@ -1,4 +1,4 @@
-"""Gradients clipped by the optimizer's own kernel, in the step."""
+"""Gradient clipping inside the step of a fused optimizer, by the optimizer's own kernel."""
 
 from typing import Any
 
@@ -19,25 +19,27 @@ def clip_in_step(
 ) -> Tensor:
     """Let the next step of a fused optimizer scale its gradients to a norm of at most ``max_norm``.
 
-    The result is that of :func:`lightning_kernels.clip_grad_norm_` before the step, up to the last
-    bit; see :func:`lightning_kernels.clip_grad_scale` for what it costs and saves. After the step
-    the gradients are the clipped ones. Without a step the next call makes up for it.
+    The result equals that of :func:`lightning_kernels.clip_grad_norm_` before the step, up to the
+    last bit; :func:`lightning_kernels.clip_grad_scale` documents the cost and the savings. After
+    the step ``grad`` holds the clipped gradients. If no step follows, the next call replaces the
+    scale.
 
-    With an enabled ``scaler``, call this in place of ``scaler.unscale_(optimizer)``: the norm tells
-    whether a gradient is nan or infinite, in which case ``scaler.step`` skips the step, and the
-    optimizer unscales.
+    With an enabled ``scaler``, call this function in place of ``scaler.unscale_(optimizer)``. The
+    optimizer then unscales the gradients in its step. The norm shows whether a gradient is nan or
+    infinite; if so, ``scaler.step`` skips the step.
 
     Args:
-        optimizer: One of torch's, made with ``fused=True``.
-        max_norm: Largest norm of all its gradients together; a tensor isn't read by the host.
+        optimizer: A torch optimizer, made with ``fused=True``.
+        max_norm: Largest norm of all the optimizer's gradients together. A tensor stays on its
+            device: the host doesn't wait for it.
         norm_type: Order of the norm.
-        scaler: What has scaled the loss.
+        scaler: The ``GradScaler`` that has scaled the loss.
 
     Returns:
-        The norm before clipping, without the loss scale: a tensor on the gradients' device.
+        The norm before clipping and without the loss scale: a tensor on the gradients' device.
 
     Raises:
-        ValueError: If the optimizer isn't fused, so that it would ignore this.
+        ValueError: If the optimizer isn't fused: it would ignore the scale.
         RuntimeError: If the scaler has unscaled the gradients already.
     """
     if not clips_in_step(optimizer):
@@ -47,7 +49,7 @@ def clip_in_step(
             " Adam and AdamW have, newer ones' Adagrad too, or clip by clip_grad_norm_"
         )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    given: Any = optimizer  # torch reads these attributes, and declares none
+    given: Any = optimizer  # torch reads these attributes, but doesn't declare them
     if scaler is None or not scaler.is_enabled():
         norm, given.grad_scale, _ = clip_grad_scale(parameters, max_norm, norm_type)
         _forget_after_step(optimizer)
@@ -63,7 +65,8 @@ def clip_in_step(
     norm, given.grad_scale, found_inf = clip_grad_scale(
         parameters, max_norm, norm_type, loss_scale=scale
     )
-    # As unscale_ leaves it, but that the gradients aren't divided yet. step() deletes grad_scale.
+    # The state that unscale_ would leave, but with gradients that are still to be divided by
+    # grad_scale in the step. GradScaler.step() deletes grad_scale.
     state["found_inf_per_device"] = {found_inf.device: found_inf}
     state["stage"] = OptState.UNSCALED
     return norm
@@ -75,8 +78,8 @@ def clips_in_step(optimizer: Optimizer) -> bool:
 
 
 def _forget_after_step(optimizer: Any) -> None:
-    """Let the scale be of one step alone."""
-    if getattr(optimizer, "_clips_in_step", False):  # a step that never came
+    """Remove ``grad_scale`` after the next step, so that it applies to that step only."""
+    if getattr(optimizer, "_clips_in_step", False):  # the hook still waits: no step has run
         return
     optimizer._clips_in_step = True
 

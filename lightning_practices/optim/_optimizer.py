@@ -1,4 +1,4 @@
-"""Torch's optimizers by name, in their fastest form, and with their parameter groups."""
+"""Torch's optimizers by name, in their fastest form, with groups of parameters."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
@@ -14,13 +14,13 @@ OptimizerName = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "ad
 
 
 class _Kind(NamedTuple):
-    """An optimizer of torch.
+    """How to make one of torch's optimizers.
 
     Attributes:
-        make: Its class.
+        make: The optimizer's class.
         options: The arguments that differ from torch's defaults.
-        fused: Device types on which it has a fused form, in each supported version of torch.
-        fused_shards: Whether the fused form takes sharded parameters.
+        fused: Device types on which every supported version of torch has a fused form.
+        fused_shards: Whether the fused form takes sharded parameters (``DTensor``).
     """
 
     make: Callable[..., torch.optim.Optimizer]
@@ -43,14 +43,14 @@ _KINDS: dict[str, _Kind] = {
 
 
 class Optimizer:
-    """An optimizer by name with its options, to be made for any model.
+    """A named optimizer with its options, which can be made for any model.
 
     ::
 
         optimizer = Optimizer("adamw", lr=1e-3, weight_decay=0.05)(model)
 
-    It calls :func:`make_optimizer` for the :func:`~lightning_practices.optim.parameter_groups` of
-    the model: biases, norms and embeddings are not decayed.
+    Calling it passes the :func:`~lightning_practices.optim.parameter_groups` of the model to
+    :func:`make_optimizer`: biases, norms and embeddings are not decayed.
 
     Args:
         name: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``, ``"adam"`` or
@@ -60,12 +60,12 @@ class Optimizer:
         weight_decay: Weight decay. Default: the optimizer's own.
         no_decay: The parameters that are not decayed: ``"norm"``, ``"bias"``, ``"embedding"`` and
             patterns of names, see :func:`~lightning_practices.optim.decayed_weights`.
-        layer_decay: Factor of the learning rate from each layer to the one before it, see
+        layer_decay: Factor between the learning rates of a layer and of the layer after it, see
             :func:`~lightning_practices.optim.parameter_groups`. It needs ``lr``.
         **options: Further arguments of the optimizer, such as ``betas`` or ``momentum``.
 
     Raises:
-        ValueError: If there is no such optimizer, or a number is out of range.
+        ValueError: If ``name`` is an unknown name, or a number is out of range.
     """
 
     def __init__(
@@ -88,11 +88,11 @@ class Optimizer:
         self.options = options
 
     def __call__(self, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
-        """Return the optimizer of a model, or of a part of one.
+        """Return the optimizer of a model or of a submodule.
 
         Args:
             model: The module whose parameters are optimized.
-            **options: Further arguments of the optimizer. Those of the constructor come first.
+            **options: Further arguments of the optimizer. The constructor's options override them.
 
         Raises:
             ValueError: See :func:`~lightning_practices.optim.parameter_groups`.
@@ -104,7 +104,7 @@ class Optimizer:
             layer_decay=self.layer_decay,
             lr=self.lr,
         )
-        # A function of the user's may not take a rate; the groups have it.
+        # A user's function may not have an argument lr. Each group holds the rate.
         lr = None if callable(self.name) else self.lr
         return make_optimizer(self.name, groups, lr=lr, **{**options, **self.options})
 
@@ -115,43 +115,43 @@ def make_optimizer(
     lr: float | None = None,
     **options: Any,
 ) -> torch.optim.Optimizer:
-    """Return one of torch's optimizers, or your own, for parameters or groups of them.
+    """Return one of torch's optimizers, or a custom one, for parameters or groups of parameters.
 
     ::
 
         optimizer = make_optimizer("adamw", parameter_groups(model, 0.05), lr=1e-3)
 
-    The lectures recommend, in this order: ``"adam"``, ``"rmsprop"``, ``"momentum"``. The first two
-    find a rate for each weight by themselves; the last one often generalises best once its rate has
-    been tuned. ``"adamw"`` is Adam whose weight decay isn't divided by the size of the gradients.
+    The lectures recommend, in this order: ``"adam"``, ``"rmsprop"``, ``"momentum"``. Adam and
+    RMSprop adapt the rate of each weight; momentum often generalises best once its rate has been
+    tuned. ``"adamw"`` is Adam whose weight decay isn't divided by the size of the gradients.
 
-    Whatever isn't given is the default of torch's class of that name, weight decay included: 0.01
-    for ``"adamw"`` and 0 for all others. ``"momentum"`` and ``"nesterov"`` are ``SGD`` with a
+    Arguments that are not given have the defaults of torch's class, weight decay included: 0.01 for
+    ``"adamw"`` and 0 for all other names. ``"momentum"`` and ``"nesterov"`` are ``SGD`` with a
     momentum of 0.9.
 
     **Fused.** Unless ``fused`` or ``foreach`` is given, the optimizer is fused where torch has a
-    fused form for these parameters. On the CPU too, it is no slower for any of them. Elsewhere
-    torch chooses, which means ``foreach`` on CUDA. Sharded parameters (``DTensor``) on CUDA get
-    ``foreach`` as well; torch would step them one by one. ``fused=None`` leaves the choice to
+    fused form for these parameters. A fused optimizer is never slower, on the CPU neither. Without
+    a fused form torch chooses: ``foreach`` on CUDA. Sharded parameters (``DTensor``) on CUDA get
+    ``foreach`` as well, since torch would step them one by one. ``fused=None`` leaves the choice to
     torch. The fused ``SGD`` and ``Adagrad`` take no sparse gradients. A fused optimizer unscales
-    gradients itself, so under mixed precision Lightning's own clipping refuses it.
+    gradients in its step, so Lightning's own clipping raises an error for it under mixed precision.
 
     Source: lectures S0, S3 and S4; Loshchilov and Hutter, 2019, "Decoupled weight decay
     regularization", arXiv:1711.05101.
 
     Args:
         optimizer: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``,
-            ``"adam"``, ``"adamw"``, or a function or class that makes an optimizer from ``params``
-            and the other arguments that are given.
-        params: Parameters, or groups of them, as torch takes them.
-        lr: Learning rate.
-        **options: Arguments of torch's class, by its names.
+            ``"adam"``, ``"adamw"``, or a function or class that makes an optimizer from ``params``,
+            ``lr`` (if given) and ``options``.
+        params: Parameters, or groups of parameters in the format of torch's optimizers.
+        lr: Learning rate. Default: the optimizer's own.
+        **options: Arguments of torch's class, by their torch names.
 
     Raises:
-        ValueError: If there is no such optimizer, or a group has a weight decay and the optimizer
-            takes none.
-        TypeError: If the optimizer doesn't take one of the options, or your function returns
-            something else.
+        ValueError: If ``optimizer`` is an unknown name, or a group has a weight decay and the
+            optimizer doesn't support one.
+        TypeError: If the optimizer doesn't take one of the options, or your function doesn't return
+            an optimizer.
     """
     check_optimizer(optimizer)
     given = list(_listed(params))
@@ -169,10 +169,10 @@ def make_optimizer(
 
 
 def check_optimizer(optimizer: object) -> None:
-    """Refuse an optimizer that is neither a known name nor callable.
+    """Raise unless an optimizer is a known name or callable.
 
     Raises:
-        ValueError: If so.
+        ValueError: If it is neither.
     """
     if not callable(optimizer) and optimizer not in get_args(OptimizerName):
         known = ", ".join(map(repr, get_args(OptimizerName)))
@@ -183,7 +183,7 @@ def check_optimizer(optimizer: object) -> None:
 
 
 def _form(kind: _Kind, tensors: list[Tensor]) -> dict[str, bool]:
-    """Return the arguments that choose the fastest form for these parameters."""
+    """Return the arguments that choose the fastest form of an optimizer for these parameters."""
     is_shard = {isinstance(p, DTensor) for p in tensors}
     devices = {p.device.type for p in tensors}
     if len(is_shard) != 1 or len(devices) != 1 or not all(map(torch.is_floating_point, tensors)):
@@ -195,7 +195,7 @@ def _form(kind: _Kind, tensors: list[Tensor]) -> dict[str, bool]:
 
 
 def _listed(params: Iterable[Any]) -> Iterator[Any]:
-    """Yield parameters or groups, with iterators as lists, so that they can be read twice."""
+    """Yield parameters or groups. Iterators become lists, which can be read more than once."""
     entries: Iterable[Any] = [params] if isinstance(params, Tensor) else params
     for entry in entries:
         is_open = isinstance(entry, dict) and not isinstance(entry["params"], Tensor)

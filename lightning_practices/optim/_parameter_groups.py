@@ -1,4 +1,4 @@
-"""Which weights are decayed, and how fast each layer learns: the groups that optimizers take."""
+"""Groups of parameters for optimizers: which weights are decayed, and each layer's rate."""
 
 import math
 import re
@@ -22,37 +22,40 @@ _BIAS = re.compile(r"(?:^|_)bias(?:es)?(?:_|$)")
 _SCALE = re.compile(r"(?:^|_)(?:scale|gamma)(?:_|$)")
 _EMBEDDING = re.compile(r"(?:^|_)(?:embed|embedding|token)s?(?:_|$)")
 _PARAMETRIZATIONS = "parametrizations."
-_SHOWN = 10  # names in an error
+_SHOWN = 10  # the most names in an error message
 
 
 def decayed_weights(model: nn.Module, no_decay: Sequence[str] = KINDS) -> dict[str, nn.Parameter]:
     """Return the weights that are to be decayed or penalised, by their names.
 
-    What ``no_decay`` names is spared: for a bias, a scale or an offset to be small doesn't make a
-    function smoother, and a row of an embedding would shrink whenever its word doesn't occur.
+    The parameters that ``no_decay`` describes are left out. A small bias, scale or offset doesn't
+    make a function smoother, and decay would shrink a row of an embedding in each step in which its
+    word doesn't occur.
 
-    - ``"norm"``: what normalisation layers of torch, torchvision, timm and of this package have,
-      biases included; and scales, that is whatever else is called ``scale`` or ``gamma``, or has
-      one dimension or none, such as layer scales and the slopes of ``PReLU``.
-    - ``"bias"``: all whose own name has the word: ``bias``, ``in_proj_bias``,
+    - ``"norm"``: all parameters of normalisation layers of torch, torchvision, timm and this
+      package, biases included. Also scales: parameters named ``scale`` or ``gamma``, and parameters
+      with at most one dimension, such as layer scales and the slopes of ``PReLU``.
+    - ``"bias"``: parameters with the word in their own name: ``bias``, ``in_proj_bias``,
       ``relative_position_bias_table``.
-    - ``"embedding"``: the weights of ``nn.Embedding`` and ``nn.EmbeddingBag``; parameters that are
-      called an embedding or a token, such as ``cls_token`` and ``pos_embedding``; and those that a
-      module's ``no_weight_decay()`` returns, as timm's do.
-    - Anything else is a pattern of names, in which ``*`` stands for anything: ``"head.*"``.
+    - ``"embedding"``: the weights of ``nn.Embedding`` and ``nn.EmbeddingBag``; parameters named an
+      embedding or a token, such as ``cls_token`` and ``pos_embedding``; and parameters that a
+      module's method ``no_weight_decay()`` lists, as timm's models do.
+    - Any other entry is a pattern of parameter names, where ``*`` matches any characters:
+      ``"head.*"``.
 
-    A parameter that several modules share is one, under its first name, and spared if it is in one
-    of its places: an embedding that is the output layer too. A parametrised weight is judged as if
-    it weren't. Frozen parameters are weights like others. Under FSDP2 and tensor parallelism shapes
-    are those of the whole.
+    A parameter that several modules share appears once, under its first name. It is left out if
+    ``no_decay`` describes it in any of these modules, as for an embedding that is also the output
+    layer. Parametrised weights are treated like plain weights, and frozen parameters like trainable
+    ones. Under FSDP2 and tensor parallelism the shape of the whole parameter counts, not that of
+    its shard.
 
     Args:
-        model: Whose parameters.
-        no_decay: What to spare.
+        model: The module whose parameters are examined.
+        no_decay: The kinds and name patterns of the parameters that are left out.
 
     Raises:
-        ValueError: If a pattern matches nothing; if the model has no parameters, some without a
-            shape yet, or flat ones, as ``FullyShardedDataParallel`` makes.
+        ValueError: If a pattern matches no parameter. If the model has no parameters, parameters
+            without a shape yet, or the flat parameters that ``FullyShardedDataParallel`` makes.
     """
     places = _places(model, _checked(no_decay))
     spared = {id(place.parameter) for place in places if place.is_spared}
@@ -79,30 +82,35 @@ def parameter_groups(
 
         optimizer = AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-3)
 
-    The group ``"decay"`` has the weights that :func:`decayed_weights` returns, ``"no_decay"`` all
-    others, with a weight decay of 0. The names are under the key ``"name"``, where Lightning's
-    ``LearningRateMonitor`` finds them, and stay in checkpoints.
+    The group ``"decay"`` has the weights that :func:`decayed_weights` returns. The group
+    ``"no_decay"`` has all other parameters, with a weight decay of 0. Each group holds its name
+    under the key ``"name"``, which Lightning's ``LearningRateMonitor`` reads and checkpoints keep.
 
-    With ``layer_decay`` :math:`\xi` each layer has groups of its own, ``"layer_0_decay"`` and so on
-    from the input, whose rate is :math:`\eta \xi^d`, where :math:`d` layers are between it and the
-    output: :math:`\eta` for the last one. Layers are those of :func:`layer_depths`.
+    With ``layer_decay`` :math:`\xi` each layer has its own groups, ``"layer_0_decay"`` and so on,
+    counted from the input. Their learning rate is :math:`\eta \xi^d` with :math:`d` layers between
+    the layer and the output; the last layer has the rate :math:`\eta`. :func:`layer_depths` defines
+    the layers.
 
-    Each parameter is in one group, shared ones too. Frozen ones are in theirs as well: optimizers
-    leave parameters without a gradient alone, and once they are unfrozen nothing has to be added,
-    at which schedulers fail.
+    Each parameter, shared or not, is in exactly one group. Frozen parameters are in the groups too:
+    optimizers skip parameters without a gradient, and unfreezing needs no new group, which would
+    make schedulers fail.
 
     Source: Bao et al., 2022, "BEiT: BERT pre-training of image transformers", arXiv:2106.08254, for
-    the rates by layers.
+    the rates by layer.
 
     Args:
-        model: Whose parameters.
-        weight_decay: Weight decay of the weights. Default: the optimizer's own.
+        model: The module whose parameters are grouped.
+        weight_decay: Weight decay of the group ``"decay"``. Default: the optimizer's own.
         no_decay: The parameters that are not decayed, see :func:`decayed_weights`.
-        layer_decay: Factor of the rate from each layer to the one before it, above 0 and up to 1.
-        lr: Learning rate. Default: the optimizer's own; with ``layer_decay`` it has to be given.
+        layer_decay: Factor :math:`\xi` of the rate from each layer to the layer before it, above 0
+            and up to 1. Default: all layers have the same rate.
+        lr: Learning rate :math:`\eta` of the last layer. Default: the optimizer's own.
+            ``layer_decay`` needs it.
 
     Raises:
-        ValueError: If an argument is out of range, or see :func:`decayed_weights`.
+        ValueError: If ``weight_decay`` or ``lr`` is negative or not finite, ``layer_decay`` is not
+            above 0 and up to 1, or ``lr`` is missing with ``layer_decay``. Also as for
+            :func:`decayed_weights`.
     """
     check_groups(weight_decay, layer_decay, lr)
     weights = {id(p) for p in decayed_weights(model, no_decay).values()}
@@ -127,23 +135,25 @@ def parameter_groups(
 def layer_depths(model: nn.Module) -> dict[nn.Parameter, int]:
     """Return how many layers are between each parameter and the output.
 
-    Layers are the blocks of :func:`lightning_practices.surgery.blocks`, at their depths.
+    Layers are the blocks that :func:`lightning_practices.surgery.blocks` returns, with their
+    depths.
 
     Args:
-        model: Whose parameters.
+        model: The module whose parameters are examined.
 
     Raises:
-        ValueError: If the model has no parameters, or some without a shape yet.
+        ValueError: If the model has no parameters, or parameters without a shape yet.
     """
     parameters = dict(model.named_parameters())
     return {parameters[name]: block.depth for block in blocks(model) for name in block.parameters}
 
 
 def check_groups(weight_decay: float | None, layer_decay: float | None, lr: float | None) -> None:
-    """Refuse arguments of :func:`parameter_groups` that are wrong for any model.
+    """Check the arguments of :func:`parameter_groups` that don't depend on the model.
 
     Raises:
-        ValueError: If one is out of range.
+        ValueError: If ``weight_decay`` or ``lr`` is negative or not finite, ``layer_decay`` is not
+            above 0 and up to 1, or ``lr`` is missing with ``layer_decay``.
     """
     for name, value in {"weight_decay": weight_decay, "lr": lr}.items():
         if value is not None and not 0 <= value < math.inf:
@@ -157,12 +167,12 @@ def check_groups(weight_decay: float | None, layer_decay: float | None, lr: floa
 
 
 class _Place(NamedTuple):
-    """A parameter where a module has it.
+    """A parameter in one of the modules that hold it.
 
     Attributes:
-        name: From the model on.
-        parameter: The same in all places of one that is shared.
-        is_spared: Whether something of ``no_decay`` fits it here.
+        name: Full name of the parameter in the model.
+        parameter: The parameter. A shared parameter has several places.
+        is_spared: Whether an entry of ``no_decay`` matches the parameter in this module.
     """
 
     name: str
@@ -179,7 +189,7 @@ def _checked(no_decay: Sequence[str]) -> tuple[str, ...]:
 
 
 def _places(model: nn.Module, no_decay: tuple[str, ...]) -> list[_Place]:
-    """Return all places of all parameters, in order of registration."""
+    """Return all places of all parameters, in the order of registration."""
     _check_model(model)
     tokens = set(_without_decay(model)) if "embedding" in no_decay else set()
     patterns = dict.fromkeys((entry for entry in no_decay if entry not in KINDS), False)
@@ -227,12 +237,12 @@ def _check_model(model: nn.Module) -> None:
 
 
 def _is_partitioned(p: Tensor) -> bool:
-    """Say whether DeepSpeed's ZeRO stage 3 has left no elements of a parameter in its place."""
+    """Return whether a parameter is empty here because DeepSpeed's ZeRO stage 3 shards it."""
     return hasattr(p, "ds_id") and hasattr(p, "ds_tensor") and not p.numel()
 
 
 def _kinds(module: nn.Module, word: str, p: Tensor) -> set[str]:
-    """Say of which kinds a parameter is, by its module and its name in it."""
+    """Return which of ``KINDS`` a parameter is, from its module and its name in the module."""
     kinds = set()
     is_vector = p.dim() <= 1
     if _BIAS.search(word):
@@ -248,7 +258,7 @@ def _kinds(module: nn.Module, word: str, p: Tensor) -> set[str]:
 def _unparametrized(
     model: nn.Module, path: str, module: nn.Module, own: str
 ) -> tuple[nn.Module, str]:
-    """Return the layer that a parametrised tensor is of, and its name there."""
+    """Return the layer to which a parametrised tensor belongs, and the tensor's name there."""
     if not isinstance(module, ParametrizationList):
         return module, own
     layer, _, word = path.rpartition(_PARAMETRIZATIONS)
@@ -256,7 +266,7 @@ def _unparametrized(
 
 
 def _without_decay(model: nn.Module) -> Iterator[int]:
-    """Yield what modules themselves say not to decay, by ids."""
+    """Yield the ids of the parameters that modules list in ``no_weight_decay()``."""
     for module in model.modules():
         names = getattr(module, "no_weight_decay", None)
         if callable(names):
@@ -277,7 +287,7 @@ def _depths(model: nn.Module, layer_decay: float) -> dict[int, int]:
 
 
 def _nothing(pattern: str, names: list[str]) -> str:
-    """Say that a pattern matches no parameter, and which there are."""
+    """Return the message that a pattern matches no parameter, with the names that exist."""
     shown = [*map(repr, names[:_SHOWN])]
     if len(names) > _SHOWN:
         shown.append(f"and {len(names) - _SHOWN} more")

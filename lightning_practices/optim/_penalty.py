@@ -1,9 +1,9 @@
-r"""Penalties on the size of weights: L1, L2 and both, the elastic net.
+r"""Penalties on the size of weights: L1, L2, and their sum, the elastic net.
 
-The term of the loss, :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2`, has a gradient
-that is known, :math:`\lambda_1 \operatorname{sign}(w) + \lambda_2 w`. To add that to the gradients
-before each step is the same, without a graph through all weights, and can't be counted twice when
-gradients are accumulated.
+The penalty :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2` has the gradient
+:math:`\lambda_1 \operatorname{sign}(w) + \lambda_2 w`. Adding this gradient before each optimizer
+step has the same effect as adding the penalty to the loss. It needs no autograd graph through all
+weights, and it can't be counted twice when gradients are accumulated.
 """
 
 import math
@@ -17,19 +17,19 @@ Weights = Iterable[Tensor] | Tensor
 
 
 def penalty(weights: Weights, *, l1: float = 0.0, l2: float = 0.0) -> Tensor:
-    r"""Return :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2`, a number.
+    r"""Return :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2`, a scalar tensor.
 
-    Computed in float32 at least. It can be added to a loss, as it has a gradient;
-    :func:`add_penalty_gradients_` does the same for less. Of sharded weights it is the sum over all
-    processes, each of which has to call this.
+    The sum is computed in float32 or wider. It is differentiable, so it can be added to a loss;
+    :func:`add_penalty_gradients_` has the same effect at a lower cost. For sharded weights it is
+    the sum over all processes, each of which has to call this function.
 
     Source: "L1 and L2 regularization", lectures S3 and S4.
 
     Args:
-        weights: A tensor or several, all of it and not single rows: see
-            :func:`~lightning_practices.optim.decayed_weights`.
-        l1: :math:`\lambda_1`.
-        l2: :math:`\lambda_2`.
+        weights: One or more weight tensors, such as the values of
+            :func:`~lightning_practices.optim.decayed_weights`. All their elements are penalised.
+        l1: Strength :math:`\lambda_1` of the L1 penalty.
+        l2: Strength :math:`\lambda_2` of the L2 penalty.
 
     Raises:
         ValueError: If ``l1`` or ``l2`` is negative or not finite.
@@ -57,23 +57,24 @@ def add_penalty_gradients_(
         clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
-    Once for each step of the optimizer, however many backward passes there were, after the last one
-    and before gradients are clipped. A weight without a gradient is left alone, as optimizers leave
-    it. :math:`\operatorname{sign}(0) = 0`, as in the backward pass of ``abs``. L1 takes the memory
-    of the weights for a moment, L2 none.
+    Call it once per optimizer step, after the last backward pass and before gradients are clipped.
+    Weights whose ``grad`` is None are skipped, as optimizers skip them.
+    :math:`\operatorname{sign}(0) = 0`, as in the backward pass of ``abs``. L1 temporarily allocates
+    as much memory as the weights; L2 allocates none.
 
     Source: as for :func:`penalty`.
 
     Args:
-        weights: A tensor or several, whose ``grad`` is added to.
-        l1: :math:`\lambda_1`.
-        l2: :math:`\lambda_2`.
-        scale: What the gradients are multiplied by, if a ``GradScaler`` has scaled the loss and
-            they are not unscaled yet: ``scaler.scale(torch.ones((), device=...))``.
+        weights: One or more weight tensors. The penalty's gradient is added to their ``grad``.
+        l1: Strength :math:`\lambda_1` of the L1 penalty.
+        l2: Strength :math:`\lambda_2` of the L2 penalty.
+        scale: Factor of the penalty's gradient. If a ``GradScaler`` has scaled the loss and the
+            gradients are not unscaled yet, give the loss scale: ``scaler.scale(torch.ones((),
+            device=...))``.
 
     Raises:
         ValueError: If ``l1`` or ``l2`` is negative or not finite.
-        RuntimeError: If a gradient is not sharded as its weight is.
+        RuntimeError: If a gradient is not sharded in the same way as its weight.
     """
     check_strengths(l1, l2)
     pairs = [(w, w.grad) for w in _listed(weights) if w.grad is not None]
@@ -89,21 +90,21 @@ def add_penalty_gradients_(
 
 @torch.no_grad()
 def soft_threshold_(weights: Weights, threshold: float | Tensor) -> None:
-    r"""Let weights become :math:`\operatorname{sign}(w) \max(|w| - t, 0)`, in place.
+    r"""Replace weights by :math:`\operatorname{sign}(w) \max(|w| - t, 0)`, in place.
 
-    The proximal step of L1: after a step of gradient descent at the rate :math:`\eta`, with
-    :math:`t = \eta \lambda_1`, the weights that do not matter are exactly 0. By the gradient of L1
-    they would end up near to it, now on this side and now on that.
+    This is the proximal step of the L1 penalty. After a step of gradient descent at the rate
+    :math:`\eta`, with :math:`t = \eta \lambda_1`, it sets the weights that barely affect the loss
+    to exactly 0. Under the gradient of L1 these weights would oscillate around 0.
 
     Source: Beck and Teboulle, 2009, "A fast iterative shrinkage-thresholding algorithm for linear
     inverse problems", SIAM Journal on Imaging Sciences 2(1).
 
     Args:
-        weights: A tensor or several.
-        threshold: :math:`t`; a tensor of one number stays on its device.
+        weights: One or more weight tensors.
+        threshold: Threshold :math:`t`. A tensor of one element stays on its device.
 
     Raises:
-        ValueError: If a ``threshold`` that isn't a tensor is negative or not a number.
+        ValueError: If ``threshold`` is a number that is negative or nan.
     """
     values = [_local(w) for w in _listed(weights)]
     if isinstance(threshold, Tensor):
@@ -114,17 +115,17 @@ def soft_threshold_(weights: Weights, threshold: float | Tensor) -> None:
     if not threshold >= 0:
         raise ValueError(f"threshold has to be 0 or more, but got {threshold!r}")
     if values:
-        # w - w is 0, and has no sign.
+        # w - clamp(w) is +0 for the weights within the threshold, whatever their sign.
         inside = torch._foreach_clamp_min(values, -threshold)
         torch._foreach_clamp_max_(inside, threshold)
         torch._foreach_sub_(values, inside)
 
 
 def check_strengths(l1: float, l2: float) -> None:
-    """Refuse strengths of a penalty that are negative or not finite.
+    """Raise unless the strengths of a penalty are finite and at least 0.
 
     Raises:
-        ValueError: If one is.
+        ValueError: If ``l1`` or ``l2`` is negative or not finite.
     """
     for name, value in {"l1": l1, "l2": l2}.items():
         if not 0 <= value < math.inf:
@@ -136,7 +137,7 @@ def _listed(weights: Weights) -> list[Tensor]:
 
 
 def _norm(weights: list[Tensor], order: float, like: Tensor) -> Tensor:
-    """Return the norm of all weights together, in float32 at least."""
+    """Return the norm of all weights together, computed in float32 or wider."""
     alike: dict[object, list[Tensor]] = {}
     for w in weights:
         wide = w.float() if w.dtype in (torch.float16, torch.bfloat16) else w
@@ -162,7 +163,7 @@ def _add(grads: list[Tensor], terms: Iterable[Tensor], factor: float, scale: Ten
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """Return what is here of a tensor: each element is computed by itself."""
+    """Return this process's shard of a ``DTensor``; any other tensor unchanged."""
     if not isinstance(tensor, DTensor):
         return tensor
     local: Tensor = tensor.to_local()

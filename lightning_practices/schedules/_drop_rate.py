@@ -16,7 +16,8 @@ from lightning_practices.nn import ScheduledRate
 DropSchedule = Literal["linear", "cosine", "early", "early_linear", "late"]
 DropLayers = type[nn.Module] | str | Sequence[type[nn.Module] | str]
 
-# From the progress, 0 at the start and 1 at the end of the schedule, to a factor in [0, 1].
+# Each function maps the progress (0 at the start of the schedule, 1 at its end) to a factor in
+# [0, 1] of the rates.
 _SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda t: t,
     "cosine": lambda t: (1 - math.cos(math.pi * t)) / 2,
@@ -25,7 +26,7 @@ _SCHEDULES: dict[str, Callable[[float], float]] = {
     "late": lambda t: float(t >= 1),
 }
 
-_SHOWN = 10  # layers that an error names
+_SHOWN = 10  # the most layers in an error message
 
 
 def drop_rate_factor(schedule: DropSchedule, progress: float) -> float:
@@ -40,17 +41,17 @@ def drop_rate_factor(schedule: DropSchedule, progress: float) -> float:
     ================  =========================================  ==============================
 
     Growing rates disturb an untrained network less: Ghiasi et al., 2018, *DropBlock*,
-    arXiv:1810.12890, section 3.1 (linear). Dropout in the first epochs only helps a model that
+    arXiv:1810.12890, section 3.1 (linear). Dropout in only the first epochs helps a model that
     underfits. Dropout in all but the first epochs helps a model that overfits: Liu et al., 2023,
     *Dropout Reduces Underfitting*, arXiv:2303.01500 (``early_linear`` and ``late``, 50 of 300
     epochs).
 
     Args:
         schedule: Name of the schedule.
-        progress: 0 at the start of the schedule and 1 at its end. Above 1 the factor stays.
+        progress: 0 at the start of the schedule and 1 at its end. From 1 on the factor is constant.
 
     Raises:
-        ValueError: If there is no such schedule, or ``progress`` is negative or nan.
+        ValueError: If ``schedule`` is an unknown name, or ``progress`` is negative or nan.
     """
     check_schedule(schedule)
     if not progress >= 0:
@@ -59,7 +60,7 @@ def drop_rate_factor(schedule: DropSchedule, progress: float) -> float:
 
 
 def check_schedule(schedule: str) -> None:
-    """Raise ``ValueError`` if there is no such schedule."""
+    """Raise ``ValueError`` if ``schedule`` is an unknown name."""
     if schedule not in _SCHEDULES:
         raise ValueError(f"schedule has to be one of {', '.join(_SCHEDULES)}, but got {schedule!r}")
 
@@ -67,15 +68,16 @@ def check_schedule(schedule: str) -> None:
 class DropRate:
     """Multiply the rates of a model's dropout layers by the factor of a schedule.
 
-    By default these are all dropout layers: torch's, torchvision's stochastic depth and DropBlock,
-    those of this package, and every layer without children that has a number ``drop_prob``, such as
-    the ``DropPath`` of timm and transformers. The ratios of the rates stay, for instance of
-    stochastic depth that grows with the depth. Layers with a rate of 0 are skipped. Dropout of
-    attention weights is an argument of torch's function and not a layer: it is not changed.
+    The default is all dropout layers: torch's, torchvision's stochastic depth and DropBlock, this
+    package's, and every layer without children that has a number ``drop_prob``, such as the
+    ``DropPath`` of timm and transformers. The ratios between the layers' rates are kept, for
+    instance with stochastic depth whose rate grows with the depth. Layers with a rate of 0 are
+    skipped. Dropout of attention weights is an argument of torch's attention function and not a
+    layer, so it is not changed.
 
     The layers of this package read the rate from a tensor, see
-    :meth:`~lightning_practices.nn.ScheduledRate.schedule_rate`, so a compiled model is not compiled
-    again. With other layers each change of the rate compiles the model again. Make this object
+    :meth:`~lightning_practices.nn.ScheduledRate.schedule_rate`, so a compiled model is not
+    recompiled. For all other layers each change of the rate recompiles the model. Make this object
     before the model is compiled or run. ::
 
         drop_rate = DropRate(model, "linear")
@@ -85,20 +87,22 @@ class DropRate:
         drop_rate.restore()
 
     Args:
-        model: The model. Its current rates belong to a factor of 1.
+        model: The module whose dropout layers are scheduled. Its current rates are the rates at a
+            factor of 1.
         schedule: Name of the schedule, see :func:`drop_rate_factor`.
-        layers: The layers to schedule: a class, a name in the model with ``*`` for any characters,
-            or a sequence of these. Default: all. Names don't contain the parts that torch's
-            wrappers add.
+        layers: The layers to schedule: a class, a name in the model where ``*`` matches any
+            characters, or a sequence of classes and names. Names omit the prefixes that torch's
+            wrappers add. Default: all dropout layers.
         device: Device of the layers' inputs. Default: the device of the model's first parameter.
 
     Attributes:
-        rates: The own rate of each scheduled layer, by its name.
+        rates: The rate of each scheduled layer at a factor of 1, by the layer's name.
         factor: The current factor of the rates.
 
     Raises:
         TypeError: If ``model`` is not a module, or ``layers`` holds neither classes nor names.
-        ValueError: If there is no such schedule, or one of ``layers`` matches no layer that drops.
+        ValueError: If ``schedule`` is an unknown name, or an entry of ``layers`` matches no dropout
+            layer with a rate above 0.
     """
 
     def __init__(
@@ -121,7 +125,7 @@ class DropRate:
                 layer.schedule_rate(device)
 
     def apply(self, progress: float) -> float:
-        """Set the rates for ``progress``, and return the factor.
+        """Set the rates for ``progress``, and return their factor.
 
         Raises:
             ValueError: If ``progress`` is negative or nan.
@@ -134,14 +138,14 @@ class DropRate:
         return factor
 
     def restore(self) -> None:
-        """Set each layer to its own rate again."""
+        """Reset each layer to its rate at a factor of 1."""
         for name, layer in self._layers.items():
             setattr(layer, _rate_name(layer), self.rates[name])
         self.factor = 1.0
 
 
 def _rate_name(layer: nn.Module) -> str:
-    """Return the name of the attribute with the rate of a layer, or ``""`` if it drops nothing."""
+    """Return the attribute that holds a layer's rate, or ``""`` if it is no dropout layer."""
     if isinstance(layer, ScheduledRate):
         return layer.rate_name
     if isinstance(layer, _DropoutNd | ops.StochasticDepth | ops.DropBlock2d):
@@ -157,7 +161,7 @@ def _rate(layer: nn.Module) -> float:
 
 
 def _choose(model: nn.Module, layers: DropLayers | None) -> dict[str, nn.Module]:
-    """Return the chosen layers that drop, each once, by the first of its names."""
+    """Return the chosen dropout layers by their first names. A shared layer appears once."""
     dropping = {
         tuple(plain_name(name) for name in names): layer
         for layer, names in modules_with_names(model)
@@ -188,7 +192,7 @@ def _matches(layer: nn.Module, names: Sequence[str], wanted: type[nn.Module] | s
 
 
 def _nothing(wanted: type[nn.Module] | str, dropping: dict[tuple[str, ...], nn.Module]) -> str:
-    """Return the message that ``wanted`` matches no layer, with the layers that there are."""
+    """Return the message that ``wanted`` matches no layer, with the dropout layers that exist."""
     got = wanted.__name__ if isinstance(wanted, type) else repr(wanted)
     there = [
         f"{names[0]!r}, a {type(layer).__name__} of {_rate(layer):g}"

@@ -1,17 +1,18 @@
 r"""Learning rates that change in the course of training.
 
-Each schedule is a function :math:`f(t)` of the optimizer steps :math:`t` taken so far. The rate of
-a group is :math:`\eta(t) = \eta_0 f(t)`, where :math:`\eta_0` is the group's own rate. This is the
-function that torch's ``LambdaLR`` takes, and ``LambdaLR`` is the scheduler to use: its rates depend
-on the step alone, so all groups keep their ratios, and a resumed run has the same rates as one that
-was never stopped. Torch's other schedulers compute the same rates within a run, but
+Each schedule is a function :math:`f(t)` of the optimizer steps :math:`t` taken so far. Its value is
+a factor of a group's own rate, :math:`\eta(t) = \eta_0 f(t)`, which is the argument of torch's
+``LambdaLR``. Use that scheduler: its rates depend on the step alone, so all groups keep their
+ratios, and a resumed run has the rates of an uninterrupted one. Torch's specialised schedulers
+compute the same rates within one run, but have these drawbacks:
 
-- ``CosineAnnealingLR(T_max=steps)`` has its least rate after the last step, and rises from there;
-  ``eta_min`` is one rate for all groups; and a resumed run has the old ``T_max``.
-- ``OneCycleLR`` raises an error beyond its ``total_steps``, the old ones after resuming, and starts
-  near its highest rate if there are three steps or fewer.
-- ``SequentialLR`` takes no ``ReduceLROnPlateau``, and before a ``OneCycleLR`` it warms up to 1/25
-  of the rate and leaves out the cycle's rise; ``ChainedScheduler`` anneals during the warmup.
+- ``CosineAnnealingLR(T_max=steps)`` reaches its least rate only after the last step, and its rate
+  rises after that. ``eta_min`` is one rate for all groups. A resumed scheduler keeps the old
+  ``T_max``.
+- ``OneCycleLR`` raises an error beyond its ``total_steps``, and a resumed scheduler keeps the old
+  ``total_steps``. With three steps or fewer it starts near its highest rate.
+- ``SequentialLR`` takes no ``ReduceLROnPlateau``. Before a ``OneCycleLR`` it warms up to 1/25 of
+  the rate and leaves out the cycle's rise. ``ChainedScheduler`` anneals during the warmup.
 """
 
 import math
@@ -30,21 +31,24 @@ FactorName = Literal["power", "exponential", "step", "cosine", "one_cycle"]
 LearningRateScheduleName = Literal["power", "exponential", "step", "cosine", "one_cycle", "plateau"]
 """A schedule of :class:`LearningRateSchedule`."""
 
-_RISE = 0.3  # share of one cycle
-_START = 1 / 25  # of its highest rate
+_RISE = 0.3  # share of one_cycle's steps in which the rate rises
+_START = 1 / 25  # first factor of one_cycle
 
 
 def power_decay(steps: int, exponent: float = 1.0) -> Factor:
-    r"""Return :math:`f(t) = 1 / (1 + t/s)^c`: ever slower, 1/2, 1/3, 1/4 after each ``steps``.
+    r"""Return :math:`f(t) = 1 / (1 + t/s)^c`, which falls ever more slowly.
+
+    For :math:`c = 1` it is 1/2 after ``steps`` steps, 1/3 after twice and 1/4 after three times as
+    many.
 
     Source: "Power scheduling", lecture S2.
 
     Args:
-        steps: :math:`s`.
-        exponent: :math:`c`.
+        steps: Optimizer steps :math:`s` until the rate is :math:`1/2^c` of the full rate.
+        exponent: Exponent :math:`c`.
 
     Raises:
-        ValueError: If ``steps`` isn't a whole number from 1 on, or ``exponent`` isn't positive.
+        ValueError: If ``steps`` isn't an integer from 1 on, or ``exponent`` isn't positive.
     """
     _check_whole("steps", steps, 1)
     if not 0 < exponent < math.inf:
@@ -53,31 +57,31 @@ def power_decay(steps: int, exponent: float = 1.0) -> Factor:
 
 
 def exponential_decay(steps: int) -> Factor:
-    r"""Return :math:`f(t) = 0.1^{t/s}`: a tenth after each ``steps``.
+    r"""Return :math:`f(t) = 0.1^{t/s}`: a tenth after each ``steps`` steps.
 
     Source: "Exponential scheduling", lecture S2.
 
     Args:
-        steps: :math:`s`.
+        steps: Optimizer steps :math:`s` in which the rate falls to a tenth.
 
     Raises:
-        ValueError: If ``steps`` isn't a whole number from 1 on.
+        ValueError: If ``steps`` isn't an integer from 1 on.
     """
     _check_whole("steps", steps, 1)
     return lambda t: 0.1 ** (t / steps)
 
 
 def step_decay(steps: int, divisor: float = 10.0) -> Factor:
-    r"""Return :math:`f(t) = \lambda^{-\lfloor t/s \rfloor}`: divided at once after each ``steps``.
+    r"""Return :math:`f(t) = \lambda^{-\lfloor t/s \rfloor}`: a division after each ``steps`` steps.
 
     Source: "Step reduction", lectures S0 and S3.
 
     Args:
-        steps: :math:`s`.
-        divisor: :math:`\lambda`.
+        steps: Optimizer steps :math:`s` between two divisions of the rate.
+        divisor: Number :math:`\lambda` that the rate is divided by.
 
     Raises:
-        ValueError: If ``steps`` isn't a whole number from 1 on, or ``divisor`` not above 1.
+        ValueError: If ``steps`` isn't an integer from 1 on, or ``divisor`` isn't above 1.
     """
     _check_whole("steps", steps, 1)
     _check_divisor(divisor)
@@ -93,11 +97,11 @@ def cosine_decay(steps: int, floor: float = 0.0) -> Factor:
     Source: Loshchilov and Hutter, 2017, *SGDR*, arXiv:1608.03983, equation 5, without restarts.
 
     Args:
-        steps: All steps of the fit.
-        floor: Share of the rate at the end, from 0 to 1.
+        steps: Optimizer steps of the fit.
+        floor: Share of the full rate at the last step, from 0 to 1.
 
     Raises:
-        ValueError: If ``steps`` isn't a whole number from 1 on, or ``floor`` no such share.
+        ValueError: If ``steps`` isn't an integer from 1 on, or ``floor`` isn't from 0 to 1.
     """
     _check_whole("steps", steps, 1)
     _check_floor(floor)
@@ -107,20 +111,21 @@ def cosine_decay(steps: int, floor: float = 0.0) -> Factor:
 def cosine_restarts(steps: int, cycles: int) -> Factor:
     r"""Return half a period of a cosine that starts anew ``cycles`` times in ``steps``.
 
-    With :math:`b_k = \lfloor k s / M \rfloor`, where cycle :math:`k` of :math:`M` begins, it is
-    :math:`f(t) = (1 + \cos(\pi (t - b_k) / (b_{k+1} - b_k))) / 2`: 1 at each first step, and near
-    0 at the last one. After ``steps`` such cycles go on. Where :math:`M` doesn't divide
-    :math:`s`, the source's :math:`\lceil s / M \rceil` steps for each would cut the last one
-    short; here lengths differ by one at most.
+    Cycle :math:`k` of :math:`M` begins at step :math:`b_k = \lfloor k s / M \rfloor`. Within it,
+    :math:`f(t) = (1 + \cos(\pi (t - b_k) / (b_{k+1} - b_k))) / 2`: 1 at the cycle's first step, and
+    near 0 at its last. Cycles continue after ``steps``. Where :math:`M` doesn't divide :math:`s`,
+    cycles of :math:`\lceil s / M \rceil` steps as in the source would cut the last cycle short;
+    here the lengths of the cycles differ by one step at most.
 
     Source: Huang et al., 2017, *Snapshot Ensembles*, arXiv:1704.00109, equation 2.
 
     Args:
-        steps: Of all cycles.
-        cycles: How many, from 1 to ``steps``.
+        steps: Optimizer steps :math:`s` of all cycles together.
+        cycles: Number :math:`M` of cycles, from 1 to ``steps``.
 
     Raises:
-        ValueError: If an argument is none of the above.
+        ValueError: If ``steps`` isn't an integer from 1 on, or ``cycles`` isn't one from 1 to
+            ``steps``.
     """
     _check_whole("steps", steps, 1)
     _check_whole("cycles", cycles, 1)
@@ -136,24 +141,24 @@ def cosine_restarts(steps: int, cycles: int) -> Factor:
 
 
 def cycle_of(t: int, steps: int, cycles: int) -> int:
-    """Return which of :func:`cosine_restarts`' cycles step ``t`` is in, so how many have ended."""
+    """Return the index of the cycle of :func:`cosine_restarts` to which step ``t`` belongs."""
     return ((t + 1) * cycles - 1) // steps
 
 
 def one_cycle(steps: int, floor: float = 0.0) -> Factor:
     r"""Return a rise from 1/25 to 1 in 30% of the steps, and a fall to ``floor`` at the last one.
 
-    Both are half periods of a cosine, as of torch's ``OneCycleLR``; but the highest rate is always
-    reached, and lasts for one step. Momentum stays as it is.
+    The rise and the fall are half periods of a cosine, as in torch's ``OneCycleLR``, but the
+    highest rate is always reached, and lasts for one step. Momentum is not changed.
 
     Source: Smith and Topin, 2018, *Super-Convergence*, arXiv:1708.07120; HML, chapter 11.
 
     Args:
-        steps: All steps of the fit.
-        floor: Share of the rate at the end, from 0 to 1. ``OneCycleLR`` leaves 4e-6.
+        steps: Optimizer steps of the fit.
+        floor: Share of the full rate at the last step, from 0 to 1. ``OneCycleLR`` ends at 4e-6.
 
     Raises:
-        ValueError: If ``steps`` isn't a whole number from 1 on, or ``floor`` no such share.
+        ValueError: If ``steps`` isn't an integer from 1 on, or ``floor`` isn't from 0 to 1.
     """
     _check_whole("steps", steps, 1)
     _check_floor(floor)
@@ -169,19 +174,19 @@ def one_cycle(steps: int, floor: float = 0.0) -> Factor:
 
 
 def warmed_up(factor: Factor, steps: int) -> Factor:
-    r"""Return ``factor``, but ``steps`` later, after a straight rise to where it starts.
+    r"""Return ``factor`` delayed by ``steps``, after a linear rise to its first value.
 
-    :math:`(t + 1) / (steps + 1)` of ``factor(0)``: no step is lost to a rate of 0, and the first at
-    the full rate comes after exactly ``steps`` others.
+    During the warmup the factor is :math:`(t + 1) / (steps + 1)` of ``factor(0)``. So no step has a
+    rate of 0, and the full rate is reached after exactly ``steps`` steps.
 
     Source: Goyal et al., 2017, *Accurate, Large Minibatch SGD*, arXiv:1706.02677, section 2.2.
 
     Args:
-        factor: What follows.
-        steps: Steps of the warmup; 0 for none.
+        factor: The schedule that follows the warmup.
+        steps: Optimizer steps of the warmup; 0 for no warmup.
 
     Raises:
-        ValueError: If ``steps`` isn't a whole number from 0 on.
+        ValueError: If ``steps`` isn't an integer from 0 on.
     """
     _check_whole("warmup_steps", steps, 0)
     return lambda t: factor(0) * (t + 1) / (steps + 1) if t < steps else factor(t - steps)
@@ -196,7 +201,7 @@ def learning_rate_factor(
     exponent: float = 1.0,
     divisor: float = 10.0,
 ) -> Factor:
-    """Return a schedule by its name, for torch's ``LambdaLR``.
+    """Return the schedule of a given name, for torch's ``LambdaLR``.
 
     ::
 
@@ -207,17 +212,19 @@ def learning_rate_factor(
             scheduler.step()
 
     Args:
-        schedule: ``"power"``, ``"exponential"``, ``"step"``: :func:`power_decay` and so on;
-            ``"cosine"``: :func:`cosine_decay`; ``"one_cycle"``: :func:`one_cycle`.
-        steps: For the first three, after how many steps the rate is divided. For the others, all
-            steps of the fit, with those of the warmup.
-        warmup_steps: See :func:`warmed_up`.
-        floor: See :func:`cosine_decay` and :func:`one_cycle`.
-        exponent: See :func:`power_decay`.
-        divisor: See :func:`step_decay`.
+        schedule: ``"power"`` for :func:`power_decay`, ``"exponential"`` for
+            :func:`exponential_decay`, ``"step"`` for :func:`step_decay`, ``"cosine"`` for
+            :func:`cosine_decay`, or ``"one_cycle"`` for :func:`one_cycle`.
+        steps: For ``"power"``, ``"exponential"`` and ``"step"``, the optimizer steps after which
+            the rate is divided, counted from the end of the warmup. For ``"cosine"`` and
+            ``"one_cycle"``, all optimizer steps of the fit, including the warmup.
+        warmup_steps: Optimizer steps of the warmup, see :func:`warmed_up`.
+        floor: Share of the full rate at the last step, for ``"cosine"`` and ``"one_cycle"``.
+        exponent: Exponent of ``"power"``.
+        divisor: Number that ``"step"`` divides the rate by.
 
     Raises:
-        ValueError: If there is no such schedule, or one of its arguments is out of its range.
+        ValueError: If ``schedule`` is an unknown name, or an argument is out of its range.
     """
     _check_whole("warmup_steps", warmup_steps, 0)
     _check_whole("steps", steps, 1)
@@ -234,18 +241,18 @@ def learning_rate_factor(
 
 
 def linear_warmup(optimizer: Optimizer, steps: int) -> LinearLR:
-    """Return torch's scheduler for the rates of :func:`warmed_up`, before :func:`plateau`.
+    """Return torch's scheduler for the rates of :func:`warmed_up`, for use with :func:`plateau`.
 
-    It multiplies the rates, and only until ``steps``, so that rates which the plateau has divided
-    stay divided. ``LambdaLR`` would set them anew at each step. Step it after each step of the
-    optimizer.
+    The scheduler multiplies the current rates and stops after ``steps``, so it keeps the divisions
+    that ``plateau`` makes; ``LambdaLR`` would overwrite them at each step. Step it after each step
+    of the optimizer.
 
     Args:
         optimizer: The optimizer whose rates are warmed up, all groups alike.
-        steps: Steps of the warmup; 0 for none.
+        steps: Optimizer steps of the warmup; 0 for no warmup.
 
     Raises:
-        ValueError: If ``steps`` isn't a whole number from 0 on.
+        ValueError: If ``steps`` isn't an integer from 0 on.
     """
     _check_whole("warmup_steps", steps, 0)
     return LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
@@ -261,11 +268,11 @@ def plateau(
 ) -> ReduceLROnPlateau:
     """Return torch's scheduler that divides the rates when a metric has stopped improving.
 
-    Call its ``step(metric)`` whenever the metric has been computed and the warmup is over. It
-    differs from torch's defaults:
+    Call its ``step(metric)`` whenever the metric has been computed and the warmup is over. The
+    scheduler differs from torch's defaults:
 
-    - Any improvement counts. Torch asks for one by a share of the best value, and so takes a slowly
-      worsening negative metric for an improving one.
+    - Any improvement counts. Torch requires an improvement by a share of the best value, and
+      therefore counts a slowly worsening negative metric as an improving one.
     - Rates below 1e-8 are divided too.
     - ``floor`` is a share of each group's own rate, so the groups keep their ratios.
     - ``patience`` is 3 and not 10, so that early stopping can be more patient than the schedule.
@@ -276,11 +283,12 @@ def plateau(
         optimizer: The optimizer whose rates are divided, all groups alike.
         mode: Whether the metric is to fall, ``"min"``, or to rise, ``"max"``.
         divisor: Number that the rates are divided by.
-        patience: How many metrics in a row may show no improvement; the next one divides.
-        floor: Least share that is left of the rates, from 0 to 1.
+        patience: How many values in a row may show no improvement; after one more the rates are
+            divided.
+        floor: Least share of each group's own rate, from 0 to 1.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of its range.
     """
     _check_plateau(mode, divisor, patience, floor)
     groups = optimizer.param_groups
@@ -296,7 +304,7 @@ def plateau(
 
 
 class LearningRateSchedule:
-    """A schedule by name with its arguments, for any optimizer.
+    """A named schedule with its arguments, for any optimizer.
 
     ::
 
@@ -310,16 +318,19 @@ class LearningRateSchedule:
     Args:
         name: ``"power"``, ``"exponential"``, ``"step"``, ``"cosine"`` or ``"one_cycle"``, see
             :func:`learning_rate_factor`; or ``"plateau"``, see :func:`plateau`.
-        warmup_steps: Optimizer steps before the first at the full rate, see :func:`warmed_up`.
-        steps: For the first three, after how many steps behind the warmup the rate is divided. For
-            the cosine and the cycle, all steps; by default those of the fit.
-        floor: Least share of the rate, for the cosine, the cycle and the plateau.
+        warmup_steps: Optimizer steps of the warmup, before the first step at the full rate, see
+            :func:`warmed_up`.
+        steps: For ``"power"``, ``"exponential"`` and ``"step"``, the optimizer steps after which
+            the rate is divided, counted from the end of the warmup. For ``"cosine"`` and
+            ``"one_cycle"``, all optimizer steps, including the warmup. Default for these two: the
+            steps of the fit.
+        floor: Least share of the full rate, for ``"cosine"``, ``"one_cycle"`` and ``"plateau"``.
         exponent: Exponent of ``"power"``.
         divisor: Number that ``"step"`` and ``"plateau"`` divide the rate by.
-        patience: For ``"plateau"``, how many values in a row may show no improvement.
+        patience: For ``"plateau"``, how many values of the metric in a row may show no improvement.
 
     Raises:
-        ValueError: If there is no such schedule, ``steps`` is missing, or an argument is out of
+        ValueError: If ``name`` is unknown, ``steps`` is missing, or an argument is out of its
             range.
     """
 
@@ -357,11 +368,12 @@ class LearningRateSchedule:
         """Return the schedule as a function of the optimizer steps taken so far.
 
         Args:
-            steps: All steps of the fit, for the schedules that end with it; unless ``steps`` was
-                given to the constructor.
+            steps: All optimizer steps of the fit, for ``"cosine"`` and ``"one_cycle"``. The
+                constructor's ``steps``, if given, override them.
 
         Raises:
-            ValueError: If it is ``"plateau"``, which depends on a metric, or ``steps`` is missing.
+            ValueError: If the schedule is ``"plateau"``, which depends on a metric, or ``steps`` is
+                missing.
         """
         steps = steps if self.steps is None else self.steps
         if self.name == "plateau" or steps is None:
@@ -384,22 +396,23 @@ class LearningRateSchedule:
         mode: Literal["min", "max"] = "min",
         done: int = 0,
     ) -> list[LambdaLR | LinearLR | ReduceLROnPlateau]:
-        """Return torch's schedulers of an optimizer.
+        """Return torch's schedulers that apply this schedule to an optimizer.
 
         Args:
             optimizer: The optimizer whose rates follow the schedule.
-            steps: See :meth:`factor`.
+            steps: All optimizer steps of the fit, see :meth:`factor`.
             mode: For ``"plateau"``, whether its metric is to fall, ``"min"``, or to rise,
                 ``"max"``.
-            done: Steps of the schedule that an earlier fit has taken.
+            done: Optimizer steps of the schedule that an earlier fit has taken.
 
         Returns:
-            One ``LambdaLR``, to be stepped after each step of the optimizer; for ``"plateau"`` a
-            ``LinearLR`` for the warmup, to be stepped likewise, and a ``ReduceLROnPlateau``, to be
-            stepped by the metric once the warmup is over.
+            A list of one ``LambdaLR``, to be stepped after each step of the optimizer. For
+            ``"plateau"``, a list of two: a ``LinearLR`` for the warmup, to be stepped after each
+            step of the optimizer, and a ``ReduceLROnPlateau``, to be stepped with the metric once
+            the warmup is over.
 
         Raises:
-            ValueError: If ``steps`` is missing, or ``mode`` is neither.
+            ValueError: If ``steps`` is missing, or ``mode`` is neither ``"min"`` nor ``"max"``.
         """
         if self.name == "plateau":
             divided = plateau(
@@ -431,7 +444,7 @@ def _check_name(name: str, known: Iterable[str]) -> None:
 
 
 def _anneal(start: float, end: float, progress: float) -> float:
-    """Return half a period of a cosine from ``start`` to ``end``, both exact; the end stays."""
+    """Return half a period of a cosine: ``start`` at progress 0, ``end`` from progress 1 on."""
     share = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
     return start * share + end * (1 - share)
 
