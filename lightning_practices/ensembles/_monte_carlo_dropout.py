@@ -88,7 +88,7 @@ def monte_carlo_dropout(
 
 
 class MonteCarloDropout:
-    """The arguments of :func:`monte_carlo_dropout`, to be used for many batches.
+    """The settings of :func:`monte_carlo_dropout`, to be used for many batches.
 
     ::
 
@@ -96,13 +96,14 @@ class MonteCarloDropout:
         mean, std, *_ = predict(model, batch)
 
     Args:
-        task: See :func:`monte_carlo_dropout`.
-        passes: Likewise.
-        seed: Likewise.
-        max_batch_size: Likewise.
+        task: The kind of outputs, see :func:`monte_carlo_dropout`.
+        passes: Number of passes, at least 2.
+        seed: Seed of the masks.
+        max_batch_size: Largest number of samples in one forward call, see
+            :func:`monte_carlo_dropout`.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If ``task``, ``passes`` or ``max_batch_size`` is out of range.
     """
 
     def __init__(
@@ -122,7 +123,7 @@ class MonteCarloDropout:
     def __call__(
         self, model: nn.Module, batch: Any, forward: Callable[[Any], Tensor] | None = None
     ) -> MonteCarloPrediction:
-        """Return what :func:`monte_carlo_dropout` does for a batch."""
+        """Return the result of :func:`monte_carlo_dropout` for a model and a batch."""
         return monte_carlo_dropout(
             model,
             batch,

@@ -1,7 +1,8 @@
-"""Drop-in layers over the fused kernels, and losses that smooth labels.
+"""Drop-in layers that run the fused kernels, and losses that smooth labels.
 
-Each layer is a subclass of torch's or torchvision's layer of the same name with the same
-``state_dict`` (:class:`SyncBatchNorm` alone is no subclass), or a layer that they don't have.
+Each layer is a subclass of torch's or torchvision's layer of the same name and has the same
+``state_dict``, or has no counterpart there. Only :class:`SyncBatchNorm` is not a subclass of
+torch's layer.
 """
 
 from lightning_practices.nn._add_norm import AddDropoutLayerNorm

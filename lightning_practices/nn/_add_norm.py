@@ -1,4 +1,4 @@
-"""The end of a transformer's block (dropout, addition, norm) over the fused kernel."""
+"""Dropout, addition and norm at the end of a transformer's branch, in one fused kernel."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,18 +14,19 @@ from lightning_practices.nn._stochastic_depth import StochasticDepth
 
 
 class AddDropoutLayerNorm(LayerNorm):
-    r"""Drop out a branch, scale it, add the residual stream and normalise, in one kernel each way.
+    r"""Drop out a branch, scale it, add the residual stream and normalise the sum, in one kernel.
 
     .. math::
         z = r + \frac{m_n}{1 - q} \, \lambda \odot \mathrm{dropout}_p(x), \qquad
         y = \mathrm{layer\_norm}(z), \qquad m_n \sim \mathrm{Bernoulli}(1 - q)
 
-    :math:`z` is the residual stream, to which the next branch is added, and :math:`y` is the input
-    of that branch. It is a subclass of :class:`torch.nn.LayerNorm` with the same parameter names,
-    plus ``layer_scale``. The rates belong to its children ``dropout`` and ``drop_path``, which are
-    dropout layers, so rate schedules and Monte Carlo dropout find them. ::
+    :math:`x` is the output of a branch and :math:`r` the residual stream. :math:`z` is the new
+    residual stream, and :math:`y` is the input of the next branch. Forward and backward are one
+    kernel each. The layer is a subclass of :class:`torch.nn.LayerNorm` with the same parameter
+    names, plus ``layer_scale``. The children ``dropout`` and ``drop_path`` are dropout layers and
+    hold the rates, so rate schedules and Monte Carlo dropout apply to them. ::
 
-        class Block(nn.Module):  # pre-norm: y is the norm of z already
+        class Block(nn.Module):  # pre-norm: y is the normalised z
             def __init__(self, width, p, drop_path):
                 super().__init__()
                 self.attention, self.feed_forward = Attention(width), FeedForward(width)
@@ -40,7 +41,7 @@ class AddDropoutLayerNorm(LayerNorm):
         y, z = first_norm(tokens), tokens  # an nn.LayerNorm
         for block in blocks:
             y, z = block(y, z)
-        # y is normalised and goes into the head
+        # y is normalised and is the head's input
 
     Ba et al., 2016, arXiv:1607.06450; Huang et al., 2016, *Deep Networks with Stochastic Depth*,
     arXiv:1603.09382; Touvron et al., 2021, arXiv:2103.17239 (layer scale).
@@ -49,18 +50,19 @@ class AddDropoutLayerNorm(LayerNorm):
         normalized_shape: Shape of the last dimensions of the input, over which to normalise.
         p: Probability that an element of the branch is zeroed.
         drop_path: Probability that the branch of a sample is dropped.
-        layer_scale: Initial value of the learned factors :math:`\lambda` of the channels.
+        layer_scale: Initial value of the learned scale :math:`\lambda`, one factor per channel.
             ``None``: no layer scale.
-        eps: Added to the variance.
-        elementwise_affine: Learn the norm's ``weight`` (ones at first).
-        bias: Learn the norm's ``bias`` (zeros at first) too.
+        eps: Number added to the variance.
+        elementwise_affine: Whether to learn the norm's ``weight``, initially 1.
+        bias: Whether to learn the norm's ``bias`` too, initially 0.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Shape:
         - Input: ``(N, *, *normalized_shape)``, any floating dtype.
-        - Residual: shape of the input; its dtype, or float32 beside a 16-bit input. Or ``None``.
-        - Output: :math:`y` with shape and dtype of the input, and :math:`z` with those of the
+        - Residual: shape of the input; dtype of the input, or float32 with a 16-bit input. Or
+          ``None``.
+        - Output: :math:`y` with the shape and dtype of the input, and :math:`z` with those of the
           residual, or of the input if there is no residual.
 
     Raises:
@@ -100,18 +102,18 @@ class AddDropoutLayerNorm(LayerNorm):
     @override
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        # The norm's constructor calls this before there is a layer scale.
+        # The norm's constructor calls this method before the layer scale exists.
         scale = self._parameters.get("layer_scale")
         if scale is not None and self.initial_scale is not None:
             nn.init.constant_(scale, self.initial_scale)
 
     @override
-    def forward(  # type: ignore[override]  # it takes and returns the stream too
+    def forward(  # type: ignore[override]  # it takes and returns the residual stream too
         self, input: Tensor, residual: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         dropout, drop_path = self.dropout, self.drop_path
         fused = dropout.training and drop_path.training
-        if not fused:  # a child in eval mode returns its input, and its hooks run
+        if not fused:  # call the children: in eval mode a child returns its input; its hooks run
             input = drop_path(dropout(input))
         return lightning_kernels.add_dropout_layer_norm(
             input,

@@ -1,4 +1,4 @@
-"""Batch normalisation over the fused kernels, with a residual and an activation."""
+"""Batch normalisation with a residual and an activation, by the fused kernels."""
 
 from typing import Any, get_args
 
@@ -12,9 +12,10 @@ from lightning_kernels import Activation
 
 
 class FusedBatchNorm(_BatchNorm):
-    """Base class of the fused batch norms. Not a layer by itself: see :class:`BatchNorm2d`.
+    """Base class of the fused batch norms. It is no layer by itself: see :class:`BatchNorm2d`.
 
-    The defaults are class attributes, for layers that became fused by a change of their class.
+    The defaults are class attributes, since layers that ``surgery.fuse`` converts keep their
+    ``__dict__`` and never run this constructor.
     """
 
     activation: Activation | None = None
@@ -34,7 +35,7 @@ class FusedBatchNorm(_BatchNorm):
         activation: Activation | None = None,
         activation_parameter: float | None = None,
         virtual_batch_size: int | None = None,
-        **kwargs: Any,  # torch's bias, which its older versions don't have
+        **kwargs: Any,  # torch's argument bias, which older versions don't have
     ) -> None:
         if activation is not None and activation not in get_args(Activation):
             known = ", ".join(get_args(Activation))
@@ -73,7 +74,7 @@ class FusedBatchNorm(_BatchNorm):
         activation: str | None,
         activation_parameter: float | None,
     ) -> Tensor:
-        """Run the layer with this activation in place of its own, as a fused block does."""
+        """Run the layer with this activation in place of its own. Fused blocks call this method."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         arguments = activation, activation_parameter
         pieces = 1
@@ -103,10 +104,10 @@ class FusedBatchNorm(_BatchNorm):
         activation: str | None,
         activation_parameter: float | None,
     ) -> Tensor:
-        """Normalise by the statistics of ``input`` or the running ones, chosen as torch does."""
+        """Normalise by the statistics of ``input`` or by the running statistics, as torch would."""
         tracks = self.training and self.track_running_stats and self.running_mean is not None
         momentum = self.momentum
-        if momentum is None:  # a cumulative average: every batch so far has the same weight
+        if momentum is None:  # a cumulative average: all batches so far have the same weight
             counted = self.num_batches_tracked if tracks else None
             momentum = 0.0 if counted is None else 1 / (int(counted) + 1)
         recorded = tracks or not self.training
@@ -125,19 +126,20 @@ class FusedBatchNorm(_BatchNorm):
             process_group=self._synchronised_over(),
         )
         if tracks and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)  # only now: an error above leaves it as it was
+            self.num_batches_tracked.add_(1)  # last, so that an error leaves the count unchanged
         return y
 
     def _synchronised_over(self) -> Any:
-        """Return the process group whose batches count as one, if there is one."""
+        """Return the process group that shares statistics, or ``None`` for local statistics."""
         return None
 
     @property
     def qconfig(self) -> Any:
-        """The quantisation settings, which torch reads before it makes another layer of this one.
+        """The quantisation settings. Torch reads them before it converts this layer to another.
 
-        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` and eager quantisation know neither
-        activations nor virtual batches, and would drop them without a warning. So this raises.
+        ``torch.nn.SyncBatchNorm.convert_sync_batchnorm`` and eager quantisation support neither
+        activations nor virtual batches, and would drop them without a warning. So this property
+        raises an error for a layer with an activation or virtual batches.
         """
         if self.activation is not None or self.virtual_batch_size is not None:
             raise RuntimeError(
@@ -173,53 +175,59 @@ def _is_of_one_type(weight: Tensor | None, mean: Tensor | None) -> bool:
 
 
 class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
-    r"""Normalise each channel of a batch, add a residual and activate, in one pass after a first.
+    r"""Normalise each channel of a batch, add a residual and apply an activation.
 
     .. math::
         y = a\!\left(\frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma
             + \beta + r\right)
 
-    with an activation :math:`a` and a residual :math:`r` if there are any. Mean and biased
-    variance are taken over all values of a channel in the batch, in evaluation they are the
-    running ones. Statistics are float32 for 16-bit inputs. Still a :class:`torch.nn.BatchNorm2d`:
-    ``state_dict``, ``repr`` and the other arguments are inherited, so checkpoints go both ways.
+    where the activation :math:`a` and the residual :math:`r` are optional. A first pass over the
+    input computes the statistics, a second pass does all the rest. Mean and biased variance are taken over all values of
+    a channel in the batch; in evaluation they are the running statistics. Statistics are float32
+    for 16-bit inputs. The layer is a subclass of :class:`torch.nn.BatchNorm2d` and inherits
+    ``state_dict``, ``repr`` and the other arguments, so each layer loads the other's checkpoints.
 
-    With ``virtual_batch_size``, in training, statistics are those of each virtual batch (ghost
-    batch norm): the batch is cut into as few equal pieces, to a sample, as keep within that size,
-    and each updates the running statistics, and ``num_batches_tracked``, in turn.
+    With ``virtual_batch_size``, each virtual batch has its own statistics in training (ghost batch
+    norm). The batch is cut into as few virtual batches as this size allows, whose lengths differ by
+    one sample at most. The virtual batches update the running statistics and
+    ``num_batches_tracked`` one after another.
 
-    :func:`torch.nn.utils.fuse_conv_bn_eval` merges the normalisation into a convolution and leaves
-    the activation to its caller. :meth:`torch.nn.SyncBatchNorm.convert_sync_batchnorm` would drop
-    the activation or the virtual batches without a warning, so it raises on a layer that has one.
-    :meth:`SyncBatchNorm.convert_sync_batchnorm` keeps the activation.
+    :func:`torch.nn.utils.fuse_conv_bn_eval` folds the normalisation into a convolution; its caller
+    has to apply the activation. :meth:`torch.nn.SyncBatchNorm.convert_sync_batchnorm` would drop
+    the activation or the virtual batches without a warning, so it raises an error for a layer with
+    an activation or virtual batches. :meth:`SyncBatchNorm.convert_sync_batchnorm` keeps the
+    activation.
 
     Ioffe and Szegedy, 2015, *Batch Normalization*, arXiv:1502.03167; Hoffer, Hubara and Soudry,
     2017, *Train longer, generalize better*, arXiv:1705.08741 (virtual batches).
 
     Args:
         num_features: Number of channels :math:`C`.
-        eps: Added to the variance.
-        momentum: Share of a batch in the running statistics; ``None`` for a cumulative average.
-        affine: Learn :math:`\gamma` (``weight``, first ones) and :math:`\beta` (``bias``, zeros).
-        track_running_stats: Keep running statistics; without, evaluation uses the batch's too.
-        device: Of the parameters and buffers.
-        dtype: Of the parameters and buffers.
+        eps: Number added to the variance.
+        momentum: Weight of a batch in the running statistics; ``None`` for a cumulative average.
+        affine: Whether to learn :math:`\gamma` (``weight``, initially 1) and :math:`\beta`
+            (``bias``, initially 0).
+        track_running_stats: Whether to keep running statistics. Without them, evaluation uses the
+            statistics of the batch.
+        device: Device of the parameters and buffers.
+        dtype: Dtype of the parameters and buffers.
         activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
             ``"gelu"``.
-        activation_parameter: Slope of leaky_relu (by default 0.01) or alpha of elu (1.0).
-        virtual_batch_size: Most samples of a virtual batch; ``None`` for the whole batch.
+        activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
+        virtual_batch_size: Largest number of samples in a virtual batch; ``None`` for the whole
+            batch.
 
     Shape:
         - Input: :math:`(N, C, H, W)`, any floating dtype, contiguous or channels last.
-        - Residual: as the input, or ``None``.
-        - Output: as the input, its memory format included.
+        - Residual: shape and dtype of the input, or ``None``.
+        - Output: shape, dtype and memory format of the input.
 
     Raises:
-        ValueError: If ``activation`` is unknown or ``virtual_batch_size`` is not a positive number;
-            from ``forward``, for an input of another dimension, or a single value per channel in
-            training.
-        RuntimeError: From ``forward``, if shapes or types of input, residual and parameters don't
-            match.
+        ValueError: If ``activation`` is unknown or ``virtual_batch_size`` is not a positive
+            integer; from ``forward``, if the input has another number of dimensions, or in training
+            only one value per channel.
+        RuntimeError: From ``forward``, if the shapes or dtypes of input, residual and parameters
+            don't match.
     """
 
 

@@ -1,4 +1,4 @@
-"""DropBlock over the fused kernels."""
+"""DropBlock by the fused kernels."""
 
 from torch import Tensor
 from torchvision import ops
@@ -9,27 +9,28 @@ from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
 class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # untyped
-    r"""Zero squares of a feature map at random while training, and rescale what is kept.
+    r"""Zero squares of a feature map at random while training, and rescale the rest.
 
     .. math::
         y_i = x_i \, m_i \, \frac{\mathrm{numel}(m)}{\epsilon + \sum_j m_j}
 
-    where the mask :math:`m` is 0 on squares of side :math:`k` (``block_size``). Their corners are
+    where the mask :math:`m` is 0 on squares of side :math:`k` (``block_size``) whose corners are
     drawn at the rate :math:`\gamma = p \, HW / (k^2 (H - k + 1) (W - k + 1))`. Neighbouring
-    features of a convolution are correlated, so dropping single ones hides little. It is a subclass
-    of :class:`torchvision.ops.DropBlock2d` that also allows even block sizes and feature maps
-    smaller than a block. The paper raises ``p`` from 0 during training, as
-    :class:`lightning_practices.callbacks.DropRateSchedule` does.
+    features of a convolution are correlated, so dropping single features removes little
+    information. It is a subclass of :class:`torchvision.ops.DropBlock2d` that also allows even
+    block sizes and feature maps smaller than a block. The paper raises ``p`` from 0 during
+    training, as :class:`lightning_practices.callbacks.DropRateSchedule` does.
 
     Ghiasi, Lin and Le, 2018, *DropBlock: A regularization method for convolutional networks*,
     arXiv:1810.12890.
 
     Args:
-        p: Expected share of dropped elements, about. May be assigned at any time.
-        block_size: Side of a square.
-        inplace: Overwrite the input.
-        eps: Added to the number of kept elements.
-        per_channel: Draw a mask for each channel. Otherwise all channels of a sample share one.
+        p: Approximate share of dropped elements. May be assigned at any time.
+        block_size: Side of a square, in elements.
+        inplace: Whether to overwrite the input.
+        eps: Number :math:`\epsilon` added to the number of kept elements.
+        per_channel: Whether each channel has its own mask. Otherwise all channels of a sample share
+            one mask.
 
     Shape:
         - Input: :math:`(N, C, H, W)`, any floating dtype, contiguous or channels last.
@@ -43,7 +44,7 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
     block_size: int
     inplace: bool
     eps: float
-    per_channel: bool = True  # on the class, since `surgery.fuse` calls no constructor
+    per_channel: bool = True  # a class attribute, since `surgery.fuse` runs no constructor
 
     def __init__(
         self,
@@ -71,7 +72,7 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
 
 
 class DropBlock3d(DropBlock2d, ops.DropBlock3d):  # type: ignore[misc]  # untyped
-    """:class:`DropBlock2d` of cubes, for inputs of shape :math:`(N, C, D, H, W)`."""
+    """:class:`DropBlock2d` with cubes, for inputs of shape :math:`(N, C, D, H, W)`."""
 
     @override
     def forward(self, input: Tensor) -> Tensor:

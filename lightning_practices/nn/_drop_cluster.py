@@ -1,4 +1,4 @@
-"""Dropout of clusters of correlated positions, which are learnt from activations."""
+"""Dropout of clusters of positions with correlated activations. The layer learns the clusters."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
-_MAX_ROUNDS = 100  # of k-means, which mostly converges within twenty
+_MAX_ROUNDS = 100  # rounds of k-means, which mostly converges within twenty
 
 
 class DropCluster2d(ScheduledRate, _DropoutNd):
@@ -21,27 +21,29 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
         y_{nchw} = x_{nchw} \, m_{n k(h, w)} \frac{N H W}{\sum_{nhw} m_{n k(h, w)}}, \qquad
         m_{nk} \sim \mathrm{Bernoulli}(1 - p)
 
-    with :math:`k(h, w)` the cluster of a position. :class:`DropBlock2d` drops squares, since
-    neighbouring positions hold similar information. Here the data decide which positions do. The
-    layer learns its clusters from activations, by :meth:`fit` or, for all layers of a model, by
-    :func:`fit_drop_clusters`, and keeps them in its ``state_dict``. It can't train without clusters
-    unless ``p`` is 0. Clusters suit the weights that made the activations: fit once the weights are
-    no longer random, and perhaps again later. In evaluation the input is returned unchanged. All
-    channels share the clusters and the mask.
+    where :math:`k(h, w)` is the cluster of a position. :class:`DropBlock2d` drops squares, on the
+    assumption that neighbouring positions hold similar information. Here the training data
+    determine which positions do. The layer learns its clusters from activations, by :meth:`fit` or,
+    for all layers of a model, by :func:`fit_drop_clusters`, and keeps them in its ``state_dict``.
+    Without clusters it can train only if ``p`` is 0. Clusters suit the weights that produced the
+    activations: fit them once the weights are no longer random, and if needed again later. In
+    evaluation the input is returned unchanged. All channels share the clusters and the mask.
 
     After Chen et al., 2020, *DropCluster: A structured dropout for convolutional networks*,
     arXiv:2002.02997.
 
     Args:
-        p: Probability that a cluster of a sample is zeroed. May be assigned at any time.
+        p: Probability that a cluster is zeroed in a sample. May be assigned at any time.
         num_clusters: Largest number of clusters to learn.
-        inplace: Overwrite the input.
+        inplace: Whether to overwrite the input.
 
     Attributes:
-        clusters: The cluster of each position, int64 of shape ``(H, W)``, empty before the fit.
+        clusters: The cluster index of each position, int64 of shape ``(H, W)``; empty before the
+            fit.
 
     Shape:
-        - Input: :math:`(N, C, H, W)`, any floating dtype, with the height and width of the fit.
+        - Input: :math:`(N, C, H, W)`, any floating dtype, with the height and width of the
+          activations in the fit.
         - Output: shape and dtype of the input.
 
     Raises:
@@ -63,14 +65,14 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
     def forward(self, input: Tensor) -> Tensor:
         fitted = self.clusters.numel() > 0
         rate = self.current_rate() if fitted else self.p
-        # A rate of 0 needs no clusters: a model may warm up before the fit.
+        # A rate of 0 needs no clusters: a model may train before the fit.
         if not self.training or (not isinstance(rate, Tensor) and rate == 0):
             return input
         self._check(input, rate)
         draws = torch.rand(len(input), self.num_clusters, device=input.device)
         mask = (draws >= rate)[:, self.clusters]  # (N, H, W)
         wide = torch.float64 if input.dtype == torch.float64 else torch.float32
-        # If nothing is kept this gives 0 instead of 0 / 0.
+        # The clamp gives 0 instead of 0 / 0 if no position is kept.
         factor = mask.to(wide) * mask.numel() / mask.sum().clamp(min=1)
         factor = factor.to(input.dtype).unsqueeze(1)
         return input.mul_(factor) if self.inplace else input * factor
@@ -96,23 +98,24 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
     def fit(self, activations: Tensor | Iterable[Tensor]) -> Self:
         """Learn the clusters from the layer's input on training data.
 
-        The correlation of each two positions is computed over the samples, with each channel
-        centred at its own mean, and added up over the channels. Positions with similar rows in this
-        matrix make a cluster, by k-means of the rows from centres that are far apart. There is no
-        randomness. Positions whose value never changes correlate with no other. The matrix has
-        ``(H * W) ** 2`` elements of float64, on the device of the activations, and is not kept.
+        The correlation of each pair of positions is computed over the samples, with each channel
+        centred at its own mean, and summed over the channels. K-means groups positions with similar
+        rows of this matrix into clusters. It is deterministic: its first centres are rows that are
+        far apart. Positions whose value never changes have no correlation with any position. The
+        matrix has ``(H * W) ** 2`` elements of float64 on the device of the activations, and is
+        freed afterwards.
 
         Args:
-            activations: One tensor ``(N, C, H, W)``, or several with the same C, H and W.
+            activations: A tensor of shape ``(N, C, H, W)``, or several with the same C, H and W.
 
         Returns:
             The layer.
 
         Raises:
-            TypeError: If an item is not a tensor.
-            ValueError: If an item has another shape or is not finite; if no position changes, as
-                with a single sample; if there are more clusters than positions. The layer then
-                keeps its previous clusters.
+            TypeError: If an item of ``activations`` is not a tensor.
+            ValueError: If an item of ``activations`` has another shape or is not finite. If no
+                position changes, as with a single sample. If there are more clusters than
+                positions. After an error the layer keeps its previous clusters.
         """
         correlation = _Correlation()
         for batch in [activations] if isinstance(activations, Tensor) else activations:
@@ -121,7 +124,7 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
         return self
 
     def _take(self, clusters: Tensor) -> None:
-        with torch.inference_mode(False):  # an inference tensor couldn't be loaded into later
+        with torch.inference_mode(False):  # a checkpoint can't be loaded into an inference tensor
             self.clusters = clusters.to(self.clusters.device, copy=True)
 
     @override
@@ -129,7 +132,7 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        """Load clusters of any height and width, and refuse other tensors."""
+        """Load clusters of any height and width. Report an error for any other tensor."""
         key = f"{prefix}clusters"
         found = state_dict.get(key)
         if isinstance(found, Tensor):
@@ -168,21 +171,23 @@ def fit_drop_clusters(
     """Learn the clusters of every :class:`DropCluster2d` in ``model``, in one pass over batches.
 
     The model runs in eval mode without gradients, and each layer learns from its own inputs, see
-    :meth:`DropCluster2d.fit`. Afterwards each module is in its previous mode. If anything raises,
-    no layer has changed. A few hundred samples are enough. Each of several processes learns from
-    its own batches: give all processes the same batches.
+    :meth:`DropCluster2d.fit`. Afterwards each module has its previous mode. After an error all
+    layers keep their previous clusters. A few hundred samples are enough. With several processes,
+    give all of them the same batches, since each process learns from its own batches.
 
     Args:
         model: The model, best after some training.
-        batches: Batches of the training data, on the model's device or moved there by ``forward``.
-        forward: Called with the model and a batch, to run the model on the batch. Default: the
-            model is called with the batch, or with its first item if it is a list or tuple.
+        batches: Batches of training data. They are on the model's device, or ``forward`` moves
+            them.
+        forward: Function of the model and a batch that runs the model on the batch. Default: call
+            the model with the batch, or with its first item if the batch is a list or tuple.
 
     Returns:
-        The names of the layers. If there are none, ``batches`` is not iterated.
+        The names of the layers. Without such layers ``batches`` is not read.
 
     Raises:
-        ValueError: If no batch reaches a layer, and as :meth:`DropCluster2d.fit` does.
+        ValueError: If no batch reaches a layer, or for the reasons given in
+            :meth:`DropCluster2d.fit`.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, DropCluster2d)}
     if not layers:
@@ -222,9 +227,9 @@ def _add_output(correlation: "_Correlation", layer: nn.Module, _: Any, output: T
 
 
 class _Correlation:
-    """The correlation of positions over batches, with each channel centred at its own mean."""
+    """Correlation of positions over batches, with each channel centred at its own mean."""
 
-    shape: torch.Size  # (C, H, W); like the mean and the products it exists from the first batch on
+    shape: torch.Size  # (C, H, W). `shape`, `mean` and `products` are set with the first batch
     mean: Tensor
     products: Tensor
 
@@ -260,13 +265,13 @@ class _Correlation:
         self.count += len(batch)
 
     def result(self) -> Tensor:
-        """Return the matrix of H * W rows. Rows of positions that never change are zero."""
+        """Return the correlations: H * W rows. Rows of positions that never change are zero."""
         if self.count == 0:
             raise ValueError("there are no activations to learn clusters from")
         if not self.products.isfinite().all():
             raise ValueError("the activations to learn clusters from hold nan or infinity")
         variance = self.products.diagonal()
-        # A smaller variance is float64's rounding.
+        # Smaller variances are rounding errors of float64.
         changes = variance > self.count * (1e-12 * self.mean).square().sum(0)
         if not changes.any():
             raise ValueError(
@@ -277,7 +282,7 @@ class _Correlation:
         return self.products * scale * scale[:, None]
 
     def clusters(self, count: int) -> Tensor:
-        """Return the cluster of each position, of shape (H, W)."""
+        """Return the cluster index of each position, of shape (H, W)."""
         correlation = self.result()
         _, height, width = self.shape
         if count > height * width:
@@ -286,7 +291,7 @@ class _Correlation:
 
 
 def _k_means(rows: Tensor, count: int) -> Tensor:
-    """Return the cluster of each row, by Lloyd's algorithm from centres that are far apart."""
+    """Return the cluster of each row, by Lloyd's algorithm from initial centres far apart."""
     centres = rows[:1]
     nearest = torch.full_like(rows[:, 0], torch.inf)
     while len(centres) < count:

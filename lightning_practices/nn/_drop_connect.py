@@ -1,4 +1,4 @@
-"""A linear layer that drops weights over the fused dropout kernel."""
+"""A linear layer with dropout of its weights, by the fused dropout kernel."""
 
 from typing import Any
 
@@ -12,38 +12,38 @@ from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
 class DropConnectLinear(ScheduledRate, nn.Linear):
-    r"""Zero weights at random while training, where dropout zeroes units.
+    r"""Zero weights of a linear layer at random while training; dropout zeroes units instead.
 
     .. math::
         y = x \left( \frac{M \odot W}{1 - p} \right)^T + b, \qquad
         M_{ij} \sim \mathrm{Bernoulli}(1 - p)
 
-    Each output sees a random part of the inputs. The bias is never dropped, unlike in the paper. In
-    evaluation the layer computes what :class:`torch.nn.Linear` does, with the mean of the weights,
-    where the paper draws from a Gaussian of their mean and variance. It is a subclass of
-    :class:`torch.nn.Linear`, so checkpoints go both ways.
+    Each output depends on a random part of the inputs. Unlike in the paper the bias is never
+    dropped. In evaluation the layer computes the output of :class:`torch.nn.Linear`, with the mean
+    of the weights; the paper samples from a Gaussian with the weights' mean and variance. It is a
+    subclass of :class:`torch.nn.Linear`, so each layer loads the other's checkpoints.
 
-    By default all samples of a batch share one mask. That takes one pass over the weight, and the
+    By default all samples of a batch share one mask. This takes one pass over the weight, and the
     kernels keep no mask in memory. With ``per_sample`` each sample has its own mask, as in the
-    paper. Gradients are less noisy, but it takes a batched product and :math:`N` times the memory
-    of the weight.
+    paper. The gradients are then less noisy, but the layer needs a batched matrix product and
+    :math:`N` times the memory of the weight.
 
     Wan et al., 2013, *Regularization of Neural Networks using DropConnect*, ICML (there :math:`p`
     is the share of kept weights).
 
     Args:
-        in_features: Size of an input.
-        out_features: Size of an output.
+        in_features: Number of features of an input.
+        out_features: Number of features of an output.
         bias: Whether to add a bias.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
         p: Probability that a weight is zeroed. May be assigned at any time.
-        per_sample: Draw a mask for each index of the input's first dimension.
+        per_sample: Whether each index of the input's first dimension has its own mask.
 
     Shape:
         - Input: :math:`(*, H_{in})`; with ``per_sample`` :math:`(N, *, H_{in})`, or
           :math:`(H_{in})` for one sample.
-        - Output: the same with :math:`H_{out}` at the end.
+        - Output: shape of the input, with :math:`H_{out}` as the last dimension.
 
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]``.
@@ -77,7 +77,8 @@ class DropConnectLinear(ScheduledRate, nn.Linear):
         weights = self.weight.expand(len(input), -1, -1)
         weights = lightning_kernels.dropout(weights, self.current_rate()).mT
         rows = input.unsqueeze(1).flatten(1, -2)  # (N, all dimensions between, in_features)
-        # Autocast covers `bmm` and `baddbmm`, so the output has the dtype of a linear layer's.
+        # Autocast covers `bmm` and `baddbmm`, so the output has the dtype of a linear layer's
+        # output.
         if self.bias is None:
             y = torch.bmm(rows, weights)
         else:

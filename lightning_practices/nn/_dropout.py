@@ -1,4 +1,4 @@
-"""Dropout of elements and of channels over the fused kernels."""
+"""Dropout of elements and of channels, by the fused kernels."""
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -8,21 +8,21 @@ from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
 class Dropout(ScheduledRate, nn.Dropout):
-    r"""Zero elements at random while training, and keep no mask for the backward pass.
+    r"""Zero elements at random while training. The backward pass needs no stored mask.
 
     .. math::
         y_i = \frac{m_i x_i}{1 - p}, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
 
     In evaluation the input is returned unchanged. Random numbers come from torch's generator of the
-    input's device. It is a subclass of :class:`torch.nn.Dropout` and inherits its constructor and
-    ``repr``.
+    input's device. The layer is a subclass of :class:`torch.nn.Dropout` and inherits its
+    constructor and ``repr``.
 
     Srivastava et al., 2014, *Dropout: A Simple Way to Prevent Neural Networks from Overfitting*,
     JMLR 15; Hinton et al., 2012, arXiv:1207.0580.
 
     Args:
         p: Probability that an element is zeroed. May be assigned at any time.
-        inplace: Overwrite the input.
+        inplace: Whether to overwrite the input.
 
     Shape:
         - Input: ``(*)``, any floating dtype.
@@ -38,7 +38,7 @@ class Dropout(ScheduledRate, nn.Dropout):
 
 
 class Dropout1d(ScheduledRate, nn.Dropout1d):
-    """:class:`Dropout` of whole channels of inputs ``(N, C, L)`` or ``(C, L)``.
+    """:class:`Dropout` of whole channels, for inputs ``(N, C, L)`` or ``(C, L)``.
 
     Tompson et al., 2015, *Efficient Object Localization Using Convolutional Networks*,
     arXiv:1411.4280 (spatial dropout).
@@ -71,15 +71,16 @@ class AlphaDropout(ScheduledRate, nn.AlphaDropout):
     .. math::
         y_i = a (m_i x_i + (1 - m_i) \alpha') + b, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
 
-    with :math:`\alpha' = -1.7581`, SELU's saturation value. The constants :math:`a` and :math:`b`
-    keep mean and variance, see :func:`lightning_kernels.alpha_dropout`. It is a subclass of
-    :class:`torch.nn.AlphaDropout` and respects ``inplace``, which torch's layer ignores.
+    where :math:`\alpha' = -1.7581` is SELU's saturation value. The constants :math:`a` and
+    :math:`b` keep mean and variance, see :func:`lightning_kernels.alpha_dropout`. The layer is a
+    subclass of :class:`torch.nn.AlphaDropout`. It respects ``inplace``, which torch's layer
+    ignores.
 
     Klambauer et al., 2017, *Self-Normalizing Neural Networks*, arXiv:1706.02515.
 
     Args:
         p: Probability that an element is set to :math:`\alpha'`. May be assigned at any time.
-        inplace: Overwrite the input.
+        inplace: Whether to overwrite the input.
 
     Shape:
         - Input: ``(*)``, any floating dtype.
@@ -97,7 +98,7 @@ class AlphaDropout(ScheduledRate, nn.AlphaDropout):
 
 
 class FeatureAlphaDropout(ScheduledRate, nn.FeatureAlphaDropout):
-    """:class:`AlphaDropout` of whole channels of inputs ``(N, C, *)``."""
+    """:class:`AlphaDropout` of whole channels, for inputs ``(N, C, *)``."""
 
     @override
     def forward(self, input: Tensor) -> Tensor:

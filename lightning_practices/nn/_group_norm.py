@@ -1,4 +1,4 @@
-"""Group normalisation over the fused kernels."""
+"""Group normalisation by the fused kernels."""
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -8,29 +8,31 @@ from lightning_kernels import Autocast
 
 
 class GroupNorm(nn.GroupNorm):
-    r"""Normalise groups of neighbouring channels of each sample, contiguous or channels last.
+    r"""Normalise groups of neighbouring channels of each sample.
 
     .. math::
         y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
     Mean and biased variance are taken over the channels of a group and all pixels, in training and
-    in evaluation, in float32 for every input dtype. It is a subclass of :class:`torch.nn.GroupNorm`
-    and inherits its constructor, ``state_dict`` and ``repr``, so checkpoints go both ways.
+    in evaluation, in float32 for every input dtype. Inputs may be contiguous or channels last. The
+    layer is a subclass of :class:`torch.nn.GroupNorm` and inherits its constructor, ``state_dict``
+    and ``repr``, so each layer loads the other's checkpoints.
 
     Wu and He, 2018, *Group Normalization*, arXiv:1803.08494.
 
     Args:
         num_groups: Number of groups, a divisor of ``num_channels``.
         num_channels: Number of channels :math:`C`.
-        eps: Added to the variance.
-        affine: Learn :math:`\gamma` (``weight``, first ones) and :math:`\beta` (``bias``, zeros).
-        bias: With ``affine``, learn :math:`\beta` too.
+        eps: Number added to the variance.
+        affine: Whether to learn :math:`\gamma` (``weight``, initially 1) and :math:`\beta`
+            (``bias``, initially 0).
+        bias: Whether to learn :math:`\beta` too, if ``affine`` is true.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Attributes:
-        autocast: As in :func:`lightning_kernels.group_norm`. ``"match"`` returns float32 where
-            torch does.
+        autocast: Dtype of the output under autocast, as in :func:`lightning_kernels.group_norm`.
+            ``"match"`` returns float32 wherever torch does.
 
     Shape:
         - Input: :math:`(N, C, *)`, any floating dtype.
@@ -39,9 +41,9 @@ class GroupNorm(nn.GroupNorm):
 
     Raises:
         ValueError: If ``num_groups`` does not divide ``num_channels``; from ``forward``, if a group
-            has a single value.
+            has only one value.
         RuntimeError: From ``forward``, if the input does not have :math:`C` channels.
-        NotImplementedError: From ``forward``, if the input is not floating.
+        NotImplementedError: From ``forward``, if the input's dtype is not floating.
     """
 
     autocast: Autocast = "input"

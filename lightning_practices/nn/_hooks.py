@@ -1,16 +1,17 @@
-"""Whether a call of a module runs more than the forward of its class."""
+"""Checks whether a call of a module runs anything besides the forward of its class."""
 
 from collections.abc import Callable
 from typing import Any
 
 from torch.nn.modules.module import _has_any_global_hook
 
-# Whether every module's call runs a hook. Torch's own function: it is asked in every call.
+# Whether hooks are registered for all modules. It is torch's own function, not a wrapper, since
+# every fused call runs it.
 any_hook_on_all: Callable[[], bool] = _has_any_global_hook
 
 
 def is_touched(state: dict[str, Any]) -> bool:
-    """Return whether a call of a module runs more than the forward of its class.
+    """Return whether a call of a module runs its own hooks, or a ``forward`` set on the instance.
 
     Args:
         state: The module's ``__dict__``.

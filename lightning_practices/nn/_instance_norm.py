@@ -1,4 +1,4 @@
-"""Instance normalisation over the fused kernels."""
+"""Instance normalisation by the fused kernels."""
 
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -8,11 +8,11 @@ import lightning_kernels
 
 
 class FusedInstanceNorm(_InstanceNorm):
-    """The base class of the fused instance norms. See :class:`InstanceNorm2d`."""
+    """Base class of the fused instance norms. See :class:`InstanceNorm2d`."""
 
     @override
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        """Normalise a batch. Torch's ``forward`` has checked it, and made it from a lone sample."""
+        """Normalise a batch. Torch's ``forward`` has checked it, and unsqueezed a single sample."""
         return lightning_kernels.instance_norm(
             input,
             self.running_mean,
@@ -26,25 +26,27 @@ class FusedInstanceNorm(_InstanceNorm):
 
 
 class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
-    r"""Normalise each channel of each sample, contiguous or channels last.
+    r"""Normalise each channel of each sample.
 
     .. math::
         y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
-    Mean and biased variance are taken over the pixels, in float32 for every input dtype. It is a
-    subclass of :class:`torch.nn.InstanceNorm2d` and inherits its constructor, ``state_dict`` and
-    ``repr``, so checkpoints go both ways. With ``track_running_stats`` evaluation uses the running
-    statistics, as :class:`BatchNorm2d` does.
+    Mean and biased variance are taken over the pixels, in float32 for every input dtype. Inputs may
+    be contiguous or channels last. The layer is a subclass of :class:`torch.nn.InstanceNorm2d` and
+    inherits its constructor, ``state_dict`` and ``repr``, so each layer loads the other's
+    checkpoints. With ``track_running_stats`` evaluation uses the running statistics, as
+    :class:`BatchNorm2d` does.
 
     Ulyanov et al., 2016, *Instance Normalization: The Missing Ingredient for Fast Stylization*,
     arXiv:1607.08022.
 
     Args:
         num_features: Number of channels :math:`C`.
-        eps: Added to the variance.
-        momentum: Weight of a batch in the running statistics. With ``None`` they stay unchanged.
-        affine: Learn :math:`\gamma` (``weight``, first ones) and :math:`\beta` (``bias``, zeros).
-        track_running_stats: Keep running statistics, and use them in evaluation.
+        eps: Number added to the variance.
+        momentum: Weight of a batch in the running statistics. With ``None`` they are not updated.
+        affine: Whether to learn :math:`\gamma` (``weight``, initially 1) and :math:`\beta`
+            (``bias``, initially 0).
+        track_running_stats: Whether to keep running statistics, and use them in evaluation.
         device: Device of the parameters and buffers.
         dtype: Dtype of the parameters and buffers.
 
@@ -53,9 +55,9 @@ class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
         - Output: shape, dtype and memory format of the input.
 
     Raises:
-        ValueError: From ``forward``, if the input has another number of dimensions, a single pixel
-            or, with ``affine``, another number of channels.
-        NotImplementedError: From ``forward``, if the input is not floating.
+        ValueError: From ``forward``, if the input has another number of dimensions, only one pixel
+            per channel or, with ``affine``, another number of channels.
+        NotImplementedError: From ``forward``, if the input's dtype is not floating.
     """
 
 

@@ -1,4 +1,4 @@
-"""Losses that smooth labels while training and not in evaluation."""
+"""Losses that smooth labels in training, but not in evaluation."""
 
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
@@ -6,38 +6,38 @@ from typing_extensions import override
 
 
 class LabelSmoothingCrossEntropyLoss(nn.CrossEntropyLoss):
-    r"""Cross entropy against smoothed labels while training, against the given ones in evaluation.
+    r"""Cross entropy with smoothed labels in training, and with the given labels in evaluation.
 
     .. math::
         \ell = -\sum_{k=1}^K w_k \, q_k \log \mathrm{softmax}(x)_k, \qquad
         q_k = (1 - \alpha) \, y_k + \frac{\alpha}{K}
 
-    where :math:`\alpha` is ``label_smoothing``, and 0 after ``eval()``. Smoothing keeps logits
-    bounded and the network from being overconfident. :class:`torch.nn.CrossEntropyLoss` smooths in
-    evaluation too. A smoothed validation loss can't be compared with the losses of other runs, and
-    it doesn't measure the quality of probabilities. So here ``train()`` and ``eval()`` decide, as
-    for dropout. Make the loss an attribute of the module, so that these calls reach it.
+    where :math:`\alpha` is ``label_smoothing`` in training, and 0 in evaluation. Smoothing keeps
+    logits bounded and prevents overconfidence. :class:`torch.nn.CrossEntropyLoss` also smooths in
+    evaluation. But a smoothed validation loss can't be compared with the losses of other runs, and
+    it doesn't measure the quality of probabilities. This loss follows ``train()`` and ``eval()``,
+    as dropout does. Make it an attribute of the module, so that these calls reach it.
 
-    All other behaviour is torch's: ``weight``, ``ignore_index``, and targets that are
+    Everything else works as in torch: ``weight``, ``ignore_index``, and targets that are
     probabilities, such as mixup's, which are smoothed too. The smoothed loss can't fall below the
     entropy of :math:`q`, which is about 0.50 for labels of 10 classes and :math:`\alpha = 0.1`. So
-    a training loss above the validation loss is no sign of underfitting: log the plain training
-    loss too to compare.
+    a training loss above the validation loss is no sign of underfitting. To compare the two, log
+    the training loss without smoothing too.
 
     Szegedy et al., 2016, *Rethinking the inception architecture for computer vision*,
     arXiv:1512.00567; label smoothing 0.1 in table 1 of lecture S1.
 
     Args:
         weight: Weight of each class, of shape :math:`(K)`.
-        ignore_index: Samples with this label are ignored. Not for targets that are probabilities.
+        ignore_index: Label of the samples that are ignored. It doesn't apply to probabilities.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        label_smoothing: :math:`\alpha`, from 0 to 1.
+        label_smoothing: Amount of smoothing :math:`\alpha`, from 0 to 1.
 
     Shape:
         - Input: :math:`(K)`, :math:`(N, K)` or :math:`(N, K, d_1, ...)`, any floating dtype.
-        - Target: labels, int64, of the input's shape without :math:`K`; or probabilities of the
+        - Target: int64 labels of the input's shape without :math:`K`, or probabilities of the
           input's shape.
-        - Output: a scalar; the input's shape without :math:`K` if ``reduction`` is ``"none"``.
+        - Output: a scalar; if ``reduction`` is ``"none"``, the input's shape without :math:`K`.
 
     Raises:
         ValueError: If ``label_smoothing`` is outside ``[0, 1]``.
@@ -76,29 +76,30 @@ class LabelSmoothingCrossEntropyLoss(nn.CrossEntropyLoss):
 
 
 class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
-    r"""Binary cross entropy against smoothed labels while training, given ones in evaluation.
+    r"""Binary cross entropy with smoothed labels in training, and given labels in evaluation.
 
     .. math::
         \ell = -w \left( p \, q \log \sigma(x) + (1 - q) \log (1 - \sigma(x)) \right), \qquad
         q = (1 - \alpha) \, y + \frac{\alpha}{2}
 
-    The counterpart of :class:`LabelSmoothingCrossEntropyLoss` where each output is a yes or no of
-    its own. Torch has none. At :math:`\alpha = 0.1` the loss can't fall below about 0.20.
+    It is the counterpart of :class:`LabelSmoothingCrossEntropyLoss` for outputs that are
+    independent yes-or-no labels. Torch has no such loss. At :math:`\alpha = 0.1` the loss can't
+    fall below about 0.20.
 
     Args:
-        weight: :math:`w`, weight of each element, broadcast.
+        weight: Weight :math:`w` of each element, broadcast.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        pos_weight: :math:`p`, weight of the positive label of each output, broadcast.
-        label_smoothing: :math:`\alpha`, from 0 to 1.
+        pos_weight: Weight :math:`p` of the positive label of each output, broadcast.
+        label_smoothing: Amount of smoothing :math:`\alpha`, from 0 to 1.
 
     Shape:
         - Input: any shape, any floating dtype.
-        - Target: shape of the input, floating, from 0 to 1.
-        - Output: a scalar; the input's shape if ``reduction`` is ``"none"``.
+        - Target: shape of the input, any floating dtype, values from 0 to 1.
+        - Output: a scalar; if ``reduction`` is ``"none"``, the input's shape.
 
     Raises:
         ValueError: If ``label_smoothing`` is outside ``[0, 1]``.
-        TypeError: From ``forward``, if the target is not floating.
+        TypeError: From ``forward``, if the target's dtype is not floating.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
 
     @override
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        if not target.is_floating_point():  # smoothing would hide this until evaluation
+        if not target.is_floating_point():  # in training, smoothing would make it floating
             raise TypeError(
                 f"LabelSmoothingBCEWithLogitsLoss takes targets of a floating dtype, but got"
                 f" {target.dtype}: pass target.to(input.dtype)"

@@ -1,4 +1,4 @@
-"""Layer normalisation over the fused kernel."""
+"""Layer normalisation by the fused kernel."""
 
 from torch import Tensor, nn
 from typing_extensions import override
@@ -8,30 +8,30 @@ from lightning_kernels import Autocast
 
 
 class LayerNorm(nn.LayerNorm):
-    r"""Normalise the last dimensions of every sample, in one kernel each way.
+    r"""Normalise the last dimensions of every sample. Forward and backward are one kernel each.
 
     .. math::
         y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
     Mean and biased variance are taken over ``normalized_shape``, in training and in evaluation, in
-    float32 for every input dtype. It is a subclass of :class:`torch.nn.LayerNorm` and inherits its
-    constructor, ``state_dict`` and ``repr``, so checkpoints go both ways. It runs in eager mode and
-    under ``torch.compile``. For TorchScript or ``torch.fx`` swap it for torch's layer first, see
-    :func:`lightning_practices.surgery.unfuse`.
+    float32 for every input dtype. The layer is a subclass of :class:`torch.nn.LayerNorm` and
+    inherits its constructor, ``state_dict`` and ``repr``, so each layer loads the other's
+    checkpoints. It runs in eager mode and under ``torch.compile``. TorchScript and ``torch.fx``
+    need torch's layer: call :func:`lightning_practices.surgery.unfuse` first.
 
     Ba et al., 2016, *Layer Normalization*, arXiv:1607.06450.
 
     Args:
         normalized_shape: Shape of the last dimensions of the input, over which to normalise.
-        eps: Added to the variance.
-        elementwise_affine: Learn :math:`\gamma` (``weight``, ones at first).
-        bias: Learn :math:`\beta` (``bias``, zeros at first) too.
+        eps: Number added to the variance.
+        elementwise_affine: Whether to learn :math:`\gamma` (``weight``, initially 1).
+        bias: Whether to learn :math:`\beta` (``bias``, initially 0) too.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Attributes:
-        autocast: As in :func:`lightning_kernels.layer_norm`. ``"match"`` returns float32 where
-            torch does.
+        autocast: Dtype of the output under autocast, as in :func:`lightning_kernels.layer_norm`.
+            ``"match"`` returns float32 wherever torch does.
 
     Shape:
         - Input: ``(*, *normalized_shape)``, any floating dtype.
@@ -39,7 +39,7 @@ class LayerNorm(nn.LayerNorm):
 
     Raises:
         RuntimeError: From ``forward``, if the input's shape does not end in ``normalized_shape``,
-            or the input is not floating.
+            or its dtype is not floating.
     """
 
     autocast: Autocast = "input"

@@ -1,4 +1,4 @@
-"""Layer normalisation of the channels of images over the fused kernel."""
+"""Layer normalisation of the channels of images, by the fused kernel."""
 
 from torch import Tensor
 from torchvision.models import convnext
@@ -9,28 +9,29 @@ from lightning_kernels import Autocast
 
 
 class LayerNorm2d(convnext.LayerNorm2d):  # type: ignore[misc]  # untyped
-    r"""Normalise the channels of every pixel, in one kernel each way and without a copy.
+    r"""Normalise the channels of every pixel. Forward and backward are one kernel each.
 
     .. math::
         y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
-    over the channels, see :class:`LayerNorm`. It is a subclass of torchvision's class and inherits
-    its constructor and ``state_dict``. As there the result is channels last, whatever the input's
-    memory format. A contiguous input of up to 256 channels is read in place, where torch's layer
-    norm copies it first. A contiguous input of more channels is copied.
+    where mean and variance are taken over the channels, see :class:`LayerNorm`. The layer is a
+    subclass of torchvision's class and inherits its constructor and ``state_dict``. As in
+    torchvision the output is channels last, whatever the input's memory format. A contiguous input
+    of up to 256 channels is read in place, where torch's layer norm copies it first. A contiguous
+    input of more channels is copied.
 
     Liu et al., 2022, *A ConvNet for the 2020s*, arXiv:2201.03545.
 
     Args:
         normalized_shape: Number of channels.
-        eps: Added to the variance.
-        elementwise_affine: Learn :math:`\gamma` (``weight``, ones at first).
-        bias: Learn :math:`\beta` (``bias``, zeros at first) too.
+        eps: Number added to the variance.
+        elementwise_affine: Whether to learn :math:`\gamma` (``weight``, initially 1).
+        bias: Whether to learn :math:`\beta` (``bias``, initially 0) too.
         device: Device of the parameters.
         dtype: Dtype of the parameters.
 
     Attributes:
-        autocast: As in :func:`lightning_kernels.layer_norm`.
+        autocast: Dtype of the output under autocast, as in :func:`lightning_kernels.layer_norm`.
 
     Shape:
         - Input: ``(N, C, H, W)``, any floating dtype.
@@ -38,7 +39,7 @@ class LayerNorm2d(convnext.LayerNorm2d):  # type: ignore[misc]  # untyped
 
     Raises:
         RuntimeError: From ``forward``, if the input has another number of dimensions or channels.
-        NotImplementedError: From ``forward``, if the input is not floating.
+        NotImplementedError: From ``forward``, if the input's dtype is not floating.
     """
 
     autocast: Autocast = "input"

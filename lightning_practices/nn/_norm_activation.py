@@ -1,4 +1,4 @@
-"""A norm, the addition of a residual and an activation in one call."""
+"""A norm, the addition of a residual and an activation in one fused call."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ from lightning_practices.nn._group_norm import GroupNorm
 from lightning_practices.nn._hooks import any_hook_on_all, is_touched
 from lightning_practices.nn._instance_norm import FusedInstanceNorm
 
-Activation = tuple[str, float | None]  # name and parameter, as the kernels take them
+Activation = tuple[str, float | None]  # name and parameter, in the form of the kernels' arguments
 
-# The activation of each layer, and the layer's attribute that says more of it.
+# The activation of each layer class, and the layer's attribute that holds the parameter or variant.
 _ACTIVATIONS: dict[type, tuple[Activation, str | None]] = {
     nn.ReLU: (("relu", None), None),
     nn.LeakyReLU: (("leaky_relu", None), "negative_slope"),
@@ -34,24 +34,25 @@ def norm_activation(
     *,
     inplace: bool = False,
 ) -> Tensor:
-    r"""Normalise, add a residual and activate, in one call if nothing else can notice.
+    r"""Normalise, add a residual and apply an activation, in one fused call where possible.
 
     .. math:: y = a(\mathrm{norm}(x) + r)
 
-    One call computes it if ``norm`` is a batch norm of this package (or a group or instance norm,
-    without a residual), ``activation`` is one that the kernels know, both are without hooks and
-    without a ``forward`` of their own, and the residual has the shape and type of ``x``.
-    Otherwise ``norm``, the addition and ``activation`` run one after the other. So the result, the
-    gradients and the hooks that run are the same in both cases.
+    One fused call computes :math:`y` if ``norm`` is a batch norm of this package (or a group or
+    instance norm, without a residual), the kernels support ``activation``, neither layer has hooks
+    or a ``forward`` set on the instance, and the residual has the shape and dtype of ``x``.
+    Otherwise ``norm``, the addition and ``activation`` run one after the other. Result, gradients
+    and the hooks that run are the same in both cases.
 
     Args:
         x: Input of the norm.
-        norm: Layer that normalises.
-        activation: Layer that activates, or the name of a function in
+        norm: Normalisation layer.
+        activation: Activation layer, or the name of a function in :mod:`torch.nn.functional`, such
+            as ``"relu"``.
             :mod:`torch.nn.functional`, such as ``"relu"``.
-        residual: Added to the normalised input; ``None`` for no addition.
-        inplace: Add as ``y += residual``, whose sum keeps the norm's type under autocast. The
-            default adds as ``y + residual``.
+        residual: Tensor added to the normalised input; ``None`` for no addition.
+        inplace: Whether to add by ``y += residual``, which keeps the norm's dtype under autocast.
+            The default is ``y + residual``.
 
     Returns:
         :math:`y`, in the shape of ``x``.
@@ -83,11 +84,11 @@ def norm_activation(
 
 
 def kernel_activation(activation: nn.Module | str) -> Activation | None:
-    """Return an activation's name and parameter as the kernels take them.
+    """Return an activation's name and parameter in the form of the kernels' arguments.
 
     Returns:
-        ``None`` if the kernels don't know the activation, or its layer has hooks or a forward of
-        its own.
+        ``None`` if the kernels don't support the activation, or its layer has hooks or a forward
+        set on the instance.
     """
     known = _ACTIVATIONS.get(type(activation))
     if known is None:
@@ -105,7 +106,7 @@ def kernel_activation(activation: nn.Module | str) -> Activation | None:
 
 
 def activation_name(activation: nn.Module | str) -> str:
-    """Return the name of an activation's class."""
+    """Return the class name of an activation's layer."""
     if not isinstance(activation, str):
         return type(activation).__name__
     names = {plain[0]: cls.__name__ for cls, (plain, _) in _ACTIVATIONS.items()}
@@ -113,12 +114,12 @@ def activation_name(activation: nn.Module | str) -> str:
 
 
 def is_activation(layer: nn.Module) -> bool:
-    """Return whether the kernels know the class of ``layer``."""
+    """Return whether ``layer`` has a class of activation layers that the kernels support."""
     return type(layer) in _ACTIVATIONS
 
 
 def norm_call(norm: type[nn.Module]) -> Callable[..., Tensor | None] | None:
-    """Return the function that normalises and activates as layers of class ``norm`` do."""
+    """Return the function that fuses norms of class ``norm`` with an activation, or ``None``."""
     forward: Any = norm.forward
     if forward is FusedBatchNorm.forward:
         normalise: Callable[..., Tensor] = norm.normalise  # type: ignore[attr-defined]
@@ -131,18 +132,18 @@ def norm_call(norm: type[nn.Module]) -> Callable[..., Tensor | None] | None:
 
 
 def adds_residual(norm: type[nn.Module]) -> bool:
-    """Return whether one call can add a residual too."""
+    """Return whether the fused call of norms of class ``norm`` can add a residual too."""
     forward: Any = norm.forward
     return forward is FusedBatchNorm.forward
 
 
 def passes_on(layer: nn.Module) -> bool:
-    """Return whether ``layer`` returns its input and its call does nothing else."""
+    """Return whether a call of ``layer`` returns its input and does nothing else."""
     return type(layer) is nn.Identity and not is_touched(layer.__dict__) and not any_hook_on_all()
 
 
 def _alike(residual: Any, x: Tensor) -> bool:
-    # Not the device: two devices are an error either way.
+    # The device is not compared: tensors on two devices are an error on either path.
     return isinstance(residual, Tensor) and residual.dtype is x.dtype and residual.shape == x.shape
 
 
@@ -159,7 +160,7 @@ def _instance_norm(
     norm: Any, x: Tensor, residual: None, activation: str, parameter: float | None
 ) -> Tensor | None:
     if x.dim() != norm._get_no_batch_dim() + 1 or x.shape[1] != norm.num_features:
-        return None  # the layer's own forward checks these inputs, or makes a batch of them
+        return None  # the layer's own forward checks such inputs, or adds a batch dimension
     return lightning_kernels.instance_norm(
         x, norm.running_mean, norm.running_var, norm.weight, norm.bias,
         norm.training or not norm.track_running_stats,

@@ -1,4 +1,4 @@
-"""The end of a residual branch and the norm after it, in one pass if nothing else can notice."""
+"""The end of a residual branch and the norm after it, in one fused call where possible."""
 
 import torch
 from torch import Tensor, nn
@@ -19,17 +19,17 @@ def drop_add_norm(
 
     .. math:: z = r + \mathrm{dropout}(x), \qquad y = \mathrm{norm}(z)
 
-    One pass computes it if dropout and norm are torch's or this package's layers and have no hooks.
-    Otherwise, and for types that don't match, they are called one by one.
+    One fused call computes both if dropout and norm are torch's or this package's layers and have
+    no hooks. Otherwise, or if dtypes don't match, the layers are called one by one.
 
     Args:
-        branch: :math:`x`.
-        stream: :math:`r`.
+        branch: Output :math:`x` of the branch.
+        stream: Residual stream :math:`r`.
         dropout: Layer that drops elements of the branch.
         norm: Layer that normalises the sum.
 
     Returns:
-        :math:`y`, in the type of the branch if one pass computes it, and :math:`z`.
+        :math:`y` and :math:`z`. A fused call returns :math:`y` in the dtype of the branch.
     """
     if (
         type(dropout) not in _DROPOUTS
@@ -38,7 +38,7 @@ def drop_add_norm(
         or not (
             branch.dtype == stream.dtype or (branch.itemsize, stream.dtype) == (2, torch.float32)
         )
-        or "autocast" in norm.__dict__  # only the norm's own forward follows it
+        or "autocast" in norm.__dict__  # only the norm's own forward uses this attribute
         or is_touched(dropout.__dict__)
         or is_touched(norm.__dict__)
         or any_hook_on_all()
@@ -59,14 +59,14 @@ def drop_add_norm(
 
 
 def norm_of_sum(branch: Tensor, stream: Tensor, dropout: nn.Dropout, norm: nn.LayerNorm) -> Tensor:
-    """Return only the norm of :func:`drop_add_norm`, in the type of the sum: the next stream."""
-    if branch.itemsize < stream.itemsize:  # autocast: the stream is not rounded
+    """Return only the norm of :func:`drop_add_norm`, in the dtype of the sum: the next stream."""
+    if branch.itemsize < stream.itemsize:  # autocast: keep the precision of the stream
         branch = branch.to(stream.dtype)
     return drop_add_norm(branch, stream, dropout, norm)[0]
 
 
 def can_fold(layer: nn.Module, base: type[nn.Module], methods: tuple[str, ...], x: Tensor) -> bool:
-    """Return whether kernels serve ``x``, and ``methods`` are those of ``base``."""
+    """Return whether kernels run for ``x``, and ``layer`` has the ``methods`` of ``base``."""
     if lightning_kernels.route(x) == "aten":
         return False
     own, cls = layer.__dict__, type(layer)

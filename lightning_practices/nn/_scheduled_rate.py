@@ -9,33 +9,35 @@ from typing_extensions import override
 
 
 class ScheduledRate(nn.Module):
-    """The base class of this package's dropout layers, whose rate a schedule can change.
+    """Base class of this package's dropout layers. A schedule can change their rate.
 
-    The rate is a number at first. A compiler treats a number as a constant and compiles again for
-    each new value. After :meth:`schedule_rate` the layer reads its rate from a tensor on the device
-    instead: a change needs neither a compilation nor a synchronisation, and it reaches a captured
-    CUDA graph. Before and after, the rate is set by assigning the attribute.
+    Initially the rate is a number. ``torch.compile`` treats a number as a constant and recompiles
+    for each new value. After :meth:`schedule_rate` the layer reads its rate from a tensor on the
+    device instead: a change needs neither a recompilation nor a synchronisation, and it applies to
+    a captured CUDA graph too. In both cases the rate is set by assigning the attribute.
 
-    The tensor moves with the layer and stays float32. It is not a buffer. A buffer that appears
-    while a model is in use shifts the later buffers for code that pairs the buffers of two models
-    by position, such as :class:`torch.optim.swa_utils.AveragedModel`, and DDP would broadcast it.
+    The tensor moves with the layer and stays float32. It is not a buffer, for two reasons.
+    :class:`torch.optim.swa_utils.AveragedModel` and similar code pair the buffers of two models by
+    position, and a new buffer would shift the positions of the buffers after it. DDP would
+    broadcast it.
 
-    A layer of your own subclasses this, and its ``forward`` drops at :meth:`current_rate`.
+    To write a custom dropout layer, subclass this class and drop at :meth:`current_rate` in
+    ``forward``.
 
     Attributes:
         rate_name: Name of the attribute that holds the rate.
-        rate: The tensor, or ``None`` if the rate is not scheduled.
+        rate: The tensor that holds a scheduled rate, or ``None`` if the rate is not scheduled.
     """
 
     rate_name: ClassVar[str] = "p"
-    rate: Tensor | None = None  # on the class, since `surgery.fuse` calls no constructor
+    rate: Tensor | None = None  # a class attribute, since `surgery.fuse` runs no constructor
 
     def schedule_rate(self, device: torch.device | str | None = None) -> None:
         """Read the rate from the tensor ``rate`` from now on.
 
         Args:
-            device: Device of the layer's inputs. Default: torch's default device. A rate that is
-                scheduled already is moved there.
+            device: Device of the layer's inputs. Default: torch's default device. If the rate is
+                scheduled already, its tensor is moved there.
         """
         if self.rate is None:
             self.rate = torch.empty((), dtype=torch.float32, device=device)
@@ -46,7 +48,7 @@ class ScheduledRate(nn.Module):
     @override
     def __setattr__(self, name: str, value: Any) -> None:
         if name == self.rate_name and self.rate is not None:
-            if not 0 <= value <= 1:  # later a check would have to read the device
+            if not 0 <= value <= 1:  # a check of the tensor would synchronise with the device
                 raise ValueError(f"{name} has to be between 0 and 1, but got {value}")
             self.rate.fill_(value)
         super().__setattr__(name, value)
@@ -60,8 +62,8 @@ class ScheduledRate(nn.Module):
         return self
 
     def current_rate(self) -> float | Tensor:
-        """Return the tensor if the rate is scheduled, else the number."""
-        if self.rate is not None:  # a compiler guards a number that is read
+        """Return the tensor if the rate is scheduled, otherwise the number."""
+        if self.rate is not None:  # don't read the number: torch.compile would guard on it
             return self.rate
         rate: float = getattr(self, self.rate_name)
         return rate

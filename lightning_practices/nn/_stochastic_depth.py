@@ -1,4 +1,4 @@
-"""Stochastic depth over the fused kernel."""
+"""Stochastic depth by the fused kernel."""
 
 from torch import Tensor
 from torchvision import ops
@@ -9,14 +9,14 @@ from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
 class StochasticDepth(ScheduledRate, ops.StochasticDepth):  # type: ignore[misc]  # untyped
-    r"""Drop a residual branch, per sample or per batch, and add the residual, in one pass.
+    r"""Drop a residual branch, per sample or per batch, and add the residual, in one kernel.
 
     .. math::
         y_n = r_n + \frac{m_n}{1 - p} \, \lambda \odot x_n, \qquad
         m_n \sim \mathrm{Bernoulli}(1 - p)
 
-    with the residual :math:`r` and the layer scale :math:`\lambda` if they are given. In evaluation
-    :math:`m_n / (1 - p)` is 1. It is a subclass of :class:`torchvision.ops.StochasticDepth`.
+    where the residual :math:`r` and the layer scale :math:`\lambda` are optional. In evaluation
+    :math:`m_n / (1 - p)` is 1. The layer is a subclass of :class:`torchvision.ops.StochasticDepth`.
 
     Huang et al., 2016, *Deep Networks with Stochastic Depth*, arXiv:1603.09382.
 
@@ -31,7 +31,8 @@ class StochasticDepth(ScheduledRate, ops.StochasticDepth):  # type: ignore[misc]
         - Output: shape and dtype of the residual, or of the input if there is no residual.
 
     Raises:
-        ValueError: From ``forward``, if ``p`` is outside ``[0, 1]`` or ``mode`` is another.
+        ValueError: From ``forward``, if ``p`` is outside ``[0, 1]``, or ``mode`` is neither
+            ``"row"`` nor ``"batch"``.
     """
 
     mode: str

@@ -1,4 +1,4 @@
-"""Batch normalisation over the batches of several processes."""
+"""Batch normalisation with statistics that several processes share."""
 
 from typing import Any
 
@@ -12,32 +12,34 @@ from typing_extensions import override
 from lightning_kernels import Activation
 from lightning_practices.nn._batch_norm import FusedBatchNorm
 
-_MARK = "_synchronised_from"  # attribute of an instance with its previous class
+_MARK = "_synchronised_from"  # attribute of a converted layer that holds its previous class
 
 
 class SyncBatchNorm(FusedBatchNorm):
-    r"""Batch norm by the statistics of the joined batch of all processes, over the fused kernels.
+    r"""Batch norm with the statistics of the batches of all processes together.
 
-    Outputs, gradients and running statistics equal those of one process on the joined batch. It
-    takes one collective forward and one backward. The collectives carry counts too, so batches may
-    differ in size and may be empty. In evaluation, or without other processes, it is a local batch
-    norm. Second derivatives raise an error. See :class:`BatchNorm2d` for the equation.
+    Outputs, gradients and running statistics equal those of one process on the concatenated batch.
+    The layer runs the fused kernels, and one collective in each of forward and backward. The
+    collectives also exchange the batch sizes, so batches may differ in size and may be empty. In
+    evaluation, or without other processes, it is a local batch norm. Second derivatives raise an
+    error. See :class:`BatchNorm2d` for the equation.
 
-    It has the arguments, ``repr`` and ``state_dict`` of :class:`torch.nn.SyncBatchNorm`, and runs
-    on the CPU too (over gloo). It is not a subclass of that, since ``DistributedDataParallel``
-    refuses those on the CPU.
+    It has the arguments, ``repr`` and ``state_dict`` of :class:`torch.nn.SyncBatchNorm`, and also
+    runs on the CPU (over gloo). It is not a subclass of torch's class, since
+    ``DistributedDataParallel`` raises an error for such layers on the CPU.
 
     Args:
         num_features: Number of channels :math:`C`.
-        eps: Added to the variance.
-        momentum: Weight of a batch in the running statistics. ``None``: a cumulative average.
-        affine: Learn ``weight`` and ``bias``.
-        track_running_stats: Keep running statistics. Otherwise evaluation uses the batch's.
-        process_group: Processes to synchronise with. Default: all.
+        eps: Number added to the variance.
+        momentum: Weight of a batch in the running statistics; ``None`` for a cumulative average.
+        affine: Whether to learn ``weight`` and ``bias``.
+        track_running_stats: Whether to keep running statistics. Without them, evaluation uses the
+            statistics of the batch.
+        process_group: Group of the processes that share statistics. Default: all processes.
         device: Device of the parameters and buffers.
         dtype: Dtype of the parameters and buffers.
-        activation: As for :class:`BatchNorm2d`.
-        activation_parameter: As for :class:`BatchNorm2d`.
+        activation: Activation after the normalisation, as for :class:`BatchNorm2d`.
+        activation_parameter: Parameter of the activation, as for :class:`BatchNorm2d`.
 
     Shape:
         - Input: :math:`(N, C, *)`, any floating dtype; :math:`N` may be 0.
@@ -75,7 +77,7 @@ class SyncBatchNorm(FusedBatchNorm):
         )
         self.process_group = process_group
 
-    _check_input_dim = nn.SyncBatchNorm._check_input_dim  # two dimensions or more
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim  # the input has two dimensions or more
 
     @override
     def _synchronised_over(self) -> Any:
@@ -88,21 +90,21 @@ class SyncBatchNorm(FusedBatchNorm):
     def convert_sync_batchnorm(cls, module: nn.Module, process_group: Any = None) -> nn.Module:
         """Convert every batch norm of ``module`` to this class, with its activation.
 
-        It changes the class of each layer in place, ``module`` itself included, and nothing else.
-        Torch's method makes new layers, which lose hooks and the references that others hold.
-        Layers that are synchronised already, by this class or torch's, keep their process group. If
-        anything raises, nothing was changed.
+        The conversion changes only the class of each layer, in place, including ``module`` itself.
+        Torch's method makes new layers instead: hooks are lost, and references to the old layers
+        become stale. Layers that are synchronised already, of this class or torch's, keep their
+        process group. After an error the model is unchanged.
 
         Args:
             module: The model.
-            process_group: Processes to synchronise with. Default: all.
+            process_group: Group of the processes that share statistics. Default: all processes.
 
         Returns:
             ``module``.
 
         Raises:
-            TypeError: If a batch norm has its own ``forward``, is lazy, is parametrized or has
-                virtual batches, which the conversion would lose.
+            TypeError: If a batch norm has its own ``forward``, is lazy, is parametrized, or has
+                virtual batches: the conversion would lose these.
         """
         layers = [layer for layer in module.named_modules() if isinstance(layer[1], _BatchNorm)]
         for name, layer in layers:
@@ -117,7 +119,7 @@ class SyncBatchNorm(FusedBatchNorm):
 
     @classmethod
     def revert_sync_batchnorm(cls, module: nn.Module) -> nn.Module:
-        """Undo :meth:`convert_sync_batchnorm`: give each layer its previous class, in place.
+        """Undo :meth:`convert_sync_batchnorm`: set each layer's previous class, in place.
 
         Args:
             module: The model.

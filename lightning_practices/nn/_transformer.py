@@ -1,4 +1,4 @@
-"""Layers of a transformer whose branches end in the fused kernel."""
+"""Transformer layers with a fused kernel at the end of their branches."""
 
 from typing import Any
 
@@ -10,28 +10,29 @@ from lightning_practices.nn._residual import can_fold, drop_add_norm, norm_of_su
 
 
 class TransformerEncoderLayer(nn.TransformerEncoderLayer):
-    r"""Attend and feed forward, with the end of a branch and the norm after it in one kernel.
+    r"""Attention and feed forward, with the end of a branch and the norm after it in one kernel.
 
     .. math::
         z = x + \mathrm{dropout}_1(\mathrm{attention}(\mathrm{norm}_1(x))), \qquad
         x' = z + \mathrm{dropout}_2(\mathrm{feed\_forward}(\mathrm{norm}_2(z)))
 
-    with ``norm_first``, where dropout, addition and :math:`\mathrm{norm}_2` are
-    :func:`lightning_kernels.add_dropout_layer_norm`; without it
+    with ``norm_first``. There, :math:`\mathrm{dropout}_1`, the addition and :math:`\mathrm{norm}_2`
+    are one kernel, :func:`lightning_kernels.add_dropout_layer_norm`. Without ``norm_first``
 
     .. math::
         y = \mathrm{norm}_1(x + \mathrm{dropout}_1(\mathrm{attention}(x))), \qquad
         x' = \mathrm{norm}_2(y + \mathrm{dropout}_2(\mathrm{feed\_forward}(y)))
 
-    and both ends are. The second end of ``norm_first`` stays an addition: the norm after it is part
-    of the next layer, whose parameters may be in another shard or whose activations may be
-    checkpointed.
+    and both branches end in this kernel. With ``norm_first`` the second branch ends in a plain
+    addition: the norm after it is part of the next layer, whose parameters may be in another shard
+    or whose activations may be checkpointed.
 
-    Still a :class:`torch.nn.TransformerEncoderLayer`: constructor, children, state and ``repr`` are
-    inherited. Torch's forward runs where the kernels do not (see :func:`lightning_kernels.route`),
-    and if a subclass has its own ``_sa_block`` or ``_ff_block``. It also runs in evaluation without
-    autocast, for which torch has one kernel for the whole layer. Dropout and norm are called one by
-    one if they have hooks or a class that is neither torch's nor this package's.
+    The layer is a subclass of :class:`torch.nn.TransformerEncoderLayer` and inherits its
+    constructor, children, state and ``repr``. Torch's forward runs in these cases: where the
+    kernels don't run (see :func:`lightning_kernels.route`); if a subclass has its own ``_sa_block``
+    or ``_ff_block``; and in evaluation without autocast, for which torch has one kernel for the
+    whole layer. Dropout and norm are called one by one if they have hooks or a class that is
+    neither torch's nor this package's.
 
     Vaswani et al., 2017, *Attention Is All You Need*, arXiv:1706.03762; Xiong et al., 2020, *On
     Layer Normalization in the Transformer Architecture*, arXiv:2002.04745.
@@ -42,7 +43,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
     Shape:
         - Input: ``(N, S, d_model)`` with ``batch_first``, else ``(S, N, d_model)``; or without N.
-        - Output: as the input.
+        - Output: shape of the input.
     """
 
     @override
@@ -70,11 +71,12 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
 
 
 class TransformerDecoderLayer(nn.TransformerDecoderLayer):
-    """Attend to itself and to a memory, and feed forward, like :class:`TransformerEncoderLayer`.
+    """Self-attention, attention to a memory, and feed forward, with fused ends of branches.
 
-    Two of the three ends of branches are folded with ``norm_first``, else all. Still a
-    :class:`torch.nn.TransformerDecoderLayer`, whose forward runs where the kernels do not and if a
-    subclass has its own ``_sa_block``, ``_mha_block`` or ``_ff_block``.
+    It is the counterpart of :class:`TransformerEncoderLayer`. With ``norm_first`` the fused kernel
+    ends two of the three branches, without it all three. The layer is a subclass of
+    :class:`torch.nn.TransformerDecoderLayer`. Torch's forward runs where the kernels don't, and if
+    a subclass has its own ``_sa_block``, ``_mha_block`` or ``_ff_block``.
 
     Vaswani et al., 2017, *Attention Is All You Need*, arXiv:1706.03762.
 
@@ -84,8 +86,8 @@ class TransformerDecoderLayer(nn.TransformerDecoderLayer):
 
     Shape:
         - Input: ``(N, T, d_model)`` with ``batch_first``, else ``(T, N, d_model)``; or without N.
-        - Memory: the same with ``S`` for ``T``.
-        - Output: as the input.
+        - Memory: shape of the input, with ``S`` in place of ``T``.
+        - Output: shape of the input.
     """
 
     @override

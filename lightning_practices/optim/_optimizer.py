@@ -130,7 +130,7 @@ def make_optimizer(
     momentum of 0.9.
 
     **Fused.** Unless ``fused`` or ``foreach`` is given, the optimizer is fused where torch has a
-    fused form for these parameters. A fused optimizer is never slower, on the CPU neither. Without
+    fused form for these parameters. A fused optimizer is never slower, not even on the CPU. Without
     a fused form torch chooses: ``foreach`` on CUDA. Sharded parameters (``DTensor``) on CUDA get
     ``foreach`` as well, since torch would step them one by one. ``fused=None`` leaves the choice to
     torch. The fused ``SGD`` and ``Adagrad`` take no sparse gradients. A fused optimizer unscales

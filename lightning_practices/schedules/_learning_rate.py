@@ -1,8 +1,8 @@
 r"""Learning rates that change in the course of training.
 
-Each schedule is a function :math:`f(t)` of the optimizer steps :math:`t` taken so far. Its value is
-a factor of a group's own rate, :math:`\eta(t) = \eta_0 f(t)`, which is the argument of torch's
-``LambdaLR``. Use that scheduler: its rates depend on the step alone, so all groups keep their
+Each schedule is a function :math:`f(t)` of the optimizer steps :math:`t` taken so far. The rate of
+a group is :math:`\eta(t) = \eta_0 f(t)`, where :math:`\eta_0` is the group's own rate. Give this
+function to torch's ``LambdaLR``: its rates depend on the step alone, so all groups keep their
 ratios, and a resumed run has the rates of an uninterrupted one. Torch's specialised schedulers
 compute the same rates within one run, but have these drawbacks:
 
