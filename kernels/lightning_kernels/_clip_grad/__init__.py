@@ -1,10 +1,10 @@
-"""Gradient clipping over many tensors at once.
+"""Gradient clipping, in one or two launches for any number of tensors.
 
 - ``clip_grad``: clipping by norm and by value.
 - ``adaptive``: adaptive clipping, with its kernel.
-- ``scale``: clipping by the scale of a fused optimizer.
-- ``passes``: the two passes of clipping by norm, by kernels or torch's functions.
-- ``kernels``: the Triton kernels.
+- ``scale``: clipping by the ``grad_scale`` of fused optimizers.
+- ``passes``: the two passes of clipping by norm, by kernels or by torch's functions.
+- ``kernels``: the Triton kernels of clipping by norm and by value.
 - ``tensor_table``: the table of tensors that a kernel reads.
 - ``sharded``: norms of sharded gradients.
 """

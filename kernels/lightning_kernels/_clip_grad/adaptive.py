@@ -1,4 +1,8 @@
-"""Adaptive gradient clipping: each unit against its own weights, all units in one launch."""
+"""Adaptive gradient clipping: limits each unit's gradient relative to its weights, in one launch.
+
+A unit is a row of the first dimension of a parameter, or a whole parameter of fewer than two
+dimensions.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -20,8 +24,8 @@ Pair = tuple[Tensor, Tensor]  # weight and gradient
 
 _BLOCK = {"BLOCK_SIZE": 1024, "num_warps": 4}
 _PROGRAMS_PER_MULTIPROCESSOR = 12
-_COLUMNS = tl.constexpr(5)  # of the table, see _describe
-_MIN_NORM = 1e-6  # least norm that a gradient is divided by
+_COLUMNS = tl.constexpr(5)  # columns of the table that _describe returns
+_MIN_NORM = 1e-6  # smallest divisor: a gradient of norm 0 must not divide by 0
 _LEAST = tl.constexpr(_MIN_NORM)
 
 
@@ -30,13 +34,16 @@ def _clip_unit(
     weight_address, grad_address, size, clip_factor, eps, power,
     DTYPE: tl.constexpr, WIDTH: tl.constexpr, NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Scale the gradient of a unit down if it is too large. A load reads ``WIDTH`` elements."""
+    """Scale the gradient of one unit down if its norm exceeds the limit.
+
+    The size and the addresses of a unit allow loads of ``WIDTH`` elements.
+    """
     weight_ptr = weight_address.to(tl.pointer_type(DTYPE))
     grad_ptr = grad_address.to(tl.pointer_type(DTYPE))
     if WIDTH > 1:
         weight_ptr = tl.multiple_of(weight_ptr, 16)
         grad_ptr = tl.multiple_of(grad_ptr, 16)
-    size = size // WIDTH * WIDTH  # tells the compiler the alignment of rows
+    size = size // WIDTH * WIDTH  # unchanged: shows the compiler that WIDTH divides it
     weights = tl.zeros((BLOCK_SIZE,), tl.float32)
     grads = tl.zeros((BLOCK_SIZE,), tl.float32)
     for start in range(0, size, BLOCK_SIZE):
@@ -47,7 +54,7 @@ def _clip_unit(
         grads = add_power(grads, grad, power, NORM)
     weight_norm = root(reduce_powers(weights, NORM), power, NORM)
     grad_norm = root(reduce_powers(grads, NORM), power, NORM)
-    # tl.maximum would drop nan.
+    # tl.where keeps nan. tl.maximum would drop it.
     limit = clip_factor * tl.where(weight_norm < eps, eps, weight_norm)
     if (grad_norm <= limit) == 0:
         factor = limit / tl.where(grad_norm < _LEAST, _LEAST, grad_norm)
@@ -63,7 +70,10 @@ def _clip_adaptive_kernel(
     table_ptr, owner_ptr, units, clip_factor, eps, power,
     NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Clip all units. A program clips one at a time."""
+    """Clip all units. Each program clips one unit after the other.
+
+    ``owner_ptr`` holds for each unit the row of its parameter in the table of :func:`_describe`.
+    """
     for unit in range(tl.program_id(0), units, tl.num_programs(0)):
         row_ptr = table_ptr + tl.load(owner_ptr + unit) * _COLUMNS
         size = tl.load(row_ptr + 2)
@@ -97,25 +107,28 @@ def clip_grad_adaptive_(
     *,
     exclude: Iterable[Tensor] = (),
 ) -> None:
-    r"""Scale the gradient of each unit so that it is at most a share of the unit's weights.
+    r"""Limit the norm of each unit's gradient to ``clip_factor`` times the norm of its weights.
 
     .. math::
         g_u \leftarrow g_u \cdot \lambda \frac{\max(\lVert w_u \rVert, \epsilon)}{\lVert g_u \rVert}
         \quad \text{if} \quad
         \lVert g_u \rVert > \lambda \max(\lVert w_u \rVert, \epsilon)
 
-    A unit is a row of the first dimension, which is one output of a linear or convolutional layer,
-    or a whole tensor of fewer than two dimensions. One launch serves any number of gradients and
-    any mix of float32, bfloat16 and float16. Norms are float32. A unit that is not clipped is not
-    written. Other tensors are clipped by torch's functions. Of a sharded parameter (``DTensor``) a
-    process clips the rows that it holds; if rows are split between processes, one reduction over
-    each mesh gives their norms.
+    A unit :math:`u` is a row of the first dimension of a parameter, which is one output of a linear
+    or convolutional layer, or a whole parameter of fewer than two dimensions. One launch clips any
+    number of gradients of float32, bfloat16 and float16. Norms are float32. Units within the limit
+    are not written. Gradients that the kernel does not support (for example float64, or on the CPU)
+    are clipped by torch's functions. For a sharded parameter (``DTensor``) each process clips the
+    rows that it holds. If rows are split between processes, one reduction over each mesh computes
+    their norms.
 
     Args:
-        parameters: Parameters whose ``grad`` is clipped in place. Those without ``grad`` are
+        parameters: Parameters whose ``grad`` is clipped in place. Parameters without ``grad`` are
             skipped.
-        clip_factor: Largest ratio :math:`\lambda` of the norms of gradient and weights.
-        eps: Least norm of weights :math:`\epsilon`, so that weights of 0 can change.
+        clip_factor: Largest ratio :math:`\lambda` of the norm of the gradient to the norm of the
+            weights.
+        eps: Lower bound :math:`\epsilon` of the norm of the weights, so that weights of 0 can
+            change.
         norm_type: Order of the norm: any positive number, or ``inf``.
         exclude: Parameters to skip. The paper skips the last linear layer.
 
@@ -157,9 +170,11 @@ def clip_grad_adaptive_(
 
 
 def _by_units(parameters: Iterable[Tensor]) -> tuple[list[Pair], dict[Group, list[Pair]]]:
-    """Return the pairs that this process holds: with whole units, and split ones by their group.
+    """Sort the pairs of weight and gradient that this process holds by how their units are sharded.
 
-    A parameter that is sharded by rows has whole units in each process.
+    Returns:
+        The pairs whose units are whole in this process: parameters that are not sharded, or sharded
+        by rows. The pairs whose units are split between processes, by device mesh and mesh axes.
     """
     whole: list[Pair] = []
     split: dict[Group, list[Pair]] = {}
@@ -188,7 +203,7 @@ def _clip_split(
     pairs: Sequence[Pair], mesh: Any, axes: Sequence[int],
     clip_factor: float, eps: float, norm_type: float,
 ) -> None:  # fmt: skip
-    """Clip units that are split between processes, by one reduction over each axis for all."""
+    """Clip units that are split between processes. One reduction per mesh axis serves all units."""
     norms = [_unit_norms(t, norm_type).double().flatten() for pair in pairs for t in pair]
     shares = torch.cat(norms)
     if norm_type == math.inf:
@@ -204,7 +219,7 @@ def _clip_split(
 
 
 def _is_served(weight: Tensor, grad: Tensor) -> bool:
-    """Return whether the kernel can clip this gradient."""
+    """Return whether the kernel can clip ``grad``."""
     return (
         runs_triton(weight)
         and runs_triton(grad)
@@ -214,17 +229,17 @@ def _is_served(weight: Tensor, grad: Tensor) -> bool:
 
 
 def _rows_are_dense(t: Tensor) -> bool:
-    """Return whether the rows of the first dimension lie in memory one after the other."""
+    """Return whether ``t`` is dense, and its rows of the first dimension follow each other."""
     return is_dense(t) and (
         t.dim() < 2 or t.shape[0] == 1 or t.stride(0) == t.numel() // t.shape[0]
     )
 
 
 def _clip(pairs: Sequence[Pair], clip_factor: float, eps: float, norm_type: float) -> None:
-    """Clip all units of tensors on one device in one launch."""
+    """Clip the gradients of ``pairs``, which are on one device, in one launch."""
     weights, grads = zip(*pairs, strict=True)
     device = weights[0].device
-    if device.type == "cpu":  # the interpreter rounds bfloat16 wrongly: give it float32 copies
+    if device.type == "cpu":  # float32 copies, because the interpreter rounds bfloat16 wrongly
         wide = [t.float() if t.dtype == torch.bfloat16 else t for t in (*weights, *grads)]
     else:
         wide = [*weights, *grads]
@@ -249,10 +264,14 @@ def _units(p: Tensor) -> int:
 
 
 def _describe(tensors: Sequence[Tensor]) -> Tensor:
-    """Return the table of parameters, given the parameters and then their gradients.
+    """Return the table of parameters that the kernel reads, one row per parameter.
 
-    The columns are the addresses of both, the elements of a unit, the number of the first unit, and
-    the code of the dtype, plus 3 if some unit is not aligned for wide loads.
+    The columns are: address of the parameter; address of its gradient; number of elements of a
+    unit; index of its first unit among all units; code of the dtype, plus 3 if some unit is not
+    aligned to 16 bytes, which wide loads need.
+
+    Args:
+        tensors: The parameters, followed by their gradients in the same order.
     """
     rows = []
     first = 0
@@ -267,7 +286,11 @@ def _describe(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _owners(tensors: Sequence[Tensor]) -> Tensor:
-    """Return for each unit the number of its parameter."""
+    """Return for each unit the index of its parameter.
+
+    Args:
+        tensors: The parameters, followed by their gradients.
+    """
     weights = tensors[: len(tensors) // 2]
     counts = torch.tensor([_units(p) for p in weights])
     return torch.arange(len(weights), dtype=torch.int32).repeat_interleave(counts)
@@ -277,22 +300,22 @@ def _owners(tensors: Sequence[Tensor]) -> Tensor:
 def _aten_clip(
     weight: Tensor, grad: Tensor, clip_factor: float, eps: float, norm_type: float
 ) -> None:
-    """Clip the units of one parameter by torch's functions."""
+    """Clip the gradient of one parameter by torch's functions."""
     factor = _factor(_unit_norms(weight, norm_type), _unit_norms(grad, norm_type), clip_factor, eps)
     if grad.device.type != "cpu" or bool((factor != 1).any()):
         grad.mul_(factor)
 
 
 def _factor(weight_norm: Tensor, grad_norm: Tensor, clip_factor: float, eps: float) -> Tensor:
-    """Return the factor of each unit's gradient."""
+    """Return the factor that scales each unit's gradient to its limit; 1 within the limit."""
     limit = weight_norm.clamp(min=eps) * clip_factor
     return torch.where(grad_norm <= limit, 1.0, limit / grad_norm.clamp(min=_MIN_NORM))
 
 
 def _unit_norms(t: Tensor, norm_type: float) -> Tensor:
-    """Return the norm of each unit, of a shape that broadcasts against ``t``."""
+    """Return the norm of each unit of ``t``. The result broadcasts against ``t``."""
     dims = list(range(1, t.dim())) if t.dim() > 1 else None
     dtype = torch.promote_types(t.dtype, torch.float32)
-    if t.numel() == 0:  # an empty part of a unit
+    if t.numel() == 0:  # this process may hold an empty shard
         return t.new_zeros(t.shape[:1] + (1,) * (t.dim() - 1) if t.dim() > 1 else (), dtype=dtype)
     return torch.linalg.vector_norm(t, norm_type, dims, keepdim=t.dim() > 1, dtype=dtype)

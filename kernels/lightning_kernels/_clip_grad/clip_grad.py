@@ -27,13 +27,14 @@ _NON_FINITE = get_args(NonFinite)
 
 
 class HeldGradients(NamedTuple):
-    """The gradients, or parts of gradients, that this process holds.
+    """The gradients, or shards of gradients, that this process holds.
 
     Attributes:
-        groups: All of them, by the group of processes that share them.
-        present: Those that are not empty.
-        table: Table of the present gradients, ``None`` if kernels can't serve all of them.
-        sharded: Whether other processes hold parts of them.
+        groups: All gradients, by the device mesh and the mesh axes that shard them.
+        present: The gradients that are not empty.
+        table: Table of the gradients in ``present``, or ``None`` if kernels do not support all of
+            them.
+        sharded: Whether a gradient is sharded between processes.
     """
 
     groups: dict[Group, list[Tensor]]
@@ -42,14 +43,17 @@ class HeldGradients(NamedTuple):
     sharded: bool
 
     def total_norm(self, norm_type: float) -> Tensor | None:
-        """Return the norm by torch's functions, or ``None`` if it is to be taken from shares."""
+        """Return the norm by torch's functions, or ``None`` if :meth:`shares` must compute it.
+
+        :meth:`shares` computes the norms of sharded gradients, and norms by kernels.
+        """
         unusual = norm_type <= 0 or math.isnan(norm_type)
         if self.sharded or not (unusual or self.table is None):
             return None
         return total_norm(self.present, norm_type)
 
     def shares(self, norm_type: float) -> Tensor:
-        """Return shares of the sum of powers, or of the maximum, over all processes."""
+        """Return partial sums of powers (for norm ``inf``: partial maxima) over all processes."""
         if self.sharded or self.table is None:
             return joint_shares(self.groups, norm_type)
         return table_shares(self.table, norm_type)
@@ -68,25 +72,29 @@ def clip_grad_norm_(
 
     .. math:: g \leftarrow g \cdot \min\left(1, \frac{C}{\lVert g \rVert + 10^{-6}}\right)
 
-    This is :func:`torch.nn.utils.clip_grad_norm_` in two launches, for any number of gradients and
-    any mix of float32, bfloat16 and float16 on one device. The device decides whether to clip,
-    without waiting for the host; if the norm is small enough, nothing is written. Sums are float32,
-    merged in float64 in a fixed order. Other gradients (float64, sparse, not dense, on the CPU or
-    on several devices) go to torch's functions; on the CPU they are written only if they are
-    clipped.
+    The function replaces :func:`torch.nn.utils.clip_grad_norm_`. It takes two launches for any
+    number of gradients of float32, bfloat16 and float16 on one device. The device decides whether
+    to clip, without a synchronisation with the host. If the norm is at most ``max_norm``, nothing
+    is written. Sums are float32, merged in float64 in a fixed order. Gradients that the kernels do
+    not support (float64, sparse, not dense, on the CPU or on several devices) are clipped by
+    torch's functions. On the CPU they are written only if they are clipped.
 
     Sharded gradients (``DTensor``: FSDP2, tensor parallelism) are not gathered. Each process sums
-    its shards, and one reduction over each mesh gives the norm, the same in all processes.
+    its shards, and one reduction over each mesh computes the norm, which is the same in all
+    processes.
 
     Args:
-        parameters: Parameters whose ``grad`` is scaled in place. Those without ``grad`` are
+        parameters: Parameters whose ``grad`` is scaled in place. Parameters without ``grad`` are
             skipped.
-        max_norm: Largest norm :math:`C`. The host does not read a tensor of one element.
+        max_norm: Largest norm :math:`C`: a number, or a tensor of one element, which only the
+            device reads.
         norm_type: Order of the norm: any positive number, or ``inf``.
-        error_if_nonfinite: The same as ``nonfinite="error"``.
-        nonfinite: What to do if the norm is nan or infinite. ``"propagate"``: scale by it, as torch
-            does. ``"error"``: raise before any gradient is changed, which waits for the device.
-            ``"skip"``: leave the gradients as they are. ``"zero"``: set all gradients to 0.
+        error_if_nonfinite: Whether to raise if the norm is nan or infinite, like
+            ``nonfinite="error"``.
+        nonfinite: Action if the norm is nan or infinite. ``"propagate"``: scale the gradients by
+            the norm, as torch does. ``"error"``: raise before any gradient is changed; the host
+            waits for the device. ``"skip"``: leave the gradients as they are. ``"zero"``: set all
+            gradients to 0.
 
     Returns:
         The norm before clipping, a tensor on the device of the gradients: float64 for gradients of
@@ -94,8 +102,8 @@ def clip_grad_norm_(
 
     Raises:
         RuntimeError: If the norm is nan or infinite with ``"error"``.
-        ValueError: If ``nonfinite`` is not one of those above, or contradicts
-            ``error_if_nonfinite``.
+        ValueError: If ``nonfinite`` is none of the four actions above. If it is ``"skip"`` or
+            ``"zero"`` together with ``error_if_nonfinite``.
 
     Example:
         >>> norm = clip_grad_norm_(model.parameters(), 1.0)
@@ -128,15 +136,15 @@ def clip_grad_norm_(
 def clip_grads_with_norm_(
     parameters: Tensor | Iterable[Tensor], max_norm: float | Tensor, total_norm: Tensor
 ) -> None:
-    """Scale all gradients like :func:`clip_grad_norm_`, given their norm.
+    """Scale all gradients like :func:`clip_grad_norm_`, with a norm that is known already.
 
-    This is :func:`torch.nn.utils.clip_grads_with_norm_` in one launch, which writes nothing if the
-    norm is small enough.
+    The function replaces :func:`torch.nn.utils.clip_grads_with_norm_`. It takes one launch, which
+    writes nothing if the norm is at most ``max_norm``.
 
     Args:
-        parameters: Parameters whose ``grad`` is scaled in place. Those without ``grad`` are
+        parameters: Parameters whose ``grad`` is scaled in place. Parameters without ``grad`` are
             skipped.
-        max_norm: Largest norm. The host does not read a tensor of one element.
+        max_norm: Largest norm: a number, or a tensor of one element, which only the device reads.
         total_norm: The norm of all gradients, a tensor of one element.
     """
     grads = gradients(parameters)
@@ -150,21 +158,23 @@ def clip_grads_with_norm_(
         aten_clip_by_norm_(held.present, total_norm[0], max_norm)
         return
     total_norm = total_norm.to(held.table.pieces.device, torch.float32, non_blocking=True)
-    clip_by_shares_(held.table, total_norm, max_norm, math.inf)  # the maximum of one share
+    # The norm is passed as the only partial maximum of norm inf, so that the kernel uses it as is.
+    clip_by_shares_(held.table, total_norm, max_norm, math.inf)
 
 
 @torch.no_grad()
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     r"""Clamp each element of all gradients to ``[-clip_value, clip_value]``.
 
-    This is :func:`torch.nn.utils.clip_grad_value_` in one launch, for any number of gradients and
-    any mix of float32, bfloat16 and float16. Blocks of which no element is out of range are not
-    written. nan stays nan. Other gradients go to torch, see :func:`clip_grad_norm_`.
+    The function replaces :func:`torch.nn.utils.clip_grad_value_`. It takes one launch for any
+    number of gradients of float32, bfloat16 and float16. Blocks of elements that are all in range
+    are not written. nan stays nan. Gradients that the kernels do not support are clamped by torch's
+    functions: see :func:`clip_grad_norm_`.
 
     Args:
-        parameters: Parameters whose ``grad`` is clamped in place. Those without ``grad`` are
+        parameters: Parameters whose ``grad`` is clamped in place. Parameters without ``grad`` are
             skipped.
-        clip_value: Largest absolute value.
+        clip_value: Largest absolute value of an element.
 
     Raises:
         ValueError: If ``clip_value`` is negative or nan.
@@ -188,7 +198,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
 
 
 def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """Return the gradients that exist and are not empty, each once."""
+    """Return the gradients of ``parameters``, without ``None``, empty gradients and duplicates."""
     if isinstance(parameters, Tensor):
         parameters = [parameters]
     grads = (p.grad for p in parameters)
@@ -196,7 +206,7 @@ def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
 
 def hold(grads: Iterable[Tensor]) -> HeldGradients:
-    """Return what this process holds of ``grads``, which are at least one."""
+    """Return the gradients or shards of ``grads``, at least one, that this process holds."""
     groups = local_gradients(grads)
     present = [grad for tensors in groups.values() for grad in tensors if grad.numel() > 0]
     table = table_of(present) if present and are_served(present) else None
@@ -214,7 +224,10 @@ def _raise_if_nonfinite(total: Tensor, norm_type: float) -> None:
 
 
 def _resolve_nonfinite(nonfinite: NonFinite, error_if_nonfinite: bool) -> NonFinite:
-    """Return the one action that both arguments ask for."""
+    """Return the action for a norm of nan or infinity. Raise if the arguments contradict.
+
+    ``error_if_nonfinite`` is torch's argument for ``"error"``.
+    """
     if nonfinite not in _NON_FINITE:
         known = ", ".join(map(repr, _NON_FINITE))
         raise ValueError(f"nonfinite has to be one of {known}, but got {nonfinite!r}")

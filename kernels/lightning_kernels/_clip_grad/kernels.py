@@ -1,20 +1,22 @@
-"""The kernels of gradient clipping, over any number of tensors at once.
+"""The kernels of gradient clipping, for any number of tensors in one launch.
 
-A table has a row for each piece of a tensor: its address, its number of elements and the code of
-its dtype. The programs share the rows. Their number depends on the device and not on the model, so
-there are few partial sums.
+The tensors are cut into pieces. A table has a row for each piece: its address, its number of
+elements and the code of its dtype. Program ``i`` of ``n`` takes every ``n``-th row from row ``i``
+on. ``n`` depends on the device and not on the model, so there are few partial sums.
+
+``NORM`` is ``"1"``, ``"2"``, ``"inf"``, or ``"p"`` for a norm of order ``power``.
 """
 
 from lightning_kernels._clip_grad.tensor_table import COLUMNS
 from lightning_kernels._core.triton import tl, triton
 
 _COLUMNS = tl.constexpr(COLUMNS)
-_REST = tl.constexpr(16)  # full loads take a multiple of 16 elements; fewer than 16 remain
+_REST = tl.constexpr(16)  # wide loads read a multiple of 16 elements; fewer than 16 remain
 
 
 @triton.jit
 def add_power(total, values, power, NORM: tl.constexpr):
-    """Add ``|values| ** power``, or take the maximum; nan stays nan."""
+    """Return ``total + |values| ** power``, or the maximum of both for norm inf. nan stays nan."""
     values = tl.abs(values)
     if NORM == "inf":
         return tl.where((values > total) | (values != values), values, total)
@@ -27,13 +29,13 @@ def add_power(total, values, power, NORM: tl.constexpr):
 
 @triton.jit
 def _nan_max(a, b):
-    """Return the maximum; nan stays nan."""
+    """Return the maximum of ``a`` and ``b``. nan stays nan."""
     return tl.where((a > b) | (a != a), a, b)
 
 
 @triton.jit
 def reduce_powers(total, NORM: tl.constexpr):
-    """Reduce a block to one number of the same dtype."""
+    """Reduce a block of totals to their sum, or to their maximum for norm inf."""
     if NORM == "inf":
         return tl.reduce(total, 0, _nan_max)
     return tl.sum(total, axis=0)
@@ -41,13 +43,13 @@ def reduce_powers(total, NORM: tl.constexpr):
 
 @triton.jit
 def _join(a, b, NORM: tl.constexpr):
-    """Join two reduced numbers."""
+    """Return the sum of two totals, or their maximum for norm inf."""
     return _nan_max(a, b) if NORM == "inf" else a + b
 
 
 @triton.jit
 def _row(table_ptr, piece):
-    """Return the address, the number of elements and the dtype's code of a piece."""
+    """Return the table's row of a piece: address, number of elements, code of the dtype."""
     row_ptr = table_ptr + piece * _COLUMNS
     return tl.load(row_ptr), tl.load(row_ptr + 1).to(tl.int32), tl.load(row_ptr + 2)
 
@@ -57,7 +59,10 @@ def _add_piece(
     total, rest, address, size, power,
     DTYPE: tl.constexpr, NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Add the full loads of a piece to one block of totals, and the rest to another."""
+    """Add the powers of a piece's elements to ``total``, a block, and to ``rest``, 16 numbers.
+
+    Wide loads read all elements but the last ones, fewer than 16, which go to ``rest``.
+    """
     pointer = address.to(tl.pointer_type(DTYPE))
     aligned = tl.multiple_of(pointer, 16)
     whole = size // _REST * _REST
@@ -74,7 +79,7 @@ def _add_piece(
 def _norm_kernel(
     table_ptr, partial_ptr, pieces, power, NORM: tl.constexpr, BLOCK_SIZE: tl.constexpr
 ):
-    """Store each program's share of the sum of powers, or of the maximum."""
+    """Store each program's partial sum of powers, or its maximum for norm inf."""
     total = tl.zeros((BLOCK_SIZE,), tl.float32)
     rest = tl.zeros((_REST,), tl.float32)
     for piece in range(tl.program_id(0), pieces, tl.num_programs(0)):
@@ -97,7 +102,7 @@ def _norm_kernel(
 
 @triton.jit
 def root(total, power, NORM: tl.constexpr):
-    """Return the norm in float32, given the sum of powers or the maximum."""
+    """Return the norm in float32, given the sum of powers, or the maximum for norm inf."""
     if NORM == "2":
         total = tl.sqrt(total)
     elif NORM == "p":
@@ -107,7 +112,7 @@ def root(total, power, NORM: tl.constexpr):
 
 @triton.jit
 def _total_norm(partial_ptr, partials, power, NORM: tl.constexpr, PARTIALS: tl.constexpr):
-    """Return the norm, given the shares; it is the same in every program."""
+    """Return the norm, merged from the partial results. Every program computes the same number."""
     index = tl.arange(0, PARTIALS)
     shares = tl.load(partial_ptr + index, mask=index < partials, other=0.0)
     return root(reduce_powers(shares.to(tl.float64), NORM), power, NORM)
@@ -115,7 +120,7 @@ def _total_norm(partial_ptr, partials, power, NORM: tl.constexpr, PARTIALS: tl.c
 
 @triton.jit
 def _limit(limit_ptr, max_norm):
-    """Return the largest norm: from memory if it is a tensor."""
+    """Return the largest norm: loaded from ``limit_ptr`` if it is given, else ``max_norm``."""
     if limit_ptr is not None:
         max_norm = tl.load(limit_ptr)
     return max_norm
@@ -126,14 +131,17 @@ def _grad_scale_kernel(
     partial_ptr, loss_scale_ptr, limit_ptr, norm_ptr, scale_ptr, found_inf_ptr,
     partials, max_norm, power, NORM: tl.constexpr, PARTIALS: tl.constexpr,
 ):  # fmt: skip
-    """Store the norm without the loss scale, the divisor of the gradients, and ``found_inf``."""
+    """Store the norm without the loss scale, the divisor of the gradients, and ``found_inf``.
+
+    ``found_inf`` is 1 if the norm is nan or infinite, else 0.
+    """
     total = _total_norm(partial_ptr, partials, power, NORM, PARTIALS)
     loss_scale = 1.0
     if loss_scale_ptr is not None:
         loss_scale = tl.load(loss_scale_ptr)
     total = total / loss_scale
     divisor = (total + 1e-6) / _limit(limit_ptr, max_norm)
-    divisor = tl.where(divisor <= 1, 1.0, divisor)  # tl.maximum would drop nan
+    divisor = tl.where(divisor <= 1, 1.0, divisor)  # keeps nan, which tl.maximum would drop
     tl.store(norm_ptr, total)
     tl.store(scale_ptr, divisor * loss_scale)
     tl.store(found_inf_ptr, tl.where(total < float("inf"), 0.0, 1.0))
@@ -152,7 +160,7 @@ def _scale(values, factor, ZERO: tl.constexpr):
 def _scale_piece(
     address, size, factor, DTYPE: tl.constexpr, ZERO: tl.constexpr, BLOCK_SIZE: tl.constexpr
 ):
-    """Multiply a piece in place."""
+    """Multiply the elements of a piece by ``factor``, in place."""
     pointer = address.to(tl.pointer_type(DTYPE))
     aligned = tl.multiple_of(pointer, 16)
     whole = size // _REST * _REST
@@ -171,14 +179,17 @@ def _clip_norm_kernel(
     NONFINITE: tl.constexpr, NORM: tl.constexpr,
     PARTIALS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Scale all gradients down to ``max_norm``; write none if their norm is no larger."""
+    """Scale all gradients so that their norm is at most ``max_norm``. Store the norm before.
+
+    No gradient is written if the norm is at most ``max_norm``.
+    """
     total = _total_norm(partial_ptr, partials, power, NORM, PARTIALS)
     if tl.program_id(0) == 0:
         tl.store(total_ptr, total)
     max_norm = _limit(limit_ptr, max_norm)
     factor = max_norm / (total + 1e-6)
     finite = total < float("inf")
-    writes = (factor >= 1) == 0  # nan writes too
+    writes = (factor >= 1) == 0  # True for nan, unlike factor < 1
     if NONFINITE == "skip":
         writes = writes & finite
     elif NONFINITE == "zero":
@@ -198,7 +209,7 @@ def _clip_norm_kernel(
 
 @triton.jit
 def _clamp(pointer, index, in_bounds, limit):
-    """Clamp a block in place; write only if something is out of range. nan stays nan."""
+    """Clamp a block in place. Write only if an element is out of range. nan stays nan."""
     values = tl.load(pointer + index, mask=in_bounds, other=0.0).to(tl.float32)
     outside = (tl.abs(values) > limit) & in_bounds
     if tl.max(outside.to(tl.int32), axis=0) > 0:
@@ -208,7 +219,7 @@ def _clamp(pointer, index, in_bounds, limit):
 
 @triton.jit
 def _clamp_piece(address, size, limit, DTYPE: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """Clamp a piece in place."""
+    """Clamp the elements of a piece in place."""
     pointer = address.to(tl.pointer_type(DTYPE))
     aligned = tl.multiple_of(pointer, 16)
     whole = size // _REST * _REST

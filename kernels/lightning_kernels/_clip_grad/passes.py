@@ -1,4 +1,8 @@
-"""The two passes of clipping by norm, by kernels or torch's functions: sum powers, then scale."""
+"""The two passes of clipping by norm: sum powers, then scale. By kernels or torch's functions.
+
+The first pass stores "shares": one partial sum of powers per program. For norm ``inf`` a share is a
+partial maximum of absolute values. The second pass merges the shares to the norm.
+"""
 
 import math
 from collections.abc import Sequence
@@ -15,20 +19,21 @@ from lightning_kernels._core.launch import launch, multiprocessor_count, next_po
 from lightning_kernels._core.layout import is_dense
 
 BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
-_PROGRAMS_PER_MULTIPROCESSOR = 5  # of 8 warps: as many as 48 registers a thread allow
-_MAX_REGISTERS = 48  # by itself, Triton 3.6's ptxas takes 40 for sm_100, and spills
+# Programs of 8 warps that fit a multiprocessor with 48 registers a thread.
+_PROGRAMS_PER_MULTIPROCESSOR = 5
+_MAX_REGISTERS = 48  # without it Triton 3.6's ptxas chooses 40 registers for sm_100, and spills
 _HALVES = (torch.float16, torch.bfloat16)
 _NORMS = {1.0: "1", 2.0: "2", math.inf: "inf"}
 
 
 def norm_name(norm_type: float) -> str:
-    """Return the kernels' name for the norm of this order; ``"p"`` for any other than 1, 2, inf."""
+    """Return the kernels' constant ``NORM``: ``"1"``, ``"2"``, ``"inf"``, or ``"p"`` otherwise."""
     return _NORMS.get(norm_type, "p")
 
 
 def are_served(grads: Sequence[Tensor]) -> bool:
-    """Return whether one table can hold all gradients."""
-    if not runs_triton(grads[0]):  # first, because calls on the CPU must stay cheap
+    """Return whether the kernels support all gradients: dense, on one device, no float64."""
+    if not runs_triton(grads[0]):  # the cheapest test first: calls on the CPU must stay cheap
         return False
     kinds = {(g.device, g.dtype, g.layout, type(g)) for g in grads}
     if len({device for device, *_ in kinds}) > 1:
@@ -42,13 +47,17 @@ def are_served(grads: Sequence[Tensor]) -> bool:
 
 
 def programs_for(table: TensorTable) -> int:
-    """Return the number of programs that walk over the table: enough to fill the device."""
+    """Return the number of programs of a launch over ``table``: enough to fill the device."""
     device = table.tensors[0].device
     return min(len(table.pieces), _PROGRAMS_PER_MULTIPROCESSOR * multiprocessor_count(device))
 
 
 def launch_on(table: TensorTable, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
-    """Launch over a table. The interpreter rounds bfloat16 wrongly: it gets float32 copies."""
+    """Launch ``kernel`` over ``table``.
+
+    On the CPU the kernel gets float32 copies of bfloat16 tensors, because the interpreter rounds
+    bfloat16 wrongly.
+    """
     device = table.tensors[0].device
     if device.type == "cpu":
         with widened(table) as wide:
@@ -58,10 +67,10 @@ def launch_on(table: TensorTable, kernel: Any, programs: int, *args: Any, **cons
 
 
 def power_shares(grads: Sequence[Tensor], norm_type: float) -> Tensor:
-    """Return shares of the sum of powers of all elements, or of their maximum, one dimension.
+    """Return the partial sums of powers of ``grads`` (for norm ``inf``: maxima), in one dimension.
 
     Args:
-        grads: At least one gradient, none empty.
+        grads: Gradients, at least one. None of them is empty.
         norm_type: Order of the norm.
     """
     if not are_served(grads):
@@ -71,7 +80,7 @@ def power_shares(grads: Sequence[Tensor], norm_type: float) -> Tensor:
 
 
 def table_shares(table: TensorTable, norm_type: float) -> Tensor:
-    """Return the shares of the tensors in a table: one share of each program."""
+    """Return the partial sum of powers (for norm ``inf``: the maximum) of each program."""
     programs = programs_for(table)
     shares = torch.empty(programs, device=table.pieces.device)
     launch_on(
@@ -82,7 +91,7 @@ def table_shares(table: TensorTable, norm_type: float) -> Tensor:
 
 
 def norm_of(shares: Tensor, norm_type: float) -> Tensor:
-    """Return the norm that shares of powers are of, in their type."""
+    """Return the norm in the dtype of ``shares``, given partial sums of powers or maxima."""
     if norm_type == math.inf:
         return shares.max()
     return shares.sum() ** (1 / norm_type)
@@ -91,10 +100,10 @@ def norm_of(shares: Tensor, norm_type: float) -> Tensor:
 def limit_on(
     device: torch.device, max_norm: float | Tensor, dtype: torch.dtype = torch.float32
 ) -> tuple[float, Tensor | None]:
-    """Return the largest norm as a number, or 0 and the tensor that a kernel reads.
+    """Return (number, ``None``) if ``max_norm`` is a number, or (0, tensor on ``device``).
 
     Raises:
-        ValueError: If it is a tensor, but not of one element.
+        ValueError: If ``max_norm`` is a tensor of more or less than one element.
     """
     if not isinstance(max_norm, Tensor):
         return float(max_norm), None
@@ -113,10 +122,10 @@ def clip_by_shares_(
     norm_type: float,
     nonfinite: str = "propagate",
 ) -> Tensor:
-    """Scale the gradients in a table, given shares of the sum of powers or of the maximum.
+    """Scale the gradients in ``table``, given partial sums of powers or maxima (``shares``).
 
     Returns:
-        The norm, float32.
+        The norm before clipping, float32.
     """
     device = table.pieces.device
     total = torch.empty((), device=device)
@@ -131,17 +140,18 @@ def clip_by_shares_(
 
 
 def total_norm(grads: Sequence[Tensor], norm_type: float) -> Tensor:
-    """Return the norm of all gradients by torch's functions; 16-bit dtypes in float32."""
+    """Return the norm of all gradients by torch's functions. 16-bit dtypes sum in float32."""
     if any(g.layout is not torch.strided for g in grads):
         return get_total_norm([g.float() if g.dtype in _HALVES else g for g in grads], norm_type)
-    # Torch's function would copy 16-bit gradients to float32, and sort gradients by device.
+    # The foreach functions are faster than get_total_norm, which sorts the gradients by device and
+    # needs float32 copies of 16-bit gradients.
     halves = [g for g in grads if g.dtype in _HALVES]
     others = [g for g in grads if g.dtype not in _HALVES] if halves else [*grads]
     norms = [*torch._foreach_norm(others, norm_type)] if others else []
     if halves:
         norms += torch._foreach_norm(halves, norm_type, dtype=torch.float32)
     device = grads[0].device
-    if device.type != "cpu":  # on the CPU nothing is to be moved, and each call costs
+    if device.type != "cpu":  # on the CPU the calls would only cost time
         norms = [norm.to(device) for norm in norms]
     total: Tensor = torch.linalg.vector_norm(torch.stack(norms), norm_type)
     return total
@@ -150,10 +160,13 @@ def total_norm(grads: Sequence[Tensor], norm_type: float) -> Tensor:
 def aten_clip_by_norm_(
     grads: Sequence[Tensor], total: Tensor, max_norm: float | Tensor, nonfinite: str = "propagate"
 ) -> None:
-    """Scale gradients by torch's functions, given their norm; on the CPU only if needed."""
+    """Scale gradients by torch's functions, given their norm.
+
+    On the CPU nothing is written if the norm is at most ``max_norm``.
+    """
     number, limit = limit_on(total.device, max_norm, total.dtype)
     max_norm = number if limit is None else limit
-    if total.device.type == "cpu":  # reading a value costs nothing
+    if total.device.type == "cpu":  # no synchronisation is needed to read the value
         value = float(total)
         if max_norm / (value + 1e-6) >= 1 or (nonfinite == "skip" and not math.isfinite(value)):
             return
@@ -168,7 +181,7 @@ def aten_clip_by_norm_(
 
 
 class _Holder:
-    """Holds a gradient where torch's function expects a parameter."""
+    """Object with a ``grad``, in place of the parameter that torch's clipping function expects."""
 
     def __init__(self, grad: Tensor) -> None:
         self.grad = grad

@@ -1,4 +1,4 @@
-"""Gradient clipping by the scale that torch's fused optimizers apply in their own pass."""
+"""Gradient clipping by ``grad_scale``, by which torch's fused optimizers divide the gradients."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -16,10 +16,11 @@ class GradScale(NamedTuple):
     """Result of :func:`clip_grad_scale`: tensors of one element on the device of the gradients.
 
     Attributes:
-        norm: The norm before clipping, of the gradients without the loss scale.
-        grad_scale: The divisor of the gradients, float32: for the optimizer's ``grad_scale``.
-        found_inf: 1 if the norm is nan or infinite, else 0, float32: for the optimizer's
-            ``found_inf``, if it is to skip such a step.
+        norm: The norm before clipping of the gradients without the loss scale.
+        grad_scale: The divisor of the gradients, float32. Assign it to the optimizer's attribute
+            ``grad_scale``.
+        found_inf: 1 if the norm is nan or infinite, else 0, float32. Assign it to the optimizer's
+            attribute ``found_inf`` if the optimizer should skip steps with nan or infinity.
     """
 
     norm: Tensor
@@ -35,15 +36,16 @@ def clip_grad_scale(
     *,
     loss_scale: float | Tensor = 1.0,
 ) -> GradScale:
-    r"""Return the divisor of the gradients with which their norm is at most ``max_norm``.
+    r"""Return a divisor of the gradients that scales them to a norm of at most ``max_norm``.
 
     .. math:: s \cdot \max\left(1, \frac{\lVert g / s \rVert + 10^{-6}}{C}\right)
 
     The divisor is the inverse of the factor of :func:`clip_grad_norm_`, times the loss scale
     :math:`s`. The gradients are read once and not changed. Torch's fused optimizers
-    (``fused=True``: SGD, Adam, AdamW, Adagrad) divide by their attribute ``grad_scale`` in the pass
-    that steps, and write the quotient to the gradients. The step equals one after
-    :func:`clip_grad_norm_`, up to the last bit, because it divides where that multiplies::
+    (``fused=True``: SGD, Adam, AdamW, Adagrad) divide the gradients by their attribute
+    ``grad_scale`` in the pass that updates the parameters, and write the quotients to the
+    gradients. The update equals the update after :func:`clip_grad_norm_` up to the last bit:
+    ``clip_grad_norm_`` multiplies where the optimizer divides. Usage::
 
         norm, optimizer.grad_scale, _ = clip_grad_scale(model.parameters(), 1.0)
         optimizer.step()
@@ -52,15 +54,17 @@ def clip_grad_scale(
     With the scale of a ``GradScaler`` as ``loss_scale``, this one pass replaces two passes of the
     scaler: the search for nan and infinity, and the division.
 
-    It pays if most steps are clipped or have a loss scale: an optimizer with a ``grad_scale``
-    writes the gradients at each step, :func:`clip_grad_norm_` only when it clips.
+    This is faster than :func:`clip_grad_norm_` if most steps are clipped or have a loss scale: an
+    optimizer with a ``grad_scale`` writes the gradients at each step, while
+    :func:`clip_grad_norm_` writes them only when it clips.
 
     Args:
-        parameters: Parameters whose ``grad`` is measured. Those without ``grad`` are skipped.
-        max_norm: Largest norm :math:`C`. The host does not read a tensor of one element.
+        parameters: Parameters whose ``grad`` is read. Parameters without ``grad`` are skipped.
+        max_norm: Largest norm :math:`C`: a number, or a tensor of one element, which only the
+            device reads.
         norm_type: Order of the norm: any positive number, or ``inf``.
-        loss_scale: The factor of the loss, and so of the gradients. If the norm of the scaled
-            gradients exceeds float32, it counts as infinite.
+        loss_scale: Factor :math:`s` by which the loss, and so the gradients, have been multiplied.
+            A norm of the scaled gradients beyond the range of float32 counts as infinite.
 
     Raises:
         ValueError: If ``max_norm`` is a tensor of more than one element.
@@ -99,7 +103,7 @@ def _by_aten(total: Tensor, max_norm: float | Tensor, loss_scale: float | Tensor
 
 
 def _on(device: torch.device, loss_scale: float | Tensor) -> Tensor | None:
-    """Return the loss scale as a tensor on ``device``, ``None`` for 1."""
+    """Return the loss scale as a float32 tensor on ``device``, or ``None`` for the number 1."""
     if not isinstance(loss_scale, Tensor):
         if loss_scale == 1.0:
             return None

@@ -10,15 +10,18 @@ from torch import Tensor
 
 from lightning_kernels._clip_grad.passes import power_shares
 
-# A device mesh, ``None`` for whole gradients, and its axes that shard the gradient.
+# The device mesh of a gradient and the mesh axes that shard it. The mesh is None, without axes, for
+# a gradient that is not a DTensor.
 Group = tuple[Any, tuple[int, ...]]
 
 
 def local_gradients(grads: Iterable[Tensor]) -> dict[Group, list[Tensor]]:
-    """Return the local parts of gradients, which may be empty, by mesh and sharding axes.
+    """Return the shards that this process holds, by device mesh and sharding mesh axes.
+
+    A shard may be empty. A gradient that is not a ``DTensor`` is its own shard.
 
     Raises:
-        RuntimeError: If a gradient has a partial placement.
+        RuntimeError: If a gradient has a partial placement: it is not yet summed over processes.
     """
     groups: dict[Group, list[Tensor]] = {}
     for grad in grads:
@@ -37,9 +40,10 @@ def local_gradients(grads: Iterable[Tensor]) -> dict[Group, list[Tensor]]:
 
 
 def joint_shares(groups: Mapping[Group, Sequence[Tensor]], norm_type: float) -> Tensor:
-    """Return for each group the sum of powers, or the maximum, over its processes.
+    """Return for each group the sum of powers (for norm ``inf``: the maximum) over its processes.
 
-    Every process must call this with the same groups in the same order. The result is float64.
+    The result is float64. Every process must call this function with the same groups in the same
+    order, because each group takes collectives.
     """
     shares = []
     for (mesh, axes), tensors in groups.items():
@@ -55,12 +59,15 @@ def joint_shares(groups: Mapping[Group, Sequence[Tensor]], norm_type: float) -> 
 
 
 def reduce_shares(shares: Tensor, mesh: Any, axes: Sequence[int], norm_type: float) -> Tensor:
-    """Return sums or maxima over the processes along ``axes``; nan stays nan."""
+    """Return the sums (for norm ``inf``: the maxima) over the processes along mesh axes ``axes``.
+
+    nan stays nan.
+    """
     if norm_type != math.inf:
         for axis in axes:
             dist.all_reduce(shares, group=mesh.get_group(axis))
         return shares
     packed = torch.stack((shares.nan_to_num(0.0, math.inf), shares.isnan().to(shares.dtype)))
-    for axis in axes:  # some backends' maximum drops nan
+    for axis in axes:  # nan is reduced as a flag, because some backends' maximum drops nan
         dist.all_reduce(packed, dist.ReduceOp.MAX, group=mesh.get_group(axis))
     return torch.where(packed[1] > 0, math.nan, packed[0])

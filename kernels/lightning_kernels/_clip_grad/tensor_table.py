@@ -1,4 +1,4 @@
-"""Many tensors in one launch: a table of their pieces, in memory that a kernel reads."""
+"""A table of tensors in device memory, from which one launch reads any number of tensors."""
 
 import contextlib
 from collections import OrderedDict
@@ -8,22 +8,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CHUNK_SIZE = 32768  # elements of a piece
-COLUMNS = 3  # of the table: address, number of elements, code of the dtype
+CHUNK_SIZE = 32768  # most elements of a piece
+COLUMNS = 3  # columns of the table: address, number of elements, code of the dtype
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # the code of a dtype is its index
-_ALIGNMENT = 16  # bytes, of the widest loads
-_MAX_TABLES = 32  # tables that are cached: a few sets of tensors on a few devices
+_ALIGNMENT = 16  # bytes that the widest load reads, at a multiple of which it must begin
+_MAX_TABLES = 32  # size of the cache: tables of a few sets of tensors on a few devices
 
 
 class TensorTable(NamedTuple):
-    """The pieces of dense tensors on one device.
+    """Dense tensors on one device, and the table of their pieces.
 
-    Each piece begins at a multiple of 16 bytes, except one before the first aligned address of a
-    tensor.
+    Each piece begins at a multiple of 16 bytes. If a tensor does not begin at such an address, the
+    elements before the first one are an extra piece.
 
     Attributes:
         tensors: The tensors.
-        pieces: int64 of shape ``(pieces, COLUMNS)``, on the device of the tensors.
+        pieces: The table, int64 of shape ``(pieces, COLUMNS)``, on the device of the tensors.
     """
 
     tensors: Sequence[Tensor]
@@ -34,11 +34,12 @@ _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
 
 
 def table_of(tensors: Sequence[Tensor]) -> TensorTable:
-    """Return the table of dense tensors, with dtypes of :data:`DTYPES`, on one device.
+    """Return the table of dense tensors with dtypes of :data:`DTYPES` on one device.
 
-    If the gradients have kept their addresses since the step before, it is the cached table. They
-    do with ``zero_grad(set_to_none=False)``, and mostly with torch's caching allocator. Otherwise a
-    new table is copied to the device, from pinned memory, without waiting.
+    If the tensors have the same addresses as at an earlier call, the cached table is returned.
+    Gradients keep their addresses with ``zero_grad(set_to_none=False)``, and mostly with torch's
+    caching allocator. Otherwise a new table is copied to the device, from pinned memory, without a
+    synchronisation.
     """
     return TensorTable(tensors, kept_on_device(tensors, _describe))
 
@@ -70,7 +71,7 @@ def address_of(tensor: Tensor) -> int:
 
 
 def _pieces(addresses: list[int], sizes: list[int], codes: list[int]) -> Tensor:
-    """Cut tensors into pieces that begin at aligned addresses."""
+    """Return the table of the pieces of tensors with these addresses, sizes and dtype codes."""
     rows = torch.tensor([addresses, sizes, codes], dtype=torch.int64)
     address, size, code = rows
     item = torch.tensor([dtype.itemsize for dtype in DTYPES])[code]
@@ -88,7 +89,7 @@ def _pieces(addresses: list[int], sizes: list[int], codes: list[int]) -> Tensor:
 
 @contextlib.contextmanager
 def widened(table: TensorTable) -> Iterator[TensorTable]:
-    """Yield a table with float32 copies of the bfloat16 tensors; copy them back at the end."""
+    """Yield a table with float32 copies of the bfloat16 tensors. Copy them back at the end."""
     if all(t.dtype != torch.bfloat16 for t in table.tensors):
         yield table
         return
