@@ -61,8 +61,8 @@ def test_the_wheel_works_in_an_empty_environment(built: Path, tmp_path: Path) ->
     (wheel,) = built.glob("*.whl")
     call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python]
-    call(*pip, "install", "--no-deps", "--no-index", wheel, cwd=tmp_path)
+    options: list[str | Path] = ["--no-deps", "--no-index", wheel]
+    call(sys.executable, "-m", "pip", "--python", python, "install", *options, cwd=tmp_path)
     site = Path(
         call(python, "-c", "import site; print(site.getsitepackages()[0])", cwd=tmp_path).strip()
     )

@@ -6,22 +6,24 @@ from lightning_practices.schedules._drop_rate import (
     DropSchedule,
     drop_rate_factor,
 )
-from lightning_practices.schedules._learning_rate import (
+from lightning_practices.schedules._factors import (
     Factor,
     FactorName,
-    LearningRateSchedule,
-    LearningRateScheduleName,
     cosine_decay,
     cosine_restarts,
     cycle_of,
     exponential_decay,
     learning_rate_factor,
-    linear_warmup,
     one_cycle,
-    plateau,
     power_decay,
     step_decay,
     warmed_up,
+)
+from lightning_practices.schedules._learning_rate import (
+    LearningRateSchedule,
+    LearningRateScheduleName,
+    linear_warmup,
+    plateau,
 )
 
 __all__ = [

@@ -10,8 +10,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR
 
-from lightning_practices.schedules import cosine_restarts
-from lightning_practices.schedules._learning_rate import cycle_of
+from lightning_practices.schedules import cosine_restarts, cycle_of
 
 
 @pytest.mark.parametrize(("steps", "cycles"), [(12, 3), (20, 1), (8, 8), (100, 5)])
