@@ -1,10 +1,10 @@
 """Surgery: change the layers of a model in place.
 
-- ``_fuse``: swap layers and blocks for fused ones, and back.
-- ``_blocks``: the blocks of a network by depth, which the other functions take.
-- ``_transfer``: freeze, replace the head, remove the top, share layers, prepare inputs.
+- ``_fuse``: replace layers and blocks by fused counterparts, and undo this.
+- ``_blocks``: the blocks of a network by depth, which the other functions accept.
+- ``_transfer``: freeze, replace the head, remove the top, share layers, transform inputs.
 - ``_parametrize``: weight norm and spectral norm.
-- ``_recalibrate``: batch norm's statistics for final weights.
+- ``_recalibrate``: recompute the statistics of batch norms for the final weights.
 """
 
 from lightning_practices.surgery._blocks import Block, Blocks, blocks

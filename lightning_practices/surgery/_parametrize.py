@@ -1,4 +1,4 @@
-"""Weight and spectral norm, over torch's parametrizations."""
+"""Weight norm and spectral norm, by torch's parametrizations."""
 
 from collections.abc import Iterable
 from typing import Literal, get_args
@@ -20,22 +20,23 @@ _LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)
 def parametrize(
     model: nn.Module, kind: Parametrization, where: Iterable[str | Block] | None = None
 ) -> tuple[str, ...]:
-    r"""Control the norms of the weights of linear and convolution layers, in place.
+    r"""Normalise the weights of linear and convolution layers, in place.
 
-    ``"weight"`` (weight norm) trains the length and the direction of each output's weights apart:
+    ``"weight"`` (weight norm) trains the length and the direction of each output's weights
+    separately:
 
     .. math:: w = g \cdot v / \lVert v \rVert_2
 
     ``"spectral"`` (spectral norm) divides the weight, as a matrix whose rows are outputs, by an
-    estimate of its largest singular value, which one power iteration per forward pass in training
-    improves:
+    estimate of its largest singular value. One power iteration per forward pass in training refines
+    the estimate:
 
     .. math:: W = V / \sigma(V)
 
-    The work is done by torch's parametrizations. Two things differ. The outputs of a transposed
-    convolution are its weight's second dimension for both kinds, where torch's ``weight_norm``
-    takes the first. And weights that would become nan, or that are shared, raise an error.
-    ``weight`` is then computed from other parameters, so make optimizers afterwards. The keys of
+    Torch's parametrizations do the work, with two differences. For a transposed convolution both
+    kinds treat the weight's second dimension as the outputs, where torch's ``weight_norm`` uses the
+    first. Weights that would become nan, and weights that layers share, raise an error. After this
+    call ``weight`` is computed from new parameters, so make optimizers afterwards. The keys of
     ``state_dict`` change until :func:`unparametrize`. Biases are not changed.
 
     Source: "Weight normalization" and "Spectral normalization", lecture S3; Salimans and Kingma,
@@ -45,16 +46,18 @@ def parametrize(
         model: The model to change.
         kind: ``"weight"`` or ``"spectral"``.
         where: Names of modules, or blocks of :func:`blocks`, whose layers are parametrized.
-            Default: all.
+            Default: all linear and convolution layers.
 
     Returns:
         The names of the parametrized weights.
 
     Raises:
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
-        ValueError: If ``kind`` is another; if the model has no module of a name, or no layer in it;
-            if a weight is parametrized already, lazy, shared by several layers, or 0 for a whole
-            output (for ``"spectral"``: 0 everywhere). Then nothing was changed.
+        ValueError: If ``kind`` is neither ``"weight"`` nor ``"spectral"``. If the model has no
+            module with a given name, or the module contains no linear or convolution layer. If a
+            weight is already parametrized, lazy, or shared by several layers. If the weights of a
+            whole output are 0 (for ``"spectral"``: all weights of a layer). After an error the
+            model is unchanged.
     """
     if kind not in get_args(Parametrization):
         raise ValueError(f"kind has to be 'weight' or 'spectral', but got {kind!r}")
@@ -73,18 +76,20 @@ def parametrize(
 
 
 def unparametrize(model: nn.Module) -> tuple[str, ...]:
-    """Undo :func:`parametrize`: make plain parameters of the current weights, in place.
+    """Undo :func:`parametrize` in place: replace parametrizations by their current weights.
 
-    The model computes what it computed in eval mode. The keys of ``state_dict`` and the order of
-    parameters are the original ones. Torch's ``remove_parametrizations`` would update a spectral
-    norm once more in training mode, turn frozen weights into buffers, and put weights after biases.
-    Make optimizers afterwards.
+    The new model's output is that of the parametrized model in eval mode. The keys of
+    ``state_dict`` and the order of parameters are the original ones. Torch's
+    ``remove_parametrizations`` would run another power iteration of a spectral norm in training
+    mode, turn frozen weights into buffers, and put weights after biases. Make optimizers
+    afterwards.
 
     Args:
         model: The model to change.
 
     Returns:
-        The names of the weights. Parametrizations of other kinds stay.
+        The names of the weights that are plain parameters again. Other kinds of parametrizations
+        stay.
 
     Raises:
         TypeError: If ``model`` is not a module.
@@ -99,7 +104,7 @@ def unparametrize(model: nn.Module) -> tuple[str, ...]:
             continue
         last.eval()  # reading the weight in train mode runs a power iteration
         torchs.remove_parametrizations(layer, "weight")
-        weight = layer._buffers.pop("weight", None)  # a frozen weight became a buffer
+        weight = layer._buffers.pop("weight", None)  # torch makes a frozen weight a buffer
         if weight is not None:
             layer.weight = nn.Parameter(weight, requires_grad=False)
         layer._parameters = {"weight": layer._parameters.pop("weight"), **layer._parameters}
@@ -108,13 +113,13 @@ def unparametrize(model: nn.Module) -> tuple[str, ...]:
 
 
 def _layers(model: nn.Module, where: Iterable[str | Block] | None) -> dict[nn.Module, str]:
-    """Return the layers in ``where``, and their names in the model."""
+    """Return the linear and convolution layers in ``where``, and their names in the model."""
     check_module(model)
     chosen = [model]
     if where is not None:
         chosen, alone = found(model, where)
         inside = {id(p) for module in chosen for p in module.parameters()}
-        left = {id(p) for p in alone} - inside  # a block also names the parameters of its modules
+        left = {id(p) for p in alone} - inside  # a block also lists the parameters of its modules
         if left:
             names = [name for name, p in model.named_parameters() if id(p) in left]
             raise ValueError(f"where has to name modules, but {names} are parameters")

@@ -26,36 +26,37 @@ def recalibrate_batch_norm(
 ) -> tuple[str, ...]:
     r"""Recompute the running statistics of ``model``'s batch norms over ``loader``, in place.
 
-    In training, running statistics average over batches that older weights have seen. For final
-    weights one pass over the training data gives the matching statistics:
+    In training, running statistics are averages over batches that passed through older weights. For
+    the final weights one pass over the training data gives the matching statistics:
 
     .. math::
         \mathrm{E}[x] = \frac{1}{B} \sum_{b=1}^{B} \mu_b \qquad
         \mathrm{Var}[x] = \frac{1}{B} \sum_{b=1}^{B} \sigma_b^2
 
-    with the mean and the unbiased variance of each of the :math:`B` batches. This is the cumulative
-    average of ``momentum=None``, in which a smaller last batch weighs as much as the others.
-    Shuffle the data: batches of a single class have too small a variance. ``num_batches_tracked``
-    becomes :math:`B`.
+    where :math:`\mu_b` and :math:`\sigma_b^2` are the mean and the unbiased variance of batch
+    :math:`b` of :math:`B`. This is the cumulative average of ``momentum=None``, in which a smaller
+    last batch has the same weight as the other batches. Shuffle the data: the variance of a batch
+    with only one class is too small. ``num_batches_tracked`` becomes :math:`B`.
 
-    The work is done by :func:`torch.optim.swa_utils.update_bn`, one batch at a time, with sums in
-    float64. These things differ from it:
+    :func:`torch.optim.swa_utils.update_bn` does the work, one batch at a time, and sums are in
+    float64. There are these differences:
 
-    - Only batch norms are in train mode, and all other layers are in eval mode, as they will be in
-      evaluation. With dropout on, batch norms would see another variance.
-    - If anything raises, nothing was changed.
-    - Each module gets its mode back, and each batch norm its momentum.
+    - Only batch norms are in train mode. All other layers are in eval mode, as in evaluation: with
+      dropout on, batch norms would record a different variance.
+    - After an error the model is unchanged.
+    - Each module's mode and each batch norm's momentum are restored.
     - A layer that no batch reaches keeps its statistics.
-    - There may be several processes.
+    - It supports several processes.
 
-    A batch norm in eval mode in a model in train mode is frozen and keeps its statistics, which
-    training has used. In a model in eval mode, as after validation, modes don't tell which batch
-    norms are frozen, and all are recomputed. Call ``model.train()``, and your freezing, before.
+    If the model is in train mode, a batch norm in eval mode counts as frozen: it keeps its
+    statistics, since training has used them. If the whole model is in eval mode, as after
+    validation, modes don't show which batch norms are frozen, and all are recomputed. In that case
+    call ``model.train()`` and freeze again first.
 
-    If ``torch.distributed`` is initialised, all ranks have to call this, each with its own batches,
-    any number of them. All ranks get the statistics of all batches, by one collective. A
-    ``SyncBatchNorm`` treats one batch of each rank as one batch, so with it all ranks need the same
-    number of batches, as in training.
+    If ``torch.distributed`` is initialised, all ranks have to call this function, each with its own
+    batches, whose number may differ. One collective gives all ranks the statistics of all batches.
+    A ``SyncBatchNorm`` joins one batch of each rank to one batch, so with such layers all ranks
+    need the same number of batches, as in training.
 
     Sources: "Batch normalization: ideal solution", lecture S3; Ioffe and Szegedy, 2015,
     arXiv:1502.03167, algorithm 2; Wu and Johnson, 2021, *Rethinking "Batch" in BatchNorm*,
@@ -63,18 +64,18 @@ def recalibrate_batch_norm(
 
     Args:
         model: The model, with its final weights.
-        loader: Batches of the training data, on the model's device or moved there by ``forward``.
-        forward: Called with the model and a batch, to run the model on the batch. Default: the
-            model is called with the batch, or with its first item if it is a list or tuple.
+        loader: Batches of training data. They are on the model's device, or ``forward`` moves them.
+        forward: Function of the model and a batch that runs the model on the batch. Default: call
+            the model with the batch, or with its first item if the batch is a list or tuple.
 
     Returns:
-        The names of the batch norms with new statistics. If there is no batch norm to recompute,
-        ``loader`` is not iterated.
+        The names of the batch norms with new statistics. Without a batch norm to recompute
+        ``loader`` is not read.
 
     Raises:
-        TypeError: If ``model`` is not a module, or if ``forward`` is not given and a batch is
-            neither a tensor nor a list or tuple that begins with one.
-        ValueError: If no batch has reached a batch norm.
+        TypeError: If ``model`` is not a module. If ``forward`` is not given, and a batch is neither
+            a tensor nor a list or tuple whose first item is a tensor.
+        ValueError: If no batch reaches a batch norm.
     """
     named = _to_recompute(model)
     if not named:
@@ -115,7 +116,7 @@ def _buffers(layer: _BatchNorm) -> tuple[Any, Any, Any]:
 
 @contextmanager
 def _restored(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Restore modes, momenta and statistics afterwards, also after an error."""
+    """Restore modes, momenta and statistics on exit, also after an error."""
     modes = [(module, module.training) for module in model.modules()]
     momenta = [layer.momentum for layer in layers]
     buffers = [buffer for layer in layers for buffer in _buffers(layer)]
@@ -135,7 +136,7 @@ def _restored(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
 
 
 class _Narrowed(nn.Module):
-    """A module with the batch norms alone, so that ``update_bn`` sets no other module's mode."""
+    """A module with only the batch norms, so that ``update_bn`` sets no other module's mode."""
 
     def __init__(self, layers: Iterable[_BatchNorm], run: Callable[[Any], Any]) -> None:
         super().__init__()
@@ -150,17 +151,17 @@ class _Narrowed(nn.Module):
 def _add_up(
     loader: Iterable[Any], layers: Sequence[_BatchNorm], run: Callable[[Any], Any]
 ) -> list[Tensor]:
-    """Return for each layer the sums of means and variances over the batches, and their number."""
+    """Return for each layer the sums of means and variances over the batches, and their count."""
     narrowed = _Narrowed(layers, run)
     totals = [
         torch.zeros(2 * layer.num_features + 1, dtype=torch.float64, device="cpu")
         for layer in layers
     ]
     for batch in loader:
-        update_bn([[batch]], narrowed)  # `update_bn` takes the first item of a list
+        update_bn([[batch]], narrowed)  # `update_bn` calls the module with the first item of a list
         for layer, total in zip(layers, totals, strict=True):
             mean, variance, count = _buffers(layer)
-            # A layer that is called several times has averaged over as many batches.
+            # A layer that runs several times per batch has averaged over `count` inputs.
             values = torch.cat([mean, variance, mean.new_ones(1)]).cpu().double()
             total += values * count.item()
     return totals
@@ -170,7 +171,7 @@ def _over_all_ranks(layers: Sequence[_BatchNorm], totals: list[Tensor]) -> list[
     if not (dist.is_available() and dist.is_initialized()):
         return totals
     for layer, total in zip(layers, totals, strict=True):
-        # Its group has averaged already, so only the first rank of the group counts.
+        # The layer's process group has averaged already: count only the first rank of the group.
         if isinstance(layer, _SYNCHRONISED) and dist.get_rank(layer.process_group) != 0:
             total.zero_()
     packed = torch.cat(totals).to(layers[0].running_mean.device)  # type: ignore[union-attr]

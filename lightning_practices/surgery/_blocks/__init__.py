@@ -1,10 +1,10 @@
-"""The blocks of a network, by how many layers are between them and the output.
+"""The blocks of a network, ordered by the number of layers between them and the output.
 
-- ``block``: one block.
+- ``block``: the class of a block.
 - ``blocks``: find the blocks, by default or by the user's names.
-- ``layers``: find the layers in the order in which they run.
-- ``modules``: find the modules that are wholly in one block.
-- ``names``: find modules and parameters by the names that users write.
+- ``layers``: find the layers in the order of their registration.
+- ``modules``: find the modules that lie entirely in one block.
+- ``names``: find modules and parameters by the user's names.
 - ``table``: the sequence of blocks, which prints as a table.
 """
 

@@ -1,4 +1,4 @@
-"""One block of a network."""
+"""The class of a block of a network."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ class Block:
     """Layers that are frozen, trained or removed together.
 
     Attributes:
-        depth: Number of blocks between this one and the output. The head has 0.
-        name: The name of its module, or of the largest of its modules.
-        modules: Names of the outermost modules that are wholly in the block, modules without
-            parameters (dropout) included. A frozen block keeps them in eval mode.
-        parameters: Names of its parameters, as in ``model.named_parameters()``.
+        depth: Number of blocks between this block and the output. The head has depth 0.
+        name: The name of the block's module, or of the largest of its modules.
+        modules: Names of the outermost modules that lie entirely in the block, including modules
+            without parameters (dropout). A frozen block keeps all these modules in eval mode.
+        parameters: Names of the block's parameters, as in ``model.named_parameters()``.
     """
 
     depth: int

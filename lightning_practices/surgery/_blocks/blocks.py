@@ -14,8 +14,8 @@ from lightning_practices.surgery._blocks.modules import modules_by_block
 from lightning_practices.surgery._blocks.names import is_within, unknown
 from lightning_practices.surgery._blocks.table import Blocks
 
-REST, WHOLE = "rest", "model"  # names of the block "" and of a block that is the whole model
-_SHOWN = 5  # names in an error
+REST, WHOLE = "rest", "model"  # names of the block given by "" and of a block of the whole model
+_SHOWN = 5  # the most names in an error message
 
 
 def blocks(model: nn.Module, by: str | Sequence[str | Sequence[str]] | None = None) -> Blocks:
@@ -24,35 +24,37 @@ def blocks(model: nn.Module, by: str | Sequence[str | Sequence[str]] | None = No
     ::
 
         print(blocks(model))                        # a table of depths, names and parameters
-        freeze(model, blocks(model)[3:])            # all but the head and two blocks below it
+        freeze(model, blocks(model)[3:])            # all but the head and the two blocks below it
         blocks(model, r"layer\d\.\d|conv1|bn1|fc")  # by a regular expression
         blocks(model, ["fc", "layer4", ""])         # by names
 
-    Each parameter is in one block. A parameter that several modules share is in the one of their
-    blocks that is nearest to the head. Without ``by`` the blocks are
+    Each parameter is in exactly one block. A parameter that several modules share is in that one of
+    their blocks that is nearest to the head. Without ``by`` the blocks are
 
-    - of a timm model, the groups of its ``group_matcher``;
-    - of a torchvision model, its residual blocks, encoder layers, dense layers and so on;
-    - of an ``nn.Sequential`` or ``nn.ModuleList``, its elements, and those of nested lists;
-    - of any other module, its children in the order of their registration. A child of one of the
-      kinds above is divided in the same way. So is a child that mostly consists of a list of layers
-      of one class, such as an ``nn.TransformerEncoder`` or the trunk of your own network. A module
-      with a single child, such as a ``LightningModule`` around a network, is skipped: the blocks
-      are those of the child.
+    - in a timm model, the groups of its ``group_matcher``;
+    - in a torchvision model, its residual blocks, encoder layers, dense layers and so on;
+    - in an ``nn.Sequential`` or ``nn.ModuleList``, its elements, including those of nested lists;
+    - in any other module, its children in the order of their registration. A child of one of the
+      kinds above is divided in the same way, and so is a child that mostly consists of a list of
+      layers of one class, such as an ``nn.TransformerEncoder`` or the trunk of your own network. A
+      module with a single child, such as a ``LightningModule`` around a network, is skipped: the
+      blocks are those of the child.
 
     A module that only scales and shifts (norm, layer scale, ``PReLU``) is in the block of the layer
-    before it, or of the layer after it if it is the first. Parameters of a module itself, such as
-    position embeddings, are in its first block. Auxiliary classifiers of Inception and GoogLeNet
-    are in the head. A module without parameters is in the block after it, or before it if it has
-    buffers. If layers run in another order than that of their registration, or in parallel, give
-    ``by``.
+    before it. If it comes first, it is in the block of the layer after it. Parameters that a module
+    itself owns, such as position embeddings, are in the first block of this module. Auxiliary
+    classifiers of Inception and GoogLeNet are in the head. A module without parameters is in the
+    block after it, or if it has buffers, in the block before it. If layers don't run in the order
+    of their registration, or run in parallel, give ``by``.
 
     Args:
         model: The network.
-        by: The blocks, the head first, each a name of a module or parameter or a list of names. A
-            name takes all parameters below it, except those that a longer name takes. ``""`` takes
-            the rest. Or a regular expression, matched from the start of parameters' names. The
-            block's name is the first group, or the whole match if there is no group. Blocks are in
+        by: The blocks, either as a list or as a regular expression. In a list the head comes first,
+            and each block is a name of a module or parameter, or a list of names. A name takes all
+            parameters below it, except those that a longer name takes; ``""`` takes the rest. A
+            regular expression is matched from the start of parameters' names. A block's name is the
+            first group, or the whole match if there is no group. These blocks are in the order of
+            the parameters, so the last block is the head.
             the order of parameters, so the last is the head.
 
     Returns:
@@ -60,8 +62,8 @@ def blocks(model: nn.Module, by: str | Sequence[str | Sequence[str]] | None = No
 
     Raises:
         TypeError: If ``model`` is not a module, or ``by`` neither a string nor a list of names.
-        ValueError: If the model has no parameters, or lazy ones; if a name or the expression
-            matches nothing; if a parameter is in no block, or a block has no parameters.
+        ValueError: If the model has no parameters, or lazy parameters. If a name or the expression
+            matches nothing. If a parameter is in no block, or a block has no parameters.
     """
     check_module(model)
     _check_parameters(model)
@@ -79,12 +81,13 @@ def blocks(model: nn.Module, by: str | Sequence[str | Sequence[str]] | None = No
 
 
 class _Assigned(NamedTuple):
-    """The block of each parameter, as an index from the input on.
+    """The block of each parameter, as an index that counts from the input.
 
     Attributes:
-        of: Index of the block by the parameter's id.
-        names: Name of each block, ``""`` if the user gave none.
-        place: Returns the index of the block by a name, or ``None`` if it doesn't decide that.
+        of: Index of the block, by the parameter's id.
+        names: Name of each block; ``""`` if the user gave no name.
+        place: Function from a module's or parameter's name to the index of its block, or ``None``
+            if the name doesn't determine it.
     """
 
     of: dict[int, int]
@@ -99,7 +102,7 @@ def _by_default(model: nn.Module) -> _Assigned:
 
 
 def _filled(assigned: _Assigned) -> _Assigned:
-    """Remove blocks whose parameters are all shared with later blocks."""
+    """Remove blocks whose parameters all belong to later blocks too."""
     used = sorted(set(assigned.of.values()))
     of = {key: used.index(index) for key, index in assigned.of.items()}
     names = [assigned.names[index] for index in used]
@@ -189,7 +192,7 @@ def _by_list(model: nn.Module, by: Sequence[str | Sequence[str]]) -> _Assigned:
 def _label(
     model: nn.Module, modules: Sequence[str], sizes: dict[str, int], *, is_head: bool
 ) -> str:
-    """Return the name of the largest module, or of the last for the head, or of a parameter."""
+    """Name a block after its largest module, the head after its last one, or after a parameter."""
     within = {
         name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in modules
     }

@@ -19,7 +19,7 @@ from lightning_practices.nn.blocks import FusedBlock
 
 Layer = list[nn.Parameter]
 
-# Of torchvision: whole networks, what in them is a sequence of layers, and further heads.
+# Classes of torchvision: whole networks, sequences of layers within them, and auxiliary heads.
 _NETWORKS: tuple[type[nn.Module], ...] = tuple(
     cls
     for cls in vars(torchvision.models).values()
@@ -28,15 +28,15 @@ _NETWORKS: tuple[type[nn.Module], ...] = tuple(
 _SEQUENCES = (_DenseBlock, MaxVitBlock, Encoder, IntermediateLayerGetter)
 AUXILIARY = (GoogLeNetAux, InceptionAux)
 
-# Names under which wrappers (compile, FSDP1, checkpointing, DDP) have their only child.
+# Names under which wrappers (torch.compile, FSDP1, checkpointing, DDP) hold their only child.
 _WRAPPED = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "module"}
 
 
 def layers_of(model: nn.Module) -> list[Layer]:
-    """Return the parameters of each layer, from the input on.
+    """Return the parameters of each layer, starting at the input.
 
-    A shared parameter is in each of its layers. See :func:`lightning_practices.surgery.blocks` for
-    the definition of a layer.
+    A parameter that several layers share is listed in each of them.
+    :func:`lightning_practices.surgery.blocks` defines a layer.
     """
     model = _unwrapped(model)
     while not _is_network(model):
@@ -48,14 +48,14 @@ def layers_of(model: nn.Module) -> list[Layer]:
 
 
 def is_scale(module: nn.Module) -> bool:
-    """Return whether a module only scales and shifts, as norms, layer scales and ``PReLU`` do."""
+    """Return whether a module only scales and shifts, such as norms, layer scales and ``PReLU``."""
     parameters = list(module.parameters())
     return isinstance(module, NORMS) or all(p.dim() <= 1 for p in parameters)
 
 
 def _network(module: nn.Module, total: int) -> list[Layer]:
     """Return the layers of a module whose children run one after another."""
-    timm: Any = sys.modules.get("timm.models")  # loaded if the model is timm's
+    timm: Any = sys.modules.get("timm.models")  # loaded if the model is a timm model
     matcher = getattr(module, "group_matcher", None)
     if timm is not None and matcher is not None:
         grouped = timm.group_parameters(module, matcher(coarse=False), return_values=True)
@@ -81,8 +81,8 @@ def _layers(module: nn.Module, total: int, *, known: bool, listed: bool) -> list
     Args:
         module: The child.
         total: Number of elements of all parameters of the model.
-        known: Whether the child is in a network of torchvision, whose structure is known.
-        listed: Whether the child is in a list.
+        known: Whether the child is in a torchvision network, whose structure is known.
+        listed: Whether the child is an element of a list.
     """
     module = _unwrapped(module)
     if is_list(module):
@@ -98,7 +98,7 @@ def _layers(module: nn.Module, total: int, *, known: bool, listed: bool) -> list
 
 
 def _joined(parts: Iterable[tuple[nn.Module, list[Layer]]]) -> list[Layer]:
-    """Return the layers of all parts. One that only scales joins the previous or first layer."""
+    """Return the layers of all parts. A part that only scales joins the previous or first layer."""
     layers: list[Layer] = []
     waiting: Layer = []
     for module, found in parts:
@@ -113,20 +113,20 @@ def _joined(parts: Iterable[tuple[nn.Module, list[Layer]]]) -> list[Layer]:
 
 
 def is_list(module: nn.Module) -> bool:
-    """Return whether a module's children certainly run one after another."""
+    """Return whether a module's children are known to run one after another."""
     cls = module.original if isinstance(module, FusedBlock) else type(module)
     is_plain = issubclass(cls, nn.Sequential) and cls.forward is nn.Sequential.forward
     return is_plain or isinstance(module, nn.ModuleList)
 
 
 def _is_network(module: nn.Module) -> bool:
-    # Look at the class: a compiled module's `__getattr__` looks into the module inside.
+    # Check the class: `__getattr__` of a compiled module returns attributes of the inner module.
     has_matcher = hasattr(type(module), "group_matcher") and "timm.models" in sys.modules
     return has_matcher or isinstance(module, (*_NETWORKS, *_SEQUENCES))
 
 
 def _has_layers(module: nn.Module) -> bool:
-    """Return whether most parameters of a module are in a list of layers of one class."""
+    """Return whether most parameters of a module are in a list of layers of the same class."""
     half = sum(p.numel() for p in module.parameters()) / 2
     for part in module.modules():
         if is_list(part) and sum(p.numel() for p in part.parameters()) > half:

@@ -1,4 +1,4 @@
-"""Find the modules that are wholly in one block."""
+"""Find the modules that lie entirely in one block."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,20 +10,23 @@ from lightning_practices._names import module_name
 def modules_by_block(
     model: nn.Module, block_of: Mapping[int, int], place: Callable[[str], int | None]
 ) -> list[list[str]]:
-    """Return the names of the outermost modules that are wholly in each block.
+    """Return for each block the names of the outermost modules that lie entirely in it.
 
     A module without parameters is in the block of its parent. If the parent is in several blocks,
-    ``place`` decides. If it doesn't, the module is in the next block, as dropout belongs to the
-    layer that it feeds. A module with buffers, such as running statistics, is in the block before.
+    ``place`` determines the block. If ``place`` returns ``None``, the module is in the block after
+    it, as dropout belongs to the layer that it feeds; or if it has buffers, such as running
+    statistics, in the block before it.
 
     Args:
         model: The network.
-        block_of: Index of the block by a parameter's id.
-        place: Returns the index of the block by a name, or ``None``.
+        block_of: Index of the block, by a parameter's id.
+        place: Function from a module's name to the index of its block, or to ``None``.
     """
     found: list[list[str]] = [[] for _ in range(max(block_of.values()) + 1)]
-    bare: list[tuple[str, nn.Module, int | None]] = []  # without parameters; the block before it
-    nexts: list[int] = []  # the block after each of `bare`
+    # Modules without parameters: name, module and the block before it. `nexts` holds the block
+    # after each of these modules.
+    bare: list[tuple[str, nn.Module, int | None]] = []
+    nexts: list[int] = []
     last: int | None = None
     seen: set[nn.Module] = set()
 

@@ -1,4 +1,4 @@
-"""Find modules and parameters by the names that users write."""
+"""Find modules and parameters by the user's names."""
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -8,22 +8,22 @@ from torch import nn
 from lightning_practices._names import check_module, module_name, plain_name
 from lightning_practices.surgery._blocks.block import Block
 
-_SHOWN = 5  # names in an error
+_SHOWN = 5  # the most names in an error message
 
 
 def found(
     model: nn.Module, where: Iterable[str | Block]
 ) -> tuple[list[nn.Module], list[nn.Parameter]]:
-    """Return the modules and the parameters that ``where`` names.
+    """Return the modules and the parameters that ``where`` lists.
 
     Args:
         model: The model.
         where: Blocks, or names as in ``named_modules()`` and ``named_parameters()``, with or
-            without the parts that torch's wrappers add.
+            without the prefixes that torch's wrappers add.
 
     Raises:
         TypeError: If ``model`` is not a module, or ``where`` is a single name or block.
-        ValueError: If the model has no module or parameter of a name.
+        ValueError: If the model has no module or parameter with a given name.
     """
     check_module(model)
     modules: dict[str, nn.Module] = {}
@@ -47,12 +47,12 @@ def found(
 
 
 def is_within(name: str, module: str) -> bool:
-    """Return whether ``name`` is that of ``module`` or of a module or parameter in it."""
+    """Return whether ``name`` is the name of ``module``, or of a module or parameter in it."""
     return module in ("", name) or name.startswith(f"{module}.")
 
 
 def unknown(name: str, there: Sequence[str]) -> str:
-    """Return an error's message that suggests similar names, or the outermost ones."""
+    """Return an error message that suggests similar names, or else the outermost names."""
     near = get_close_matches(name, dict.fromkeys(there), _SHOWN, 0.5)
     if near:
         return f"no module or parameter is called {name!r}; near it: {', '.join(map(repr, near))}"
@@ -64,7 +64,7 @@ def names_of(where: Iterable[str | Block]) -> list[str]:
     """Return the names in ``where``, with each block replaced by its modules and parameters.
 
     Raises:
-        TypeError: If ``where`` is a single name or block, or an item is neither.
+        TypeError: If ``where`` is a single name or block, or an item is neither name nor block.
     """
     if isinstance(where, str) or not isinstance(where, Iterable):
         raise TypeError(f"give a sequence of names or blocks, as in ['layer4'], but got {where!r}")

@@ -14,11 +14,11 @@ from lightning_practices.surgery._blocks.names import is_within, unknown
 
 
 class Blocks(Sequence[Block]):
-    """The blocks of a model, the head first. ``print`` shows a table.
+    """The blocks of a model, starting with the head. ``print`` shows them as a table.
 
     Args:
         blocks: The blocks in the order of their depth.
-        sizes: Number of elements in the parameters of each block.
+        sizes: Number of elements of all parameters of each block.
     """
 
     def __init__(self, blocks: Iterable[Block], sizes: Iterable[int]) -> None:
@@ -38,13 +38,13 @@ class Blocks(Sequence[Block]):
         return len(self._blocks)
 
     def of(self, name: str) -> Block:
-        """Return the block of a module or parameter.
+        """Return the block that contains a module or parameter.
 
         Args:
-            name: Name as in ``named_modules()`` or ``named_parameters()``, or of a block.
+            name: Name as in ``named_modules()`` or ``named_parameters()``, or a block's name.
 
         Raises:
-            ValueError: If nothing has this name, or the module is in several blocks.
+            ValueError: If the name is unknown, or belongs to a module in several blocks.
         """
         plain = module_name(name)
         whole = [

@@ -1,10 +1,10 @@
 """Changes to a pretrained model for transfer learning.
 
 - ``freeze``: freeze parts of a model, and unfreeze them.
-- ``input_transform``: the transform of images that pretrained weights need.
-- ``remove_top_blocks``: remove the top hidden blocks.
-- ``replace_head``: replace the layer that outputs the classes; a fixed feature extractor.
-- ``share_layers``: let two models share layers.
+- ``input_transform``: the transform of images that pretrained weights require.
+- ``remove_top_blocks``: remove the hidden blocks next to the head.
+- ``replace_head``: replace the layer that outputs the classes; make a fixed feature extractor.
+- ``share_layers``: share layers between two models.
 """
 
 from lightning_practices.surgery._transfer.freeze import freeze, unfreeze

@@ -1,4 +1,4 @@
-"""Freeze parts of a model, batch norms and dropout included, and unfreeze them."""
+"""Freeze parts of a model, including batch norms and dropout, and unfreeze them."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,44 +7,45 @@ from torch import nn
 
 from lightning_practices.surgery._blocks import Block, found
 
-# Both are in the ``__dict__`` of a module: deepcopy and pickle carry them, ``state_dict`` doesn't.
-_HOLD = "train"  # hides the method
-_MARK = "_frozen_parameters"  # names of the module's own parameters that were trainable before
+# Keys in the ``__dict__`` of a module. Deepcopy and pickle keep them, ``state_dict`` does not.
+_HOLD = "train"  # an instance attribute that hides the method `train`
+_MARK = "_frozen_parameters"  # names of the module's own parameters that `freeze` has frozen
 
 
 def freeze(
     model: nn.Module, where: Iterable[str | Block], *, dropout: bool = False
 ) -> tuple[str, ...]:
-    """Freeze parts of ``model``, in place, until :func:`unfreeze`.
+    """Freeze parts of ``model``, in place. :func:`unfreeze` undoes this.
 
-    Their parameters get ``requires_grad=False`` and lose their gradients, which an optimizer would
-    apply once more. Their modules go into eval mode and stay in it when ``train()`` is called later
-    on them or on the model. So batch norms keep their statistics, dropout is off, and outputs are
-    those of evaluation. No key of ``state_dict`` and no class changes. Copies and pickles are
-    frozen too. Lightning warns about modules in eval mode when a fit starts: here it is intended.
+    The parameters of these parts get ``requires_grad=False``. Their gradients are removed, since an
+    optimizer would apply them in its next step. The modules go into eval mode and stay in it when
+    ``train()`` is called later on them or on the model: batch norms keep their statistics, dropout
+    is off, and outputs are those of evaluation. The keys of ``state_dict`` and the classes don't
+    change. Copies and pickles are frozen too. At the start of a fit Lightning warns about modules
+    in eval mode; here this is intended.
 
-    A parameter that is shared with another part of the model is frozen there too. :func:`blocks`
-    puts shared parameters into the block nearest to the head, so freezing the other blocks doesn't
-    freeze a tied head.
+    A shared parameter is frozen in all parts of the model that share it. :func:`blocks` puts shared
+    parameters into the block nearest to the head, so freezing the other blocks doesn't freeze a
+    tied head.
 
-    FSDP2 reads ``requires_grad`` when it gathers parameters for the first time. Freeze before the
-    first forward. After ``fully_shard`` freeze only while no parameters are gathered.
+    FSDP2 reads ``requires_grad`` when it gathers parameters for the first time, so freeze before
+    the first forward. After ``fully_shard``, freeze only while no parameters are gathered.
 
     Source: "Transfer learning", lecture S2: the pretrained layers are frozen.
 
     Args:
         model: The model to change.
         where: Names of modules and parameters, or blocks of :func:`blocks`.
-        dropout: Whether dropout stays on in the frozen parts. Then only modules with floating-point
-            buffers of their own, such as running statistics, stay in eval mode, and all other
-            modules follow ``train()``.
+        dropout: Whether dropout stays on in the frozen parts. If so, only modules that own
+            floating-point buffers, such as running statistics, stay in eval mode; all other modules
+            follow ``train()``.
 
     Returns:
-        The names of the parameters that were trainable before.
+        The names of the parameters that were trainable before and are frozen now.
 
     Raises:
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
-        ValueError: If the model has no module or parameter of a name.
+        ValueError: If the model has no module or parameter with a given name.
     """
     modules, ids = _chosen(model, where)
     owners = _owners(model)
@@ -62,21 +63,22 @@ def freeze(
 def unfreeze(model: nn.Module, where: Iterable[str | Block]) -> tuple[str, ...]:
     """Undo :func:`freeze` for parts of ``model``, in place.
 
-    Parameters that :func:`freeze` has frozen are trainable again. A parameter that was not
-    trainable before stays so. The modules take the mode of the model and follow ``train()`` again.
-    Only modules that had been in eval mode in a model in train mode return to eval mode.
+    Parameters that :func:`freeze` has frozen become trainable again. Parameters that were not
+    trainable before :func:`freeze` stay so. The modules take the mode of the model and follow
+    ``train()`` again. Modules that were in eval mode before, while the model was in train mode,
+    return to eval mode.
 
     Args:
         model: The model to change.
-        where: Names of modules and parameters, or blocks of :func:`blocks`. They may be smaller
-            parts than those that were frozen. Parts that are not frozen stay unchanged.
+        where: Names of modules and parameters, or blocks of :func:`blocks`. It may be only a part
+            of what was frozen. Parts that are not frozen are not changed.
 
     Returns:
         The names of the parameters that are trainable again.
 
     Raises:
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
-        ValueError: If the model has no module or parameter of a name.
+        ValueError: If the model has no module or parameter with a given name.
     """
     modules, ids = _chosen(model, where)
     owners = _owners(model)
@@ -98,22 +100,23 @@ def unfreeze(model: nn.Module, where: Iterable[str | Block]) -> tuple[str, ...]:
 
 
 def _chosen(model: nn.Module, where: Iterable[str | Block]) -> tuple[list[nn.Module], list[int]]:
-    """Return the modules in ``where``, and the ids of their parameters and of named parameters."""
+    """Return the modules in ``where``, and the ids of all parameters in ``where``."""
     modules, parameters = found(model, where)
     inside = [p for module in modules for p in module.parameters()]
     return modules, [id(p) for p in (*inside, *parameters)]
 
 
 class _StaysInEval:
-    """Replaces the method ``train`` of one module, to keep it in eval mode.
+    """Replaces the method ``train`` of one module instance, to keep the module in eval mode.
 
-    It is an attribute of the instance. A change of the class would clash with parametrizations,
-    ``fully_shard`` and :func:`fuse`, which assign the class, and with code that compares classes.
+    It is set as an attribute of the instance. Changing the class instead would conflict with
+    parametrizations, ``fully_shard`` and :func:`fuse`, which change the class too, and with code
+    that compares classes.
 
     Attributes:
         module: The module.
-        before: The instance's own ``train`` before, if it had one.
-        is_apart: Whether the module was in eval mode in a model in train mode.
+        before: The ``train`` that was set on the instance before, or ``None``.
+        is_apart: Whether the module was in eval mode while the model was in train mode.
         asked: The last argument of ``train``.
     """
 
@@ -124,14 +127,14 @@ class _StaysInEval:
         self.asked = module.training
 
     def __call__(self, mode: bool = True) -> nn.Module:
-        _train(self.module, self.before, mode)  # modules inside may not be frozen
+        _train(self.module, self.before, mode)  # modules inside this module may not be frozen
         self.asked = mode
         self.module.training = False
         return self.module
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str, nn.Parameter]]]:
-    """Return all modules that own a parameter, with its name in them, by the parameter's id."""
+    """Return by each parameter's id all modules that own it, with the parameter's name in them."""
     owners: dict[int, list[tuple[nn.Module, str, nn.Parameter]]] = {}
     for module in model.modules():
         for name, p in module._parameters.items():
@@ -146,7 +149,7 @@ def _held(module: nn.Module) -> _StaysInEval | None:
 
 
 def _train(module: nn.Module, instead: Any, mode: bool) -> None:
-    """Call ``instead`` if the instance had its own ``train``, else the ``train`` of its class."""
+    """Call the instance's own ``train``, ``instead``, or if it is ``None`` that of the class."""
     if instead is not None:
         instead(mode)
     else:
@@ -177,7 +180,7 @@ def _hold(root: nn.Module, in_training: bool, dropout: bool) -> None:
 
 
 def _release(root: nn.Module, mode: bool) -> None:
-    """Let ``root`` and all modules in it follow ``train`` again."""
+    """Make ``root`` and all modules in it follow ``train`` again."""
     modes = {module: module.training for module in root.modules()}
     holds = {module: hold for module in modes if (hold := _let_go(module)) is not None}
     if not holds:
@@ -191,7 +194,7 @@ def _release(root: nn.Module, mode: bool) -> None:
 
 
 def _let_go(module: nn.Module) -> _StaysInEval | None:
-    """Give the module its own ``train`` back, and return what replaced it, if anything."""
+    """Restore the module's own ``train``. Return the object that replaced it, or ``None``."""
     hold = _held(module)
     if hold is not None:
         del module.__dict__[_HOLD]

@@ -1,4 +1,4 @@
-"""The transform of images that pretrained weights need."""
+"""The transform of images that pretrained weights require."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ from torchvision.transforms._presets import ImageClassification
 
 
 def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
-    r"""Return the transform that turns an image into the input that pretrained weights need.
+    r"""Return the transform from an image to the input that pretrained weights require.
 
     It takes a PIL image, or a ``uint8`` or floating-point tensor of shape ``(..., 3, height,
     width)``, and returns a ``torch.float32`` tensor. It resizes the shorter side, crops the centre
@@ -26,7 +26,8 @@ def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
         weights: Weights of torchvision, such as ``ResNet18_Weights.DEFAULT``, or a timm model.
 
     Raises:
-        TypeError: If ``weights`` is neither. A torchvision model doesn't know its weights.
+        TypeError: If ``weights`` is neither weights nor a timm model. A torchvision model doesn't
+            record its weights.
         ValueError: If the weights are not for the classification of images, or timm's ``crop_mode``
             is neither ``"center"`` with square images nor ``"squash"``.
     """
@@ -41,7 +42,7 @@ def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
             preset.resize_size, preset.crop_size, preset.mean, preset.std, preset.interpolation,
             antialias=preset.antialias,
         )  # fmt: skip
-    timm: Any = sys.modules.get("timm.data")  # loaded if the model is timm's
+    timm: Any = sys.modules.get("timm.data")  # loaded if the model is a timm model
     if timm is None or not isinstance(getattr(weights, "pretrained_cfg", None), dict):
         raise TypeError(
             "weights must be torchvision's, as in ResNet18_Weights.DEFAULT, or a timm model, got"

@@ -1,4 +1,4 @@
-"""Remove the top hidden blocks of a model."""
+"""Remove the hidden blocks next to the head."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,32 +19,32 @@ from lightning_practices.surgery._transfer.replace_head import (
 
 
 def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]:
-    """Remove the top ``n`` hidden blocks of ``model`` in place: the next block feeds the head.
+    """Remove the top ``n`` hidden blocks in place. The block below them then feeds the head.
 
-    Hidden blocks are the blocks of :func:`blocks` below the head. Each has to be an element of an
-    ``nn.Sequential`` or ``nn.ModuleList``, as the residual blocks of ResNets and the layers of
-    transformers are. Later elements of the list move up, which changes their keys in
-    ``state_dict``. A norm of the block outside of the list, such as the last norm of a transformer,
-    stays. If the number of features into the output layer changes, as it does when a whole stage of
-    a ResNet is removed, a new output layer with that many inputs is made. If anything raises,
-    nothing was changed.
+    Hidden blocks are the blocks of :func:`blocks` below the head. Each block to remove has to be an
+    element of an ``nn.Sequential`` or ``nn.ModuleList``, like the residual blocks of ResNets and
+    the layers of transformers. Later elements of the list move up, which changes their keys in
+    ``state_dict``. A norm that belongs to the block but is outside of the list, such as a
+    transformer's last norm, stays. If the number of features into the output layer changes, as when
+    a whole stage of a ResNet is removed, the output layer is replaced by a new one with that many
+    inputs. After an error the model is unchanged.
 
-    Source: "Transfer learning", lecture S2: with little data drop the top hidden layers, and
-    repeat.
+    Source: "Transfer learning", lecture S2: with little data drop the top hidden layers, one after
+    another.
 
     Args:
         model: The model to change, before an optimizer is made or a strategy wraps it.
         n: Number of blocks to remove, at least 1. At least one hidden block must remain.
-        example: A batch for ``model``, on its device. It goes through the model before and after
-            the change, in eval mode and without gradients. A tuple holds several arguments.
+        example: A batch for ``model``, on its device. The model runs on it before and after the
+            change, in eval mode and without gradients. A tuple holds several arguments.
 
     Returns:
-        The names of the removed blocks, from the top.
+        The names of the removed blocks, starting at the top.
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If ``n`` is out of range; if a block is not an element of a list; if without the
-            blocks the model doesn't run or its output has another shape; see also
+        ValueError: If ``n`` is out of range. If a block is not an element of a list. If the model
+            doesn't run without the blocks, or its output has another shape. Also as for
             :func:`replace_head`.
     """
     found = blocks(model)
@@ -77,7 +77,7 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
 
 
 def _places(model: nn.Module, block: Block) -> Iterator[tuple[nn.Module, str]]:
-    """Yield the list and the key in it of each element to remove."""
+    """Yield for each element to remove its list and its key in the list."""
     for name in block.modules:
         parent_name, _, key = name.rpartition(".")
         parent, module = model.get_submodule(parent_name), model.get_submodule(name)
@@ -104,7 +104,7 @@ def _remove(places: list[tuple[nn.Module, str]]) -> None:
 
 
 class _ReachedError(Exception):
-    """Stops the forward pass once the number of features into the head is known."""
+    """Stops the forward pass as soon as the number of features into the head is known."""
 
 
 def _features_into(model: nn.Module, layer: Output, arguments: tuple[Any, ...]) -> int:
@@ -126,7 +126,7 @@ def _features_into(model: nn.Module, layer: Output, arguments: tuple[Any, ...]) 
 
 @contextmanager
 def _kept_on_error(model: nn.Module) -> Iterator[None]:
-    """Undo all changes to modules and their attributes if anything raises."""
+    """After an error, undo all changes of modules and their attributes."""
     saved = [(module, dict(vars(module)), dict(module._modules)) for module in model.modules()]
     try:
         yield

@@ -13,14 +13,14 @@ Output = nn.Linear | nn.Conv2d
 
 
 def replace_head(model: nn.Module, num_classes: int) -> tuple[str, ...]:
-    """Replace the layer of ``model`` that outputs the classes by a new one, in place.
+    """Replace the layer of ``model`` that outputs the classes by a new layer, in place.
 
-    That layer is the last one of the head, see :func:`blocks`: an ``nn.Linear``, or an
-    ``nn.Conv2d`` with a kernel of 1 x 1. The new layer is of the same kind, with as many inputs, a
-    bias if there was one, the same dtype and device, and torch's default initialisation. For a timm
-    model the work is done by its ``reset_classifier``. The auxiliary classifiers of GoogLeNet and
-    Inception are replaced too. Call it before the optimizer is made, and before a strategy shards
-    or wraps the model.
+    The layer is the last layer of the head, see :func:`blocks`: an ``nn.Linear``, or an
+    ``nn.Conv2d`` with a kernel of 1 x 1. The new layer has the same class, number of inputs, dtype
+    and device, a bias if the old layer has one, and torch's default initialisation. For a timm
+    model its method ``reset_classifier`` does the work. The auxiliary classifiers of GoogLeNet and
+    Inception are replaced too. Call this function before the optimizer is made, and before a
+    strategy shards or wraps the model.
 
     Sources: lectures S0 and S2.
 
@@ -33,9 +33,9 @@ def replace_head(model: nn.Module, num_classes: int) -> tuple[str, ...]:
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If ``num_classes`` is not a positive integer; if the last layer of the head is
-            of another kind, is parametrized or sharded, or shares a parameter with another layer;
-            see also :func:`blocks`.
+        ValueError: If ``num_classes`` is not a positive integer. If the last layer of the head is
+            of another class, is parametrized or sharded, or shares a parameter with another layer.
+            Also as for :func:`blocks`.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes has to be an integer of at least 1, but got {num_classes!r}")
@@ -46,7 +46,7 @@ def replace_head(model: nn.Module, num_classes: int) -> tuple[str, ...]:
             swap(model, layer, new_layer(layer, inputs_of(layer), num_classes))
         return tuple(layers)
     before = set(model.modules())
-    of_timm.reset_classifier(num_classes)  # makes two layers in a distilled model
+    of_timm.reset_classifier(num_classes)  # a distilled model gets two new layers
     made = [(name, module) for name, module in model.named_modules() if module not in before]
     return tuple(name for name, module in made if any(True for _ in module.parameters(False)))
 
@@ -54,13 +54,13 @@ def replace_head(model: nn.Module, num_classes: int) -> tuple[str, ...]:
 def feature_extractor(
     model: nn.Module, num_classes: int | None = None, *, dropout: bool = False
 ) -> tuple[str, ...]:
-    """Make ``model`` a fixed feature extractor under a new head, in place.
+    """Make ``model`` a fixed feature extractor with a new head, in place.
 
-    :func:`freeze` freezes all blocks but the head, batch norms included, and :func:`replace_head`
-    replaces the head, which alone is trained. :func:`unfreeze` undoes the freezing.
+    :func:`freeze` freezes all blocks but the head, including batch norms, and :func:`replace_head`
+    replaces the head. Only the head is trained. :func:`unfreeze` undoes the freezing.
 
-    Sources: "Transfer learning", lectures S0 and S2: all pretrained layers frozen, a new head
-    trained.
+    Sources: "Transfer learning", lectures S0 and S2: all pretrained layers are frozen, a new head
+    is trained.
 
     Args:
         model: The model to change.
@@ -72,7 +72,7 @@ def feature_extractor(
 
     Raises:
         TypeError: If ``model`` is not a module.
-        ValueError: If ``model`` is a single block; see also :func:`replace_head`.
+        ValueError: If ``model`` is a single block. Also as for :func:`replace_head`.
     """
     found = blocks(model)
     if len(found) == 1:
@@ -87,10 +87,10 @@ def feature_extractor(
 
 
 def output_layers(model: nn.Module) -> dict[str, Output]:
-    """Return the layers that output the classes by name, auxiliary ones first and the main last.
+    """Return the layers that output the classes, by name: auxiliary layers first, main layer last.
 
     Raises:
-        ValueError: If they can't be replaced.
+        ValueError: If a layer can't be replaced.
     """
     head = set(blocks(model)[0].parameters)
     ids = {id(p) for name, p in model.named_parameters() if name in head}
@@ -106,7 +106,7 @@ def output_layers(model: nn.Module) -> dict[str, Output]:
 
 
 def new_layer(old: Output, in_features: int, out_features: int) -> Output:
-    """Return a new layer of the kind of ``old``, with other numbers of inputs and outputs."""
+    """Return a new layer of the class of ``old``, with the given numbers of inputs and outputs."""
     options: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype}
     if isinstance(old, nn.Linear):
         return nn.Linear(in_features, out_features, old.bias is not None, **options)
@@ -114,17 +114,17 @@ def new_layer(old: Output, in_features: int, out_features: int) -> Output:
 
 
 def inputs_of(layer: Output) -> int:
-    """Return the number of features or channels that go into a layer."""
+    """Return the number of input features or input channels of a layer."""
     return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
 
 
 def outputs_of(layer: Output) -> int:
-    """Return the number of features or channels that come out of a layer."""
+    """Return the number of output features or output channels of a layer."""
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def swap(model: nn.Module, old: Output, new: Output) -> None:
-    """Replace ``old`` by ``new`` everywhere in ``model``, and update attributes with its sizes."""
+    """Replace ``old`` by ``new`` in all of ``model``, and update attributes that hold its sizes."""
     new.train(model.training)
     sizes = {
         "num_classes": (outputs_of(old), outputs_of(new)),
@@ -143,9 +143,9 @@ def swap(model: nn.Module, old: Output, new: Output) -> None:
 
 
 def network_of_timm(model: nn.Module, layers: dict[str, Output]) -> Any:
-    """Return the outermost timm model that contains the layers, if there is one."""
+    """Return the outermost timm model that contains the layers, or ``None``."""
     for module in model.modules():
-        # Look at the class: a compiled module's `__getattr__` looks into the module inside.
+        # Check the class: `__getattr__` of a compiled module returns the inner module's attributes.
         if hasattr(type(module), "reset_classifier") and hasattr(type(module), "group_matcher"):
             inside = set(module.modules())
             if inside.issuperset(layers.values()):
@@ -154,7 +154,7 @@ def network_of_timm(model: nn.Module, layers: dict[str, Output]) -> Any:
 
 
 def _check_single(name: str, module: nn.ModuleDict, head: set[str]) -> None:
-    """Raise ``ValueError`` if the head has several outputs side by side."""
+    """Raise ``ValueError`` if the head has several outputs in parallel."""
     full = f"{name}." if name else ""
     outputs = [
         key
@@ -169,7 +169,7 @@ def _check_single(name: str, module: nn.ModuleDict, head: set[str]) -> None:
 
 
 def _checked(model: nn.Module, name: str, module: nn.Module) -> Output:
-    """Return ``module`` if :func:`new_layer` can make another like it."""
+    """Return ``module`` if :func:`new_layer` can replace it; otherwise raise ``ValueError``."""
     where = f"the head ends in {name or type(model).__name__!r}"
     if is_parametrized(module) or isinstance(module, ParametrizationList):
         raise ValueError(f"{where}, which is parametrized: remove the parametrization first")

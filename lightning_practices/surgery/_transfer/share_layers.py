@@ -1,4 +1,4 @@
-"""Let two models share layers."""
+"""Share layers between two models."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,31 +11,34 @@ Shared = nn.Module | nn.Parameter
 
 
 def share_layers(a: nn.Module, b: nn.Module, where: Iterable[str | Block]) -> tuple[str, ...]:
-    """Replace layers of ``b`` by those of ``a``, in place, so that both models train the same ones.
+    """Replace layers of ``b`` by layers of ``a``, in place, so that both models train them.
 
-    Tasks with different inputs and the same meaning of outputs share the later layers, such as the
-    recognition of text that is handwritten, printed or spoken. Tasks with the same kind of input
-    share the earlier layers. The named modules and parameters of ``a`` replace those of ``b``, with
-    their buffers, such as running statistics, and their mode. The keys of both ``state_dict`` stay.
-    An optimizer of both models must see shared parameters once, as in
-    ``SGD(nn.ModuleList([a, b]).parameters(), lr)``. Make the optimizer, and freeze, afterwards.
-    ``copy.deepcopy((a, b))`` keeps the sharing. A copy of one model has its own layers.
+    Tasks whose outputs have the same meaning, but whose inputs differ, share the later layers: for
+    example the recognition of handwritten, printed and spoken text. Tasks with the same kind of
+    input share the earlier layers. The given modules and parameters of ``a`` replace those of
+    ``b``, including their buffers, such as running statistics, and their mode. The keys of both
+    ``state_dict`` don't change. An optimizer for both models must get each shared parameter once,
+    as in ``SGD(nn.ModuleList([a, b]).parameters(), lr)``. Make the optimizer, and freeze layers,
+    afterwards. ``copy.deepcopy((a, b))`` keeps the sharing. A copy of only one model has its own
+    layers.
 
     Source: "Transfer learning and multitask learning", lecture S0.
 
     Args:
         a: The model whose layers are shared.
         b: The model that is changed.
-        where: Names of modules and parameters of both, or blocks of :func:`blocks` of ``a``.
+        where: Names of modules and parameters that both models have, or blocks of :func:`blocks` of
+            ``a``.
 
     Returns:
         The names of the shared parameters.
 
     Raises:
-        TypeError: If a model is not a module or ``where`` not a sequence.
-        ValueError: If ``a`` is ``b``, or a whole model is named; if a model has no module or
-            parameter of a name; if classes, shapes, dtypes or devices differ; if ``b`` also has one
-            of the parameters in another layer. Then nothing was changed.
+        TypeError: If ``a`` or ``b`` is not a module, or ``where`` is not a sequence.
+        ValueError: If ``a`` is ``b``, or ``where`` contains a whole model. If a model has no module
+            or parameter with a given name. If classes, shapes, dtypes or devices of ``a`` and ``b``
+            differ. If ``b`` uses a replaced parameter in another layer too. After an error both
+            models are unchanged.
     """
     if a is b:
         raise ValueError("a and b are one model, which shares its layers with itself already")
@@ -67,7 +70,7 @@ def _is_below(name: str, module: str) -> bool:
 
 
 def _check_alike(name: str, mine: Sequence[Shared], its: Sequence[Shared]) -> None:
-    """Raise ``ValueError`` if one can't replace the other."""
+    """Raise ``ValueError`` if a part of ``a`` can't replace its counterpart in ``b``."""
     for one, other in zip(mine, its, strict=True):
         if one is other:
             raise ValueError(f"{name!r} is shared already")
@@ -101,7 +104,7 @@ def _kind(tensor: Any) -> str:
 
 
 def _check_only_there(b: nn.Module, modules: Iterable[nn.Module]) -> None:
-    """Raise ``ValueError`` if ``b`` ties one of the replaced parameters to another layer."""
+    """Raise ``ValueError`` if ``b`` uses a replaced parameter in another layer too."""
     inside = {part for module in modules for part in module.modules()}
     taken = {id(p) for module in modules for p in module.parameters()}
     for path, module in b.named_modules():
