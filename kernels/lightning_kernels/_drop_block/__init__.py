@@ -2,9 +2,9 @@
 
 - ``drop_block``: the public functions.
 - ``operator``: the operator and its backward operator, which allocate and launch.
-- ``kernels``: the Triton kernels: one draws the mask, one applies it.
-- ``layout``: how maps are cut into words of bits and into programs.
-- ``aten``: the composition of torch's functions.
+- ``kernels``: the Triton kernels: the first draws the mask, the second applies it.
+- ``layout``: how the mask is packed into words of bits, and how the work is cut into programs.
+- ``aten``: DropBlock composed of torch's functions.
 """
 
 from lightning_kernels._drop_block.drop_block import drop_block2d, drop_block3d

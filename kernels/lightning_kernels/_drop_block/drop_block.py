@@ -10,14 +10,12 @@ from lightning_kernels._drop_block.aten import aten_drop_block
 from lightning_kernels._drop_block.layout import seeds_per_rate
 from lightning_kernels._drop_block.operator import drop_block_operator
 
-_LARGEST_SAMPLE = 2**30  # elements: within a sample the kernels count in 32 bits
-_LARGEST_WIDTH = 2**14  # elements: a tile of the mask holds whole rows of four planes
+_LARGEST_SAMPLE = 2**30  # elements; inside a sample the kernels compute offsets in 32 bits
+_LARGEST_WIDTH = 2**14  # elements; a tile of the mask holds whole rows of four planes
 
 
-_LARGEST_SAMPLE = 2**30  # elements: inside a sample the kernels count in 32 bits
-
-
-_LARGEST_WIDTH = 2**14  # elements: a tile of the mask holds whole rows of four planes
+_LARGEST_SAMPLE = 2**30
+_LARGEST_WIDTH = 2**14
 
 
 def drop_block2d(
@@ -36,30 +34,32 @@ def drop_block2d(
         \gamma = p \, \frac{H W}{k_h k_w (H - k_h + 1) (W - k_w + 1)}
 
     A block of k_h x k_w elements fits into a map at (H - k_h + 1) (W - k_w + 1) places. A block is
-    dropped at each place with probability gamma, independently. The mask m is 0 in dropped blocks;
-    because blocks overlap, the dropped share is a little less than ``p``. The scale is one number
-    for the whole batch, from the exact count of kept elements. If none is kept the result is 0.
+    dropped at each place with probability gamma, independently. The mask m is 0 in dropped blocks
+    and 1 elsewhere. Blocks overlap, so the dropped share is a little less than ``p``. The scale is
+    one number for the whole batch, computed from the exact count of kept elements. If no element is
+    kept, the result is 0.
 
-    The result equals that of :func:`torchvision.ops.drop_block2d` in distribution for odd blocks
-    that fit into the map; for others torchvision's is not defined. Here an even block has its own
-    size, and a block that is larger than the map is cut in each direction: ``k_h =
-    min(block_size, H)``, ``k_w = min(block_size, W)``, as in timm.
+    For a block of odd size that fits into the map, the result equals that of
+    :func:`torchvision.ops.drop_block2d` in distribution. For other blocks torchvision's result is
+    not defined. Here an even block has its own size. A block that is larger than the map is cut in
+    each direction: ``k_h = min(block_size, H)``, ``k_w = min(block_size, W)``, as in timm.
 
-    The mask is a function of torch's seed, its Philox offset, the plane and the place in the plane,
-    in either memory layout. The graph keeps its bits, each row padded to 8, 16 or a multiple of 32,
-    and counts of them. Where the kernels do not run (see :func:`lightning_kernels.route`), for rows
-    of more than 2**14 and for samples of more than 2**30 elements, the result is composed of
-    torch's functions. On the CPU that composition draws the few seeds alone and keeps one byte for
-    each element; under a compiler and on other devices it draws for each place.
+    The mask is a function of torch's seed, its Philox offset, the sample, the channel and the place
+    in the map. It does not depend on the memory layout. The graph keeps the mask as bits, each row
+    padded to 8, 16 or a multiple of 32 bits, and counts of the bits. The result is composed of
+    torch's functions where the kernels do not run (see :func:`lightning_kernels.route`), for rows
+    of more than 2**14 elements and for samples of more than 2**30. On the CPU this composition
+    mostly draws the dropped blocks alone, and the graph keeps one byte per element. Under a
+    compiler and on other devices it draws a random number for each place.
 
     Args:
-        x: Shape ``(N, C, H, W)``, any strides, floating point.
-        p: Share of elements to drop, in ``[0, 1]``, or a tensor that holds it: see
-            :func:`lightning_kernels.dropout`.
+        x: Input of shape ``(N, C, H, W)``, any strides, floating point.
+        p: Share of elements to drop, in ``[0, 1]``: a number, or a tensor of one float32 on the
+            device of ``x`` (see :func:`lightning_kernels.dropout`).
         block_size: Edge of a block, in elements.
         inplace: Whether to write the result over ``x``.
-        eps: Added to the count of kept elements.
-        training: Whether to drop; otherwise ``x`` itself is returned.
+        eps: Number added to the count of kept elements, against a division by 0.
+        training: Whether to drop. Otherwise ``x`` itself is returned.
         per_channel: Whether each channel has its own blocks, as in torchvision. Otherwise all
             channels of a sample share their blocks, as in the paper.
 
@@ -68,7 +68,8 @@ def drop_block2d(
         itself if nothing is dropped. As in torchvision, dropped nan and infinity become nan.
 
     Raises:
-        RuntimeError: If ``x`` is not floating point, or ``p`` is a tensor that a kernel can't read.
+        RuntimeError: If ``x`` is not floating point. If ``p`` is a tensor, but not one float32 on
+            the device of ``x`` without gradient.
         ValueError: If ``p`` is outside ``[0, 1]`` or nan, ``x`` does not have four dimensions,
             ``block_size`` is not a positive integer, or ``eps`` is negative.
 
@@ -94,8 +95,9 @@ def drop_block3d(
 ) -> Tensor:
     r"""Zero random blocks of each volume, about a share ``p`` of it, and rescale the rest.
 
-    This is :func:`drop_block2d` for ``x`` of shape ``(N, C, D, H, W)`` and cubes. The result equals
-    that of :func:`torchvision.ops.drop_block3d` in distribution where that is defined.
+    The function is :func:`drop_block2d` for ``x`` of shape ``(N, C, D, H, W)``, with cubes as
+    blocks. For cubes of odd size that fit into the volume, the result equals that of
+    :func:`torchvision.ops.drop_block3d` in distribution.
     """
     return _run("drop_block3d", 5, x, p, block_size, inplace, eps, training, per_channel)
 
@@ -104,7 +106,7 @@ def _run(
     function: str, dimensions: int, x: Tensor, p: float | Tensor, block_size: int, inplace: bool,
     eps: float, training: bool, per_channel: bool,
 ) -> Tensor:  # fmt: skip
-    """Check the arguments, and call the operator or compose."""
+    """Check the arguments. Call the operator, or torch's functions where the kernels do not run."""
     p, rate = resolve_rate(function, p, x)
     if x.dim() != dimensions:
         raise ValueError(f"{function} expects {dimensions} dimensions, but got {list(x.shape)}")
@@ -131,5 +133,5 @@ def _run(
 
 
 def _fits(x: Tensor) -> bool:
-    """Return whether the kernels' 32-bit counts suffice for ``x``."""
+    """Return whether the samples and the rows of ``x`` are small enough for the kernels."""
     return x[0].numel() <= _LARGEST_SAMPLE and x.shape[-1] <= _LARGEST_WIDTH

@@ -1,10 +1,15 @@
 """The kernels of DropBlock, for both memory layouts.
 
 A plane is one channel of one sample, or one sample if its channels share a mask. It has ``depth`` x
-``height`` rows of ``width`` elements. A map in two dimensions has its height as depth, and a height
-of 1. A bit is set for each dropped element. The bits of a row are cut into ``pieces`` words of
-``piece`` bits or less. Contiguous, the words of a plane follow each other in memory; channels last,
-the words of the channels at one place do.
+``height`` rows of ``width`` elements. For a map in two dimensions, ``depth`` is the height of the
+map and ``height`` is 1.
+
+The mask has one bit per element, 1 for a dropped element. The bits of a row are packed into
+``pieces`` words, of ``piece`` bits each (the last word has the rest). In the contiguous layout the
+words of a plane are neighbours in memory. In channels last the words of all channels at the same
+place are neighbours.
+
+A seed is a position of a plane whose block is dropped. The seed is the first corner of the block.
 """
 
 from lightning_kernels._core.random import random_words
@@ -13,7 +18,10 @@ from lightning_kernels._core.triton import tl, triton
 
 @triton.jit
 def _exponential(p, rest):
-    """Return -log(1 - p), where ``rest`` is 1 - p without rounding error."""
+    """Return -log(1 - p). ``rest`` is 1 - p without rounding error.
+
+    For p < 0.5 a series computes the logarithm, because 1 - p would lose the digits of a small p.
+    """
     z = p / (2 - p)
     square = z * z
     series = 1 / 9 + square * (1 / 11 + square * (1 / 13))
@@ -23,14 +31,17 @@ def _exponential(p, rest):
 
 @triton.jit
 def _ones(count, limit):
-    """Return a word whose lowest ``count`` bits are set, clamped to 0 and ``limit`` (up to 32)."""
+    """Return a word whose lowest ``count`` bits are set.
+
+    ``count`` is first clamped between 0 and ``limit``, which is at most 32.
+    """
     count = tl.maximum(tl.minimum(count, limit), 0)
     return tl.where(count < 32, (1 << (count & 31)) - 1, -1)
 
 
 @triton.jit
 def _bits_set(word):
-    """Return the number of set bits of each word, in a form that compilers recognise."""
+    """Return the number of set bits of each word. Compilers recognise this pattern."""
     word = word.to(tl.uint32, bitcast=True)
     word -= (word >> 1) & 0x55555555
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
@@ -40,7 +51,7 @@ def _bits_set(word):
 
 @triton.jit
 def _gap(state_ptr, seed, offset, first_group, mean_gap, limit, PLANES: tl.constexpr):
-    """Return for each plane the number of positions before its next seed, at most ``limit``."""
+    """Draw for each plane the number of positions before the next seed, at most ``limit``."""
     word = random_words(state_ptr, seed, offset, first_group, PLANES)
     p = word.to(tl.float32) * 2.0**-32 + 2.0**-33
     rest = (word ^ 0xFFFFFFFF).to(tl.float32) * 2.0**-32 + 2.0**-33
@@ -52,7 +63,11 @@ def _blocks(
     position, count, first_seed_row, row, depth, height, width, piece,
     block_depth, block_height, block_width, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Return the words of one block in each plane, whose first corner is the seed ``position``."""
+    """Return for each plane the mask words of one block, whose first corner is at ``position``.
+
+    ``position`` counts the possible seeds from row ``first_seed_row`` on. A plane whose
+    ``position`` is ``count`` or more has no further seed, so its words are 0.
+    """
     columns = width - block_width + 1
     seed_height = height - block_height + 1
     seed_row = first_seed_row + position // columns
@@ -72,11 +87,13 @@ def _dropped_words(
     block_depth, block_height, block_width,
     PLANES: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """Return the words of a tile, (PLANES, ROWS, PIECES), from all seeds whose blocks reach it.
+    """Return the words of a tile of the mask, (PLANES, ROWS, PIECES).
 
-    A segment of ROWS rows of seeds in one plane is a run of independent trials. The gap between two
-    seeds is geometric: an exponential of rate -log(1 - gamma), rounded down. In the stream, draw k
-    of all segments comes before draw k + 1 of any, so that neighbouring planes share Philox calls.
+    The tile contains the blocks of all seeds that reach it. Seeds are drawn in segments: ROWS rows
+    of positions in one plane, which are a sequence of independent trials. The gap between two seeds
+    has a geometric distribution: it is an exponential variable of rate -log(1 - gamma), rounded
+    down. In the random stream, draw k of all segments precedes draw k + 1 of every segment, so that
+    four neighbouring planes share each Philox call.
     """
     row = first_row + tl.arange(0, ROWS)
     seed_depth = depth - block_depth + 1
@@ -128,9 +145,10 @@ def _drop_block_mask_kernel(
     PIECES: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """Draw seeds, spread them to blocks, and store the bits and the number of set bits.
+    """Draw seeds and set the bits of their blocks. Store the bits, and per program their number.
 
-    ``mean_gap`` is 1 / -log(1 - gamma), where gamma is ``ratio`` times a rate in memory.
+    ``mean_gap`` is 1 / -log(1 - gamma). If the rate is in memory (``rate_ptr``), gamma is ``ratio``
+    times the rate, and the kernel computes ``mean_gap`` from it.
     """
     if rate_ptr is not None:
         gamma = tl.minimum(tl.load(rate_ptr) * ratio, 1.0)
@@ -169,10 +187,10 @@ def _flat_tile(
     words_ptr, numel, channels, rows, width, pieces, piece,
     BLOCK_SIZE: tl.constexpr, SPAN: tl.constexpr, PIECES: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Return places in memory, bounds and dropped bits of a contiguous tile, (BLOCK_SIZE / 8, 8).
+    """Return memory offsets, bounds and mask bits of a tile of a contiguous tensor.
 
-    Eight neighbours touch at most SPAN pieces of rows, and the words of these pieces follow each
-    other.
+    The results have the shape (BLOCK_SIZE / 8, 8). The bits of eight neighbouring elements are in
+    at most SPAN words, which are neighbours in memory.
     """
     start = tl.program_id(0).to(tl.int64) * BLOCK_SIZE
     first_row = start // width
@@ -180,7 +198,7 @@ def _flat_tile(
     column = (start - first_row * width).to(tl.int32) + octet
     row = column // width
     column -= row * width
-    number = column // piece if PIECES > 1 else column * 0  # number of the piece in its row
+    number = column // piece if PIECES > 1 else column * 0  # index of the word in its row
     column -= number * piece
     first = first_row * pieces
     per_plane = rows * pieces
@@ -188,7 +206,7 @@ def _flat_tile(
     sample = first // per_sample
     index = row * pieces + number
     bits = tl.zeros((BLOCK_SIZE // 8,), tl.uint32)
-    taken = -column  # bits that earlier pieces have given
+    taken = -column  # bits of the eight that earlier words contain
     for i in tl.static_range(SPAN):
         in_bounds = first + index + i < numel // width * pieces
         if SHARED:
@@ -196,7 +214,8 @@ def _flat_tile(
             where = (sample + inside // per_sample) * per_plane + inside % per_plane
         else:
             where = first + index + i
-        # Only a row of 16 fills 16 bits; the extended sign then lies above the bits of its octets.
+        # Loads of int16 words extend the sign. Bit 15 is set only in rows of 16 elements, where the
+        # eight bits of interest lie below the extended sign.
         word = tl.load(words_ptr + where, mask=in_bounds, other=0).to(tl.uint32)
         if i == 0:
             bits |= word >> column.to(tl.uint32)
@@ -212,8 +231,11 @@ def _channels_last_tile(
     words_ptr, channels, width, pieces, piece,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ALIGNMENT: tl.constexpr, SHARED: tl.constexpr,
 ):  # fmt: skip
-    """Return places in memory, bounds and dropped bits of a tile, (PIXELS, CHANNELS) of a piece."""
-    channels = channels // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
+    """Return memory offsets, bounds and mask bits of a tile of a channels-last tensor.
+
+    The results have the shape (PIXELS, CHANNELS). The pixels are those of one word of each channel.
+    """
+    channels = channels // ALIGNMENT * ALIGNMENT  # unchanged: shows the compiler the alignment
     slabs = tl.cdiv(channels, CHANNELS)
     index = (tl.program_id(0) // slabs).to(tl.int64)
     channel = (tl.program_id(0) % slabs * CHANNELS + tl.arange(0, CHANNELS))[None, :]
@@ -252,7 +274,10 @@ def _drop_block_apply_kernel(
     SHARED: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
 ):
-    """Store ``x`` times 0 where its bit is set, else times ``total / (eps + kept)``."""
+    """Store ``x`` times 0 where its mask bit is set, else times ``total / (eps + kept)``.
+
+    ``total`` is the number of elements of the mask, and ``kept`` the number of bits that are 0.
+    """
     if CHANNELS_LAST:
         place, in_bounds, dropped = _channels_last_tile(
             words_ptr, channels, width, pieces, piece, TILE[0], TILE[1], ALIGNMENT, SHARED

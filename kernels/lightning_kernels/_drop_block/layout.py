@@ -1,4 +1,4 @@
-"""How DropBlock cuts maps into words and programs, and how often it drops."""
+"""How DropBlock packs its mask into words, cuts the work into programs, and computes gamma."""
 
 import functools
 import math
@@ -6,27 +6,26 @@ from typing import Any, NamedTuple
 
 from lightning_kernels._core.launch import cdiv, next_power_of_2
 
-_WORDS = 2048  # words of a tile of the mask: sixteen a thread
-_MOST_WORDS = 512  # words of one plane in a tile, so that four planes or more share Philox calls
-_SEEDS = (
-    32  # most seeds that reach a tile if blocks cover it once; with more, tiles are cut smaller
-)
-_TILE_BYTES = 16384  # bytes of a program that applies, many against the counts that it sums first
+_WORDS = 2048  # words in a tile of the mask: sixteen per thread
+_MOST_WORDS = 512  # words per plane in a tile; so at least four planes share Philox calls
+_SEEDS = 32  # most seeds that reach a tile if blocks cover it once; otherwise tiles get fewer rows
+# Bytes of a tile when the mask is applied. They outweigh the counts that each program sums first.
+_TILE_BYTES = 16384
 _LARGEST_FLOAT = 3e38  # just below the largest float32
 
 Sizes = tuple[int, ...]
 
 
 class Cut(NamedTuple):
-    """How maps are cut. :mod:`lightning_kernels._drop_block.kernels` defines the terms.
+    """The sizes of words and tiles. :mod:`lightning_kernels._drop_block.kernels` defines the terms.
 
     Attributes:
         volume: Depth, height and width of a plane, then of a block.
-        pieces: The number of pieces of a row, and their length.
-        mask_tile: Constants of the kernel that draws. Its rows decide which random words a plane
-            gets. They depend on the sizes of map and block alone.
+        pieces: Number of words per row, and number of bits per word.
+        mask_tile: Constants of the kernel that draws the mask. Its ``ROWS`` determine which random
+            words a plane gets, so they depend on the sizes of map and block alone.
         flat_tile: Constants of the kernel that applies the mask to a contiguous tensor.
-        last_tile: Constants of the kernel that applies the mask in channels last.
+        last_tile: Constants of the kernel that applies the mask to a channels-last tensor.
     """
 
     volume: tuple[int, ...]
@@ -38,7 +37,7 @@ class Cut(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def cut_of(channels: int, sizes: Sizes, block: Sizes, itemsize: int) -> Cut:
-    """Return how maps of these sizes are cut."""
+    """Return the sizes of words and tiles for maps of ``sizes`` with blocks of ``block``."""
     (depth, height, width), edges = _in_three(sizes), _in_three(block)
     pieces, piece = pieces_of(width)
     padded = next_power_of_2(pieces)
@@ -48,7 +47,8 @@ def cut_of(channels: int, sizes: Sizes, block: Sizes, itemsize: int) -> Cut:
     pixels = next_power_of_2(piece)
     tile = _TILE_BYTES // itemsize
     slab = min(next_power_of_2(channels), tile // pixels)
-    # For three programs a multiprocessor: by itself the compiler spills, to fit a fourth.
+    # 168 registers allow three programs per multiprocessor. Without this limit the compiler spills
+    # registers to fit a fourth program.
     mask = {"PLANES": max(4, _WORDS // (rows * padded)), "ROWS": rows, "maxnreg": 168}
     common = {"PIECES": padded, "num_warps": 4}
     flat = {"TILE": (tile, 1), "SPAN": _span(width, pieces, piece), "ALIGNMENT": 1}
@@ -63,24 +63,27 @@ def cut_of(channels: int, sizes: Sizes, block: Sizes, itemsize: int) -> Cut:
 
 
 def _in_three(sizes: Sizes) -> tuple[int, int, int]:
-    """Return depth, height and width. A map in two dimensions has its height as depth."""
+    """Return depth, height and width. The (H, W) of a map in two dimensions become (H, 1, W)."""
     return (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else (sizes[0], 1, sizes[1])
 
 
 def pieces_of(width: int) -> tuple[int, int]:
-    """Return the number of words that a row of ``width`` bits is cut into, and the bits of each."""
+    """Return the number of words per row of ``width`` bits, and the number of bits per word."""
     pieces = cdiv(width, 32)
     return pieces, cdiv(width, pieces)
 
 
 def _seeds_near(rows: int, sizes: Sizes, block: Sizes) -> float:
-    """Return the number of seeds that reach ``rows`` rows of a plane if blocks cover it once."""
+    """Return how many blocks reach ``rows`` rows of a plane if blocks cover the plane once."""
     slices = min(sizes[0], cdiv(rows, sizes[1]) + block[0] - 1)
     return slices * sizes[1] * sizes[2] / math.prod(block)
 
 
 def _span(width: int, pieces: int, piece: int) -> int:
-    """Return how many pieces eight elements can touch that begin at a multiple of eight."""
+    """Return the largest number of words that contain the bits of eight elements.
+
+    The eight elements are neighbours, and the first one is at a multiple of eight.
+    """
     if width % 8 == 0 and piece % 8 == 0:
         return 1
     if pieces == 1:
@@ -89,16 +92,16 @@ def _span(width: int, pieces: int, piece: int) -> int:
 
 
 def seeds_per_rate(sizes: Sizes, block: Sizes) -> float:
-    """Return gamma / p: the elements of a map, over the elements of a block times its places.
+    """Return gamma / p: elements of the map / (elements of the block * places of the block).
 
-    It is at most 1, so that gamma is a probability: n <= k (n - k + 1) for each edge 1 <= k <= n.
+    The ratio is at most 1, so gamma is a probability: n <= k (n - k + 1) for each edge 1 <= k <= n.
     """
     places = [size - edge + 1 for size, edge in zip(sizes, block, strict=True)]
     return math.prod(sizes) / (math.prod(block) * math.prod(places))
 
 
 def mean_gap(gamma: float) -> float:
-    """Return the mean of the exponential whose floor is the gap between seeds."""
+    """Return the mean of the exponential variable that, rounded down, is the gap between seeds."""
     if gamma == 1.0:
         return 0.0
     rate = -math.log1p(-gamma)

@@ -1,4 +1,4 @@
-"""DropBlock as an operator: one launch draws the mask, in bits, and another applies it."""
+"""DropBlock as an operator. One launch draws the mask as bits, another launch applies it."""
 
 from typing import Any
 
@@ -18,10 +18,12 @@ from lightning_kernels._drop_block.layout import (
     seeds_per_rate,
 )
 
-_PROGRAMS = 3  # that draw, on each multiprocessor: every program that applies sums their counts
+# Programs per multiprocessor that draw the mask. Each stores a count of dropped elements, and every
+# program that applies the mask sums all counts. So their number is small.
+_PROGRAMS = 3
 
 
-_PROGRAMS = 3  # that draw on a multiprocessor: each leaves a count for all that apply to add up
+_PROGRAMS = 3
 
 
 def _programs(x: Tensor, cut: Cut, per_channel: bool) -> int:
@@ -33,7 +35,7 @@ def _programs(x: Tensor, cut: Cut, per_channel: bool) -> int:
 
 
 def _allocate(x: Tensor, per_channel: bool) -> tuple[Tensor, Tensor]:
-    """Allocate the bits of the mask, and a count for each program that may draw."""
+    """Allocate the words of the mask, and a count for each program that may draw the mask."""
     pieces, piece = pieces_of(x.shape[-1])
     dtype = torch.uint8 if piece <= 8 else torch.int16 if piece <= 16 else torch.int32
     planes = x.shape[0] * (x.shape[1] if per_channel else 1)
@@ -46,7 +48,7 @@ def _draw(
     x: Tensor, words: Tensor, counts: Tensor, p: float, rate: Tensor | None, block: Sizes,
     per_channel: bool, channels_last: bool, state: Tensor | None, seed: int, offset: int,
 ) -> None:  # fmt: skip
-    """Write the bits of dropped elements, in the order of ``x`` in memory."""
+    """Draw the mask: write its bits to ``words``, in the memory layout of ``x``, and ``counts``."""
     cut = cut_of(x.shape[1], tuple(x.shape[2:]), block, x.element_size())
     channels = x.shape[1] if per_channel else 1
     ratio = seeds_per_rate(tuple(x.shape[2:]), block)
@@ -62,7 +64,7 @@ def _apply(
     x: Tensor, y: Tensor, words: Tensor, counts: Tensor, block: Sizes, eps: float,
     per_channel: bool, channels_last: bool,
 ) -> None:  # fmt: skip
-    """Write ``x``, masked and rescaled, to ``y``: both contiguous or both channels last."""
+    """Write ``x``, masked and rescaled, to ``y``. Both are contiguous or both channels last."""
     cut = cut_of(x.shape[1], tuple(x.shape[2:]), block, x.element_size())
     samples, channels = x.shape[:2]
     (depth, height, width), (pieces, piece) = cut.volume[:3], cut.pieces
@@ -84,7 +86,7 @@ def _forward(
     x: Tensor, p: float, rate: Tensor | None, block: list[int], eps: float, per_channel: bool,
     *stream: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the output, the bits of dropped elements, and the counts of set bits."""
+    """Return the output, the words of the mask, and each program's count of set bits."""
     y, words, counts = _fake(x, p, rate, block, eps, per_channel, *stream)
     source, edges, last = to_dense(x), tuple(block), _is_channels_last(x)
     _draw(source, words, counts, p, rate, edges, per_channel, last, *stream)
@@ -112,7 +114,7 @@ def _fake(
 
 
 def _is_channels_last(x: Tensor) -> bool:
-    """Return whether the kernels see ``x`` as channels last."""
+    """Return whether the kernels read ``x`` as channels last."""
     return not to_dense(x).is_contiguous()
 
 
@@ -137,7 +139,7 @@ def _forward_of_backward(
     grad: Tensor, words: Tensor, counts: Tensor, block: list[int], eps: float, per_channel: bool,
     channels_last: bool,
 ) -> Tensor:  # fmt: skip
-    """Return the gradient, masked and rescaled, in the layout of the mask."""
+    """Return the gradient, masked and rescaled, in the memory layout of the mask."""
     y = _fake_of_backward(grad, words, counts, block, eps, per_channel, channels_last)
     grad = grad.contiguous(memory_format=_format(grad, channels_last))
     _apply(grad, y, words, counts, tuple(block), eps, per_channel, channels_last)
@@ -161,7 +163,7 @@ def _setup_context_of_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor
 
 
 def _backward_of_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Apply the same mask again: for a given mask DropBlock is linear."""
+    """Apply the same mask to ``grad``: for a given mask DropBlock is linear."""
     return _drop_block_backward(grad, *ctx.saved_tensors, *ctx.arguments), *(None,) * 6
 
 

@@ -1,4 +1,8 @@
-"""The kernels of stochastic depth, over a matrix of which each sample is a block of rows."""
+"""The kernels of stochastic depth. The tensor is a matrix, in which each sample has several rows.
+
+With ``CHANNELS_LAST`` the channels are the columns. Otherwise row ``r`` belongs to channel
+``r % channels``.
+"""
 
 from lightning_kernels._core.random import random_word_at
 from lightning_kernels._core.rate import load_rate
@@ -10,7 +14,7 @@ from lightning_kernels._core.triton import tl, triton
 def _survivors(
     row, rows_per_sample, threshold, scale, rate_ptr, state_ptr, seed, offset, DROPS: tl.constexpr
 ):
-    """Return which rows keep their branch, and the factor of the branch."""
+    """Return a mask: True for rows that keep the branch. Return also the factor of kept rows."""
     kept = row >= 0
     if DROPS:
         threshold, scale = load_rate(rate_ptr, threshold, scale)
@@ -26,8 +30,11 @@ def _stochastic_depth_kernel(
     DROPS: tl.constexpr, SKIPS: tl.constexpr, CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    """Store ``residual + layer_scale * scale * x``; with ``SKIPS`` a dropped ``x`` is not read."""
-    columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
+    """Store ``residual + layer_scale * scale * x``, without the second term in dropped rows.
+
+    With ``SKIPS`` the kernel does not read ``x`` in dropped rows.
+    """
+    columns = columns // ALIGNMENT * ALIGNMENT  # unchanged: shows the compiler the alignment
     column_tiles = tl.cdiv(columns, COLUMNS)
     row, column, in_bounds, place = place_of_tile(
         tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles,
@@ -43,7 +50,7 @@ def _stochastic_depth_kernel(
         )
     read = in_bounds & kept if SKIPS else in_bounds
     x = tl.load(x_ptr + place, mask=read, other=0.0).to(tl.float32)
-    y = x * tl.where(kept, scale, 0.0)  # nan stays nan where dropped, if it was read
+    y = x * tl.where(kept, scale, 0.0)  # a dropped nan stays nan without SKIPS
     if residual_ptr is not None:
         y += tl.load(residual_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=in_bounds)
@@ -56,9 +63,10 @@ def _stochastic_depth_backward_kernel(
     offset: tl.uint64, DROPS: tl.constexpr, SKIPS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    """Store the gradient of x, and a share of the sums of ``grad * x`` for each channel.
+    """Store the gradient of x, and partial sums of the layer scale's gradient per channel.
 
-    A group is a slab of channels: ``COLUMNS`` columns, or ``ROWS`` of every ``channels`` rows.
+    A program sums over a part of the tiles of one group. A group is a range of channels:
+    ``COLUMNS`` channels with ``CHANNELS_LAST``, else ``ROWS`` channels.
     """
     columns = columns // ALIGNMENT * ALIGNMENT
     group = tl.program_id(0) % groups

@@ -1,4 +1,4 @@
-"""Stochastic depth with layer scale and residual as an operator: a pass each way."""
+"""Stochastic depth with layer scale and residual as an operator: one pass forward, one backward."""
 
 from typing import Any
 
@@ -16,23 +16,24 @@ from lightning_kernels._stochastic_depth.kernels import (
     _stochastic_depth_kernel,
 )
 
-_PROGRAMS = 2  # of the gradients' kernel that a multiprocessor holds: 8 warps of 128 registers each
+# Programs of the backward kernel per multiprocessor: of 8 warps, with 128 registers per thread.
+_PROGRAMS = 2
 
 
-_PROGRAMS = 2  # of the gradients' kernel that a multiprocessor holds: 8 warps of 128 registers each
+_PROGRAMS = 2
 
 
 def _matrix(y: Tensor, row_mode: bool, dim: int) -> tuple[tuple[int, int, int, int], bool]:
-    """Return the matrix that the kernels see.
+    """Return the sizes of the matrix that the kernels use.
 
     Args:
-        y: The output: dense, its samples one after the other in memory.
-        row_mode: Whether there is a draw for each index of the first dimension.
-        dim: The dimension of the layer scale, -1 for one channel.
+        y: The output. It is dense, and its samples follow each other in memory.
+        row_mode: Whether each sample (index of the first dimension) has its own draw.
+        dim: The dimension of the channels, or -1 if the layer scale is one number.
 
     Returns:
-        Rows, columns, rows of a sample and channels. Whether a channel is a column; otherwise it is
-        every ``channels``-th row.
+        The sizes: rows, columns, rows per sample, channels. Whether the channels are the columns;
+        otherwise row ``r`` belongs to channel ``r % channels``.
     """
     samples = y.shape[0] if row_mode else 1
     numel = y.numel()
@@ -70,7 +71,11 @@ def _fake(
     x: Tensor, residual: Tensor | None, layer_scale: Tensor | None, dim: int, row_mode: bool,
     drops: bool, skips: bool, p: float, rate: Tensor | None, dtype: torch.dtype, *_: Any,
 ) -> Tensor:  # fmt: skip
-    """Allocate the output, with the strides of ``x`` if its samples follow each other in memory."""
+    """Allocate the output: with the strides of ``x`` if ``x`` is dense and its samples follow.
+
+    Otherwise the output is contiguous. The samples follow each other if the first dimension is the
+    outermost in memory.
+    """
     y = torch.empty_like(x, dtype=dtype)
     if row_mode and x.shape[0] > 1 and y.stride(0) * x.shape[0] != y.numel():
         return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
@@ -82,7 +87,7 @@ def _forward_of_backward(
     skips: bool, p: float, rate: Tensor | None, state: Tensor | None, seed: int, offset: int,
     needs_x: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x and of the layer scale."""
+    """Return the gradients of x and of the layer scale. That of x is empty without ``needs_x``."""
     grad_x, grad_layer_scale = _fake_of_backward(
         grad, x, layer_scale, dim, row_mode, drops, skips, p, rate, state, seed, offset, needs_x
     )
@@ -133,7 +138,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Multiply the gradient by the factors of the branch, and pass it on to the residual."""
+    """Return the gradients of x (``grad`` times the factors of the branch), residual and scale.
+
+    The gradient of the residual is ``grad`` itself.
+    """
     x, layer_scale, rate, state = ctx.saved_tensors
     needs_x, needs_residual, needs_layer_scale = ctx.needs_input_grad[:3]
     place = state, ctx.seed, ctx.offset
@@ -149,7 +157,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             grad_x = stochastic_depth_operator(
                 dense, None, layer_scale, *ctx.options, rate, ctx.dtype, *place
             )
-        if needs_layer_scale:  # create_graph=True: in operators that can be differentiated again
+        if needs_layer_scale:  # create_graph=True: operators that can be differentiated again
             _, *options = ctx.options
             branch = stochastic_depth_operator(
                 x, None, None, -1, *options, rate, torch.float32, *place

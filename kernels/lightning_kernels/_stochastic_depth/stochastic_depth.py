@@ -19,37 +19,40 @@ def stochastic_depth(
     residual: Tensor | None = None,
     layer_scale: Tensor | None = None,
 ) -> Tensor:
-    r"""Drop the branch ``x`` of each sample with probability ``p``, and add ``residual``.
+    r"""Drop the branch ``x`` of each sample with probability ``p``, scale it and add ``residual``.
 
     .. math:: y_n = r_n + \frac{m_n}{1 - p} \, \lambda \odot x_n,
         \quad m_n \sim \text{Bernoulli}(1 - p)
 
-    It is one pass. In evaluation :math:`m_n / (1 - p)` is 1. The positional arguments are those of
-    ``torchvision.ops.stochastic_depth``; the result equals torchvision's in distribution, not bit
-    for bit. The draw of a sample is a function of torch's seed, its Philox offset and the number of
-    the sample, so the backward pass draws it again. The graph keeps ``x`` only if ``layer_scale``
-    requires a gradient, which is summed in float32 in a fixed order.
+    One pass computes :math:`y`. In evaluation :math:`m_n / (1 - p)` is 1. The positional arguments
+    are those of ``torchvision.ops.stochastic_depth``. The result equals torchvision's in
+    distribution, not bit for bit. The draw :math:`m_n` is a function of torch's seed, its Philox
+    offset and the index of the sample, so the backward pass draws it again and the graph does not
+    keep it. The graph keeps ``x`` only if ``layer_scale`` requires a gradient. This gradient is
+    summed in float32 in a fixed order.
 
-    With a residual the kernels do not read a dropped branch, forward or backward, so its nan does
-    no harm. Without a residual, and where the kernels do not run (see
+    With a residual the kernels do not read a dropped branch, neither forward nor backward, so nan
+    in a dropped branch has no effect. Without a residual, and where the kernels do not run (see
     :func:`lightning_kernels.route`), a dropped branch is multiplied by 0 as in torchvision, and nan
     stays nan.
 
     Args:
-        x: The branch, ``(N, *)``, floating point.
-        p: Probability of dropping the branch, or a tensor that holds it: see
-            :func:`lightning_kernels.dropout`.
-        mode: ``"row"``: one draw for each sample. ``"batch"``: one draw for all.
-        training: Whether to drop. Everything else is computed in evaluation too.
-        residual: Tensor of the shape and dtype of ``x``, or of float32 if ``x`` has 16 bits.
-        layer_scale: :math:`\lambda`, one number for each channel, in the dtype of ``x`` or float32.
-            Its shape broadcasts against ``x`` and so says which dimension has the channels:
-            ``(C, 1, 1)`` for ``(N, C, H, W)``, ``(C,)`` for ``(N, L, C)``.
+        x: The branch, of shape ``(N, *)``, floating point.
+        p: Probability of dropping the branch: a number, or a tensor of one float32 on the device of
+            ``x`` (see :func:`lightning_kernels.dropout`).
+        mode: ``"row"`` for one draw per sample, ``"batch"`` for one draw for all samples.
+        training: Whether to drop. ``layer_scale`` and ``residual`` are applied in evaluation too.
+        residual: Tensor :math:`r` of the shape and dtype of ``x``, or of float32 if ``x`` has 16
+            bits. ``None`` adds nothing.
+        layer_scale: Factors :math:`\lambda`, one number per channel, in the dtype of ``x`` or
+            float32. The shape broadcasts against ``x`` and so determines the dimension of the
+            channels: ``(C, 1, 1)`` for ``(N, C, H, W)``, ``(C,)`` for ``(N, L, C)``.
 
     Returns:
-        Tensor of the shape of ``x``, in the dtype of ``residual`` or else of ``x``. It has the
-        strides of ``x`` if ``x`` is dense and its samples follow each other in memory; otherwise it
-        is contiguous. It is ``x`` itself if nothing is dropped, scaled or added.
+        Tensor of the shape of ``x``, in the dtype of ``residual`` if it is given, else of ``x``. It
+        has the strides of ``x`` if ``x`` is dense and the first dimension is the outermost in
+        memory; otherwise it is contiguous. It is ``x`` itself if nothing is dropped, scaled or
+        added.
 
     Raises:
         RuntimeError: If ``x`` is not floating point. If the shape, dtype or device of an argument
@@ -75,7 +78,9 @@ def stochastic_depth(
     dim = -1 if layer_scale is None else _channel_dim(x, layer_scale)
     if not drops:
         p, rate = 0.0, None
-    serves = runs_triton if drops else norm_runs_triton  # an addition goes with the norm after it
+    # Without a drop, the addition follows set_compiled_norms, so that Inductor can fuse it with the
+    # norm that comes next.
+    serves = runs_triton if drops else norm_runs_triton
     if not serves(x):
         return _aten(x, mode, drops, p, rate, residual, layer_scale)
     place = reserve(x) if drops else (None, 0, 0)
@@ -90,7 +95,10 @@ def _aten(
     x: Tensor, mode: str, drops: bool, p: float, rate: Tensor | None, residual: Tensor | None,
     layer_scale: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Compute by torch's functions: a small factor, then one pass."""
+    """Compute stochastic depth by torch's functions.
+
+    The factors of samples and channels are multiplied first, because they are few.
+    """
     like = x if residual is None else residual
     factor = layer_scale
     if drops:
@@ -110,7 +118,7 @@ def _aten(
 
 
 def _check(x: Tensor, mode: str, residual: Tensor | None) -> None:
-    """Raise RuntimeError if ``x`` or the residual can't be used."""
+    """Raise RuntimeError if ``x`` is not floating point or has no samples, or residual misfits."""
     check_floating("stochastic_depth", x)
     if mode == "row" and x.dim() == 0:
         raise RuntimeError("stochastic_depth expects x of shape (N, *) for mode 'row', but got []")
@@ -118,7 +126,11 @@ def _check(x: Tensor, mode: str, residual: Tensor | None) -> None:
 
 
 def _channel_dim(x: Tensor, layer_scale: Tensor) -> int:
-    """Return the dimension of ``x`` that the layer scale belongs to, -1 if it is one number."""
+    """Return the dimension of ``x`` that has the channels, or -1 if the layer scale is one number.
+
+    Raises:
+        RuntimeError: If the shape, device or dtype of ``layer_scale`` does not fit ``x``.
+    """
     missing = x.dim() - layer_scale.dim()
     dims = [dim + missing for dim, size in enumerate(layer_scale.shape) if size != 1]
     if missing < 0 or len(dims) > 1 or any(x.shape[d] != layer_scale.numel() for d in dims):
