@@ -1,1 +1,1 @@
-"""Measurements of the kernels and of whole fits, against their peers."""
+"""Measurements of the kernels and of whole fits, compared with peer implementations."""

@@ -17,14 +17,14 @@ COMMANDS = {
     "readme": "write the README's performance section from the committed results",
     "gpu-check": "run tests and benchmarks within minutes, when a GPU is at hand",
 }
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, the convention of shells
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
-    The status is 0 if all is well, 1 if the command ran and found something wrong (a regression, a
-    wrong result, a spill), 2 if it could not run, 130 if it was interrupted.
+    The status is 0 after success, 1 if the command ran and found a regression, a wrong result or a
+    spill, 2 if it could not run, and 130 if it was interrupted.
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv:
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(arguments)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] in {"benchmarks", "lightning_kernels"}:
-            raise  # our own fault, not the installation's
+            raise  # a bug of this project, not a missing package
         print(f"{argv[0]} needs {error.name}, which is not installed", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(
     argv: Sequence[str],
 ) -> tuple[argparse.Namespace, Callable[[argparse.Namespace], int]]:
-    """Parse ``argv``, importing no command's module but the chosen one's."""
+    """Parse ``argv``. Import only the module of the chosen command."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description=__doc__,
@@ -63,7 +63,7 @@ def _parse(
             module.add_arguments(subparser)
             main_of_command = module.main
     arguments = parser.parse_args(argv)
-    assert main_of_command is not None  # parse_args has exited without a known command
+    assert main_of_command is not None  # parse_args exits if the command is unknown
     return arguments, main_of_command
 
 

@@ -1,4 +1,4 @@
-"""Cases: an op on one shape, type and layout; the calls that are timed on it."""
+"""A case is an op with one shape, dtype and layout. This module makes the calls to time."""
 
 import dataclasses
 import functools
@@ -27,16 +27,16 @@ class Case:
 
     @property
     def op(self) -> Op:
-        """The op."""
+        """The op of this case."""
         return OPS[self.name]
 
     def key(self, **more: str) -> Row:
-        """Return the fields that tell its rows from those of other cases."""
+        """Return the fields that identify the case's rows."""
         key = {"op": self.name, "shape": self.shape.name, "dtype": self.dtype}
         return {**key, "layout": self.layout, **more}
 
     def floor_bytes(self, direction: str) -> int:
-        """Return the fewest bytes that must move."""
+        """Return the smallest number of bytes that the op has to read and write."""
         return self.op.floor_bytes(self.shape.dims, DTYPES[self.dtype].itemsize, direction)
 
     def draw(self, device: torch.device) -> Inputs:
@@ -49,8 +49,9 @@ def make_calls(
 ) -> list[Call]:
     """Return one call for each set of inputs.
 
-    A backward pass computes the gradients of the inputs, and of the parameters if ``function`` is a
-    layer. The forward passes before backward passes are made here, outside the measurement.
+    A backward pass computes the gradients of the inputs, and also of the parameters if ``function``
+    is a layer. The forward passes that precede backward passes run here, outside of the
+    measurement.
     """
     if direction == "forward":
         return [functools.partial(function, *inputs) for inputs in sets]
@@ -70,7 +71,7 @@ def make_calls(
 
 
 def saved_bytes(function: Function, inputs: Inputs) -> int:
-    """Return the bytes that the backward pass keeps beside the inputs."""
+    """Return the bytes that are saved for the backward pass, apart from the inputs."""
     given = {tensor.untyped_storage().data_ptr() for tensor in inputs}
     kept: dict[int, int] = {}
 
@@ -80,14 +81,14 @@ def saved_bytes(function: Function, inputs: Inputs) -> int:
         return tensor
 
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = function(*inputs)  # alive until counted, so that no address is used again
+        y = function(*inputs)  # keep it alive until the count, so that no address is used twice
     total = sum(size for address, size in kept.items() if address not in given)
     del y
     return total
 
 
 class _Empty(torch.autograd.Function):
-    """Does nothing: its time is autograd's own."""
+    """An operation that does nothing: its time is the overhead of autograd."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``compare``: two files of results, joined row by row: which figures got worse or better."""
+"""``compare``: join two files of results by row, and list which figures got better or worse."""
 
 import argparse
 import dataclasses
@@ -15,24 +15,24 @@ from benchmarks import screen
 from benchmarks.results import Results
 from benchmarks.rows import IDENTITY, OURS, Row, cell, is_ok, kind_of, name_of
 
-# In the order in which they are printed.
+# The verdicts, in the order in which they are printed.
 Verdict = Literal["regression", "not measured now", "gain", "peer slower", "peer faster", "same"]
 _ORDER: tuple[Verdict, ...] = get_args(Verdict)
 Key = tuple[tuple[str, str], ...]
 
-LEAST_PERCENT = 2.0  # clocks and drivers differ between two runs by more than within one
+LEAST_PERCENT = 2.0  # differences of clocks and drivers between two runs exceed the spread in one
 _STYLES = {"regression": "bold red", "gain": "green"}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Metric:
-    """A field that is judged.
+    """A field of a row that is compared.
 
     Attributes:
-        name: The field.
-        sign: 1 if less is better, -1 if more is better.
-        has_spread: Whether the row's ``spread`` belongs to this field. Without a spread the field
-            is the same in every run of the same code.
+        name: Name of the field.
+        sign: 1 if lower values are better, -1 if higher values are better.
+        has_spread: Whether the row's ``spread`` belongs to this field. Fields without a spread have
+            the same value in every run of the same code.
     """
 
     name: str
@@ -53,16 +53,17 @@ _METRICS: dict[str, tuple[_Metric, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One field of one row in both files.
+    """The change of one field of a row that is in both files.
 
     Attributes:
-        row: The row of the second file, for its identity.
-        field: The field, ``"status"`` if one of the two rows was not measured.
-        before: Its value in the first file.
-        after: Its value in the second file.
-        verdict: The judgement.
-        percent: The change relative to ``before``, if both are numbers and ``before`` is not 0.
-        noise: The least change that counts, in the unit of the field.
+        row: The row of the second file; it identifies the change.
+        field: Name of the field; ``"status"`` if the row was not measured in one of the files.
+        before: Value of the field in the first file.
+        after: Value of the field in the second file.
+        verdict: Judgement of the change.
+        percent: The change relative to ``before``, if both values are numbers and ``before`` is not
+            0.
+        noise: The smallest change that counts, in the unit of the field.
     """
 
     row: Row
@@ -91,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print the changes; return 1 on a regression if asked to, 2 without a row in common."""
+    """Print the changes; return 1 on a regression if asked to, 2 without a common row."""
     try:
         before, after = Results.load(arguments.before), Results.load(arguments.after)
     except (OSError, ValueError) as error:
@@ -120,7 +121,7 @@ def main(arguments: argparse.Namespace) -> int:
 def by_identity(rows: Sequence[Row]) -> dict[Key, Row]:
     """Return the rows by the fields that identify them: op, shape, provider and so on.
 
-    Rows of one identity are numbered in the order of the file.
+    Rows with equal fields are numbered in the order of the file.
     """
     found: dict[Key, Row] = {}
     seen: Counter[Key] = Counter()
@@ -149,10 +150,10 @@ def compare(
 
 
 def _judge(before: Row, after: Row, metric: _Metric, least_percent: float) -> Change:
-    """Compare one field.
+    """Compare one field of a row.
 
     A change counts if it is larger than the spreads (interquartile ranges) of both runs together,
-    and than ``least_percent`` of the value before.
+    and larger than ``least_percent`` of the value before.
     """
     old, new = float(before[metric.name]), float(after[metric.name])
     noise = abs(old) * least_percent / 100
@@ -185,7 +186,7 @@ def _status_change(before: Row, after: Row) -> Change:
 
 
 def _is_ours(row: Row) -> bool:
-    """Return whether ``row`` measures this project's code, and not a peer's."""
+    """Return whether ``row`` measures this project's code rather than a peer's."""
     return row.get("provider", OURS) == OURS and OURS in str(row.get("variant", OURS))
 
 
@@ -216,7 +217,7 @@ def _print_changes(changes: Sequence[Change]) -> None:
 
 
 def _severity(change: Change) -> tuple[int, float]:
-    """Sort regressions first, and the largest change of each verdict first."""
+    """Return a sort key: regressions first, and the largest changes of each verdict first."""
     return _ORDER.index(change.verdict), -abs(change.percent or float("inf"))
 
 

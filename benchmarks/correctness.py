@@ -1,4 +1,4 @@
-"""Whether a provider computes the op: held to float64, or to the law of an op that drops."""
+"""Check the results of a provider against float64, or those of dropout against its distribution."""
 
 import dataclasses
 import math
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from benchmarks.providers import Function, Inputs, as_they_are
 
-OUR_FACTOR = 1.5  # how many times torch's own error is allowed
-PEER_FACTOR = 2.0
-_SIGMAS = 5.0
+OUR_FACTOR = 1.5  # limit of our error, as a multiple of torch's own error
+PEER_FACTOR = 2.0  # the same limit for peers
+_SIGMAS = 5.0  # allowed deviation of the share of zeros, in standard deviations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +20,10 @@ class Verdict:
     """The outcome of a check.
 
     Attributes:
-        reason: What is wrong; ``None`` if nothing is.
-        error: The largest error of the result and the gradients: its norm over the exact one's.
-        allowed: How large that error may be.
+        reason: What is wrong; ``None`` if the result is correct.
+        error: Largest relative error of the result and the gradients: norm of the error divided by
+            the norm of the exact tensor.
+        allowed: Limit of this error.
     """
 
     reason: str | None = None
@@ -31,10 +32,10 @@ class Verdict:
 
 
 def run(function: Function, inputs: Inputs, grad: Tensor) -> list[Tensor]:
-    """Return ``function(*inputs)`` and the inputs' gradients, if it can be differentiated.
+    """Return ``function(*inputs)`` and, if it is differentiable, the inputs' gradients.
 
-    The memory that they are likely to be written to is filled with nan first, so that an element
-    that is never written shows.
+    Memory that the results will probably use is filled with nan first. This reveals elements that
+    the function never writes.
     """
     poison = [torch.full_like(tensor, math.nan) for tensor in (grad, *inputs)]
     del poison
@@ -45,13 +46,13 @@ def run(function: Function, inputs: Inputs, grad: Tensor) -> list[Tensor]:
 
 
 class Float64:
-    """The exact result on some inputs, and how far torch's own is from it.
+    """The exact result for some inputs, and the error of torch's own result.
 
     Args:
-        eager: The reference.
-        inputs: Its inputs, in the type that is measured.
-        grad: Gradient of its result.
-        prepare: Makes the arguments of ``eager`` of the inputs.
+        eager: The reference implementation.
+        inputs: Inputs in the dtype that is measured.
+        grad: Gradient of the result.
+        prepare: Function that converts ``inputs`` to the arguments of ``eager``.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class Float64:
         ]
 
     def check(self, function: Function, inputs: Inputs, grad: Tensor, factor: float) -> Verdict:
-        """Return whether each error is at most ``factor`` times torch's and a rounding unit."""
+        """Check that each error is at most ``factor`` times torch's error plus a rounding unit."""
         results = run(function, inputs, grad)
         y, exact_y = results[0], self.exact[0]
         if y.dtype != self.dtype or y.shape != exact_y.shape:
@@ -97,11 +98,12 @@ class Float64:
 def check_dropout(
     function: Function, inputs: Inputs, grad: Tensor, rate: float, block_size: int | None = None
 ) -> Verdict:
-    """Check the share of zeros, the survivors' scale and that the gradient has the same mask.
+    """Check the share of zeros, the scale of the survivors, and the mask of the gradient.
 
-    With ``block_size`` the zeros must be blocks of a map, and the scale the number of all elements
-    over the number of kept ones. Packages differ in where a block may begin near the edge of a map,
-    and drop up to twice the rate: the share of zeros may be 0.5 to 2.5 times the rate.
+    The gradient must have the mask of the result. With ``block_size`` the zeros must form blocks,
+    and the scale must be the number of all elements divided by the number of kept elements.
+    Packages differ in where a block may begin near the edge of a map, and drop up to twice the
+    rate, so the share of zeros may be 0.5 to 2.5 times the rate.
     """
     x = inputs[0].detach()
     y, grad_x = run(function, inputs, grad)
@@ -117,7 +119,7 @@ def check_dropout(
         right = abs(dropped - rate) <= _SIGMAS * sigma
     else:
         right = 0.5 * rate <= dropped <= 2.5 * rate
-        scale, units = 1 / (1 - dropped), 2  # the count, too, may have been rounded
+        scale, units = 1 / (1 - dropped), 2  # the provider may round the count too
         if right and not _are_blocks(~kept & present, block_size):
             return Verdict(f"the dropped elements are no blocks of {block_size}")
     if not right:
@@ -125,7 +127,7 @@ def check_dropout(
     for name, result, source in (("survivors", y, x), ("gradients", grad_x, grad)):
         expected = torch.where(kept, source.double() * scale, 0)
         error = torch.where(present, (result.double() - expected).abs(), 0)
-        # Half a unit for the rounding of the result, as much for a scale that is rounded first.
+        # Half a unit for the rounding of the result, and half a unit for a scale rounded before.
         info = torch.finfo(x.dtype)
         wrong = ~(error <= units * info.eps * expected.abs().clamp(min=info.smallest_normal))
         if bool(wrong.any()):
@@ -137,10 +139,10 @@ def check_dropout(
 
 
 def _are_blocks(dropped: Tensor, size: int) -> bool:
-    """Return whether blocks, perhaps cut at the edges of their maps, cover all that is dropped."""
+    """Return whether the dropped elements form blocks, which the edges of a map may cut."""
     height, width = (min(size, n) for n in dropped.shape[-2:])
     margins = (width - 1, width - 1, height - 1, height - 1)
-    kept = F.pad((~dropped).float(), margins)  # beyond the edge nothing is kept
+    kept = F.pad((~dropped).float(), margins)  # pad with dropped elements beyond the edges
     begin = 1 - F.max_pool2d(kept, (height, width), stride=1)
     covered = F.max_pool2d(begin, (height, width), stride=1)
     return bool((covered.bool() == dropped).all())

@@ -1,4 +1,4 @@
-"""``cpu``: each public function and layer on the CPU, timed against the one that it replaces."""
+"""``cpu``: time each public function and layer on the CPU against the one that it replaces."""
 
 import argparse
 import dataclasses
@@ -22,7 +22,7 @@ from benchmarks.shapes import Dims
 from benchmarks.timers import CpuTimer
 from benchmarks.timing import Budget, Clock, interleave, spread_of
 
-GOAL = 1.05  # at most this many times the peer's time
+GOAL = 1.05  # limit of our time, as a multiple of the peer's time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BUDGET = Budget(seconds=1.5, least=5, most=25)
 BLOCK_SECONDS = 4e-3
@@ -31,7 +31,7 @@ _CPU = torch.device("cpu")
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Our function or layer, the peer, and the inputs of each."""
+    """Our function or layer, the peer, and the inputs of both."""
 
     ours: Callable[..., Any]
     peer: Callable[..., Any]
@@ -40,23 +40,23 @@ class Pair:
 
 
 def names() -> list[str]:
-    """Return the functions and the layers that are measured."""
+    """Return the names of the functions and layers that are measured."""
     return [*(name for name, op in OPS.items() if op.cpu), *LAYERS]
 
 
 def shapes_of(name: str) -> tuple[Dims, ...]:
-    """Return the shapes of the input that ``name`` is measured on."""
+    """Return the input shapes on which ``name`` is measured."""
     return OPS[name].cpu if name in OPS else LAYERS[name].cpu
 
 
 def peer_of(name: str) -> str:
-    """Return the provider of the peer: the package of a layer, ``"eager"`` for a function."""
+    """Return the peer's provider: a layer's package, or ``"eager"`` for a function."""
     package = LAYERS[name].package if name in LAYERS else "benchmarks"
     return EAGER if package == "benchmarks" else package
 
 
 def pair_of(name: str, dims: Dims, dtype: torch.dtype) -> Pair:
-    """Return ``name`` and its peer on random inputs; layers are in training."""
+    """Return ``name`` and its peer with random inputs. Layers are in train mode."""
     if name in OPS:
         op = OPS[name]
         drawn = op.draw(dims, "contiguous", dtype, _CPU)
@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace, clock: Clock = time.perf_counter) -> int:
-    """Measure every op; return 1 if one of them raised, whatever the ratios."""
+    """Measure every op; return 1 if a measurement raised an error, whatever the ratios."""
     if lightning_kernels.route(torch.empty(1)) != "aten":
         print("cpu measures the route without kernels: unset TRITON_INTERPRET", file=sys.stderr)
         return 2
@@ -106,7 +106,7 @@ def main(arguments: argparse.Namespace, clock: Clock = time.perf_counter) -> int
 
 
 def measure(key: Row, dims: Dims, clock: Clock = time.perf_counter) -> Row:
-    """Return the figures of one case, or why there are none."""
+    """Return the figures of one case, or the reason for its failure."""
     common: Row = {"threads": torch.get_num_threads(), "route": "aten"}
     timer = CpuTimer(clock, BLOCK_SECONDS)
     laps = {}
@@ -140,7 +140,7 @@ def measure(key: Row, dims: Dims, clock: Clock = time.perf_counter) -> Row:
 
 
 def _print_verdict(rows: Sequence[Row]) -> None:
-    """Print the rows that failed or are above the goal, and how many are not."""
+    """Print the rows that failed or exceed the goal, and count the others."""
     above = 0
     for row in rows:
         what = "{op} against {peer}, {shape} {dtype} {direction}".format(**row)

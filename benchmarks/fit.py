@@ -1,4 +1,4 @@
-"""``fit``: whole training steps, with the practices and without, compiled or not."""
+"""``fit``: time whole training steps, with and without the practices, compiled or not."""
 
 import argparse
 import dataclasses
@@ -26,12 +26,12 @@ from benchmarks.rows import Row, failure, is_ok
 from benchmarks.timing import Clock, spread_of, take_turns
 from lightning_practices.mixins import FusedLayersMixin
 
-_PROFILED = 3  # steps
+_PROFILED = 3  # steps of the fit that are profiled
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long to measure: ``rounds`` of two fits, each of ``steps`` after ``warm_up`` steps."""
+    """Length of a measurement: ``rounds`` of two fits, each ``steps`` after ``warm_up`` steps."""
 
     rounds: int
     steps: int
@@ -43,12 +43,12 @@ SHORT = Plan(rounds=2, steps=5, warm_up=2)
 
 
 class Steps(Callback):
-    """Time each step after the warm-up, without making the device wait.
+    """Time each step after the warm-up, without synchronising the device.
 
     Args:
-        device: The device of the fit: on a GPU its own events tell the time.
-        warm_up: How many steps do not count.
-        clock: Returns the time in seconds, on the CPU.
+        device: The device of the fit. On a GPU its events measure the time.
+        warm_up: Number of first steps that are not timed.
+        clock: Function that returns the time in seconds, for the CPU.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Steps(Callback):
 
     @property
     def milliseconds(self) -> list[float]:
-        """From the end of each step to the end of the next."""
+        """Time from the end of each step to the end of the next, in milliseconds."""
         pairs = zip(self._marks[:-1], self._marks[1:], strict=True)
         if not self._cuda:
             return [(end - start) * 1e3 for start, end in pairs]
@@ -84,17 +84,17 @@ class Steps(Callback):
 
 
 class _MissingCompilerError(RuntimeError):
-    """There is no compiler for ``torch.compile`` to use."""
+    """``torch.compile`` finds no C++ compiler."""
 
 
 class _Run:
-    """One variant of one model, fitted again and again.
+    """One variant of one model, which is fitted repeatedly.
 
     Attributes:
-        milliseconds: Of every step that was timed.
-        peak_mib: The most memory that a fit took, ``None`` on a CPU.
-        share: The share of the replaced ops; ``None`` where the profiler's names don't tell.
-        failed: The status and the reason, once a fit has failed.
+        milliseconds: Time of every timed step.
+        peak_mib: Largest memory use of a fit in MiB; ``None`` on a CPU.
+        share: Share of the replaced ops in the time; ``None`` if the profile doesn't name them.
+        failed: Status and reason of a failed fit; ``None`` before a failure.
     """
 
     def __init__(
@@ -112,20 +112,20 @@ class _Run:
 
     @property
     def fused_layers(self) -> int:
-        """How many layers are fused."""
+        """Number of fused layers."""
         module = self._module
         return len(module.fused_layers.replaced) if isinstance(module, FusedLayersMixin) else 0
 
     def prepare(self) -> float:
-        """Build the model, and compile, warm up and profile it in a first fit."""
+        """Build the model. Compile it, warm it up and profile it in a first fit."""
         return self._guarded(self._prepare)
 
     def measure(self) -> float:
-        """Fit, and return the median milliseconds per step; nan once a fit has failed."""
+        """Fit, and return the median milliseconds per step, or nan after a failure."""
         return math.nan if self.failed else self._guarded(self._measure)
 
     def release(self) -> None:
-        """Free the memory of the model."""
+        """Free the model's memory."""
         self._module = self._fitted = None
         gc.collect()
         if torch.cuda.is_available():
@@ -140,7 +140,7 @@ class _Run:
         warm_up = self._plan.warm_up
         profiled = ShareOfReplacedOps(self._device, warm_up, warm_up + _PROFILED - 1)
         self._fit(profiled, warm_up + _PROFILED)
-        if not (compiled and self._device.type == "cpu"):  # whose fused loops have no names
+        if not (compiled and self._device.type == "cpu"):  # its fused loops have no op names
             self.share = profiled.share
         return math.nan
 
@@ -171,7 +171,7 @@ class _Run:
         except Exception as error:
             missing = isinstance(error, _MissingCompilerError)
             self.failed = failure(error, "missing" if missing else "failed")
-        self.release()  # out here, where the traceback no longer holds the tensors
+        self.release()  # after the except clause, where the traceback would keep tensors alive
         return math.nan
 
 
@@ -179,9 +179,9 @@ def measure_model(
     workload: Workload, variants: Sequence[str], plan: Plan, device: torch.device,
     clock: Clock = time.perf_counter, begin: Callable[[str], None] = lambda label: None,
 ) -> list[Row]:  # fmt: skip
-    """Return a row for each variant; the variants take turns, so that drift hits all alike.
+    """Return a row for each variant. Variants take turns, so that drift affects all of them alike.
 
-    Between its turns a model waits in the CPU's memory, where Lightning leaves it.
+    Between its turns a model is in the CPU's memory, where Lightning moves it after a fit.
     """
     batches = workload.make_batches(device)
     runs = {name: _Run(workload, VARIANTS[name], plan, device, batches, clock) for name in variants}
@@ -225,7 +225,7 @@ def _row(workload: Workload, name: str, run: _Run, rounds: list[dict[str, float]
 
 
 def _cxx() -> str | None:
-    """Return the C++ compiler that torch would use."""
+    """Return the path of the C++ compiler that torch would use, or ``None``."""
     default = "clang++" if sys.platform == "darwin" else "g++"
     return shutil.which(os.environ.get("CXX", default))
 
@@ -250,7 +250,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure models, then practices; a failure is a row, and the status 0."""
+    """Measure models, then practices. Return 0 also after failures, which are rows."""
     results = Results.create(arguments.out / "fit.json", arguments.resume)
     plan = SHORT if arguments.short else FULL
     parts = len(arguments.models) * (len(arguments.variants) + plan.rounds)
@@ -270,7 +270,7 @@ def main(arguments: argparse.Namespace) -> int:
 def _measure_models(
     results: Results, arguments: argparse.Namespace, plan: Plan, begin: Callable[[str], None]
 ) -> None:
-    """Add the rows of the models, all variants of one at a time."""
+    """Add the rows of the models: all variants of one model, then the next model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     workloads = ON_GPU if device.type == "cuda" else ON_CPU
     for model in arguments.models:
@@ -283,7 +283,7 @@ def _measure_models(
 
 
 def _print(rows: Sequence[Row]) -> None:
-    """Print the outcome of each row in a line."""
+    """Print the outcome of each row in one line."""
     for row in rows:
         what = row.get("practice") or f"{row['model']}, {row['variant']}"
         if not is_ok(row):

@@ -1,7 +1,7 @@
-"""``gpu-check``: tests and benchmarks for a GPU that is at hand for a few minutes.
+"""``gpu-check``: run tests and benchmarks on a GPU that is available for a few minutes.
 
-Every step is a process group with its own time limit. A step that fails or hangs costs the other
-steps nothing, and the files that it has written are kept.
+Each step is a process group with its own time limit. If a step fails or hangs, the other steps
+still run, and the files that it has written are kept.
 """
 
 import argparse
@@ -40,11 +40,11 @@ PEERS = {
     "quack-kernels": "quack",
     "flag-gems": "flag_gems",
 }
-_LOG_BYTES = 200_000  # of the end of a log are kept
-_GRACE_SECONDS = 5.0  # between asking a step to stop and killing it
+_LOG_BYTES = 200_000  # bytes at the end of a log that are kept
+_GRACE_SECONDS = 5.0  # between the interrupt of a step and its kill
 _POLL_SECONDS = 0.2
-_FINISH_SECONDS = 10.0  # kept back for the summary
-_LEAST_SECONDS = 5.0  # with less than this a step is not begun
+_FINISH_SECONDS = 10.0  # reserved for the summary
+_LEAST_SECONDS = 5.0  # a step with less time than this is not started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +52,13 @@ class Step:
     """A command and its share of the time.
 
     Attributes:
-        name: What the summary calls it.
-        command: Its arguments; ``{out}`` stands for a folder to write to, ``{minutes}`` for four
-            fifths of its time limit.
-        weight: Its share of the time that is left, relative to the weights of the steps after it.
-        log: Name of the log that its output is appended to.
+        name: Name of the step in the summary.
+        command: The program and its arguments. ``{out}`` stands for a folder for the step's files,
+            ``{minutes}`` for four fifths of its time limit.
+        weight: Share of the remaining time, relative to the weights of the later steps.
+        log: Name of the log to which the output is appended.
         keeps: Names of the files in ``{out}`` to keep.
-        needs: A module that it needs.
+        needs: Module that the step needs; ``None`` if it needs none.
     """
 
     name: str
@@ -74,12 +74,12 @@ class Outcome:
     """How a step ended.
 
     Attributes:
-        name: The step's.
-        status: ``"passed"`` for exit status 0.
-        exit_status: Its exit status, ``None`` if it was killed or not begun.
-        seconds: How long it ran.
-        limit: How long it might have run.
-        note: Its last line of output, or why it was not begun.
+        name: Name of the step.
+        status: ``"passed"`` if the exit status is 0.
+        exit_status: Exit status of the step; ``None`` if it was killed or not started.
+        seconds: Duration of the step.
+        limit: Time limit of the step in seconds.
+        note: Last line of the output, or why the step was not started.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Outcome:
 
 
 def steps() -> list[Step]:
-    """Return the steps, the most worth knowing first."""
+    """Return the steps, the most important first."""
     pytest = (
         sys.executable, "-m", "pytest", "-m", "gpu or kernel", "-q", "-rfE", "--tb=short",
         "--durations=10", "-p", "no:cacheprovider",
@@ -120,7 +120,7 @@ def steps() -> list[Step]:
 
 
 def _target() -> str:
-    """Return the compute capability that ``static`` compiles for and that is nearest this GPU's."""
+    """Return that compute capability ``static`` compiles for that is nearest to this GPU's."""
     import torch
 
     major, _ = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)
@@ -148,15 +148,15 @@ def main(arguments: argparse.Namespace) -> int:
     if not torch.cuda.is_available():
         print("gpu-check needs a GPU that torch can use, and there is none", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # end the step, print the summary
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop the step, print the summary
     return check(steps(), arguments.out, arguments.minutes * 60)
 
 
 def check(todo: Sequence[Step], out: Path, seconds: float, clock: Clock = time.monotonic) -> int:
-    """Run ``todo`` within ``seconds``, keep their files in ``out``, print a summary last."""
+    """Run ``todo`` within ``seconds``, keep the files in ``out``, and print a summary last."""
     out.mkdir(parents=True, exist_ok=True)
     for name in {"summary.json", *(name for step in todo for name in (step.log, *step.keeps))}:
-        (out / name).unlink(missing_ok=True)  # of an earlier check
+        (out / name).unlink(missing_ok=True)  # a file of an earlier check
     deadline = clock() + seconds - _FINISH_SECONDS
     outcomes: list[Outcome] = []
     environment, absent = describe_environment(), absent_peers()
@@ -175,12 +175,12 @@ def check(todo: Sequence[Step], out: Path, seconds: float, clock: Clock = time.m
 
 
 def absent_peers() -> list[str]:
-    """Return the peers that are not installed, by their names in the registry."""
+    """Return the peers that are not installed, by their package names."""
     return [name for name, module in PEERS.items() if importlib.util.find_spec(module) is None]
 
 
 def _run(step: Step, out: Path, limit: float, clock: Clock) -> Outcome:
-    """Run one step for at most ``limit`` seconds, then end its whole process group."""
+    """Run one step for at most ``limit`` seconds, then kill its whole process group."""
 
     def outcome(status: Status, note: str, exit_status: int | None = None) -> Outcome:
         return Outcome(step.name, status, exit_status, clock() - start, limit, note)
@@ -213,13 +213,13 @@ def _run(step: Step, out: Path, limit: float, clock: Clock) -> Outcome:
 def _run_group(
     command: Sequence[str], log: Any, is_late: Callable[[], bool], keep: Callable[[], None]
 ) -> int | None:
-    """Return the exit status of ``command``, ``None`` if it has not ended when it ``is_late``."""
+    """Return the exit status of ``command``, or ``None`` if it still runs when it ``is_late``."""
     paths = [str(ROOT), str(ROOT / "kernels"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
-        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # plugins that happen to be installed
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # don't load plugins that happen to be installed
     }
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log,
@@ -228,13 +228,13 @@ def _run_group(
     try:
         while not _has_ended(process):
             if is_late():
-                _signal_group(process, signal.SIGINT)  # a chance to save its results
+                _signal_group(process, signal.SIGINT)  # so that the step can save its results
                 _await_end(process, _GRACE_SECONDS)
                 return None
             _await_end(process, _POLL_SECONDS)
             keep()
-    finally:  # before wait(), which frees the group's number for other processes
-        _signal_group(process, signal.SIGKILL)  # also processes that an ended step has left behind
+    finally:  # before wait(), which frees the group's id for other processes
+        _signal_group(process, signal.SIGKILL)  # kill also processes that the step left behind
         process.wait()
     return process.returncode
 
@@ -257,7 +257,7 @@ def _signal_group(process: "subprocess.Popen[bytes]", number: signal.Signals) ->
 
 
 def _keep(step: Step, work: Path, out: Path) -> None:
-    """Copy the files that ``step`` has written so far, each in one step."""
+    """Copy the files that ``step`` has written so far. Each copy is atomic."""
     for name in step.keeps:
         source, target = work / name, out / name
         if not source.exists():
@@ -292,7 +292,7 @@ def _save(
 
 
 def _print_summary(out: Path, absent: Sequence[str], outcomes: Sequence[Outcome]) -> None:
-    """Print the failures, the kernels' figures, and at the very end one line for each step."""
+    """Print the failures, the kernels' figures, and at the end one line for each step."""
     console = screen.console()
     for name in ("kernel_tests.log", "other_tests.log"):
         for line in deque(_failures(out / name), maxlen=20):
@@ -315,7 +315,7 @@ def _print_summary(out: Path, absent: Sequence[str], outcomes: Sequence[Outcome]
 
 
 def _failures(log: Path) -> list[str]:
-    """Return the lines in which pytest names the tests that failed."""
+    """Return the lines of pytest's output that name failed tests."""
     if not log.exists():
         return []
     lines = log.read_text(errors="replace").splitlines()

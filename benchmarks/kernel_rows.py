@@ -1,4 +1,4 @@
-"""The rows that ``kernels`` writes: flat, all of the same fields, ``None`` where not measured."""
+"""The rows that ``kernels`` writes. All have the same fields, with ``None`` if not measured."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from benchmarks.rows import EAGER, OURS, Row
 from benchmarks.timing import spread_of
 
-CRASHED = "crashed"  # broke the GPU for the whole process: not tried again on that case
-TIMEOUT = "timeout"  # no time was left: tried again when the run is resumed
-_LAUNCH_BOUND = 0.5  # of the copy bandwidth: where a copy reaches less, bytes are not the limit
+CRASHED = "crashed"  # broke the GPU for the whole process; not tried again on this case
+TIMEOUT = "timeout"  # no time was left; tried again when the run is resumed
+# Share of the copy bandwidth. If a copy reaches less, launches limit it and not bytes.
+_LAUNCH_BOUND = 0.5
 _FIELDS = (
     "op", "shape", "dims", "dtype", "layout", "direction", "provider", "version", "status",
     "reason", "timer", "microseconds", "spread", "rounds", "sets", "bytes", "gbytes_per_s",
@@ -19,17 +20,17 @@ _FIELDS = (
 
 
 def blank_row() -> Row:
-    """Return a row of all fields without values."""
+    """Return a row with all fields and no values."""
     return dict.fromkeys(_FIELDS)
 
 
 def bound(moved: int, copy_us: float, bandwidth: float) -> str:
-    """Return what limits a perfect kernel: ``"memory"``, or ``"launch"`` if it is too small."""
+    """Return the limit of a perfect kernel: ``"memory"``, or ``"launch"`` for few bytes."""
     return "memory" if moved / copy_us * 1e6 >= _LAUNCH_BOUND * bandwidth else "launch"
 
 
 def figures(row: Row, seconds: Sequence[float]) -> Row:
-    """Return the figures of the rounds that took ``seconds``, for the case of ``row``."""
+    """Return the figures of rounds that took ``seconds``, for the case of ``row``."""
     median = statistics.median(seconds)
     bandwidth = row["bytes"] / median / 1e9
     more: Row = {}
@@ -47,7 +48,7 @@ def figures(row: Row, seconds: Sequence[float]) -> Row:
 
 
 def with_ratios(rows: Sequence[Row]) -> list[Row]:
-    """Return ``rows`` with the others' times over each one's time: above 1 is faster than they."""
+    """Return ``rows`` with ratios: another provider's time divided by the row's own time."""
     times = {row["provider"]: row["microseconds"] for row in rows if row["status"] == "ok"}
     peers = {name: time for name, time in times.items() if name != OURS}
     best = min(peers, key=lambda name: peers[name], default=None)

@@ -1,4 +1,4 @@
-"""``kernels``: every op against its peers, on this machine's GPU; on small shapes without one."""
+"""``kernels``: time every op against its peers on this GPU, or with small shapes on the CPU."""
 
 import argparse
 import math
@@ -22,7 +22,7 @@ from benchmarks.timing import Budget, Clock, interleave, spread_of
 INTERRUPTED = 130
 QUICK_MINUTES = 7.5
 _CPU_ELEMENTS = 1 << 16
-_GPU_COPIES = (256 << 20, 512 << 20, 1 << 30, 2 << 30)  # bytes moved
+_GPU_COPIES = (256 << 20, 512 << 20, 1 << 30, 2 << 30)  # bytes that a copy reads and writes
 _CPU_COPIES = (8 << 20, 32 << 20)
 
 
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(
     arguments: argparse.Namespace, timer: Timer | None = None, clock: Clock = time.monotonic
 ) -> int:
-    """Measure; return 1 if ours was wrong or failed, or the GPU was lost, 130 if interrupted."""
+    """Measure. Return 1 if our code was wrong or failed or the GPU was lost, 130 if interrupted."""
     try:
         results = Results.create(arguments.out / "kernels.json", arguments.resume)
     except ValueError as error:
@@ -76,7 +76,7 @@ def main(
 
 
 def plan(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]:
-    """Yield the cases, type by type, so that the first types of all ops come first."""
+    """Yield the cases dtype by dtype, so that all ops are measured in the first dtypes."""
     quick = arguments.shapes == "quick"
     for dtype in arguments.dtypes or (["bf16"] if quick else list(DTYPES)):
         for name in arguments.ops:
@@ -89,7 +89,7 @@ def plan(arguments: argparse.Namespace, device: torch.device) -> Iterator[Case]:
 
 
 def _run(arguments: argparse.Namespace, results: Results, timer: Timer, clock: Clock) -> str | None:
-    """Measure all cases; return why the GPU was lost, ``None`` if it was not."""
+    """Measure all cases; return why the GPU was lost, or ``None`` if it was not lost."""
     quick = arguments.shapes == "quick"
     minutes = arguments.minutes or (QUICK_MINUTES if quick else math.inf)
     settings = Settings(
@@ -116,7 +116,7 @@ def _run(arguments: argparse.Namespace, results: Results, timer: Timer, clock: C
 
 
 def measure_copies(timer: Timer, budget: Budget, clock: Clock = time.perf_counter) -> list[Row]:
-    """Return a row for copies of each large size: the highest bandwidth sets the floors."""
+    """Return a row for copies of each large size. The highest bandwidth determines the floors."""
     rows: list[Row] = []
     for moved in _GPU_COPIES if timer.device.type == "cuda" else _CPU_COPIES:
         if moved * 5 > timer.free_bytes() and rows:

@@ -1,4 +1,4 @@
-"""The calls whose machine code is tested and reported, of every class of shapes: one a line."""
+"""The calls whose machine code is tested and reported, one call per class of shapes."""
 
 import functools
 import math
@@ -17,11 +17,11 @@ _DTYPE_NAMES = {BF16: "bf16", FP16: "fp16", FP32: "fp32"}
 
 
 class Call(NamedTuple):
-    """A public function called forward and backward on fake tensors.
+    """A public function that is called forward and backward on fake tensors.
 
     Attributes:
-        run: Makes the call.
-        bits: The width that the widest access to the tensors has at least.
+        run: Function that makes the call.
+        bits: Least width in bits of the widest access to the tensors.
     """
 
     run: Callable[[], None]
@@ -44,14 +44,14 @@ def _layer_norm(dtype: torch.dtype, shape: tuple[int, ...], affine: bool = True)
 
 
 def _layer_norm2d(dtype: torch.dtype, shape: tuple[int, ...], layout: str) -> None:
-    """Normalise the channels of images, which either layout holds as it is."""
+    """Normalise the channels of images in either layout, without a copy."""
     x = _tensor(dtype, shape, layout).movedim(1, -1)
     y = lightning_kernels.layer_norm(x, shape[1:2], *_parameters(shape[1]))
     _backward(y, torch.empty_like(y), None)
 
 
 def _rms_norm(dtype: torch.dtype, shape: tuple[int, ...], heads: bool = False) -> None:
-    """Normalise rows; with ``heads`` those of the queries within queries, keys and values."""
+    """Normalise rows, or with ``heads`` the queries within a tensor of queries, keys and values."""
     x = _tensor(dtype, (shape[0], 3, *shape[1:]))[:, 1] if heads else _tensor(dtype, shape)
     y = lightning_kernels.rms_norm(x, shape[-1:], _parameter(shape[-1]))
     _backward(y, torch.empty_like(y), None)
@@ -231,7 +231,7 @@ def _rate(scheduled: bool) -> Tensor | float:
 
 
 def _weights() -> list[Tensor]:
-    """Return a parameter with a gradient of each type: one launch serves a table of any of them."""
+    """Return a parameter with a gradient per dtype: one launch handles a table of all dtypes."""
     weights = [torch.empty(64, 64, device="cuda", dtype=dtype) for dtype in _DTYPE_NAMES]
     for weight in weights:
         weight.grad = torch.empty_like(weight)
@@ -240,7 +240,7 @@ def _weights() -> list[Tensor]:
 
 @torch.no_grad()
 def _backward(y: Tensor, *grads: Tensor | None) -> None:
-    """Run the backward of ``y``'s own node; the engine would ask for a real device."""
+    """Run only the backward of ``y``'s own node, since autograd's engine needs a real device."""
     assert y.grad_fn is not None
     y.grad_fn.apply(*grads)  # type: ignore[attr-defined]
 
@@ -260,11 +260,13 @@ def _text(value: Any) -> str:
     return _DTYPE_NAMES.get(value, str(value)) if isinstance(value, torch.dtype) else str(value)
 
 
-# Shapes that the compiler can't tell apart share their machine code, and are compiled once. In 16
-# bits the types differ by a conversion; fp16 and fp32 stand for the shapes where that could matter.
+# The compiler distinguishes classes of shapes. All shapes of a class share their machine code, so
+# each class is compiled once. The 16-bit dtypes differ only in a conversion; fp16 and fp32 are
+# listed
+# for shapes where the dtype could matter.
 CALLS: dict[str, Call] = dict(
     [
-        # Rows: ViT, GPT-2, Llama, ConvNeXt, the queries and keys of attention, tiny ones.
+        # Rows: ViT, GPT-2, Llama, ConvNeXt, attention's queries and keys, and tiny shapes.
         _call(_layer_norm, BF16, (256, 197, 768)),
         _call(_layer_norm, BF16, (128, 197, 1024)),
         _call(_layer_norm, BF16, (8, 1024, 768)),
@@ -276,7 +278,7 @@ CALLS: dict[str, Call] = dict(
         _call(_layer_norm, BF16, (8192, 5120)),
         _call(_layer_norm, BF16, (8192, 8192)),
         _call(_layer_norm, BF16, (262144, 128)),
-        _call(_layer_norm, BF16, (1, 128), bits=16),  # a thread for each element
+        _call(_layer_norm, BF16, (1, 128), bits=16),  # one thread per element
         _call(_layer_norm, BF16, (256, 1024)),
         _call(_layer_norm, BF16, (256, 197, 768), affine=False),
         _call(_layer_norm, FP16, (256, 197, 768)),
@@ -323,7 +325,7 @@ CALLS: dict[str, Call] = dict(
         _call(_add_norm, FP16, (256, 197, 768)),
         _call(_add_norm, FP32, (8, 1024, 1600)),
         _call(_add_norm, FP32, (8, 1024, 8192)),
-        # ResNet-50, channels last: every stage, without a residual and with one.
+        # ResNet-50, channels last: every stage, without and with a residual.
         _call(_batch_norm, BF16, (256, 64, 112, 112), NHWC),
         _call(_batch_norm, BF16, (256, 64, 56, 56), NHWC),
         _call(_batch_norm, BF16, (256, 128, 28, 28), NHWC),
@@ -342,8 +344,8 @@ CALLS: dict[str, Call] = dict(
         _call(_batch_norm, BF16, (256, 256, 14, 14), NHWC, activation="silu", training=False),
         _call(_batch_norm, FP16, (256, 64, 56, 56), NHWC),
         _call(_batch_norm, FP32, (256, 64, 56, 56), NHWC),
-        # Contiguous: planes of 112x112, 56x56 and 28x28 begin at multiples of 16 elements. Those of
-        # 14x14 begin at multiples of 4, which are 64 bits; those of 7x7 anywhere.
+        # Contiguous: planes of 112x112, 56x56 and 28x28 begin at multiples of 16 elements, planes
+        # of 14x14 at multiples of 4 elements (64 bits), planes of 7x7 at any element.
         _call(_batch_norm, BF16, (256, 64, 112, 112), NCHW),
         _call(_batch_norm, BF16, (256, 64, 56, 56), NCHW),
         _call(_batch_norm, BF16, (256, 128, 28, 28), NCHW),
@@ -362,7 +364,7 @@ CALLS: dict[str, Call] = dict(
         _call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, residual=True, activation="gelu"),
         _call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, activation="silu", training=False),
         _call(_batch_norm, FP32, (256, 64, 56, 56), NCHW),
-        # A program may hold a group in both directions, in the forward pass alone, or in neither.
+        # A program may hold a whole group in both passes, only in the forward pass, or in neither.
         _call(_group_norm, BF16, (8, 320, 64, 64), NHWC),
         _call(_group_norm, BF16, (8, 640, 32, 32), NHWC),
         _call(_group_norm, BF16, (8, 1280, 16, 16), NHWC),
@@ -429,7 +431,7 @@ CALLS: dict[str, Call] = dict(
         _call(_drop_block, BF16, (32, 64, 16, 16, 16), NCHW),
         _call(_drop_block, BF16, (256, 512, 28, 28), NHWC, per_channel=False, scheduled=True),
         _call(_drop_block, FP32, (256, 512, 28, 28), NCHW),
-        # Gradients of any number, size and type stand in one table.
+        # One table holds gradients of any number, size and dtype.
         _call(_clip_grad_norm_, 1.0),
         _call(_clip_grad_norm_, 2.0),
         _call(_clip_grad_norm_, 3.0),

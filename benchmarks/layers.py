@@ -1,4 +1,4 @@
-"""The layers that ``cpu`` measures, each against the layer that it replaces."""
+"""The layers that ``cpu`` measures, each with the layer that it replaces."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,14 +22,14 @@ _HEADS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """A layer of this project and the one that it replaces.
+    """A layer of this project and the layer that it replaces.
 
     Attributes:
         ours: The class of this project.
-        peer: The class that it is measured against.
-        arguments: What both classes take, from the shape of the input.
-        cpu: Shapes of the input.
-        inputs: How many inputs of that shape there are.
+        peer: The class that it is compared with.
+        arguments: Function from the shape of the input to the arguments of both classes.
+        cpu: Shapes of the input on the CPU.
+        inputs: Number of inputs of that shape.
         options: Keyword arguments of both classes.
     """
 
@@ -49,12 +49,12 @@ class Layer:
 
     @property
     def package(self) -> str:
-        """The package of the peer."""
+        """The name of the peer's package."""
         return self.peer.__module__.partition(".")[0]
 
 
 class _AddDropoutLayerNorm(torch.nn.LayerNorm):
-    """Dropout, addition and norm, one after the other."""
+    """Dropout, addition and norm in separate calls."""
 
     def __init__(self, size: int, p: float) -> None:
         super().__init__(size)
@@ -66,7 +66,7 @@ class _AddDropoutLayerNorm(torch.nn.LayerNorm):
 
 
 class _NormAlone(nn.AddDropoutLayerNorm):
-    """Our layer without its second result, the sum: the peer has one result."""
+    """Our layer without its second result, the sum, which the peer doesn't return."""
 
     @override
     def forward(self, *inputs: Tensor) -> Tensor:  # type: ignore[override]
@@ -75,7 +75,7 @@ class _NormAlone(nn.AddDropoutLayerNorm):
 
 
 class _DropConnectLinear(torch.nn.Linear):
-    """A linear layer whose weight is dropped out."""
+    """A linear layer with dropout of its weight."""
 
     def __init__(self, inputs: int, outputs: int, p: float) -> None:
         super().__init__(inputs, outputs)
@@ -94,7 +94,7 @@ def _layers(
     names: str, arguments: Callable[[Dims], tuple[Any, ...]], cpu: tuple[Dims, ...],
     room: Any = torch.nn, inputs: int = 1, **options: Any,
 ) -> dict[str, Layer]:  # fmt: skip
-    """Return the layers called ``names``, ours and those of ``room``, by ``"nn."`` and the name."""
+    """Return our layers ``names`` and those of the module ``room``, by ``"nn."`` and the name."""
     return {
         f"nn.{name}": Layer(getattr(nn, name), getattr(room, name), arguments, cpu, inputs, options)
         for name in names.split()

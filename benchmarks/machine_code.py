@@ -1,8 +1,9 @@
-"""The machine code of every kernel launch of a piece of code, made and read without a GPU.
+"""The machine code of kernel launches, compiled and read without a GPU.
 
-:func:`record_launches` runs public functions on fake tensors, as if a GPU were there, and keeps
-what they launch: real heuristics, real arguments. :func:`compile_launch` builds that launch for a
-target with Triton's own compiler and reads registers, spills and the width of memory accesses.
+:func:`record_launches` runs public functions on fake tensors, as if there were a GPU, and records
+their kernel launches with the real heuristics and arguments. :func:`compile_launch` compiles such a
+launch for a target with Triton's own compiler, and reads registers, spills and the width of memory
+accesses.
 """
 
 import contextlib
@@ -32,12 +33,14 @@ from lightning_kernels._core import launch as _launch
 
 TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 
-# The most bytes that a thread of a kernel spills, for each release of Triton, which brings its own
-# ptxas. A kernel that is not listed spills none; a newer Triton is held to the last release here.
+# The largest number of bytes that a thread of a kernel may spill, by release of Triton, since each
+# release has its own ptxas. Kernels that are not listed may not spill. For a newer Triton the last
+# release here applies.
 # - Statistics of batch norm: with 64 registers a multiprocessor holds four programs of 8 warps,
-#   with 72 three. The few instructions of the spill stand outside of the loop, and cost less.
-# - The other kernels have no limit of registers: ptxas itself spills a value or two to hold one
-#   program more. A limit of more registers would take that program away again.
+# with
+#   72 registers three. The few spill instructions are outside of the loop, and cost less than that.
+# - The other kernels have no limit of registers. ptxas itself spills a value or two so that a
+#   multiprocessor holds one more program. A higher register limit would remove this program again.
 MOST_SPILLS: dict[str, dict[str, int]] = {
     "3.6": {
         "_add_norm_forward_kernel": 8,
@@ -59,13 +62,14 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
     },
 }
 
-_MULTIPROCESSORS = 132  # an H200's: it decides grids, which the machine code does not depend on
+_MULTIPROCESSORS = 132  # of an H200. It determines grids, which don't affect the machine code
 _UNCOUNTED = (
     (r"\bscf\.(for|while)\b", "it loops: how often depends on its arguments"),
     (r"\b(scf\.if|cf\.cond_br|cf\.switch)\b", "it branches: which way depends on its arguments"),
     (r"\btt\.(atomic_\w+|descriptor_\w+|call)\b", "it has atomics, descriptors or calls"),
 )
-# A load or store: the address and, of a type like tensor<2x128x!tt.ptr<bf16>>, "2x128x" and "bf16".
+# A load or store: its address, and for a type such as tensor<2x128x!tt.ptr<bf16>> the dimensions
+# "2x128x" and the item type "bf16".
 _ACCESS = r"\btt\.(?:load|store) (%[\w.-]+).*?: (?:tensor<)?((?:\d+x)*)!tt\.ptr<(\w+)>"
 _ITEM_BYTES = {
     "i1": 1, "i8": 1, "i16": 2, "i32": 4, "i64": 8, "f16": 2, "bf16": 2, "f32": 4, "f64": 8,
@@ -76,7 +80,7 @@ _BITS = {"b8": 8, "b16": 16, "b32": 32, "b64": 64, "b128": 128}
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One kernel launch, its tensors replaced by their dtypes."""
+    """One kernel launch, with dtypes in place of its tensors."""
 
     kernel: Any
     grid: tuple[int, ...]
@@ -85,21 +89,22 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """Name of the kernel."""
+        """Name of the kernel function."""
         return str(self.kernel.fn.__name__)
 
 
 class Traffic(NamedTuple):
-    """Accesses to global memory of a program without loops, counted in its intermediate code.
+    """Global memory accesses of a program without loops, counted in its intermediate code.
 
-    Masked lanes at the edge of a tensor count as bytes and as elements alike.
+    Masked lanes at the edge of a tensor count both as bytes and as elements.
 
     Attributes:
-        bytes_per_element: Bytes of the accesses to the program's whole tile, divided by the tile's
-            elements. A floor counts these bytes, for they go through memory once.
+        bytes_per_element: Bytes of the accesses to the program's whole tile, divided by the number
+            of elements of the tile. A floor counts these bytes, since they pass through memory
+            once.
         other_bytes_per_element: Bytes of all other accesses, divided by the same number:
-            parameters, which the programs share and caches hold, and statistics, which are small.
-        uncounted: Why the two numbers are ``None``; ``None`` if they are counted.
+            parameters, which programs share and caches hold, and statistics, which are small.
+        uncounted: Why both numbers are ``None``; ``None`` if they are counted.
     """
 
     bytes_per_element: float | None
@@ -109,17 +114,17 @@ class Traffic(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MachineCode:
-    """What the compiler made of a launch.
+    """The compiler's output for a launch.
 
     Attributes:
         kernel: Name of the kernel.
         target: Compute capability times ten.
-        registers: 32-bit registers per thread.
-        spills: Bytes per thread of registers moved to memory.
+        registers: Number of 32-bit registers per thread.
+        spills: Bytes per thread that are spilled from registers to memory.
         shared: Bytes of shared memory per program.
-        load_bits: Widths in bits of the global loads in the code, one entry per instruction.
-        store_bits: Likewise of the global stores.
-        traffic: Bytes of global memory, counted in the code.
+        load_bits: Width in bits of each instruction that loads from global memory.
+        store_bits: Width in bits of each instruction that stores to global memory.
+        traffic: Bytes of global memory accesses, counted in the code.
     """
 
     kernel: str
@@ -133,7 +138,7 @@ class MachineCode:
 
     @property
     def vector_bits(self) -> int:
-        """The narrower of the widest load and the widest store; 0 without any."""
+        """The smaller of the widest load and the widest store in bits; 0 without accesses."""
         return min((max(bits) for bits in (self.load_bits, self.store_bits) if bits), default=0)
 
 
@@ -145,10 +150,10 @@ def most_spills(kernel: str, version: str = triton.__version__) -> int:
 
 @contextlib.contextmanager
 def record_launches() -> Iterator[list[Launch]]:
-    """Record kernel launches instead of making them, on fake ``cuda`` tensors made inside.
+    """Record kernel launches instead of running them, for fake ``cuda`` tensors made inside.
 
     Yields:
-        The list that fills as code inside the context launches kernels.
+        A list to which each kernel launch inside the context is appended.
     """
     launches: list[Launch] = []
 
@@ -163,7 +168,7 @@ def record_launches() -> Iterator[list[Launch]]:
         enter = stack.enter_context
         _pretend_gpu(stack)
         enter(mock.patch.object(JITFunction, "__getitem__", record))
-        # Fake tensors stand for real tensors here, so operators launch as in eager mode.
+        # Treat fake tensors like real tensors, so that operators launch as in eager mode.
         plain = _dispatch._PLAIN_TYPES | {FakeTensor}
         enter(mock.patch.object(_dispatch, "_PLAIN_TYPES", plain))
         enter(FakeTensorMode(allow_non_fake_inputs=True))
@@ -172,7 +177,7 @@ def record_launches() -> Iterator[list[Launch]]:
 
 
 def _pretend_gpu(stack: contextlib.ExitStack) -> None:
-    """Answer the host code's questions about a GPU where there is none."""
+    """Replace the functions by which the host code queries a GPU."""
     generator = SimpleNamespace(
         initial_seed=lambda: 2**63 + 1, get_offset=lambda: 4, set_offset=lambda offset: None
     )
@@ -187,7 +192,7 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
     }
     for name, answer in answers.items():
         stack.enter_context(mock.patch.object(torch.cuda, name, answer))
-    for module in (_tensor_table, _clip_grad_adaptive):  # which read addresses and copy to it
+    for module in (_tensor_table, _clip_grad_adaptive):  # they read addresses, and copy to a GPU
         stack.enter_context(mock.patch.object(module, "kept_on_device", _table))
     for cached in (_dispatch._probe_device, _launch.multiprocessor_count):
         cached.cache_clear()
@@ -201,7 +206,7 @@ def _table(tensors: Sequence[torch.Tensor], _: Any) -> torch.Tensor:
 def compile_launch(launch: Launch, target: int) -> MachineCode:
     """Compile a launch for ``target`` (80, 90, 100) and read its machine code.
 
-    Pointers are taken to be aligned to 16 bytes, as torch's allocator aligns them.
+    Pointers are assumed to be aligned to 16 bytes, as torch's allocator aligns them.
     """
     args = [MockTensor(a) if isinstance(a, torch.dtype) else a for a in launch.args]
     previous = triton.runtime.driver._active
@@ -213,7 +218,7 @@ def compile_launch(launch: Launch, target: int) -> MachineCode:
     return _read(compiled, launch.name, target)
 
 
-@functools.cache  # launches that Triton specialises alike share what it compiled
+@functools.cache  # Triton returns the same object for launches with the same specialisation
 def _read(compiled: Any, name: str, target: int) -> MachineCode:
     usage = _resource_usage(compiled.asm["cubin"])
     return MachineCode(
@@ -229,7 +234,7 @@ def _read(compiled: Any, name: str, target: int) -> MachineCode:
 
 
 class _Driver:
-    """Tells Triton which GPU to compile for."""
+    """A Triton driver that names the GPU to compile for."""
 
     def __init__(self, target: int) -> None:
         self._target = target
@@ -238,7 +243,7 @@ class _Driver:
         return GPUTarget("cuda", self._target, 32)
 
     def get_current_device(self) -> int:
-        return self._target  # Triton caches by device: no real one has such a number
+        return self._target  # the key of Triton's cache; no real device has such a number
 
     def get_current_stream(self, device: int) -> int:
         return 0
@@ -250,7 +255,7 @@ def _cuobjdump() -> str:
 
 
 def _resource_usage(cubin: bytes) -> dict[str, int]:
-    """Return ``REG``, ``STACK``, ``LOCAL`` and more of the one kernel in ``cubin``."""
+    """Return ``REG``, ``STACK``, ``LOCAL`` and other usage of the only kernel in ``cubin``."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -260,16 +265,16 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
 
 
 def _access_bits(ptx: str, kind: str) -> tuple[int, ...]:
-    """Return the width of each global ``ld`` or ``st`` in ``ptx``."""
+    """Return the width in bits of each global ``ld`` or ``st`` in ``ptx``."""
     pattern = rf"\b{kind}\.global[.\w:]*?(?:\.v(\d))?\.(b\d+)\b"
     return tuple(int(count or 1) * _BITS[unit] for count, unit in re.findall(pattern, ptx))
 
 
 def count_traffic(ttir: str) -> Traffic:
-    """Count the global bytes of a program in Triton's intermediate code.
+    """Count the bytes of a program's global memory accesses in Triton's intermediate code.
 
-    Triton's code names each access with its whole tile. The machine code does not: where a tile is
-    smaller than the program, threads repeat its loads.
+    Triton's code lists each access once, with its whole tile. Machine code is unsuitable: where a
+    tile is smaller than the program, threads repeat its loads.
     """
     for pattern, reason in _UNCOUNTED:
         if re.search(pattern, ttir):
@@ -289,7 +294,7 @@ def count_traffic(ttir: str) -> Traffic:
 
 
 def _names_that_depend_on_the_program(ttir: str) -> set[str]:
-    """Return the values computed from the program's number, in code without loops."""
+    """Return the values that depend on the program's id, in code without loops."""
     moving: set[str] = set()
     for name, expression in re.findall(r"^\s*(%[\w.-]+)(?::\d+)? = (.*)$", ttir, re.MULTILINE):
         operands = re.findall(r"%[\w.-]+", expression)

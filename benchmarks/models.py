@@ -1,4 +1,4 @@
-"""The models that ``fit`` trains, their data, and how it trains them."""
+"""The models that ``fit`` trains, their data and their training."""
 
 import contextlib
 import dataclasses
@@ -21,24 +21,24 @@ from lightning_practices.callbacks import EarlyStopping
 from lightning_practices.mixins import FusedLayersMixin
 
 Batch = tuple[Tensor, Tensor]
-_BATCHES = 4  # distinct ones, taken in turn
+_BATCHES = 4  # different batches, used in turn
 _DROP_RATE = 0.1
 _NEVER = 10**9
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A model, its data and how it is trained.
+    """A model with its data and training settings.
 
     Attributes:
-        name: What the rows call it.
-        make: Builds the network, with random weights.
-        batch_size: Samples in a batch.
+        name: Name of the model in the rows.
+        make: Function that builds the network with random weights.
+        batch_size: Number of samples in a batch.
         sample: Shape of an image, or of a sequence of tokens.
         classes: Number of classes, or of different tokens.
-        unit: What a sample is.
+        unit: Kind of a sample.
         precision: Precision of the Trainer.
-        channels_last: Whether images and weights have this layout.
+        channels_last: Whether images and weights are channels last.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Workload:
     channels_last: bool = False
 
     def make_network(self) -> nn.Module:
-        """Build the network, the same weights each time."""
+        """Build the network, with the same weights each time."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             network = self.make()
         return network.to(memory_format=torch.channels_last) if self.channels_last else network
 
     def make_batches(self, device: torch.device) -> list[Batch]:
-        """Draw random batches on ``device``: a GPU computes faster on zeros than on data."""
+        """Draw random batches on ``device``. Zeros would make a GPU faster than real data do."""
         generator = torch.Generator(device).manual_seed(0)
         shape = (self.batch_size, *self.sample)
         batches = []
@@ -75,7 +75,7 @@ class Workload:
 
 
 class CausalTransformer(nn.Module):
-    """A language model: embeddings, masked pre-norm blocks, a linear head."""
+    """A language model of embeddings, masked pre-norm blocks and a linear head."""
 
     mask: Tensor
 
@@ -86,7 +86,7 @@ class CausalTransformer(nn.Module):
         block = nn.TransformerEncoderLayer(
             width, heads, 4 * width, _DROP_RATE, "gelu", batch_first=True, norm_first=True
         )
-        block.self_attn.dropout = 0.0  # inside attention, which surgery does not replace
+        block.self_attn.dropout = 0.0  # surgery does not replace dropout inside attention
         self.blocks = nn.TransformerEncoder(
             block, depth, nn.LayerNorm(width), enable_nested_tensor=False
         )
@@ -126,7 +126,7 @@ _SMALL: dict[str, Any] = {"batch_size": 8, "precision": "32-true"}
 _IMAGE: dict[str, Any] = {"sample": (3, 224, 224), "classes": 1000}
 _SMALL_IMAGE: dict[str, Any] = {"sample": (3, 32, 32), "classes": 10, **_SMALL}
 
-# By their names in --models. Dropout is on, as in the recipes of these models.
+# The workloads by their names in --models. Dropout is on, as in the recipes of these models.
 ON_GPU = {
     "resnet": Workload("resnet50", models.resnet50, 256, channels_last=True, **_IMAGE),
     "vit": Workload("vit_b_16", lambda: models.vit_b_16(dropout=_DROP_RATE), 256, **_IMAGE),
@@ -146,7 +146,7 @@ ON_CPU = {
 
 
 class Training(LightningModule):
-    """Trains a network to classify and does no more than that; logs ``loss`` once an epoch."""
+    """Trains a network to classify, and nothing more. It logs ``loss`` once per epoch."""
 
     def __init__(self, network: nn.Module, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -172,7 +172,7 @@ class Training(LightningModule):
 
 
 class Fused(FusedLayersMixin, Training):
-    """The same training over fused layers."""
+    """The same training with fused layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,10 +180,10 @@ class Variant:
     """A way to train a model.
 
     Attributes:
-        module: The class to train.
-        callbacks: Makes its callbacks.
-        compiled: Whether it runs under ``torch.compile``.
-        compiled_norms: See :func:`lightning_kernels.set_compiled_norms`.
+        module: Class of the module to train.
+        callbacks: Function that makes the callbacks.
+        compiled: Whether the module runs under ``torch.compile``.
+        compiled_norms: Argument of :func:`lightning_kernels.set_compiled_norms`.
     """
 
     module: type[Training] = Training
@@ -219,10 +219,11 @@ def train(
 ) -> Trainer:
     """Fit ``module``, compiled or not, for ``epochs`` of ``steps`` batches that are in memory.
 
-    On the CPU one thread computes.
+    On the CPU the fit uses one thread.
 
     Raises:
-        KeyboardInterrupt: If interrupted, where Lightning would exit and ignore a second one.
+        KeyboardInterrupt: If interrupted. Lightning itself would exit, and ignore a second
+            interrupt.
     """
     data: Any = [batches[step % len(batches)] for step in range(steps)]
     handler = signal.getsignal(signal.SIGINT)
@@ -233,7 +234,7 @@ def train(
             precision=precision,
             max_epochs=epochs,
             callbacks=list(callbacks),
-            benchmark=True,  # of cuDNN's algorithms: the sizes never change
+            benchmark=True,  # let cuDNN choose its algorithms once, since the sizes never change
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -249,7 +250,7 @@ def train(
 
 @contextlib.contextmanager
 def one_thread(wanted: bool) -> Iterator[None]:
-    """Compute on one thread: several would wait for the slowest on a machine that is busy."""
+    """Compute on one thread. On a busy machine several threads would wait for the slowest."""
     threads = torch.get_num_threads()
     if wanted:
         torch.set_num_threads(1)
@@ -261,14 +262,14 @@ def one_thread(wanted: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence Lightning's advice, which each of many fits would repeat."""
+    """Silence Lightning's advice, which each fit would repeat."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        # The data need no workers, and few steps make an epoch.
+        # The data need no workers, and an epoch has few steps.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, on torch 2.12 and later
+        warnings.filterwarnings("ignore", ".*LeafSpec.*")  # from Lightning on torch 2.12 and later
         warnings.filterwarnings("ignore", "GPU available but not used.*")
         try:
             yield

@@ -1,4 +1,4 @@
-"""The ops that are measured, each described once: ours, torch's, inputs, bytes, shapes, peers."""
+"""The ops to measure: our function, torch's, inputs, bytes, shapes and peers of each."""
 
 import dataclasses
 import functools
@@ -33,8 +33,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 DIRECTIONS = ("forward", "backward", "both")
 
-_GROUPS = 32  # as many, or of a shrunk shape as many as divide its channels
-_RARE = 1e-12  # drops nothing, yet all the work of dropping is done: float64 can judge it
+_GROUPS = 32  # groups, or the greatest common divisor with the channels of a shrunk shape
+_RARE = 1e-12  # a rate that drops nothing but needs all the work, so that float64 is the reference
 _NEVER, _ALWAYS = 1e6, 0.0  # thresholds of clipping
 
 
@@ -44,28 +44,29 @@ def _no_parameters(dims: Dims) -> tuple[Dims, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Op:
-    """A function of a tensor and parameters, drawn at random.
+    """A function of a tensor and parameters, all drawn at random.
 
-    The parameters have the type of the activations, as in a model in 16 bits: every provider takes
-    that type.
+    The parameters have the dtype of the activations, as in a 16-bit model, since every provider
+    supports that.
 
     Attributes:
         ours: The function of this project.
-        eager: The same of torch (or of the package that has it): the reference, in float64 too.
-        shapes: Where ``kernels`` measures it.
-        cpu: Where ``cpu`` measures it.
-        moves: How many tensors of the first input's size the forward and the backward pass move at
-            least, each read or written once.
-        mask_bits: How many bits per element more they move.
-        parameters: Dimensions of the further inputs, from those of the first.
-        peers: The packages that have it too.
-        prepare: Makes the providers' inputs of the drawn ones.
-        drop_rate: The probability with which it drops an element. An op that drops is held to its
-            law, another op to float64.
-        block_size: The size of the blocks that it drops, if it drops blocks.
-        capture: Whether to time it as a CUDA graph. False for an op that launches one kernel more
-            under capture, for its seed: it is then timed as in an eager step.
-        directions: Those of :data:`DIRECTIONS` that it has.
+        eager: The function of torch, or of the package that has it. It is the reference, also in
+            float64.
+        shapes: Shapes that ``kernels`` measures.
+        cpu: Shapes that ``cpu`` measures.
+        moves: Least number of tensors of the first input's size that the forward and the backward
+            pass move. Each read or write of a tensor counts once.
+        mask_bits: Bits per element that the two passes move in addition, for a mask.
+        parameters: Function from the dimensions of the first input to those of the other inputs.
+        peers: The packages that also have the function.
+        prepare: Function that converts the drawn tensors to the providers' inputs.
+        drop_rate: Probability that an element is dropped. Results of an op with a drop rate are
+            checked against its distribution, those of all other ops against float64.
+        block_size: Size of the dropped blocks, if the op drops blocks.
+        capture: Whether to time the op as a CUDA graph. False for an op that launches one more
+            kernel under capture, for its seed: it is timed as in an eager step.
+        directions: The directions of :data:`DIRECTIONS` that the op supports.
     """
 
     ours: Function
@@ -84,7 +85,7 @@ class Op:
 
     @property
     def providers(self) -> list[Provider]:
-        """The providers: ours, torch's eager function, that function compiled, the peers."""
+        """The providers: ours, torch's eager function, its compiled form, and the peers."""
         functions = {OURS: lambda: self.ours, EAGER: lambda: self.eager}
         if "backward" in self.directions:
             for name, mode in COMPILED.items():
@@ -93,7 +94,7 @@ class Op:
         return [*made, *self.peers]
 
     def floor_bytes(self, dims: Dims, itemsize: int, direction: str) -> int:
-        """Return the fewest bytes that ``direction`` moves; parameters count for nothing."""
+        """Return the least bytes that ``direction`` moves, without parameters."""
         forward, backward = (
             count * itemsize + bits / 8
             for count, bits in zip(self.moves, self.mask_bits, strict=True)
@@ -102,7 +103,7 @@ class Op:
         return math.ceil(math.prod(dims) * per_element[direction])
 
     def draw(self, dims: Dims, layout: str, dtype: torch.dtype, device: torch.device) -> Inputs:
-        """Return fresh random inputs, leaves of autograd if there is a backward pass."""
+        """Return fresh random inputs. If there is a backward pass, they require gradients."""
         differentiable = "backward" in self.directions
         tensors = []
         for size in (dims, *self.parameters(dims)):
@@ -126,8 +127,8 @@ def _residual_and_layer_scale(dims: Dims) -> tuple[Dims, ...]:
     return dims, (dims[1], 1, 1) if len(dims) == 4 else dims[-1:]
 
 
-# The functions below are given the module to take the function from: ours or torch's, which have
-# the same signature.
+# The functions below take the module that contains the measured function: ours or torch's. Both
+# functions have the same signature.
 
 
 def _layer_norm(room: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Any:
@@ -182,7 +183,7 @@ def _first_gradient(weights: Inputs) -> Any:
 
 
 def _both(function: Callable[..., Any], room: Any = F, **options: Any) -> tuple[Function, Function]:
-    """Return ours and torch's: ``function`` of our module and of ``room``."""
+    """Return two functions: ``function`` for our module, and for the module ``room``."""
     return (
         functools.partial(function, lightning_kernels, **options),
         functools.partial(function, room, **options),
@@ -219,7 +220,7 @@ def _our_stochastic_depth(x: Tensor, residual: Tensor, layer_scale: Tensor) -> T
 
 
 def _eager_stochastic_depth(x: Tensor, residual: Tensor, layer_scale: Tensor) -> Tensor:
-    """Compute the end of torchvision's and timm's residual blocks, a function at a time."""
+    """Compute the end of torchvision's and timm's residual blocks, with one call per operation."""
     kept = x.new_empty([x.shape[0], *[1] * (x.dim() - 1)]).bernoulli_(1 - _RARE).div_(1 - _RARE)
     return residual + layer_scale * x * kept
 
@@ -236,7 +237,7 @@ def _timm_clip_adaptive(*weights: Tensor) -> Any:
 
 @functools.cache
 def sizes_of(numel: int) -> tuple[Dims, ...]:
-    """Return sizes of tensors of ``numel`` elements: a model's that has as many, or equal ones."""
+    """Return sizes of tensors with ``numel`` elements in all: a known model's, or equal sizes."""
     with torch.device("meta"):
         for make in (torchvision.models.resnet50, torchvision.models.vit_l_16):
             sizes = tuple(tuple(p.shape) for p in make().parameters())
@@ -249,7 +250,7 @@ def sizes_of(numel: int) -> tuple[Dims, ...]:
 
 
 def with_gradients(inputs: Inputs) -> Inputs:
-    """Return parameters of 1 whose gradients are copies of the pieces of the one input."""
+    """Return parameters filled with 1, whose gradients are copies of pieces of the only input."""
     flat = inputs[0].flatten()
     sizes = sizes_of(flat.numel())
     weights = []
@@ -266,7 +267,7 @@ _CLIP: dict[str, Any] = {
 }  # fmt: skip
 _CLIP_NORM = _both(_clip, torch.nn.utils, max_norm=_NEVER)
 
-# The comment at a name lists the tensors that move: forward; backward.
+# The comment at an op lists the tensors that it moves: forward; backward.
 OPS: dict[str, Op] = {
     "layer_norm": Op(  # x, y; x, dy, dx
         *_both(_layer_norm),
@@ -300,13 +301,13 @@ OPS: dict[str, Op] = {
         _our_batch_norm_relu, lambda x, weight, bias: F.relu(_batch_norm(F, x, weight, bias)),
         shapes=shapes.BATCH_NORM, moves=(3, 5), parameters=_channels,
     ),
-    "batch_norm_add_relu": Op(  # and the residual, a bit; its gradient, the bit twice
+    "batch_norm_add_relu": Op(  # also the residual and a bit; its gradient and the bit twice
         _our_batch_norm_relu,
         lambda x, weight, bias, residual: F.relu(_batch_norm(F, x, weight, bias) + residual),
         shapes=shapes.BATCH_NORM, moves=(4, 6), mask_bits=(1, 2),
         parameters=lambda dims: (*_channels(dims), dims),
     ),
-    "group_norm": Op(  # x, y where a group fits on chip; x, dy, dx
+    "group_norm": Op(  # x, y if a group fits on chip; x, dy, dx
         *_both(_group_norm), **_NORM_OF_CHANNELS, shapes=shapes.GROUP_NORM
     ),
     "group_norm_silu": Op(
@@ -349,19 +350,19 @@ OPS: dict[str, Op] = {
     "drop_block3d": Op(
         *_both(_drop_block, torchvision.ops, name="drop_block3d"), cpu=shapes.CPU_CUBES
     ),
-    "clip_grad_norm_": Op(  # none is too large: the gradients once
+    "clip_grad_norm_": Op(  # the norm is below the limit: reads the gradients once
         *_CLIP_NORM, **_CLIP, shapes=shapes.GRADIENTS, moves=(1, 0)
     ),
-    "clip_grad_norm_clipped": Op(  # the gradients twice, and written
+    "clip_grad_norm_clipped": Op(  # reads the gradients twice, and writes them
         *_both(_clip, torch.nn.utils, max_norm=_ALWAYS), shapes=shapes.GRADIENTS, moves=(3, 0),
         prepare=with_gradients, directions=("forward",),
     ),
-    "clip_grad_adaptive_": Op(  # none is too large: the gradients and the weights
+    "clip_grad_adaptive_": Op(  # norms are below the limit: reads gradients and weights
         _our_clip_adaptive, _timm_clip_adaptive, **_CLIP, shapes=shapes.GRADIENTS, moves=(2, 0)
     ),
     "clip_grad_value_": Op(*_both(_clip_value, torch.nn.utils), **_CLIP),
     "clip_grads_with_norm_": Op(*_both(_clip_with_norm, torch.nn.utils), **_CLIP),
-    "clip_grad_scale": Op(  # torch has no function that finds the scale alone
+    "clip_grad_scale": Op(  # torch has no function that only finds the scale
         lambda *weights: lightning_kernels.clip_grad_scale(weights, _NEVER).grad_scale,
         _CLIP_NORM[1], **_CLIP,
     ),

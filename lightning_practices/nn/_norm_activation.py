@@ -49,7 +49,6 @@ def norm_activation(
         norm: Normalisation layer.
         activation: Activation layer, or the name of a function in :mod:`torch.nn.functional`, such
             as ``"relu"``.
-            :mod:`torch.nn.functional`, such as ``"relu"``.
         residual: Tensor added to the normalised input; ``None`` for no addition.
         inplace: Whether to add by ``y += residual``, which keeps the norm's dtype under autocast.
             The default is ``y + residual``.

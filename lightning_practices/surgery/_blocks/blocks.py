@@ -55,7 +55,6 @@ def blocks(model: nn.Module, by: str | Sequence[str | Sequence[str]] | None = No
             regular expression is matched from the start of parameters' names. A block's name is the
             first group, or the whole match if there is no group. These blocks are in the order of
             the parameters, so the last block is the head.
-            the order of parameters, so the last is the head.
 
     Returns:
         The blocks, at depths 0, 1, 2, ...
