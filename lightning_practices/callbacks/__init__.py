@@ -1,7 +1,8 @@
 """Callbacks: practices that the Trainer runs.
 
-A practice of one file is a module here, a practice of several files a private package with a map of
-its files. ``_trainer`` holds what several callbacks ask of a Trainer.
+A callback that needs one file is a module here. A callback that needs several files is a private
+package, whose docstring lists its files. ``_trainer`` holds the functions on a Trainer that several
+callbacks share.
 """
 
 from lightning_practices.callbacks._averaging import AveragingKind, WeightAveraging

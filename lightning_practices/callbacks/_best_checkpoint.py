@@ -13,30 +13,34 @@ from lightning_practices.callbacks._types import Mode
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Save the best weights and the last ones, as Lightning's ``ModelCheckpoint`` does.
+    """Save the best and the last weights, as Lightning's ``ModelCheckpoint`` does.
 
-    ``Trainer.test(ckpt_path="best")`` then tests the weights of the best value, and
-    ``Trainer.fit(ckpt_path="last")`` goes on from the last check. It differs from
+    ``Trainer.test(ckpt_path="best")`` then tests the weights with the best value of ``monitor``,
+    and ``Trainer.fit(ckpt_path="last")`` resumes from the last check. This callback differs from
     ``ModelCheckpoint(monitor=..., save_last=True)``:
 
-    - ``last.ckpt`` is saved at each check. Lightning 2.6 saves it only where the value is the best
-      so far, so that a killed fit would go on from there.
-    - A resumed fit knows the best value in whatever folder it saves. Lightning forgets it in a new
-      one, which each run of a logger has, and the next value would then count as the best.
-    - Under ``fast_dev_run`` nothing is saved. Lightning saves ``last.ckpt`` when training ends.
-    - The value is averaged over the ranks, as :class:`EarlyStopping` does it, so both find the same
-      best step.
+    - ``last.ckpt`` is saved at each check. Lightning 2.6 saves it only if the value is the best so
+      far, so a killed fit would resume from that earlier step.
+    - A resumed fit keeps the best value, even if it saves to a new folder. Lightning forgets the
+      best value when the folder changes, as it does with each run of a logger, and the next value
+      would then count as the best.
+    - Under ``fast_dev_run`` nothing is saved. Lightning would save ``last.ckpt`` when training
+      ends.
+    - The value is averaged over all ranks. :class:`EarlyStopping` averages it too, so both
+      callbacks find the same best step.
 
     Args:
-        monitor: Name of the logged value to judge by.
-        mode: Whether it is to fall, ``"min"``, or to rise, ``"max"``.
-        dirpath: Folder of the checkpoints. Default: the logger's, or ``default_root_dir``.
+        monitor: Name of the logged value that decides which weights are the best.
+        mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
+            higher is better.
+        dirpath: Folder of the checkpoints. Default: the logger's folder, or ``default_root_dir``
+            without a logger.
         filename: Name of the best checkpoint, in which ``{epoch}``, ``{step}`` and logged values
             are filled in. Default: ``"{epoch}-{step}"``.
 
     Raises:
-        MisconfigurationException: If ``mode`` is neither; at a check, if ``monitor`` was not
-            logged.
+        MisconfigurationException: If ``mode`` is neither ``"min"`` nor ``"max"``. At a check, if
+            ``monitor`` was not logged.
     """
 
     def __init__(
@@ -55,7 +59,7 @@ class BestCheckpoint(ModelCheckpoint):
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would save a last one
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would save last.ckpt
             super().on_train_end(trainer, pl_module)
 
     @override
@@ -68,5 +72,5 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def _save_topk_checkpoint(self, trainer: Trainer, *args: Any) -> None:
         super()._save_topk_checkpoint(trainer, *args)
-        # Lightning saves `last.ckpt` next only if it has saved something at this step.
+        # Lightning next saves `last.ckpt`, but only at steps marked as having a checkpoint.
         self._last_global_step_saved = trainer.global_step

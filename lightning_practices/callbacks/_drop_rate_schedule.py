@@ -17,37 +17,40 @@ from lightning_practices.schedules import DropLayers, DropRate, DropSchedule, dr
 class DropRateSchedule(Callback):
     """Let the rates of dropout layers follow a schedule during a fit.
 
-    At each optimizer step or epoch the rate of a layer is its own, configured rate times
-    :func:`~lightning_practices.schedules.drop_rate_factor`, as
-    :class:`~lightning_practices.schedules.DropRate` sets it. The default is DropBlock's schedule:
-    from 0 at the first step in a straight line to the own rates at the end of the fit. However the
-    fit ends, the layers then have their own rates again, so that a later fit, or dropout at test
-    time, finds the model as it was configured.
+    At each optimizer step or epoch, :class:`~lightning_practices.schedules.DropRate` sets the rate
+    of each layer to its configured rate times
+    :func:`~lightning_practices.schedules.drop_rate_factor`. The default is DropBlock's schedule:
+    the rates rise linearly from 0 at the first step to the configured rates at the end of the fit.
+    When the fit ends, even by an exception, the layers get their configured rates back. So a later
+    fit, or dropout at test time, uses the configured rates.
 
-    The factor depends on the steps taken alone, so there is no state: a resumed fit goes on where
-    it was, and checkpoints are the same with and without this callback. If you resume with another
-    length of the fit, give ``duration`` as a number of steps. All micro-batches of an accumulated
-    step have the same rates. With several optimizers under manual optimization each of their steps
-    counts, as in ``max_steps``.
+    The factor depends only on the number of steps taken, so the callback has no state: a resumed
+    fit continues the schedule, and checkpoints are the same with and without this callback. To
+    resume with another length of the fit, give ``duration`` as a number of steps. All micro-batches
+    of an accumulated step use the same rates. With several optimizers under manual optimization
+    each step of each optimizer counts, as in ``max_steps``.
 
     The factor is logged as ``drop_rate_factor`` every ``log_every_n_steps``, if there is a logger
-    or :class:`LearningCurves`. A second such callback logs ``drop_rate_factor-1``.
+    or :class:`LearningCurves`. A second ``DropRateSchedule`` logs ``drop_rate_factor-1``.
 
     Args:
         schedule: ``"linear"``, ``"cosine"``, ``"early"``, ``"early_linear"`` or ``"late"``.
-        layers: The layers to schedule: a class, a name within the module, in which ``*`` stands for
-            anything, or several of these. Default: all dropout layers, see
+        layers: The layers to schedule: a layer class, the name of a layer in the module, in which
+            ``*`` matches any characters, or several of these. Default: all dropout layers, see
             :class:`~lightning_practices.schedules.DropRate`.
-        interval: What the schedule counts: optimizer steps or epochs.
-        duration: After how much of the fit the schedule ends and the rates stay: a float for a
-            share of the fit, an int for a number of steps or epochs. It is where ``"early"`` turns
-            dropout off and ``"late"`` turns it on, and has to be given for these two.
+        interval: The unit of the schedule: ``"step"`` for optimizer steps or ``"epoch"`` for
+            epochs.
+        duration: The point at which the schedule ends; the rates stay constant from then on. A
+            float is a share of the fit, an int a number of steps or epochs. At this point
+            ``"early"`` turns dropout off and ``"late"`` turns it on, and these two schedules need
+            it.
 
     Raises:
         ValueError: If an argument is out of its range. When the fit starts, if one of ``layers``
-            matches no layer that drops.
-        MisconfigurationException: When the fit starts, if another such callback schedules one of
-            the layers too, or ``duration`` is a share of a length that isn't known beforehand.
+            matches no dropout layer.
+        MisconfigurationException: When the fit starts, if two ``DropRateSchedule`` callbacks
+            schedule the same layer, or ``duration`` is a share of a fit whose length isn't known
+            beforehand.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -59,7 +62,7 @@ class DropRateSchedule(Callback):
         interval: Interval = "step",
         duration: int | float = 1.0,
     ) -> None:
-        drop_rate_factor(schedule, 0.0)  # checks that there is such a schedule
+        drop_rate_factor(schedule, 0.0)  # raises for an unknown schedule
         if interval not in ("step", "epoch"):
             raise ValueError(f"interval has to be 'step' or 'epoch', but got {interval!r}")
         whole = isinstance(duration, int) and not isinstance(duration, bool) and duration >= 1
@@ -88,7 +91,7 @@ class DropRateSchedule(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The module is built, wrapped and on its device, and not compiled yet.
+        # By now the module is wrapped and on its device, but it isn't compiled yet.
         drop_rate = DropRate(pl_module, self.schedule, layers=self.layers, device=pl_module.device)
         alike = callbacks_of(trainer, DropRateSchedule)
         for other in alike:
@@ -125,7 +128,7 @@ class DropRateSchedule(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._restore()  # Lightning calls no teardown here
+        self._restore()  # after an exception Lightning doesn't call teardown
 
     def _restore(self) -> None:
         if self._drop_rate is not None:

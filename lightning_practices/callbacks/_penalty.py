@@ -30,43 +30,44 @@ from lightning_practices.optim import (
 
 
 class Penalty(Callback):
-    r"""Penalise large weights by L1, L2 or both (the elastic net), apart from the loss.
+    r"""Penalise large weights by L1, L2 or both (the elastic net), without a term in the loss.
 
     The effect is as if :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2` were added to the
     loss. The gradient of this term is added to the gradients before each step of an optimizer and
     before they are clipped, see :func:`~lightning_practices.optim.add_penalty_gradients_`. So the
     logged loss stays that of the task, a step of accumulated batches is penalised once, and
     ``training_step`` needs no change. It works with every precision, under automatic and manual
-    optimization, on one device, under DDP, FSDP2 and tensor parallelism. It never waits for the
-    device.
+    optimization, on one device, under DDP, FSDP2 and tensor parallelism. The host never waits for
+    the device.
 
-    The penalised weights are those that :func:`~lightning_practices.optim.decayed_weights` returns,
-    so no biases, norms and embeddings, and of these the weights that have a gradient.
+    The penalised weights are those that :func:`~lightning_practices.optim.decayed_weights` returns
+    (no biases, norms or embeddings), as far as they have a gradient.
 
-    **Exact zeros.** With ``proximal=True`` L1 acts after each step, by
-    :func:`~lightning_practices.optim.soft_threshold_` with the group's present learning rate times
-    ``l1``, and not by its gradient. A step that a ``GradScaler`` or :class:`SkipNonFinite` skips
-    leaves the weights alone.
+    **Exact zeros.** With ``proximal=True`` L1 adds no gradient. Instead,
+    :func:`~lightning_practices.optim.soft_threshold_` shrinks the weights after each step, by the
+    present learning rate of their group times ``l1``. A step that a ``GradScaler`` or
+    :class:`SkipNonFinite` skips leaves the weights unchanged.
 
-    **Weight decay** of the optimizer is not L2 under adaptive optimizers such as ``AdamW``: there
-    the gradient of L2 is divided by the size of the gradients, and weight decay isn't. If an
-    optimizer decays a weight that is penalised too, both shrink it, and a warning says so.
+    **Weight decay** differs from L2 under adaptive optimizers such as ``AdamW``: they divide the
+    gradient of L2 by the size of the gradients, but not the weight decay. If an optimizer decays a
+    penalised weight, both shrink it, and a warning is shown.
 
-    The value for the weights before the step is logged as ``penalty`` every ``log_every_n_steps``,
+    The value of the penalty before the step is logged as ``penalty`` every ``log_every_n_steps``,
     if there is a logger or :class:`LearningCurves`. For the second of several optimizers the name
-    is ``penalty-1``, and for a second such callback ``penalty2``.
+    is ``penalty-1``, and for a second ``Penalty`` callback ``penalty2``.
 
-    There is no state: a resumed fit has the strengths that are given now.
+    The callback has no state: a resumed fit uses the strengths given now.
 
-    Source: "L1 and L2 regularization", lectures S3 and S4; for ``proximal`` as for
+    Source: "L1 and L2 regularization", lectures S3 and S4; for ``proximal`` see
     :func:`~lightning_practices.optim.soft_threshold_`.
 
     Args:
         l1: The strength of L1, :math:`\lambda_1`.
         l2: The strength of L2, :math:`\lambda_2`.
-        exclude: The parameters that are not penalised: ``"norm"``, ``"bias"``, ``"embedding"`` and
-            patterns of names, see :func:`~lightning_practices.optim.decayed_weights`.
-        proximal: Whether L1 acts after the step.
+        exclude: The parameters to leave unpenalised: ``"norm"``, ``"bias"``, ``"embedding"`` and
+            patterns of parameter names, see :func:`~lightning_practices.optim.decayed_weights`.
+        proximal: Whether L1 shrinks the weights after the step, to exact zeros, rather than by its
+            gradient.
 
     Raises:
         ValueError: If ``l1`` or ``l2`` is negative or not finite. When the fit starts, if a pattern
@@ -111,7 +112,7 @@ class Penalty(Callback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The module is wrapped and sharded: its parameters are those that the optimizers have.
+        # The module is wrapped and sharded by now, so it has the same parameters as the optimizers.
         weights = decayed_weights(pl_module, self.exclude)
         if not weights:
             raise MisconfigurationException(
@@ -135,7 +136,7 @@ class Penalty(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Not before: a checkpoint restores the groups with their weight decay.
+        # Checked only here, since a checkpoint restores the groups with their weight decay.
         for optimizer in trainer.optimizers if self.l1 or self.l2 else []:
             for group in optimizer.param_groups:
                 decay = group.get("weight_decay", 0.0)
@@ -177,10 +178,9 @@ class Penalty(Callback):
         self._forget()  # after an exception Lightning doesn't call teardown
 
     def _shrink(self, optimizer: Optimizer, *_: Any) -> None:
-        """Let L1 act after a step."""
-        skipped = getattr(
-            optimizer, "found_inf", None
-        )  # set by the GradScaler for a fused optimizer
+        """Shrink the weights by L1 after an optimizer step."""
+        # The GradScaler sets this on a fused optimizer: 1 if the step was skipped, otherwise 0.
+        skipped = getattr(optimizer, "found_inf", None)
         for group in optimizer.param_groups:
             threshold = group["lr"] * self.l1
             if skipped is not None:
@@ -191,7 +191,7 @@ class Penalty(Callback):
         return [p for p in group["params"] if id(p) in self._penalised and p.grad is not None]
 
     def _come_before_clipping(self, trainer: Trainer) -> None:
-        """Let the hooks of this callback run before those of ``GradientClipping``."""
+        """Move this callback before any ``GradientClipping``, which then clips the penalty too."""
         callbacks = callbacks_of(trainer, Callback)
         others = [callback for callback in callbacks if callback is not self]
         clipping = (i for i, other in enumerate(others) if isinstance(other, GradientClipping))
@@ -227,9 +227,9 @@ def _check_rates(optimizer: Optimizer) -> None:
 
 
 def _loss_scale(trainer: Trainer, optimizer: Optimizer, device: torch.device) -> Tensor | None:
-    """Return the factor of the gradients as a tensor on the device; ``None`` for 1."""
+    """Return the loss scale of the gradients, on the device; ``None`` if they are unscaled."""
     scaler = grad_scaler(trainer)
-    if scaler is None or not clips_in_step(optimizer):  # Lightning has unscaled them
+    if scaler is None or not clips_in_step(optimizer):  # Lightning unscaled the gradients
         return None
     scale: Tensor = scaler.scale(torch.ones((), device=device))
     return scale

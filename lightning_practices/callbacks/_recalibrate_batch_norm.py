@@ -26,38 +26,39 @@ from lightning_practices.surgery import recalibrate_batch_norm
 class RecalibrateBatchNorm(Callback):
     """Recompute the running statistics of batch norms over the training set, after training.
 
-    It calls :func:`~lightning_practices.surgery.recalibrate_batch_norm` when a fit ends by itself
-    (``max_epochs``, ``max_steps``, ``max_time``, an early stop), and not when the fit is
-    interrupted or fails. The weights are then the final ones: in whatever order callbacks are
-    listed, this one runs after those that give back or average weights, such as
-    :class:`EarlyStopping`, and before those that save.
+    It calls :func:`~lightning_practices.surgery.recalibrate_batch_norm` when a fit ends regularly
+    (``max_epochs``, ``max_steps``, ``max_time``, an early stop), but not if the fit is interrupted
+    or fails. It uses the final weights: whatever the order of the Trainer's callbacks, this
+    callback runs after callbacks that restore or average weights, such as :class:`EarlyStopping`,
+    and before callbacks that save checkpoints.
 
-    One epoch of the fit's own training batches is run, in the fit's precision, each rank on its own
-    batches. ``limit_train_batches`` and ``fast_dev_run`` are honoured. Batches go through the hooks
-    that move them to the device, so augmentation in ``on_after_batch_transfer`` changes what the
-    batch norms see, unless it asks for ``self.training``, which is ``False`` in this pass. A batch
-    norm that the fit kept in eval mode is frozen, and is left alone. If the pass raises, the fit
-    raises too, and the module has its trained weights and its statistics of before.
+    The module runs on one epoch of the fit's training batches, in the fit's precision. Each rank
+    uses its own batches. ``limit_train_batches`` and ``fast_dev_run`` are honoured. Batches pass
+    through the batch transfer hooks. So augmentation in ``on_after_batch_transfer`` changes the
+    inputs of the batch norms, unless the hook checks ``self.training``, which is ``False`` in this
+    pass. Batch norms that the fit kept in eval mode are frozen, and keep their statistics. If the
+    pass raises, the fit raises too, and the module has its trained weights and its previous
+    statistics.
 
-    Checkpoints that are saved during training hold the running averages of training. To save the
+    Checkpoints that are saved during training hold the running statistics of training. To save the
     new statistics call ``trainer.save_checkpoint`` after the fit, or in the module's own
-    ``on_train_end``. For a checkpoint that is loaded later, such as ``best_model_path``, call the
-    function. Lightning's ``WeightAveraging`` saves a copy of its own, without the new statistics:
-    save ``module.state_dict()``.
+    ``on_train_end``. If you load a checkpoint of training, such as ``best_model_path``, call the
+    function on the loaded module. Lightning's ``WeightAveraging`` saves its own copy of the module,
+    without the new statistics: save ``module.state_dict()`` instead.
 
-    Source: as for the function.
+    Source: see the function.
 
     Args:
-        forward: A function of the module and a batch on its device that runs the module on the
-            batch. Default: the module is called with the batch, or with its first item if it is a
-            list or tuple.
+        forward: A function that gets the module and a batch on its device, and runs the module on
+            the batch. Default: the module is called with the batch, or with its first item if it is
+            a list or tuple.
 
     Raises:
-        MisconfigurationException: Before the first step, if neither ``forward`` is given nor the
-            module has a ``forward``; with ``FSDPStrategy``.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``. At an epoch's first
-            batch, if ``forward`` is not given and the batch is no tensor, nor a list or tuple that
-            begins with one.
+        MisconfigurationException: Before the first step, if the argument ``forward`` isn't given
+            and the module defines no ``forward``; or under ``FSDPStrategy``.
+        TypeError: If the trainer or the module is from ``pytorch_lightning``. At the first batch of
+            an epoch, if ``forward`` isn't given and the batch is neither a tensor nor a list or
+            tuple that begins with a tensor.
     """
 
     def __init__(self, forward: Callable[[Any, Any], Any] | None = None) -> None:
@@ -138,7 +139,7 @@ def _batches(trainer: Trainer) -> Iterator[Any]:
     loader, module = trainer.fit_loop._combined_loader, trainer.lightning_module
     assert loader is not None
     for batch, *_ in islice(loader, _limit(trainer)):
-        if batch is not None:  # training skips such batches too
+        if batch is not None:  # training skips None too
             batch = trainer.precision_plugin.convert_input(batch)
             batch = module._on_before_batch_transfer(batch)
             yield trainer.strategy.batch_to_device(batch)
@@ -148,7 +149,7 @@ def _with_progress(trainer: Trainer, batches: Iterator[Any]) -> Iterator[Any]:
     shown = getattr(trainer.progress_bar_callback, "is_enabled", False)
     if not (shown and trainer.is_global_zero):
         return batches
-    # A console of its own: Lightning's bar holds the other one until the fit is torn down.
+    # A separate console: Lightning's progress bar occupies the default console until teardown.
     console = Console(stderr=True)
     what = "Recalibrating batch norm"
     return iter(track(batches, what, _limit(trainer), console=console, transient=True))

@@ -1,4 +1,4 @@
-"""The callback that keeps several models from one training, by annealing and restarting."""
+"""The callback that keeps several models from one fit, by cycles of the learning rate."""
 
 from copy import deepcopy
 from typing import Any
@@ -20,44 +20,44 @@ _CHECKPOINT_KEY = "snapshot_ensemble"
 
 
 class SnapshotEnsemble(Callback):
-    r"""Anneal the learning rate several times in a fit, and keep the weights of each time.
+    r"""Anneal the learning rate several times in a fit, and keep the weights of each cycle.
 
     .. math:: \eta(t) = \frac{\eta_0}{2} \left(1 + \cos \pi \frac{t - b_k}{b_{k+1} - b_k}\right)
 
     The learning rates of all groups of all optimizers follow
     :func:`~lightning_practices.schedules.cosine_restarts`, counted in optimizer steps :math:`t`
-    (``trainer.global_step``). In each cycle :math:`k`, which begins at step :math:`b_k`, a rate
-    falls from the group's own :math:`\eta_0` to nearly 0, so that groups keep their ratios. At the
-    end of a cycle the module's state, buffers included, is copied to CPU memory. ::
+    (``trainer.global_step``). In each cycle :math:`k`, which begins at step :math:`b_k`, the rate
+    of a group falls from its configured :math:`\eta_0` to nearly 0, so the groups' rates keep their
+    ratios. At the end of a cycle the module's state, buffers included, is copied to CPU memory. ::
 
         snapshots = SnapshotEnsemble(cycles=5)
         Trainer(callbacks=[snapshots], max_epochs=100).fit(module, data)
         ensemble = LightningEnsemble(snapshots.members(module), task="multiclass")
 
-    Training goes on from there. After the fit the module has its last weights, and the optimizers
-    the rates of the last step. All ranks hold the same snapshots, with the running statistics of
-    rank 0. Under manual optimization rates are set at the start of each batch. A cycle that the end
-    of the fit cuts short leaves no snapshot.
+    Training continues with the same weights. After the fit the module has its last weights, and the
+    optimizers the rates of the last step. All ranks hold the same snapshots, with the running
+    statistics of rank 0. Under manual optimization rates are set at the start of each batch. A
+    cycle that the end of the fit cuts short leaves no snapshot.
 
     Checkpoints hold the snapshots, each as large as the weights, so that a resumed fit ends with
-    the same ones. Checkpoints of the weights only don't. A fit that isn't resumed discards the
-    snapshots of an earlier fit.
+    the same snapshots. Checkpoints of the weights only hold no snapshots. A fit that isn't resumed
+    discards the snapshots of an earlier fit.
 
     Source: Huang et al., 2017, *Snapshot Ensembles: Train 1, get M for free*, arXiv:1704.00109.
 
     Args:
-        cycles: The number of cycles in ``steps``. In ``fast_dev_run`` there is at most one for each
-            step.
-        steps: The optimizer steps of all cycles. In a longer fit cycles of this length go on.
-            Default: the steps of the fit. Give it if you resume with another length of the fit, or
-            if that isn't known beforehand.
-        keep: How many snapshots to keep, the last ones. Default: all.
+        cycles: The number of cycles in ``steps``. In ``fast_dev_run`` there is at most one cycle
+            for each step.
+        steps: The optimizer steps of all cycles together. A longer fit has further cycles of the
+            same length. Default: the steps of the fit. Give ``steps`` if you resume with another
+            length of the fit, or if the length isn't known beforehand.
+        keep: The number of snapshots to keep: the latest. Default: all snapshots.
 
     Raises:
         ValueError: If an argument isn't a whole number from 1 on.
-        MisconfigurationException: When the fit starts, if there is a scheduler too, the strategy
-            shards the weights, there are fewer steps than cycles, the number of steps isn't known
-            beforehand, or a fit with other cycles is resumed.
+        MisconfigurationException: When the fit starts, if ``configure_optimizers`` returns a
+            scheduler, the strategy shards the weights, there are fewer steps than cycles, the
+            number of steps isn't known beforehand, or a fit with other cycles is resumed.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -69,11 +69,11 @@ class SnapshotEnsemble(Callback):
             if not whole and (name == "cycles" or value is not None):
                 raise ValueError(f"{name} has to be a whole number from 1 on, but got {value!r}")
         if steps is not None:
-            cosine_restarts(steps, cycles)  # checks that they fit
+            cosine_restarts(steps, cycles)  # raises if there are fewer steps than cycles
         self.cycles = cycles
         self.steps = steps
         self.keep = keep
-        self._snapshots: dict[int, dict[str, Any]] = {}  # by the step of each
+        self._snapshots: dict[int, dict[str, Any]] = {}  # by the step they were taken at
         self._cycles: tuple[int, int] | None = None  # the steps and cycles of the fit
         self._ended: int | None = None  # the cycles that have ended; None before the fit
         self._factor: Factor = lambda t: 1.0
@@ -84,13 +84,13 @@ class SnapshotEnsemble(Callback):
         return list(self._snapshots)
 
     def members(self, pl_module: LightningModule) -> list[LightningModule]:
-        """Return a copy of the module for each snapshot, in order.
+        """Return a copy of the module with the weights of each snapshot, in order.
 
-        Give them to :class:`~lightning_practices.ensembles.Ensemble`, or to
+        Pass the copies to :class:`~lightning_practices.ensembles.Ensemble`, or to
         :class:`~lightning_practices.modules.LightningEnsemble`, which is saved as one file.
 
         Raises:
-            RuntimeError: If there is no snapshot, or the snapshots are another module's.
+            RuntimeError: If there is no snapshot, or the snapshots don't fit the module.
         """
         if not self._snapshots:
             raise RuntimeError("SnapshotEnsemble has no snapshot: no cycle has come to its end")
@@ -115,7 +115,7 @@ class SnapshotEnsemble(Callback):
             " of each cycle, schedule the rates by LambdaLR(optimizer, cosine_restarts(...)), and"
             " use LightningEnsemble.from_checkpoints",
         )
-        if trainer.global_step == 0:  # otherwise the fit goes on from an earlier one
+        if trainer.global_step == 0:  # otherwise it continues an earlier fit
             self._snapshots, self._cycles, self._ended = {}, None, None
 
     @override
@@ -139,7 +139,8 @@ class SnapshotEnsemble(Callback):
         self._cycles, self._factor = cycles, cosine_restarts(*cycles)
         if self._ended is None:
             self._ended = cycle_of(trainer.global_step, *cycles)
-        self._take(trainer)  # if a checkpoint was saved just before
+        # A checkpoint may have been saved at the end of a cycle, before its snapshot was taken.
+        self._take(trainer)
 
     @override
     def on_train_batch_start(
@@ -220,9 +221,9 @@ class SnapshotEnsemble(Callback):
 
 
 def _scale(group: dict[str, Any], factor: float) -> None:
-    """Set a group's rate to ``factor`` times its own rate, which checkpoints hold beside it."""
+    """Set a group's rate to ``factor`` times its ``initial_lr``, which checkpoints hold too."""
     rate = group["lr"]
-    if isinstance(rate, Tensor):  # of a compiled or capturable optimizer, on its device
+    if isinstance(rate, Tensor):  # on the device, for compiled and capturable optimizers
         rate.copy_(group.setdefault("initial_lr", rate.clone()) * factor)
     else:
         group["lr"] = group.setdefault("initial_lr", rate) * factor

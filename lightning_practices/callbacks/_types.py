@@ -1,4 +1,4 @@
-"""The types that several callbacks' signatures share."""
+"""Types in the signatures of several callbacks."""
 
 from typing import Literal
 

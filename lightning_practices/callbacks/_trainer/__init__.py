@@ -1,12 +1,14 @@
-"""What several callbacks ask of a Trainer; any file of the callbacks may import these.
+"""Functions on a Trainer that several callbacks share.
+
+Every file of ``callbacks`` may import these modules:
 
 - ``ranks``: numbers and decisions that are the same on every rank, so that all ranks stop together.
 - ``logs``: whether to log at this step, and the monitored value that a loop has just logged.
-- ``horizon``: how long the fit is going to be, in optimizer steps and in epochs.
-- ``strategies``: the refusal of strategies that hold weights or gradients in a form of their own.
-- ``others``: the other callbacks of the Trainer, and the order of all of them.
-- ``optimizers``: the place of an optimizer among the Trainer's, and the ``GradScaler``.
+- ``horizon``: the length of the fit, in optimizer steps and in epochs.
+- ``strategies``: the error for a strategy under which a callback can't work.
+- ``others``: the Trainer's callbacks of a class, and the order of its callbacks.
+- ``optimizers``: the index of an optimizer in ``Trainer.optimizers``, and the ``GradScaler``.
 - ``sharding``: shards of ``DTensor`` parameters, and the whole tensors that checkpoints hold.
 - ``kept_state``: a copy of a module's state in CPU memory.
-- ``best_weights``: the best state of a fit: kept, given back, saved and loaded.
+- ``best_weights``: the best state of a fit: kept in memory, restored, saved and loaded.
 """

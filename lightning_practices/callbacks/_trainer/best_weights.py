@@ -1,4 +1,4 @@
-"""The best weights of a fit: kept, given back, saved and loaded."""
+"""The best weights of a fit: kept in memory, restored, saved and loaded."""
 
 import weakref
 from typing import Any
@@ -15,19 +15,19 @@ from lightning_practices.callbacks._trainer.sharding import is_sharded, to_shard
 
 
 class BestWeights:
-    """The best state of a module, and its last state once the best one has been given back.
+    """The best state of a module, and its last state once the best state has been restored.
 
-    A checkpoint has to hold the last state too: the optimizer's state belongs to it.
+    A checkpoint has to hold the last state too, since the optimizer's state belongs to it.
 
     Args:
-        owner: The callback, as errors name it.
+        owner: The name of the callback in error messages.
     """
 
     def __init__(self, owner: str) -> None:
         self._owner = owner
         self._best: KeptState | None = None
         self._last: KeptState | None = None
-        self._module: weakref.ref[LightningModule] | None = None  # whose states these are
+        self._module: weakref.ref[LightningModule] | None = None  # owner of the states
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_module": None}  # a weak reference can't be pickled
@@ -43,20 +43,20 @@ class BestWeights:
         self._module = weakref.ref(pl_module)
 
     def start(self, pl_module: LightningModule) -> None:
-        """Begin a fit, in which the module has the last state.
+        """Start a fit. The module itself has the last state, so the copy of it is dropped.
 
         Raises:
-            MisconfigurationException: If the best state is another module's.
+            MisconfigurationException: If the best state belongs to another module.
         """
         if self._best is not None:
             self._check(pl_module)
         self._last = None
 
     def give_back(self, pl_module: LightningModule) -> None:
-        """Give the module its best state.
+        """Load the best state into the module, and keep a copy of its last state.
 
         Raises:
-            MisconfigurationException: If the best state is another module's.
+            MisconfigurationException: If the best state belongs to another module.
         """
         assert self._best is not None
         self._check(pl_module)
@@ -77,20 +77,21 @@ class BestWeights:
         Args:
             trainer: The Trainer that saves.
             pl_module: The module.
-            checkpoint: The checkpoint so far, with the ``"state_dict"``.
+            checkpoint: The checkpoint so far, which holds the ``"state_dict"``.
             best_step: The optimizer steps taken when the best state was kept.
         """
         assert self._best is not None
         sharded = is_sharded(pl_module)
         live = pl_module.state_dict() if sharded else checkpoint["state_dict"]
-        if self._last is not None:  # given back; buffers may have been recalibrated since
+        if self._last is not None:
+            # The best state was restored. Buffers may have been recalibrated since.
             names = {name for name, _ in pl_module.named_parameters()} & live.keys()
             is_best = self._best.equals(live, names)
         else:
             is_best = best_step == trainer.global_step and self._best.equals(live)
         if sharded:
             return self._save_sharded(trainer, live, checkpoint["state_dict"], is_best)
-        # torch.save writes a tensor once that is at two places.
+        # torch.save writes a tensor only once, even if the checkpoint holds it twice.
         kept = {"best": checkpoint["state_dict"] if is_best else self._best.values}
         if is_best and self._last is not None:
             kept["last"] = self._last.values
@@ -116,14 +117,14 @@ class BestWeights:
     def load(
         self, trainer: Trainer, pl_module: LightningModule, kept: dict[str, Any], wanted: bool
     ) -> None:
-        """Take over the states of a checkpoint.
+        """Load the states of a checkpoint.
 
         Args:
             trainer: The Trainer that loads.
-            pl_module: The module. In a fit it gets the last state, if the checkpoint's
-                ``"state_dict"`` isn't that.
-            kept: The states, as :meth:`save` has returned them.
-            wanted: Whether to keep the best state.
+            pl_module: The module. In a fit it gets the last state, if the ``"state_dict"`` of the
+                checkpoint holds the best state instead.
+            kept: The states that :meth:`save` returned.
+            wanted: Whether to keep the best state of the checkpoint.
         """
         live = pl_module.state_dict()
         self._best = None

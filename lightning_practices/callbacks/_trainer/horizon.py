@@ -1,4 +1,4 @@
-"""How long a fit is going to be, in optimizer steps and in epochs."""
+"""The length of a fit, in optimizer steps and in epochs."""
 
 import math
 
@@ -16,16 +16,17 @@ def length_of_fit(trainer: Trainer, interval: Interval) -> int | None:
 
 
 def part_of_fit(trainer: Trainer, part: int | float, interval: Interval, argument: str) -> int:
-    """Return how many steps or epochs a part of the fit is.
+    """Return the number of steps or epochs in a part of the fit.
 
     Args:
         trainer: The Trainer of the fit.
-        part: An int for that many steps or epochs, a float for a share of the fit.
-        interval: Whether steps or epochs are counted.
-        argument: The argument as the user gave it: ``"WeightAveraging(start=0.5)"``.
+        part: An int is a number of steps or epochs, a float is a share of the fit.
+        interval: The unit: ``"step"`` or ``"epoch"``.
+        argument: The user's argument, for the error message: ``"WeightAveraging(start=0.5)"``.
 
     Raises:
-        MisconfigurationException: If it is a share of a length that isn't known beforehand.
+        MisconfigurationException: If ``part`` is a share of a fit whose length isn't known
+            beforehand.
     """
     if isinstance(part, int) or not part:
         return int(part)
@@ -48,9 +49,9 @@ def steps_of_fit(trainer: Trainer) -> int | None:
     """Return the optimizer steps of the fit; ``None`` if their number isn't known beforehand.
 
     Unlike ``Trainer.estimated_stepping_batches`` this takes ``GradientAccumulationScheduler`` into
-    account. It can be called from ``configure_optimizers`` on. The training data is then loaded a
-    little earlier than otherwise, but only once, except where a checkpoint may hold the state of
-    its loader.
+    account. It can be called in ``configure_optimizers`` and in all later hooks. It loads the
+    training data if the Trainer hasn't done so yet. If the fit resumes from a checkpoint, which may
+    hold the state of the loader, the Trainer then loads the data again.
     """
     limits = [] if trainer.max_steps == -1 else [trainer.max_steps]
     epochs = epochs_of_fit(trainer)
@@ -67,7 +68,7 @@ def steps_of_fit(trainer: Trainer) -> int | None:
 
 
 def why_unknown(trainer: Trainer) -> str:
-    """Return why the length of the fit isn't known beforehand, for an error."""
+    """Return why the length of the fit isn't known beforehand, for an error message."""
     if epochs_of_fit(trainer) is None:
         return "the Trainer's max_epochs is -1"
     if not trainer.lightning_module.automatic_optimization:
@@ -76,7 +77,7 @@ def why_unknown(trainer: Trainer) -> str:
 
 
 def _accumulated(trainer: Trainer, epoch: int) -> int:
-    """Return how many batches make an optimizer step in ``epoch``."""
+    """Return the number of batches per optimizer step in ``epoch``."""
     for scheduler in callbacks_of(trainer, GradientAccumulationScheduler):
         return scheduler.get_accumulate_grad_batches(epoch)
     return trainer.accumulate_grad_batches

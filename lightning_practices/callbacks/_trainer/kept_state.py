@@ -12,11 +12,11 @@ from lightning_practices.callbacks._trainer.sharding import local
 
 
 class KeptState:
-    """A copy of ``module.state_dict()``; of a ``DTensor`` it holds this rank's shard.
+    """A copy of ``module.state_dict()``, with this rank's shard of each ``DTensor``.
 
-    The first copy allocates the memory, and later copies use it again. Tensors of a GPU are copied
-    to pinned memory without a wait of the host: the copies are queued on the current stream, behind
-    the kernels that compute the tensors and before those that overwrite them. Only reading
+    The first copy allocates the memory, and later copies reuse it. GPU tensors are copied to pinned
+    memory, and the host doesn't wait: the copies are queued on the current stream, after the
+    kernels that compute the tensors and before later kernels that overwrite them. Only reading
     :attr:`values` waits.
     """
 
@@ -32,7 +32,7 @@ class KeptState:
         return kept
 
     def copy_(self, state: Mapping[str, Any]) -> None:
-        """Become a copy of a state, whose names and shapes may differ from the last one's."""
+        """Copy a state into this object; names and shapes may differ from the previous state."""
         shards = {name: local(value) for name, value in state.items()}
         self._values = {name: _copy(one, self._values.get(name)) for name, one in shards.items()}
         tensors = (value for value in shards.values() if isinstance(value, Tensor))
@@ -49,11 +49,11 @@ class KeptState:
         return {"_values": self.values, "_copied": []}
 
     def equals(self, state: Mapping[str, Any], names: Collection[str] | None = None) -> bool:
-        """Say whether this and ``state`` hold the same tensors on this rank, and only tensors.
+        """Say whether both states hold equal tensors, and only tensors, on this rank.
 
         Args:
             state: The other state.
-            names: The entries to compare. Default: all, and both states need the same names.
+            names: The entries to compare. Default: all entries, and the names have to be equal too.
         """
         if names is None and self.values.keys() != state.keys():
             return False
@@ -64,7 +64,7 @@ class KeptState:
         )
 
     def fits(self, module: nn.Module) -> bool:
-        """Say whether this holds each parameter of ``module``, in its shape."""
+        """Say whether this state has each parameter of ``module``, in the same shape."""
         names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         live = module.state_dict()
         shapes = {name: local(live[name]).shape for name in names & live.keys()}
@@ -72,10 +72,10 @@ class KeptState:
 
     @torch.no_grad()
     def load_into(self, module: nn.Module, strict: bool = True) -> None:
-        """Give a module this state, in place.
+        """Load this state into a module, in place.
 
-        A buffer that has another shape in this state is made anew. A buffer that this state doesn't
-        have stays as it is.
+        Buffers that have another shape in this state are allocated anew. Buffers that this state
+        lacks stay unchanged.
         """
         _remake_buffers(module, self.values)
         live = module.state_dict()
@@ -89,7 +89,7 @@ class KeptState:
 
 
 def copy_to_cpu(value: Any) -> Any:
-    """Return a copy that shares no memory with ``value``, of a tensor in CPU memory.
+    """Return a copy that shares no memory with ``value``; tensors are copied to CPU memory.
 
     A ``DTensor`` keeps its device.
     """
@@ -99,7 +99,7 @@ def copy_to_cpu(value: Any) -> Any:
 
 
 def _copy(value: Any, memory: Any) -> Any:
-    """Return a copy in CPU memory, in the ``memory`` of an earlier copy if it has the same form."""
+    """Return a copy in CPU memory; reuse ``memory``, an earlier copy, if it has the same form."""
     if type(value) is not Tensor or value.layout is not torch.strided:
         return copy_to_cpu(value)
     if not _has_form(memory, value):
@@ -117,14 +117,14 @@ def _has_form(memory: Any, value: Tensor) -> bool:
 
 
 def _mark(device: torch.device) -> torch.cuda.Event:
-    """Return an event that is over once the device has done everything that is queued now."""
+    """Return an event that completes once the device has run everything queued so far."""
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event
 
 
 def _remake_buffers(module: nn.Module, state: Mapping[str, Any]) -> None:
-    """Make the buffers anew that have another shape in ``state``, or are ``None`` in the module."""
+    """Allocate the buffers that are ``None`` in the module or have another shape in ``state``."""
     live = module.state_dict()
     modules = dict(module.named_modules())
     for name, value in state.items():

@@ -1,4 +1,4 @@
-"""Logging: whether a step is one to log at, and the monitored value that a loop has logged."""
+"""Logging: whether to log at a step, and the monitored value that a loop has logged."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from lightning_practices.callbacks._trainer.ranks import mean_over_ranks
 
 
 class ReadsLogs(Callback):
-    """Base of callbacks that read the logged values themselves, so that no logger is needed."""
+    """Base class of callbacks that read logged values even if the Trainer has no logger."""
 
 
 def logs_now(trainer: Trainer) -> bool:
@@ -23,9 +23,9 @@ def logs_now(trainer: Trainer) -> bool:
 
 
 def log_numbers(pl_module: LightningModule, numbers: Mapping[str, float]) -> None:
-    """Log numbers by their names, without a wait for the device.
+    """Log numbers by name, without waiting for the device.
 
-    ``LightningModule.log`` makes a tensor on the device of a number, and that waits.
+    ``LightningModule.log`` copies a number to the device, which waits.
     """
     values = {name: torch.tensor(number, device="cpu") for name, number in numbers.items()}
     pl_module.log_dict(values)
@@ -34,12 +34,13 @@ def log_numbers(pl_module: LightningModule, numbers: Mapping[str, float]) -> Non
 class MonitoredValue:
     """A logged value, read at the end of each validation or training epoch that has logged it.
 
-    ``trainer.callback_metrics`` doesn't serve: it also holds the values of loops long ago. Make a
-    new one where the watching begins, and call it at both hooks, on every rank.
+    ``trainer.callback_metrics`` can't be used for this: it also holds the values of earlier loops.
+    Make a new object when monitoring begins, and call both of its methods in their hooks, on every
+    rank.
 
     Args:
         name: The name under which the value is logged.
-        watcher: What watches it, the subject of the error's sentence: ``"the plateau schedule"``.
+        watcher: The subject of the error message: ``"the plateau schedule"``.
     """
 
     def __init__(self, name: str, watcher: str) -> None:
@@ -49,9 +50,9 @@ class MonitoredValue:
         self._has_validated = False
 
     def at_validation_end(self, trainer: Trainer) -> float | None:
-        """Return the mean over all ranks; ``None`` if this validation hasn't logged the value.
+        """Return the value's mean over ranks; ``None`` if this validation hasn't logged it.
 
-        It is ``None`` too outside of ``Trainer.fit``, and after the sanity check.
+        The result is ``None`` outside of ``Trainer.fit`` and in the sanity check too.
         """
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return None
@@ -59,11 +60,11 @@ class MonitoredValue:
         return self._read(trainer)
 
     def at_train_epoch_end(self, trainer: Trainer) -> float | None:
-        """Return the mean over all ranks; ``None`` if this training epoch hasn't logged the value.
+        """Return the value's mean over ranks; ``None`` if this training epoch hasn't logged it.
 
         Raises:
-            MisconfigurationException: If no validation has logged it either, though one has run or
-                none is going to.
+            MisconfigurationException: If the value has never been logged, although a validation has
+                run or validation is off.
         """
         value = self._read(trainer)
         is_due = self._has_validated or not trainer.enable_validation

@@ -8,7 +8,7 @@ from torch.amp import GradScaler
 
 
 def place_of(trainer: Trainer, optimizer: Any) -> int:
-    """Return the index of an optimizer, or of Lightning's wrapper of it, among the Trainer's.
+    """Return the index of an optimizer, or of its Lightning wrapper, in ``Trainer.optimizers``.
 
     Raises:
         ValueError: If the Trainer doesn't have this optimizer.

@@ -1,4 +1,4 @@
-"""The callbacks of a Trainer: those of a kind, and their order."""
+"""The callbacks of a Trainer: those of a class, and the order of all callbacks."""
 
 from typing import TypeVar
 
@@ -8,21 +8,21 @@ _Kind = TypeVar("_Kind")
 
 
 def callbacks_of(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
-    """Return the Trainer's callbacks of a kind, in their order."""
+    """Return the Trainer's callbacks that are instances of ``kind``, in order."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
 def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
-    """Give the Trainer other callbacks, or the same ones in another order.
+    """Replace the Trainer's callbacks, or change their order.
 
-    It gets a new list, so a callback may call this from a hook: Lightning is then iterating over
-    the old list.
+    A callback may call this from a hook, while Lightning iterates over the old list, since the
+    Trainer gets a new list.
     """
     trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
 def put_first(trainer: Trainer, callback: Callback) -> None:
-    """Let the hooks of ``callback`` run before those of all others."""
+    """Move ``callback`` to the front, so that its hooks run before those of all other callbacks."""
     callbacks = callbacks_of(trainer, Callback)
     set_callbacks(trainer, sorted(callbacks, key=lambda one: one is not callback))

@@ -1,8 +1,9 @@
 """Numbers and decisions that are the same on every rank.
 
 A callback that stops training, skips a step or divides a learning rate has to do so on all ranks at
-the same step, or the ranks drift apart or wait for each other forever. So it decides by what these
-functions return. All of them are collective: every rank has to call them, in the same order.
+the same step, or the ranks drift apart or wait for each other forever. So it decides by the results
+of these functions. All of these functions are collective: every rank has to call them, in the same
+order.
 """
 
 import torch
@@ -29,7 +30,7 @@ def sum_over_ranks(trainer: Trainer, counts: Tensor) -> Tensor:
 def any_rank(trainer: Trainer, flag: Tensor | bool) -> bool:
     """Say whether ``flag`` is true on at least one rank.
 
-    Waits for the device once, also where ``flag`` is a tensor on it.
+    The host waits for the device once, even if ``flag`` is a tensor on the device.
     """
     return bool(sum_over_ranks(trainer, torch.as_tensor(flag)))
 

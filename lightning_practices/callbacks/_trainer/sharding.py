@@ -1,4 +1,4 @@
-"""Shards of ``DTensor`` parameters, as FSDP2 and tensor parallelism have, and whole tensors."""
+"""Shards of ``DTensor`` parameters, under FSDP2 and tensor parallelism, and whole tensors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +11,8 @@ from lightning_practices._names import plain_name
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Say whether the state of ``module`` has ``DTensor``, as under FSDP2."""
-    # Asking for the state shards the parameters again that the last forward pass has gathered.
+    """Say whether the state of ``module`` contains a ``DTensor``, as under FSDP2."""
+    # state_dict() also reshards the parameters that the last forward pass has gathered.
     return any(isinstance(value, DTensor) for value in module.state_dict().values())
 
 
@@ -27,15 +27,17 @@ def local(value: Any) -> Any:
 
 
 def to_whole(shards: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the whole values on rank 0, and nothing on other ranks; every rank has to call this.
+    """Gather whole tensors on rank 0; other ranks get an empty dict.
+
+    Every rank has to call this.
 
     Args:
         shards: This rank's shards by name, and values that aren't sharded.
-        live: The tensors of the module by name: each ``DTensor`` says how its shards are laid out.
+        live: The module's tensors by name. Each ``DTensor`` has the layout of its shards.
 
     Returns:
-        The values by the names that a checkpoint of the plain module has, those of shards in CPU
-        memory.
+        The values by name, with the names in a checkpoint of the plain module. Gathered tensors are
+        in CPU memory.
     """
     keeps = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     whole: dict[str, Any] = {}
@@ -52,14 +54,15 @@ def to_whole(shards: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, An
 
 
 def to_shards(whole: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, Any]:
-    """Return this rank's shards of what :func:`to_whole` has returned.
+    """Return this rank's shards of whole tensors, the inverse of :func:`to_whole`.
 
     Args:
-        whole: The whole values, on every rank.
-        live: As for :func:`to_whole`.
+        whole: The whole tensors, on every rank, and values that aren't sharded.
+        live: The module's tensors by name, as for :func:`to_whole`.
 
     Returns:
-        The values by the module's names. A value that the module doesn't have keeps its name.
+        The values by name, with the names in the module. A value that the module lacks keeps its
+        name.
     """
     names = {plain_name(name): name for name in live}
     shards = {}
@@ -68,7 +71,7 @@ def to_shards(whole: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, An
         like = live.get(name)
         if isinstance(like, DTensor):
             mesh, placements = like.device_mesh, like.placements
-            # Each rank has the whole, so that nothing has to be sent.
+            # Each rank has the whole tensor, so nothing has to be sent.
             value = local(distribute_tensor(value, mesh, placements, src_data_rank=None))
         shards[name] = value
     return shards

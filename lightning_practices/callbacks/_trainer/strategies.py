@@ -1,4 +1,4 @@
-"""The refusal of strategies under which a callback can't do its work."""
+"""The error for a strategy under which a callback can't work."""
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -32,10 +32,10 @@ def refuse(
     Args:
         trainer: The Trainer of the fit that starts.
         kinds: The strategies that are refused; :class:`~lightning.pytorch.strategies.Strategy`
-            stands for any.
-        who: What refuses, such as ``"EarlyStopping"``.
-        cannot: What can't be done, a verb with its objects: ``"keep the best weights"``.
-        instead: What to do, a sentence in the imperative: ``"use ModelParallelStrategy"``.
+            refuses all.
+        who: The callback that refuses, such as ``"EarlyStopping"``.
+        cannot: The action that is impossible, a verb with its object: ``"keep the best weights"``.
+        instead: The advice, a sentence in the imperative: ``"use ModelParallelStrategy"``.
 
     Raises:
         MisconfigurationException: If the strategy is refused.
