@@ -1,4 +1,4 @@
-"""Which arguments and Trainers weight averaging refuses."""
+"""Errors for wrong arguments of weight averaging and for unsupported Trainers."""
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
@@ -17,7 +17,7 @@ def check_arguments(
     interval: str | None,
     frequency: int,
 ) -> None:
-    """Raise ``ValueError`` if an argument is out of its range, or contradicts another."""
+    """Raise ``ValueError`` if an argument is out of its range, or contradicts another argument."""
     if kind not in ("ema", "swa"):
         raise ValueError(f"kind has to be 'ema' or 'swa', but got {kind!r}")
     if interval not in (None, "step", "epoch"):
@@ -40,7 +40,7 @@ def check_arguments(
 
 
 def check_trainer(trainer: Trainer, own: Callback) -> None:
-    """Raise ``MisconfigurationException`` if the strategy or another callback is in the way."""
+    """Raise ``MisconfigurationException`` if the strategy or another callback is unsupported."""
     refuse(
         trainer,
         FSDP1_OR_DEEPSPEED,

@@ -17,9 +17,9 @@ class _Averaging(Protocol):
 
 
 class RecalibrateAverages(RecalibrateBatchNorm):
-    """Recalibrates at the end of a fit in which something was averaged.
+    """Recomputes batch norm statistics at the end of a fit, if weights were averaged.
 
-    ``WeightAveraging`` adds it to the Trainer for one fit.
+    ``WeightAveraging`` adds this callback to the Trainer for one fit.
 
     Args:
         averaging: The callback that averages.

@@ -20,8 +20,8 @@ Tensors = dict[str, Tensor]
 class Averages:
     """Averages of a module's weights, by name; each rank averages its own shards.
 
-    They are in float32 at least: an average in half precision would often move by less than its
-    last bit, and so not at all.
+    The averages have at least float32 precision: in half precision most changes of an average are
+    below its last bit, and would be lost.
 
     Attributes:
         count: How many times the weights have been averaged.
@@ -32,24 +32,24 @@ class Averages:
         self.count = 0
         self.kept: Tensors = {}
         self._live: Tensors = {}
-        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []  # of one device and dtype
+        self._groups: list[tuple[list[Tensor], list[Tensor]]] = []  # by device and dtype
 
     def pair(self, module: nn.Module) -> None:
-        """Pair each average with a weight of ``module``, whose weights may be new tensors."""
+        """Pair each average with its weight in ``module``; the weights may be new tensors."""
         self._live = averaged_tensors(module)
         if self.count:
             self._fill(self.kept)
 
     def load(self, module: nn.Module, whole: Mapping[str, Tensor], count: int) -> None:
-        """Go on from the averages of a checkpoint, each a whole tensor."""
+        """Load the averages of a checkpoint, given as whole tensors."""
         self.count = count
         self._live = averaged_tensors(module)
-        # Copies: other objects may hold the tensors of a checkpoint too.
+        # Cloned, since other objects may hold the checkpoint's tensors too.
         self._fill({name: one.clone() for name, one in to_shards(whole, self._live).items()})
 
     @torch.no_grad()
     def update(self, decay: float | None) -> None:
-        """Average the present weights: exponentially or, without a decay, all alike."""
+        """Average the present weights; without a ``decay`` all weights count equally."""
         if self.count:
             self._average(decay)
         else:
@@ -66,7 +66,7 @@ class Averages:
 
     @torch.no_grad()
     def _fill(self, known: Mapping[str, Tensor]) -> None:
-        """Keep the averages that are known; a weight without one begins with its present value."""
+        """Store the known averages; all other averages begin with the present weights."""
         self.kept = {}
         groups: dict[object, tuple[list[Tensor], list[Tensor]]] = {}
         for name, weight in self._live.items():
@@ -91,7 +91,7 @@ def trained_tensors(module: nn.Module) -> Tensors:
     """Return the tensors that training changes: the parameters, and all statistics of norms."""
     for part in module.modules():
         if isinstance(part, FSDPModule):
-            part.reshard()  # an evaluation leaves the root's weights gathered
+            part.reshard()  # an evaluation leaves the root module gathered
     found: Tensors = dict(module.named_parameters())
     for prefix, layer in module.named_modules():
         for name in _STATISTICS if isinstance(layer, _NormBase) else ():
@@ -102,7 +102,7 @@ def trained_tensors(module: nn.Module) -> Tensors:
 
 @torch.no_grad()
 def copies(module: nn.Module) -> Tensors:
-    """Return copies of :func:`trained_tensors`, of sharded ones this rank's shards."""
+    """Return copies of :func:`trained_tensors`; of sharded tensors, this rank's shards."""
     return {name: local(tensor).clone() for name, tensor in trained_tensors(module).items()}
 
 
@@ -115,14 +115,14 @@ def write(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def put_aside(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensors:
-    """Return values in CPU memory, but shards on the device, where they can be gathered."""
+    """Return values in CPU memory, but shards on the device, as only there they can be gathered."""
     return {n: v if isinstance(live[n], DTensor) else v.cpu() for n, v in values.items()}
 
 
 def reuse_equal(values: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tensors:
-    """Return ``values``, replaced by tensors of ``state`` where both are equal.
+    """Return ``values``, with tensors replaced by those of ``state`` that are equal.
 
-    ``torch.save`` writes a tensor once that is at two places of a checkpoint.
+    ``torch.save`` writes a tensor only once, even if the checkpoint holds it twice.
     """
     plain = {plain_name(name): value for name, value in state.items()}
 
@@ -137,6 +137,6 @@ def reuse_equal(values: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tenso
 
 def _as_averaged(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Return this rank's shard of a weight in the dtype of its average."""
-    # At each step and for each weight: most are returned as they are, without a call into torch.
+    # This runs for each weight at each step, so the common case makes no call into torch.
     is_plain = weight.dtype == dtype and not isinstance(weight, DTensor)
     return weight if is_plain else local(weight).to(dtype)

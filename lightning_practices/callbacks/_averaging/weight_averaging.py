@@ -1,4 +1,4 @@
-"""The callback that averages weights, validates and saves the averages, and ends with them."""
+"""The callback that averages weights, and validates, saves and ends the fit with the averages."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,9 +40,10 @@ AveragingKind = Literal["ema", "swa"]
 
 
 class WeightAveraging(Callback):
-    r"""Average the weights in the course of training; validate, save and end with the averages.
+    r"""Average the weights during training; validate, save and end the fit with the averages.
 
-    With the weights :math:`w_1, w_2, \dots` that are averaged, each after a step or an epoch,
+    The average :math:`\bar{w}` of the weights :math:`w_1, w_2, \dots` after successive steps or
+    epochs is
 
     .. math::
         \bar{w}_1 = w_1 \qquad
@@ -50,38 +51,39 @@ class WeightAveraging(Callback):
 
     ``"ema"``, the exponential moving average, has a constant ``decay`` :math:`d`. In ``"swa"``,
     stochastic weight averaging, :math:`d_n = \frac{n}{n+1}`, so that all weights count alike. The
-    arithmetic is that of :mod:`torch.optim.swa_utils`, in place, in one call for all tensors and
-    without a wait for the device. Weights in half precision have averages in float32.
+    arithmetic is that of :mod:`torch.optim.swa_utils`, in place, in one call for all tensors, and
+    the host doesn't wait for the device. Weights in half precision have averages in float32.
 
     **Once averaging has begun**, each validation of the fit runs on the averages, and training then
-    goes on from its own weights, bit for bit. When the fit ends, at its limits, by a stop or by
-    Ctrl-C, the module has the averages. Any other exception leaves it the weights under training.
-    If averaging never begins, the module is left alone. All tensors are written in place.
+    continues with the training weights (those that the optimizer updates), restored bit for bit.
+    When the fit ends at its limits, by an early stop or by Ctrl-C, the module gets the averages.
+    After any other exception it has the training weights. If averaging never begins, the module
+    stays unchanged. All tensors are written in place.
 
     **What is averaged:** the parameters, frozen ones too, and the running statistics of batch
-    norms. Other buffers are left alone. For a slow average the averaged statistics are a good
-    estimate. After ``"swa"`` they are recomputed over the training set: if the module has batch
-    norms and the Trainer no :class:`RecalibrateBatchNorm`, this callback adds one for the fit. That
-    needs training to end by itself: not by Ctrl-C, and not in a fit that is resumed at its end.
-    With ``"ema"`` pass a :class:`RecalibrateBatchNorm` if you want one.
+    norms. Other buffers are not averaged. If the average changes slowly, the averaged statistics
+    are a good estimate. After ``"swa"`` they are recomputed over the training set: if the module
+    has batch norms and the Trainer no :class:`RecalibrateBatchNorm`, this callback adds one for the
+    fit. It runs only if training ends regularly: not after Ctrl-C, and not in a fit that is resumed
+    at its end. To recompute the statistics with ``"ema"``, add a :class:`RecalibrateBatchNorm` to
+    the Trainer.
 
-    **What is counted:** optimizer steps, however many batches make one, or epochs. Weights that no
-    optimizer has changed since the last average aren't averaged again, so a step that the
-    ``GradScaler`` or :class:`SkipNonFinite` skips doesn't count. (Under ``"16-mixed"`` a fused
-    optimizer skips within its step, and that step does count.)
+    **What is counted:** optimizer steps (not batches) or epochs. Weights that no optimizer has
+    changed since the last average aren't averaged again, so a step that the ``GradScaler`` or
+    :class:`SkipNonFinite` skips doesn't count. (Under ``"16-mixed"`` a fused optimizer skips within
+    its step, and that step does count.)
 
-    **Checkpoints** hold the averages and the weights under training. Once there are averages, the
-    ``state_dict`` has them, as they were validated, for ``load_from_checkpoint`` and
-    ``Trainer.test(ckpt_path=...)``. A fit that is resumed, also from a checkpoint saved at its end,
-    goes on exactly as if it had not been interrupted, with the arguments given now. A fit that
-    isn't resumed averages anew.
+    **Checkpoints** hold the averages and the training weights. Once averaging has begun,
+    ``state_dict`` holds the averages, so ``load_from_checkpoint`` and
+    ``Trainer.test(ckpt_path=...)`` load the validated weights. A resumed fit, even from a
+    checkpoint saved at its end, continues exactly as if it had not been interrupted, with the
+    arguments given now. A fit that isn't resumed starts new averages.
 
-    **Beside** :class:`EarlyStopping` the best of the averages that were validated are kept, and
-    given back at the end.
+    **With** :class:`EarlyStopping` the best validated averages are kept, and restored at the end.
 
     **Memory:** one copy of the weights from the first average on, and another one during validation
-    and saving. After the fit both are in CPU memory. For the learning rate of the last epochs,
-    constant or cyclic in the paper, see the schedules: this callback changes no rate.
+    and saving. After the fit both are in CPU memory. This callback changes no learning rate. The
+    SWA paper uses a constant or cyclic rate in the last epochs: set it by a schedule.
 
     Sources: Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by averaging";
     Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization",
@@ -89,20 +91,20 @@ class WeightAveraging(Callback):
 
     Args:
         kind: ``"ema"`` or ``"swa"``.
-        decay: The decay of ``"ema"``, from 0 to below 1, 0.999 by default. About the last
-            :math:`\frac{1}{1-d}` weights count.
-        decay_warmup: Whether the decay grows up to its value, :math:`d_n =
-            \min(d, \frac{1+n}{10+n})`, so that the average forgets the first weights sooner. Use it
-            where the fit isn't many times longer than :math:`\frac{1}{1-d}` weights.
-        start: After how much of the fit averaging starts: an int for a number of steps or epochs, a
-            float below 1 for a share of the fit.
-        interval: What is counted, ``"step"`` or ``"epoch"``. Default: steps for ``"ema"``, epochs
-            for ``"swa"``.
+        decay: The decay of ``"ema"``, from 0 to below 1, 0.999 by default. The average covers about
+            the last :math:`\frac{1}{1-d}` weights.
+        decay_warmup: Whether the decay grows up to its value, :math:`d_n = \min(d,
+            \frac{1+n}{10+n})`, so that the average forgets the first weights sooner. Use it unless
+            the fit averages many times more than :math:`\frac{1}{1-d}` weights.
+        start: The point at which averaging starts: an int is a number of steps or epochs, a float
+            below 1 a share of the fit.
+        interval: The unit of ``start`` and ``frequency``: ``"step"`` or ``"epoch"``. Default: steps
+            for ``"ema"``, epochs for ``"swa"``.
         frequency: The number of steps or epochs from one average to the next. The first average is
             this many steps or epochs after ``start``.
 
     Raises:
-        ValueError: If an argument is out of its range, or contradicts another.
+        ValueError: If an argument is out of its range, or contradicts another argument.
         MisconfigurationException: When the fit starts, if the strategy is FSDP1 or DeepSpeed, if
             another callback averages weights too or saves checkpoints without the state of
             callbacks (``save_weights_only``), or if ``start`` is a share of a fit whose length
@@ -131,12 +133,12 @@ class WeightAveraging(Callback):
 
     def _reset(self) -> None:
         self._averages = Averages()
-        self._aside: Tensors | None = None  # the weights under training, beside averages
-        self._loaded: dict[str, Any] | None = None  # a checkpoint's, until training goes on
+        self._aside: Tensors | None = None  # training weights, if the module has averages
+        self._loaded: dict[str, Any] | None = None  # from a checkpoint, until training starts
         self._ended = False
-        self._changed = False  # whether the weights have, since the last average
+        self._changed = False  # whether a step changed the weights since the last average
         self._start = 0  # in steps or epochs
-        self._seen = 0  # steps or epochs at the last look
+        self._seen = 0  # steps or epochs at the last call of _look
         self._hooks: list[RemovableHandle] = []
 
     @property
@@ -146,7 +148,7 @@ class WeightAveraging(Callback):
 
     @contextmanager
     def averaged_weights(self, pl_module: LightningModule) -> Iterator[None]:
-        """Give the module the averages within the context, as in validation, if there are any.
+        """Put the averages into the module within the context, if there are any.
 
         Args:
             pl_module: The module of the fit.
@@ -167,7 +169,8 @@ class WeightAveraging(Callback):
         check_trainer(trainer, self)
         self._unwatch()
         self._reset()
-        # Other callbacks then see the averages in validation, and give other weights back later.
+        # So other callbacks see the averages in validation, and restore other weights only
+        # afterwards.
         put_first(trainer, self)
 
     @override
@@ -221,7 +224,7 @@ class WeightAveraging(Callback):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded is not None:  # resumed at its end: there was no on_train_end
+        if self._loaded is not None:  # resumed at its end, without on_train_end
             self._load(pl_module)
             self._end(pl_module)
 
@@ -260,7 +263,7 @@ class WeightAveraging(Callback):
             return
         if not self.averaged:
             return
-        if self._aside is None:  # the module has the weights under training
+        if self._aside is None:  # the module has the training weights
             with self.averaged_weights(pl_module):
                 state = trainer.strategy.lightning_module_state_dict()
                 for name, value in state.items():
@@ -279,7 +282,7 @@ class WeightAveraging(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.state.fn != TrainerFn.FITTING:
-            return  # the averages are in its state_dict
+            return  # the checkpoint's state_dict holds the averages
         if "current_model_state" in checkpoint:
             raise MisconfigurationException(
                 "the checkpoint was saved by Lightning's WeightAveraging, which keeps the weights"
@@ -300,7 +303,8 @@ class WeightAveraging(Callback):
             self._loaded |= {"averaged": 0, "averages": {}}
 
     def _note(self, optimizer: Optimizer, *_: Any) -> None:
-        # This hook isn't called in a step that a GradScaler skips; SkipNonFinite drops gradients.
+        # A step skipped by a GradScaler doesn't call this hook. One skipped by SkipNonFinite does,
+        # but has no gradients.
         if not self._changed:
             groups = optimizer.param_groups
             self._changed = any(p.grad is not None for group in groups for p in group["params"])
@@ -311,7 +315,7 @@ class WeightAveraging(Callback):
         self._hooks = []
 
     def _look(self, now: int) -> None:
-        """Average if it is time, after ``now`` steps or epochs."""
+        """Update the averages if that is due after ``now`` steps or epochs."""
         is_due = self._points(now) > self._points(self._seen)
         self._seen = max(now, self._seen)
         if is_due and self._changed:
@@ -322,18 +326,18 @@ class WeightAveraging(Callback):
             self._averages.update(decay)
 
     def _points(self, done: int) -> int:
-        """Return how many times to average in the first ``done`` steps or epochs."""
+        """Return how many updates of the averages are due in the first ``done`` steps or epochs."""
         return max(done - self._start, 0) // self.frequency
 
     def _lay_aside(self, pl_module: LightningModule) -> None:
-        """Give the module the averages, if there are any."""
+        """Put the averages, if any, into the module, and keep its training weights aside."""
         if self._aside is None and self._averages.count:
             self._averages.pair(pl_module)
             self._aside = copies(pl_module)
             write(pl_module, self._averages.kept)
 
     def _take_back(self, pl_module: LightningModule) -> None:
-        """Give the module the weights under training."""
+        """Put the training weights back into the module."""
         if self._aside is not None:
             write(pl_module, self._aside)
             self._aside = None
@@ -351,7 +355,7 @@ class WeightAveraging(Callback):
         rank_zero_info(f"WeightAveraging: the module has the average of {self.averaged} weights")
 
     def _load(self, pl_module: LightningModule) -> None:
-        """Take over the tensors of a checkpoint, once the module is on its device and sharded."""
+        """Load the tensors of a checkpoint, once the module is on its device and sharded."""
         assert self._loaded is not None
         loaded, self._loaded = self._loaded, None
         if loaded["averaged"]:

@@ -1,7 +1,7 @@
 """Gradient clipping.
 
 - ``gradient_clipping``: the callback.
-- ``settings``: its arguments, checked.
+- ``settings``: the checked arguments of the callback.
 - ``clipper``: computes norms, clips and logs, for one optimizer at a time.
 - ``state``: the counts and norms of past steps, which a checkpoint holds.
 """

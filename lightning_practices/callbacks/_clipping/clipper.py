@@ -27,11 +27,11 @@ from lightning_practices.callbacks._trainer.optimizers import grad_scaler, place
 from lightning_practices.callbacks._trainer.strategies import refuse
 from lightning_practices.optim import clip_in_step, clips_in_step
 
-_SHOWN = 10  # parameters that an error names
+_SHOWN = 10  # parameter names in an error message
 
 
 class _Group(NamedTuple):
-    """Parameters that are clipped together, and their threshold; ``None`` for the automatic one."""
+    """Parameters that are clipped together, and the threshold; ``None`` for an automatic one."""
 
     parameters: list[Tensor]
     value: float | None
@@ -43,7 +43,7 @@ class _Step(NamedTuple):
     Attributes:
         optimizer: Torch's own optimizer, not Lightning's wrapper.
         factor: The factor of the thresholds in warm-up, 1 after it.
-        scale: The factor of the loss, and so of the gradients.
+        scale: The loss scale, by which the gradients are multiplied.
         logs: Whether to log at this step.
     """
 
@@ -60,19 +60,19 @@ class Clipper:
         settings: The arguments of the callback.
 
     Attributes:
-        serves_module: Whether the module clips in its own hook. Then the Trainer's
-            ``gradient_clip_val`` stands in for a missing threshold.
+        serves_module: Whether the module calls :meth:`clip` in its own hook. A missing threshold is
+            then taken from the Trainer's ``gradient_clip_val``.
     """
 
     def __init__(self, settings: ClippingSettings) -> None:
         self.settings = settings
         self.serves_module = False
         self._value, self._algorithm = settings.value, settings.algorithm  # in this fit
-        self._names: dict[int, str] = {}  # of the parameters, by id
-        self._patterns: dict[int, str] = {}  # by id, of the parameters that a pattern matches
-        self._states: dict[int, ClippingState] = {}  # by the place of the optimizer
+        self._names: dict[int, str] = {}  # of each parameter, by its id
+        self._patterns: dict[int, str] = {}  # the pattern matched by a parameter, by id
+        self._states: dict[int, ClippingState] = {}  # by the optimizer's index
         self._is_flat = False  # whether a gradient is a shard of several parameters, as in FSDP1
-        self._engine_clips = False  # DeepSpeed's
+        self._engine_clips = False  # whether DeepSpeed's engine clips
 
     def setup(self, trainer: Trainer) -> None:
         """Choose the threshold and algorithm of this fit, and refuse unsupported arguments."""
@@ -109,7 +109,7 @@ class Clipper:
             )
 
     def start(self, pl_module: LightningModule) -> None:
-        """Note the names of the parameters, now that they are those that the optimizers have."""
+        """Record the parameters' names, once module and optimizers have the same tensors."""
         named = [
             (plain_name(name), p) for name, p in pl_module.named_parameters(remove_duplicate=False)
         ]
@@ -206,7 +206,7 @@ class Clipper:
                 )
 
     def _groups(self, parameters: list[Tensor]) -> list[_Group]:
-        """Return the parameters in the groups that are clipped together."""
+        """Return the groups of parameters that are clipped together."""
         given = self.settings
         default = math.inf if self._value is None and given.percentile is None else self._value
         if not self._patterns:
@@ -254,7 +254,7 @@ class Clipper:
         """Clip by the norm of all parameters together, and return the norm before clipping."""
         if self.settings.fused:
             return clip_in_step(step.optimizer, limit, scaler=grad_scaler(trainer))
-        root: Any = trainer.strategy.model  # FSDP1's wrapper, which alone knows the whole norm
+        root: Any = trainer.strategy.model  # only FSDP1's wrapper computes the whole norm
         clip = root.clip_grad_norm_ if self._is_flat else partial(clip_grad_norm_, parameters)
         return _unscaled(clip(limit * step.scale), step.scale)
 
@@ -263,7 +263,7 @@ class Clipper:
     ) -> dict[str, Tensor]:
         """Clip by value or adaptively, and return the values to log."""
         everything = [p for group in groups for p in group.parameters]
-        looks = step.logs and not self._is_flat  # the norm of flat shards is this rank's alone
+        looks = step.logs and not self._is_flat  # flat shards give only this rank's norm
         before = _norm(everything, step.scale) if looks else None
         clip = clip_grad_value_ if self._algorithm == "value" else clip_grad_adaptive_
         for parameters, value in groups:
@@ -289,20 +289,20 @@ class Clipper:
         names = list(layers)
         largest = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         values = {f"{prefix}{names[i]}": norm for i, norm in largest}
-        # `log` would go on to repeat layers that are no longer among the largest.
+        # `LightningModule.log` would keep logging layers that are no longer among the largest.
         for logger in trainer.loggers:
             logger.log_metrics(values, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def _norm(parameters: list[Tensor], scale: float) -> Tensor:
-    """Return the norm of all gradients together, and leave the gradients as they are."""
+    """Return the norm of all gradients together, without changing the gradients."""
     return _unscaled(clip_grad_norm_(parameters, math.inf, nonfinite="skip"), scale)
 
 
 def _exceeds(pairs: list[tuple[Tensor, Tensor | float]]) -> Tensor | bool:
-    """Return whether a norm is above its limit; for norms on a device as a tensor, without a wait.
+    """Return whether a norm is above its limit: a tensor on the device, so that nothing waits.
 
-    On the CPU numbers are compared, which is faster.
+    For norms on the CPU it returns a ``bool``, since comparing numbers is faster.
     """
     device = pairs[0][0].device
     if device.type == "cpu" and all(norm.device == device for norm, _ in pairs):
@@ -316,16 +316,16 @@ def _unscaled(norm: Tensor, scale: float) -> Tensor:
 
 
 def _loss_scale(trainer: Trainer, optimizer: Any, in_step: bool) -> float:
-    """Return the factor of the gradients; with a ``GradScaler`` this waits for the device."""
+    """Return the loss scale of the gradients; with a ``GradScaler`` this waits for the device."""
     scaler = grad_scaler(trainer)
-    # Within the step Lightning has unscaled them, unless a fused optimizer does so itself.
+    # Within the step Lightning has unscaled the gradients, unless a fused optimizer does so itself.
     if scaler is None or (in_step and not clips_in_step(optimizer)):
         return 1.0
     return scaler.get_scale()
 
 
 def _no_match(pattern: str, names: list[str]) -> str:
-    """Return the message that a pattern matches no parameter, with the names that there are."""
+    """Return the error message for a pattern that matches no parameter, with the known names."""
     shown = [*map(repr, names[:_SHOWN])]
     if len(names) > _SHOWN:
         shown.append(f"and {len(names) - _SHOWN} more")

@@ -10,7 +10,7 @@ ClippingAlgorithm = Literal["norm", "value", "adaptive"]
 
 @dataclass(frozen=True)
 class ClippingSettings:
-    """The arguments of :class:`GradientClipping`, checked.
+    """The checked arguments of :class:`GradientClipping`.
 
     Raises:
         ValueError: If an argument is out of its range, or two contradict each other.
@@ -56,7 +56,7 @@ class ClippingSettings:
 
     @property
     def top_layers(self) -> int:
-        """How many layers' norms to log, 0 for none."""
+        """The number of layers whose norms are logged; 0 without ``log_layers``."""
         return int(self.log_layers.removeprefix("top")) if self.log_layers else 0
 
     def _check_fused(self) -> None:

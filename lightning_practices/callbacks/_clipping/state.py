@@ -1,4 +1,4 @@
-"""The counts and norms of past steps, of one optimizer."""
+"""The counts and norms of one optimizer's past steps."""
 
 import math
 from dataclasses import dataclass
@@ -7,19 +7,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_WINDOW = 1000  # past steps for the automatic threshold
+_WINDOW = 1000  # past norms for the automatic threshold
 
 
 @dataclass
 class ClippingState:
-    """What is known of one optimizer's gradients; tensors stay on the device, without a wait.
+    """Statistics of one optimizer's gradients; tensors stay on the device, so nothing waits.
 
     Attributes:
-        steps: The steps taken.
-        looked: The steps in which it was found out whether anything was clipped.
-        clipped: The number of these steps in which something was clipped.
-        norms: The norms of the last steps, that of step ``i`` at ``i % _WINDOW``; nan where the
-            norm was not finite. A list until the device is known.
+        steps: The number of optimizer steps taken.
+        looked: The number of steps at which it was recorded whether gradients were clipped.
+        clipped: The number of these steps at which gradients were clipped.
+        norms: The norms of the last ``_WINDOW`` steps. The norm of step ``i`` is at index ``i %
+            _WINDOW``; norms that aren't finite are stored as nan. A list if loaded from a
+            checkpoint, until the device is known.
     """
 
     steps: int = 0
@@ -28,7 +29,7 @@ class ClippingState:
     norms: Tensor | list[float] | None = None
 
     def percentile(self, norm: Tensor, percentile: float) -> Tensor:
-        """Remember the norm of this step, and return the percentile of all remembered norms."""
+        """Store the norm of this step, and return the percentile of all stored norms."""
         if not isinstance(self.norms, Tensor):
             known = self.norms or []
             self.norms = norm.new_full((_WINDOW,), math.nan)
@@ -38,7 +39,7 @@ class ClippingState:
         return self.norms.nanquantile(percentile / 100)
 
     def look(self, clipped: Tensor | bool) -> None:
-        """Count a step in which something was clipped or not."""
+        """Count a step, and whether its gradients were clipped."""
         self.looked += 1
         self.clipped = self.clipped + clipped
 

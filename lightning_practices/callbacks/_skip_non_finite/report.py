@@ -27,17 +27,17 @@ class NonFiniteParameter:
 
     @property
     def layer(self) -> str:
-        """The name of the layer that has the parameter."""
+        """The name of the layer that the parameter belongs to."""
         return self.name.rpartition(".")[0] or "(the module itself)"
 
 
 @dataclass(frozen=True, repr=False)
 class NonFiniteReport:
-    """The parameters whose gradients were nan or infinite; ``print`` it for a table.
+    """A report of the parameters with nan or infinite gradients; ``print`` shows a table.
 
     Attributes:
-        parameters: The parameters, in the module's order.
-        finite: How many other parameters had finite gradients.
+        parameters: The parameters with nan or infinite gradients, in the module's order.
+        finite: The number of parameters with finite gradients.
     """
 
     parameters: tuple[NonFiniteParameter, ...]
@@ -45,12 +45,12 @@ class NonFiniteReport:
 
     @property
     def first_layer(self) -> str:
-        """The first layer with such a gradient, in the module's order."""
+        """The first layer with a nan or infinite gradient, in the module's order."""
         return self.parameters[0].layer
 
     @property
     def last_layer(self) -> str:
-        """The last layer with such a gradient, which the backward pass mostly comes to first."""
+        """The last layer with a nan or infinite gradient; backward mostly reaches it first."""
         return self.parameters[-1].layer
 
     @override

@@ -30,36 +30,39 @@ from lightning_practices.callbacks._trainer.strategies import refuse
 class SkipNonFinite(Callback):
     """Skip each optimizer step in which a gradient is nan or infinite; stop after many in a row.
 
-    In such a step the gradients of the optimizer are dropped on all ranks. All of torch's
-    optimizers leave a parameter without a gradient alone, with its weight decay, momentum and step
-    count. Everything else goes on as after any step: ``global_step``, ``max_steps`` and schedulers
-    count it. If gradients were accumulated, those of all its batches are lost. Changes by the
-    forward pass, such as running statistics of batch norms, are not taken back.
+    To skip a step, the gradients of the optimizer are set to ``None`` on all ranks. All of torch's
+    optimizers ignore a parameter without a gradient: its weight, momentum and step count stay
+    unchanged, and it isn't decayed. Everything else continues as after any step: ``global_step``,
+    ``max_steps`` and schedulers count the skipped step. With gradient accumulation the gradients of
+    all batches of the step are lost. Changes by the forward pass, such as running statistics of
+    batch norms, are not undone.
 
     After ``max_consecutive`` skipped steps in a row of one optimizer the fit ends with a
-    ``RuntimeError``: no job takes the module for trained, sweeps go on, and nothing is validated or
-    saved. The weights are those of the last good step. The error's message is :attr:`report`, which
-    lists the parameters with such gradients.
+    ``RuntimeError``. So no job treats the module as trained, a sweep goes on to its next run, and
+    nothing is validated or saved. The weights are those of the last step that wasn't skipped. The
+    error message contains :attr:`report`, which lists the parameters with nan or infinite
+    gradients.
 
     Each step costs one pass over the gradients and one wait for the device, since the host has to
-    know whether to skip. The pass computes the largest absolute value, so large finite gradients
-    don't count. The number of skipped steps is logged as ``skipped_steps`` every
-    ``log_every_n_steps``, if there is a logger or :class:`LearningCurves`. This callback comes
-    first, so that :class:`GradientClipping` doesn't make all gradients nan before.
+    know whether to skip. The pass computes the largest absolute value rather than a sum, which
+    large finite gradients could overflow. The number of skipped steps is logged as
+    ``skipped_steps`` every ``log_every_n_steps``, if there is a logger or :class:`LearningCurves`.
+    This callback moves itself before all other callbacks, since :class:`GradientClipping` could
+    make all gradients nan.
 
-    Under ``"16-mixed"`` this does nothing: the ``GradScaler`` skips such steps itself, which is how
-    it finds its scale.
+    Under ``"16-mixed"`` this callback does nothing: the ``GradScaler`` itself skips steps with nan
+    or infinite gradients, and adapts its scale by them.
 
     Args:
-        max_consecutive: The skipped steps in a row that end the fit.
+        max_consecutive: The number of skipped steps in a row that ends the fit.
 
     Attributes:
         skipped: The number of steps skipped so far.
-        consecutive: The skipped steps in a row up to now, by the place of the optimizer.
-        report: The gradients of the last step, if they ended the fit, else ``None``.
+        consecutive: The number of skipped steps in a row up to now, by the optimizer's index.
+        report: The report on the step that ended the fit; ``None`` if no step has.
 
     Raises:
-        ValueError: If ``max_consecutive`` is not 1 or more.
+        ValueError: If ``max_consecutive`` is below 1.
         MisconfigurationException: When the fit starts, if the strategy is DeepSpeed, or an
             optimizer is ``LBFGS``, which computes gradients within its step.
         RuntimeError: After ``max_consecutive`` skipped steps in a row.
@@ -86,7 +89,7 @@ class SkipNonFinite(Callback):
             cannot="see the gradients",
             instead="remove SkipNonFinite; with fp16 the engine skips such steps itself",
         )
-        if trainer.global_step == 0:  # otherwise the fit goes on from an earlier one
+        if trainer.global_step == 0:  # otherwise it continues an earlier fit
             self.skipped, self.consecutive = 0, {}
         self.report = None
         put_first(trainer, self)
@@ -152,12 +155,12 @@ class SkipNonFinite(Callback):
 def _report(
     trainer: Trainer, pl_module: LightningModule, parameters: list[Tensor]
 ) -> NonFiniteReport:
-    """Return which gradients are nan or infinite on any rank; every rank has to call this."""
+    """Report the gradients that are nan or infinite on any rank; every rank has to call this."""
     ours = {id(p) for p in parameters}
     named = {name: p for name, p in pl_module.named_parameters() if id(p) in ours}
     rows = []
     for p in named.values():
-        # Over ranks, counts of shards add up, and counts of copies leave their ratio as it is.
+        # Summed over ranks, counts of shards add up, and counts of equal copies keep their ratio.
         grad = torch.zeros(0) if p.grad is None else local(p.grad)
         counts = grad.isnan().sum(), grad.isinf().sum(), torch.tensor(grad.numel())
         rows.append(torch.stack([count.cpu() for count in counts]))
