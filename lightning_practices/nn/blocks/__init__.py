@@ -1,9 +1,10 @@
-"""Known blocks with fused forwards, one file for each module that defines some.
+"""Fused forwards of known blocks, one file for each library module that defines such blocks.
 
-``block``: what they share, and how another version of a block's code is noticed.
-``sequential``: any :class:`torch.nn.Sequential` with a norm and an activation behind it.
-``resnet``, ``densenet``, ``googlenet``, ``inception``, ``vision_transformer``: torchvision's.
-``timm_resnet``, ``timm_norm_act``: timm's.
+``block``: the base class, and the check that a block's code is the known version.
+``sequential``: any :class:`torch.nn.Sequential` with a norm directly before an activation.
+``resnet``, ``densenet``, ``googlenet``, ``inception``, ``vision_transformer``: torchvision's
+blocks.
+``timm_resnet``, ``timm_norm_act``: timm's blocks.
 """
 
 import sys
@@ -33,7 +34,8 @@ __all__ = [
     "unknown_method",
 ]
 
-# The file for each module that defines blocks. A model with one of them has imported its module.
+# File with the fused blocks of each library module. If a model has such a block, its module has
+# been imported.
 _FILES = {
     "torchvision.models.resnet": "resnet",
     "torchvision.models.densenet": "densenet",
@@ -46,7 +48,7 @@ _FILES = {
 
 
 def fused_blocks() -> dict[type[nn.Module], type[FusedBlock]]:
-    """Return the fused class of each known block whose library has been imported."""
+    """Return the fused class of each known block whose library module has been imported."""
     blocks: dict[type[nn.Module], type[FusedBlock]] = {nn.Sequential: Sequential}
     for module, file in _FILES.items():
         if module in sys.modules:

@@ -1,4 +1,4 @@
-"""What fused blocks share: which code they stand for, and what they fold."""
+"""Base class of fused blocks: which code of a library they replace, and which calls they fold."""
 
 import ast
 import hashlib
@@ -24,15 +24,15 @@ from lightning_practices.nn._norm_activation import (
 
 @dataclass(frozen=True)
 class Chain:
-    """A norm of a block with the operations behind it that can be one call.
+    """A norm of a block, and the operations after it that may be folded into its call.
 
     Attributes:
         norm: Name of the norm in the block.
         activation: Name of the activation in the block, or of a function such as ``"relu"`` if the
             block has no such child.
         adds: Whether a residual is added before the activation.
-        between: Names of children that run between norm and addition. They must be ``None`` or
-            :class:`torch.nn.Identity`.
+        between: Names of children that run between the norm and the addition. To fold, each must be
+            ``None`` or :class:`torch.nn.Identity`.
     """
 
     norm: str
@@ -42,18 +42,18 @@ class Chain:
 
 
 class FusedBlock(nn.Module):
-    """A known block whose forward runs a norm and the operations behind it in one call.
+    """A known block whose forward folds norms with the operations after them.
 
-    A subclass derives from this class and from the block's class, and has no state of its own: a
-    block becomes fused by a change of its class. Its forward was written for one text of the
-    methods that it replaces. :attr:`sources` has the fingerprints of that text, so that another
-    version of the library is noticed.
+    A subclass inherits from this class and from the block's class, and has no state of its own: a
+    block is fused by changing its class. The fused forward replaces methods of the block, and is
+    valid only for the source code of these methods that it was written for. :attr:`sources` has the
+    fingerprints of that source code. They reveal a version of the library with other source code.
 
     Attributes:
         original: Class of the block before it was fused.
-        sources: For each method of ``original`` whose code the fused forward stands for, the
-            :func:`fingerprint` of each text that is known.
-        methods: The same methods, as they were when the subclass was made.
+        sources: Known :func:`fingerprint` values of each method of ``original`` that the fused
+            forward replaces.
+        methods: The same methods, by name, as they were when the subclass was made.
     """
 
     original: ClassVar[type[nn.Module]]
@@ -66,15 +66,15 @@ class FusedBlock(nn.Module):
             cls.methods = tuple((name, getattr(cls.original, name)) for name in cls.sources)
 
     def chains(self) -> tuple[Chain, ...] | None:
-        """Return what can be one call, also of a block that is not fused yet.
+        """Return the operations that the fused forward folds. The block may be unfused.
 
         Returns:
-            The chains, or ``None`` if only the forward knows them.
+            The chains, or ``None`` if they are unknown outside of the fused forward.
         """
         return None
 
     def is_original(self) -> bool:
-        """Return whether the methods that the forward stands for are still those it knows."""
+        """Return whether the replaced methods are still those for which the forward was written."""
         original, own = self.original, self.__dict__
         for name, function in self.methods:
             if getattr(original, name) is not function or name in own:
@@ -82,12 +82,12 @@ class FusedBlock(nn.Module):
         return True
 
     def folds(self, x: Tensor) -> bool:
-        """Return whether the fused forward should run for ``x``, rather than the original one."""
+        """Return whether to run the fused forward for ``x`` instead of the original forward."""
         return lightning_kernels.route(x) != "aten" and self.is_original()
 
 
 def unknown_method(twin: type[FusedBlock]) -> str | None:
-    """Return the method of ``twin``'s original that has another text than it was written for."""
+    """Return the first replaced method with unknown source code, or ``None`` if all are known."""
     for name, function in twin.methods:
         known = twin.sources.get(name)
         if getattr(twin.original, name) is not function or (
@@ -99,17 +99,17 @@ def unknown_method(twin: type[FusedBlock]) -> str | None:
 
 @cache
 def fingerprint(function: Any) -> str | None:
-    """Return a short hash of a function's code, the same in every version of Python.
+    """Return a short hash of a function's source code, the same in every version of Python.
 
-    Comments, annotations, the docstring and the layout of the source don't count.
+    Comments, annotations, the docstring and the formatting don't affect it.
 
     Returns:
-        The hash, or ``None`` if there is no source to read.
+        The hash, or ``None`` if the source code is not available.
     """
     if not isinstance(function, FunctionType):
         return None
     try:
-        # Of the code: of the function, it would be the source of what the function wraps.
+        # `getsource` of the function itself would return the source of the function that it wraps.
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function.__code__))).body
     except (OSError, SyntaxError, ValueError):
         return None
@@ -127,17 +127,17 @@ def fingerprint(function: Any) -> str | None:
 def folds_of(
     twin: type[FusedBlock], block: nn.Module, classes: Mapping[nn.Module, type]
 ) -> tuple[dict[str, str] | None, dict[str, str]]:
-    """Return what ``twin``'s forward folds in ``block``, and what it can't.
+    """Return which norms ``twin``'s forward folds in ``block``, and which it can't fold.
 
     Args:
         twin: Fused class for ``block``.
         block: A block, fused or not.
-        classes: Class that each norm will have, if another than now.
+        classes: Future class of each norm whose class is about to change.
 
     Returns:
-        The name of each norm that is one call with the operations behind it, and these operations,
-        such as ``"BatchNorm2d + add + ReLU"``; ``None`` if only the forward knows. The name of
-        each norm that is not, and why.
+        Two mappings by the name of a norm. The first has the folded operations, such as
+        ``"BatchNorm2d + add + ReLU"``; it is ``None`` if they are unknown outside of the fused
+        forward. The second has the reason why a norm is not folded.
     """
     chains = twin.chains(block)  # type: ignore[arg-type]
     if chains is None:
@@ -148,7 +148,7 @@ def folds_of(
         norm = children.get(chain.norm)
         cls = type(norm) if norm is None else classes.get(norm, type(norm))
         if norm is None or (norm is not block and norm_call(cls) is None):
-            continue  # no norm, or one that is not fused: it is in the report by itself
+            continue  # no norm, or not a fused norm, which the report lists separately
         activation = children.get(chain.activation, chain.activation)
         reason = _obstacle(children, chain, activation)
         if reason is None and chain.adds and not adds_residual(cls):
@@ -164,7 +164,7 @@ def folds_of(
 def _obstacle(
     children: Mapping[str, nn.Module], chain: Chain, activation: nn.Module | str
 ) -> str | None:
-    """Return what keeps ``chain`` from being one call, ``None`` if nothing does."""
+    """Return why ``chain`` can't be folded, or ``None`` if it can."""
     if getattr(children[chain.norm], "activation", None) is not None:
         return "it has an activation of its own"
     name = activation_name(activation)

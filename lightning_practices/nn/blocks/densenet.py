@@ -16,7 +16,7 @@ from lightning_practices.nn.blocks.sequential import Sequential, run
 
 
 class _DenseLayer(FusedBlock, densenet._DenseLayer):  # type: ignore[misc]  # untyped
-    """Two convolutions of all features so far, each after a norm and an activation."""
+    """Two convolutions of all previous features, each after a norm and an activation."""
 
     original = densenet._DenseLayer
     sources = {
@@ -49,7 +49,7 @@ class _DenseLayer(FusedBlock, densenet._DenseLayer):  # type: ignore[misc]  # un
 
 
 class DenseNet(FusedBlock, densenet.DenseNet):  # type: ignore[misc]  # untyped
-    """The whole network, which activates after the last norm of its features."""
+    """The whole network. An activation follows the last norm of its features."""
 
     original = densenet.DenseNet
     sources = {"forward": ("dd0adc4d21be",)}

@@ -11,7 +11,7 @@ from lightning_practices.nn.blocks.block import Chain, FusedBlock
 
 
 class BasicConv2d(FusedBlock, Original):  # type: ignore[misc]  # untyped
-    """A convolution, its norm and relu."""
+    """A convolution, a norm and relu."""
 
     original = Original
     sources = {"forward": ("4cc6f0dc8c51",)}

@@ -12,7 +12,7 @@ from lightning_practices.nn.blocks.block import Chain, FusedBlock
 
 
 class BasicBlock(FusedBlock, resnet.BasicBlock):  # type: ignore[misc]  # untyped
-    """Two convolutions and the shortcut."""
+    """Two convolutions, and the addition of the shortcut."""
 
     original = resnet.BasicBlock
     sources = {"forward": ("e469bbb0e395",)}
@@ -30,7 +30,7 @@ class BasicBlock(FusedBlock, resnet.BasicBlock):  # type: ignore[misc]  # untype
 
 
 class Bottleneck(FusedBlock, resnet.Bottleneck):  # type: ignore[misc]  # untyped
-    """Three convolutions and the shortcut."""
+    """Three convolutions, and the addition of the shortcut."""
 
     original = resnet.Bottleneck
     sources = {"forward": ("ff89db889084",)}
@@ -49,7 +49,7 @@ class Bottleneck(FusedBlock, resnet.Bottleneck):  # type: ignore[misc]  # untype
 
 
 class ResNet(FusedBlock, resnet.ResNet):  # type: ignore[misc]  # untyped
-    """The whole network, of which the stem has a norm."""
+    """The whole network. Its stem has a norm before an activation."""
 
     original = resnet.ResNet
     sources = {"_forward_impl": ("9c951761811f",)}
@@ -68,6 +68,6 @@ class ResNet(FusedBlock, resnet.ResNet):  # type: ignore[misc]  # untyped
 
 
 def _end(block: Any, y: Tensor, norm: Any, x: Tensor) -> Any:
-    """Return the activated sum of the branch ``y``, normalised, and the shortcut of ``x``."""
+    """Normalise the branch ``y``, add the shortcut of ``x``, and apply the activation."""
     shortcut = x if block.downsample is None else block.downsample(x)
     return norm_activation(y, norm, block.relu, shortcut, inplace=True)

@@ -1,4 +1,4 @@
-"""Layers one after the other, of which a norm and the activation behind it are one call."""
+"""Layers that run one after another. A norm and the activation directly after it are one call."""
 
 from collections.abc import Sequence as SequenceOf
 from itertools import pairwise
@@ -15,7 +15,7 @@ from lightning_practices.nn.blocks.block import Chain, FusedBlock
 
 
 class Sequential(FusedBlock, nn.Sequential):
-    """:class:`torch.nn.Sequential`, and its subclasses without a forward of their own."""
+    """:class:`torch.nn.Sequential`, and its subclasses that inherit its forward."""
 
     original = nn.Sequential
     sources = {"forward": ("95e8a9b3e99c",)}
@@ -38,7 +38,7 @@ class Sequential(FusedBlock, nn.Sequential):
 
 
 def run(layers: SequenceOf[Any], x: Any) -> Any:
-    """Return the output of ``layers`` one after the other, folding as it goes."""
+    """Run ``layers`` one after another, and fold each norm with an activation that follows it."""
     place, last = 0, len(layers) - 1
     while place <= last:
         layer = layers[place]

@@ -1,4 +1,4 @@
-"""timm's norms with an activation of their own."""
+"""timm's norms that include an activation."""
 
 from typing import Any
 
@@ -55,7 +55,7 @@ class GroupNormAct(FusedBlock, norm_act.GroupNormAct):  # type: ignore[misc]  # 
 
 
 class GroupNorm1Act(FusedBlock, norm_act.GroupNorm1Act):  # type: ignore[misc]  # untyped
-    """:class:`GroupNormAct` of one group."""
+    """:class:`GroupNormAct` with one group."""
 
     original = norm_act.GroupNorm1Act
     sources = {"forward": ("6cbfa0e71705",)}
@@ -68,7 +68,7 @@ def _chains(norm: Any) -> tuple[Chain, ...] | None:
 
 
 def _activation(norm: Any) -> tuple[str, float | None] | None:
-    """Return the activation that can be in one call with ``norm``."""
+    """Return the activation to fold into the call of ``norm``, or ``None`` if it can't be."""
     if any_hook_on_all() or not passes_on(norm.drop):
         return None
     return kernel_activation(norm.act)

@@ -12,7 +12,7 @@ from lightning_practices.nn.blocks.block import Chain, FusedBlock
 
 
 class BasicBlock(FusedBlock, resnet.BasicBlock):  # type: ignore[misc]  # untyped
-    """Two convolutions and the shortcut."""
+    """Two convolutions, and the addition of the shortcut."""
 
     original = resnet.BasicBlock
     sources = {"forward": ("459b888dd004",)}
@@ -33,7 +33,7 @@ class BasicBlock(FusedBlock, resnet.BasicBlock):  # type: ignore[misc]  # untype
 
 
 class Bottleneck(FusedBlock, resnet.Bottleneck):  # type: ignore[misc]  # untyped
-    """Three convolutions and the shortcut."""
+    """Three convolutions, and the addition of the shortcut."""
 
     original = resnet.Bottleneck
     sources = {"forward": ("58c1c81d9c8b",)}
@@ -56,7 +56,7 @@ class Bottleneck(FusedBlock, resnet.Bottleneck):  # type: ignore[misc]  # untype
 
 
 class ResNet(FusedBlock, resnet.ResNet):  # type: ignore[misc]  # untyped
-    """The whole network, of which the stem has a norm."""
+    """The whole network. Its stem has a norm before an activation."""
 
     original = resnet.ResNet
     sources = {"forward_features": ("b3983db7730c",)}
@@ -85,7 +85,7 @@ def _drop_activate(x: Tensor, norm: Any, drop: Any, activation: Any) -> Any:
 
 
 def _end(block: Any, y: Tensor, norm: Any, activation: Any, x: Tensor) -> Any:
-    """Return the activated sum of the branch ``y``, normalised, and the shortcut of ``x``."""
+    """Normalise the branch ``y``, add the shortcut of ``x``, and apply the activation."""
     if block.se is None and block.drop_path is None:
         shortcut = x if block.downsample is None else block.downsample(x)
         return norm_activation(y, norm, activation, shortcut, inplace=True)

@@ -1,4 +1,4 @@
-"""The block of torchvision's vision transformer, over the fused kernel."""
+"""The block of torchvision's vision transformer, with the fused kernel."""
 
 from typing import Any
 
@@ -11,16 +11,17 @@ from lightning_practices.nn.blocks.block import FusedBlock
 
 
 class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore[misc]  # untyped
-    r"""Attend and feed forward, with the end of the first branch and the norm in one kernel.
+    r"""Attention and feed forward, with the end of the first branch and the norm in one kernel.
 
     .. math::
         z = x + \mathrm{dropout}(\mathrm{attention}(\mathrm{ln}_1(x))), \qquad
         x' = z + \mathrm{mlp}(\mathrm{ln}_2(z))
 
-    where dropout, addition and :math:`\mathrm{ln}_2` are
-    :func:`lightning_kernels.add_dropout_layer_norm`. Still torchvision's ``EncoderBlock``, whose
-    forward runs where the kernels do not, see :func:`lightning_kernels.route`. Dropout and norm
-    are called one by one if they have hooks or a class that is neither torch's nor this package's.
+    where dropout, addition and :math:`\mathrm{ln}_2` are one kernel,
+    :func:`lightning_kernels.add_dropout_layer_norm`. The block is a subclass of torchvision's
+    ``EncoderBlock``, whose forward runs where the kernels don't, see
+    :func:`lightning_kernels.route`. Dropout and norm are called one by one if they have hooks or a
+    class that is neither torch's nor this package's.
 
     Dosovitskiy et al., 2020, *An Image is Worth 16x16 Words*, arXiv:2010.11929.
 
@@ -30,7 +31,7 @@ class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore
 
     Shape:
         - Input: ``(N, S, hidden_dim)``.
-        - Output: as the input.
+        - Output: shape of the input.
     """
 
     original = vision_transformer.EncoderBlock

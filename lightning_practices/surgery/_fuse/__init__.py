@@ -1,9 +1,9 @@
 """Fuse the layers and blocks of a model, and undo it.
 
-``fuse``: what is swapped, what is folded, what is left alone and why.
-``twins``: the fused class of each layer and block, and the registration of a block.
+``fuse``: replace layers, fold blocks, and report what was skipped and why.
+``twins``: the fused class of each layer and block, and the registration of custom blocks.
 ``timm_layers``: the fused classes of timm's layers.
-``report``: what was done, as a table.
+``report``: the changes, as a table.
 """
 
 from lightning_practices.surgery._fuse.fuse import fuse, unfuse

@@ -1,4 +1,4 @@
-"""Swap a model's layers for the fused ones, and back."""
+"""Replace a model's layers by fused layers, and undo it."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,64 +16,67 @@ from lightning_practices.nn.blocks import FusedBlock, folds_of, norm_call, unkno
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import Classes, twin_of, twins
 
-# Kept in the instance's ``__dict__``, which deepcopy and pickle carry and ``state_dict`` doesn't.
+# Key in a module's ``__dict__`` that holds its previous class. Deepcopy and pickle keep the key,
+# ``state_dict`` does not.
 _MARK = "_fused_from"
 
-# A class with one of these decides for itself how it runs, is pickled or is subclassed.
+# Methods that define how a class is called, pickled or subclassed. A class that overrides one of
+# them is not fused.
 _DECIDING = ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__")
 
-Modules = Mapping[nn.Module, tuple[str, ...]]  # of a model, with all names of each
+Modules = Mapping[nn.Module, tuple[str, ...]]  # each module of a model, and all its names
 
 
 class _Swap(NamedTuple):
-    """A module's class, without its parametrizations, and the one that it gets."""
+    """The class of a module (without its parametrizations), and the fused class that it gets."""
 
     original: type
     fused: type
 
 
 def fuse(model: nn.Module) -> Report:
-    """Swap each layer of ``model`` for its fused twin in :mod:`lightning_practices.nn`, and fold.
+    """Replace layers of ``model`` by their counterparts in :mod:`lightning_practices.nn`, and fold.
 
-    In place, ``model`` itself included, by changing the layer's class and nothing else: the fused
-    classes are subclasses with the same state (only ``SyncBatchNorm`` is none). So parameters,
-    hooks, parametrizations, modes, devices, sharing and the references that an optimizer or a
-    caller holds stay as they are, and checkpoints go both ways. A compiled model compiles again at
-    its next call. Under autocast on a GPU a fused layer or group norm returns its input's type,
-    where torch's returns float32.
+    The change is in place and includes ``model`` itself. It changes only the class of each layer:
+    the fused classes are subclasses with the same state (only ``SyncBatchNorm`` is not a subclass).
+    Parameters, hooks, parametrizations, modes, devices, shared layers, and references that an
+    optimizer or a caller holds are not affected, and a fused model and a plain model load each
+    other's checkpoints. A compiled model is recompiled at its next call. Under autocast on a GPU a
+    fused layer norm or group norm returns the dtype of its input, where torch's returns float32.
 
-    A subclass of torch's layer is fused too, still an instance of its own class, unless it brings
-    its own ``forward``; such layers are listed as skipped. Layers fused already are not listed,
-    so calling this again changes nothing. If anything raises, nothing was changed.
+    A subclass of torch's layer is fused too, and stays an instance of its own class. If it has its
+    own ``forward``, it is not fused, and the report lists it as skipped. Layers that are already
+    fused are not listed, so a second call changes nothing. After an error the model is unchanged.
 
-    **Folding.** A norm and the activation after it, or the addition of a residual and the
-    activation, are one call in the blocks whose forward is known. These are
+    **Folding.** A norm and the operations after it (an activation, or the addition of a residual
+    and an activation) are one call in blocks whose forward is known. These blocks are
 
-    - any :class:`torch.nn.Sequential` with a batch, group or instance norm and the activation
-      directly behind it, and its subclasses, such as torchvision's ``Conv2dNormActivation``;
+    - any :class:`torch.nn.Sequential` with a batch, group or instance norm directly before an
+      activation, and its subclasses, such as torchvision's ``Conv2dNormActivation``;
     - torchvision's ResNets, DenseNets, and the convolutions of GoogLeNet and Inception;
     - timm's ResNets, ``BatchNormAct2d``, ``GroupNormAct`` and all blocks that use them;
-    - classes of your own, see :func:`register_block`. Blocks that you write with
-      ``nn.BatchNorm2d(activation="relu")`` need no folding.
+    - your own classes, see :func:`register_block`. Blocks that you write with
+      ``lightning_practices.nn.BatchNorm2d(activation="relu")`` need no folding.
 
-    Activations are relu, leaky_relu, elu, selu, silu and exact gelu. Such a block gets a subclass
-    of its class, with the same state. Its forward was written for one text of the original
-    forward: with another version of the library, and for a subclass or an instance with a forward
-    of its own, the block is left alone, and the report says so. Each call looks at what may have
-    changed since: hooks, also those on every module, the classes of norm and activation, the
-    forward of the block's class. Then, and where the kernels don't run (see
-    :func:`lightning_kernels.route`), layers run one by one as before.
+    The activations are relu, leaky_relu, elu, selu, silu and exact gelu. Such a block gets a
+    subclass of its class with the same state. The subclass's forward was written for one version of
+    the source code of the original forward. A block whose library has another version, or whose
+    subclass or instance has its own forward, is not folded, and the report lists it as skipped.
+    Each call checks for later changes: hooks, including global hooks, the classes of norm and
+    activation, and the forward of the block's class. After such a change, and where the kernels
+    don't run (see :func:`lightning_kernels.route`), the layers run one by one as before.
 
-    **Transformers.** Dropout, the addition to the stream and the norm after it are one call,
-    :func:`lightning_kernels.add_dropout_layer_norm`, in torch's encoder and decoder layers and in
-    the blocks of torchvision's vision transformer: wherever that norm is the same layer's. They
-    are among the replaced layers, see :class:`lightning_practices.nn.TransformerEncoderLayer`.
+    **Transformers.** Dropout, the addition to the residual stream and the norm after it are one
+    call, :func:`lightning_kernels.add_dropout_layer_norm`. This applies to torch's encoder and
+    decoder layers and to the blocks of torchvision's vision transformer, wherever the norm belongs
+    to the same layer. The report lists them as replaced layers, see
+    :class:`lightning_practices.nn.TransformerEncoderLayer`.
 
     Args:
         model: The model to change.
 
     Returns:
-        What was replaced and folded, and what was not and why.
+        A report of the replaced layers, the folded norms, and the skipped layers with reasons.
 
     Raises:
         TypeError: If ``model`` is not a module.
@@ -97,7 +100,7 @@ def fuse(model: nn.Module) -> Report:
 
 
 def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Module, _Swap]:
-    """Return the layers to swap, and list them and the ones left alone in ``report``."""
+    """Return the layers to replace, and list them and the skipped layers in ``report``."""
     plan: dict[nn.Module, _Swap] = {}
     for module, names in modules.items():
         original, kind = type_before_parametrizations(module), _kind(module, table)
@@ -114,7 +117,7 @@ def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Mo
 def _plan_blocks(
     modules: Modules, table: Classes, layers: Mapping[nn.Module, _Swap], report: Report
 ) -> dict[nn.Module, _Swap]:
-    """Return the blocks to swap, and list in ``report`` what is folded, and what is not and why."""
+    """Return the blocks to change, and list folded and skipped norms and blocks in ``report``."""
     plan: dict[nn.Module, _Swap] = {}
     classes = {layer: swap.fused for layer, swap in layers.items()}
     for module, names in modules.items():
@@ -146,12 +149,12 @@ def _plan_blocks(
 
 
 def _is_listed(module: nn.Module, folded: Mapping[str, str] | None) -> bool:
-    """Return whether a block is among what is replaced: a norm, or one whose folds are unknown."""
+    """Return whether to report a block as replaced: it is a norm, or its folds are unknown."""
     return folded is None or isinstance(module, _BatchNorm | nn.GroupNorm)
 
 
 def _normalises(module: nn.Module, classes: Mapping[nn.Module, type]) -> bool:
-    """Return whether a module has a forward and fused batch norms of its own to call in it."""
+    """Return whether a module has its own forward, and children that are fused batch norms."""
     if isinstance(module, torch.jit.ScriptModule) or type(module).forward is nn.Module.forward:
         return False
     return any(
@@ -166,24 +169,25 @@ def _not_folded(module: nn.Module, names: tuple[str, ...], reason: str) -> Skipp
 
 
 def _folded(names: tuple[str, ...], block: type, folds: Mapping[str, str]) -> Iterator[Folded]:
-    """Yield a report on each of the ``folds`` of a block that is called ``names``."""
+    """Yield a report entry for each of the ``folds`` of a block with the given names."""
     for norm, chain in folds.items():
         full = tuple(".".join(filter(None, (name, norm))) for name in names)
         yield Folded(full, _public(block), chain)
 
 
 def unfuse(model: nn.Module) -> Report:
-    """Undo :func:`fuse`: give each layer and block that it changed its class again.
+    """Undo :func:`fuse`: restore the class of each layer and block that it changed.
 
-    In place, and only what :func:`fuse` swapped, also in a copy or after pickling: a layer
-    that was built as one of :mod:`lightning_practices.nn` stays so. Unfuse a model before
-    ``torch.jit.script`` or ``torch.fx`` reads the sources of its layers.
+    The change is in place. It affects only modules that :func:`fuse` has changed, including their
+    copies and pickles. A layer that was created as a layer of :mod:`lightning_practices.nn` keeps
+    its class. Unfuse a model before ``torch.jit.script`` or ``torch.fx`` reads the source code of
+    its layers.
 
     Args:
         model: The model to change.
 
     Returns:
-        What was restored, and what was skipped because its class has been changed since.
+        A report of the restored layers, and of the layers skipped because their class has changed.
 
     Raises:
         TypeError: If ``model`` is not a module.
@@ -207,7 +211,7 @@ def unfuse(model: nn.Module) -> Report:
             report.replaced.append(Replaced(names, _shown(table[kind]), _public(original)))
     for module, cls in plan:
         if isinstance(module, ScheduledRate):
-            module.__dict__.pop("rate", None)  # which only the fused class reads
+            module.__dict__.pop("rate", None)  # an attribute that only the fused class reads
         _set_class(module, cls)
         module.__dict__.pop(_MARK, None)
     return report
@@ -218,7 +222,7 @@ def _is_fused(module: nn.Module, table: Classes) -> bool:
 
 
 def _kind(module: nn.Module, table: Classes) -> type | None:
-    """Return the class of ``table`` that ``module`` is of, the most special one."""
+    """Return the class in ``table`` that is nearest to the class of ``module``, or ``None``."""
     if isinstance(module, torch.jit.ScriptModule):
         named = (cls for cls in table if cls.__name__ == module.original_name)
         return next((cls for cls in named if not issubclass(table[cls], FusedBlock)), None)
@@ -230,13 +234,13 @@ def _kind(module: nn.Module, table: Classes) -> type | None:
 def _why_not(
     module: nn.Module, original: type, kind: type, deciding: tuple[str, ...]
 ) -> str | None:
-    """Return why ``module`` can't get a subclass, or ``None`` if it can.
+    """Return why ``module`` can't get a fused subclass, or ``None`` if it can.
 
     Args:
         module: The layer or block.
-        original: Its class.
-        kind: Torch's class that it derives from.
-        deciding: What no class between the two may define.
+        original: Class of the module.
+        kind: The library's class from which ``original`` is derived.
+        deciding: Methods that ``original`` may not override.
     """
     if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript has already compiled it"
@@ -257,14 +261,14 @@ def _why_not(
 
 
 def _is_ours(cls: type) -> bool:
-    """Return whether ``cls`` is from this package, whose mixins may well be subclassed."""
+    """Return whether ``cls`` is from this package, whose mixins may override methods."""
     return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _why_not_block(
     module: nn.Module, original: type, kind: type, twin: type[FusedBlock]
 ) -> str | None:
-    """Return why a block can't get ``twin`` or a subclass of it, or ``None`` if it can."""
+    """Return why a block can't get the fused class ``twin``, or ``None`` if it can."""
     methods = [name for name, _ in twin.methods]
     if reason := _why_not(module, original, kind, (*methods, *_DECIDING)):
         return reason
@@ -275,10 +279,11 @@ def _why_not_block(
 
 
 def _with_base(module: nn.Module, base: type) -> type:
-    """Return ``base``, or the class of a parametrized ``module`` put on top of ``base``.
+    """Return ``base``. For a parametrized ``module``, return its class rebuilt with this base.
 
-    Parametrizations are properties of a class made for them, and its first base is what
-    ``remove_parametrizations`` gives back. Copies of a module share that class: make another.
+    A parametrized module has a class of its own, whose properties are the parametrizations and
+    whose first base ``remove_parametrizations`` restores. Copies of the module share this class, so
+    it is not modified but rebuilt.
     """
     if not is_parametrized(module):
         return base
@@ -286,12 +291,12 @@ def _with_base(module: nn.Module, base: type) -> type:
 
 
 def _set_class(module: nn.Module, cls: type) -> None:
-    """Assign ``module.__class__``, whatever a subclass does in its own ``__setattr__``."""
+    """Assign ``module.__class__``, bypassing the module's own ``__setattr__``."""
     object.__setattr__(module, "__class__", cls)
 
 
 def _shown(twin: type[nn.Module]) -> str:
-    """Return the name of a fused class, or of the forward that was registered in its place."""
+    """Return the name of a fused class, or of the forward that was registered for a block."""
     forward: Any = twin.forward
     if issubclass(twin, FusedBlock) and not twin.sources:
         return f"{forward.__module__}.{forward.__qualname__}"
@@ -299,7 +304,7 @@ def _shown(twin: type[nn.Module]) -> str:
 
 
 def _public(cls: type) -> str:
-    """Return the shortest name that ``cls`` can be imported by, as in ``torch.nn.LayerNorm``."""
+    """Return the shortest name under which ``cls`` can be imported, as ``torch.nn.LayerNorm``."""
     parent = shortest = cls.__module__
     while parent := parent.rpartition(".")[0]:
         if getattr(sys.modules.get(parent), cls.__name__, None) is cls:

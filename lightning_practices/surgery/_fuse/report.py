@@ -1,4 +1,4 @@
-"""What surgery did to a model, for people to read."""
+"""Report of the changes that surgery made to a model."""
 
 from dataclasses import dataclass, field
 from textwrap import wrap
@@ -9,17 +9,17 @@ from typing_extensions import override
 
 from lightning_practices._tables import as_text
 
-_REASON_WIDTH = 40
+_REASON_WIDTH = 40  # characters
 
 
 @dataclass(frozen=True)
 class Replaced:
-    """A layer that was swapped.
+    """A layer that was replaced.
 
     Attributes:
-        names: Every name that the model has for the layer, more than one if it is shared.
-        before: Class whose ``forward`` the layer ran.
-        after: Class whose ``forward`` the layer runs now, or the forward that was registered.
+        names: All names of the layer in the model; a shared layer has several.
+        before: Class whose ``forward`` ran before.
+        after: Class whose ``forward`` runs now, or the name of the registered forward.
     """
 
     names: tuple[str, ...]
@@ -29,12 +29,12 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Folded:
-    """A norm that is one call with the operations behind it.
+    """A norm that is one call with the operations after it.
 
     Attributes:
-        names: Every name that the model has for the norm.
-        block: Class of the block that runs it.
-        chain: The operations that are one call, such as ``"BatchNorm2d + add + ReLU"``.
+        names: All names of the norm in the model.
+        block: Class of the block that calls the norm.
+        chain: The operations of the call, such as ``"BatchNorm2d + add + ReLU"``.
     """
 
     names: tuple[str, ...]
@@ -44,13 +44,13 @@ class Folded:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A layer or block that was left alone.
+    """A layer or block that was not changed.
 
     Attributes:
-        names: Every name that the model has for the layer.
-        cls: Its class.
-        reason: Why it was left alone. For a block, and for a norm that its block can't fold, this
-            begins with ``"not folded:"``.
+        names: All names of the layer in the model.
+        cls: Class of the layer.
+        reason: Why it was not changed. For a block, and for a norm that its block can't fold, the
+            reason begins with ``"not folded:"``.
     """
 
     names: tuple[str, ...]
@@ -60,12 +60,12 @@ class Skipped:
 
 @dataclass(repr=False)
 class Report:
-    """What was replaced, folded and skipped; ``print`` it for a table.
+    """The replaced, folded and skipped layers. ``print`` shows them as a table.
 
     Attributes:
-        replaced: The layers swapped, in the model's order.
-        folded: The norms that are one call with the operations behind them, in the model's order.
-        skipped: The layers that were left alone, then the blocks and norms that are not folded.
+        replaced: The replaced layers, in the model's order.
+        folded: The norms that are one call with the operations after them, in the model's order.
+        skipped: The layers that were not changed, then the blocks and norms that are not folded.
     """
 
     replaced: list[Replaced] = field(default_factory=list)

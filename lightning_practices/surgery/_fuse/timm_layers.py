@@ -1,4 +1,4 @@
-"""Fused twins of timm's layers. Imported only where timm is: it is not a requirement."""
+"""Fused classes of timm's layers. Imported only if timm is imported, since timm is optional."""
 
 from typing import Any
 
@@ -7,14 +7,14 @@ from torch import Tensor
 from typing_extensions import override
 
 import lightning_kernels
-from lightning_practices import nn as fused  # no layer by its name: the twins have those
+from lightning_practices import nn as fused  # as a module, since classes here have the same names
 from lightning_practices.nn import ScheduledRate
 
-_NORMALISER = 1e-7  # timm's, beside the number of kept elements
+_NORMALISER = 1e-7  # timm adds it to the number of kept elements
 
 
 class DropPath(ScheduledRate, layers.DropPath):  # type: ignore[misc]  # untyped
-    """Stochastic depth."""
+    """timm's stochastic depth, by the fused kernel."""
 
     rate_name = "drop_prob"
 
@@ -27,7 +27,7 @@ class DropPath(ScheduledRate, layers.DropPath):  # type: ignore[misc]  # untyped
 
 
 class DropBlock2d(ScheduledRate, layers.DropBlock2d):  # type: ignore[misc]  # untyped
-    """DropBlock, without timm's options to fill blocks with noise and to scale the rate."""
+    """timm's DropBlock, by the fused kernel. Noise and a scaled rate run timm's own forward."""
 
     rate_name = "drop_prob"
 
@@ -43,7 +43,7 @@ class DropBlock2d(ScheduledRate, layers.DropBlock2d):  # type: ignore[misc]  # u
 
 
 def _norm(name: str, ours: Any) -> Any:
-    """Return the twin of one of timm's norms, which are torch's but for the ``fast`` mode."""
+    """Return the fused class of one of timm's norms: torch's norm with timm's ``fast`` mode."""
     base: Any = getattr(layers, name)
 
     def forward(self: Any, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The fused twin of a class: the layers' and blocks' tables, and twins of subclasses."""
+"""The fused class ("twin") of each layer class and block class, and of their subclasses."""
 
 import functools
 import sys
@@ -15,7 +15,7 @@ from lightning_practices.nn.blocks import FusedBlock, fused_blocks
 
 Classes = dict[type, type[nn.Module]]
 
-# The fused twin of each layer: a new layer is one more line.
+# The fused class of each layer class. A new layer needs one more line here.
 _LAYERS: Classes = {
     nn.Dropout: fused.Dropout,
     nn.Dropout1d: fused.Dropout1d,
@@ -41,11 +41,11 @@ _LAYERS: Classes = {
 }
 _registered: Classes = {}
 _of_subclasses: dict[tuple[type, type], type[nn.Module]] = {}
-_lock = RLock()  # two threads that fuse at once get the same class
+_lock = RLock()  # so that two threads that fuse at the same time get the same class
 
 
 def twins() -> Classes:
-    """Return the twin of each class that can be fused, of the libraries that were imported."""
+    """Return the fused class of each class that can be fused, for all imported libraries."""
     classes: Classes = {**_LAYERS, **fused_blocks()}
     if "torchvision.models" in sys.modules:
         from torchvision.models import convnext
@@ -57,24 +57,24 @@ def twins() -> Classes:
 
 
 def register_block(block: type[nn.Module], forward: Callable[..., Any]) -> None:
-    """Let :func:`fuse` give each block of a class another forward, which folds.
+    """Register a fused forward for a block class. :func:`fuse` then uses it for its instances.
 
-    ``forward`` takes the arguments of the block's own one and returns the same. Each norm that an
-    activation follows is a call of :func:`lightning_practices.nn.norm_activation` in it, which is
-    one call where nothing else can notice, and as before elsewhere. ``forward`` also runs for
-    subclasses of ``block`` that have no forward of their own. It does not run any more if somebody
-    changes the forward of the class after the registration.
+    ``forward`` has the arguments and the result of the block's own forward. For each norm before an
+    activation it calls :func:`lightning_practices.nn.norm_activation`, which folds both into one
+    call where this has no side effects, and otherwise calls them one by one. ``forward`` also runs
+    for subclasses of ``block`` that inherit the forward. If the forward of the class is changed
+    after the registration, the changed forward runs instead.
 
-    Register a block before fusing a model that has it, where the block is defined: whoever
-    unpickles a fused block needs the registration too, and gets the plain block without it.
+    Register a block where its class is defined, before a model with such blocks is fused. A process
+    that unpickles a fused block needs the registration too; without it the block is plain.
 
     Args:
-        block: The block's class.
-        forward: Its fused forward, a function of the block and the inputs.
+        block: Class of the block.
+        forward: Fused forward, a function of the block and its inputs.
 
     Raises:
-        TypeError: If ``block`` is not a class of modules, or ``forward`` can't be called.
-        ValueError: If the class has a fused forward already.
+        TypeError: If ``block`` is not a class of modules, or ``forward`` is not callable.
+        ValueError: If the class already has a fused forward.
 
     Example:
         >>> class Residual(torch.nn.Module):
@@ -108,7 +108,7 @@ def register_block(block: type[nn.Module], forward: Callable[..., Any]) -> None:
 
 
 def twin_of(original: type, kind: type) -> type[nn.Module]:
-    """Return the twin of ``original``: the one of ``kind``, or a subclass of both."""
+    """Return the fused class of ``original``: that of ``kind``, or a subclass of both classes."""
     twin = twins()[kind]
     if original is kind:
         return twin
@@ -123,10 +123,10 @@ def twin_of(original: type, kind: type) -> type[nn.Module]:
 def _subclass(
     original: type, kind: type, bases: tuple[type, ...], members: dict[str, Any]
 ) -> type[nn.Module]:
-    """Return a class that looks like ``original``."""
+    """Return a new class with the name, module and docstring of ``original``."""
 
     def reduce(self: nn.Module, protocol: int) -> tuple[Any, ...]:
-        # No module has this class under its name: pickle how to make it.
+        # The class can't be imported under its name, so pickle the function that makes it.
         return _blank, (original, kind), self.__getstate__()  # type: ignore[no-untyped-call]
 
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
@@ -134,8 +134,8 @@ def _subclass(
 
 
 def _blank(original: type, kind: type) -> nn.Module:
-    """Return an instance of the twin of ``original``, without any state yet."""
-    # A block may not be registered in this process.
+    """Return an instance of the fused class of ``original``, without any state yet."""
+    # In this process the block may not be registered.
     cls: Any = twin_of(original, kind) if kind in twins() else original
     module: nn.Module = cls.__new__(cls)
     return module
