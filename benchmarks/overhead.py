@@ -1,4 +1,4 @@
-"""What each mixin and callback adds to a training step, over the same fit without it."""
+"""The time that each mixin and callback adds to a training step, compared with a bare fit."""
 
 import dataclasses
 import functools
@@ -43,9 +43,9 @@ from lightning_practices.mixins import (
     WeightAveragingMixin,
 )
 
-STEP_MICROSECONDS = 20_000  # the step of a fast training, which a practice may lengthen by
-GOAL_PERCENT = 1.0
-STEPS = 100  # in an epoch: the cost of a practice once an epoch counts a hundredth
+STEP_MICROSECONDS = 20_000  # a step of a fast training
+GOAL_PERCENT = 1.0  # by which a practice may lengthen that step
+STEPS = 100  # steps per epoch: a cost per epoch counts for a hundredth in a step
 _NEVER = 10**9
 _WIDTH = 8
 
@@ -53,7 +53,7 @@ Fit = tuple[LightningModule, list[Callback]]
 
 
 def bare() -> Fit:
-    """Return a module of one small layer, and no callbacks: Lightning's own cost and no more."""
+    """Return a module with one small layer and no callbacks, to time Lightning alone."""
     return Training(nn.Linear(_WIDTH, _WIDTH)), []
 
 
@@ -62,7 +62,7 @@ def _callback(make: Callable[..., Callback], **kwargs: Any) -> Callable[[], Fit]
 
 
 class _Undecayed(Training):
-    """Has no weight decay, which a penalty warns about."""
+    """Training without weight decay, since a penalty warns about weight decay."""
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -70,7 +70,7 @@ class _Undecayed(Training):
 
 
 class _BuiltIns(Training):
-    """Clips and has a schedule with Lightning alone."""
+    """Training with Lightning's own clipping and schedule."""
 
     @override
     def configure_optimizers(self) -> Any:
@@ -80,7 +80,7 @@ class _BuiltIns(Training):
 
     @override
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        self.clip_gradients(optimizer, 1.0, "norm")  # as the Trainer's gradient_clip_val does
+        self.clip_gradients(optimizer, 1.0, "norm")  # the same as the Trainer's gradient_clip_val
 
 
 def _built_ins() -> Fit:
@@ -97,7 +97,7 @@ def _mixin(
 
 def _with_dropout() -> Fit:
     module, _ = bare()
-    module.dropout = nn.Dropout()  # its rate is set, and it isn't run, as in the fit without it
+    module.dropout = nn.Dropout()  # its rate is set, but it doesn't run, as in the bare fit
     return module, [DropRateSchedule()]
 
 
@@ -110,7 +110,7 @@ def _with_curves() -> Fit:
 
 BUILT_INS = "Lightning's own clipping, schedule, early stopping"  # the peer of TrainingPractices
 
-# No practice may end the fit.
+# The practices, with settings by which none ends the fit.
 PRACTICES: dict[str, Callable[[], Fit]] = {
     "DropRateSchedule": _with_dropout,
     "EarlyStopping": _callback(
@@ -138,7 +138,7 @@ PRACTICES: dict[str, Callable[[], Fit]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How long to measure: ``rounds`` of four fits, of ``epochs`` that count each."""
+    """Length of a measurement: ``rounds`` of four fits, each with ``epochs`` timed epochs."""
 
     rounds: int = 12
     epochs: int = 5
@@ -149,10 +149,10 @@ SHORT = Plan(rounds=5, epochs=3)
 
 
 def measure(practice: str, plan: Plan, clock: Clock = time.perf_counter) -> Row:
-    """Return the figures of one practice, or why there are none.
+    """Return the figures of one practice, or the reason for its failure.
 
-    Fits without and with it alternate (without, with, with, without). The row has the median over
-    the rounds of the difference, and its interquartile range.
+    Fits alternate: without the practice, with it, with it, without it. The row has the median of
+    the difference over the rounds, and its interquartile range.
     """
     laps = [
         functools.partial(_microseconds_per_step, fit, plan.epochs, clock)
@@ -177,7 +177,7 @@ def measure(practice: str, plan: Plan, clock: Clock = time.perf_counter) -> Row:
 
 
 class _EpochStarts(Callback):
-    """Remember when each epoch began."""
+    """Records the time at which each epoch begins."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -189,10 +189,11 @@ class _EpochStarts(Callback):
 
 
 def _microseconds_per_step(make: Callable[[], Fit], epochs: int, clock: Clock) -> float:
-    """Return the microseconds of a step of the shortest epoch, from its start to the next start.
+    """Return the microseconds per step of the shortest epoch.
 
-    The shortest, because other work of the machine only adds. The first epoch fitted is a warm-up,
-    and the last only ends the one before it.
+    An epoch lasts from its start to the start of the next epoch. The shortest epoch counts, since
+    other work of the machine only lengthens an epoch. The first epoch is a warm-up, and the last
+    epoch only ends the one before it.
     """
     module, callbacks = make()
     starts = _EpochStarts(clock)

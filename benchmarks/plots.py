@@ -1,4 +1,4 @@
-"""The plots of a file of results, in PNG: bandwidth over size, and bars."""
+"""The plots of a file of results as PNG files: bandwidth by size, and bars."""
 
 import dataclasses
 import statistics
@@ -13,7 +13,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from benchmarks.rows import COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
 
 _DPI = 110
-# Okabe and Ito's colours, told apart by colour-blind readers too; ours always has the first.
+# Okabe and Ito's palette, which colour-blind readers can distinguish. Ours is always the first.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vP*X"
 _DECADE = 10.0
@@ -21,7 +21,7 @@ _DECADE = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class _Bar:
-    """One bar: ``label`` names its line, ``hue`` its colour; ``spread`` is drawn if known."""
+    """A bar: ``label`` names its line, ``hue`` its colour; ``spread`` is drawn unless ``None``."""
 
     label: str
     hue: str
@@ -30,14 +30,14 @@ class _Bar:
 
 
 def draw(rows: Sequence[Row], prefix: Path) -> list[Path]:
-    """Draw the measured ones of ``rows``.
+    """Draw the rows that were measured.
 
     Args:
         rows: Rows of any kinds.
         prefix: Beginning of the path of every file.
 
     Returns:
-        The files written: for kernels two for each op, for other kinds one each.
+        The written files: two for each op of ``kernels``, one for each other kind of row.
     """
     figures: dict[str, Figure] = {}
     ok = [row for row in rows if is_ok(row)]
@@ -62,13 +62,13 @@ def draw(rows: Sequence[Row], prefix: Path) -> list[Path]:
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure of panels, each of ``size`` in inches."""
+    """Return a figure with a grid of panels, each of ``size`` in inches."""
     figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.8), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
 def bandwidth(op: str, rows: Sequence[Row]) -> Figure:
-    """Draw GB/s over size for every provider; a panel for each type, layout and direction."""
+    """Plot GB/s by size for every provider, with a panel per dtype, layout and direction."""
     groups = grouped(rows, "dtype", "layout")
     directions = list(grouped(rows, "direction"))
     figure, panels = _panels(len(groups), len(directions), (4.6, 3.3))
@@ -109,12 +109,12 @@ def _bandwidth_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> N
 
 
 def _size(row: Row) -> float:
-    """Return the least bytes that the case must move, the same for every provider."""
+    """Return the least bytes that the case must move, which all providers have in common."""
     return float(row["gbytes_per_s"] * 1e9 * row["microseconds"] * 1e-6)
 
 
 def _medians(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    """Return the sizes in order, and the median over the points of about each size."""
+    """Return the sizes in order, and for each size (to 3 digits) the median of its points."""
     at: dict[str, list[tuple[float, float]]] = {}
     for point in sorted(points):
         at.setdefault(f"{point[0]:.3g}", []).append(point)
@@ -188,7 +188,7 @@ def _label(row: Row, *fields: str) -> str:
 
 
 def _ratio_bars(title: str, panels: dict[str, list[_Bar]]) -> Figure:
-    """Draw bars that start at 1 and grow to the left or to the right, on a logarithmic scale."""
+    """Draw bars that start at 1 and extend to the left or right, on a logarithmic axis."""
     figure = _bars(title, panels, start=1.0)
     values = [bar.value for bars in panels.values() for bar in bars]
     for axes in figure.axes:
@@ -201,7 +201,7 @@ def _ratio_bars(title: str, panels: dict[str, list[_Bar]]) -> Figure:
 
 
 def _bars(title: str, panels: dict[str, list[_Bar]], start: float = 0.0) -> Figure:
-    """Draw a panel of horizontal bars for each item of ``panels``, grouped by label."""
+    """Draw a panel of horizontal bars, grouped by label, for each item of ``panels``."""
     labels = list(dict.fromkeys(bar.label for bars in panels.values() for bar in bars))
     hues = list(dict.fromkeys(bar.hue for bars in panels.values() for bar in bars))
     lines = sum(max(len(hues), label.count("\n") + 1) for label in labels)
@@ -233,7 +233,7 @@ def _bars(title: str, panels: dict[str, list[_Bar]], start: float = 0.0) -> Figu
 
 
 def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Put one legend for all panels under them."""
+    """Add one legend below the panels, which is valid for all of them."""
     handles: dict[str, Artist] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

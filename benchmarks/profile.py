@@ -1,4 +1,4 @@
-"""``profile``: one op under torch's profiler, ours and eager: a trace and a table each."""
+"""``profile``: trace one op of ours and of peers with torch's profiler, and print tables."""
 
 import argparse
 import sys
@@ -12,9 +12,9 @@ from benchmarks.providers import Provider
 from benchmarks.results import add_out
 from benchmarks.rows import EAGER, OURS, first_line
 
-_STEPS = 5  # traced, after as many to warm up
+_STEPS = 5  # traced steps, after as many warm-up steps
 _CPU_ELEMENTS = 1 << 20
-_ROWS = 30
+_ROWS = 30  # rows of a printed table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Profile; return 1 if a provider failed, 2 if the arguments name nothing known."""
+    """Profile; return 1 if a provider failed, 2 if an argument is unknown."""
     try:
         case = case_of(arguments)
         providers = providers_named(arguments.op, [OURS, *arguments.peers])
@@ -59,10 +59,10 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def case_of(arguments: argparse.Namespace) -> Case:
-    """Return the case that the command line names.
+    """Return the case that the command line specifies.
 
     Raises:
-        ValueError: If the op has no such shape, or the shape no such layout.
+        ValueError: If the op doesn't have the given shape, or the shape the given layout.
     """
     shapes = {shape.name: shape for shape in OPS[arguments.op].shapes}
     first = next(iter(shapes.values()))
@@ -79,10 +79,10 @@ def case_of(arguments: argparse.Namespace) -> Case:
 
 
 def providers_named(op: str, names: list[str]) -> list[Provider]:
-    """Return the providers of ``op`` called ``names``.
+    """Return the providers of ``op`` with the given names.
 
     Raises:
-        ValueError: If there is none of a name.
+        ValueError: If ``op`` has no provider with a given name.
     """
     known = {provider.name: provider for provider in OPS[op].providers}
     unknown = [name for name in names if name not in known]
@@ -92,7 +92,7 @@ def providers_named(op: str, names: list[str]) -> list[Provider]:
 
 
 def _profile(case: Case, provider: Provider, device: torch.device) -> profile:
-    """Trace forward and backward passes, each under its own label."""
+    """Trace forward and backward passes, each with its own label."""
     torch.manual_seed(0)
     function = provider.make()
     inputs = provider.prepare(case.draw(device))
@@ -118,7 +118,7 @@ def _profile(case: Case, provider: Provider, device: torch.device) -> profile:
 
 
 def _table(profiler: profile) -> str:
-    """Return the operators that took most time, the GPU's if there is one."""
+    """Return a table of the operators that took most time, on the GPU if there is one."""
     key = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
     table: str = profiler.key_averages().table(sort_by=key, row_limit=_ROWS)
     return table

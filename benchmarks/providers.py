@@ -1,6 +1,6 @@
-"""Who computes an op: a provider, and the packages that people would pick instead of ours.
+"""Providers, the implementations of an op: other packages that people might use instead of ours.
 
-Every adapter imports its package itself, so a package that is missing becomes a row of the results.
+Every adapter imports its package itself, so a missing package is reported in a row of the results.
 """
 
 import dataclasses
@@ -16,13 +16,13 @@ Inputs = tuple[Tensor, ...]
 
 COMPILED = {"compile": None, "compile-max-autotune": "max-autotune-no-cudagraphs"}
 AUTOTUNED = "compile-max-autotune"
-EPS = 1e-5  # of every norm
+EPS = 1e-5  # epsilon of every norm
 DROP_RATE = 0.1
 BLOCK_SIZE = 7
 
 
 def as_they_are(inputs: Inputs) -> Inputs:
-    """Return ``inputs``."""
+    """Return ``inputs`` unchanged."""
     return inputs
 
 
@@ -31,10 +31,10 @@ class Provider:
     """One implementation of one op.
 
     Attributes:
-        name: Who provides it: a package's name in the registry, for packages.
-        make: Imports the package and returns the function of the op's inputs.
-        prepare: Converts the op's inputs for it, outside the measurement.
-        needs_gpu: Whether it runs on a GPU only.
+        name: Name of the implementation; for a package, its name in the package registry.
+        make: Function that imports the package and returns the implementation.
+        prepare: Function that converts the op's inputs, outside of the measurement.
+        needs_gpu: Whether the implementation runs only on a GPU.
     """
 
     name: str
@@ -44,13 +44,14 @@ class Provider:
 
 
 def compile_function(function: Function, mode: str | None) -> Function:
-    """Compile for one shape, in one graph.
+    """Compile ``function`` for one shape, as a single graph.
 
-    No CUDA graphs of the compiler's own: the timer captures one for every provider alike.
+    The compiler makes no CUDA graphs, since the timer captures one for every provider.
     """
     from torch._functorch import config
 
-    # A donated buffer can't be kept for another backward pass, and the timer runs many of one.
+    # Donated buffers are freed in the backward pass, but the timer repeats it with the same
+    # buffers.
     config.donated_buffer = False
     return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
 
@@ -58,11 +59,11 @@ def compile_function(function: Function, mode: str | None) -> Function:
 def _differentiable(
     forward: Callable[..., tuple[Tensor, ...]], backward: Callable[..., tuple[Tensor, ...]]
 ) -> Function:
-    """Join two passes that a package offers separately, at the cost of a bare autograd function.
+    """Join a package's separate forward and backward, with only autograd's basic overhead.
 
     Args:
-        forward: Returns the result, then the tensors to save.
-        backward: Takes the gradient and the saved tensors, returns the inputs' gradients.
+        forward: Function that returns the result and the tensors to save.
+        backward: Function of the gradient and the saved tensors that returns the inputs' gradients.
     """
 
     class Joined(torch.autograd.Function):
@@ -81,7 +82,7 @@ def _differentiable(
 
 
 def _on_rows(function: Function) -> Function:
-    """Give the first input to ``function`` as a matrix."""
+    """Return ``function`` with its first input reshaped to a matrix."""
 
     def on_rows(x: Tensor, *parameters: Tensor) -> Tensor:
         return function(x.reshape(-1, x.shape[-1]), *parameters).reshape(x.shape)
@@ -101,7 +102,7 @@ def _liger_layer_norm() -> Function:
 
 def _liger_rms_norm() -> Function:
     rms_norm = import_module("liger_kernel.transformers.functional").liger_rms_norm
-    # In place it would write into the gradient that the next round is given.
+    # In place, it would overwrite the gradient that the next round needs.
     return lambda x, weight: rms_norm(x, weight, EPS, in_place=False)
 
 
@@ -159,11 +160,11 @@ def _gems_dropout() -> Function:
 
 def _timm_drop_block() -> Function:
     drop_block = import_module("timm.layers").drop_block_2d
-    # A mask for each channel, as ours.
+    # One mask per channel, as in our function.
     return lambda x: drop_block(x, DROP_RATE, BLOCK_SIZE, couple_channels=False)
 
 
-# The layer norms and dropouts of timm and torchvision call torch's, so they are no peers.
+# The layer norms and dropouts of timm and torchvision call torch's functions, so they are no peers.
 PACKAGES: dict[str, tuple[Provider, ...]] = {
     "layer_norm": (
         Provider("liger-kernel", _liger_layer_norm, needs_gpu=True),

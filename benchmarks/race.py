@@ -1,4 +1,4 @@
-"""One case: every provider is checked, then all are timed in turns, and each gets a row."""
+"""Measure one case: check every provider, time all of them in turns, and write a row for each."""
 
 import dataclasses
 import functools
@@ -21,25 +21,26 @@ from benchmarks.rows import COPY, EAGER, OURS, Row, first_line
 from benchmarks.timers import Call, Prepared, Timer
 from benchmarks.timing import Budget, Clock, Lap, interleave, time_limit
 
-_LAP_BYTES = 1 << 30  # moved by the calls of a lap: several times a cache, and long beside a launch
+# Bytes that the calls of a lap move: several times the cache, and long compared with a launch.
+_LAP_BYTES = 1 << 30
 _LEAST_SETS, _MOST_SETS = 4, 64
 _CPU_SETS = 2
 
 
 class GpuLostError(RuntimeError):
-    """A provider broke the GPU's context: nothing can run on it in this process any more."""
+    """A provider broke the GPU's context: nothing can run on the GPU in this process any more."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run measures, and how long it may take.
+    """What a run measures, and its time limits.
 
     Attributes:
         peers: Names of the providers besides ours; ``None`` for all that suit the machine.
         quick: Whether to leave out providers that take long.
-        budget: For the timed rounds of one case and direction.
-        preparation_seconds: Longest compiling and tuning of one provider on one case.
-        deadline: When to start no further case, by the clock of the race.
+        budget: Time for the timed rounds of one case and direction.
+        preparation_seconds: Time limit for compiling and tuning one provider for one case.
+        deadline: Time by the clock of the race after which no further case is started.
     """
 
     peers: tuple[str, ...] | None = None
@@ -51,14 +52,14 @@ class Settings:
 
 @dataclasses.dataclass
 class _Contender:
-    """A provider on a case.
+    """A provider in one case.
 
     Attributes:
         provider: The provider.
-        row: The fields of its row so far.
-        function: Its function, if the check has found it right.
-        sets: Its inputs, one tuple for each call of a lap.
-        prepared: Its calls in one direction.
+        row: The fields of the provider's row so far.
+        function: The provider's function, if it has passed the check.
+        sets: The inputs, one tuple for each call of a lap.
+        prepared: The calls in one direction, ready to be timed.
     """
 
     provider: Provider
@@ -68,20 +69,20 @@ class _Contender:
     prepared: Prepared | None = None
 
     def fail(self, status: str, reason: str) -> None:
-        """Take the provider out of the race."""
+        """Exclude the provider from the race, and record why."""
         self.row |= {"status": status, "reason": reason}
         self.function = self.prepared = None
 
 
 class Race:
-    """Measures cases and adds their rows, all rows of a direction at once.
+    """Measures cases and adds their rows. All rows of a direction are added at once.
 
     Args:
         timer: The timer of the device.
-        results: Where the rows go. Rows that are there are not measured again.
+        results: The results to which rows are added. Rows that exist are not measured again.
         settings: What to measure.
         bandwidth: Bytes per second that a large copy moves in this run.
-        clock: Returns the time in seconds, for the budget and the deadline.
+        clock: Function that returns the time in seconds, for the budget and the deadline.
     """
 
     def __init__(
@@ -93,10 +94,10 @@ class Race:
         self._empty_host_seconds = empty_host_seconds(timer)
 
     def run(self, case: Case) -> None:
-        """Measure the rows that ``case`` lacks.
+        """Measure the rows that are missing for ``case``.
 
         Raises:
-            GpuLostError: If a provider broke the GPU; its rows say so.
+            GpuLostError: If a provider broke the GPU. Its rows record this.
         """
         todo = [d for d in case.op.directions if self._lacking(case, d)]
         if not todo:
@@ -109,7 +110,7 @@ class Race:
                     self._record(case, direction, contender)
             return
         if "torch._dynamo" in sys.modules:
-            torch.compiler.reset()  # at its limit of recompilations dynamo silently runs eagerly
+            torch.compiler.reset()  # beyond its recompilation limit dynamo silently runs eagerly
         torch.manual_seed(0)
         sets, grads, contenders = self._enter_all(case, self._providers(case))
         for direction in todo:
@@ -118,7 +119,7 @@ class Race:
             self._results.replace(case.key(direction=direction), rows)
 
     def _providers(self, case: Case) -> list[Provider]:
-        """Return the providers asked for, and those that have rows: all race together."""
+        """Return the chosen providers and those with rows, which are all timed together."""
         peers = self._settings.peers
         known = {row["provider"] for row in self._results.find(**case.key())}
         return [
@@ -144,7 +145,7 @@ class Race:
     def _enter_all(
         self, case: Case, providers: Sequence[Provider]
     ) -> tuple[list[Inputs], list[Tensor], list[_Contender]]:
-        """Draw the inputs, and check each provider on the first set of them."""
+        """Draw the inputs, and check each provider with the first set."""
         sets: list[Inputs] = []
         grads: list[Tensor] = []
         contenders = [self._contender(case, provider) for provider in providers]
@@ -159,7 +160,7 @@ class Race:
                     reference = Float64(op.eager, sets[0], grads[0], op.prepare)
                 self._timer.synchronize()
         except Exception as error:
-            # A package that only the reference needs says nothing about ours.
+            # A package that only the reference needs may be missing: that is no failure of ours.
             status = "skipped" if isinstance(error, ModuleNotFoundError) else "failed"
             for contender in contenders:
                 contender.fail(status, f"its reference failed: {first_line(error)}")
@@ -172,11 +173,12 @@ class Race:
         return sets, grads, contenders
 
     def _count(self, case: Case, providers: Sequence[Provider]) -> int:
-        """Return how many sets of tensors a lap goes through."""
+        """Return the number of sets of tensors in a lap."""
         if self._timer.device.type == "cpu":
             return _CPU_SETS
         wanted = math.ceil(_LAP_BYTES / case.floor_bytes("forward"))
-        # Tensors of x's size: inputs and copies, and the result and saved tensors of each provider.
+        # The number of tensors of x's size: inputs and copies, and each provider's result and
+        # saved tensors.
         size = math.prod(case.shape.dims) * DTYPES[case.dtype].itemsize * (7 + 3 * len(providers))
         room = self._timer.free_bytes() // (2 * size)
         return max(1, min(max(wanted, _LEAST_SETS), _MOST_SETS, room))
@@ -189,7 +191,7 @@ class Race:
         grads: Sequence[Tensor],
         reference: Float64 | None,
     ) -> None:
-        """Make the function of ``contender`` and check it, or say why it does not race."""
+        """Make the function of ``contender`` and check it, or record why it is not timed."""
         provider, settings, op = contender.provider, self._settings, case.op
         crashes = self._results.find(**case.key(provider=provider.name, status=CRASHED))
         if crashes:
@@ -226,7 +228,7 @@ class Race:
         return None
 
     def _raise_if_lost(self, case: Case, contender: _Contender, error: Exception) -> None:
-        """Tell a call that failed from one that broke the GPU, and record the latter."""
+        """Raise an error if a failed call also broke the GPU, and record that."""
         try:
             self._timer.synchronize()
         except Exception as lost:
@@ -268,7 +270,7 @@ class Race:
         return with_ratios([contender.row for contender in contenders])
 
     def _copy_lap(self, case: Case, direction: str, count: int) -> Lap | None:
-        """Return the lap of copies of as many bytes; ``None`` if there is no room for them."""
+        """Return a lap of copies that move the same bytes; ``None`` if memory is too small."""
         try:
             with self._timer.context():
                 calls = copies(case.floor_bytes(direction), count, self._timer.device)
@@ -279,7 +281,7 @@ class Race:
     def _prepare(
         self, case: Case, direction: str, contender: _Contender, grads: Sequence[Tensor]
     ) -> None:
-        """Make ``contender`` ready to be timed; measure its memory and the host's time."""
+        """Prepare the timed calls of ``contender``. Measure its memory and the host's time."""
         if contender.function is None:
             return
         timer = self._timer
@@ -302,8 +304,8 @@ class Race:
 
 
 def copies(moved: int, count: int, device: torch.device) -> list[Call]:
-    """Return ``count`` copies, each between tensors of its own, that move ``moved`` bytes each."""
-    words = max(1, moved // 8)  # of four bytes, read and written
+    """Return ``count`` copies that move ``moved`` bytes each, all between different tensors."""
+    words = max(1, moved // 8)  # a word has 4 bytes, which are read and written
     return [
         functools.partial(
             torch.empty(words, dtype=torch.int32, device=device).copy_,
@@ -316,12 +318,12 @@ def copies(moved: int, count: int, device: torch.device) -> list[Call]:
 def reason_to_skip(
     case: Case, provider: Provider, device: torch.device, settings: Settings
 ) -> str | None:
-    """Return why ``provider`` is left out of ``case``, ``None`` if it is not."""
+    """Return why ``provider`` is left out of ``case``, or ``None`` if it takes part."""
     on_cpu = device.type == "cpu"
     if on_cpu and provider.needs_gpu:
         return "needs a GPU"
     if settings.peers is not None:
-        return None  # asked for by name
+        return None  # the user has named it
     if on_cpu and provider.name in COMPILED:
         return "compiled on a GPU only, unless named in --peers"
     if provider.name == AUTOTUNED and settings.quick and not case.shape.autotune:

@@ -1,4 +1,4 @@
-"""The README's performance section, written from the newest committed results."""
+"""``readme``: write the README's performance section from the newest committed results."""
 
 import argparse
 import sys
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Rewrite the section, or check it; return 2 if the README has no place for it."""
+    """Rewrite or check the section; return 2 if the README has no markers for it."""
     try:
         text = arguments.readme.read_text()
         wanted = replace_section(text, section(arguments.results))
@@ -64,7 +64,7 @@ def replace_section(text: str, content: str) -> str:
     """Return ``text`` with ``content`` between the two markers.
 
     Raises:
-        ValueError: If the markers are not there once each, in order.
+        ValueError: If the markers don't occur exactly once each, in order.
     """
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"the README needs the lines {BEGIN} and {END}, once each, in this order")
@@ -74,10 +74,10 @@ def replace_section(text: str, content: str) -> str:
 
 
 def section(folder: Path) -> str:
-    """Return the section's Markdown, from the newest file of each kind and each GPU.
+    """Return the section as Markdown, from the newest file of each kind for each GPU.
 
     Raises:
-        ValueError: If a file in ``folder`` is not one of results.
+        ValueError: If a file in ``folder`` is not a file of results.
     """
     files = [Results.load(path) for path in sorted(folder.glob("*/*.json"))]
     files = [results for results in files if results.environment.get("gpu")]

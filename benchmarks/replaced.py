@@ -1,4 +1,4 @@
-"""The share of a training step that the layers which surgery replaces take, under the profiler."""
+"""Profile which share of a training step the layers take that surgery replaces."""
 
 import functools
 import pkgutil
@@ -25,13 +25,13 @@ _BATCH_NORM = (
     "aten::miopen_batch_norm_backward",
 )
 
-# For each layer that surgery replaces, the profiler's names of its operators. No operator's time
-# may contain another's.
+# Operators of each layer that surgery replaces, by the profiler's names. The time of an operator in
+# this list may not include the time of another one in it.
 REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.LayerNorm: ("aten::native_layer_norm", "aten::native_layer_norm_backward"),
-    convnext.LayerNorm2d: (),  # runs layer norm's
+    convnext.LayerNorm2d: (),  # it runs layer norm's operators
     nn.GroupNorm: ("aten::native_group_norm", "aten::native_group_norm_backward"),
-    **dict.fromkeys(  # instance norm runs batch norm's
+    **dict.fromkeys(  # instance norm runs batch norm's operators
         (
             nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
             nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
@@ -53,9 +53,9 @@ REPLACED_OPS: dict[type[nn.Module], tuple[str, ...]] = {
         "aten::batch_norm_backward_reduce",
         "aten::batch_norm_backward_elemt",
     ),
-    # Made of operators that are common elsewhere.
+    # These layers consist of operators that other layers use too.
     **dict.fromkeys((ops.StochasticDepth, ops.DropBlock2d, ops.DropBlock3d), ()),
-    # Their norms and dropouts are counted as such.
+    # The norms and dropouts of these layers are counted as norms and dropouts.
     nn.TransformerDecoderLayer: (),
     nn.TransformerEncoderLayer: (),
     vision_transformer.EncoderBlock: (),
@@ -64,19 +64,20 @@ REPLACED = frozenset(name for names in REPLACED_OPS.values() for name in names)
 
 
 class ShareOfReplacedOps(Callback):
-    """Profile some steps of a fit.
+    """Profiles some steps of a fit.
 
     Args:
         device: The device of the fit.
         first: Index of the first batch to profile.
-        last: Index of the last.
+        last: Index of the last batch to profile.
     """
 
     def __init__(self, device: torch.device, first: int, last: int) -> None:
         self._cuda = device.type == "cuda"
         self._first, self._last = first, last
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
-        self._profiler = profile(activities=activities, acc_events=True)  # else torch 2.11 warns
+        # Without acc_events torch 2.11 warns.
+        self._profiler = profile(activities=activities, acc_events=True)
 
     @override
     def on_train_batch_start(
@@ -96,16 +97,16 @@ class ShareOfReplacedOps(Callback):
 
     @property
     def share(self) -> float:
-        """The share of the device's time in replaced layers, or in their successors."""
+        """Share of the device's time in replaced layers, or in the kernels that replace them."""
         return share_of_replaced_ops(self._profiler.key_averages(), on_cuda=self._cuda)
 
 
 def share_of_replaced_ops(events: Iterable[Any], *, on_cuda: bool) -> float:
-    """Return the share of the time in replaced operators and in kernels that do their work.
+    """Return the share of the time in replaced operators, and in kernels that replace them.
 
     Args:
         events: Averages by name, as the profiler returns them.
-        on_cuda: Whether to count the time of the GPU's kernels, or else of the CPU's operators.
+        on_cuda: Whether to count the time of the GPU's kernels; otherwise the CPU's operators.
     """
     total = replaced = 0.0
     for event in events:
@@ -114,14 +115,14 @@ def share_of_replaced_ops(events: Iterable[Any], *, on_cuda: bool) -> float:
             replaced += event.cpu_time_total * (event.key in REPLACED)
         elif event.device_type.name != "CUDA":
             replaced += event.device_time_total * (event.key in REPLACED)
-        elif not event.is_user_annotation:  # a range contains kernels that are counted themselves
+        elif not event.is_user_annotation:  # an annotation contains kernels that are events too
             total += event.self_device_time_total
             replaced += event.self_device_time_total * _does_their_work(event.key)
     return replaced / total
 
 
 def _does_their_work(kernel: str) -> bool:
-    """Return whether a GPU's kernel is one of ours, or one that the compiler fused of such ops."""
+    """Return whether a GPU kernel is one of ours, or fused by the compiler from replaced ops."""
     fused = kernel.startswith("triton_")
     return kernel in our_kernels() or (
         fused and any(name.removeprefix("aten::") in kernel for name in REPLACED)

@@ -1,4 +1,4 @@
-"""``report``: the Markdown tables and the plots of a file of results."""
+"""``report``: write the Markdown tables and the plots of files of results."""
 
 import argparse
 import math
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Write the report of every file; return 2 if one cannot be read."""
+    """Write the report of every file; return 2 if a file can't be read."""
     for file in arguments.files:
         try:
             results = Results.load(file)
@@ -55,12 +55,12 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def write(results: Results, out: Path) -> list[Path]:
-    """Write the tables and the plots of ``results`` to ``out``, named after the file of results.
+    """Write the tables and plots of ``results`` to ``out``, named after the file of results.
 
-    Without Matplotlib there are tables and no plots.
+    Without Matplotlib only the tables are written.
 
     Returns:
-        The files written, the Markdown first.
+        The written files, the Markdown file first.
     """
     out.mkdir(parents=True, exist_ok=True)
     stem = results.path.stem
@@ -82,7 +82,7 @@ def write(results: Results, out: Path) -> list[Path]:
 
 
 def markdown(results: Results) -> str:
-    """Return the tables of ``results``, each kind of row under its own heading."""
+    """Return the tables of ``results`` as Markdown, with a heading for each kind of row."""
     parts = [f"# {results.path.stem.replace('_', ' ').capitalize()}", describe(results)]
     for kind, section in _SECTIONS.items():
         rows = [row for row in results.rows if kind_of(row) == kind]
@@ -94,7 +94,7 @@ def markdown(results: Results) -> str:
 
 
 def describe(results: Results) -> str:
-    """Return one sentence on the machine, the versions and the date of ``results``."""
+    """Return one sentence with the machine, the versions and the date of ``results``."""
     environment = results.environment
     cpu = f"{environment.get('cpu')}, {environment.get('cpu_cores')} cores"
     versions = (
@@ -107,7 +107,7 @@ def describe(results: Results) -> str:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[Any]], text_columns: int = 1) -> str:
-    """Return a Markdown table; the columns after the first ``text_columns`` align to the right."""
+    """Return a Markdown table. Columns after the first ``text_columns`` are aligned right."""
     rule = ["---" if i < text_columns else "---:" for i in range(len(headings))]
     lines = [headings, rule, *([cell(value) for value in row] for row in rows)]
     return "\n".join(f"| {' | '.join(map(_escape, line))} |" for line in lines)
@@ -128,7 +128,7 @@ SUMMARY_HEADINGS = (
 
 
 def summarise(rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
-    """Yield a line of :data:`SUMMARY_HEADINGS` for each op, type and direction of ours."""
+    """Yield a line for :data:`SUMMARY_HEADINGS` per op, dtype and direction of our rows."""
     ours = [row for row in rows if row.get("provider") == OURS and is_ok(row)]
     for key, group in grouped(ours, "op", "dtype", "direction").items():
         floor, peer, eager = (
@@ -144,7 +144,7 @@ def summarise(rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
 
 
 def not_measured(rows: Sequence[Row]) -> list[str]:
-    """Return the section on the rows without figures and why; nothing if all were measured."""
+    """Return the section on rows without figures and the reasons; empty if all were measured."""
     left = [row for row in rows if not is_ok(row)]
     if not left:
         return []
@@ -205,7 +205,7 @@ def _op(op: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _plain(title: str, note: str) -> Callable[[Sequence[Row]], Iterator[str]]:
-    """Return a section that is one table of all fields."""
+    """Return a section that consists of one table with all fields."""
 
     def section(rows: Sequence[Row]) -> Iterator[str]:
         yield f"## {title}"
