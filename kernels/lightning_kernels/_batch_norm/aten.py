@@ -13,7 +13,7 @@ def aten_batch_norm(
     parameter: float, residual: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Compute :func:`lightning_kernels.batch_norm` by torch's functions."""
-    if running_mean is not None:  # ATen expects the four in one dtype
+    if running_mean is not None:  # ATen expects parameters and running statistics in one dtype
         weight, bias = (None if t is None else t.to(running_mean.dtype) for t in (weight, bias))
     if training and x.numel() == 0:  # an empty batch has no statistics
         running_mean = running_var = None
@@ -28,7 +28,10 @@ def check(
     bias: Tensor | None, residual: Tensor | None, training: bool, momentum: float, eps: float,
     synchronised: bool,
 ) -> None:  # fmt: skip
-    """Raise the errors of :func:`lightning_kernels.batch_norm`, of the types that torch raises."""
+    """Check the arguments of :func:`lightning_kernels.batch_norm`.
+
+    The types of the errors are those of torch's batch norm.
+    """
     check_floating("batch_norm", x, NotImplementedError)
     if x.dim() < 2:
         raise RuntimeError(f"batch_norm expects x of shape (N, C, *), but got {list(x.shape)}")

@@ -34,36 +34,38 @@ def batch_norm(
     .. math:: y = a((x - \bar x) / \sqrt{s^2 + \epsilon} \cdot \gamma + \beta + r)
 
     In training :math:`\bar x` and :math:`s^2` are the mean and the biased variance of each channel
-    over the batch; in evaluation they are the running statistics. Statistics and sums are float32,
+    over the batch. In evaluation they are the running statistics. Statistics and sums are float32,
     merged in a fixed order: a second run on the same device is bitwise equal. The positional
     arguments are those of :func:`torch.nn.functional.batch_norm`.
 
-    For the backward pass the graph keeps the inputs that it needs and two numbers per channel. With
-    a residual and relu or leaky_relu it keeps one bit per element in place of the residual. It
-    never keeps the values before the activation; the backward pass computes them again.
+    For the backward pass the graph keeps the needed inputs and two numbers per channel. With a
+    residual and relu or leaky_relu it keeps one bit per element in place of the residual. It never
+    keeps the values before the activation, which the backward pass computes again.
 
     Where the kernels do not run (see :func:`lightning_kernels.route`) the result is composed of
     torch's functions. The result has the dtype of ``x``, also under autocast.
 
     Args:
-        x: Shape ``(N, C, *)``, any strides, floating point.
-        running_mean: Shape ``(C,)``, in the dtype of ``x`` or float32, or ``None``. In training it
-            becomes ``(1 - momentum) * running_mean + momentum * mean``, in place.
-        running_var: Shape ``(C,)``. In training it is updated by the unbiased variance.
+        x: Input of shape ``(N, C, *)``, any strides, floating point.
+        running_mean: Running mean of shape ``(C,)``, in the dtype of ``x`` or float32, or ``None``.
+            In training it becomes ``(1 - momentum) * running_mean + momentum * mean``, in place.
+        running_var: Running variance of shape ``(C,)``, in the dtype of ``x`` or float32, or
+            ``None``. In training it is updated in the same way, by the unbiased variance.
         weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``x`` or float32.
         bias: Shift :math:`\beta`, like ``weight``.
-        training: Whether to normalise by the statistics of the batch and to record them.
-        momentum: Share of this batch in the running statistics.
-        eps: Added to the variance.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
-            ``"gelu"`` (the exact one).
+        training: Whether to normalise by the statistics of the batch, and to update the running
+            statistics.
+        momentum: Weight of this batch in the running statistics.
+        eps: Number :math:`\epsilon` that is added to the variance.
+        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
+            ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
-        residual: Added before the activation; shape and dtype of ``x``.
+        residual: Tensor :math:`r` of the shape and dtype of ``x``, added before the activation.
         process_group: A ``torch.distributed.ProcessGroup``. In training the statistics are those of
             the batches of all its processes, and gradients flow through them. The batches may
-            differ in size and may be empty. Forward and backward take one collective each. The
-            gradients of ``weight`` and ``bias`` are those of this process' batch, for the caller to
-            sum.
+            differ in size and may be empty. The forward and the backward pass take one collective
+            each. The gradients of ``weight`` and ``bias`` are those of this process' batch: the
+            caller sums them over processes.
 
     Returns:
         Tensor of the shape, dtype and memory format of ``x``: channels last or contiguous.
@@ -75,9 +77,9 @@ def batch_norm(
             taken with ``process_group``.
         TypeError: If ``momentum`` is ``None``, or ``process_group`` is not a group that this
             process is in.
-        ValueError: In training, if a channel has a single value (before anything is changed), or
-            one of the two running statistics is missing. If ``eps`` is negative, or 0 in training.
-            If ``activation`` or its parameter is not one of those above.
+        ValueError: In training, if a channel has a single value (the running statistics are not
+            changed), or only one of the two running statistics is given. If ``eps`` is negative, or
+            0 in training. If ``activation`` is unknown, or has no parameter and one is given.
 
     Example:
         >>> x = torch.randn(8, 3, 4, 4)
@@ -115,7 +117,8 @@ def batch_norm(
     if not training or running_mean is None or running_var is None:
         return batch_norm_operator(*arguments)[0]
     if not is_traced(x) and running_mean.is_contiguous() and running_var.is_contiguous():
-        # The registered operator can't take the running statistics: it must not change arguments.
+        # Only eager calls pass the running statistics: a registered operator must not change its
+        # arguments.
         return batch_norm_operator(*arguments, (running_mean, running_var, float(momentum)))[0]
     y, statistics, _ = batch_norm_operator(*arguments)
     update_running(running_mean, running_var, statistics, momentum)

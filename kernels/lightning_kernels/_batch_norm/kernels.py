@@ -1,10 +1,13 @@
 """The kernels of batch norm, for both memory layouts.
 
-A tensor in memory is a matrix. Channels last, and for ``(N, C)``, it has a column for each channel.
-Contiguous, it has a row for each plane: sample ``n`` and channel ``c`` are row ``n * C + c``.
+The kernels treat a tensor as a matrix. In channels last, and for the shape ``(N, C)``, the matrix
+has a column for each channel. In the contiguous layout it has a row for each plane: sample ``n``
+and channel ``c`` are row ``n * C + c``.
 
-Kernels that map elements walk over that matrix. Kernels that sum over a channel sum a ``group``.
-Channels last, a group is a slab of columns; contiguous, it is every ``C``-th row, one channel.
+A program of an elementwise kernel takes one tile of this matrix. The kernels that sum over channels
+take groups: several programs (splits) share the tiles of a group, and each stores partial sums. In
+channels last a group is a slab of neighbouring columns. In the contiguous layout a group is one
+channel, which is every ``C``-th row. ``OUTER`` x ``INNER`` is the shape of a tile of a group.
 """
 
 from lightning_kernels._core.activation import (
@@ -23,7 +26,11 @@ from lightning_kernels._core.triton import tl, triton
 def _load_statistics(
     mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING: tl.constexpr
 ):
-    """Return mean and 1/sqrt(variance + eps); in training both are in one tensor."""
+    """Return mean and 1/sqrt(variance + eps) of each channel.
+
+    In training one tensor holds the means and then the variances, and ``mean_ptr`` and
+    ``variance_ptr`` both point to it.
+    """
     if TRAINING:
         variance_ptr += channels
     mean = load_or(mean_ptr, channel, in_channels, 0.0)
@@ -32,7 +39,7 @@ def _load_statistics(
 
 @triton.jit
 def _in_group(group, channels, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Return the channels that a program sums, (1, INNER) or (1, 1), and which exist."""
+    """Return the channels of a group, (1, INNER) or (1, 1), and the mask of valid channels."""
     if CHANNELS_LAST:
         channel = group * INNER + tl.arange(0, INNER)[None, :]
     else:
@@ -45,7 +52,12 @@ def _tile_of_group(
     index, group, outer, inner, channels,
     OUTER: tl.constexpr, INNER: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Return rows, which rows exist, first column, bounds and size of tile ``index`` of a group."""
+    """Return the positions of the elements in tile ``index`` of a group.
+
+    Returns:
+        The rows of the matrix. The mask of valid rows. The first column. The mask of valid
+        elements. The number of elements of the tile per channel.
+    """
     outer_offset = tl.arange(0, OUTER)[:, None]
     if CHANNELS_LAST:
         first_outer = index * tl.full((), OUTER, tl.int64)
@@ -65,7 +77,10 @@ def _tile_of_group(
 
 @triton.jit
 def _sum(values, CHANNELS_LAST: tl.constexpr):
-    """Sum a tile over each channel. It is called outside of loops, so float64 is cheap."""
+    """Return the sum of a tile for each channel, computed in float64.
+
+    Kernels call it outside of loops, so float64 costs little time.
+    """
     values = values.to(tl.float64)
     if not CHANNELS_LAST:
         values = tl.sum(values, axis=1, keep_dims=True)
@@ -78,12 +93,13 @@ def _batch_norm_statistics_kernel(
     OUTER: tl.constexpr, INNER: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Store mean, sum of squared deviations and count of a share of each channel.
+    """Store mean, sum of squared deviations and count of a program's part of each channel.
 
-    The kernel sums distances to the mean of the first tile. With T tiles that mean is at most
-    sqrt(T) standard deviations from the mean of all, so little cancels, however large the mean.
+    The kernel sums differences to the mean of the program's first tile. With T tiles this mean is
+    at most sqrt(T) standard deviations from the mean of all tiles, so the subtraction for the
+    variance loses few digits, however large the mean.
     """
-    inner = inner // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
+    inner = inner // ALIGNMENT * ALIGNMENT  # unchanged: shows the compiler the alignment of rows
     group = tl.program_id(0) % groups
     split = tl.program_id(0) // groups
     splits = tl.num_programs(0) // groups
@@ -121,9 +137,14 @@ def _tile_of_matrix(
     rows, columns, channels,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Return rows, first column, bounds, channels and which channels exist, of a program's tile.
+    """Return the positions of the elements in the program's tile of the matrix.
 
-    The first program takes the last tile: the pass before has read it last, so it may be cached.
+    The first program takes the last tile. The previous pass has read this tile last, so the cache
+    may still contain it.
+
+    Returns:
+        The rows. The first column. The mask of valid elements. The channels. The mask of valid
+        channels.
     """
     index = tl.num_programs(0) - 1 - tl.program_id(0)
     tiles = tl.cdiv(columns, COLUMNS)
@@ -163,7 +184,10 @@ def _batch_norm_forward_kernel(
     TRAINING: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """Normalise a tile, add the residual and activate; store the signs if they are kept."""
+    """Normalise a tile, add the residual and activate. Store the signs if ``signs_ptr`` is given.
+
+    A sign is the bit that :func:`lightning_kernels._core.activation.passes` returns.
+    """
     columns = columns // ALIGNMENT * ALIGNMENT
     row, first, in_bounds, channel, in_channels = _tile_of_matrix(
         rows, columns, channels, ROWS, COLUMNS, CHANNELS_LAST
@@ -191,7 +215,7 @@ def _load_gradient(
     mean, rstd, weight, bias, parameter,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient before the activation, and the normalised x."""
+    """Return the gradient of the activation's input, and the normalised x, of a tile."""
     tile = row * columns + first + tl.arange(0, COLUMNS)[None, :]
     grad = tl.load(grad_ptr + tile, mask=in_bounds, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + tile, mask=in_bounds, other=0.0).to(tl.float32)
@@ -231,7 +255,7 @@ def _batch_norm_reduce_kernel(
     TRAINING: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """Leave the sums of the gradient and of its product with x of a share of each channel."""
+    """Store partial sums per channel: of the gradient, and of the gradient times normalised x."""
     inner = inner // ALIGNMENT * ALIGNMENT
     group = tl.program_id(0) % groups
     split = tl.program_id(0) // groups
@@ -268,7 +292,11 @@ def _batch_norm_sum_kernel(
     partial_ptr, sums_ptr, grad_weight_ptr, grad_bias_ptr, splits, channels,
     SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Sum the shares in a fixed order, for the next kernel and for the parameters' gradients."""
+    """Merge the partial sums in a fixed order. Store them as float32 and as parameters' gradients.
+
+    The sum of the gradient is the gradient of the bias. The sum of its products with normalised x
+    is the gradient of the weight.
+    """
     split = tl.arange(0, SPLITS)[:, None]
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     in_channels = channel < channels
@@ -317,7 +345,7 @@ def _batch_norm_backward_kernel(
     TRAINING: tl.constexpr,
     ACTIVATION: tl.constexpr,
 ):
-    """Turn a tile of the gradient into the gradients of x and of the residual."""
+    """Store a tile of the gradients of x and of the residual."""
     columns = columns // ALIGNMENT * ALIGNMENT
     row, first, in_bounds, channel, in_channels = _tile_of_matrix(
         rows, columns, channels, ROWS, COLUMNS, CHANNELS_LAST

@@ -1,4 +1,4 @@
-"""How batch norm cuts a tensor into programs."""
+"""How batch norm cuts a tensor into programs and tiles."""
 
 import functools
 from typing import Any, NamedTuple
@@ -8,9 +8,9 @@ import torch
 from lightning_kernels._core.launch import cdiv, next_power_of_2
 from lightning_kernels._core.tiles import width_of
 
-_TILE = 4096  # elements of a program's tile
-# Programs of 8 warps that a multiprocessor holds at once: four with 64 registers a thread, two with
-# the 128 registers of the gradients' kernel, which reads twice as much.
+_TILE = 4096  # elements per tile
+# Programs of 8 warps that fit a multiprocessor: four of the kernel for statistics, with 64
+# registers per thread; two of the kernel for gradients, which reads two tensors and needs 128.
 _STATISTICS_PROGRAMS, _REDUCE_PROGRAMS = 4, 2
 
 
@@ -18,13 +18,13 @@ class Plan(NamedTuple):
     """How a tensor is cut. :mod:`lightning_kernels._batch_norm.kernels` defines the terms.
 
     Attributes:
-        sizes: Outer and inner extent of the kernels that sum, and the number of channels.
-        groups: Slabs of channels, or single channels, each summed alone.
-        splits: Programs that share a group, for the statistics and for the gradients.
+        sizes: Outer extent, inner extent and number of channels, for the kernels that sum.
+        groups: Number of groups, which are slabs of channels in channels last, else channels.
+        splits: Number of programs per group: for the statistics, and for the gradients.
         sum_tile: Constants of the kernels that sum.
-        matrix: Rows, columns and channels of the kernels that map.
-        programs: Programs that map.
-        map_tile: Constants of the kernels that map.
+        matrix: Numbers of rows, columns and channels, for the elementwise kernels.
+        programs: Number of programs of the elementwise kernels.
+        map_tile: Constants of the elementwise kernels.
     """
 
     sizes: tuple[int, int, int]
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def plan_of(shape: torch.Size, channels_last: bool, multiprocessors: int) -> Plan:
-    """Return how a dense tensor of this shape is cut."""
+    """Return how a dense tensor of ``shape`` is cut into programs and tiles."""
     channels = shape[1]
     plane = shape[2:].numel()
     if channels_last:
@@ -52,12 +52,13 @@ def plan_of(shape: torch.Size, channels_last: bool, multiprocessors: int) -> Pla
     alignment = min(inner & -inner, 16)
     constants = {"ALIGNMENT": alignment, "CHANNELS_LAST": channels_last}
     height = min(_TILE // width, next_power_of_2(outer))
-    if not channels_last:  # few samples: wider tiles
+    if not channels_last:  # a batch of few samples gets wider tiles
         width = max(width, min(_TILE // height, next_power_of_2(plane)))
     tiles = cdiv(outer, height) * (1 if channels_last else cdiv(plane, width))
     sum_tile = {"OUTER": height, "INNER": width, "num_warps": _warps(height * width, 512)}
     height = min(_TILE // width, next_power_of_2(rows))
-    share = 1024 if alignment >= 4 else 512  # narrow accesses hold more addresses in registers
+    # Elements per warp. Narrow loads and stores hold more addresses in registers.
+    share = 1024 if alignment >= 4 else 512
     map_tile = {"ROWS": height, "COLUMNS": width, "num_warps": _warps(height * width, share)}
     return Plan(
         sizes=(outer, inner, channels),

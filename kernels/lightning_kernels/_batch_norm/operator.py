@@ -1,4 +1,4 @@
-"""Batch norm as an operator: two passes over the tensor forward, and two backward."""
+"""Batch norm as an operator. It takes two passes over the tensor forward, and two backward."""
 
 from typing import Any
 
@@ -36,12 +36,12 @@ def _forward(
     activation: str | None, parameter: float, keep_signs: bool, group: str | None,
     running: Running | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Normalise by ``mean`` and ``variance``; if they are ``None``, by the statistics of the batch.
+    """Normalise by ``mean`` and ``variance``. If they are ``None``, use the batch statistics.
 
     Returns:
-        The output. Mean, biased variance and count of each channel: of the batch, or with ``group``
-        of the batches of all its processes. The signs before the activation, eight to a byte. The
-        last two are empty if they are not needed.
+        The output. The batch statistics: mean, biased variance and count of each channel, over all
+        processes if ``group`` is given; empty if ``mean`` and ``variance`` are given. The signs of
+        the values before the activation, eight in a byte; empty without ``keep_signs``.
     """
     x = to_dense(x)
     residual = None if residual is None else with_strides(residual, x.stride())
@@ -65,12 +65,13 @@ def _forward(
 def _measure(
     x: Tensor, plan: Plan, statistics: Tensor, group: str | None, running: Running | None
 ) -> None:
-    """Write the statistics of the batch, and update the running statistics if there are any."""
+    """Write the batch statistics to ``statistics``, and update the running statistics, if given."""
     channels, splits = x.shape[1], plan.splits[0]
     partial = x.new_empty((3, splits, channels), dtype=torch.float32).transpose(0, 1)
-    maxnreg = 64 if x.element_size() == 2 else 80  # of float32 fewer programs load as many bytes
+    # float32 needs fewer programs to load as many bytes, so each may take more registers.
+    maxnreg = 64 if x.element_size() == 2 else 80
     if plan.sum_tile["ALIGNMENT"] < 4:
-        maxnreg = 96  # narrow accesses keep an address for each element, or the loop spills
+        maxnreg = 96  # narrow loads hold an address per element; with fewer registers they spill
     launch(
         _batch_norm_statistics_kernel, (plan.groups * splits,), x.device,
         x, partial, *plan.sizes, plan.groups, **plan.sum_tile, maxnreg=maxnreg,
@@ -93,7 +94,7 @@ def _fake(
 
 
 def _signs_shape(x: Tensor) -> tuple[int, int]:
-    """Return the rows of the matrix that kernels see, and the bytes for a bit of each column."""
+    """Return the number of rows of the kernels' matrix, and the bytes of one bit per column."""
     if has_channels_innermost(x):
         return x.numel() // x.shape[1], cdiv(x.shape[1], 8)
     return x.shape[0] * x.shape[1], cdiv(x.shape[2:].numel(), 8)
@@ -104,7 +105,7 @@ def _forward_of_backward(
     mean: Tensor | None, variance: Tensor | None, statistics: Tensor, signs: Tensor, eps: float,
     activation: str | None, parameter: float, group: str | None, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, residual, weight and bias."""
+    """Return the gradients of x, residual, weight and bias; empty where ``needs`` is False."""
     x = to_dense(x)
     grad = with_strides(grad, x.stride())
     residual = None if residual is None else with_strides(residual, x.stride())
@@ -139,7 +140,7 @@ def _forward_of_backward(
         sums, count = average(sums, statistics[2], group), 1.0
     if needs[0] or needs[1]:
         tile = plan.map_tile
-        if residual is not None:  # one more tensor in registers, and an activation
+        if residual is not None:  # more warps, because a tile of one more tensor is in registers
             tile = {**tile, "num_warps": min(16, 4 * tile["num_warps"])}
         launch(
             _batch_norm_backward_kernel, (plan.programs,), x.device,
@@ -176,7 +177,7 @@ def _setup_context(
     x, residual, weight, bias, mean, variance, *ctx.numbers, keep_signs, ctx.group = inputs[:11]
     _, statistics, signs = output
     if keep_signs or ctx.numbers[1] is None:
-        residual = None  # the backward pass needs a bit of each element, or nothing
+        residual = None  # the backward pass reads the signs instead; without activation, neither
     ctx.save_for_backward(x, residual, weight, bias, mean, variance, statistics, signs)
     ctx.num_inputs = len(inputs)
     ctx.mark_non_differentiable(statistics, signs)
@@ -210,7 +211,7 @@ def _differentiable_backward(
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Return the gradients by torch's functions, which can be differentiated again."""
     x, residual, weight, bias, mean, variance, _, signs = saved
-    if signs.numel() > 0:  # piecewise linear: the slope is a constant
+    if signs.numel() > 0:  # the activation is piecewise linear, so its slope has no gradient
         slope = torch.where(_unpack(signs, x), 1.0, parameter)
         grad, activation = grad * slope, None
     mean, variance = (None if t is None else t.float() for t in (mean, variance))
@@ -229,7 +230,7 @@ def _differentiable_backward(
 
 
 def _unpack(signs: Tensor, x: Tensor) -> Tensor:
-    """Return the stored bits as booleans of the shape of ``x``."""
+    """Return the bits in ``signs`` as booleans of the shape of ``x``."""
     x = to_dense(x)
     bits = (signs.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=x.device)) & 1
     bits = bits.flatten(1)

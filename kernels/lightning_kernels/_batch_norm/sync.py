@@ -1,8 +1,9 @@
-"""Batch norm over several processes: the collectives, and a composition of torch's functions.
+"""Batch norm over several processes: the collectives, and the function composed of torch's.
 
-In the forward pass every process sends mean, biased variance and count of each channel; in the
-backward pass, two sums. Each is one collective. Its size and dtype do not depend on whether a
-process runs kernels, so that processes which do and processes which do not can work together.
+In the forward pass every process sends the mean, biased variance and count of each channel. In the
+backward pass it sends two sums per channel. Each pass takes one collective. The size and dtype of
+the messages are the same with kernels and with torch's functions, so a process that runs kernels
+can work together with a process that does not.
 """
 
 from typing import Any
@@ -38,7 +39,7 @@ def _resolve(group: str) -> dist.ProcessGroup:
 
 
 def gather(statistics: Tensor, group: str) -> Tensor:
-    """Gather the statistics of all processes.
+    """Gather the statistics of all processes, and turn variances into sums of squared deviations.
 
     Args:
         statistics: Mean, biased variance and count of each channel, ``(3, C)``.
@@ -57,7 +58,7 @@ def gather(statistics: Tensor, group: str) -> Tensor:
 
 
 def average(sums: Tensor, count: Tensor, group: str) -> Tensor:
-    """Replace ``sums`` by its sum over all processes, divided by the number of values."""
+    """Sum ``sums`` over all processes, and divide by ``count``, the number of values. In place."""
     dist.all_reduce(sums, group=_resolve(group))
     return sums.div_(count)
 
@@ -86,7 +87,7 @@ def aten_sync_batch_norm(
 
 
 class _SyncBatchNorm(torch.autograd.Function):
-    """Normalise by the joint statistics, passed to ATen as running statistics."""
+    """Normalise by the statistics of all processes, which ATen gets as running statistics."""
 
     @staticmethod
     def forward(

@@ -1,7 +1,7 @@
-"""Layer norm and RMS norm: normalisation of rows.
+"""Layer norm and RMS norm, which normalise rows.
 
 - ``layer_norm``, ``rms_norm``: the public functions.
-- ``operator``: the one operator of both, and where the rows of a tensor lie.
+- ``operator``: the operator of both norms, and the positions of rows in memory.
 - ``kernels``: the Triton kernels.
 """
 

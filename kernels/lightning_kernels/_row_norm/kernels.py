@@ -1,9 +1,13 @@
-"""The kernels of layer norm and RMS norm: rows that fit a program's registers, and longer ones.
+"""The kernels of layer norm and RMS norm, for rows that fit a program's registers and longer rows.
 
-Row ``r`` begins at ``r // (inner * last) * stride_outer + r // last % inner * stride_inner + r %
-last * stride_last``. The elements of a row are neighbours; if ``TRANSPOSED`` they are
-``stride_column`` apart, and rows are neighbours (``stride_last`` is 1). The statistics are the
-means of all rows, if ``CENTRED``, and then ``1/sqrt(...)`` of all rows.
+The rows are indexed by three dimensions: outer, ``inner`` and ``last``. Row ``r`` begins at
+``r // (inner * last) * stride_outer + r // last % inner * stride_inner + r % last * stride_last``.
+
+The elements of a row are neighbours in memory. With ``TRANSPOSED`` they are ``stride_column``
+apart, and elements of neighbouring rows are neighbours (``stride_last`` is 1).
+
+With ``CENTRED`` (layer norm) the statistics are the means of all rows, followed by
+``1/sqrt(variance + eps)`` of all rows. Without (RMS norm) they are ``1/sqrt(mean square + eps)``.
 """
 
 from lightning_kernels._core.tiles import scaled, shifted
@@ -12,7 +16,7 @@ from lightning_kernels._core.triton import tl, triton
 
 @triton.jit
 def _offset(row, inner, last, stride_outer, stride_inner, stride_last):
-    """Return where a row begins."""
+    """Return the memory offset of the first element of a row."""
     outer = row // (inner * last)
     return outer * stride_outer + row // last % inner * stride_inner + row % last * stride_last
 
@@ -31,10 +35,10 @@ def _tile(
     index, num_rows, inner, last, stride_outer, stride_inner, stride_last,
     ROWS: tl.constexpr, TRANSPOSED: tl.constexpr,
 ):  # fmt: skip
-    """Return the rows of a tile, which of them exist, and where they begin.
+    """Return the rows of a tile, the mask of valid rows, and the offsets where rows begin.
 
-    A tile of transposed rows stays in one ``last`` dimension, so that the compiler sees that its
-    rows are neighbours.
+    With ``TRANSPOSED`` all rows of a tile have the same outer and inner index, so that the compiler
+    can see that they are neighbours in memory.
     """
     index = index * tl.full((), 1, tl.int64)
     place = tl.arange(0, ROWS)[:, None]
@@ -58,7 +62,7 @@ def _row_norm_forward_kernel(
     inner, last, stride_outer, stride_inner, stride_last, stride_column,
     CENTRED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Normalise ``ROWS`` rows held in registers."""
+    """Normalise ``ROWS`` rows, which the program holds in registers. Store their statistics."""
     column = tl.arange(0, BLOCK_SIZE)[None, :]
     in_columns = column < size
     row, in_rows, first = _tile(
@@ -85,9 +89,10 @@ def _row_norm_backward_kernel(
     num_rows, size, inner, last, stride_outer, stride_inner, stride_last, stride_column,
     CENTRED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Walk over every ``num_programs``-th tile of rows; read ``x`` and ``grad`` once.
+    """Store the gradient of x, and partial sums of the gradients of weight and bias.
 
-    Each program stores its share of the parameters' gradients as one float32 row of the partials.
+    Program ``i`` takes every ``num_programs``-th tile of rows, from tile ``i`` on. It reads ``x``
+    and ``grad`` once, and stores its partial sums as one float32 row.
     """
     column = tl.arange(0, BLOCK_SIZE)[None, :]
     in_columns = column < size
@@ -138,9 +143,9 @@ def _long_row_norm_forward_kernel(
 ):  # fmt: skip
     """Normalise a row that is longer than a block.
 
-    The first sweep merges the statistics of the blocks one after the other. It takes differences to
-    the first element of the row, so that a large mean costs no digits. The second sweep goes
-    backwards, because the end of the row is still in the cache.
+    The first loop merges the statistics of the blocks one after the other. It subtracts the first
+    element of the row from all elements, so that a large mean loses no digits. The second loop
+    normalises, from the last block to the first, because the end of the row is still in the cache.
     """
     row = tl.program_id(0).to(tl.int64)
     x_row_ptr = x_ptr + _offset(row, inner, last, stride_outer, stride_inner, stride_last)
@@ -191,7 +196,11 @@ def _long_row_norm_backward_kernel(
     num_rows, size, inner, last, stride_outer, stride_inner, stride_last,
     CENTRED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Write the gradient of a row that is longer than a block, in two sweeps."""
+    """Store the gradient of a row of x that is longer than a block.
+
+    The first loop sums over the row. The second loop computes the gradient, from the last block to
+    the first, because the end of the row is still in the cache.
+    """
     row = tl.program_id(0).to(tl.int64)
     x_row_ptr = x_ptr + _offset(row, inner, last, stride_outer, stride_inner, stride_last)
     grad_row_ptr = grad_ptr + row * size
@@ -237,7 +246,11 @@ def _long_row_norm_parameters_kernel(
     num_rows, size, inner, last, stride_outer, stride_inner, stride_last,
     CENTRED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Sum the parameters' gradients over every ``num_programs``-th row, a block of columns each."""
+    """Store partial sums of the gradients of weight and bias, for rows longer than a block.
+
+    Program (i, j) sums block ``i`` of the columns over every ``num_programs(1)``-th row, from row
+    ``j`` on.
+    """
     column = tl.program_id(0) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     in_columns = column < size
     sum_weight = tl.zeros((BLOCK_SIZE,), tl.float32)

@@ -29,30 +29,31 @@ def layer_norm(
     float32. The positional arguments are those of :func:`torch.nn.functional.layer_norm`.
 
     The graph keeps the inputs and two numbers per row. The backward pass reads ``input`` and the
-    gradient once; rows of more than 8192 elements a second time from the cache, and a third time
-    for the parameters. It sums the gradients of the parameters in float32 in a fixed order: a
-    second run on the same device is bitwise equal. Rows of a view, such as heads in a larger
-    projection, are not copied. Where the kernels do not run (see :func:`lightning_kernels.route`)
-    this calls torch's function.
+    gradient of the output once. It reads rows of more than 8192 elements a second time, from the
+    cache, and a third time for the gradients of the parameters. These gradients are summed in
+    float32 in a fixed order: a second run on the same device is bitwise equal. Rows of a view, such
+    as the heads of a larger projection, are not copied. Where the kernels do not run (see
+    :func:`lightning_kernels.route`), the function calls torch's.
 
     Args:
-        input: Shape ``(*, *normalized_shape)``, floating point.
-        normalized_shape: The last dimensions of ``input``, at least one.
+        input: Input of shape ``(*, *normalized_shape)``, floating point.
+        normalized_shape: Sizes of the last dimensions of ``input``, at least one, which form a row.
         weight: Scale :math:`\gamma` of shape ``normalized_shape``, in the dtype of ``input`` or
             float32.
         bias: Shift :math:`\beta`, like ``weight``.
-        eps: Added to the variance.
-        autocast: The dtype of the result under autocast. ``"input"``: the dtype of ``input``, which
-            takes half of the memory. ``"match"``: as torch, float32 on a GPU. Both are computed in
-            float32.
+        eps: Number :math:`\epsilon` that is added to the variance.
+        autocast: Choice of the result's dtype under autocast. ``"input"``: the dtype of ``input``,
+            which for 16 bits takes half of the memory of float32. ``"match"``: float32 on a GPU, as
+            in torch. The computation is float32 in both cases.
 
     Returns:
-        Contiguous tensor of the shape of ``input``, and of its dtype (see ``autocast``).
+        Contiguous tensor of the shape of ``input``. It has the dtype of ``input``, but under
+        autocast see ``autocast``.
 
     Raises:
         NotImplementedError: If ``input`` is not floating point.
         RuntimeError: If the shape, dtype or device of an argument does not fit ``input``.
-        TypeError: If ``normalized_shape`` is a number.
+        TypeError: If ``normalized_shape`` is a number, not a sequence.
         ValueError: If ``autocast`` is neither ``"input"`` nor ``"match"``.
 
     Example:
@@ -74,13 +75,14 @@ def _aten_layer_norm(
     input: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None, eps: float,
     dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
-    """Call torch's function, and return ``dtype`` or the dtype of the input."""
+    """Call torch's function. The result has ``dtype``; ``None`` is the dtype of ``input``."""
     if dtype is not None:
         input = input.to(dtype)
-    if not input.is_cpu:  # ATen mixes dtypes on the CPU only
+    if not input.is_cpu:  # outside of the CPU, ATen needs input and parameters of one dtype
         weight, bias = (p if p is None else p.to(input.dtype) for p in (weight, bias))
     try:
         return without_autocast(torch.nn.functional.layer_norm, input, shape, weight, bias, eps)
     except RuntimeError:
-        check_rows("layer_norm", input, shape, weight=weight, bias=bias)  # a clearer error, if any
+        # If an argument does not fit, this error is clearer than torch's.
+        check_rows("layer_norm", input, shape, weight=weight, bias=bias)
         raise

@@ -1,4 +1,4 @@
-"""Layer norm and RMS norm as one operator: one pass over the rows forward, and one backward."""
+"""Layer norm and RMS norm as one operator. It takes one pass over the rows in each direction."""
 
 from typing import Any, NamedTuple
 
@@ -19,21 +19,18 @@ from lightning_kernels._row_norm.kernels import (
     _row_norm_forward_kernel,
 )
 
-# A program holds a row, its gradient and two sums of its length in registers. 8192 elements are the
-# most that fit without spilling (tests/test_machine_code.py).
+# A program holds a row, its gradient, and the sums for weight and bias in registers. Rows of more
+# than 8192 elements would spill registers (tests/test_machine_code.py).
 _LONGEST = 8192
-# A tile of transposed rows has at least 8 of them, so that 16 bytes or more are neighbours. Longer
-# transposed rows spill.
+# A tile of transposed rows has at least 8 rows, so that 16 bytes or more are neighbours in memory.
 _NEIGHBOURS = 8
+# Longer transposed rows, in tiles of 8 rows, would spill registers.
 _LONGEST_TRANSPOSED = 256
 _LONG_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
 _COLUMNS = {"BLOCK_SIZE": 1024, "num_warps": 4}
 
 
-# A program holds a row, its gradient and two sums of its length in registers: 8192 elements are the
-# most that do so without spilling (tests/test_machine_code.py).
 _LONGEST = 8192
-# Transposed rows come 8 at a time at least, for 16 bytes and more of neighbours; longer ones spill.
 _NEIGHBOURS = 8
 _LONGEST_TRANSPOSED = 256
 _LONG_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
@@ -41,7 +38,10 @@ _COLUMNS = {"BLOCK_SIZE": 1024, "num_warps": 4}
 
 
 class Rows(NamedTuple):
-    """Where the rows of a tensor begin. :mod:`lightning_kernels._row_norm.kernels` defines it."""
+    """The positions of a tensor's rows in memory.
+
+    :mod:`lightning_kernels._row_norm.kernels` defines the attributes by an equation.
+    """
 
     inner: int
     last: int
@@ -52,25 +52,29 @@ class Rows(NamedTuple):
 
     @property
     def transposed(self) -> bool:
-        """Whether neighbours in memory belong to different rows."""
+        """Whether the elements of a row are not neighbours in memory."""
         return self.stride_column != 1
 
     def tile(self, num_rows: int, size: int, elements: int) -> dict[str, int]:
-        """Return a program's tile. A tile of transposed rows stays in one last dimension."""
+        """Return the kernel's constants for tiles of about ``elements`` elements.
+
+        A tile of transposed rows has rows of one index of the outer and inner dimensions.
+        """
         if self.transposed:
             return tile_of_rows(self.last, size, elements, _NEIGHBOURS)
         return tile_of_rows(num_rows, size, elements)
 
     def places(self) -> tuple[int, ...]:
-        """Return the arguments of kernels that take no transposed rows."""
+        """Return the arguments of the kernels for long rows, which can't be transposed."""
         return self[:-1]
 
 
 def rows_of(x: Tensor, size: int) -> tuple[Tensor, Rows]:
-    """Return ``x`` and where its rows are, or a contiguous copy if no kernel can read ``x``.
+    """Return ``x`` and the positions of its rows, or a contiguous copy and the positions there.
 
-    Two views need no copy: heads in a larger projection, and ``x.movedim(1, -1)`` of a contiguous
-    ``(N, C, *)``, whose rows are transposed.
+    Without a copy the kernels can read a contiguous tensor and two kinds of views: heads of a
+    larger projection, and ``x.movedim(1, -1)`` of a contiguous ``(N, C, *)``, whose rows are
+    transposed.
     """
     if x.is_contiguous() or (place := _place_of_rows(x, size)) is None:
         return x.contiguous(), Rows(1, 1, size, 0, 0)
@@ -78,18 +82,20 @@ def rows_of(x: Tensor, size: int) -> tuple[Tensor, Rows]:
 
 
 def _place_of_rows(x: Tensor, size: int) -> Rows | None:
-    """Return where the rows of ``x`` are, or ``None`` if a kernel would read them slowly."""
+    """Return the positions of the rows of ``x``, or ``None`` if kernels would read them slowly."""
     stride_column, dims = 1, x.dim()
     if x.shape[-1] == size > 1:
         stride_column, dims = x.stride(-1), x.dim() - 1
     else:
         expected = 1
-        while expected < size:  # the dimensions of a row, from the last one
+        while expected < size:  # skip the dimensions of a row, from the last one on
             dims -= 1
             if x.shape[dims] > 1 and x.stride(dims) != expected:
                 return None
             expected *= x.shape[dims]
-    lengths, strides = [1, 1, 1], [0, 0, 0]  # of leading dimensions, merged if evenly spaced
+    # Sizes and strides of the dimensions before the row. Neighbouring dimensions are merged if one
+    # stride describes both.
+    lengths, strides = [1, 1, 1], [0, 0, 0]
     for length, stride in zip(x.shape[:dims], x.stride()[:dims], strict=True):
         if length > 1 and strides[-1] == length * stride and lengths[-1] > 1:
             lengths[-1], strides[-1] = lengths[-1] * length, stride
@@ -109,7 +115,7 @@ def _place_of_rows(x: Tensor, size: int) -> Rows | None:
 
 
 def _tiles(num_rows: int, rows: Rows, tile: dict[str, int]) -> int:
-    """Return the number of tiles."""
+    """Return the number of tiles of a launch."""
     if rows.transposed:
         return num_rows // rows.last * cdiv(rows.last, tile["ROWS"])
     return cdiv(num_rows, tile["ROWS"])
@@ -142,7 +148,7 @@ def _fake(
     x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Allocate the output and the statistics: the means of rows if centred, then 1/sqrt(...)."""
+    """Allocate the output and the statistics: means of rows (if centred), then 1/sqrt(...)."""
     y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     return y, x.new_empty((1 + centred, x.numel() // size), dtype=torch.float32)
 
@@ -151,7 +157,7 @@ def _forward_of_backward(
     grad: Tensor, x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None,
     statistics: Tensor, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, weight and bias."""
+    """Return the gradients of x, weight and bias; empty where ``needs`` is False."""
     grad = grad.contiguous()
     weight = None if weight is None else weight.contiguous()
     gradients = _fake_of_backward(grad, x, size, weight, bias, statistics, needs)
@@ -165,7 +171,7 @@ def _forward_of_backward(
 
 
 def _partials(x: Tensor, count: int, size: int, needed: list[Tensor | None]) -> list[Tensor | None]:
-    """Allocate ``count`` shares of the gradients of weight and bias that are needed."""
+    """Allocate ``count`` rows of partial sums for each needed gradient of weight and bias."""
     return [
         None if gradient is None else x.new_empty((count, size), dtype=torch.float32)
         for gradient in needed[1:]
@@ -179,7 +185,7 @@ def _backward_of_rows(
     tile = rows.tile(num_rows, size, 2048)
     num_programs = min(
         _tiles(num_rows, rows, tile),
-        multiprocessor_count(x.device) * (16 // tile["num_warps"]),  # one wave
+        multiprocessor_count(x.device) * (16 // tile["num_warps"]),  # as many as run at once
     )
     partials = _partials(x, num_programs, size, needed)
     launch(

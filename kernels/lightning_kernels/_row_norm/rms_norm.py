@@ -30,21 +30,23 @@ def rms_norm(
     inputs and one number per row.
 
     Args:
-        input: Shape ``(*, *normalized_shape)``, floating point.
-        normalized_shape: The last dimensions of ``input``, at least one.
+        input: Input of shape ``(*, *normalized_shape)``, floating point.
+        normalized_shape: Sizes of the last dimensions of ``input``, at least one, which form a row.
         weight: Scale :math:`\gamma` of shape ``normalized_shape``, in the dtype of ``input`` or
             float32.
-        eps: Added to the mean square. By default the machine epsilon of float32; for float64 that
-            of float64.
-        autocast: The dtype of the result under autocast, see :func:`lightning_kernels.layer_norm`.
+        eps: Number :math:`\epsilon` that is added to the mean square. ``None`` is the machine
+            epsilon of float32, or of float64 for an input of float64.
+        autocast: Choice of the result's dtype under autocast: see
+            :func:`lightning_kernels.layer_norm`.
 
     Returns:
-        Contiguous tensor of the shape of ``input``, and of its dtype (see ``autocast``).
+        Contiguous tensor of the shape of ``input``. It has the dtype of ``input``, but under
+        autocast see ``autocast``.
 
     Raises:
         NotImplementedError: If ``input`` is not floating point.
         RuntimeError: If the shape, dtype or device of an argument does not fit ``input``.
-        TypeError: If ``normalized_shape`` is a number.
+        TypeError: If ``normalized_shape`` is a number, not a sequence.
         ValueError: If ``autocast`` is neither ``"input"`` nor ``"match"``.
 
     Example:
@@ -68,14 +70,16 @@ def _aten_rms_norm(
     input: Tensor, shape: tuple[int, ...], weight: Tensor | None, eps: float | None,
     dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
-    """Call torch's function, and return ``dtype`` or the dtype of the input."""
+    """Call torch's function. The result has ``dtype``; ``None`` is the dtype of ``input``."""
     if weight is not None and (weight.dtype != input.dtype or dtype is not None):
         check_rows("rms_norm", input, shape, weight=weight)
-        weight = weight.to(dtype or input.dtype)  # of another dtype ATen is slow, and warns
+        # ATen is slow, and warns, if input and weight have different dtypes.
+        weight = weight.to(dtype or input.dtype)
     if dtype is not None:
         input = input.to(dtype)
     try:
         return without_autocast(torch.nn.functional.rms_norm, input, shape, weight, eps)
     except RuntimeError:
-        check_rows("rms_norm", input, shape, weight=weight)  # a clearer error, if any
+        # If an argument does not fit, this error is clearer than torch's.
+        check_rows("rms_norm", input, shape, weight=weight)
         raise
