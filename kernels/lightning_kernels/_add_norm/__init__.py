@@ -1,4 +1,4 @@
-"""Dropout, stochastic depth, layer scale, addition and norm in one pass.
+"""Dropout, stochastic depth, layer scale, addition of the residual and norm, in one pass.
 
 - ``add_norm``: the public functions.
 - ``operator``: the operator and its backward operator, which allocate and launch.

@@ -1,4 +1,4 @@
-"""Dropout, stochastic depth, layer scale, addition and norm in one pass."""
+"""Dropout, stochastic depth, layer scale, addition of the residual and norm, in one pass."""
 
 import math
 from collections.abc import Sequence
@@ -20,14 +20,13 @@ from lightning_kernels._dropout import dropout
 from lightning_kernels._row_norm import layer_norm, rms_norm
 from lightning_kernels._stochastic_depth import stochastic_depth
 
-# The longest rows that a program holds without spilling (tests/test_machine_code.py): the row and
-# its gradients; with a trained layer scale also the branch and a third sum.
+# The longest rows that a program can hold in registers without spilling
+# (tests/test_machine_code.py). It holds a row and its gradients. If the layer scale requires a
+# gradient, it also holds the branch and a third sum, so the limit is lower.
 _LONGEST = 8192
 _LONGEST_SCALED = 4096
 
 
-# As many elements as a program holds without spilling (tests/test_machine_code.py): a row and its
-# gradients, and with a trained layer scale the branch and a third sum beside them.
 _LONGEST = 8192
 _LONGEST_SCALED = 4096
 
@@ -45,47 +44,50 @@ def add_dropout_layer_norm(
     eps: float = 1e-5,
     training: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    r"""Drop from a branch, scale it, add the residual and normalise, in one pass.
+    r"""Drop elements and samples of a branch, scale it, add the residual and layer-normalise.
 
     .. math:: z = r + \frac{m_n}{1 - q} \, \lambda \odot \frac{d \odot x}{1 - p}, \qquad
         y = \mathrm{layer\_norm}(z), \qquad
         m_n \sim \text{Bernoulli}(1 - q), \quad d_i \sim \text{Bernoulli}(1 - p)
 
-    Such a step ends each block of a transformer. :math:`q` is ``drop_path``. The computation is
-    float32. In evaluation nothing is dropped. The result equals, in distribution,
+    One pass computes both results. Such a step ends each block of a transformer. The computation is
+    float32. In evaluation nothing is dropped. The result equals, in distribution, the result of
     :func:`lightning_kernels.dropout`, :func:`lightning_kernels.stochastic_depth` of mode ``"row"``
-    and :func:`lightning_kernels.layer_norm` one after the other. These three are called where the
-    kernels do not run (see :func:`lightning_kernels.route`), for rows of more than 8192 elements,
-    and for rows of more than 4096 if the layer scale requires a gradient.
+    and :func:`lightning_kernels.layer_norm` one after the other. These three functions are called
+    where the kernels do not run (see :func:`lightning_kernels.route`), for rows of more than 8192
+    elements, and for rows of more than 4096 elements if the layer scale requires a gradient.
 
     The masks are functions of torch's seed, its Philox offset, row and column, so the backward pass
     draws them again. The graph keeps ``z``, two numbers per row and, if the layer scale requires a
-    gradient, ``x``. The backward pass is one pass; it sums the gradients of the parameters in
-    float32 in a fixed order. With a residual the kernels do not read the branch of a dropped
-    sample.
+    gradient, ``x``. The backward pass takes one pass over these tensors. It sums the gradients of
+    the parameters in float32 in a fixed order. With a residual the kernels do not read the branch
+    of a dropped sample.
 
     Args:
-        x: The branch, ``(*, *normalized_shape)``, floating point; samples in the first dimension.
-        residual: :math:`r`, of the shape and dtype of ``x``, or of float32 if ``x`` has 16 bits.
-            ``None`` adds nothing.
-        normalized_shape: The last dimensions of ``x``, at least one.
-        weight: Scale of the norm, shape ``normalized_shape``, in the dtype of ``x`` or float32.
+        x: The branch, of shape ``(*, *normalized_shape)``, floating point. The first dimension
+            indexes the samples.
+        residual: Tensor :math:`r` of the shape and dtype of ``x``, or of float32 if ``x`` has 16
+            bits. ``None`` adds nothing.
+        normalized_shape: Sizes of the last dimensions of ``x``, at least one, which form a row.
+        weight: Scale of the norm, of shape ``normalized_shape``, in the dtype of ``x`` or float32.
         bias: Shift of the norm, like ``weight``.
-        p: Probability of zeroing an element, or a tensor that holds it: see
-            :func:`lightning_kernels.dropout`.
-        drop_path: Probability of dropping the branch of a sample, or a tensor that holds it.
-        layer_scale: :math:`\lambda`, like ``weight``.
-        eps: Added to the variance.
+        p: Probability of zeroing an element: a number, or a tensor of one float32 on the device of
+            ``x`` (see :func:`lightning_kernels.dropout`).
+        drop_path: Probability :math:`q` of dropping the branch of a sample: a number or a tensor,
+            like ``p``.
+        layer_scale: Factors :math:`\lambda` of the branch, like ``weight``.
+        eps: Number that is added to the variance.
         training: Whether to drop. Everything else is computed in evaluation too.
 
     Returns:
-        The norm ``y``, contiguous, in the dtype of ``x``, and the sum ``z`` in the dtype of the
-        residual. ``z`` is ``x`` itself if there is no residual, no layer scale and no drop.
+        The normalised sum ``y``, contiguous, in the dtype of ``x``. The sum ``z``, in the dtype of
+        the residual if it is given, else of ``x``. ``z`` is ``x`` itself if there is no residual,
+        no layer scale and no drop.
 
     Raises:
         RuntimeError: If ``x`` is not floating point. If the shape, dtype or device of an argument
             does not fit ``x``. If ``drop_path`` is not 0 and ``x`` has no dimension of samples.
-        TypeError: If ``normalized_shape`` is a number.
+        TypeError: If ``normalized_shape`` is a number, not a sequence.
         ValueError: If a rate is outside ``[0, 1]`` or nan.
 
     Example:
@@ -115,26 +117,30 @@ def add_dropout_rms_norm(
     eps: float | None = None,
     training: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    r"""Drop from a branch, scale it, add the residual and divide by the root mean square.
+    r"""Drop elements and samples of a branch, scale it, add the residual and RMS-normalise.
 
-    :func:`add_dropout_layer_norm` with :func:`lightning_kernels.rms_norm` as its norm. Arguments,
-    results and errors are the same, but for ``eps`` and the missing ``bias``. The graph keeps ``z``
-    and one number per row.
+    The function is :func:`add_dropout_layer_norm` with :func:`lightning_kernels.rms_norm` as its
+    norm. It has no ``bias``, and another default of ``eps``. All other arguments, the results and
+    the errors are the same. The graph keeps ``z``, one number per row and, if the layer scale
+    requires a gradient, ``x``.
 
     Args:
-        x: The branch, ``(*, *normalized_shape)``, floating point.
-        residual: The tensor that the branch is added to, or ``None``.
-        normalized_shape: The last dimensions of ``x``, at least one.
-        weight: Scale of the norm, shape ``normalized_shape``, in the dtype of ``x`` or float32.
-        p: Probability of zeroing an element, or a tensor that holds it.
-        drop_path: Probability of dropping the branch of a sample, or a tensor that holds it.
-        layer_scale: Scale of the branch, like ``weight``.
-        eps: Added to the mean square. By default the machine epsilon of float32; for float64 that
-            of float64.
+        x: The branch, of shape ``(*, *normalized_shape)``, floating point. The first dimension
+            indexes the samples.
+        residual: Tensor that the branch is added to, or ``None``.
+        normalized_shape: Sizes of the last dimensions of ``x``, at least one, which form a row.
+        weight: Scale of the norm, of shape ``normalized_shape``, in the dtype of ``x`` or float32.
+        p: Probability of zeroing an element: a number, or a tensor of one float32.
+        drop_path: Probability of dropping the branch of a sample: a number, or a tensor of one
+            float32.
+        layer_scale: Factors of the branch, like ``weight``.
+        eps: Number that is added to the mean square. ``None`` is the machine epsilon of float32, or
+            of float64 for an input of float64.
         training: Whether to drop. Everything else is computed in evaluation too.
 
     Returns:
-        The norm ``y`` in the dtype of ``x``, and the sum ``z`` in the dtype of the residual.
+        The normalised sum ``y``, in the dtype of ``x``. The sum ``z``, in the dtype of the residual
+        if it is given, else of ``x``.
 
     References:
         Zhang and Sennrich, 2019, "Root mean square layer normalization", arXiv:1910.07467.
@@ -150,7 +156,7 @@ def _run(
     weight: Tensor | None, bias: Tensor | None, p: float | Tensor, drop_path: float | Tensor,
     layer_scale: Tensor | None, eps: float | None, training: bool, centred: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Check the arguments, and call the operator or compose."""
+    """Check the arguments. Call the operator, or :func:`_composed` where the kernels do not run."""
     check_floating(function, x)
     shape = shape_of(normalized_shape)
     check_rows(function, x, shape, weight=weight, bias=bias, layer_scale=layer_scale)
@@ -190,15 +196,14 @@ def _composed(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Call dropout, stochastic depth and the norm one after the other."""
     z = dropout(x, p)
-    flat = (
-        layer_scale is not None and len(shape) > 1
-    )  # stochastic_depth takes channels of one dimension
+    # stochastic_depth takes a layer scale of one dimension.
+    flat = layer_scale is not None and len(shape) > 1
     if layer_scale is not None and flat:
         z, layer_scale = z.flatten(-len(shape)), layer_scale.flatten()
         residual = None if residual is None else residual.flatten(-len(shape))
     z = stochastic_depth(z, drop_path, "row", residual=residual, layer_scale=layer_scale)
     z = z.reshape(x.shape) if flat else z
-    if z.dtype != x.dtype:  # the norm expects parameters of its input's dtype
+    if z.dtype != x.dtype:  # the norm takes parameters of the dtype of its input
         weight, bias = (None if t is None else t.to(z.dtype) for t in (weight, bias))
     if centred:
         y = layer_norm(z, shape, weight, bias, 1e-5 if eps is None else eps)

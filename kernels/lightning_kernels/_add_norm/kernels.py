@@ -1,8 +1,9 @@
-"""The kernels of dropout, stochastic depth, layer scale, addition and norm: rows in registers.
+"""The kernels of dropout, stochastic depth, layer scale, addition of the residual and norm.
 
-The random words of a call are one stream: first a word for each sample, then the words of each
-row. Samples, and each row, are rounded up to four words. So a mask is a function of seed, offset,
-row and column alone.
+A program holds its rows in registers. The random words of a call are one stream: first one word per
+sample, for stochastic depth, then one word per element, row after row, for dropout. The number of
+words of the samples, and of each row, is rounded up to a multiple of four. So the masks are
+functions of seed, offset, row and column alone.
 """
 
 from lightning_kernels._core.random import random_word_at, words_of_groups
@@ -17,7 +18,12 @@ def _branch_factor(
     threshold, scale, rate_ptr, path_threshold, path_scale, path_rate_ptr, state_ptr, seed, offset,
     DROPS: tl.constexpr, DROPS_PATHS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Return the factor of the branch without and with layer scale, and which rows are kept."""
+    """Return the factors of the branch.
+
+    Returns:
+        The factor of dropout and stochastic depth. This factor times the layer scale. The mask of
+        rows that stochastic depth keeps.
+    """
     kept = row >= 0
     factor = tl.full((1, 1), 1.0, tl.float32)
     if DROPS_PATHS:
@@ -33,7 +39,7 @@ def _branch_factor(
         factor = tl.where(word < threshold, 0.0, scale) * factor
     product = scaled(factor, layer_scale_ptr, column, in_columns)
     if DROPS_PATHS:
-        product = tl.where(kept, product, 0.0)  # 0 even if the layer scale is infinite
+        product = tl.where(kept, product, 0.0)  # 0 times an infinite layer scale would be nan
     return factor, product, kept
 
 
@@ -45,7 +51,11 @@ def _add_norm_forward_kernel(
     offset: tl.uint64, DROPS: tl.constexpr, DROPS_PATHS: tl.constexpr, CENTRED: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Store the sum of ``ROWS`` rows, and the norm of the sum as it was stored."""
+    """Store the sum ``z`` and the normalised sum ``y`` of ``ROWS`` rows, and their statistics.
+
+    The norm is that of ``z`` after rounding to its dtype, because the backward pass reads this
+    ``z``.
+    """
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, BLOCK_SIZE)[None, :]
     in_rows, in_columns = row < num_rows, column < size
@@ -58,7 +68,7 @@ def _add_norm_forward_kernel(
     )  # fmt: skip
     read = in_bounds
     if residual_ptr is not None:
-        read = in_bounds & kept  # without a residual, dropped nan stays nan
+        read = in_bounds & kept  # without a residual all rows are read, so dropped nan stays nan
     z = tl.load(x_ptr + place, mask=read, other=0.0).to(tl.float32) * factor
     if residual_ptr is not None:
         z += tl.load(residual_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
@@ -80,7 +90,7 @@ def _add_norm_forward_kernel(
 def _load_normalised(
     z_ptr, statistics_ptr, place, row, in_bounds, in_rows, num_rows, CENTRED: tl.constexpr
 ):
-    """Return the normalised sum, 0 out of bounds, and 1/sqrt(...) of each row."""
+    """Return the normalised sum, which is 0 out of bounds, and 1/sqrt(...) of each row."""
     z = tl.load(z_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     rstd_ptr = statistics_ptr
     if CENTRED:
@@ -94,7 +104,7 @@ def _load_normalised(
 def _norm_gradient(
     grad_y, normalised, rstd, weight_ptr, column, in_columns, size, CENTRED: tl.constexpr
 ):
-    """Return the gradient of the sum, given the gradient of its norm."""
+    """Return the gradient of the sum ``z``, given the gradient of the normalised sum ``y``."""
     grad_y = scaled(grad_y, weight_ptr, column, in_columns)
     projection = tl.sum(grad_y * normalised, axis=1, keep_dims=True) / size
     grad = grad_y - normalised * projection
@@ -112,9 +122,11 @@ def _add_norm_backward_kernel(
     DROPS_PATHS: tl.constexpr, SKIPS: tl.constexpr, CENTRED: tl.constexpr, ROWS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Walk over every ``num_programs``-th tile of rows; read each tensor once.
+    """Store the gradients of x and residual, and partial sums of the parameters' gradients.
 
-    Each program stores its share of the parameters' gradients as one float32 row of the partials.
+    Program ``i`` takes every ``num_programs``-th tile of rows, from tile ``i`` on. It reads each
+    tensor once, and stores its partial sums as one float32 row per parameter. With ``SKIPS`` it
+    does not read ``x`` in dropped rows.
     """
     column = tl.arange(0, BLOCK_SIZE)[None, :]
     in_columns = column < size

@@ -1,4 +1,7 @@
-"""Dropout, stochastic depth, layer scale, addition and norm as one operator: a pass each way."""
+"""Dropout, stochastic depth, layer scale, addition of the residual and norm as one operator.
+
+It takes one pass forward and one pass backward.
+"""
 
 from typing import Any
 
@@ -19,16 +22,17 @@ from lightning_kernels._core.tiles import tile_of_rows
 from lightning_kernels._dropout import dropout_operator
 from lightning_kernels._row_norm import row_norm_gradients
 
-_WARPS = 20  # of the backward kernel that a multiprocessor holds, with 102 registers a thread
+# Warps of the backward kernel that fit a multiprocessor, with 102 registers per thread.
+_WARPS = 20
 
 
-_WARPS = 20  # of the backward kernel that a multiprocessor holds, with 102 registers a thread
+_WARPS = 20
 
 
 def _rates(
     p: float, rate: Tensor | None, drop_path: float, path_rate: Tensor | None
 ) -> tuple[tuple[Any, ...], dict[str, bool]]:
-    """Return the arguments of kernels for the two rates, and the constants: which rates are set."""
+    """Return the kernels' arguments for the two rates, and constants that say which are not 0."""
     arguments = (
         threshold_of(p), survivors_scale(p), rate,
         threshold_of(drop_path), survivors_scale(drop_path), path_rate,
@@ -38,7 +42,8 @@ def _rates(
 
 
 def _tile_of(num_rows: int, size: int, elements: int) -> dict[str, int]:
-    return tile_of_rows(num_rows, max(size, 4), elements)  # four words a Philox call
+    # A row has at least four elements, because a Philox call returns four words.
+    return tile_of_rows(num_rows, max(size, 4), elements)
 
 
 def _forward(
@@ -68,7 +73,7 @@ def _fake(
     x: Tensor, residual: Tensor | None, layer_scale: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, size: int, eps: float, centred: bool, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Allocate norm, sum and statistics: the means of rows if centred, then 1/sqrt(...)."""
+    """Allocate ``y``, ``z`` and the statistics: means of rows (if centred), then 1/sqrt(...)."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     dtype = x.dtype if residual is None else residual.dtype
     z = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
@@ -81,7 +86,10 @@ def _forward_of_backward(
     skips: bool, dtype: torch.dtype, p: float, rate: Tensor | None, drop_path: float,
     path_rate: Tensor | None, state: Tensor | None, seed: int, offset: int, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, residual, layer scale, weight and bias."""
+    """Return the gradients of x, residual, layer scale, weight and bias.
+
+    A gradient is an empty tensor where ``needs`` is False.
+    """
     gradients = _fake_of_backward(
         z, grad_y, grad_z, x, layer_scale, weight, bias, statistics, skips, dtype, p, rate,
         drop_path, path_rate, state, seed, offset, needs,
@@ -89,13 +97,13 @@ def _forward_of_backward(
     needed = only_needed(gradients, needs)
     centred, num_rows = statistics.shape[0] == 2, statistics.shape[1]
     size = z.numel() // num_rows
-    # One long row fills the registers of its threads. Fewer short rows leave more registers free.
+    # Tiles of short rows are smaller, because they leave more registers free.
     tile = _tile_of(num_rows, size, elements=1024 if size <= 1024 or needs[2] else 2048)
     if needs[2]:
-        tile = {**tile, "maxnreg": 128}  # no fewer, and nothing is spilled
+        tile = {**tile, "maxnreg": 128}  # with fewer registers the kernel spills
     num_programs = min(
         cdiv(num_rows, tile["ROWS"]),
-        multiprocessor_count(z.device) * (_WARPS // tile["num_warps"]),  # one wave
+        multiprocessor_count(z.device) * (_WARPS // tile["num_warps"]),  # as many as run at once
     )
     partials = [
         None if gradient is None else z.new_empty((num_programs, size), dtype=torch.float32)
@@ -152,7 +160,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 def _backward(
     ctx: Any, grad_y: Tensor | None, grad_z: Tensor | None, _: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Return the gradients. Those that equal ``grad_z`` or each other are written once, or not."""
+    """Return the gradients. No gradient is written twice.
+
+    Without drops and layer scale, and in one dtype, the gradients of x and residual are equal, so
+    one tensor serves both. Without ``grad_y`` the gradient of the residual is ``grad_z`` itself.
+    """
     if grad_y is None and grad_z is None:
         return (None,) * 15
     z, *saved, statistics, rate, path_rate, state = ctx.saved_tensors
@@ -197,7 +209,7 @@ def _differentiable_backward(
     rows = grad.reshape(-1, ctx.size).float()
     if x is not None:
         x = x.reshape(-1, ctx.size).float()
-    if of_rows is not None and ctx.skips:  # a branch that is dropped beside a residual was not read
+    if of_rows is not None and ctx.skips:  # like the kernels, ignore nan in dropped branches
         rows = torch.where(of_rows != 0, rows, 0.0)
         x = None if x is None else torch.where(of_rows != 0, x, 0.0)
     rows = rows * factor if of_rows is None else rows * factor * of_rows
@@ -213,7 +225,10 @@ def _masks(
     z: Tensor, size: int, p: float, rate: Tensor | None, drop_path: float,
     path_rate: Tensor | None, *stream: Any,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Draw the factors of elements and of rows again, as dropout of ones."""
+    """Draw the factors of dropout, per element, and of stochastic depth, per row, again.
+
+    The dropout operator, applied to ones with the same stream, returns these factors.
+    """
     samples, num_rows = _samples(z, size), z.numel() // size
     first, padded = 4 * cdiv(samples, 4), 4 * cdiv(size, 4)
     drops = _rates(p, rate, drop_path, path_rate)[1]

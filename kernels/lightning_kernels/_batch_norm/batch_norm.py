@@ -79,7 +79,8 @@ def batch_norm(
             process is in.
         ValueError: In training, if a channel has a single value (the running statistics are not
             changed), or only one of the two running statistics is given. If ``eps`` is negative, or
-            0 in training. If ``activation`` is unknown, or has no parameter and one is given.
+            0 in training. If ``activation`` is unknown. If ``activation_parameter`` is given for an
+            activation without parameter.
 
     Example:
         >>> x = torch.randn(8, 3, 4, 4)

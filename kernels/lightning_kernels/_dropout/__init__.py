@@ -1,7 +1,7 @@
 """Dropout of elements and of channels, and dropout with an activation.
 
-- ``dropout``: ``dropout`` and ``alpha_dropout``, their kernel and operator.
-- ``channel_dropout``: ``dropout1d`` to ``dropout3d`` and ``feature_alpha_dropout``.
+- ``dropout``: ``dropout`` and ``alpha_dropout``, with their kernel and operator.
+- ``channel_dropout``: ``dropout1d``, ``dropout2d``, ``dropout3d`` and ``feature_alpha_dropout``.
 - ``dropout_activation``: bias, activation and dropout in one pass.
 """
 

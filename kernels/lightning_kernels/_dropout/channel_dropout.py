@@ -1,4 +1,4 @@
-"""Dropout of whole channels: one draw for each, and no mask in memory."""
+"""Dropout of whole channels, with one draw per channel. No mask is stored."""
 
 import warnings
 from typing import Any
@@ -49,12 +49,15 @@ def _channel_dropout_kernel(
     COLUMNS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """Store ``x * scale + shift`` where the channel's word reaches ``threshold``, else a constant.
+    """Store ``x * scale + shift`` for kept channels, and ``dropped`` for dropped channels.
 
-    Contiguous, the channels are the rows of one matrix. Channels last, they are the columns of a
-    matrix for each sample.
+    A channel is dropped if its random word is below ``threshold``. Without ``ALPHA``, and for a
+    gradient, ``shift`` and ``dropped`` count as 0.
+
+    In the contiguous layout the tensor is one matrix, whose rows are the channels of all samples.
+    In channels last each sample is a matrix, whose columns are the channels.
     """
-    columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
+    columns = columns // ALIGNMENT * ALIGNMENT  # unchanged: shows the compiler the alignment
     column_tiles = tl.cdiv(columns, COLUMNS)
     tiles = tl.cdiv(rows, ROWS) * column_tiles
     sample = (tl.program_id(0) // tiles).to(tl.int64)
@@ -85,7 +88,10 @@ def _launch(
     x: Tensor, y: Tensor, leading: int, p: float, rate: Tensor | None, alpha: bool,
     gradient: bool, state: Tensor | None, seed: int, offset: int,
 ) -> None:  # fmt: skip
-    """Write the dropout of ``x`` to ``y``, of equal strides, perhaps the same tensor."""
+    """Write the dropout of ``x`` to ``y``: tensors of the same strides, or one tensor.
+
+    ``leading`` is the number of dimensions of ``(N, C)``, 2, or of ``(C,)``, 1.
+    """
     constants = alpha_constants(p) if alpha else (survivors_scale(p), 0.0, 0.0)
     samples, rows, columns = 1, x.shape[:leading].numel(), x.shape[leading:].numel()
     channels_last = not x.is_contiguous()
@@ -118,7 +124,7 @@ def _forward_in_place(x: Tensor, *options: Any) -> Tensor:
 
 
 def _fake(x: Tensor, leading: int, *options: Any) -> Tensor:
-    y = torch.empty_like(x)  # dense; with the strides of x if x is dense
+    y = torch.empty_like(x)  # always dense, with the strides of x if x is dense
     if _is_served(y, leading):
         return y
     return torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -132,7 +138,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Apply the same mask to the gradient: dropout is linear in ``x``.
 
-    The mask belongs to the channels, so the gradient may have another layout than ``x``.
+    The mask depends on the index of the channel, so ``grad`` may have another layout than ``x``.
     """
     rate, state = ctx.saved_tensors
     grad_x = _channel_dropout(
@@ -157,21 +163,21 @@ _channel_dropout = Operator(
 def dropout1d(
     x: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
-    r"""Zero each channel with probability ``p`` and scale the rest, in one pass and with no mask.
+    r"""Zero each channel with probability ``p`` and scale the rest, without storing a mask.
 
     .. math:: y_{nc} = x_{nc} \, m_{nc} / (1 - p), \quad m_{nc} \sim \text{Bernoulli}(1 - p)
 
-    The result equals that of :func:`torch.nn.functional.dropout1d` in distribution, not bit for
-    bit. The mask is a function of torch's seed, its Philox offset and the number ``n * C + c`` of
-    the channel, in either layout, so the backward pass draws it again: the graph keeps two
-    integers. Where the kernels do not run (see :func:`lightning_kernels.route`) this calls torch's
-    function.
+    One pass computes the result. It equals that of :func:`torch.nn.functional.dropout1d` in
+    distribution, not bit for bit. The mask is a function of torch's seed, its Philox offset and the
+    index ``n * C + c`` of the channel, in both memory layouts, so the backward pass draws it again.
+    The graph keeps two integers. Where the kernels do not run (see
+    :func:`lightning_kernels.route`), the function calls torch's.
 
     Args:
-        x: Shape ``(N, C, L)`` or ``(C, L)``, floating point.
-        p: Probability of zeroing a channel, or a tensor that holds it: see
-            :func:`lightning_kernels.dropout`.
-        training: Whether to drop; otherwise ``x`` itself is returned.
+        x: Input of shape ``(N, C, L)`` or ``(C, L)``, floating point.
+        p: Probability of zeroing a channel: a number, or a tensor of one float32 on the device of
+            ``x`` (see :func:`lightning_kernels.dropout`).
+        training: Whether to drop. Otherwise ``x`` itself is returned.
         inplace: Whether to write the result over ``x``.
 
     Returns:
@@ -180,8 +186,8 @@ def dropout1d(
         nan.
 
     Raises:
-        RuntimeError: If ``x`` has another number of dimensions or is not floating point, or ``p``
-            is a tensor that a kernel can't read.
+        RuntimeError: If ``x`` does not have two or three dimensions, or is not floating point. If
+            ``p`` is a tensor, but not one float32 on the device of ``x`` without gradient.
         ValueError: If ``p`` is outside ``[0, 1]`` or nan.
 
     Example:
@@ -201,11 +207,12 @@ def dropout1d(
 def dropout2d(
     x: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
-    """Zero each channel of ``(N, C, H, W)``: see :func:`dropout1d`.
+    """Zero each channel of ``x`` of shape ``(N, C, H, W)`` with probability ``p``.
 
-    Like :func:`torch.nn.functional.dropout2d` it takes an ``x`` of three dimensions for
-    ``(N, C, L)``, and warns. It warns of any other number of dimensions too, and takes the first
-    two for ``(N, C)``.
+    :func:`dropout1d` describes the arguments and the result. Like
+    :func:`torch.nn.functional.dropout2d`, the function treats an ``x`` of three dimensions as
+    ``(N, C, L)``, and warns. It also warns if ``x`` has fewer than three or more than four
+    dimensions, and treats the first two dimensions as ``(N, C)``.
     """
     if x.dim() == 3:
         warnings.warn(
@@ -221,10 +228,11 @@ def dropout2d(
 def dropout3d(
     x: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
-    """Zero each channel of ``(N, C, D, H, W)`` or ``(C, D, H, W)``: see :func:`dropout1d`.
+    """Zero each channel of ``x`` of shape ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
 
-    Like :func:`torch.nn.functional.dropout3d` it warns of any other number of dimensions, and takes
-    the first for the channels.
+    :func:`dropout1d` describes the arguments and the result. Like
+    :func:`torch.nn.functional.dropout3d`, the function warns if ``x`` does not have four or five
+    dimensions, and treats the first dimension as the channels.
     """
     if x.dim() not in (4, 5):
         _warn_of_dimensions("dropout3d", x, "(N, C, D, H, W) or (C, D, H, W)")
@@ -238,9 +246,10 @@ def feature_alpha_dropout(
 
     .. math:: y_{nc} = a \, (x_{nc} m_{nc} + \alpha' (1 - m_{nc})) + b
 
-    ``x`` has the shape ``(N, C, *)``. This is :func:`lightning_kernels.alpha_dropout` with one draw
-    for each channel of each sample, like :func:`torch.nn.functional.feature_alpha_dropout`.
-    Arguments, layouts and errors are those of :func:`dropout1d`.
+    ``x`` has the shape ``(N, C, *)``. The function is :func:`lightning_kernels.alpha_dropout`,
+    which defines :math:`a`, :math:`b` and :math:`\alpha'`, with one draw for each channel of each
+    sample. It replaces :func:`torch.nn.functional.feature_alpha_dropout`. Arguments, memory layouts
+    and errors are those of :func:`dropout1d`.
     """
     return _drop_channels("feature_alpha_dropout", x, 2, p, training, inplace, alpha=True)
 
@@ -256,7 +265,10 @@ def _drop_channels(
     function: str, x: Tensor, leading: int, p: float | Tensor, training: bool, inplace: bool,
     alpha: bool = False,
 ) -> Tensor:  # fmt: skip
-    """Drop with one draw for each index of the ``leading`` first dimensions."""
+    """Check the arguments, and drop channels: one draw per index of the first dimensions.
+
+    The number of these dimensions is ``leading``: 2 for ``(N, C)``, 1 for ``(C,)``.
+    """
     p, rate = resolve_rate(function, p, x)
     if not training or (p == 0.0 and rate is None):
         return x
@@ -268,7 +280,8 @@ def _drop_channels(
     if not runs_triton(x):
         return _aten(x, leading, p, rate, alpha, inplace)
     if x.is_contiguous() and x.shape[leading:].numel() == 1:
-        return drop_elements(x, p, rate, alpha, inplace)  # the same words, four to a Philox call
+        # A channel is one element. The words are the same, but one Philox call draws four of them.
+        return drop_elements(x, p, rate, alpha, inplace)
     run = _channel_dropout.in_place if inplace else _channel_dropout
     return run(x, leading, p, rate, alpha, False, *reserve(x))
 
@@ -276,7 +289,7 @@ def _drop_channels(
 def _aten(
     x: Tensor, leading: int, p: float, rate: Tensor | None, alpha: bool, inplace: bool
 ) -> Tensor:
-    """Call torch's function, or compose it of several if the rate is a tensor."""
+    """Drop channels by torch's function, or by several functions if the rate is a tensor."""
     if rate is not None:
         shape = [*x.shape[:leading], *[1] * (x.dim() - leading)]
         if alpha:
@@ -289,5 +302,5 @@ def _aten(
         function = torch.feature_dropout_ if inplace else torch.feature_dropout
     if leading == 2:
         return function(x, p, True)
-    y = function(x.unsqueeze(0), p, True)  # a sample without a batch dimension
+    y = function(x.unsqueeze(0), p, True)  # x has no batch dimension, which torch needs
     return x if inplace else y.squeeze(0)

@@ -1,4 +1,4 @@
-"""Dropout of elements, which draws its mask again in the backward pass instead of storing it."""
+"""Dropout of elements. The backward pass draws the mask again, so no mask is stored."""
 
 import math
 from typing import Any
@@ -21,19 +21,22 @@ from lightning_kernels._core.rate import (
 )
 from lightning_kernels._core.triton import tl, triton
 
-BLOCK_SIZE = 2048  # elements of a program: two loads of 128 bits a thread for 16-bit dtypes
+BLOCK_SIZE = 2048  # elements per program: two loads of 128 bits per thread for 16-bit dtypes
 _SATURATION = -1.7580993408473766  # the limit of SELU at minus infinity: -scale * alpha
 _SATURATED = tl.constexpr(_SATURATION)
 
 
-BLOCK_SIZE = 2048  # elements per program: two loads of 128 bits a thread, in 16 bits
-_SATURATION = -1.7580993408473766  # what SELU tends to: -scale * alpha
+BLOCK_SIZE = 2048
+_SATURATION = -1.7580993408473766
 _SATURATED = tl.constexpr(_SATURATION)
 
 
 @triton.jit
 def load_alpha_rate(rate_ptr, threshold, scale, shift, dropped):
-    """Return threshold, scale and shift of survivors, and the value of dropped elements."""
+    """Return the threshold, the scale and shift of kept elements, and the value of dropped ones.
+
+    If ``rate_ptr`` is given, all four are computed from the rate in memory.
+    """
     if rate_ptr is not None:
         threshold, _ = load_rate(rate_ptr, threshold, scale)
         p = tl.load(rate_ptr)
@@ -60,7 +63,11 @@ def _dropout_kernel(
     GRADIENT: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    """Store ``x * scale + shift`` where the random word reaches ``threshold``, else a constant."""
+    """Store ``x * scale + shift`` for kept elements, and ``dropped`` for dropped elements.
+
+    An element is dropped if its random word is below ``threshold``. Without ``ALPHA``, and for a
+    gradient, ``shift`` and ``dropped`` count as 0.
+    """
     start = tl.program_id(0).to(tl.int64) * BLOCK_SIZE
     index = start + tl.arange(0, BLOCK_SIZE)
     in_bounds = index < numel
@@ -79,7 +86,7 @@ def _dropout_kernel(
 
 
 def alpha_constants(p: float) -> tuple[float, float, float]:
-    """Return scale and shift of survivors, and the value of dropped elements."""
+    """Return the scale and the shift of kept elements, and the value of dropped elements."""
     if p == 1.0:
         return 0.0, 0.0, 0.0
     scale = 1 / math.sqrt((1 - p) * (1 + p * _SATURATION**2))
@@ -90,7 +97,7 @@ def _launch(
     x: Tensor, y: Tensor, p: float, rate: Tensor | None, alpha: bool, gradient: bool,
     state: Tensor | None, seed: int, offset: int,
 ) -> None:  # fmt: skip
-    """Write the dropout of ``x`` to ``y``: dense, of equal strides, perhaps the same tensor."""
+    """Write the dropout of ``x`` to ``y``: dense tensors of the same strides, or one tensor."""
     constants = alpha_constants(p) if alpha else (survivors_scale(p), 0.0, 0.0)
     grid = (cdiv(x.numel(), BLOCK_SIZE),)
     launch(
@@ -101,7 +108,7 @@ def _launch(
 
 
 def _forward(x: Tensor, *options: Any) -> Tensor:
-    y = torch.empty_like(x)  # dense; with the strides of x if x is dense
+    y = torch.empty_like(x)  # always dense, with the strides of x if x is dense
     _launch(x if x.stride() == y.stride() else y.copy_(x), y, *options)
     return y
 
@@ -124,7 +131,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Apply the same mask to the gradient: dropout is linear in ``x``."""
     rate, state = ctx.saved_tensors
-    grad = with_strides(grad, ctx.strides)  # the mask belongs to places in memory
+    grad = with_strides(grad, ctx.strides)  # the mask depends on the order of elements in memory
     options = ctx.p, rate, ctx.alpha, True, state, ctx.seed, ctx.offset
     return dropout_operator(grad, *options), *(None,) * 7
 
@@ -145,23 +152,23 @@ dropout_operator = Operator(
 def dropout(
     x: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
-    r"""Zero each element with probability ``p`` and scale the rest, in one pass and with no mask.
+    r"""Zero each element with probability ``p`` and scale the rest, without storing a mask.
 
     .. math:: y_i = x_i \, m_i / (1 - p), \quad m_i \sim \text{Bernoulli}(1 - p)
 
-    The result equals that of :func:`torch.nn.functional.dropout` in distribution, not bit for bit.
-    The mask is a function of torch's seed, its Philox offset and the place of the element in
-    memory, so the backward pass draws it again: the graph keeps two integers. The rate is exact to
-    2**-32. Where the kernels do not run (see :func:`lightning_kernels.route`) this calls torch's
-    function.
+    One pass computes the result. It equals that of :func:`torch.nn.functional.dropout` in
+    distribution, not bit for bit. The mask is a function of torch's seed, its Philox offset and the
+    place of the element in memory, so the backward pass draws it again. The graph keeps two
+    integers. The rate is exact to 2**-32. Where the kernels do not run (see
+    :func:`lightning_kernels.route`), the function calls torch's.
 
     Args:
         x: Tensor of any shape and strides, floating point.
-        p: Probability of zeroing an element. It may be a tensor: one float32 on the device of
-            ``x``, which only the device reads. A change of it needs neither a recompilation nor a
-            synchronisation, and reaches a captured CUDA graph. It must not change between the
-            forward and the backward pass.
-        training: Whether to drop; otherwise ``x`` itself is returned.
+        p: Probability of zeroing an element: a number, or a tensor of one float32 on the device of
+            ``x``. Only the device reads the tensor. If its value changes, functions are not
+            recompiled, the host does not wait, and captured CUDA graphs use the new value. The
+            value must not change between the forward and the backward pass.
+        training: Whether to drop. Otherwise ``x`` itself is returned.
         inplace: Whether to write the result over ``x``.
 
     Returns:
@@ -169,7 +176,8 @@ def dropout(
         itself if nothing is dropped. As in torch, dropped nan and infinity become nan.
 
     Raises:
-        RuntimeError: If ``x`` is not floating point, or ``p`` is a tensor that a kernel can't read.
+        RuntimeError: If ``x`` is not floating point. If ``p`` is a tensor, but not one float32 on
+            the device of ``x`` without gradient.
         ValueError: If ``p`` is outside ``[0, 1]`` or nan.
 
     Example:
@@ -220,7 +228,7 @@ def alpha_dropout(
 def aten_alpha_dropout(
     x: Tensor, shape: list[int] | torch.Size, rate: Tensor, inplace: bool
 ) -> Tensor:
-    """Compute alpha dropout by torch's functions: the rate is a tensor, the mask of ``shape``."""
+    """Compute alpha dropout by torch's functions. The rate is a tensor, the mask has ``shape``."""
     kept = aten_factor(x, shape, rate) != 0
     scale = torch.where(rate < 1, ((1 - rate) * (1 + rate * _SATURATION**2)).rsqrt(), 0.0)
     factor = torch.where(kept, scale, 0.0).to(x.dtype)
@@ -229,6 +237,6 @@ def aten_alpha_dropout(
 
 
 def drop_elements(x: Tensor, p: float, rate: Tensor | None, alpha: bool, inplace: bool) -> Tensor:
-    """Drop by the kernel, with the next random words of torch's generator."""
+    """Drop elements of ``x`` by the kernel, with the next random words of torch's generator."""
     run = dropout_operator.in_place if inplace else dropout_operator
     return run(x, p, rate, alpha, False, *reserve(x))

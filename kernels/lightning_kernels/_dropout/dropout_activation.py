@@ -1,4 +1,4 @@
-"""Bias, activation and dropout in one pass; the graph keeps nothing but the inputs."""
+"""Bias, activation and dropout in one pass. The graph keeps the inputs alone."""
 
 from typing import Any
 
@@ -24,11 +24,10 @@ from lightning_kernels._core.tiles import place_of_tile, tile_of
 from lightning_kernels._core.triton import tl, triton
 from lightning_kernels._dropout.dropout import dropout, dropout_operator
 
-# Programs of the gradients' kernel that a multiprocessor holds, of 8 warps with 128 registers.
+# Programs of the backward kernel per multiprocessor: of 8 warps, with 128 registers per thread.
 _PROGRAMS = 2
 
 
-# Programs of the gradients' kernel that a multiprocessor holds, of 8 warps with 128 registers.
 _PROGRAMS = 2
 
 
@@ -37,11 +36,14 @@ def _survivors_factor(
     row, first_column, columns, threshold, scale, rate_ptr, state_ptr, seed, offset,
     DROPS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
-    """Return for a tile 0 or the survivors' scale, as ``dropout`` draws it for the same places."""
+    """Return the dropout factors of a tile: 0, or the scale of kept elements.
+
+    The random words are those that ``dropout`` draws for the same places in memory.
+    """
     factor = 1.0
     if DROPS:
         threshold, scale = load_rate(rate_ptr, threshold, scale)
-        first = row * columns + first_column  # a flat tensor is row 0
+        first = row * columns + first_column
         word = random_rows(state_ptr, seed, offset, first, COLUMNS, ALIGNMENT % 4 == 0 or ROWS == 1)
         factor = tl.where(word < threshold, 0.0, scale)
     return factor
@@ -67,8 +69,8 @@ def _dropout_activation_kernel(
     COLUMNS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """Store the activation of ``x + bias``, times 0 or the survivors' scale."""
-    columns = columns // ALIGNMENT * ALIGNMENT  # tells the compiler the alignment of rows
+    """Store the activation of ``x + bias``, times the factor of dropout."""
+    columns = columns // ALIGNMENT * ALIGNMENT  # unchanged: shows the compiler the alignment
     column_tiles = tl.cdiv(columns, COLUMNS)
     column_tile = tl.program_id(0) % column_tiles
     row, column, in_bounds, place = place_of_tile(
@@ -108,7 +110,10 @@ def _dropout_activation_backward_kernel(
     COLUMNS: tl.constexpr,
     ALIGNMENT: tl.constexpr,
 ):
-    """Store the gradient of x in a slab of columns, and a share of its sums over the rows."""
+    """Store the gradient of x, and partial sums of the gradient of the bias.
+
+    A slab is a range of ``COLUMNS`` columns. Several programs share the tiles of a slab.
+    """
     columns = columns // ALIGNMENT * ALIGNMENT
     slab = tl.program_id(0) % slabs
     split = tl.program_id(0) // slabs
@@ -137,7 +142,7 @@ def _dropout_activation_backward_kernel(
 
 
 def _matrix(y: Tensor, bias: Tensor | None) -> tuple[int, int]:
-    """Return rows and columns of the dense ``y``, which is one row without a bias."""
+    """Return the numbers of rows and columns of the dense ``y``. Without a bias it is one row."""
     columns = y.numel() if bias is None else y.shape[-1]
     return y.numel() // columns, columns
 
@@ -160,7 +165,10 @@ def _forward(
 
 
 def _fake(x: Tensor, bias: Tensor | None, *_: Any) -> Tensor:
-    """Allocate the output, with the strides of ``x`` if ``x`` and its rows are dense."""
+    """Allocate the output: with the strides of ``x`` if ``x`` is dense, else contiguous.
+
+    With a bias the last dimension must also be the innermost in memory.
+    """
     y = torch.empty_like(x)
     if bias is None or y.stride(-1) == 1:
         return y
@@ -172,7 +180,7 @@ def _forward_of_backward(
     drops: bool, p: float, rate: Tensor | None, state: Tensor | None, seed: int, offset: int,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x and of the bias."""
+    """Return the gradients of x and of the bias; empty where ``needs`` is False."""
     gradients = _fake_of_backward(
         grad, x, bias, activation, parameter, drops, p, rate, state, seed, offset, needs
     )
@@ -183,7 +191,7 @@ def _forward_of_backward(
     if needs[1]:
         splits = max(1, min(splits, _PROGRAMS * multiprocessor_count(x.device) // slabs))
         partial = x.new_empty((splits, columns), dtype=torch.float32)
-        tile = {**tile, "maxnreg": 128}  # no fewer, and nothing is spilled
+        tile = {**tile, "maxnreg": 128}  # with fewer registers the kernel spills
     launch(
         _dropout_activation_backward_kernel, (slabs * splits,), x.device,
         grad, with_strides(x, grad.stride()), None if bias is None else bias.contiguous(),
@@ -224,7 +232,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, bias, rate, state = ctx.saved_tensors
     needs = list(ctx.needs_input_grad[:2])
-    grad = with_strides(grad, ctx.strides)  # the mask belongs to places in memory
+    grad = with_strides(grad, ctx.strides)  # the mask depends on the order of elements in memory
     stream = rate, state, ctx.seed, ctx.offset
     if torch.is_grad_enabled():  # create_graph=True
         return *_differentiable_backward(grad, x, bias, needs, *ctx.options, *stream), *(None,) * 8
@@ -266,27 +274,29 @@ def dropout_activation(
     activation_parameter: float | None = None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    r"""Add ``bias``, activate and drop, in one pass.
+    r"""Add ``bias``, apply an activation and drop elements, in one pass.
 
     .. math:: y_i = a(x_i + b_i) \, m_i / (1 - p), \quad m_i \sim \text{Bernoulli}(1 - p)
 
-    This is the middle of a transformer's feed-forward. The computation is float32. In evaluation
-    :math:`m_i / (1 - p)` is 1. The result equals ``dropout(activation(x + bias))`` in distribution.
-    The mask is that of :func:`lightning_kernels.dropout`, a function of the place of the element in
-    memory, so the backward pass draws it again: the graph keeps ``x`` and ``bias`` alone. The
-    gradient of ``bias`` is summed in the same pass, in float32 in a fixed order. Where the kernels
-    do not run (see :func:`lightning_kernels.route`) the result is composed of torch's functions.
-    The result has the dtype of ``x``, also under autocast.
+    These operations lie between the two linear layers of a transformer's feed-forward network. The
+    computation is float32. In evaluation :math:`m_i / (1 - p)` is 1. The result equals
+    ``dropout(activation(x + bias))`` in distribution. The mask is that of
+    :func:`lightning_kernels.dropout`, a function of the place of the element in memory, so the
+    backward pass draws it again. The graph keeps ``x`` and ``bias`` alone. The backward pass is one
+    pass, too, and sums the gradient of ``bias`` in float32 in a fixed order. Where the kernels do
+    not run (see :func:`lightning_kernels.route`) the result is composed of torch's functions. The
+    result has the dtype of ``x``, also under autocast.
 
     Args:
-        x: Shape ``(*, C)``, floating point.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
-            ``"gelu"`` (the exact one).
-        p: Probability of zeroing an element, or a tensor that holds it: see
-            :func:`lightning_kernels.dropout`.
+        x: Input of shape ``(*, C)``, floating point.
+        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
+            ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
+        p: Probability of zeroing an element: a number, or a tensor of one float32 on the device of
+            ``x`` (see :func:`lightning_kernels.dropout`).
         training: Whether to drop. Everything else is computed in evaluation too.
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
-        bias: Shape ``(C,)``, in the dtype of ``x`` or float32.
+        bias: Bias :math:`b` of shape ``(C,)``, in the dtype of ``x`` or float32. ``None`` adds
+            nothing.
 
     Returns:
         Tensor of the shape and dtype of ``x``. It has the strides of ``x`` if ``x`` is dense and,
@@ -294,17 +304,17 @@ def dropout_activation(
         dropped nan and infinity become nan.
 
     Raises:
-        RuntimeError: If ``x`` is not floating point, ``bias`` does not fit ``x``, or ``p`` is a
-            tensor that a kernel can't read.
-        ValueError: If ``p`` is outside ``[0, 1]`` or nan. If ``activation`` or its parameter is not
-            one of those above.
+        RuntimeError: If ``x`` is not floating point. If ``bias`` does not fit ``x``. If ``p`` is a
+            tensor, but not one float32 on the device of ``x`` without gradient.
+        ValueError: If ``p`` is outside ``[0, 1]`` or nan. If ``activation`` is unknown. If
+            ``activation_parameter`` is given for an activation without parameter.
 
     Example:
         >>> y = dropout_activation(torch.randn(4, 64), "gelu", 0.1, bias=torch.zeros(64))
 
     References:
         Hendrycks and Gimpel, 2016, "Gaussian error linear units", arXiv:1606.08415; Vaswani et al.,
-        2017, "Attention is all you need", arXiv:1706.03762 (the feed-forward).
+        2017, "Attention is all you need", arXiv:1706.03762 (the feed-forward network).
     """
     parameter = resolve_parameter(activation, activation_parameter)
     p, rate = resolve_rate("dropout_activation", p, x)
@@ -333,7 +343,7 @@ def _activated(x: Tensor, bias: Tensor | None, activation: str | None, parameter
 
 
 def _check_bias(x: Tensor, bias: Tensor) -> None:
-    """Raise RuntimeError if the bias does not fit ``x``."""
+    """Raise RuntimeError if the shape, device or dtype of the bias does not fit ``x``."""
     if x.dim() == 0 or bias.shape != x.shape[-1:] or bias.device != x.device:
         raise RuntimeError(
             f"dropout_activation expects bias of shape {list(x.shape[-1:])} (the last dimension of"

@@ -1,10 +1,10 @@
-"""Group and instance norm.
+"""Group norm and instance norm.
 
 - ``group_norm``, ``instance_norm``: the public functions.
 - ``operator``: the operator and its backward operator, which allocate and launch.
 - ``kernels``: the Triton kernels.
 - ``layout``: how a tensor is cut into slabs, blocks and tiles.
-- ``aten``: torch's function.
+- ``aten``: group norm by torch's function.
 """
 
 from lightning_kernels._group_norm.group_norm import group_norm

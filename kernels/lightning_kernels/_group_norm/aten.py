@@ -10,19 +10,23 @@ from lightning_kernels._core.layout import with_format_of
 def aten_group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """Call torch's function, and return the dtype and memory format of ``x``."""
-    if not x.is_cpu:  # on the CPU alone ATen mixes dtypes of input and parameters
+    """Call torch's group norm. The result has the dtype and memory format of ``x``."""
+    if not x.is_cpu:  # outside of the CPU, ATen needs input and parameters of one dtype
         weight, bias = (t if t is None else t.to(x.dtype) for t in (weight, bias))
     elif weight is not None and bias is not None and weight.dtype != bias.dtype:
         weight, bias = weight.float(), bias.float()
     y = without_autocast(torch_group_norm, x, num_groups, weight, bias, eps)
-    return y if x.is_cpu else with_format_of(y, x)  # elsewhere ATen returns a contiguous tensor
+    # ATen keeps the memory format on the CPU. On other devices it returns a contiguous tensor.
+    return y if x.is_cpu else with_format_of(y, x)
 
 
 def torch_group_norm(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> Tensor:
-    """Call torch's function. Torch 2.11 has no gradients of a bias without a weight."""
+    """Call torch's function, with a weight of ones if there is a bias but no weight.
+
+    Without a weight, torch 2.11 computes no gradient of the bias.
+    """
     if weight is None and bias is not None:
         weight = torch.ones_like(bias)
     return torch.nn.functional.group_norm(x, groups, weight, bias, eps)

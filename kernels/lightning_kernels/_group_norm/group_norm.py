@@ -27,8 +27,9 @@ def group_norm(
 
     :math:`\bar x` and :math:`s^2` are the mean and the biased variance of each of ``num_groups``
     groups of neighbouring channels. The positional arguments up to ``eps`` are those of
-    :func:`torch.nn.functional.group_norm`. If a group fits on chip, each pass reads ``x`` once (the
-    backward pass the gradient too), otherwise twice. Statistics and sums are float32, merged in a
+    :func:`torch.nn.functional.group_norm`. If a group fits into the registers of a program, the
+    forward pass reads ``x`` once, and the backward pass reads ``x`` and the gradient of the output
+    once. Otherwise they read these tensors twice. Statistics and sums are float32, merged in a
     fixed order: a second run on the same device is bitwise equal.
 
     The graph keeps the inputs and two numbers per group. The backward pass computes the values
@@ -36,25 +37,27 @@ def group_norm(
     :func:`lightning_kernels.route`) the result is composed of torch's functions.
 
     Args:
-        x: Shape ``(N, C, *)``, any strides, floating point.
+        x: Input of shape ``(N, C, *)``, any strides, floating point.
         num_groups: Number of groups, a divisor of ``C``.
         weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``x`` or float32.
         bias: Shift :math:`\beta`, like ``weight``.
-        eps: Added to the variance.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
-            ``"gelu"`` (the exact one).
+        eps: Number :math:`\epsilon` that is added to the variance.
+        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
+            ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
-        autocast: The dtype of the result under autocast, see :func:`lightning_kernels.layer_norm`.
+        autocast: Choice of the result's dtype under autocast: see
+            :func:`lightning_kernels.layer_norm`.
 
     Returns:
-        Tensor of the shape, dtype (see ``autocast``) and memory format of ``x``: channels last or
-        contiguous.
+        Tensor of the shape and memory format (channels last or contiguous) of ``x``. It has the
+        dtype of ``x``, but under autocast see ``autocast``.
 
     Raises:
         NotImplementedError: If ``x`` is not floating point.
         RuntimeError: If the shape, dtype or device of an argument does not fit ``x``.
-        ValueError: If a group has a single value. If ``activation``, its parameter or ``autocast``
-            is not one of those above.
+        ValueError: If a group has a single value. If ``activation`` is unknown. If
+            ``activation_parameter`` is given for an activation without parameter. If ``autocast``
+            is neither ``"input"`` nor ``"match"``.
 
     Example:
         >>> y = group_norm(torch.randn(2, 8, 4, 4), 4, activation="silu")
@@ -74,7 +77,7 @@ def group_norm(
 
 
 def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
-    """Raise the errors of :func:`group_norm`, of the types that torch raises."""
+    """Check the arguments of :func:`group_norm`. The types of the errors are those of torch."""
     check_floating("group_norm", x, NotImplementedError)
     if x.dim() < 2:
         raise RuntimeError(f"group_norm expects x of shape (N, C, *), but got {list(x.shape)}")

@@ -30,26 +30,29 @@ def instance_norm(
 
     .. math:: y = a((x - \bar x) / \sqrt{s^2 + \epsilon} \cdot \gamma + \beta)
 
-    With ``use_input_stats`` :math:`\bar x` and :math:`s^2` are the mean and the biased variance of
-    each channel of each sample; without, they are the running statistics, and
-    :func:`lightning_kernels.batch_norm` does the work. The positional arguments are those of
+    With ``use_input_stats``, :math:`\bar x` and :math:`s^2` are the mean and the biased variance of
+    each channel of each sample. Without it they are the running statistics, and
+    :func:`lightning_kernels.batch_norm` computes the result. The positional arguments are those of
     :func:`torch.nn.functional.instance_norm`. Precision, order of sums and memory are those of
-    :func:`lightning_kernels.group_norm`. Under autocast the result has the dtype of ``input``, as
-    torch's has.
+    :func:`lightning_kernels.group_norm`. Under autocast the result has the dtype of ``input``, like
+    torch's result.
 
     Args:
-        input: Shape ``(N, C, *)``, any strides, floating point.
-        running_mean: Shape ``(C,)``, in the dtype of ``input`` or float32, or ``None``. With
-            ``use_input_stats`` it becomes ``(1 - momentum) * running_mean + momentum * mean``, in
-            place, where ``mean`` is the mean over the samples.
-        running_var: Shape ``(C,)``. It is updated by the unbiased variances.
+        input: Input of shape ``(N, C, *)``, any strides, floating point.
+        running_mean: Running mean of shape ``(C,)``, in the dtype of ``input`` or float32, or
+            ``None``. With ``use_input_stats`` it becomes ``(1 - momentum) * running_mean +
+            momentum * mean``, in place, where ``mean`` is the mean over the samples.
+        running_var: Running variance of shape ``(C,)``, in the dtype of ``input`` or float32, or
+            ``None``. With ``use_input_stats`` it is updated in the same way, by the mean of the
+            samples' unbiased variances.
         weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``input`` or float32.
         bias: Shift :math:`\beta`, like ``weight``.
-        use_input_stats: Whether to normalise by the statistics of each sample and to record them.
-        momentum: Share of these samples in the running statistics.
-        eps: Added to the variance.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
-            ``"gelu"`` (the exact one).
+        use_input_stats: Whether to normalise by the statistics of each sample, and to update the
+            running statistics.
+        momentum: Weight of this batch in the running statistics.
+        eps: Number :math:`\epsilon` that is added to the variance.
+        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
+            ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
 
     Returns:
@@ -58,10 +61,11 @@ def instance_norm(
     Raises:
         NotImplementedError: If ``input`` is not floating point.
         RuntimeError: If the shape, dtype or device of an argument does not fit ``input``. If
-            running statistics are missing without ``use_input_stats``.
-        ValueError: If ``input`` has fewer than three dimensions. If a channel has a single value
-            (before anything is changed). If one of the two running statistics is missing. If
-            ``activation`` or its parameter is not one of those above.
+            ``use_input_stats`` is False and running statistics are not given.
+        ValueError: If ``input`` has fewer than three dimensions. If a channel of a sample has a
+            single value (the running statistics are not changed). If only one of the two running
+            statistics is given. If ``activation`` is unknown. If ``activation_parameter`` is given
+            for an activation without parameter.
 
     Example:
         >>> y = instance_norm(torch.randn(2, 3, 8, 8), activation="relu")
@@ -121,10 +125,11 @@ def _aten_instance_norm(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, momentum: float, eps: float,
 ) -> Tensor:  # fmt: skip
-    """Compute by torch's functions on a contiguous input; keep the memory format.
+    """Compute instance norm by torch's group norm, on a contiguous copy of ``input``.
 
-    Torch's instance norm only updates the running statistics here: for one sample in channels last
-    its gradients are wrong. Torch's group norm is right, and faster on a contiguous input.
+    The result has the memory format of ``input``. Torch's instance norm computes wrong gradients
+    for one sample in channels last, so it is used only to update the running statistics. Torch's
+    group norm is right, and faster on a contiguous input.
     """
     contiguous = input.contiguous()
     if running_mean is not None:

@@ -1,9 +1,11 @@
 """The kernels of group norm, for both memory layouts.
 
 A slab is one group of a sample, or several neighbouring groups. If a program can hold a whole slab
-as its tile, one program normalises it. Otherwise a slab is cut into blocks of channels, and several
-programs (the splits) share the pixels of a block, tile by tile. A tile is channels by pixels in
-either layout. The statistics are the means of all groups, and then their variances.
+in registers, one program normalises it as one tile. Otherwise a slab is cut into blocks of
+channels, and several programs (splits) share the tiles of a block, which are ranges of its pixels.
+A tile has the shape (channels, pixels) in both layouts. The statistics are the means of all groups,
+followed by the variances of all groups. ``member`` is the group of each channel, counted from the
+first group of the slab.
 """
 
 from lightning_kernels._core.activation import activate, activation_gradient
@@ -13,19 +15,22 @@ from lightning_kernels._core.triton import tl, triton
 
 @triton.jit
 def _sum_pixels(tile):
-    """Return the sum of each channel."""
+    """Return the sum of a tile for each channel."""
     return tl.sum(tile, axis=1)
 
 
 @triton.jit
 def _sum_all_pixels(tile):
-    """Return the sum of each channel over many tiles: outside of loops, so float64 is cheap."""
+    """Return the sum of a tile for each channel, computed in float64.
+
+    Kernels call it outside of loops, so float64 costs little time.
+    """
     return _sum_pixels(tile.to(tl.float64)).to(tl.float32)
 
 
 @triton.jit
 def _to_groups(values, member, PADDED: tl.constexpr):
-    """Sum the values of channels over their groups; nan stays in its group."""
+    """Return the sum of the channels' values for each group. nan affects its own group alone."""
     same = tl.arange(0, PADDED)[:, None] == member[None, :]
     return tl.sum(tl.where(same, values[None, :], 0.0), axis=1)
 
@@ -42,11 +47,12 @@ def _place(
     slab, block, slabs, groups, channels, width, group_size,
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Return where a block of a slab is.
+    """Return the sample, the channels and the groups of a block of a slab.
 
     Returns:
-        The sample. The channels and which exist. The group of each channel, counted from the first
-        group of the slab. The numbers of the groups over all samples, and which exist.
+        The sample. The channels. The mask of valid channels. The group of each channel, counted
+        from the first group of the slab. The slab's groups, counted over all samples. The mask of
+        valid groups.
     """
     sample = (slab // slabs).to(tl.int64)
     local = block * CHANNELS + tl.arange(0, CHANNELS)
@@ -63,7 +69,7 @@ def _tile(
     index, sample, channel, in_channels, channels, pixels,
     PIXELS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Return places in memory and bounds of tile ``index`` of a block."""
+    """Return the memory offsets and the bounds mask of tile ``index`` of a block."""
     pixel = index * tl.full((), PIXELS, tl.int64) + tl.arange(0, PIXELS)[None, :]
     if CHANNELS_LAST:
         place = (sample * pixels + pixel) * channels + channel[:, None]
@@ -74,7 +80,10 @@ def _tile(
 
 @triton.jit
 def _aligned(channels, pixels, width, ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr):
-    """Tell the compiler the alignment of the extents that strides are computed from."""
+    """Return the extents unchanged, in a form that shows the compiler their alignment.
+
+    The strides are computed from these extents.
+    """
     if CHANNELS_LAST:
         channels = channels // ALIGNMENT * ALIGNMENT
         width = width // ALIGNMENT * ALIGNMENT
@@ -90,7 +99,7 @@ def _group_norm_forward_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Normalise and activate a slab held in registers."""
+    """Normalise and activate a slab, which the program holds in registers. Store its statistics."""
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     sample, channel, in_channels, member, group, in_groups = _place(
         tl.program_id(0), 0, slabs, groups, channels, width, group_size, GROUPS, PADDED, CHANNELS
@@ -119,10 +128,10 @@ def _group_norm_statistics_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr,
 ):  # fmt: skip
-    """Store mean, sum of squared deviations and count of a share of each group of a slab.
+    """Store mean, sum of squared deviations and count of a program's part of each group.
 
-    The kernel sums distances to the mean of the first tile, so that little cancels, however large
-    the mean.
+    The kernel sums differences to the mean of the program's first tile, so that the subtraction for
+    the variance loses few digits, however large the mean.
     """
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     parts = blocks * splits
@@ -169,7 +178,11 @@ def _group_norm_apply_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Normalise and activate a tile. The first program takes the last, which may be cached."""
+    """Normalise and activate a tile.
+
+    The first program takes the last tile. The previous kernel has read this tile last, so the cache
+    may still contain it.
+    """
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     index = tl.num_programs(0) - 1 - tl.program_id(0)
     tiles = tl.cdiv(pixels, PIXELS)
@@ -194,7 +207,7 @@ def _group_norm_apply_kernel(
 def _load_statistics(
     statistics_ptr, all_groups, group, in_groups, member, eps, PADDED: tl.constexpr
 ):  # fmt: skip
-    """Return mean and 1/sqrt(variance + eps) of each channel's group."""
+    """Return mean and 1/sqrt(variance + eps) of the group of each channel, as columns."""
     mean = tl.load(statistics_ptr + group, mask=in_groups, other=0.0)
     variance = tl.load(statistics_ptr + all_groups + group, mask=in_groups, other=1.0)
     return (
@@ -208,7 +221,7 @@ def _load_gradient(
     grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter,
     ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient before the activation and the normalised x; 0 out of bounds."""
+    """Return the gradient of the activation's input, and the normalised x; both 0 out of bounds."""
     grad = tl.load(grad_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     normalised = tl.where(in_bounds, (x - mean) * rstd, 0.0)
@@ -226,7 +239,10 @@ def _group_norm_backward_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Read a slab and its gradient once; store its share of the parameters' gradients."""
+    """Store the gradient of a slab of x, and partial sums of the gradients of weight and bias.
+
+    The program holds the slab and its gradient in registers, and reads them once.
+    """
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     sample, channel, in_channels, member, group, in_groups = _place(
         tl.program_id(0), 0, slabs, groups, channels, width, group_size, GROUPS, PADDED, CHANNELS
@@ -264,7 +280,7 @@ def _group_norm_reduce_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Sum over a share of each channel: the gradient, and its product with the normalised x."""
+    """Store partial sums per channel: of the gradient, and of the gradient times normalised x."""
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     parts = blocks * splits
     part = tl.program_id(0) % parts
@@ -300,7 +316,7 @@ def _group_norm_sum_kernel(
     splits, partial_stride,
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, SPLITS: tl.constexpr,
 ):  # fmt: skip
-    """Merge the shares of channels, times their weights, to two means of each group of a slab."""
+    """Merge the partial sums of channels, times the weights, to two means per group of a slab."""
     split = tl.arange(0, SPLITS)[:, None]
     products = tl.zeros((PADDED,), tl.float32)
     total = tl.zeros((PADDED,), tl.float32)
@@ -333,7 +349,11 @@ def _group_norm_apply_backward_kernel(
     GROUPS: tl.constexpr, PADDED: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Turn a tile of the gradient into the gradient of x. The first program takes the last."""
+    """Store a tile of the gradient of x.
+
+    The first program takes the last tile. The previous kernel has read this tile last, so the cache
+    may still contain it.
+    """
     channels, pixels, width = _aligned(channels, pixels, width, ALIGNMENT, CHANNELS_LAST)
     index = tl.num_programs(0) - 1 - tl.program_id(0)
     tiles = tl.cdiv(pixels, PIXELS)

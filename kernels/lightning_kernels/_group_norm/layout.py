@@ -5,27 +5,28 @@ from typing import Any, NamedTuple
 
 from lightning_kernels._core.launch import cdiv, next_power_of_2
 
-# The most elements that a program holds without spilling (tests/test_machine_code.py): of ``x`` in
-# the forward pass, of ``x`` and of its gradient in the backward pass.
+# The largest slabs that a program can hold in registers without spilling
+# (tests/test_machine_code.py). The forward pass holds a slab of x, the backward pass a slab of x
+# and its gradient.
 HELD_FORWARD, HELD_BACKWARD = 16384, 8192
-_TILE = 4096  # elements of a program's tile if it can't hold a slab
-_LINE = 64  # neighbouring channels that are read at full speed
-_SECTOR = 16  # channels of 16 bits that fill a sector of 32 bytes
-_MEMBERS = 8192  # most elements of the table that maps channels to groups
-_PROGRAMS = 4  # on each multiprocessor, if programs share slabs
+_TILE = 4096  # elements per tile if a program can't hold a slab
+_LINE = 64  # number of neighbouring channels that memory reads at full speed
+_SECTOR = 16  # number of 16-bit channels in a memory sector of 32 bytes
+_MEMBERS = 8192  # most elements of the matrix of channels by groups, which sums over groups
+_PROGRAMS = 4  # programs per multiprocessor, if several programs share a slab
 
 
 class Plan(NamedTuple):
     """How a tensor is cut. :mod:`lightning_kernels._group_norm.kernels` defines the terms.
 
     Attributes:
-        slabs: Slabs of a sample.
-        width: Channels of a slab.
-        blocks: Blocks of channels of a slab.
-        splits: Programs that share a block.
-        tiles: Tiles of a block.
+        slabs: Number of slabs per sample.
+        width: Number of channels per slab.
+        blocks: Number of blocks per slab.
+        splits: Number of programs that share a block.
+        tiles: Number of tiles per block.
         constants: Constants of all kernels.
-        is_held: Whether a program holds a whole slab.
+        is_held: Whether a program holds a whole slab in registers.
     """
 
     slabs: int
@@ -42,7 +43,7 @@ def plan_of(
     samples: int, channels: int, pixels: int, groups: int, channels_last: bool, held: int,
     multiprocessors: int,
 ) -> Plan:  # fmt: skip
-    """Return how a tensor is cut; ``held`` is the most elements that a program may hold."""
+    """Return how a tensor is cut. ``held`` is the size of the largest slab that a program holds."""
     group_size = channels // groups
     count = _groups_of_slab(groups, group_size, pixels, channels_last, held)
     slabs, width = cdiv(groups, count), count * group_size
@@ -69,10 +70,12 @@ def plan_of(
 def _groups_of_slab(
     groups: int, group_size: int, pixels: int, channels_last: bool, held: int
 ) -> int:
-    """Return the number of groups of a slab.
+    """Return the number of groups per slab.
 
-    Channels last, a slab has as many groups as make wide accesses; contiguous, as many as fill a
-    tile. Among these numbers the best lets a program hold a slab, and leaves the fewest lanes idle.
+    In channels last a slab should have enough channels for wide loads. In the contiguous layout it
+    should have enough elements to fill a tile. Among the possible numbers of groups the function
+    prefers, in this order: wide loads; slabs that a program can hold; the least padding; the wanted
+    number of channels.
     """
     plane = next_power_of_2(pixels)
     wanted = max(_LINE if channels_last else 1, _TILE // plane)
@@ -93,8 +96,15 @@ def _groups_of_slab(
 
 
 def _tile(block: int, tile: int, channels_last: bool, several: bool) -> tuple[int, int]:
-    """Return channels and pixels of a tile of a slab of ``block`` by ``tile``, powers of two."""
-    if several:  # groups stay whole
+    """Return the channels and pixels of a tile, for a slab that a program can't hold.
+
+    Args:
+        block: Channels of the slab, rounded up to a power of two.
+        tile: Pixels of the slab, rounded up to a power of two.
+        channels_last: Whether the layout is channels last.
+        several: Whether the slab has several groups.
+    """
+    if several:  # a block must not split a group
         return block, min(tile, _TILE // block)
     if channels_last:
         block = min(block, max(_LINE, _TILE // tile))

@@ -1,4 +1,7 @@
-"""Group norm as an operator: one pass over a group that fits on chip, two over a larger one."""
+"""Group norm as an operator.
+
+It takes one pass over slabs that fit into the registers of a program, and two over larger slabs.
+"""
 
 from typing import Any
 
@@ -30,15 +33,17 @@ from lightning_kernels._group_norm.kernels import (
 )
 from lightning_kernels._group_norm.layout import HELD_BACKWARD, HELD_FORWARD, Plan, plan_of
 
-_REGISTERS = 128  # of a thread: by itself the compiler spills some, to fit one more program
+# Registers per thread. Without this limit the compiler uses fewer, to fit one more program, and
+# spills.
+_REGISTERS = 128
 
 
 def _cut(x: Tensor, groups: int, held: int) -> tuple[Plan, int, tuple[int, ...], float]:
-    """Return how ``x`` is cut.
+    """Return how ``x`` is cut into slabs and programs.
 
     Returns:
-        The plan; the number of slabs of all samples; the sizes that kernels take; the number of
-        elements of a group, as a float because it may need more than 32 bits.
+        The plan. The number of slabs of all samples. The sizes that all kernels take. The number of
+        elements per group, as a float because it may need more than 32 bits.
     """
     samples, channels = x.shape[:2]
     pixels = x.shape[2:].numel()
@@ -54,7 +59,10 @@ def _forward(
     x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float,
     activation: str | None, parameter: float, dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the output, of ``dtype`` or that of ``x``, and mean and variance of each group."""
+    """Return the output, and the mean and variance of each group.
+
+    The output has ``dtype``, or the dtype of ``x`` if ``dtype`` is ``None``.
+    """
     x = to_dense(x)
     weight, bias = contiguous(weight, bias)
     y, statistics = _fake(x, groups, weight, bias, eps, activation, parameter, dtype)
@@ -76,7 +84,7 @@ def _forward(
 
 
 def _measure(x: Tensor, plan: Plan, programs: int, sizes: tuple[int, ...]) -> Tensor:
-    """Return mean and variance of groups that several programs share."""
+    """Return the mean and variance of each group, if several programs share a slab."""
     parts, all_groups = plan.blocks * plan.splits, sizes[0]
     partial = x.new_empty((parts, 3, all_groups), dtype=torch.float32)
     launch(
@@ -85,7 +93,7 @@ def _measure(x: Tensor, plan: Plan, programs: int, sizes: tuple[int, ...]) -> Te
     )  # fmt: skip
     statistics = x.new_empty((3, all_groups), dtype=torch.float32)
     merge_statistics(partial, statistics)
-    return statistics[:2]  # without the counts
+    return statistics[:2]  # drops the counts
 
 
 def _fake(
@@ -101,7 +109,7 @@ def _forward_of_backward(
     grad: Tensor, x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None,
     statistics: Tensor, eps: float, activation: str | None, parameter: float, needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, weight and bias."""
+    """Return the gradients of x, weight and bias; empty where ``needs`` is False."""
     x = to_dense(x)
     grad = with_strides(grad, x.stride())
     weight, bias = contiguous(weight, bias)
@@ -145,7 +153,10 @@ def _sums_of_groups(
     partial: Tensor, weight: Tensor | None, plan: Plan, programs: int, sizes: tuple[int, ...],
     size: float,
 ) -> Tensor:  # fmt: skip
-    """Merge the sums of channels to the two means of each group that grad_x needs."""
+    """Merge the partial sums of channels to two means per group, for the gradient of x.
+
+    The means are those of ``grad * weight * normalised`` and of ``grad * weight`` over the group.
+    """
     sums = partial.new_empty((2, sizes[0]))
     block = {name: plan.constants[name] for name in ("GROUPS", "PADDED", "CHANNELS")}
     launch(
