@@ -120,7 +120,7 @@ def steps() -> list[Step]:
 
 
 def _target() -> str:
-    """Return that compute capability ``static`` compiles for that is nearest to this GPU's."""
+    """Return the target of ``static`` whose compute capability is nearest to this GPU's."""
     import torch
 
     major, _ = torch.cuda.get_device_capability() if torch.cuda.is_available() else (9, 0)

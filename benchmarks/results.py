@@ -1,4 +1,4 @@
-"""The file of a command's results: JSON, of flat rows, whole at every moment."""
+"""The JSON file of a command's results: a list of flat rows, complete after every measurement."""
 
 import argparse
 import dataclasses
@@ -21,15 +21,15 @@ SCHEMA = 1
 
 @dataclasses.dataclass
 class Results:
-    """The rows of one run and where they were measured.
+    """The rows of one run, and the environment in which they were measured.
 
-    The file is replaced after each row in one step. A run that is interrupted therefore keeps its
-    finished rows, and a resumed run goes on after them.
+    The file is replaced atomically after each row. So an interrupted run keeps its finished rows,
+    and a resumed run continues after them.
 
     Attributes:
         path: The JSON file: ``{"schema": 1, "environment": {...}, "rows": [...]}``.
         environment: The machine, the versions and the revision, see :func:`describe_environment`.
-        rows: One flat dictionary for each measurement.
+        rows: One flat dictionary per measurement.
     """
 
     path: Path
@@ -38,10 +38,10 @@ class Results:
 
     @classmethod
     def create(cls, path: Path, resume: bool = False) -> "Results":
-        """Start a file, or go on with the one at ``path``.
+        """Start a new file, or resume the file at ``path``.
 
         Raises:
-            ValueError: If resuming where another revision, GPU or version was measured.
+            ValueError: If a file to resume was measured with another revision, GPU or version.
         """
         environment = describe_environment()
         if not (resume and path.exists()):
@@ -58,10 +58,10 @@ class Results:
 
     @classmethod
     def load(cls, path: Path) -> "Results":
-        """Read a file.
+        """Read a file of results.
 
         Raises:
-            ValueError: If it is not a file of results, or of another schema.
+            ValueError: If the file is not a file of results, or has another schema.
         """
         try:
             content = json.loads(path.read_text())
@@ -73,21 +73,21 @@ class Results:
         return cls(path, environment, rows)
 
     def find(self, **key: Any) -> list[Row]:
-        """Return the rows that agree with every item of ``key``."""
+        """Return the rows that contain every item of ``key``."""
         return [row for row in self.rows if key.items() <= row.items()]
 
     def add(self, row: Row) -> None:
-        """Append a row and save."""
+        """Append a row, and save the file."""
         self.rows.append(row)
         self.save()
 
     def replace(self, key: Row, rows: list[Row]) -> None:
-        """Put ``rows`` in place of the rows that agree with ``key``, and save once."""
+        """Replace the rows that contain every item of ``key`` by ``rows``, and save once."""
         self.rows = [row for row in self.rows if not key.items() <= row.items()] + rows
         self.save()
 
     def save(self) -> None:
-        """Write the file in one step."""
+        """Write the file, atomically."""
         content = {"schema": SCHEMA, "environment": self.environment, "rows": self.rows}
         partial = self.path.with_suffix(".partial")
         partial.write_text(json.dumps(content, indent=1) + "\n")
@@ -95,7 +95,7 @@ class Results:
 
 
 def add_out(parser: argparse.ArgumentParser, contents: str, resume: bool = False) -> None:
-    """Add ``--out``, the folder of a command's results, and ``--resume`` if it has that."""
+    """Add ``--out``, the folder of a command's results, and with ``resume`` also ``--resume``."""
     parser.add_argument(
         "--out",
         type=Path,
@@ -108,7 +108,7 @@ def add_out(parser: argparse.ArgumentParser, contents: str, resume: bool = False
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return the machine, the versions and the revision: what it takes to repeat a measurement."""
+    """Return the machine, the versions and the revision, which a repeated measurement needs."""
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "gpu": gpu.name if gpu else None,
@@ -130,7 +130,7 @@ def describe_environment() -> dict[str, Any]:
 
 @functools.cache
 def version_of(distribution: str) -> str | None:
-    """Return the version of an installed package, ``None`` if it is not installed."""
+    """Return the version of an installed package, or ``None`` if it is not installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -138,7 +138,7 @@ def version_of(distribution: str) -> str | None:
 
 
 def _revision() -> str | None:
-    """Return the commit, marked if the tree differs from it; ``None`` outside a checkout."""
+    """Return the commit, marked if the working tree differs; ``None`` outside of a checkout."""
     here = Path(__file__).parent
     commit = _first_line("git", "-C", str(here), "rev-parse", "--short", "HEAD")
     changed = _first_line("git", "-C", str(here), "status", "--porcelain")

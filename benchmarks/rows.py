@@ -1,4 +1,4 @@
-"""Rows of results: what kind a row is, what tells rows apart, how a value reads in a table."""
+"""Rows of results: their kinds, the fields that identify them, and their format in tables."""
 
 import math
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ OURS = "ours"
 EAGER = "eager"
 COPY = "copy"  # the op of the rows that measure the copy bandwidth
 
-# The fields that tell two rows of a kind apart, in the order in which tables show them.
+# The fields that identify a row among the rows of its kind, in the order of the tables' columns.
 IDENTITY = (
     "op", "call", "kernel", "launch", "target", "model", "practice", "dtype", "layout", "direction",
     "shape", "peer", "variant", "provider", "device", "short", "batch_size", "precision",
@@ -26,7 +26,7 @@ _KIND_OF_FIELD = {
 
 
 def kind_of(row: Row) -> str:
-    """Return which measurement ``row`` is of: kernels, cpu, fit, overhead, static or other."""
+    """Return the kind of ``row``: kernels, cpu, fit, overhead, static or other."""
     return next((kind for field, kind in _KIND_OF_FIELD.items() if field in row), "other")
 
 
@@ -36,7 +36,7 @@ def is_ok(row: Row) -> bool:
 
 
 def failure(error: BaseException, status: str = "failed") -> Row:
-    """Return the fields of a row that has no figures because of ``error``."""
+    """Return the fields of a row without figures, whose measurement raised ``error``."""
     return {"status": status, "reason": first_line(error)}
 
 
@@ -52,7 +52,7 @@ def name_of(row: Row) -> str:
 
 
 def grouped(rows: Iterable[Row], *fields: str) -> dict[tuple[str, ...], list[Row]]:
-    """Return the rows by their values of ``fields``, in the order of their first appearance."""
+    """Return the rows grouped by their values of ``fields``, in order of first appearance."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         key = tuple("" if row.get(field) is None else cell(row[field]) for field in fields)
@@ -66,12 +66,12 @@ def providers_of(rows: Iterable[Row]) -> list[str]:
 
 
 def numbers(rows: Iterable[Row], field: str) -> list[float]:
-    """Return the values of ``field``, without the rows that have none."""
+    """Return the values of ``field``, except ``None``."""
     return [float(row[field]) for row in rows if row.get(field) is not None]
 
 
 def cell(value: Any, digits: int = 3) -> str:
-    """Return ``value`` for a table: three significant digits, a dash for ``None``."""
+    """Return ``value`` as text: floats with three significant digits, a dash for ``None``."""
     if value is None:
         return "-"
     if isinstance(value, float):

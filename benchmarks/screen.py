@@ -1,4 +1,4 @@
-"""What commands print on: a console of sufficient width, and a progress bar."""
+"""Output of the commands: a console of sufficient width, and a progress bar."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-_WIDTH = 160  # columns, where no terminal says how wide it is
+_WIDTH = 160  # columns, if the output is no terminal
 
 
 def console() -> Console:
@@ -16,18 +16,18 @@ def console() -> Console:
 
 
 def say(text: str) -> None:
-    """Print ``text`` as it is, in one line however long."""
+    """Print ``text`` without markup and without breaking its lines."""
     console().print(text, markup=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar on the error output, as long as the context lasts.
+    """Show a progress bar on the error output while the context is open.
 
-    The bar has no thread of its own, which would take time from the code that is measured.
+    The bar has no thread of its own, since that would take time from the measured code.
 
     Yields:
-        A function to call with a label when each of the ``total`` parts begins.
+        A function to call with a label at the start of each of the ``total`` parts.
     """
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(

@@ -1,4 +1,4 @@
-"""The shapes that ops are measured on, from models that people train."""
+"""The shapes on which ops are measured, from models that people train."""
 
 import dataclasses
 import math
@@ -14,11 +14,11 @@ class Shape:
     """A shape from a model.
 
     Attributes:
-        name: The model, and which of its shapes.
-        dims: The dimensions of the first input.
-        layouts: Keys of :data:`benchmarks.ops.LAYOUTS` to measure it in.
-        quick: Whether a quick run measures it.
-        autotune: Whether a quick run autotunes on it, which is slow.
+        name: Name of the model, and of the shape within it.
+        dims: Dimensions of the first input.
+        layouts: The layouts to measure, keys of :data:`benchmarks.ops.LAYOUTS`.
+        quick: Whether a quick run measures the shape.
+        autotune: Whether a quick run autotunes for the shape, which is slow.
     """
 
     name: str
@@ -60,7 +60,7 @@ _CONVNEXT_STAGES = [
     for model, first in (("T", 96), ("B", 128))
     for stage in range(4)
 ]
-CONVNEXT_ROWS = tuple(  # channels last, as its layer norms see them
+CONVNEXT_ROWS = tuple(  # the channels-last inputs of its layer norms
     Shape(f"{model} {channels}", (128, side, side, channels), quick=channels == 96)
     for model, channels, side in _CONVNEXT_STAGES
 )
@@ -82,7 +82,7 @@ RESNET_50 = tuple(  # the inputs of its batch norms
 )  # fmt: skip
 BATCH_NORM = (
     *RESNET_50,
-    *(  # as one of eight GPUs sees them
+    *(  # the batch of one of eight GPUs
         Shape(f"{shape.name}, batch 32", (32, *shape.dims[1:]), _BOTH) for shape in RESNET_50
     ),
     Shape("64x1024x7x7", (64, 1024, 7, 7), _BOTH),
@@ -93,7 +93,7 @@ DROP_BLOCK = tuple(
     for shape in RESNET_50
     if shape.dims[1:3] in ((1024, 14), (2048, 7), (512, 28))
 )
-GROUP_NORM = (  # in 32 groups
+GROUP_NORM = (  # with 32 groups
     *(  # the inputs of a diffusion model's norms
         _images("diffusion", 8, *size, quick=size[0] in (320, 1280), autotune=size[0] == 320)
         for size in ((320, 64), (640, 32), (1280, 16), (1280, 8))
@@ -107,12 +107,12 @@ INSTANCE_NORM = (
     _images("style", 16, 32, 256, quick=True),
     Shape("volume 32x128", (2, 32, 128, 128, 128)),
 )
-FEED_FORWARD = (  # between the two linear layers
+FEED_FORWARD = (  # the tensor between the two linear layers
     Shape("ViT-B", (256, 197, 3072), quick=True, autotune=True),
     Shape("ViT-L", (128, 197, 4096)),
     *(Shape(f"GPT-2 {4 * size}", (8, 1024, 4 * size), quick=size == 768) for size in (768, 1600)),
 )
-GRADIENTS = tuple(  # as many elements as all gradients: benchmarks.ops cuts them into tensors
+GRADIENTS = tuple(  # the number of elements of all gradients, which benchmarks.ops splits
     Shape(name, (numel // 8, 8), quick=True)
     for name, numel in (
         ("ResNet-50", 25_557_032), ("ViT-L", 304_326_632), ("2000 tensors", 2000 * 4096)
@@ -126,7 +126,8 @@ RMS_NORM = (
     *TINY,
 )
 
-# What the cpu command measures: a shape that only overhead matters for, and larger ones.
+# The shapes that the cpu command measures: one small shape, where only overhead matters, and larger
+# shapes.
 CPU_ROWS: tuple[Dims, ...] = ((1, 128), (256, 1024), (8, 197, 768))
 CPU_LINES: tuple[Dims, ...] = ((2, 8, 16), (8, 768, 197))
 CPU_IMAGES: tuple[Dims, ...] = ((2, 8, 4, 4), (8, 64, 56, 56))

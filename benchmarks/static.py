@@ -1,4 +1,4 @@
-"""The machine code of every kernel, built and read without a GPU."""
+"""``static``: compile every kernel without a GPU, and report its machine code."""
 
 import argparse
 import sys
@@ -23,7 +23,7 @@ from benchmarks.machine_code import (
 from benchmarks.results import Results, add_out
 from benchmarks.rows import Row, cell
 
-_DEFAULT_WARPS = 4  # Triton's own
+_DEFAULT_WARPS = 4  # Triton's default
 
 _COLUMNS = {
     "target": "sm",
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Report on every launch; return 1 if one spills more than known or does not compile."""
+    """Report every launch; return 1 if a launch doesn't compile or spills more than allowed."""
     if lightning_kernels.route(torch.ones(1)) == "interpreter":
         print("static compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
         return 2
@@ -92,7 +92,7 @@ def _work(calls: Sequence[str], targets: Sequence[int]) -> Iterator[tuple[str, i
 
 
 def _measure(launch: Launch, target: int) -> Row:
-    """Return the row of one launch, of its failure if it does not compile."""
+    """Return the row of one launch, also if the launch does not compile."""
     row: Row = {
         "kernel": launch.name,
         "target": target,
@@ -118,7 +118,7 @@ def _describe(code: MachineCode) -> Row:
 
 
 def _count(widths: Sequence[int]) -> str:
-    """Return ``"12x128 2x32"`` for twelve accesses of 128 bits and two of 32."""
+    """Return ``"12x128 2x32"`` for twelve accesses of 128 bits and two accesses of 32 bits."""
     return " ".join(f"{count}x{bits}" for bits, count in sorted(Counter(widths).items())[::-1])
 
 
@@ -140,7 +140,7 @@ def _print(rows: Sequence[Row], console: Console) -> None:
 
 
 def _verdict(rows: Sequence[Row], console: Console) -> int:
-    """Say what spills and what failed; return the exit status."""
+    """Print launches that spill too much or fail; return the exit status."""
     bad = [row for row in rows if _is_bad(row)]
     for row in bad:
         why = row["reason"] or (

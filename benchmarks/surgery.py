@@ -1,4 +1,4 @@
-"""What fusing a model costs without kernels: folds, guards, copies and evaluation on the CPU."""
+"""``surgery``: count folds in known networks, and time what fusing costs without kernels."""
 
 import argparse
 import copy
@@ -28,7 +28,7 @@ NETWORKS = (
 )  # fmt: skip
 TIMM_NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "regnetx_002")
 GUARD_CALLS = 200
-TIMER = time.thread_time  # of this thread: other work of the machine doesn't count
+TIMER = time.thread_time  # CPU time of this thread, so that other work of the machine has no effect
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print one table of the folds of many networks, and one of what a fused ResNet-18 costs."""
+    """Print a table of the folds in many networks, and one of the costs of a fused ResNet-18."""
     torch.set_num_threads(1)
     console = screen.console()
     counts = Table("network", "batch norms", "folded")
@@ -65,7 +65,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def networks() -> list[tuple[str, nn.Module]]:
-    """Return networks by name, without weights in memory."""
+    """Return networks with their names. Their weights take no memory."""
     found = []
     with torch.device("meta"):
         for name in NETWORKS:
@@ -82,7 +82,7 @@ def paired(
     act: Callable[[Any], Any], plain: nn.Module, fused: nn.Module, repeats: int,
     clock: Clock = TIMER,
 ) -> float:  # fmt: skip
-    """Return how much longer ``act`` takes on ``fused``: the median of the rounds' ratios."""
+    """Return the time of ``act`` for ``fused`` over that for ``plain``: the median of rounds."""
     timer = CpuTimer(clock)
     laps = {
         name: timer.prepare([functools.partial(act, net)]).lap
@@ -96,10 +96,11 @@ def paired(
 
 
 def guard_microseconds(block: Any, repeats: int) -> float:
-    """Return the time of all that a fused ``BasicBlock`` asks in a call, without its layers.
+    """Return the microseconds that the checks in a call of a fused ``BasicBlock`` take.
 
-    The norms are functions that do nothing, whose calls are taken off. Where the kernels don't run,
-    :func:`lightning_kernels.route` answers sooner than it does on a GPU.
+    The block's norms are replaced by functions that do nothing, and the time of their calls is
+    subtracted. Where the kernels don't run, :func:`lightning_kernels.route` returns sooner than on
+    a GPU.
     """
     x = torch.zeros(1, 64, 1, 1)
 
@@ -114,7 +115,7 @@ def guard_microseconds(block: Any, repeats: int) -> float:
     def layers() -> None:
         block.bn1.normalise(x, None, "relu", None)
         block.bn2.normalise(x, x, "relu", None)
-        block.relu, block.relu  # noqa: B018  # the original forward looks these up too
+        block.relu, block.relu  # noqa: B018  # the original forward reads these attributes too
 
     def best(function: Callable[[], object]) -> float:
         times = timeit.repeat(function, timer=TIMER, number=GUARD_CALLS, repeat=repeats)

@@ -1,7 +1,7 @@
-"""Clocks for calls: on a GPU by graph replay or events with a cold cache, else by wall time.
+"""Timers of calls: graph replay or events with a cold cache on a GPU, wall time on a CPU.
 
-``triton.testing`` has both GPU clocks, but neither a cold cache within a graph nor turns of several
-functions, so the two are built here on torch's events and graphs.
+``triton.testing`` has both GPU methods, but it can't empty the cache within a graph, nor time
+several functions in turns. So both are implemented here with torch's events and graphs.
 """
 
 import contextlib
@@ -22,9 +22,9 @@ from benchmarks.timing import Clock, Lap
 Call = Callable[[], object]
 
 _HOST_ROUNDS = 5
-_HOST_CALLS = 20  # few enough that the GPU's queue never fills and makes the host wait
-_SCRUBS_PER_CACHE = 4  # size of the buffer that displaces the cache, in sizes of the cache
-_SEARCH = 1.3  # a block may be this much too short before its length is looked for again
+_HOST_CALLS = 20  # so few that the GPU's queue never fills, which would make the host wait
+_SCRUBS_PER_CACHE = 4  # size of the buffer that overwrites the cache, as a multiple of the cache
+_SEARCH = 1.3  # factor by which a block may be too short without a new search for its length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Prepared:
     """A series of calls that is ready to be timed.
 
     Attributes:
-        timer: ``"graph"``, ``"events"`` or ``"cpu"``.
-        lap: Makes all calls once and returns the seconds that one call took.
-        note: Why the calls are no graph, if they were to be one.
+        timer: How the calls are timed: ``"graph"``, ``"events"`` or ``"cpu"``.
+        lap: Function that makes all calls once and returns the seconds per call.
+        note: Why the calls are not captured as a graph, although this was requested.
     """
 
     timer: str
@@ -43,36 +43,36 @@ class Prepared:
 
 
 class Timer(Protocol):
-    """How the calls on a device are timed."""
+    """Interface of the timers of a device."""
 
     device: torch.device
 
     def context(self) -> AbstractContextManager[object]:
-        """Return the context in which calls, and the forward passes before them, must be made."""
+        """Return the context in which calls and their preceding forward passes must be made."""
 
     def prepare(self, calls: Sequence[Call], capture: bool = True) -> Prepared:
-        """Warm up and make ready ``calls``: the same call on different tensors."""
+        """Warm up ``calls`` (the same call on different tensors) and prepare them for timing."""
 
     def host_seconds(self, call: Call) -> float | None:
-        """Return the host's time for a call, without waiting for the device."""
+        """Return the host's seconds for a call, without waiting for the device."""
 
     def peak_bytes(self, call: Call) -> int | None:
-        """Return how much memory a call takes at most, its result included."""
+        """Return the peak of the bytes that a call allocates, including its result."""
 
     def synchronize(self) -> None:
-        """Wait for the device, and raise the error of a kernel that failed."""
+        """Wait for the device, and raise the error of a failed kernel."""
 
     def free_bytes(self) -> int:
-        """Return how much memory can be allocated."""
+        """Return the number of bytes that can be allocated."""
 
 
 class CpuTimer:
-    """Wall time on the CPU.
+    """A timer of wall time on the CPU.
 
     Args:
-        clock: Returns the time in seconds.
-        block_seconds: Least length of a lap, which repeats its calls until it is as long: the clock
-            and the scheduler then hardly matter.
+        clock: Function that returns the time in seconds.
+        block_seconds: Least duration of a lap. A lap repeats its calls until it is this long, so
+            that the resolution of the clock and the scheduler hardly matter.
     """
 
     device = torch.device("cpu")
@@ -81,11 +81,11 @@ class CpuTimer:
         self._clock, self._block_seconds = clock, block_seconds
 
     def context(self) -> AbstractContextManager[object]:
-        """Return a context without effect."""
+        """Return a context that does nothing."""
         return contextlib.nullcontext()
 
     def prepare(self, calls: Sequence[Call], capture: bool = True) -> Prepared:
-        """Warm up, and find out how many calls make a lap; there is nothing to capture."""
+        """Warm up, and find the number of calls of a lap. ``capture`` has no effect."""
         series = list(calls)
         _time_calls(series, self._clock)  # the first calls take longer
         while True:
@@ -97,23 +97,23 @@ class CpuTimer:
         return Prepared("cpu", functools.partial(_time_calls, series, self._clock))
 
     def host_seconds(self, call: Call) -> float | None:
-        """Return ``None``: on the CPU the host does all the work."""
+        """Return ``None``, since on the CPU the host does all the work."""
         return None
 
     def peak_bytes(self, call: Call) -> int | None:
-        """Return ``None``: torch keeps no account of the CPU's memory."""
+        """Return ``None``, since torch doesn't count the CPU's memory."""
         return None
 
     def synchronize(self) -> None:
-        """Do nothing: a call on the CPU has ended when it returns."""
+        """Do nothing, since a call on the CPU has finished when it returns."""
 
     def free_bytes(self) -> int:
-        """Return a size that small shapes stay under."""
+        """Return a fixed number of bytes, more than small shapes need."""
         return 1 << 30
 
 
 def _time_calls(calls: Sequence[Call], clock: Clock) -> float:
-    """Return the seconds that one of ``calls`` takes, over all of them in a row."""
+    """Return the mean seconds of one call, over all ``calls`` in a row."""
     start = clock()
     for call in calls:
         call()
@@ -121,15 +121,15 @@ def _time_calls(calls: Sequence[Call], clock: Clock) -> float:
 
 
 class GpuTimer:
-    """Time on the GPU between two events, free of the host's, the L2 cache cold.
+    """A timer of GPU time between two events, without host time, with a cold L2 cache.
 
-    A lap first overwrites a buffer of several times the cache, as often as it takes to keep the GPU
-    busy until the host has queued all that follows. Then come, between the events, calls that each
-    have their own tensors, so none finds its own in the cache. The cache is full of data to be
-    written back at the start and at the end alike.
+    A lap first overwrites a buffer several times as large as the cache. It repeats this until the
+    GPU stays busy while the host queues everything that follows. Then the calls run between the two
+    events. Each call has its own tensors, so no call finds its tensors in the cache. At the first
+    event and at the last, the cache is full of data that have yet to be written back.
 
     Args:
-        clock: Returns the host's time in seconds.
+        clock: Function that returns the host's time in seconds.
     """
 
     def __init__(self, clock: Clock = time.perf_counter) -> None:
@@ -138,19 +138,19 @@ class GpuTimer:
         cache: int = torch.cuda.get_device_properties(self.device).L2_cache_size
         words = _SCRUBS_PER_CACHE * cache // 4
         self._scrubbed = torch.zeros(words, dtype=torch.int32, device=self.device)
-        make: Callable[..., Any] = torch.cuda.Stream  # carries no types
+        make: Callable[..., Any] = torch.cuda.Stream  # it has no type annotations
         self._stream = make(self.device)
         self._scrub_seconds = 0.0
         with self.context():
             self._scrub_seconds = min(self._elapsed(self._scrub) for _ in range(5))
 
     def context(self) -> AbstractContextManager[object]:
-        """Return a context on the timer's stream: the one on which graphs are captured."""
+        """Return a context on the timer's stream, on which graphs are captured."""
         context: AbstractContextManager[object] = torch.cuda.stream(self._stream)
         return context
 
     def prepare(self, calls: Sequence[Call], capture: bool = True) -> Prepared:
-        """Warm up, and capture a graph of all calls if asked to and possible."""
+        """Warm up ``calls``, and if ``capture`` is true and possible, capture them as a graph."""
         with self.context():
             for call in calls:
                 call()
@@ -165,19 +165,19 @@ class GpuTimer:
                 try:
                     replay = self._capture(calls)
                 except Exception as error:
-                    self.synchronize()  # raises if the GPU itself is lost
+                    self.synchronize()  # raises an error if the GPU is lost
                     note = f"no graph: {first_line(error)}"
                 else:
                     lap = functools.partial(self._lap, replay, host_seconds / 10, len(calls))
                     return Prepared("graph", lap)
 
-        def run() -> object:  # keeps all results until the last, for each to have its own memory
+        def run() -> object:  # keeps all results, so that each has its own memory
             return [call() for call in calls]
 
         return Prepared("events", functools.partial(self._lap, run, host_seconds, len(calls)), note)
 
     def host_seconds(self, call: Call) -> float | None:
-        """Return the median over a few series of calls, whose results are dropped at once."""
+        """Return the median over a few series of calls, whose results are freed at once."""
         rounds = []
         with self.context():
             for _ in range(_HOST_ROUNDS):
@@ -187,7 +187,7 @@ class GpuTimer:
         return statistics.median(rounds)
 
     def peak_bytes(self, call: Call) -> int | None:
-        """Return how far torch's allocations rose above where they stood."""
+        """Return how many bytes torch's peak of allocations is above the level before the call."""
         with self.context():
             self.synchronize()
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -202,7 +202,7 @@ class GpuTimer:
         torch.cuda.synchronize(self.device)
 
     def free_bytes(self) -> int:
-        """Return what the GPU and torch's own cache have left."""
+        """Return the bytes that are free on the GPU and in torch's cache."""
         free, _ = torch.cuda.mem_get_info(self.device)
         cached = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         return int(free + cached)
@@ -216,7 +216,7 @@ class GpuTimer:
 
         def replay() -> object:
             graph.replay()
-            return kept  # theirs is the memory that the graph writes to
+            return kept  # the graph writes to the memory of these tensors
 
         return replay
 
@@ -227,7 +227,7 @@ class GpuTimer:
             return self._elapsed(run) / count
 
     def _elapsed(self, run: Call) -> float:
-        make: Callable[..., Any] = torch.cuda.Event  # carries no types
+        make: Callable[..., Any] = torch.cuda.Event  # it has no type annotations
         start, end = make(enable_timing=True), make(enable_timing=True)
         start.record(self._stream)
         result = run()
@@ -241,5 +241,5 @@ class GpuTimer:
 
 
 def make_timer() -> Timer:
-    """Return the timer of this machine's GPU, or of its CPU if it has none."""
+    """Return the timer for this machine's GPU, or for its CPU if it has no GPU."""
     return GpuTimer() if torch.cuda.is_available() else CpuTimer()

@@ -1,4 +1,4 @@
-"""Taking turns: several measures in one process, so that drift of the machine hits all alike."""
+"""Measure several functions in turns in one process, so that drift affects all of them alike."""
 
 import contextlib
 import dataclasses
@@ -18,7 +18,7 @@ Lap = Callable[[], float]  # runs the measured code once and returns the seconds
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """How often laps are run: ``least`` rounds, then until ``seconds`` or ``most`` rounds."""
+    """Number of rounds: at least ``least``, then until ``seconds`` are over, at most ``most``."""
 
     seconds: float
     least: int = 5
@@ -26,10 +26,10 @@ class Budget:
 
 
 def take_turns(laps: Sequence[Lap]) -> list[float]:
-    """Run one round, and return the mean of two for each lap.
+    """Run one round, and return the mean of two runs for each lap.
 
-    Every lap is run once in order and once in reverse, A B C C B A, so that a drift that is steady
-    over the round adds the same to each.
+    Every lap runs once in order and once in reverse order (A B C C B A), so that a steady drift
+    during the round adds the same time to every lap.
     """
     there = [lap() for lap in laps]
     back = [lap() for lap in reversed(laps)]
@@ -42,13 +42,14 @@ def interleave(
     """Run all laps in turns, round after round, with the garbage collector paused.
 
     Args:
-        laps: By name, in the order of a round. The first round is a warm-up and does not count.
-        budget: When to stop.
-        clock: Tells how much of the budget is used.
+        laps: The laps by name, in the order of a round. The first round is a warm-up and does not
+            count.
+        budget: The number of rounds.
+        clock: Function that returns the time in seconds, for the budget.
 
     Returns:
-        The seconds of each round by name, and the error of each lap that raised. Such a lap is not
-        run again, and the other laps go on.
+        The seconds of each round by name of the lap, and by name the error of each lap that raised.
+        A lap that raised is not run again, while the other laps continue.
     """
     samples: dict[str, list[float]] = {name: [] for name in laps}
     errors: dict[str, Exception] = {}
@@ -73,7 +74,7 @@ def interleave(
 
 
 def spread_of(values: Sequence[float]) -> float:
-    """Return the interquartile range, 0 for a single value."""
+    """Return the interquartile range; 0 for a single value."""
     if len(values) < 2:
         return 0.0
     lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
@@ -82,7 +83,7 @@ def spread_of(values: Sequence[float]) -> float:
 
 @contextlib.contextmanager
 def _paused_collector() -> Iterator[None]:
-    """Keep the garbage collector from running in the middle of a lap."""
+    """Disable the garbage collector, so that it doesn't run during a lap."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -94,9 +95,9 @@ def _paused_collector() -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise :class:`TimeoutError` in code that takes longer, as soon as it is back in Python.
+    """Raise :class:`TimeoutError` in code that takes longer, as soon as it returns to Python.
 
-    Without effect outside the main thread, and on systems without ``SIGALRM``.
+    It has no effect outside of the main thread, and on systems without ``SIGALRM``.
     """
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
         yield
