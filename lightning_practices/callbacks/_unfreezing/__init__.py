@@ -1,13 +1,13 @@
 """Progressive unfreezing: the head first, then the blocks below it, phase by phase.
 
 - ``progressive_unfreezing``: the callback.
-- ``schedule``: the form of a schedule, and its phases; read from and written to YAML.
-- ``plan``: the phases applied to a model: which parameters each phase trains, and how fast.
-- ``progress``: how far a phase has come, and how it is shown.
-- ``groups``: parameter groups by block, in the optimizers and schedulers of the module.
-- ``freezing``: freezing of all parameters that a phase doesn't train, under DDP and FSDP2 too.
-- ``sharded``: resuming in mid-schedule under FSDP2.
-- ``checks``: which Trainers are refused.
+- ``schedule``: the phases of a schedule, read from and written to YAML.
+- ``plan``: the phases applied to a model: which parameters each phase trains, at which rates.
+- ``progress``: the progress of a phase, and its display.
+- ``groups``: splits the parameter groups of optimizers and schedulers by block.
+- ``freezing``: freezes all parameters that a phase doesn't train, under DDP and FSDP2 too.
+- ``sharded``: resumes in the middle of a schedule under FSDP2.
+- ``checks``: errors for unsupported Trainers.
 """
 
 from lightning_practices.callbacks._unfreezing.plan import BlocksBy, unfreezing_schedule

@@ -1,4 +1,4 @@
-"""Which Trainers progressive unfreezing refuses."""
+"""Errors for Trainers that progressive unfreezing doesn't support."""
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -16,7 +16,7 @@ from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED
 
 
 def check_trainer(trainer: Trainer) -> None:
-    """Raise ``MisconfigurationException`` if the strategy or another callback is in the way."""
+    """Raise ``MisconfigurationException`` if the strategy or another callback is unsupported."""
     strategy = trainer.strategy
     served = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
     refuse(

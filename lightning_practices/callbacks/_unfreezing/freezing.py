@@ -17,9 +17,9 @@ class Freezing:
     """Freezes the parameters of a module that a phase doesn't train.
 
     Args:
-        module: The module. Making this object freezes nothing.
+        module: The module. The constructor freezes nothing.
         plan: The parameters that each phase trains.
-        dropout: Whether dropout stays on in frozen blocks.
+        dropout: Whether dropout stays active in frozen blocks.
     """
 
     def __init__(self, module: LightningModule, plan: Plan, dropout: bool) -> None:
@@ -27,26 +27,26 @@ class Freezing:
         self._plan = plan
         self._dropout = dropout
         self._parts: list[str] = []  # the frozen modules and parameters
-        self._flags: dict[str, bool] = {}  # requires_grad of each parameter, as set here
+        self._flags: dict[str, bool] = {}  # requires_grad of each parameter after apply()
         self._reduced = self._trainable()  # the parameters whose gradients DDP reduces
 
     def apply(self, trained: Collection[str]) -> list[str]:
         """Freeze all parameters but ``trained``.
 
         Returns:
-            The parameters whose ``requires_grad`` other code has changed since the last call. They
-            keep that.
+            The names of the parameters whose ``requires_grad`` other code has changed since the
+            last call. They keep their ``requires_grad``.
         """
         for module in self._module.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # a gathered parameter has a requires_grad of its own
+                module.reshard()  # gathered parameters have a separate requires_grad
         parameters = {plain_name(name): p for name, p in self._module.named_parameters()}
         present = {name: p.requires_grad for name, p in parameters.items()}
         others = [name for name, flag in self._flags.items() if present[name] is not flag]
         self.undo()
         frozen = present.keys() - {*trained} - self._plan.frozen_by_author
         self._parts = [*_outermost(self._module, "", frozen, self._plan.frozen_by_author)]
-        for block in self._plan.blocks:  # with its modules that have no parameters
+        for block in self._plan.blocks:  # adds modules without parameters
             if not {*map(plain_name, block.parameters)} - self._plan.frozen_by_author - frozen:
                 self._parts += block.modules
         freeze(self._module, self._parts, dropout=self._dropout)
@@ -56,15 +56,15 @@ class Freezing:
         return others
 
     def undo(self) -> None:
-        """Unfreeze all that this has frozen."""
+        """Unfreeze the modules and parameters that :meth:`apply` froze."""
         unfreeze(self._module, self._parts)
         self._parts, self._flags = [], {}
 
     def rewrap(self, trainer: Trainer) -> None:
-        """Let DDP reduce the gradients of the parameters that are trainable now, and no others.
+        """Wrap the module in DDP anew if the set of trainable parameters has changed.
 
-        A ``DistributedDataParallel`` reduces the parameters that were trainable when it was made,
-        so it is made anew if these have changed. Every rank has to call this.
+        ``DistributedDataParallel`` reduces the gradients of those parameters that were trainable
+        when it was made. Every rank has to call this.
         """
         trainable = self._trainable()
         strategy = trainer.strategy
@@ -73,7 +73,7 @@ class Freezing:
         self._reduced = trainable
         strategy.model = strategy.lightning_module  # drops the old reducer with its hooks
         if hasattr(strategy, "_pl_static_graph_delay_done"):
-            strategy._pl_static_graph_delay_done = False  # the graph is another one
+            strategy._pl_static_graph_delay_done = False  # the autograd graph has changed
         assert isinstance(strategy, DDPStrategy)
         strategy.configure_ddp()
 
@@ -84,9 +84,10 @@ class Freezing:
 def _outermost(
     module: nn.Module, path: str, frozen: Collection[str], left_out: Collection[str]
 ) -> Iterator[str]:
-    """Yield the largest modules whose parameters are all frozen, and frozen parameters outside.
+    """Yield the outermost fully frozen modules, and the frozen parameters outside of them.
 
-    Parameters that are ``left_out`` don't count.
+    A module is fully frozen if all its parameters are in ``frozen`` or ``left_out``, and at least
+    one is in ``frozen``.
     """
     prefix = f"{path}." if path else ""
     for name, child in module.named_children():

@@ -14,13 +14,13 @@ from lightning_practices.callbacks._unfreezing.plan import Share
 BLOCK = "block"
 """The key of a parameter group that holds the name of its block."""
 
-# Keys of a group that hold rates, those of OneCycleLR and SWALR too; and attributes of schedulers
-# that hold a list with an item for each group.
+# Keys of a parameter group that hold learning rates (OneCycleLR and SWALR add some), and attributes
+# of a scheduler that are lists with one item for each group.
 _RATES = ("lr", "initial_lr", "max_lr", "min_lr", "swa_lr")
 _LISTS_OF_RATES = ("base_lrs", "_last_lr", "max_lrs", "min_lrs")
 _LISTS = ("lr_lambdas", "base_momentums", "max_momentums")
 
-_Part = tuple[dict[str, Any], int, float]  # a new group, the index of the old one, the scale
+_Part = tuple[dict[str, Any], int, float]  # new group, index of the old group, scale of the rate
 
 
 def split_groups(
@@ -28,17 +28,17 @@ def split_groups(
 ) -> None:
     """Split each group by block, in place, and multiply rates by the parameters' scales.
 
-    The new groups keep the options of the old ones, and have a ``name`` and their block's name. The
-    lists of a scheduler then have an item for each new group, with scaled rates, so that it
-    goes on as if the optimizer had been made with the new groups.
+    The new groups keep the options of the old groups, and get a ``name`` and the name of their
+    block. The lists in a scheduler get one item for each new group, with scaled rates, as if the
+    optimizer had been made with the new groups.
 
-    If the groups are by block already and have different rates, the default decay is left out.
-    Groups that were split before stay as they are.
+    If each group already lies within one block and the groups have different rates, the decay by
+    depth isn't applied. An optimizer whose groups were split before stays unchanged.
 
     Args:
         optimizer: The optimizer. An ``LBFGS`` or ``ZeroRedundancyOptimizer`` can't be split.
         schedulers: All schedulers of the fit, those of other optimizers too.
-        shares: How each parameter is trained, by the parameter's id.
+        shares: The :class:`Share` of each parameter, by the parameter's id.
 
     Raises:
         MisconfigurationException: If the optimizer or a scheduler can't be split.
@@ -79,7 +79,7 @@ def _has_own_rates(optimizer: Optimizer, shares: Mapping[int, Share]) -> bool:
 def _split(
     group: dict[str, Any], index: int, shares: Mapping[int, Share], own_rates: bool
 ) -> Iterator[_Part]:
-    """Yield the parts of a group, that of the head first."""
+    """Yield the parts of a group, one for each block and scale, the head first."""
     members: dict[tuple[int, float], list[int]] = {}
     blocks: dict[int, str] = {}
     for place, p in enumerate(group["params"]):
@@ -113,7 +113,7 @@ def _name_uniquely(groups: list[dict[str, Any]]) -> None:
 
 
 def _nested(scheduler: Any) -> Iterator[LRScheduler]:
-    """Yield a scheduler, and those within it, as of ``SequentialLR`` and ``ChainedScheduler``."""
+    """Yield a scheduler, and the schedulers inside a ``SequentialLR`` or ``ChainedScheduler``."""
     if not isinstance(scheduler, LRScheduler):
         raise MisconfigurationException(
             "ProgressiveUnfreezing splits the parameter groups, and doesn't know which attributes"
@@ -125,7 +125,7 @@ def _nested(scheduler: Any) -> Iterator[LRScheduler]:
 
 
 def _extend(scheduler: LRScheduler, count: int, parts: Sequence[_Part]) -> None:
-    """Give each list of a scheduler, which has an item for each old group, one for each new."""
+    """Change each list of a scheduler from one item per old group to one item per new group."""
     for names, change in ((_LISTS_OF_RATES, _scaled), (_LISTS, _same)):
         for name in names:
             items = getattr(scheduler, name, None)
@@ -150,7 +150,7 @@ def _check_floor(scheduler: LRScheduler, parts: Sequence[_Part]) -> None:
 
 
 def _scaled(value: Any, scale: float) -> Any:
-    return value * scale  # for a tensor a new one, so that groups don't share it
+    return value * scale  # a new tensor, so that groups don't share one
 
 
 def _same(value: Any, scale: float) -> Any:
@@ -159,7 +159,8 @@ def _same(value: Any, scale: float) -> Any:
 
 def _is_fixed(optimizer: Optimizer) -> bool:
     """Say whether the optimizer's groups can't be changed."""
-    # Not imported here, as torch 2.11 warns on import. Making such an optimizer imports it.
+    # Not imported here, as torch 2.11 warns on import. Whoever made a ZeroRedundancyOptimizer has
+    # imported the module.
     sharded = sys.modules.get("torch.distributed.optim")
     return isinstance(optimizer, LBFGS) or (
         sharded is not None and isinstance(optimizer, sharded.ZeroRedundancyOptimizer)

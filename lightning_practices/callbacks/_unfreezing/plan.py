@@ -1,4 +1,4 @@
-"""The phases applied to a model: which parameters each phase trains, and how fast."""
+"""The phases applied to a model: which parameters each phase trains, at which rates."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ class Share:
 
     Attributes:
         block: The block that the parameter is in.
-        scale: The factor of the learning rate of its group.
+        scale: The factor that multiplies the learning rate.
         is_default: Whether the factor is the decay by depth, and not a phase's ``lr_scale``.
         phase: The index of the first phase that trains it; ``None`` if no phase does.
     """
@@ -57,20 +57,20 @@ class Plan:
 def unfreezing_schedule(
     model: nn.Module, by: BlocksBy | None = None, *, at_once: int = 2, epochs: int = 1
 ) -> list[dict[str, Any]]:
-    """Return a schedule of progressive unfreezing: the head, then the top blocks, then those below.
+    """Return a schedule of progressive unfreezing: the head, then the blocks from the top down.
 
-    ``ProgressiveUnfreezing("auto")`` follows this schedule. To change it, write it by
-    :func:`write_schedule`, edit the file and give its path to :class:`ProgressiveUnfreezing`. Where
-    an epoch has few steps, phases of one epoch come close to training all blocks at once: give more
-    ``epochs``.
+    ``ProgressiveUnfreezing("auto")`` follows this schedule. To change the schedule, save it by
+    :func:`write_schedule`, edit the file and give its path to :class:`ProgressiveUnfreezing`. If an
+    epoch has few steps, phases of one epoch are nearly the same as training all blocks at once:
+    give more ``epochs``.
 
     Source: "Transfer learning", lecture S2: the head alone first, then the top one or two layers.
 
     Args:
         model: The module to train.
-        by: The blocks, see :func:`~lightning_practices.surgery.blocks`.
+        by: How to divide the model into blocks, see :func:`~lightning_practices.surgery.blocks`.
         at_once: How many blocks each phase after the first one unfreezes.
-        epochs: The length of each phase but the last.
+        epochs: The number of epochs of each phase but the last.
 
     Returns:
         A list of phases, in the form that :class:`ProgressiveUnfreezing` takes.
@@ -95,10 +95,12 @@ def unfreezing_schedule(
 
 
 def head_and_blocks(model: nn.Module, backbone: str, head: str) -> list[list[str]]:
-    """Return names for :func:`~lightning_practices.surgery.blocks`: the head's, the backbone's.
+    """Return a head and the blocks of a backbone, by names.
+
+    The result is the ``by`` of :func:`~lightning_practices.surgery.blocks`, with the head first.
 
     Raises:
-        ValueError: If the model has no module of one of the names.
+        ValueError: If the model has no module named ``backbone``, or none named ``head``.
     """
     there = dict(model.named_modules())
     for what, name in (("backbone", backbone), ("head", head)):
@@ -121,9 +123,9 @@ def make_plan(
 
     Args:
         model: The model, before any phase has frozen parameters.
-        phases: The phases, or ``None`` for those of :func:`unfreezing_schedule`.
-        by: The blocks, see :func:`~lightning_practices.surgery.blocks`.
-        decay: The ratio of the rates of a block and the one above it.
+        phases: The phases, or ``None`` for the phases of :func:`unfreezing_schedule`.
+        by: How to divide the model into blocks, see :func:`~lightning_practices.surgery.blocks`.
+        decay: The learning rate of a block, divided by that of the block above it.
 
     Raises:
         ValueError: If the phases don't fit the model; the message lists all problems.
@@ -164,13 +166,13 @@ def make_plan(
 
 
 def shown(names: Sequence[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names and the number of further names, as text."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 class _Places:
-    """The parameters of a model, by the entries of a schedule that may name them."""
+    """Finds the parameters that an entry of a schedule names in a model."""
 
     def __init__(self, model: nn.Module, found: Blocks) -> None:
         first = {id(p): plain_name(name) for name, p in model.named_parameters()}
@@ -182,7 +184,7 @@ class _Places:
         self.frozen_by_author = frozenset(map(plain_name, frozen))
 
     def of(self, entry: Entry) -> list[str] | str:
-        """Return the names of the parameters that an entry names, or what is wrong with it."""
+        """Return the names of an entry's parameters, or an error message if it has none."""
         if isinstance(entry, int):
             if entry >= len(self._blocks):
                 last = len(self._blocks) - 1
@@ -210,7 +212,7 @@ class _Places:
 
 
 def _frozen(phase: Phase, places: _Places, now: set[str], wrong: list[str]) -> set[str]:
-    """Return the parameters that a phase freezes, of those that are trained ``now``."""
+    """Return the parameters that a phase freezes; ``now`` are the parameters trained before."""
     frozen: set[str] = set()
     for entry, names in _named(phase.freeze, places, wrong):
         if not now & {*names}:
@@ -220,7 +222,7 @@ def _frozen(phase: Phase, places: _Places, now: set[str], wrong: list[str]) -> s
 
 
 def _added(phase: Phase, places: _Places, now: set[str], wrong: list[str]) -> set[str]:
-    """Return the parameters that a phase trains in addition to those that are trained ``now``."""
+    """Return the parameters that a phase adds to ``now``, the parameters trained before."""
     new: set[str] = set()
     for entry, names in _named(phase.blocks, places, wrong):
         both = [name for name in names if name in now or name in new]

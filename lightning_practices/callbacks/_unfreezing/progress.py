@@ -1,4 +1,4 @@
-"""How far a phase of unfreezing has come, and how it is shown."""
+"""The progress of a phase of unfreezing, and its display."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from lightning_practices.callbacks._unfreezing.schedule import Phase, Plateau, c
 
 @dataclass
 class Progress:
-    """Where a fit is in its schedule.
+    """The position of a fit in its schedule.
 
     Attributes:
         phase: The index of the present phase.
         epoch: The epoch in which the phase began.
-        step: The optimizer steps before the phase.
+        step: The optimizer steps taken before the phase began.
         best: The best value that the phase's plateau has seen; ``None`` before the first value.
         best_step: The optimizer steps taken when the best value was seen.
-        waited: The number of values since then.
+        waited: The number of values since the best value.
         is_flat: Whether the plateau is reached.
     """
 
@@ -35,7 +35,7 @@ class Progress:
     is_flat: bool = False
 
     def look(self, plateau: Plateau, value: float, step: int) -> bool:
-        """Judge a value seen after ``step`` optimizer steps, and say whether it is the best."""
+        """Record a value seen after ``step`` optimizer steps, and say whether it is the best."""
         improves = plateau.improves(value, self.best)
         if improves:
             self.best, self.best_step, self.waited = value, step, 0
@@ -56,7 +56,7 @@ class Progress:
 
 
 def rates_by_block(optimizers: Iterable[Optimizer]) -> dict[str, float]:
-    """Return the learning rate of each block that is trained, the largest of its groups."""
+    """Return the learning rate of each trained block: the largest of its groups' rates."""
     rates: dict[str, float] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -67,7 +67,7 @@ def rates_by_block(optimizers: Iterable[Optimizer]) -> dict[str, float]:
 
 
 def trainable_share(module: LightningModule) -> float:
-    """Return the share of the parameters' elements that is trained."""
+    """Return the share of all parameter elements that is trainable."""
     total = sum(p.numel() for p in module.parameters())
     return sum(p.numel() for p in module.parameters() if p.requires_grad) / total
 

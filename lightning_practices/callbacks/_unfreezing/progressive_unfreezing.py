@@ -55,79 +55,86 @@ class ProgressiveUnfreezing(Callback):
 
     **A schedule** is a list of phases, a dict of phases by name, or a YAML file of either.
 
-    - ``blocks``: the blocks that the phase trains, in addition to those that were trained before.
-      An entry is a block's name or depth, 0 for the head (see
-      :func:`~lightning_practices.surgery.blocks`), the name of a module or parameter, which stands
-      for all below it, or a pattern of parameter names, ``"re:..."``. Blocks that no phase lists
-      stay frozen.
+    - ``blocks``: the blocks that the phase trains, in addition to the blocks of earlier phases. An
+      entry is the name or depth of a block, where 0 is the head (see
+      :func:`~lightning_practices.surgery.blocks`); the name of a module, for all parameters in it,
+      or of a parameter; or a regular expression for parameter names, ``"re:..."``. Blocks that no
+      phase lists stay frozen.
     - ``freeze``: the blocks that are frozen again.
     - ``until``: when the next phase begins: after a number of optimizer steps or epochs of this
-      phase (ends of epochs are counted), or at a plateau, whichever comes first. A plateau is
+      phase (each end of an epoch counts), or at a plateau, whichever comes first. A plateau is
       reached after ``patience`` checks in a row without an improvement by more than ``min_delta``.
-      A check is each validation or training epoch that logs ``monitor``, averaged over the ranks.
-    - ``restore_best``: whether the next phase starts from the weights of the best check of this
-      one. The optimizer's state is not set back.
-    - ``lr_scale``: see below.
+      Each validation or training epoch that logs ``monitor`` is a check. The value is averaged over
+      the ranks.
+    - ``restore_best``: whether the next phase starts from the weights of this phase's best check.
+      The optimizer's state is not restored.
+    - ``lr_scale``: the factor of the blocks' learning rates, see below.
 
-    ``"auto"`` stands for :func:`unfreezing_schedule`, which can be written by
-    :func:`write_schedule` and edited. Its phases last one epoch. Where an epoch has few steps, all
-    blocks are then trained nearly at once: give more ``epochs`` there.
+    ``"auto"`` is the schedule that :func:`unfreezing_schedule` returns. To change it, save it by
+    :func:`write_schedule` and edit the file. Its phases last one epoch. If an epoch has few steps,
+    this is nearly the same as training all blocks at once: give more ``epochs`` to
+    :func:`unfreezing_schedule`.
 
-    A phase ends between two optimizer steps, never while gradients are accumulated.
-    ``EarlyStopping`` needs more patience than the phases.
+    A phase ends between two optimizer steps, never while gradients are accumulated. Give
+    ``EarlyStopping`` more patience than the phases, or it ends the fit before a phase ends.
 
-    **Learning rates.** The module's own ``configure_optimizers`` is used. It has to give the
-    optimizer all parameters. When the fit starts, each group is split by block, once. The rate of a
-    block at depth :math:`d` is multiplied by :math:`decay^d`, or by the ``lr_scale`` of the phase
-    that first trains it. Schedulers run across all phases. If the groups are by block already and
-    have different rates, they keep these, times an ``lr_scale``. The names of groups, as
-    ``LearningRateMonitor`` shows them, begin with the block's name.
+    **Learning rates.** The optimizer of the module's ``configure_optimizers`` is used. It has to
+    have all parameters. When the fit starts, each parameter group is split by block, once. The rate
+    of a block at depth :math:`d` is multiplied by :math:`decay^d`, or by the ``lr_scale`` of the
+    phase that first trains it. Schedulers run across all phases. If each group already lies within
+    one block and the groups have different rates, they keep these rates, and only an ``lr_scale``
+    multiplies them. The names of groups, as ``LearningRateMonitor`` shows them, begin with the
+    block's name.
 
-    **Frozen parameters** have no gradients, are not reduced over ranks, and are not moved by weight
-    decay or momentum. Their blocks stay in eval mode, whoever calls ``train()``: batch norms keep
-    their statistics, and dropout is off. Parameters that the module itself has frozen stay frozen,
-    and are reported. Parameters that other code freezes or unfreezes during the fit stay so, and
-    are reported too. When the fit ends, exactly those parameters are frozen that were frozen
-    before. Modules that were in eval mode before the fit, as many libraries return pretrained ones,
-    stay in eval mode, trained or not, and Lightning warns of them at the start. If that isn't
-    meant, call ``train()`` before.
+    **Frozen parameters** have no gradients. They are not reduced over ranks, and weight decay and
+    momentum don't change them. Their blocks stay in eval mode, even if other code calls
+    ``train()``: batch norms keep their statistics, and dropout is off. Parameters that were frozen
+    before the fit stay frozen, and are reported. If other code freezes or unfreezes parameters
+    during the fit, they stay so, and a warning names them. When the fit ends, the same parameters
+    are frozen as before the fit. Modules that were in eval mode before the fit stay in eval mode,
+    trained or not, and Lightning warns about them at the start. Many libraries return pretrained
+    models in eval mode: call ``train()`` before the fit to change that.
 
     **Strategies.** Under DDP the module is wrapped again at each phase, since otherwise ranks would
     drift apart without an error; ``find_unused_parameters`` isn't needed. FSDP2
-    (``ModelParallelStrategy``) is supported. Other strategies that shard or wrap are refused.
+    (``ModelParallelStrategy``) is supported. Other strategies that shard or wrap the module raise
+    an error.
 
-    **Resuming** is exact, in the middle of a phase too. The ``until`` and ``restore_best`` of a
-    schedule may be changed for it, other parts may not.
+    **Resuming** is exact, in the middle of a phase too. The resumed fit may have other values of
+    ``until`` and ``restore_best``; the rest of the schedule has to be the same.
 
-    **What is shown:** the phase, in the progress bar; ``phase`` (from 1), ``trainable_share`` and
-    ``lr/...`` of each block that is trained, logged every ``log_every_n_steps`` (for rates that are
-    tensors on a device this waits); a table, at each transition.
+    **What is shown:** The progress bar shows the phase. Every ``log_every_n_steps`` the callback
+    logs ``phase`` (from 1), ``trainable_share`` and ``lr/...``, the rate of each trained block. (If
+    rates are tensors on a device, this waits for the device.) When a phase begins, a table of the
+    blocks is printed.
 
     Source: "Transfer learning", lecture S2; Howard and Ruder, 2018, "Universal language model
     fine-tuning for text classification", arXiv:1801.06146, for rates by depth and gradual
     unfreezing; Bao et al., 2022, arXiv:2106.08254, for the default of ``decay``.
 
     Args:
-        schedule: The phases.
-        by: The blocks, see :func:`~lightning_practices.surgery.blocks`.
-        backbone: In place of ``by``, with ``head``: the name of the pretrained module. The blocks
-            are those that :func:`~lightning_practices.surgery.blocks` finds in it.
-        head: The name of the new module, which is depth 0. It may be a part of the backbone.
-        decay: The ratio of the rates of a block and the one above it, above 0 and up to 1.
-        dropout: Whether dropout stays on in frozen blocks.
+        schedule: The phases, in the form above.
+        by: How to divide the model into blocks, see :func:`~lightning_practices.surgery.blocks`.
+        backbone: The name of the pretrained module. Give ``backbone`` and ``head`` instead of
+            ``by``. :func:`~lightning_practices.surgery.blocks` finds the blocks of the backbone.
+        head: The name of the new module, the block of depth 0. It may be a part of the backbone.
+        decay: The learning rate of a block, divided by that of the block above it; above 0 and up
+            to 1.
+        dropout: Whether dropout stays active in frozen blocks.
 
     Attributes:
-        phase: The present phase, from 1.
+        phase: The number of the present phase, from 1.
 
     Raises:
-        FileNotFoundError: If there is no such YAML file.
+        FileNotFoundError: If the YAML file doesn't exist.
         ValueError: If the schedule is malformed, or ``decay`` is out of its range. When the fit
             starts, if the schedule doesn't fit the module: unknown names, overlaps, phases that
             train nothing; or if parameters are neither in the backbone nor in the head.
         MisconfigurationException: When the fit starts, if the strategy, an optimizer or a scheduler
             is not supported, an optimizer lacks parameters that are to be trained, or another
-            callback freezes. On resuming, if the schedule is another one. After the first
-            validation or epoch, if the value of a plateau was not logged.
+            callback freezes parameters too. On resuming, if the schedule differs in more than
+            ``until`` and ``restore_best``. After the first validation or epoch, if the ``monitor``
+            of a plateau was not logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -158,13 +165,13 @@ class ProgressiveUnfreezing(Callback):
         self._freezing: Freezing | None = None  # while a fit runs
         self._progress = Progress()
         self._weights = BestWeights("ProgressiveUnfreezing")
-        self._saved: list[str] | None = None  # the layout of a checkpoint or of the last fit
-        self._last_step: int | None = None  # before the last batch of this fit
-        self._monitored: MonitoredValue | None = None  # of the present phase's plateau
+        self._saved: list[str] | None = None  # layout in a checkpoint or the last fit
+        self._last_step: int | None = None  # steps before the last batch of this fit
+        self._monitored: MonitoredValue | None = None  # by the present phase's plateau
 
     @property
     def phase(self) -> int:
-        """The present phase, from 1."""
+        """The number of the present phase, from 1."""
         return self._progress.phase + 1
 
     @override
@@ -174,13 +181,14 @@ class ProgressiveUnfreezing(Callback):
             return
         check_trainer(trainer)
         self._saved = None
-        if trainer.global_step == 0:  # otherwise the fit goes on from an earlier one
+        if trainer.global_step == 0:  # otherwise it continues an earlier fit
             self._progress = Progress()
             self._weights = BestWeights("ProgressiveUnfreezing")
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Before a checkpoint is restored: its optimizer states are those of the split groups.
+        # Done before a checkpoint is restored, since its optimizer states belong to the split
+        # groups.
         by = self.by
         if self.backbone is not None and self.head is not None:
             by = head_and_blocks(pl_module, self.backbone, self.head)
@@ -268,7 +276,7 @@ class ProgressiveUnfreezing(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._leave(trainer)  # Lightning calls no teardown here
+        self._leave(trainer)  # after an exception Lightning doesn't call teardown
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -323,7 +331,7 @@ class ProgressiveUnfreezing(Callback):
         return [f"decay={self.decay}", *(phase.layout for phase in self._plan.phases)]
 
     def _check_resumed(self) -> None:
-        """Raise if the schedule isn't the one that the fit began with, once both are known."""
+        """Raise if the schedule differs from the checkpoint's, once both are known."""
         if self._plan is None or self._saved is None or self._saved == self._layout:
             return
         pairs = zip(self._saved, self._layout, strict=False)
@@ -335,7 +343,7 @@ class ProgressiveUnfreezing(Callback):
         )
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, value: float | None) -> None:
-        """Let the phase's plateau judge its value, if the loop that ends here has logged it."""
+        """Check a new value of the phase's plateau, unless it is ``None``: not logged."""
         plateau = self._phase.plateau
         if value is None or plateau is None:
             return
@@ -357,7 +365,7 @@ class ProgressiveUnfreezing(Callback):
         self._enter(trainer, pl_module, reason)
 
     def _enter(self, trainer: Trainer, pl_module: LightningModule, reason: str) -> None:
-        """Freeze and unfreeze for the present phase, and show it."""
+        """Freeze and unfreeze parameters for the present phase, and report the phase."""
         assert self._plan is not None
         assert self._freezing is not None
         self._monitored = None

@@ -1,4 +1,4 @@
-"""The form of a schedule of unfreezing, for any model."""
+"""Schedules of unfreezing for any model: their phases, reading, checking and writing."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from lightning_practices.callbacks._types import Mode
 Entry = str | int
 """A name of modules or parameters, a depth, or a pattern as ``"re:..."``."""
 
-# A path comes last: jsonargparse would read the text of a list or dict as a path too.
+# A path comes last: jsonargparse would take the text of a list or dict for a path.
 UnfreezingSchedule = (
     str | Sequence[Mapping[str, Any]] | Mapping[str | int, Mapping[str, Any]] | PathLike[str]
 )
@@ -26,12 +26,13 @@ _PLATEAU = ("monitor", "patience", "mode", "min_delta")
 
 @dataclass(frozen=True)
 class Plateau:
-    """The end of a phase by a logged value that no longer improves.
+    """A rule that ends a phase once a logged value no longer improves.
 
     Attributes:
         monitor: The name of the value.
-        patience: Checks without improvement after which the phase ends.
-        mode: Whether the value is to fall, ``"min"``, or to rise, ``"max"``.
+        patience: The number of checks in a row without improvement that ends the phase.
+        mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
+            higher is better.
         min_delta: A change counts as an improvement if it is larger than this.
     """
 
@@ -74,7 +75,7 @@ class Phase:
 
     @property
     def layout(self) -> str:
-        """The parts of the phase that have to stay the same where a fit is resumed."""
+        """The parts of the phase that have to stay the same when a fit is resumed, as text."""
         scale = None if self.lr_scale is None else float(self.lr_scale)
         return f"blocks={[*self.blocks]}, freeze={[*self.freeze]}, lr_scale={scale}"
 
@@ -100,11 +101,11 @@ def read_schedule(schedule: UnfreezingSchedule) -> tuple[Phase, ...]:
     """Return the phases of a schedule.
 
     Args:
-        schedule: A sequence of phases, a mapping of them by name, or the path of a YAML file.
+        schedule: A sequence of phases, a mapping of names to phases, or the path of a YAML file.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it isn't a schedule; the message lists all problems.
+        FileNotFoundError: If the YAML file doesn't exist.
+        ValueError: If the schedule is malformed; the message lists all problems.
     """
     content: Any = schedule
     if isinstance(schedule, str | PathLike):
@@ -132,7 +133,7 @@ def write_schedule(schedule: Sequence[Mapping[str, Any]], path: str | PathLike[s
         path: The path of the file, ending in ``.yaml`` or ``.yml``.
 
     Raises:
-        ValueError: If it isn't a schedule, or the path ends otherwise.
+        ValueError: If the schedule is malformed, or the path doesn't end in ``.yaml`` or ``.yml``.
     """
     if Path(path).suffix not in (".yaml", ".yml"):
         raise ValueError(f"a schedule is written to a .yaml file, but got {str(path)!r}")
@@ -184,7 +185,7 @@ def _phase(name: str, given: Any, is_last: bool, wrong: list[str]) -> Phase:
 def _until(
     until: Any, is_last: bool, wrong: list[str]
 ) -> tuple[int | None, int | None, Plateau | None]:
-    """Return the epochs, the steps and the plateau that end a phase; append problems."""
+    """Return the epochs, steps and plateau that end a phase; append problems to ``wrong``."""
     if is_last:
         if until is not None:
             wrong.append(

@@ -1,4 +1,4 @@
-"""Resuming in mid-schedule under FSDP2, where checkpoints lack the states of frozen parameters."""
+"""Resuming under FSDP2, where checkpoints lack the optimizer states of frozen parameters."""
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -18,11 +18,12 @@ _LOAD = "load_checkpoint"
 
 
 def load_by_saved_states(trainer: Trainer, module: LightningModule) -> None:
-    """Let ``ModelParallelStrategy`` load one checkpoint whose optimizers lack some states.
+    """Let ``ModelParallelStrategy`` load one checkpoint that lacks some optimizer states.
 
-    While it loads, torch wants a state for exactly those parameters that are trainable. Which these
-    are only the checkpoint says, and the strategy alone reads that. So the strategy's method is
-    wrapped: it reads the names first, and makes these parameters trainable for the time.
+    While loading, torch requires an optimizer state for exactly the trainable parameters. Only the
+    checkpoint tells which parameters have a state, and only the strategy reads the checkpoint. So
+    this wraps the strategy's ``load_checkpoint``: the wrapper first reads the names, and makes
+    exactly these parameters trainable while the checkpoint is loaded.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, ModelParallelStrategy):
@@ -41,13 +42,13 @@ def load_by_saved_states(trainer: Trainer, module: LightningModule) -> None:
 
 
 def load_as_usual(trainer: Trainer) -> None:
-    """Undo :func:`load_by_saved_states`, if no checkpoint was loaded."""
+    """Remove the wrapper of :func:`load_by_saved_states`, if no checkpoint was loaded."""
     vars(trainer.strategy).pop(_LOAD, None)
 
 
 @contextmanager
 def _trainable(module: LightningModule, names: Collection[str]) -> Iterator[None]:
-    """Let exactly the parameters of these names be trainable within the context."""
+    """Make exactly the parameters in ``names`` trainable within the context."""
     flags = {p: p.requires_grad for p in module.parameters()}
     for name, p in module.named_parameters():
         p.requires_grad_(plain_name(name) in names)
@@ -59,7 +60,7 @@ def _trainable(module: LightningModule, names: Collection[str]) -> Iterator[None
 
 
 def _names_in_folder(path: Path, module: LightningModule, *_: Any) -> set[str]:
-    """Return the names of the parameters that have a state in a distributed checkpoint."""
+    """Return the names of parameters with an optimizer state in a distributed checkpoint."""
     keys = FileSystemReader(path).read_metadata().state_dict_metadata
     states = [key.partition(".state.")[2] for key in keys if key.startswith("optimizer_")]
     return {
@@ -72,10 +73,11 @@ def _names_in_folder(path: Path, module: LightningModule, *_: Any) -> set[str]:
 def _names_in_file(
     path: Path, module: LightningModule, optimizers: list[Optimizer], weights_only: bool | None
 ) -> set[str]:
-    """Return the names of the parameters that have a state in a checkpoint of one file.
+    """Return the names of parameters with an optimizer state in a checkpoint of one file.
 
     Raises:
-        MisconfigurationException: If another strategy has saved the checkpoint.
+        MisconfigurationException: If the checkpoint was saved under another strategy, or with other
+            parameter groups.
     """
     checkpoint = torch.load(path, mmap=True, map_location="cpu", weights_only=weights_only)
     places = {p: (n, plain_name(name)) for n, (name, p) in enumerate(module.named_parameters())}
@@ -83,7 +85,8 @@ def _names_in_file(
     found: set[str] = set()
     for optimizer, saved in zip(optimizers, checkpoint["optimizer_states"], strict=True):
         order = [key for group in saved["param_groups"] for key in group["params"]]
-        # This strategy numbers the module's parameters, other strategies the optimizer's.
+        # This strategy numbers parameters in the module's order, other strategies in the
+        # optimizer's order.
         expected = [places[p][0] for group in optimizer.param_groups for p in group["params"]]
         if order != expected:
             raise MisconfigurationException(
