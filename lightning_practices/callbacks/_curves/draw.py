@@ -9,21 +9,21 @@ import torch
 from lightning_practices.callbacks._curves.panels import Curve, Panel, panels
 from lightning_practices.callbacks._curves.series import EPOCH, Series
 
-if TYPE_CHECKING:  # the extra of the examples
+if TYPE_CHECKING:  # an optional dependency
     from matplotlib.figure import Figure
 
-# Okabe and Ito, 2008, "Color universal design": told apart with any colour vision.
+# Okabe and Ito, 2008, "Color universal design": colours for any kind of colour vision.
 _SPLIT_COLOURS = {"train": "#0072B2", "val": "#D55E00", "test": "#009E73"}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))  # once all colours are in use
 _INK, _FAINT, _BEST = "#222222", "#E3E3E3", "#111111"
-_PANEL = (4.6, 3.3)  # inches
+_PANEL = (4.6, 3.3)  # width and height in inches
 _MOST_MARKERS = 40
 _MOST_LABELS = 8
-_MOST_EPOCHS = 6  # epochs whose ends are marked
-_LEAST_SMOOTHED = 30  # values: fewer are not smoothed
-_MOST_DECADES = 4  # shown of rates, which may end at 0
-_DECADES = 2.0  # a panel is logarithmic if all its curves span more
+_MOST_EPOCHS = 6  # ends of epochs that are marked
+_LEAST_SMOOTHED = 30  # values; shorter curves are not smoothed
+_MOST_DECADES = 4  # shown of learning rates, which may end at 0
+_DECADES = 2.0  # a panel is logarithmic if each of its curves spans more
 
 
 class Best(NamedTuple):
@@ -37,7 +37,8 @@ class Best(NamedTuple):
 def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure":
     """Return a figure with a panel for each quantity.
 
-    The figure isn't registered with pyplot, so any thread may make one, and it needn't be closed.
+    The figure isn't registered with pyplot, so any thread may call this, and the figure needn't be
+    closed.
 
     Args:
         series: The series by name. The values of ``"epoch"`` mark the ends of epochs.
@@ -69,11 +70,11 @@ def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """Return the smoothed course of noisy values, nan where a value is not finite.
+    """Return a smooth curve through noisy values, with nan where a value is not finite.
 
-    At each value a straight line is fitted to all values, with Gaussian weights whose standard
-    deviation is a sixtieth of their number. Unlike a weighted mean the line has no bias where the
-    course is steep, nor at the ends.
+    At the position of each value a straight line is fitted to all values (local linear regression).
+    The weights are Gaussian, with a standard deviation of a sixtieth of the number of values.
+    Unlike a weighted mean, the line has no bias at the ends or where the curve is steep.
     """
     y = torch.tensor(values, dtype=torch.float64, device="cpu")
     places = torch.arange(len(y), dtype=torch.float64, device="cpu")
@@ -84,7 +85,7 @@ def smoothed(values: Sequence[float]) -> list[float]:
     s0, s1, s2 = (weights.sum(1), (weights * away).sum(1), (weights * away.square()).sum(1))
     t0, t1 = weights @ y, (weights * away) @ y
     spread = s0 * s2 - s1.square()
-    # Through a single value there is no line.
+    # A single value determines no line, so its weighted mean is used.
     course = torch.where(spread > 1e-6 * s0.square(), (s2 * t0 - s1 * t1) / spread, t0 / s0)
     smooth: list[float] = course.where(known, math.nan).tolist()
     return smooth
@@ -151,7 +152,8 @@ def _draw_curve(
 def _styles(curves: Sequence[Curve]) -> list[tuple[str, Any]]:
     """Return the colour and dashes of each curve.
 
-    A split has the same colour in all panels, and forks of one value have the same style.
+    A split (train, val or test) has the same colour in all panels. The two curves of a value that
+    is logged by step and by epoch have the same style.
     """
     keys = [
         (curve.split, curve.quantity if curve.split else curve.name, curve.loader)
@@ -194,7 +196,7 @@ def _legend(axis: Any, handles: list[Any], labels: list[str]) -> None:
 def _is_logarithmic(panel: Panel, series: Mapping[str, Series]) -> bool:
     """Say whether the panel has a logarithmic scale.
 
-    It does for rates and norms, and if all its curves span more than two decades.
+    Rates and norms have one, and so have panels whose curves all span more than two decades.
     """
     finite = [
         [each.mean for each in series[curve.name].bins if each.finite] for curve in panel.curves
@@ -207,7 +209,7 @@ def _is_logarithmic(panel: Panel, series: Mapping[str, Series]) -> bool:
 
 
 def _mark_epochs(axis: Any, epochs: Series, *, named: bool) -> None:
-    """Mark the ends of epochs, of every n-th if there are many."""
+    """Mark the ends of epochs; if there are many, those of every n-th epoch."""
     decades = (10**k for k in range(4))
     every = next(
         n * k for k in decades for n in (1, 2, 5) if n * k * _MOST_EPOCHS >= len(epochs.bins)

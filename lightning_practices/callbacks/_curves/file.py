@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lightning_practices.callbacks._curves.series import EPOCH, Point, Series
 
-if TYPE_CHECKING:  # the extra of the examples
+if TYPE_CHECKING:  # an optional dependency
     from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".svg", ".pdf", ".html")
@@ -45,7 +45,7 @@ td small {{ color: #777; }}
 
 
 def rendered(figure: "Figure", series: Mapping[str, Series], title: str, suffix: str) -> bytes:
-    """Return the content of a file with this suffix."""
+    """Return the content of a file in the format of ``suffix``."""
     if suffix != ".html":
         return _saved(figure, suffix)
     svg = _saved(figure, ".svg").decode()

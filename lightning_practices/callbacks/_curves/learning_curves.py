@@ -30,33 +30,35 @@ _FIRST_SECONDS = 0.5  # the assumed cost of the first picture
 
 
 class LearningCurves(ReadsLogs):
-    """Draw the logged values to a file, by optimizer step, while the fit runs and at its end.
+    """Draw the logged values over optimizer steps to a file, during the fit and at its end.
 
-    No logger is needed: all values that ``self.log`` gets are drawn, and the learning rate of each
+    No logger is needed. All values that ``self.log`` gets are drawn, and the learning rate of each
     parameter group. Training and validation of one quantity (``train_loss`` and ``val_loss``,
     ``acc/train`` and ``acc/val``) share a panel, so that the picture shows under- and overfitting:
     both losses high, or the validation loss rising while the training loss falls. The best step is
-    marked, and the ends of epochs above. Rates and norms have a logarithmic scale, and so has a
-    panel whose curves all span more than two decades. Noisy values are drawn with their smoothed
-    course over them.
+    marked, and the ends of epochs are marked at the top. Panels of rates and norms have a
+    logarithmic scale, and so have panels whose curves all span more than two decades. Over noisy
+    values a smoothed curve is drawn.
 
-    **When.** Values of training steps are noted at the first step and then every
-    ``every_n_train_steps``. Values of epochs and of validation are noted whenever they are
-    computed, except those of the sanity check. They stay on their device until a picture is drawn,
-    a checkpoint is saved or there are 4096 of them, so that steps don't wait. A picture is drawn
-    when drawing takes less than 1% of the time since the last one, the first time after about a
-    minute, and at the end of the fit, also if an exception or Ctrl-C ends it. The file is replaced
-    as a whole, so nobody reads half a file. If it can't be written, there is a warning, and
-    training goes on. ``fast_dev_run`` draws nothing.
+    **When.** Values of training steps are recorded at the first step and then every
+    ``every_n_train_steps``. Values of epochs and of validation are recorded whenever they are
+    computed, except in the sanity check. Values stay on their device until a picture is drawn, a
+    checkpoint is saved or 4096 values are waiting, so that training steps don't wait for the
+    device. A picture is drawn once drawing takes less than 1% of the time since the last picture,
+    for the first time after about a minute. At the end of the fit a picture is drawn too, even if
+    an exception or Ctrl-C ends it. The file is replaced in one operation, so nobody reads half a
+    file. If the file can't be written, a warning is shown, and training continues. ``fast_dev_run``
+    draws nothing.
 
-    **How many values.** The first thousand values of a name are kept. After that there are means
-    with the lowest and highest values, each over equally many values, 500 to 1000 in all. The best,
-    last and extreme values stay exact. Infinite and nan values are gaps, and are counted in the
-    legend. A checkpoint holds all of this, at most 50 KB for a name, so that the curves of a
-    resumed fit go on.
+    **How many values.** Up to a thousand values of a name are kept. More values are merged into 500
+    to 1000 bins of equally many values, each with its mean, its lowest and its highest value. The
+    best, last and extreme values stay exact. Infinite and nan values are gaps, and are counted in
+    the legend. A checkpoint holds all curves, at most 50 KB for each name, so that a resumed fit
+    continues them.
 
-    With several ranks rank 0 keeps and draws its own values: log with ``sync_dist=True`` for the
-    mean of all ranks. Nothing is communicated, except for a ``DTensor`` that is spread over ranks.
+    With several ranks, rank 0 records and draws only its own values: log with ``sync_dist=True``
+    for the mean over all ranks. Ranks communicate only to gather a ``DTensor`` that is sharded over
+    them.
 
     Source: learning curves and "Early stopping", lectures S0 and S2 to S4; colours of Okabe and
     Ito, 2008, "Color universal design".
@@ -65,14 +67,15 @@ class LearningCurves(ReadsLogs):
         path: The file to draw to: ``.png``, ``.svg``, ``.pdf``, or ``.html``, a page with the
             picture and a table of the last and extreme values. A relative path is below the folder
             of the Trainer's logger, or below its ``default_root_dir`` if there is no logger.
-        metrics: The names of the values to draw, in which ``*`` stands for anything. Default: all.
-        monitor: The name of the value whose best step is marked. Default: that of an
+        metrics: The names of the values to draw, in which ``*`` matches any characters. Default:
+            all values.
+        monitor: The name of the value whose best step is marked. Default: the ``monitor`` of an
             ``EarlyStopping`` callback if there is one, otherwise ``val_loss`` if it is logged.
         mode: Whether the best value is the lowest, ``"min"``, or the highest, ``"max"``.
-        every_n_train_steps: The optimizer steps from one note of training values to the next.
-            Default: the Trainer's ``log_every_n_steps``.
-        every_n_epochs: Draw after each so many epochs, however long drawing takes. Default: see
-            above.
+        every_n_train_steps: The number of optimizer steps from one record of training values to the
+            next. Default: the Trainer's ``log_every_n_steps``.
+        every_n_epochs: The number of epochs from one picture to the next, however long drawing
+            takes. Default: pictures are drawn by time, see above.
 
     Attributes:
         file: The file of the picture, once a fit has started.
@@ -116,19 +119,18 @@ class LearningCurves(ReadsLogs):
         self.every_n_train_steps = every_n_train_steps
         self.every_n_epochs = every_n_epochs
         self.file: Path | None = None
-        self._key = self._generate_state_key(
-            path=self.path.name
-        )  # made once: Lightning asks at each hook
+        # Made once, since Lightning reads it at each hook.
+        self._key = self._generate_state_key(path=self.path.name)
         self._listener = Listener(self._wants)
-        self._stopping: LightningEarlyStopping | None = None  # whose best step is marked
-        self._is_on = False  # from a fit's setup to its end
-        self._every = 1  # steps between notes
-        self._next = 1  # the next step to note at
-        self._is_between = False  # whether an epoch has ended and its values aren't noted yet
+        self._stopping: LightningEarlyStopping | None = None  # its best step is marked
+        self._is_on = False  # True from a fit's setup to its end
+        self._every = 1  # steps from one record to the next
+        self._next = 1  # the next step to record
+        self._is_between = False  # whether an epoch has ended, but its values aren't recorded
         self._is_drawn = False  # whether the end of this fit is drawn
-        self._has_warned = False  # in this fit
-        self._drawn_at = 0.0  # in seconds
-        self._cost = _FIRST_SECONDS  # of the last picture, in seconds
+        self._has_warned = False  # whether drawing has failed in this fit
+        self._drawn_at = 0.0  # time of the last picture, in seconds
+        self._cost = _FIRST_SECONDS  # of drawing the last picture, in seconds
 
     @property
     @override
@@ -137,22 +139,23 @@ class LearningCurves(ReadsLogs):
 
     @property
     def history(self) -> dict[str, list[tuple[int, float]]]:
-        """The values that rank 0 has noted, by name, each with the optimizer steps taken.
+        """The values that rank 0 has recorded, by name, each with the optimizer steps taken.
 
-        ``"epoch"`` has the number of epochs finished, ``"lr-..."`` learning rates. If a name has
-        more than a thousand values, these are means over several. Waits for the device.
+        ``"epoch"`` holds the number of finished epochs, and ``"lr-..."`` learning rates. If a name
+        has more than a thousand values, each item is a mean over several values. Reading this
+        property waits for the device.
         """
         return {name: one.points() for name, one in self._listener.history.series().items()}
 
     @property
     def best_step(self) -> int | None:
-        """The optimizer steps taken when the best value was seen; ``None`` before the first."""
+        """The optimizer steps taken when the best value was seen; ``None`` before."""
         best = self._best(self._listener.history.series())
         return None if best is None else best.step
 
     @property
     def best_score(self) -> float | None:
-        """The best value; ``None`` before the first."""
+        """The best value of ``monitor``; ``None`` before its first value."""
         best = self._best(self._listener.history.series())
         return None if best is None else best.value
 
@@ -165,13 +168,13 @@ class LearningCurves(ReadsLogs):
         if not self._is_on:
             return
         _import_matplotlib()
-        folder = trainer.log_dir or trainer.default_root_dir  # collective: every rank has to ask
+        folder = trainer.log_dir or trainer.default_root_dir  # collective: on all ranks
         self.file = _writable(self.path, folder, makes=trainer.is_global_zero)
         self._every = self.every_n_train_steps or trainer.log_every_n_steps or _NEVER  # type: ignore[attr-defined]
         self._stopping = self._find_stopping(trainer)
         self._is_between = self._is_drawn = self._has_warned = False
         self._drawn_at, self._cost = time.monotonic(), _FIRST_SECONDS
-        if trainer.global_step == 0:  # otherwise the fit goes on from an earlier one
+        if trainer.global_step == 0:  # otherwise it continues an earlier fit
             self._listener.history = History()
 
     @override
@@ -183,7 +186,7 @@ class LearningCurves(ReadsLogs):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._is_on:
             return
-        self._listener.listen(trainer)  # values of the epoch before
+        self._listener.listen(trainer)  # values of the previous epoch
         self._is_between = False
         self._listener.note_rates(trainer)
         epoch = trainer.current_epoch
@@ -194,7 +197,7 @@ class LearningCurves(ReadsLogs):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # Steps of several optimizers may go past it, those of an accumulated batch don't.
+        # With several optimizers a batch may take several steps, so `step` may be past `_next`.
         if not self._is_on or (step := trainer.global_step) < self._next:
             return
         self._next = (step // self._every + 1) * self._every
@@ -210,8 +213,8 @@ class LearningCurves(ReadsLogs):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # The epoch's values are noted later: the module may log more at its end, and to read them
-        # now would compute them before Lightning does.
+        # The epoch's values are recorded later: the module's own hook may still log values, and
+        # reading the values now would compute them before Lightning does.
         if self._is_on:
             self._is_between = True
             self._listener.note_epoch(trainer)
@@ -225,7 +228,7 @@ class LearningCurves(ReadsLogs):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._is_on and not self._is_drawn:  # resumed at its end
+        if self._is_on and not self._is_drawn:  # the fit was resumed at its end
             self._finish(trainer, pl_module)
         self._is_on = False
 
@@ -255,7 +258,7 @@ class LearningCurves(ReadsLogs):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._is_on and self._is_between:  # the values that the module logs at the epoch's end
+        if self._is_on and self._is_between:  # adds the values that the module logged at epoch end
             self._listener.listen(trainer)
             checkpoint["callbacks"][self.state_key] = self.state_dict()
 
@@ -266,7 +269,7 @@ class LearningCurves(ReadsLogs):
         return name in self._monitored()[0]
 
     def _monitored(self) -> tuple[Sequence[str], str]:
-        """Return the names that the monitored value may have, and the mode."""
+        """Return the names under which the monitored value may be logged, and the mode."""
         if self.monitor is not None:
             name, mode = self.monitor, str(self.mode)
         elif self._stopping is not None:
@@ -287,7 +290,7 @@ class LearningCurves(ReadsLogs):
         return None if point is None else Best(name, *point)
 
     def _find_stopping(self, trainer: Trainer) -> LightningEarlyStopping | None:
-        """Return the early stopping whose best value is marked, preferably one of this package."""
+        """Return the ``EarlyStopping`` whose best value is marked, preferably this package's."""
         found = [
             stopping
             for stopping in callbacks_of(trainer, LightningEarlyStopping)
@@ -326,7 +329,7 @@ class LearningCurves(ReadsLogs):
         self._cost = self._drawn_at - started
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the end, and warn of names that were never logged."""
+        """Draw the last picture, and warn about names that were never logged."""
         self._is_drawn = True
         self._draw(trainer, pl_module, at_end=True)
         if not self._has_warned:

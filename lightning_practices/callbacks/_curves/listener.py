@@ -1,4 +1,4 @@
-"""The logged values of a fit, noted without a wait for the device."""
+"""Records the logged values of a fit, without waiting for the device."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -13,13 +13,13 @@ from lightning_practices.callbacks._trainer.sharding import local
 
 
 class Listener:
-    """Notes the values that are logged, on rank 0.
+    """Records the logged values, on rank 0.
 
     Args:
-        wants: Says whether the values of a name are to be noted.
+        wants: A function that returns whether the values of a name are recorded.
 
     Attributes:
-        history: The values that were noted.
+        history: The recorded values.
         heard: All names that were logged.
     """
 
@@ -27,17 +27,16 @@ class Listener:
         self.history = History()
         self.heard: set[str] = set()
         self._wants = wants
-        self._seen: dict[
-            str, Tensor
-        ] = {}  # the last value of each name, held so that its memory isn't reused
+        # The last value of each name. Holding it keeps its memory address from being reused.
+        self._seen: dict[str, Tensor] = {}
 
     def listen(self, trainer: Trainer, *, stepwise: bool = False) -> None:
-        """Note the values that are new since the last call; every rank has to call this."""
+        """Record the values that are new since the last call; every rank has to call this."""
         logs = trainer.callback_metrics
         own = {EPOCH, *(name for name, _ in rates(trainer))}
         for name, value in logs.items():
             place = _place(value)
-            # A value that is logged by step and by epoch is there once more, under the plain name.
+            # A value that is logged by step and by epoch also has an entry under its plain name.
             if name in own or any(
                 place == _place(logs[fork]) for fork in forks(name) if fork in logs
             ):
@@ -51,12 +50,12 @@ class Listener:
                 self._note(trainer, name, whole, stepwise=stepwise)
 
     def note_rates(self, trainer: Trainer) -> None:
-        """Note the learning rates of the next step."""
+        """Record the learning rates of the next step."""
         for name, rate in rates(trainer):
             self._note(trainer, name, rate)
 
     def note_epoch(self, trainer: Trainer) -> None:
-        """Note the end of an epoch."""
+        """Record the end of an epoch."""
         self._note(trainer, EPOCH, trainer.current_epoch + 1)
 
     def _note(
@@ -81,6 +80,6 @@ def rates(trainer: Trainer) -> Iterator[tuple[str, Tensor | float]]:
 
 
 def _place(value: Tensor) -> int:
-    """Return the address of a value, which no other value has while this one is held."""
+    """Return the memory address of a value, which is unique while the value is kept alive."""
     place: int = local(value).data_ptr()
     return place

@@ -1,4 +1,4 @@
-"""Which curves share a panel, by their names."""
+"""Groups curves into panels, by their names."""
 
 import re
 from collections.abc import Iterable
@@ -17,18 +17,18 @@ _SPLITS = {
     "eval": "val",
     "test": "test",
 }
-_LOADER = "/dataloader_idx_"  # Lightning appends this with an index, if there are several
+_LOADER = "/dataloader_idx_"  # Lightning appends this and an index for several loaders
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The parts of a name, each empty if the name doesn't have it.
+    """A curve, with the parts of its name; a part that the name lacks is empty.
 
     Attributes:
         name: The name under which the value is logged.
         split: The split of the data: ``"train"``, ``"val"`` or ``"test"``.
-        quantity: The rest of the name.
-        loader: The index of one of several dataloaders.
+        quantity: The name without the other parts.
+        loader: The index of the dataloader, if there are several.
         fork: ``"step"`` or ``"epoch"``, if Lightning logs the value by both.
         kind: The kind of quantity.
     """
@@ -67,7 +67,7 @@ def read(name: str) -> Curve:
 def panels(names: Iterable[str]) -> list[Panel]:
     """Return the panels: one for each loss and metric, one for all rates, one for all norms.
 
-    Among losses and among metrics those that have a split come first.
+    Among losses, and among metrics, panels with a split (train, val or test) come first.
     """
     found: dict[tuple[Kind, str], Panel] = {}
     for name in names:

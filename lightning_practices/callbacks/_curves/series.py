@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-EPOCH = "epoch"  # the series of epochs finished
-MOST_BINS = 1000  # of a series; a picture has hardly more pixels across
+EPOCH = "epoch"  # the name of the series that counts finished epochs
+MOST_BINS = 1000  # bins in a series; a picture is hardly more pixels wide
 _MOST_PENDING = 4096  # values that may wait on the device, half a kilobyte each
 
 
@@ -20,10 +20,10 @@ class Point(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """Several values in a row.
+    """A summary of consecutive values.
 
     Attributes:
-        step: The mean of their steps.
+        step: The mean of the values' optimizer steps.
         mean: The mean of the finite values; nan if there is none, as are ``low`` and ``high``.
         low: The lowest finite value.
         high: The highest finite value.
@@ -43,17 +43,17 @@ class Series:
     """The values of one name.
 
     Each of the first thousand values is a bin of its own. Whenever there are a thousand bins, each
-    two become one. So a fit of any length has at most 1000 bins, and at least 500 if it is long.
-    All bins but the last hold equally many values.
+    two neighbours are merged into one. So a series has at most 1000 bins, and a long series at
+    least 500. All bins but the last hold equally many values.
 
     Attributes:
         stepwise: Whether the values are those of single training steps, and so noisy.
         bins: The bins, in the order of their values.
-        width: How many values a bin holds.
+        width: The number of values in a bin.
         last: The last value, finite or not.
-        lowest: The lowest finite value, the first one if there are several.
-        highest: The highest finite value, the first one if there are several.
-        not_finite: How many values were infinite or nan.
+        lowest: The lowest finite value; its first occurrence.
+        highest: The highest finite value; its first occurrence.
+        not_finite: The number of infinite and nan values.
     """
 
     def __init__(self, stepwise: bool = False) -> None:
@@ -66,7 +66,7 @@ class Series:
         self.not_finite = 0
 
     def add(self, step: int, value: float) -> None:
-        """Add a value, unless the last value is the same at the same step."""
+        """Add a value, unless the last value has the same step and is equal."""
         point = Point(step, value)
         if point == self.last:
             return
@@ -137,7 +137,7 @@ class History:
             self.flush()
 
     def flush(self) -> None:
-        """Copy the values that are still on a device, in one copy for each device and dtype."""
+        """Move waiting values into their series, in one copy for each device and dtype."""
         pending, self._pending = self._pending, []
         kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for i, (_, _, value) in enumerate(pending):

@@ -1,7 +1,8 @@
 """Early stopping, and training for the number of steps that it has found.
 
-- ``early_stopping``: the callback that stops, and gives the best weights back.
-- ``retrain_for``: the callback that trains on all data for that many steps, and the joined loader.
+- ``early_stopping``: the callback that stops training, and restores the best weights.
+- ``retrain_for``: the callback that trains on all data for that number of steps, and the function
+  that joins two loaders.
 """
 
 from lightning_practices.callbacks._early_stopping.early_stopping import EarlyStopping

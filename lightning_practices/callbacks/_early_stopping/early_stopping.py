@@ -1,4 +1,4 @@
-"""Early stopping that gives the best weights back."""
+"""Early stopping that restores the best weights."""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -29,86 +29,90 @@ _Item = TypeVar("_Item")
 
 
 class EarlyStopping(LightningEarlyStopping):
-    """Stop once the monitored value has stopped improving, and give the best weights back.
+    """Stop training once the monitored value no longer improves, and restore the best weights.
 
     At each check that improves on the best value by more than ``min_delta`` the state of the module
     is copied to CPU memory, buffers such as running statistics included. After ``patience`` checks
     in a row without improvement training stops. When training ends, by this callback,
-    ``max_epochs``, ``max_steps``, ``max_time`` or Ctrl-C, the module gets the best state back, in
-    place. Any other exception leaves the weights as they are: :meth:`restore` gives the best ones
-    back.
+    ``max_epochs``, ``max_steps``, ``max_time`` or Ctrl-C, the best state is restored in place. Any
+    other exception leaves the weights unchanged: call :meth:`restore` to get the best weights.
 
-    The arguments and the checks are those of Lightning's callback. The differences:
+    The arguments and the checks are those of Lightning's ``EarlyStopping``, with these differences:
 
     - The monitored value is averaged over all ranks before it is judged, so that all ranks keep
       weights, stop and restore at the same check.
-    - Before ``min_epochs`` and ``min_steps`` nothing is decided. The first check after them judges
-      afresh, so an improvement in between lets training go on.
-    - A value that reaches ``stopping_threshold`` counts as the best one if it is.
-    - Beside :class:`WeightAveraging` the best weights are the averages that were validated.
-    - Resuming keeps the count, the best value and the best weights. It takes the ``patience`` that
-      is given now.
+    - Before ``min_epochs`` and ``min_steps`` are reached, no check stops training. Lightning would
+      stop once they are reached; here the first check after them decides, so an improvement in
+      between lets training continue.
+    - If a value that reaches ``stopping_threshold`` is the best, it is recorded as the best.
+    - With :class:`WeightAveraging` the best weights are the validated averages.
+    - A resumed fit keeps the count of checks without improvement, the best value and the best
+      weights. It uses the ``patience`` given now.
     - Several values can be monitored. Training stops once none of them has improved for
-      ``patience`` checks, each judged by its own best value. The best weights, ``best_epoch``,
+      ``patience`` checks, each compared with its own best value. The best weights, ``best_epoch``,
       ``best_step``, ``best_score`` and ``wait_count`` are those of the first value. To stop as soon
-      as one of the values has not improved, use several callbacks, of which one restores.
+      as one of the values no longer improves, use several callbacks, and set
+      ``restore_best_weights=False`` for all but one.
 
     **Memory and time.** The copy takes as much CPU memory as the state, pinned if the module is on
-    a GPU. The memory is kept from one improvement to the next. Once the best weights have been
-    given back, the last state takes as much again. The host doesn't wait for a GPU to copy, and no
+    a GPU. Later improvements reuse this memory. Once the best weights have been restored, a copy of
+    the last state takes as much memory again. The host doesn't wait while a GPU copies, and no
     later step can overwrite tensors that are being copied.
 
     **Sharded weights.** Under ``ModelParallelStrategy`` (FSDP2, tensor parallelism) each rank keeps
-    its own shards. ``FSDPStrategy`` and ``DeepSpeedStrategy`` are refused, unless
+    its own shards. ``FSDPStrategy`` and ``DeepSpeedStrategy`` raise an error, unless
     ``restore_best_weights`` is ``False``.
 
-    **Checkpoints** carry the best weights, written once if they are also the current ones. In a
-    checkpoint that is saved after the best weights were given back, ``state_dict`` holds the best
-    weights. ``Trainer.fit(ckpt_path=...)`` goes on from the last weights even so, since the
-    optimizer's state belongs to these. Distributed checkpoints, the default of
-    ``ModelParallelStrategy``, are the exception: they have the present weights alone, and a warning
-    says so.
+    **Checkpoints** hold the best weights, which are written only once if they are also the current
+    weights. In a checkpoint that is saved after the best weights were restored, ``state_dict``
+    holds the best weights. Even then ``Trainer.fit(ckpt_path=...)`` continues from the last
+    weights, since the optimizer's state belongs to them. Distributed checkpoints, the default of
+    ``ModelParallelStrategy``, are an exception: they hold only the current weights, and a warning
+    is shown.
 
-    **The length of training** that was found, ``best_step``, is a hyperparameter.
-    :class:`RetrainFor` takes it to train a new module on all data.
+    **The length of training** that early stopping finds, ``best_step``, is a hyperparameter.
+    :class:`RetrainFor` uses it to train a new module on all data.
 
     Source: "Early stopping", lectures S0 and S2 to S4; Prechelt, Early stopping - but when?, 1998.
 
     Args:
-        monitor: Name of the logged value to watch, or several names.
-        min_delta: A change counts as an improvement if it is larger than this. One number for all
-            values, or one for each.
-        patience: Checks without improvement after which training stops. Lightning's default is 3,
-            which ends most fits before a plateau schedule has divided the rate once. As the best
-            weights come back, more patience costs only time.
+        monitor: Name of the logged value to monitor, or several names.
+        min_delta: A change counts as an improvement if it is larger than this. One number
+            for all values, or one number for each value.
+        patience: The number of checks in a row without improvement that stops training. Lightning's
+            default is 3, which ends most fits before a plateau schedule has divided the rate once.
+            Since the best weights are restored, more patience costs only time.
         verbose: Whether to log each improvement and the reason to stop.
-        mode: Whether the value is to fall, ``"min"``, or to rise, ``"max"``. One mode for all
-            values, or one for each.
-        strict: Whether to raise if ``monitor`` was never logged. If not, checks begin once all
-            values were logged.
+        mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
+            higher is better. One mode for all values, or one mode for each value.
+        strict: Whether to raise if ``monitor`` was never logged. If ``False``, checks begin once
+            all values have been logged.
         check_finite: Whether to stop once a value is infinite or nan.
-        stopping_threshold: A value good enough to stop at once, for a single ``monitor``.
-        divergence_threshold: A value bad enough to stop at once, for a single ``monitor``.
-        check_on_train_epoch_end: Whether to check at the end of the training epoch rather than of
-            validation. Default: if validation runs exactly once an epoch.
+        stopping_threshold: A value that is good enough to stop at once; only for a single
+            ``monitor``.
+        divergence_threshold: A value that is bad enough to stop at once; only for a single
+            ``monitor``.
+        check_on_train_epoch_end: Whether to check at the end of each training epoch rather than of
+            each validation. Default: ``True`` if validation runs exactly once per epoch.
         log_rank_zero_only: Whether only rank 0 logs.
-        restore_best_weights: Whether to keep the best weights and to give them back.
+        restore_best_weights: Whether to keep the best weights, and to restore them when training
+            ends.
 
     Attributes:
-        best_epoch: The epoch of the best value, from 0; ``None`` before the first value.
+        best_epoch: The epoch of the best value, counted from 0; ``None`` before the first value.
         best_step: The optimizer steps taken when the best value was seen, which is the length of
             training to report as a hyperparameter.
-        fit_steps: The optimizer steps that the fit takes unless it is stopped; ``None`` if unknown.
+        fit_steps: The optimizer steps that the fit takes if it isn't stopped; ``None`` if unknown.
 
     Raises:
         MisconfigurationException: If ``mode`` is neither ``"min"`` nor ``"max"``. When
-            ``Trainer.fit`` starts, if weights are to be restored and the strategy is FSDP1 or
-            DeepSpeed, Lightning's ``WeightAveraging`` is there, a second callback restores too, or
-            the weights held are another module's.
+            ``Trainer.fit`` starts, if weights are to be restored, and the strategy is FSDP1 or
+            DeepSpeed, the Trainer has Lightning's ``WeightAveraging``, a second ``EarlyStopping``
+            restores weights, or the kept weights belong to another module.
         RuntimeError: At a check, if ``strict`` and ``monitor`` was not logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
-        ValueError: If ``monitor`` has no names or a name twice, ``mode`` or ``min_delta`` are not
-            one for each value, or a threshold is given for several values.
+        ValueError: If ``monitor`` is empty or has a name twice, ``mode`` or ``min_delta`` is a list
+            of another length than ``monitor``, or a threshold is given for several values.
     """
 
     def __init__(
@@ -142,8 +146,9 @@ class EarlyStopping(LightningEarlyStopping):
             log_rank_zero_only=log_rank_zero_only,
             **shared,
         )
-        self._state_key = super().state_key  # made once: Lightning asks at each hook of a step
-        # They belong to no Trainer: each judges one value, and holds its best value and count.
+        self._state_key = super().state_key  # made once, as Lightning reads it at each hook
+        # The Trainer doesn't run these callbacks. Each checks one value, and holds its best value
+        # and count.
         self._others = [
             LightningEarlyStopping(monitor=name, min_delta=delta, mode=mode, **shared)
             for name, delta, mode in zip(names[1:], deltas[1:], modes[1:], strict=True)
@@ -153,13 +158,13 @@ class EarlyStopping(LightningEarlyStopping):
         self.best_step: int | None = None
         self.fit_steps: int | None = None
         self._weights = BestWeights(f"EarlyStopping(monitor={self.monitor!r})")
-        self._restored = False  # in this fit
+        self._restored = False  # whether this fit has restored the best weights
 
     def restore(self, pl_module: LightningModule) -> None:
-        """Give the module its best weights; if there are none, do nothing.
+        """Load the best weights into the module, if there are any.
 
         Raises:
-            MisconfigurationException: If the best weights are another module's.
+            MisconfigurationException: If the best weights belong to another module.
         """
         if not self._weights:
             return
@@ -182,7 +187,7 @@ class EarlyStopping(LightningEarlyStopping):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._weights.start(pl_module)
         self.fit_steps = steps_of_fit(trainer)
-        # A checkpoint may hold those of a fit that was stopped.
+        # A checkpoint may hold the stopping epoch and reason of an earlier fit.
         self.stopped_epoch, self.stopping_reason_message = 0, None
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         if self._weights and callbacks_of(trainer, RetrainFor):
@@ -198,14 +203,14 @@ class EarlyStopping(LightningEarlyStopping):
 
     @override
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._restored:  # resumed at its end: there was no on_train_end
+        if not self._restored:  # resumed at its end, without on_train_end
             self.restore(pl_module)
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        # Lightning ends training here, without on_train_end.
+        # After Ctrl-C Lightning ends training without on_train_end.
         if isinstance(exception, KeyboardInterrupt) and trainer.state.fn == TrainerFn.FITTING:
             self.restore(pl_module)
 
@@ -235,7 +240,7 @@ class EarlyStopping(LightningEarlyStopping):
         self.fit_steps = state_dict.get("fit_steps")
         others = state_dict.get("others", {})
         for other in self._others:
-            if other.state_key in others:  # otherwise the value is monitored from now on
+            if other.state_key in others:  # otherwise the value is new in this fit
                 other.load_state_dict(others[other.state_key])
         for one in (self, *self._others):
             one.patience = patience
@@ -268,7 +273,7 @@ class EarlyStopping(LightningEarlyStopping):
     @override
     def _run_early_stopping_check(self, trainer: Trainer) -> None:
         logs = trainer.callback_metrics
-        # A fit of RetrainFor has its length from another fit.
+        # RetrainFor fixes the length of its fit, so this callback doesn't check there.
         skipped = trainer.fast_dev_run or callbacks_of(trainer, RetrainFor)  # type: ignore[attr-defined]
         watched = (self, *self._others)
         if skipped or not all(one._validate_condition_metric(logs) for one in watched):
@@ -279,10 +284,10 @@ class EarlyStopping(LightningEarlyStopping):
         if improved:
             self._keep(trainer)
         should_stop, reason = self._judge(values)
-        if improved:  # Lightning leaves them as they are where a threshold is reached
+        if improved:  # Lightning doesn't update these when a threshold is reached
             self.best_score, self.wait_count = values[0], 0
         if should_stop and not _reached_minimum(trainer):
-            # Lightning would stop at the minimum, even if a later check improves.
+            # Lightning would stop once the minimum is reached, even if a later check improves.
             self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
             return
         if should_stop:
@@ -293,7 +298,7 @@ class EarlyStopping(LightningEarlyStopping):
             self._log_info(trainer, reason, self.log_rank_zero_only)
 
     def _judge(self, values: Sequence[Tensor]) -> tuple[bool, str | None]:
-        """Return whether to stop, by the values of all that is monitored, and why."""
+        """Return whether to stop, given all monitored values, and the reason."""
         watched = (self, *self._others)
         pairs = zip(watched, values, strict=True)
         verdicts = [one._evaluate_stopping_criteria(value) for one, value in pairs]
@@ -368,9 +373,9 @@ def _each(given: _Item | Sequence[_Item], names: Sequence[str], what: str) -> Se
 
 
 def _as_validated(trainer: Trainer) -> AbstractContextManager[None]:
-    """Give the module, within the context, the weights that were validated.
+    """Return a context in which the module has the weights that were validated.
 
-    These are the averages if ``WeightAveraging`` has any.
+    The validated weights are the averages if ``WeightAveraging`` has any.
     """
     for averaging in callbacks_of(trainer, WeightAveraging):
         return averaging.averaged_weights(trainer.lightning_module)
@@ -378,6 +383,6 @@ def _as_validated(trainer: Trainer) -> AbstractContextManager[None]:
 
 
 def _reached_minimum(trainer: Trainer) -> bool:
-    """Say whether ``min_epochs``, counting the epoch that ends here, and ``min_steps`` are over."""
+    """Say whether ``min_epochs`` (including an epoch that ends now) and ``min_steps`` are over."""
     epochs = trainer.current_epoch + int(trainer.is_last_batch)
     return epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)

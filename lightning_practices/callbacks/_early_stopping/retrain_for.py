@@ -26,8 +26,8 @@ _KEPT = (  # the arguments of a loader that don't depend on its dataset
 class RetrainFor(Callback):
     """Train a new module on training and validation data, for the steps that early stopping found.
 
-    This is the second use of early stopping. The first fit finds the number of steps. The second
-    one takes as many, with the data that the first fit had to leave out::
+    Early stopping needs validation data, on which the first fit can't train. So the first fit only
+    finds the best number of steps. A second fit then takes this number of steps on all data::
 
         stopping = EarlyStopping("val_loss")
         Trainer(max_epochs=100, callbacks=[stopping]).fit(Net(), train_dataloader, val_dataloader)
@@ -37,33 +37,33 @@ class RetrainFor(Callback):
         Trainer(max_epochs=100, callbacks=[retrain]).fit(Net(), everything)
 
     The fit ends after exactly ``steps`` optimizer steps, counted as in ``Trainer.global_step``.
-    Epochs of the joined data are longer, so the fit takes fewer of them. There is no validation, as
-    it would be on data that is trained on. An :class:`EarlyStopping` in this fit, such as that of
-    ``EarlyStoppingMixin``, neither judges nor keeps weights.
+    Epochs of the joined data are longer, so the fit takes fewer epochs. There is no validation,
+    since the fit trains on the validation data. An :class:`EarlyStopping` in this fit, such as that
+    of ``EarlyStoppingMixin``, checks nothing and keeps no weights.
 
-    **Schedules** are laid out for ``fit_steps``, which is the Trainer's ``max_steps`` in this fit.
-    So each step has the learning rate of the same step of the first fit, and the schedule isn't
-    compressed into ``steps``. That holds for schedules that count steps, such as
+    **Schedules** span ``fit_steps`` steps, since the Trainer's ``max_steps`` is ``fit_steps`` in
+    this fit. So each step has the learning rate of the same step of the first fit: the schedule
+    isn't compressed into ``steps``. This holds for schedules that count steps, such as
     ``LearningRateScheduleMixin``, :class:`DropRateSchedule` and ``OneCycleLR`` with
-    ``trainer.estimated_stepping_batches``. A schedule that counts epochs goes by the longer epochs.
-    A schedule that watches the validation, as a plateau schedule does, has nothing to watch.
+    ``trainer.estimated_stepping_batches``. A schedule that counts epochs counts the longer epochs.
+    A schedule that monitors validation, such as a plateau schedule, gets no values.
 
-    There is no state: a fit that is resumed from a checkpoint ends after the same step.
+    The callback has no state: a fit that is resumed from a checkpoint ends after the same step.
 
     Source: early stopping, lectures S0 and S2 to S4; Goodfellow et al., Deep learning, 2016,
     algorithm 7.2.
 
     Args:
         steps: The optimizer steps to take: ``EarlyStopping.best_step``.
-        fit_steps: The optimizer steps that the first fit was to take at most:
-            ``EarlyStopping.fit_steps``. If that is ``None``, as the number wasn't known, the
-            Trainer keeps its own limits.
+        fit_steps: The optimizer steps of the first fit if it had not been stopped:
+            ``EarlyStopping.fit_steps``. If it is ``None`` (not known), the Trainer keeps its own
+            limits.
 
     Raises:
-        ValueError: If ``steps`` isn't a number of steps, or is more than ``fit_steps``.
-        MisconfigurationException: When the fit starts, if the Trainer would take more steps
-            (``min_epochs``, ``min_steps``) or fewer (``max_steps`` without ``fit_steps``), or an
-            ``EarlyStopping`` has already kept weights of another fit.
+        ValueError: If ``steps`` isn't an int of at least 1, or is more than ``fit_steps``.
+        MisconfigurationException: When the fit starts, if the Trainer has ``min_epochs``, or
+            ``min_steps`` above ``steps``; if its ``max_steps`` is below ``steps`` and ``fit_steps``
+            is ``None``; or if an ``EarlyStopping`` holds the best weights of an earlier fit.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -80,7 +80,7 @@ class RetrainFor(Callback):
             )
         self.steps = steps
         self.fit_steps = fit_steps
-        self._limits: tuple[int, int | float] | None = None  # the Trainer's own, during a fit
+        self._limits: tuple[int, int | float] | None = None  # of the Trainer, during a fit
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -104,7 +104,7 @@ class RetrainFor(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._stop(trainer)  # resumed at its end
+        self._stop(trainer)  # the fit may be resumed at its end
 
     @override
     def on_train_batch_end(
@@ -143,20 +143,20 @@ class RetrainFor(Callback):
 def join_loaders(
     train_dataloader: DataLoader[Any], val_dataloader: DataLoader[Any]
 ) -> DataLoader[Any]:
-    """Return a loader of the samples of two loaders, with the settings of the first one.
+    """Return a loader of the samples of two loaders, with the settings of the first loader.
 
-    These are its batch size, shuffling, workers, collation and generator. Each dataset keeps its
-    own transforms, so validation samples are augmented only if they were before.
+    The settings are its batch size, shuffling, workers, collation and generator. Each dataset keeps
+    its own transforms, so validation samples are augmented only if they were before.
 
     Args:
         train_dataloader: The loader with the settings.
         val_dataloader: The loader whose samples are added.
 
     Raises:
-        TypeError: If one isn't a plain ``DataLoader``, or its dataset has no length (an
-            ``IterableDataset``), so that an epoch of both can't be drawn.
-        ValueError: If the first loader has a sampler or batch sampler of its own, which knows only
-            the samples of its own dataset.
+        TypeError: If a loader isn't a plain ``DataLoader``, or its dataset is an
+            ``IterableDataset``, which has no length.
+        ValueError: If the first loader has a custom sampler or batch sampler, which knows only the
+            samples of its own dataset.
     """
     for name, loader in (("train", train_dataloader), ("val", val_dataloader)):
         if type(loader) is not DataLoader:
@@ -180,7 +180,7 @@ def _shuffles(loader: DataLoader[Any]) -> bool:
     """Say whether a loader shuffles.
 
     Raises:
-        ValueError: If it draws samples in another way.
+        ValueError: If the loader neither draws all samples in order nor shuffles all samples.
     """
     plain = DataLoader(loader.dataset, batch_size=loader.batch_size)
     sampler: Any = loader.sampler
