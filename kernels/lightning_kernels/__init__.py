@@ -1,4 +1,4 @@
-"""Fused training kernels for PyTorch; no dependency on Lightning."""
+"""Fused training kernels for PyTorch. The package does not depend on Lightning."""
 
 from lightning_kernels._add_norm import add_dropout_layer_norm, add_dropout_rms_norm
 from lightning_kernels._batch_norm import batch_norm

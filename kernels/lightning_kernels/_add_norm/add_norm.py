@@ -21,8 +21,8 @@ from lightning_kernels._row_norm import layer_norm, rms_norm
 from lightning_kernels._stochastic_depth import stochastic_depth
 
 # The longest rows that a program can hold in registers without spilling
-# (tests/test_machine_code.py). It holds a row and its gradients. If the layer scale requires a
-# gradient, it also holds the branch and a third sum, so the limit is lower.
+# (tests/test_machine_code.py). The program holds a row and its gradients. If the layer scale
+# requires a gradient, the program also holds the branch and a third sum, so the limit is lower.
 _LONGEST = 8192
 _LONGEST_SCALED = 4096
 

@@ -74,7 +74,8 @@ def _add_norm_forward_kernel(
         z += tl.load(residual_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     stored = z.to(z_ptr.dtype.element_ty)
     tl.store(z_ptr + place, stored, mask=in_bounds)
-    z = tl.where(in_columns, stored.to(tl.float32), 0.0)  # 0 times an infinite factor is nan
+    # Out of bounds z may be nan: 0 times an infinite factor.
+    z = tl.where(in_columns, stored.to(tl.float32), 0.0)
     if CENTRED:
         mean = tl.sum(z, axis=1, keep_dims=True) / size
         tl.store(statistics_ptr + row, mean, mask=in_rows)

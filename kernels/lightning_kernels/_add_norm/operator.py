@@ -32,7 +32,7 @@ _WARPS = 20
 def _rates(
     p: float, rate: Tensor | None, drop_path: float, path_rate: Tensor | None
 ) -> tuple[tuple[Any, ...], dict[str, bool]]:
-    """Return the kernels' arguments for the two rates, and constants that say which are not 0."""
+    """Return the kernels' arguments for the two rates, and the constants that depend on them."""
     arguments = (
         threshold_of(p), survivors_scale(p), rate,
         threshold_of(drop_path), survivors_scale(drop_path), path_rate,
@@ -42,7 +42,7 @@ def _rates(
 
 
 def _tile_of(num_rows: int, size: int, elements: int) -> dict[str, int]:
-    # A row has at least four elements, because a Philox call returns four words.
+    # Tiles are at least four elements wide, because a Philox call returns four words.
     return tile_of_rows(num_rows, max(size, 4), elements)
 
 
@@ -73,7 +73,7 @@ def _fake(
     x: Tensor, residual: Tensor | None, layer_scale: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, size: int, eps: float, centred: bool, *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Allocate ``y``, ``z`` and the statistics: means of rows (if centred), then 1/sqrt(...)."""
+    """Allocate ``y``, ``z`` and the statistics of rows: means if centred, then 1/sqrt(...)."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     dtype = x.dtype if residual is None else residual.dtype
     z = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
@@ -169,7 +169,7 @@ def _backward(
         return (None,) * 15
     z, *saved, statistics, rate, path_rate, state = ctx.saved_tensors
     drops = ctx.p, rate, ctx.drop_path, path_rate, state, ctx.seed, ctx.offset
-    if torch.is_grad_enabled():  # create_graph=True
+    if torch.is_grad_enabled():  # the backward pass runs with create_graph=True
         return *_differentiable_backward(ctx, grad_y, grad_z, z, saved, drops), *(None,) * 10
     needs = list(ctx.needs_input_grad[:5])
     alike = saved[1] is None and ctx.dtype == z.dtype and not any(_rates(*drops[:4])[1].values())

@@ -189,7 +189,7 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Tensor | None) -> tuple[Tensor 
     if grad is None:
         return (None,) * 4 + nothing
     needs = list(ctx.needs_input_grad[:4])
-    if torch.is_grad_enabled():  # create_graph=True
+    if torch.is_grad_enabled():  # the backward pass runs with create_graph=True
         if ctx.group is not None:
             raise no_second_derivative()
         return _differentiable_backward(grad, ctx.saved_tensors, needs, *ctx.numbers) + nothing

@@ -1,4 +1,4 @@
-"""Batch norm over several processes: the collectives, and the function composed of torch's.
+"""Batch norm over several processes: collectives, and a composition of torch's functions.
 
 In the forward pass every process sends the mean, biased variance and count of each channel. In the
 backward pass it sends two sums per channel. Each pass takes one collective. The size and dtype of

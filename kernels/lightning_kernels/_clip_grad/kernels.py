@@ -179,7 +179,7 @@ def _clip_norm_kernel(
     NONFINITE: tl.constexpr, NORM: tl.constexpr,
     PARTIALS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """Scale all gradients so that their norm is at most ``max_norm``. Store the norm before.
+    """Store the norm of all gradients. Scale them so that their norm is at most ``max_norm``.
 
     No gradient is written if the norm is at most ``max_norm``.
     """

@@ -1,4 +1,4 @@
-"""The two passes of clipping by norm: sum powers, then scale. By kernels or torch's functions.
+"""The two passes of clipping by norm, by kernels or torch's functions: sum powers, then scale.
 
 The first pass stores "shares": one partial sum of powers per program. For norm ``inf`` a share is a
 partial maximum of absolute values. The second pass merges the shares to the norm.

@@ -116,7 +116,7 @@ def is_transformed() -> bool:
 
 
 def is_traced(x: Tensor) -> bool:
-    """Return whether a call on ``x`` must go through ``torch.ops``, for a compiler to record it.
+    """Return whether a call on ``x`` must go through ``torch.ops``, so that a tracer can record it.
 
     That is so under ``torch.compile``, in a dispatch mode, and for fake and other subclass tensors.
     """

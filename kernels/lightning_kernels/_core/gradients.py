@@ -35,7 +35,7 @@ def recompute_gradients(
 ) -> list[Tensor | None]:
     """Return the gradients of ``function(*inputs)``, connected to a graph.
 
-    Backward passes call this function under ``create_graph=True``, because a graph can't
+    Backward passes call this function under ``create_graph=True``, because autograd can't
     differentiate the launch of a backward kernel.
 
     Args:

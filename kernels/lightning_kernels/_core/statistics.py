@@ -50,7 +50,7 @@ def _merge_statistics_kernel(
     divisor = tl.where(count > 0, count, 1.0)
     mean = tl.sum(total, axis=0, keep_dims=True) / divisor
     variance = tl.sum(squares, axis=0, keep_dims=True) / divisor - mean * mean
-    variance = tl.where(variance < 0, 0.0, variance)  # tl.maximum would drop nan
+    variance = tl.where(variance < 0, 0.0, variance)  # keeps nan, which tl.maximum would drop
     tl.store(statistics_ptr + channel, mean.to(tl.float32), mask=in_channels)
     tl.store(statistics_ptr + channels + channel, variance.to(tl.float32), mask=in_channels)
     tl.store(statistics_ptr + 2 * channels + channel, count.to(tl.float32), mask=in_channels)

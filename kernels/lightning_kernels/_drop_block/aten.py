@@ -1,7 +1,8 @@
 """DropBlock composed of torch's functions.
 
-A seed is a position whose block is dropped. On the CPU mostly the seeds alone are drawn. On other
-devices a random number is drawn for every position.
+A seed is a position whose block is dropped. It is the corner of the block with the smallest
+indices. On the CPU mostly the seeds alone are drawn. On other devices a random number is drawn for
+every position.
 """
 
 import math
@@ -28,8 +29,7 @@ def aten_drop_block(
 ) -> Tensor:
     """Drop blocks and rescale the kept elements.
 
-    Each position is drawn as a seed with probability ``gamma``. The block whose first corner is a
-    seed is dropped.
+    Each position at which a block fits is a seed with probability ``gamma``, independently.
     """
     shape = (x.shape[0], x.shape[1] if per_channel else 1, *x.shape[2:])
     if x.device.type == "cpu" and not is_traced(x) and not is_transformed():
@@ -79,7 +79,7 @@ def _mask_from_seeds(x: Tensor, shape: Sizes, gamma: float, block: Sizes) -> Ten
 
 
 def _positions(shape: Sizes, block: Sizes) -> Sizes:
-    """Return the extents of the positions at which the first corner of a block can be."""
+    """Return the shape of the positions at which a block fits into a mask of ``shape``."""
     return tuple(size - edge + 1 for size, edge in zip(shape, (1, 1, *block), strict=True))
 
 

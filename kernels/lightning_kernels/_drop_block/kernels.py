@@ -9,7 +9,8 @@ The mask has one bit per element, 1 for a dropped element. The bits of a row are
 words of a plane are neighbours in memory. In channels last the words of all channels at the same
 place are neighbours.
 
-A seed is a position of a plane whose block is dropped. The seed is the first corner of the block.
+A seed is a position of a plane whose block is dropped. It is the corner of the block with the
+smallest indices.
 """
 
 from lightning_kernels._core.random import random_words
@@ -206,7 +207,7 @@ def _flat_tile(
     sample = first // per_sample
     index = row * pieces + number
     bits = tl.zeros((BLOCK_SIZE // 8,), tl.uint32)
-    taken = -column  # bits of the eight that earlier words contain
+    taken = -column  # number of the eight bits that earlier words contain
     for i in tl.static_range(SPAN):
         in_bounds = first + index + i < numel // width * pieces
         if SHARED:

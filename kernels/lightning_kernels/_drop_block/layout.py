@@ -8,8 +8,11 @@ from lightning_kernels._core.launch import cdiv, next_power_of_2
 
 _WORDS = 2048  # words in a tile of the mask: sixteen per thread
 _MOST_WORDS = 512  # words per plane in a tile; so at least four planes share Philox calls
-_SEEDS = 32  # most seeds that reach a tile if blocks cover it once; otherwise tiles get fewer rows
-# Bytes of a tile when the mask is applied. They outweigh the counts that each program sums first.
+# Most seeds per tile, on the assumption that the blocks cover the tile once. Tiles get fewer rows
+# until the number of seeds is at most this.
+_SEEDS = 32
+# Bytes of a tile when the mask is applied. Each program also reads the counts of all programs that
+# draw the mask, so its tile is large compared with these counts.
 _TILE_BYTES = 16384
 _LARGEST_FLOAT = 3e38  # just below the largest float32
 

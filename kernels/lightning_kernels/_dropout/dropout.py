@@ -206,10 +206,10 @@ def alpha_dropout(
 
     .. math:: y_i = a \, (x_i m_i + \alpha' (1 - m_i)) + b, \quad m_i \sim \text{Bernoulli}(1 - p)
 
-    with :math:`\alpha' = -1.7581`, :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and
-    :math:`b = -a p \alpha'`, so that an input of mean 0 and variance 1 keeps both. Arguments,
-    results and errors are those of :func:`dropout`. The result equals that of
-    :func:`torch.nn.functional.alpha_dropout` in distribution.
+    Here :math:`\alpha' = -1.7581` is the limit of SELU at minus infinity,
+    :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and :math:`b = -a p \alpha'`. So an input of mean
+    0 and variance 1 keeps both. Arguments, results and errors are those of :func:`dropout`. The
+    result equals that of :func:`torch.nn.functional.alpha_dropout` in distribution.
 
     References:
         Klambauer et al., 2017, "Self-normalizing neural networks", arXiv:1706.02515.

@@ -234,7 +234,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     needs = list(ctx.needs_input_grad[:2])
     grad = with_strides(grad, ctx.strides)  # the mask depends on the order of elements in memory
     stream = rate, state, ctx.seed, ctx.offset
-    if torch.is_grad_enabled():  # create_graph=True
+    if torch.is_grad_enabled():  # the backward pass runs with create_graph=True
         return *_differentiable_backward(grad, x, bias, needs, *ctx.options, *stream), *(None,) * 8
     gradients = _dropout_activation_backward(grad, x, bias, *ctx.options, *stream, needs)
     return *only_needed(gradients, needs), *(None,) * 8

@@ -10,9 +10,9 @@ from lightning_kernels._core.launch import cdiv, next_power_of_2
 # and its gradient.
 HELD_FORWARD, HELD_BACKWARD = 16384, 8192
 _TILE = 4096  # elements per tile if a program can't hold a slab
-_LINE = 64  # number of neighbouring channels that memory reads at full speed
+_LINE = 64  # number of neighbouring channels that a program must read for full bandwidth
 _SECTOR = 16  # number of 16-bit channels in a memory sector of 32 bytes
-_MEMBERS = 8192  # most elements of the matrix of channels by groups, which sums over groups
+_MEMBERS = 8192  # most elements of the (groups, channels) matrix by which kernels sum over groups
 _PROGRAMS = 4  # programs per multiprocessor, if several programs share a slab
 
 

@@ -198,7 +198,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
         return (None,) * 8
     x, weight, bias, statistics = ctx.saved_tensors
     needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
-    if torch.is_grad_enabled():  # create_graph=True
+    if torch.is_grad_enabled():  # the backward pass runs with create_graph=True
         results = _differentiable_backward(grad, x, ctx.groups, weight, bias, needs, *ctx.numbers)
     else:
         gradients = _group_norm_backward(

@@ -58,7 +58,7 @@ class Rows(NamedTuple):
     def tile(self, num_rows: int, size: int, elements: int) -> dict[str, int]:
         """Return the kernel's constants for tiles of about ``elements`` elements.
 
-        A tile of transposed rows has rows of one index of the outer and inner dimensions.
+        All rows in a tile of transposed rows have the same outer and the same inner index.
         """
         if self.transposed:
             return tile_of_rows(self.last, size, elements, _NEIGHBOURS)
@@ -70,11 +70,10 @@ class Rows(NamedTuple):
 
 
 def rows_of(x: Tensor, size: int) -> tuple[Tensor, Rows]:
-    """Return ``x`` and the positions of its rows, or a contiguous copy and the positions there.
+    """Return ``x`` and the positions of its rows. ``x`` is copied if kernels can't read it.
 
-    Without a copy the kernels can read a contiguous tensor and two kinds of views: heads of a
-    larger projection, and ``x.movedim(1, -1)`` of a contiguous ``(N, C, *)``, whose rows are
-    transposed.
+    Kernels can read a contiguous tensor and two kinds of views: heads of a larger projection, and
+    ``x.movedim(1, -1)`` of a contiguous ``(N, C, *)``, whose rows are transposed.
     """
     if x.is_contiguous() or (place := _place_of_rows(x, size)) is None:
         return x.contiguous(), Rows(1, 1, size, 0, 0)
@@ -148,7 +147,7 @@ def _fake(
     x: Tensor, size: int, weight: Tensor | None, bias: Tensor | None, eps: float, centred: bool,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Allocate the output and the statistics: means of rows (if centred), then 1/sqrt(...)."""
+    """Allocate the output and the statistics of rows: means if centred, then 1/sqrt(...)."""
     y = torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
     return y, x.new_empty((1 + centred, x.numel() // size), dtype=torch.float32)
 
@@ -247,7 +246,7 @@ def _backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor |
     if grad is None:
         return (None,) * 7
     x, weight, bias, statistics = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True
+    if torch.is_grad_enabled():  # the backward pass runs with create_graph=True
         gradients = row_norm_gradients(grad, x, ctx.size, weight, bias, ctx.eps, ctx.centred)
     else:
         needs = [ctx.needs_input_grad[i] for i in (0, 2, 3)]

@@ -14,7 +14,7 @@ from lightning_kernels._core.triton import tl, triton
 def _survivors(
     row, rows_per_sample, threshold, scale, rate_ptr, state_ptr, seed, offset, DROPS: tl.constexpr
 ):
-    """Return a mask: True for rows that keep the branch. Return also the factor of kept rows."""
+    """Return the mask of rows that keep the branch, and the factor of the branch in these rows."""
     kept = row >= 0
     if DROPS:
         threshold, scale = load_rate(rate_ptr, threshold, scale)

@@ -71,10 +71,10 @@ def _fake(
     x: Tensor, residual: Tensor | None, layer_scale: Tensor | None, dim: int, row_mode: bool,
     drops: bool, skips: bool, p: float, rate: Tensor | None, dtype: torch.dtype, *_: Any,
 ) -> Tensor:  # fmt: skip
-    """Allocate the output: with the strides of ``x`` if ``x`` is dense and its samples follow.
+    """Allocate the output, with the strides of ``x`` if ``x`` is dense.
 
-    Otherwise the output is contiguous. The samples follow each other if the first dimension is the
-    outermost in memory.
+    In row mode the samples must follow each other in memory. If they do not in ``x``, the output is
+    contiguous.
     """
     y = torch.empty_like(x, dtype=dtype)
     if row_mode and x.shape[0] > 1 and y.stride(0) * x.shape[0] != y.numel():

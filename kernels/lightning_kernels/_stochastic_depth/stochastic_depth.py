@@ -118,7 +118,11 @@ def _aten(
 
 
 def _check(x: Tensor, mode: str, residual: Tensor | None) -> None:
-    """Raise RuntimeError if ``x`` is not floating point or has no samples, or residual misfits."""
+    """Raise RuntimeError if ``x`` or the residual is not supported.
+
+    ``x`` must be floating point, and have samples in mode ``"row"``. The shape, dtype and device of
+    the residual must fit ``x``.
+    """
     check_floating("stochastic_depth", x)
     if mode == "row" and x.dim() == 0:
         raise RuntimeError("stochastic_depth expects x of shape (N, *) for mode 'row', but got []")
