@@ -44,7 +44,7 @@ from lightning_practices.mixins import (
 )
 
 STEP_MICROSECONDS = 20_000  # a step of a fast training
-GOAL_PERCENT = 1.0  # by which a practice may lengthen that step
+GOAL_PERCENT = 1.0  # percent by which a practice may lengthen that step
 STEPS = 100  # steps per epoch: a cost per epoch counts for a hundredth in a step
 _NEVER = 10**9
 _WIDTH = 8

@@ -1,10 +1,10 @@
-"""Ensembles: combine predictions of several models, or several of one, and measure their spread.
+"""Ensembles: combine several predictions, of several models or of one, and measure their spread.
 
 - ``_ensemble``: several models as one module.
-- ``_monte_carlo_dropout``: one model several times with dropout on.
+- ``_monte_carlo_dropout``: several predictions of one model with dropout on.
 - ``_prediction``: mean and spread of several predictions.
 - ``_shared_masks``: dropout masks that all samples of a pass share.
-- ``_vectorized``: run several models by one ``vmap``.
+- ``_vectorized``: run several models in one ``vmap``.
 - ``_vote``: combine the outputs of several models.
 """
 

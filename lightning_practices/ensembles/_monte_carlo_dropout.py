@@ -30,7 +30,7 @@ def monte_carlo_dropout(
         \mathrm{H}[p] = -\sum_c p_c \ln p_c \qquad
         \mathrm{I} = \mathrm{H}[\bar p] - \frac{1}{T} \sum_{t=1}^{T} \mathrm{H}[p_t]
 
-    Each pass uses one of the thinned networks that dropout trains. Its masks are drawn once, for a
+    Each pass uses one of the subnetworks that dropout trains. Its masks are drawn once, for a
     single sample, and all samples of all batches share them. For a given ``seed`` the prediction
     for a sample therefore depends, up to rounding, on that sample alone: not on its batch, the
     order, the batch size or the number of processes. The distribution of a sample's mean and spread

@@ -34,7 +34,7 @@ class SharedMasks:
     Attributes:
         size: Number of samples in the batch.
         layers: The layers that drop, by name.
-        calls: Number of calls of each layer in the current forward.
+        calls: Number of calls of each layer in the current or last forward.
 
     Raises:
         RuntimeError: If no layer of ``model`` drops, or a recurrent layer drops between its layers.

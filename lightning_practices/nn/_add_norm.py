@@ -113,7 +113,7 @@ class AddDropoutLayerNorm(LayerNorm):
     ) -> tuple[Tensor, Tensor]:
         dropout, drop_path = self.dropout, self.drop_path
         fused = dropout.training and drop_path.training
-        if not fused:  # call the children: in eval mode a child returns its input; its hooks run
+        if not fused:  # call the children, so that their hooks run; in eval mode they drop nothing
             input = drop_path(dropout(input))
         return lightning_kernels.add_dropout_layer_norm(
             input,

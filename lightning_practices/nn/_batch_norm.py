@@ -182,9 +182,9 @@ class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
             + \beta + r\right)
 
     where the activation :math:`a` and the residual :math:`r` are optional. A first pass over the
-    input computes the statistics, a second pass does all the rest. Mean and biased
-    variance are taken over all values of a channel in the batch; in evaluation they are the running
-    statistics. Statistics are float32 for 16-bit inputs. The layer is a subclass of
+    input computes the statistics, a second pass does all the rest. Mean and biased variance are
+    taken over all values of a channel in the batch; in evaluation they are the running statistics.
+    Statistics are float32 for 16-bit inputs. The layer is a subclass of
     :class:`torch.nn.BatchNorm2d` and inherits ``state_dict``, ``repr`` and the other arguments, so
     each layer loads the other's checkpoints.
 

@@ -23,11 +23,12 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
 
     where :math:`k(h, w)` is the cluster of a position. :class:`DropBlock2d` drops squares, on the
     assumption that neighbouring positions hold similar information. Here the training data
-    determine which positions do. The layer learns its clusters from activations, by :meth:`fit` or,
-    for all layers of a model, by :func:`fit_drop_clusters`, and keeps them in its ``state_dict``.
-    Without clusters it can train only if ``p`` is 0. Clusters suit the weights that produced the
-    activations: fit them once the weights are no longer random, and if needed again later. In
-    evaluation the input is returned unchanged. All channels share the clusters and the mask.
+    determine which positions hold similar information. The layer learns its clusters from
+    activations, by :meth:`fit` or, for all layers of a model, by :func:`fit_drop_clusters`, and
+    keeps them in its ``state_dict``. Without clusters it can train only if ``p`` is 0. Clusters
+    suit the weights that produced the activations: fit them once the weights are no longer random,
+    and if needed again later. In evaluation the input is returned unchanged. All channels share the
+    clusters and the mask.
 
     After Chen et al., 2020, *DropCluster: A structured dropout for convolutional networks*,
     arXiv:2002.02997.

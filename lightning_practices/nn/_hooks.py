@@ -5,8 +5,8 @@ from typing import Any
 
 from torch.nn.modules.module import _has_any_global_hook
 
-# Whether hooks are registered for all modules. It is torch's own function, not a wrapper, since
-# every fused call runs it.
+# Returns whether a global hook is registered, which runs in the calls of all modules. It is torch's
+# own function and not a wrapper, for speed: every fused call runs it.
 any_hook_on_all: Callable[[], bool] = _has_any_global_hook
 
 

@@ -14,7 +14,7 @@ class ScheduledRate(nn.Module):
     Initially the rate is a number. ``torch.compile`` treats a number as a constant and recompiles
     for each new value. After :meth:`schedule_rate` the layer reads its rate from a tensor on the
     device instead: a change needs neither a recompilation nor a synchronisation, and it applies to
-    a captured CUDA graph too. In both cases the rate is set by assigning the attribute.
+    a captured CUDA graph too. With or without a schedule, set the rate by assigning the attribute.
 
     The tensor moves with the layer and stays float32. It is not a buffer, for two reasons.
     :class:`torch.optim.swa_utils.AveragedModel` and similar code pair the buffers of two models by

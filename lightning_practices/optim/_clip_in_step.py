@@ -36,7 +36,7 @@ def clip_in_step(
         scaler: The ``GradScaler`` that has scaled the loss.
 
     Returns:
-        The norm before clipping and without the loss scale: a tensor on the gradients' device.
+        The norm before clipping and without the loss scale, a tensor on the gradients' device.
 
     Raises:
         ValueError: If the optimizer isn't fused: it would ignore the scale.

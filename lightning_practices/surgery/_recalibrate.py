@@ -39,14 +39,14 @@ def recalibrate_batch_norm(
     with only one class is too small. ``num_batches_tracked`` becomes :math:`B`.
 
     :func:`torch.optim.swa_utils.update_bn` does the work, one batch at a time, and sums are in
-    float64. There are these differences:
+    float64. The differences from calling it directly are:
 
     - Only batch norms are in train mode. All other layers are in eval mode, as in evaluation: with
       dropout on, batch norms would record a different variance.
     - After an error the model is unchanged.
     - Each module's mode and each batch norm's momentum are restored.
     - A layer that no batch reaches keeps its statistics.
-    - It supports several processes.
+    - Several processes are supported.
 
     If the model is in train mode, a batch norm in eval mode counts as frozen: it keeps its
     statistics, since training has used them. If the whole model is in eval mode, as after

@@ -31,8 +31,8 @@ class Chain:
         activation: Name of the activation in the block, or of a function such as ``"relu"`` if the
             block has no such child.
         adds: Whether a residual is added before the activation.
-        between: Names of children that run between the norm and the addition. To fold, each must be
-            ``None`` or :class:`torch.nn.Identity`.
+        between: Names of children that run between the norm and the next operation. To fold, each
+            must be ``None`` or :class:`torch.nn.Identity`.
     """
 
     norm: str

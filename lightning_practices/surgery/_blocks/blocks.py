@@ -191,7 +191,7 @@ def _by_list(model: nn.Module, by: Sequence[str | Sequence[str]]) -> _Assigned:
 def _label(
     model: nn.Module, modules: Sequence[str], sizes: dict[str, int], *, is_head: bool
 ) -> str:
-    """Name a block after its largest module, the head after its last one, or after a parameter."""
+    """Return a block's name: its largest module, the head's last module, or else a parameter."""
     within = {
         name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in modules
     }

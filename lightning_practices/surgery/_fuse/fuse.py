@@ -35,10 +35,11 @@ class _Swap(NamedTuple):
 
 
 def fuse(model: nn.Module) -> Report:
-    """Replace layers of ``model`` by their counterparts in :mod:`lightning_practices.nn`, and fold.
+    """Replace layers of ``model`` by fused layers, and fold norms with the operations after them.
 
-    The change is in place and includes ``model`` itself. It changes only the class of each layer:
-    the fused classes are subclasses with the same state (only ``SyncBatchNorm`` is not a subclass).
+    The fused layers are those of :mod:`lightning_practices.nn`. The change is in place and includes
+    ``model`` itself. It changes only the class of each layer: the fused classes are subclasses with
+    the same state (only ``SyncBatchNorm`` is not a subclass).
     Parameters, hooks, parametrizations, modes, devices, shared layers, and references that an
     optimizer or a caller holds are not affected, and a fused model and a plain model load each
     other's checkpoints. A compiled model is recompiled at its next call. Under autocast on a GPU a
@@ -58,12 +59,12 @@ def fuse(model: nn.Module) -> Report:
     - your own classes, see :func:`register_block`. Blocks that you write with
       ``lightning_practices.nn.BatchNorm2d(activation="relu")`` need no folding.
 
-    The activations are relu, leaky_relu, elu, selu, silu and exact gelu. Such a block gets a
+    The activations are relu, leaky_relu, elu, selu, silu and exact gelu. A folded block gets a
     subclass of its class with the same state. The subclass's forward was written for one version of
-    the source code of the original forward. A block whose library has another version, or whose
-    subclass or instance has its own forward, is not folded, and the report lists it as skipped.
-    Each call checks for later changes: hooks, including global hooks, the classes of norm and
-    activation, and the forward of the block's class. After such a change, and where the kernels
+    the source code of the original forward. If the library has another version, or if a subclass or
+    an instance of the block has its own forward, the block is not folded, and the report lists it
+    as skipped. Each call checks for later changes: hooks, including global hooks, the classes of
+    norm and activation, and the forward of the block's class. After a change, and where the kernels
     don't run (see :func:`lightning_kernels.route`), the layers run one by one as before.
 
     **Transformers.** Dropout, the addition to the residual stream and the norm after it are one

@@ -117,7 +117,7 @@ class _StaysInEval:
         module: The module.
         before: The ``train`` that was set on the instance before, or ``None``.
         is_apart: Whether the module was in eval mode while the model was in train mode.
-        asked: The last argument of ``train``.
+        asked: The mode of the last call of ``train``, or the module's mode if there was none.
     """
 
     def __init__(self, module: nn.Module, in_training: bool) -> None:
@@ -149,7 +149,7 @@ def _held(module: nn.Module) -> _StaysInEval | None:
 
 
 def _train(module: nn.Module, instead: Any, mode: bool) -> None:
-    """Call the instance's own ``train``, ``instead``, or if it is ``None`` that of the class."""
+    """Call ``instead``, the instance's own ``train``, or without one the ``train`` of its class."""
     if instead is not None:
         instead(mode)
     else:
