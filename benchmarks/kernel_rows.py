@@ -8,7 +8,7 @@ from benchmarks.timing import spread_of
 
 CRASHED = "crashed"  # broke the GPU for the whole process; not tried again on this case
 TIMEOUT = "timeout"  # no time was left; tried again when the run is resumed
-# Share of the copy bandwidth. If a copy reaches less, launches limit it and not bytes.
+# Share of the copy bandwidth. A copy that reaches less is limited by its launch, not by bytes.
 _LAUNCH_BOUND = 0.5
 _FIELDS = (
     "op", "shape", "dims", "dtype", "layout", "direction", "provider", "version", "status",

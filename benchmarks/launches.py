@@ -262,8 +262,7 @@ def _text(value: Any) -> str:
 
 # The compiler distinguishes classes of shapes. All shapes of a class share their machine code, so
 # each class is compiled once. The 16-bit dtypes differ only in a conversion; fp16 and fp32 are
-# listed
-# for shapes where the dtype could matter.
+# listed for shapes where the dtype could matter.
 CALLS: dict[str, Call] = dict(
     [
         # Rows: ViT, GPT-2, Llama, ConvNeXt, attention's queries and keys, and tiny shapes.

@@ -35,7 +35,7 @@ DIRECTIONS = ("forward", "backward", "both")
 
 _GROUPS = 32  # groups, or the greatest common divisor with the channels of a shrunk shape
 _RARE = 1e-12  # a rate that drops nothing but needs all the work, so that float64 is the reference
-_NEVER, _ALWAYS = 1e6, 0.0  # thresholds of clipping
+_NEVER, _ALWAYS = 1e6, 0.0  # limits at which gradients are never and always clipped
 
 
 def _no_parameters(dims: Dims) -> tuple[Dims, ...]:

@@ -53,7 +53,7 @@ Fit = tuple[LightningModule, list[Callback]]
 
 
 def bare() -> Fit:
-    """Return a module with one small layer and no callbacks, to time Lightning alone."""
+    """Return a module with one small layer and no callbacks, which times Lightning alone."""
     return Training(nn.Linear(_WIDTH, _WIDTH)), []
 
 

@@ -46,7 +46,7 @@ class Provider:
 def compile_function(function: Function, mode: str | None) -> Function:
     """Compile ``function`` for one shape, as a single graph.
 
-    The compiler makes no CUDA graphs, since the timer captures one for every provider.
+    The compiler makes no CUDA graphs of its own, since the timer captures one for every provider.
     """
     from torch._functorch import config
 
