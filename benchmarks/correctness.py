@@ -20,7 +20,7 @@ class Verdict:
     """The outcome of a check.
 
     Attributes:
-        reason: What is wrong; ``None`` if the result is correct.
+        reason: Description of the fault; ``None`` if the result is correct.
         error: Largest relative error of the result and the gradients: norm of the error divided by
             the norm of the exact tensor.
         allowed: Limit of this error.

@@ -36,8 +36,8 @@ TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 # The largest number of bytes that a thread of a kernel may spill, by release of Triton, since each
 # release has its own ptxas. Kernels that are not listed may not spill. For a newer Triton the last
 # release here applies.
-# - Statistics of batch norm: with 64 registers a multiprocessor holds four programs of 8 warps, with
-#   72 only three. The few spill instructions are outside of the loop, and cost less than that.
+# - Statistics of batch norm: a multiprocessor holds four programs of 8 warps with 64 registers, but
+#   three with 72. The few spill instructions are outside of the loop, and cost less than that.
 # - The other kernels have no limit of registers. ptxas itself spills a value or two so that a
 #   multiprocessor holds one more program. A higher register limit would remove this program again.
 MOST_SPILLS: dict[str, dict[str, int]] = {
@@ -61,7 +61,7 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
     },
 }
 
-_MULTIPROCESSORS = 132  # of an H200. It determines grids, which don't affect the machine code
+_MULTIPROCESSORS = 132  # an H200's; it determines grids, which don't affect the machine code
 _UNCOUNTED = (
     (r"\bscf\.(for|while)\b", "it loops: how often depends on its arguments"),
     (r"\b(scf\.if|cf\.cond_br|cf\.switch)\b", "it branches: which way depends on its arguments"),

@@ -33,7 +33,7 @@ class GpuLostError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run measures, and its time limits.
+    """The scope of a run, and its time limits.
 
     Attributes:
         peers: Names of the providers besides ours; ``None`` for all that suit the machine.
@@ -80,7 +80,7 @@ class Race:
     Args:
         timer: The timer of the device.
         results: The results to which rows are added. Rows that exist are not measured again.
-        settings: What to measure.
+        settings: The scope of the run, and its time limits.
         bandwidth: Bytes per second that a large copy moves in this run.
         clock: Function that returns the time in seconds, for the budget and the deadline.
     """

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 import lightning_kernels
-from lightning_practices import nn as fused  # as a module, since classes here have the same names
+from lightning_practices import nn as fused  # the classes below have the same names
 from lightning_practices.nn import ScheduledRate
 
 _NORMALISER = 1e-7  # timm adds it to the number of kept elements
