@@ -58,7 +58,7 @@ class Workload:
         return network.to(memory_format=torch.channels_last) if self.channels_last else network
 
     def make_batches(self, device: torch.device) -> list[Batch]:
-        """Draw random batches on ``device``, since a GPU is faster with zeros than with real data."""
+        """Draw random batches on ``device``: with zeros a GPU is faster than with real data."""
         generator = torch.Generator(device).manual_seed(0)
         shape = (self.batch_size, *self.sample)
         batches = []
