@@ -1,4 +1,4 @@
-"""Learning rates that follow a schedule, in any Trainer."""
+"""The callback that lets learning rates follow a schedule."""
 
 import sys
 from typing import Any, TypeVar
@@ -29,32 +29,36 @@ class LearningRateScheduler(Callback):
 
         Trainer(callbacks=[LearningRateScheduler("cosine")])
 
-    ``configure_optimizers`` returns the optimizer alone. The rates of its groups are those at a
-    factor of 1, and they keep their ratios.
+    ``configure_optimizers`` has to return the optimizer alone. The schedule multiplies the
+    configured rate of each parameter group by the same factor, so the rates keep their ratios.
 
-    Schedules count optimizer steps, however many batches make one, under accumulation and
-    ``GradientAccumulationScheduler`` too. The cosine and the cycle end with the fit: after
-    ``max_epochs`` or ``max_steps``, whichever comes first, the last step has the least rate.
+    Schedules count optimizer steps rather than batches, also with gradient accumulation and
+    ``GradientAccumulationScheduler``. ``"cosine"`` and ``"one_cycle"`` end with the fit: the last
+    step, at ``max_epochs`` or ``max_steps``, whichever comes first, has the lowest rate.
 
-    ``"plateau"`` judges the monitored value whenever it has been logged, and only then: after each
-    validation that logs it, or after each epoch if training does. It begins after the warmup. The
-    value is averaged over the ranks, so all of them divide the rate at the same step.
+    ``"plateau"`` checks the monitored value after each validation that logs it, or after each
+    training epoch that logs it. Checks begin after the warmup. The value is averaged over the
+    ranks, so all ranks divide the rate at the same step.
 
-    **Resuming** is exact. With other limits of the fit the rates go on along the new curve. With
-    other rates in ``configure_optimizers`` the old ones stay, as always in torch. A second fit of
-    the same Trainer goes on where the first one ended, except that ``"plateau"`` begins anew.
+    **Resuming** is exact. If the resumed fit has other limits, the rates follow the curve of the
+    new length. If ``configure_optimizers`` has other rates, the rates of the checkpoint are used,
+    as always in torch. A second fit of the same Trainer continues the schedule of the first fit,
+    except that ``"plateau"`` starts anew.
 
     Args:
         schedule: The name of a schedule, or a
-            :class:`~lightning_practices.schedules.LearningRateSchedule`, which has the arguments.
-        monitor: Name of the logged value that ``"plateau"`` judges.
-        mode: Whether that value is to fall, ``"min"``, or to rise, ``"max"``.
+            :class:`~lightning_practices.schedules.LearningRateSchedule` with further arguments.
+        monitor: Name of the logged value that ``"plateau"`` monitors.
+        mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
+            higher is better.
 
     Raises:
-        ValueError: If there is no such schedule or ``mode``, or the schedule needs arguments.
-        MisconfigurationException: When the fit starts, if there isn't exactly one optimizer without
-            a scheduler, optimization is manual, or the length of the fit isn't known beforehand.
-            After the first validation or epoch, if ``monitor`` has not been logged.
+        ValueError: If the name of the schedule or the ``mode`` is unknown, or the schedule needs
+            arguments.
+        MisconfigurationException: When the fit starts, if ``configure_optimizers`` returns more
+            than one optimizer or a scheduler, if optimization is manual, or if the schedule needs
+            the length of the fit and it isn't known beforehand. After the first validation or
+            epoch, if ``monitor`` has not been logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -87,7 +91,7 @@ class LearningRateScheduler(Callback):
             )
         optimizers = [_bare(optimizer) for optimizer in trainer.optimizers]
         if not any("lr" in group for optimizer in optimizers for group in optimizer.param_groups):
-            return  # configure_optimizers returned None: Lightning trains without, and says so
+            return  # configure_optimizers returned None, and Lightning warns
         found = [*optimizers, *(config.scheduler for config in trainer.lr_scheduler_configs)]
         if len(found) != 1:
             raise MisconfigurationException(
@@ -103,11 +107,11 @@ class LearningRateScheduler(Callback):
         if by_step := _scheduler_of(trainer, LambdaLR):
             _renew(by_step)
         if plateau := _scheduler_of(trainer, ReduceLROnPlateau):
-            # A checkpoint restores the old values, but the new ones count.
+            # A checkpoint restores the old arguments, but the new arguments count.
             plateau.patience = self.schedule.patience
             plateau.factor = 1 / self.schedule.divisor
 
-    # In a callback's hooks, because checkpoints are saved before the module's own hooks run.
+    # Stepped in these hooks, as Lightning saves checkpoints before the module's own hooks run.
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.schedule.name == "plateau":
@@ -125,8 +129,8 @@ class LearningRateScheduler(Callback):
         """Return Lightning's configuration of the schedulers."""
         if self.schedule.name == "plateau":
             warmup, plateau = self.schedule.schedulers(optimizer, mode=self.mode)
-            # Lightning would step it by values of long ago, so Lightning only saves and restores
-            # it.
+            # Lightning would step the plateau by outdated values. So it never steps it
+            # (frequency=_NEVER), and only saves and restores it.
             held = LRSchedulerConfig(
                 plateau, frequency=_NEVER, reduce_on_plateau=True, monitor=self.monitor
             )
@@ -145,24 +149,25 @@ class LearningRateScheduler(Callback):
                 f"the fit takes {steps} optimizer steps, and the warmup of the learning rate"
                 f" {warmup_steps}: the full rate is never reached"
             )
-        # Steps of an earlier fit; those of a checkpoint are restored later.
+        # The steps of an earlier fit of this Trainer. Steps of a checkpoint are restored later.
         done = trainer.global_step
         (scheduler,) = self.schedule.schedulers(optimizer, max(steps, 1), done=done)
-        # Lightning counts optimizer steps only at a frequency of 1, and batches at others.
+        # Lightning counts optimizer steps only at a frequency of 1, and batches at other
+        # frequencies.
         return [LRSchedulerConfig(scheduler, interval="step")]
 
     def _look(self, trainer: Trainer, value: float | None) -> None:
         """Step the plateau, if the monitored value has been logged and the warmup is over."""
         warmup = _scheduler_of(trainer, LinearLR)
         plateau = _scheduler_of(trainer, ReduceLROnPlateau)
-        if value is None or warmup is None or plateau is None:  # no optimizer has one
+        if value is None or warmup is None or plateau is None:  # the fit has no optimizer
             return
         if warmup.last_epoch >= self.schedule.warmup_steps:
             plateau.step(value)
 
 
 def _bare(optimizer: Any) -> Optimizer:
-    """Return torch's optimizer: DeepSpeed's wrapper of it, which shares its groups, isn't one."""
+    """Return a torch optimizer, or the one inside a wrapper such as DeepSpeed's."""
     return optimizer if isinstance(optimizer, Optimizer) else _bare(optimizer.optimizer)
 
 
@@ -172,7 +177,7 @@ def _scheduler_of(trainer: Trainer, kind: type[_Scheduler]) -> _Scheduler | None
 
 
 def _renew(scheduler: LambdaLR) -> None:
-    """Set the rates by the present schedule: a checkpoint's are by the schedule of its fit."""
+    """Set the rates by the present schedule; a checkpoint restores the rates of its schedule."""
     rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     for group, (own, factor) in zip(scheduler.optimizer.param_groups, rates, strict=True):
         rate = own * factor(scheduler.last_epoch)

@@ -1,4 +1,4 @@
-"""Mixins: practices that a LightningModule or LightningDataModule subclasses."""
+"""Mixins: base classes that add practices to a LightningModule."""
 
 from lightning_practices.mixins._checkpoint import CheckpointMixin
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin

@@ -1,4 +1,4 @@
-"""Early stopping as a part of the module."""
+"""The mixin that adds early stopping."""
 
 from typing import Any
 
@@ -7,25 +7,29 @@ from lightning_practices.mixins._practice import MonitorMixin, configured
 
 
 class EarlyStoppingMixin(MonitorMixin):
-    """Bring :class:`~lightning_practices.callbacks.EarlyStopping` to every fit of the module.
+    """Add :class:`~lightning_practices.callbacks.EarlyStopping` to every fit of the module.
 
-    List it before the module it extends: ``class Net(EarlyStoppingMixin, BaseNet)``. If ``Net`` has
-    its own ``configure_callbacks``, extend the list that ``super().configure_callbacks()`` returns.
+    List the mixin before the class that it extends: ``class Net(EarlyStoppingMixin, BaseNet)``. If
+    ``Net`` has its own ``configure_callbacks``, extend the list that
+    ``super().configure_callbacks()`` returns.
 
-    By Lightning's rule a callback of the module replaces those of its type in the Trainer, and
-    Lightning says so: this one replaces each ``EarlyStopping`` that was passed to the Trainer,
-    whatever it monitors. For a second one, return it from ``configure_callbacks``.
+    In Lightning a callback of the module replaces the Trainer's callbacks of the same type, and a
+    message is logged. So the mixin's callback replaces each ``EarlyStopping`` that was passed to
+    the Trainer, whatever it monitors. To use a second ``EarlyStopping``, return it from
+    ``configure_callbacks``.
 
     Args:
-        *args: Passed on.
-        early_stopping: How many validations without improvement of ``monitor`` end training; or an
+        *args: Positional arguments for the next base class.
+        early_stopping: The patience: the number of validations in a row without improvement of
+            ``monitor`` that ends training; or an
             :class:`~lightning_practices.callbacks.EarlyStopping`, which has its own ``monitor``,
-            ``mode`` and ``patience``; or ``None``, not to stop early.
-        **kwargs: Passed on, among them ``monitor`` and ``mode``, see :class:`MonitorMixin`.
+            ``mode`` and ``patience``; or ``None``, for no early stopping.
+        **kwargs: Keyword arguments for the next base class; ``monitor`` and ``mode`` are among
+            them, see :class:`MonitorMixin`.
 
     Raises:
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
-        MisconfigurationException, ValueError: As the callback does.
+        MisconfigurationException, ValueError: See the callback.
     """
 
     def __init__(
@@ -43,5 +47,5 @@ class EarlyStoppingMixin(MonitorMixin):
 
     @property
     def early_stopping(self) -> EarlyStopping | None:
-        """The callback: its ``best_step``, ``fit_steps``, ``best_score``, ``stopped_epoch``."""
+        """The callback, with ``best_step``, ``fit_steps``, ``best_score``; ``None`` if off."""
         return self._early_stopping

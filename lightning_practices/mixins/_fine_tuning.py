@@ -1,4 +1,4 @@
-"""Transfer learning as a part of the module."""
+"""The mixin for transfer learning."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -9,9 +9,10 @@ from lightning_practices.mixins._practice import PracticeMixin, configured
 
 
 class FineTuningMixin(PracticeMixin):
-    """Bring :class:`~lightning_practices.callbacks.ProgressiveUnfreezing` to every fit.
+    """Add :class:`~lightning_practices.callbacks.ProgressiveUnfreezing` to every fit.
 
-    List it before the module it extends, which has a pretrained backbone and a new head::
+    List the mixin before the class that it extends, which has a pretrained backbone and a new
+    head::
 
         class Net(FineTuningMixin, LightningModule):
             def __init__(self):
@@ -20,25 +21,26 @@ class FineTuningMixin(PracticeMixin):
                 self.backbone.fc = nn.Identity()
                 self.head = nn.Linear(512, 10)
 
-    The head is trained first, then two blocks of the backbone more in each epoch, from the top
-    down, at rates that fall with their depth. Give a schedule where an epoch has few steps. If the
-    modules have other names, give ``ProgressiveUnfreezing(backbone="trunk", head="trunk.fc")``.
+    The first epoch trains the head alone. Each later epoch unfreezes two more blocks of the
+    backbone, from the top down. Deeper blocks have lower learning rates. If an epoch has few steps,
+    give a schedule with longer phases. If the modules have other names than ``backbone`` and
+    ``head``, give ``ProgressiveUnfreezing(backbone="trunk", head="trunk.fc")``.
 
     If ``Net`` has its own ``configure_callbacks``, extend the list that
-    ``super().configure_callbacks()`` returns. It replaces a ``ProgressiveUnfreezing`` that was
-    passed to the Trainer, and Lightning says so.
+    ``super().configure_callbacks()`` returns. The mixin's callback replaces a
+    ``ProgressiveUnfreezing`` that was passed to the Trainer, and Lightning logs a message.
 
     Args:
-        *args: Passed on.
+        *args: Positional arguments for the next base class.
         fine_tuning: The phases for a ``backbone`` and a ``head``, as a list, a dict or a path to a
             YAML file, or ``"auto"``; or a
             :class:`~lightning_practices.callbacks.ProgressiveUnfreezing`; or ``None``, to train
             all of the module from the start.
-        **kwargs: Passed on.
+        **kwargs: Keyword arguments for the next base class.
 
     Raises:
-        ValueError: If the schedule is none. When the fit starts, if the module has no such backbone
-            or head, or has parameters in neither.
+        ValueError: If the schedule is malformed. When the fit starts, if the module lacks the
+            backbone or the head, or has parameters outside of both.
         MisconfigurationException: When the fit starts, see the callback.
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
     """
@@ -61,5 +63,5 @@ class FineTuningMixin(PracticeMixin):
 
     @property
     def fine_tuning(self) -> ProgressiveUnfreezing | None:
-        """The callback: its ``phase``; ``None`` without one."""
+        """The callback, with ``phase``; ``None`` if off."""
         return self._fine_tuning

@@ -1,4 +1,4 @@
-"""Fused layers in place of torch's, for a whole LightningModule."""
+"""The mixin that runs a LightningModule on fused layers instead of torch's."""
 
 from collections import Counter
 
@@ -15,31 +15,32 @@ from lightning_practices.surgery import Report, fuse
 class FusedLayersMixin(PracticeMixin):
     """Run the module's layers on fused kernels, by :func:`lightning_practices.surgery.fuse`.
 
-    List it before the module it extends: ``class Net(FusedLayersMixin, BaseNet)``. Layers are
-    swapped in ``configure_model``: before the strategy wraps the model, once however many times the
-    Trainer calls it, and in ``load_from_checkpoint`` too. Parameters and checkpoints stay those of
-    the plain module. One line on rank 0 says what was fused and what was skipped;
-    :attr:`fused_layers` has the whole table.
+    List the mixin before the class that it extends: ``class Net(FusedLayersMixin, BaseNet)``.
+    Layers are swapped in ``configure_model``, before the strategy wraps the model, and in
+    ``load_from_checkpoint`` too. Each layer is swapped only once, however many times the Trainer
+    calls ``configure_model``. Parameters and checkpoints stay those of the plain module. Rank 0
+    logs one line about the fused and the skipped layers; :attr:`fused_layers` has the whole table.
 
-    A class with a ``configure_model`` of its own ends it with ``super().configure_model()``, so
-    that the layers it makes are swapped as well.
+    If your class defines ``configure_model``, call ``super().configure_model()`` at its end, so
+    that the layers made in it are swapped too.
 
-    Lightning notices that ``configure_model`` is overridden: it refuses the deprecated
-    ``configure_sharded_model`` beside it, and ``WeightAveraging`` warns that it can't shard, which
-    is true with or without this mixin. ``ModelParallelStrategy`` wants one that applies the
-    parallelism: this mixin doesn't count, and raises as the strategy would have.
+    For Lightning the mixin overrides ``configure_model``. So Lightning refuses the deprecated
+    ``configure_sharded_model`` in the same class, and Lightning's ``WeightAveraging`` warns that it
+    can't shard, which is true without this mixin too. ``ModelParallelStrategy`` requires a
+    ``configure_model`` that applies the parallelism, which this mixin doesn't. If no other class
+    defines it, the mixin raises the strategy's error.
 
     Raises:
-        TypeError: If the class also derives from ``pytorch_lightning``'s; from ``configure_model``,
-            if under ``ModelParallelStrategy`` nothing but this mixin overrides it.
+        TypeError: On subclassing, if a base is from ``pytorch_lightning``. In ``configure_model``
+            under ``ModelParallelStrategy``, if no class but this mixin overrides the hook.
     """
 
-    # Declared by Lightning, for TorchScript not to compile these.
+    # Lightning's list of the properties that TorchScript doesn't compile.
     __jit_unused_properties__ = [*LightningModule.__jit_unused_properties__, "fused_layers"]  # noqa: RUF012
 
     @property
     def fused_layers(self) -> Report:
-        """What has been fused so far, and what was skipped and why."""
+        """The layers that have been fused so far, and those skipped, with the reasons."""
         report: Report = vars(self).get("_fused_layers", Report())
         return report
 
@@ -55,7 +56,7 @@ class FusedLayersMixin(PracticeMixin):
         self._fused_layers = report
 
     def _refuse_unparallelised(self) -> None:
-        """Raise what ModelParallelStrategy would, if this mixin's hook is all that it has seen."""
+        """Raise the error of ModelParallelStrategy if only this mixin overrides configure_model."""
         ours = type(self).configure_model is FusedLayersMixin.configure_model
         if (
             self._trainer is not None

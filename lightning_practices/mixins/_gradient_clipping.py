@@ -1,4 +1,4 @@
-"""Gradient clipping as a part of the module."""
+"""The mixin that clips gradients."""
 
 from typing import Any
 
@@ -11,32 +11,32 @@ from lightning_practices.mixins._practice import PracticeMixin, configured
 
 
 class GradientClippingMixin(PracticeMixin):
-    """Bring :class:`~lightning_practices.callbacks.GradientClipping` to every fit of the module.
+    """Add :class:`~lightning_practices.callbacks.GradientClipping` to every fit of the module.
 
-    List it before the module it extends: ``class Net(GradientClippingMixin, BaseNet)``. If ``Net``
-    has its own ``configure_callbacks``, extend the list that ``super().configure_callbacks()``
-    returns. It replaces a ``GradientClipping`` that was passed to the Trainer, and Lightning says
-    so.
+    List the mixin before the class that it extends: ``class Net(GradientClippingMixin, BaseNet)``.
+    If ``Net`` has its own ``configure_callbacks``, extend the list that
+    ``super().configure_callbacks()`` returns. The mixin's callback replaces a ``GradientClipping``
+    that was passed to the Trainer, and Lightning logs a message.
 
-    It clips in ``configure_gradient_clipping``: after ``on_before_optimizer_step`` of callbacks and
-    module, and in place of what a base class does in that hook. Under manual optimization Lightning
-    doesn't call the hook: call :meth:`clip_gradients_of`.
+    The mixin clips in ``configure_gradient_clipping``, after ``on_before_optimizer_step`` of
+    callbacks and module. It replaces the ``configure_gradient_clipping`` of the base classes. Under
+    manual optimization Lightning doesn't call this hook: call :meth:`clip_gradients_of` instead.
 
     **The Trainer's value.** ``GradientClipping()``, without a value, takes the Trainer's
-    ``gradient_clip_val`` and ``gradient_clip_algorithm``, so that the kernels do what torch's
-    functions would have done. Two values are an error. Under DeepSpeed give the Trainer's, by which
-    its engine clips; Lightning warns of the hook nonetheless.
+    ``gradient_clip_val`` and ``gradient_clip_algorithm``, and the kernels clip by them as torch's
+    functions would. A value in both places is an error. Under DeepSpeed give the value to the
+    Trainer, since DeepSpeed's engine clips. Lightning warns about the overridden hook even then.
 
     Args:
-        *args: Passed on.
-        gradient_clipping: Largest norm of the gradients; or a
+        *args: Positional arguments for the next base class.
+        gradient_clipping: The largest norm of the gradients; or a
             :class:`~lightning_practices.callbacks.GradientClipping`; or ``None``, to leave clipping
             to Lightning, which clips by the Trainer's ``gradient_clip_val``.
-        **kwargs: Passed on.
+        **kwargs: Keyword arguments for the next base class.
 
     Raises:
-        MisconfigurationException: When the fit starts, if both the Trainer and this have a value,
-            or the strategy can't clip so.
+        MisconfigurationException: When the fit starts, if both the Trainer and the mixin have a
+            value, or the strategy doesn't support the arguments.
         ValueError: If the norm isn't positive. When the fit starts, if a pattern matches no
             parameter.
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
@@ -57,22 +57,23 @@ class GradientClippingMixin(PracticeMixin):
 
     @property
     def gradient_clipping(self) -> GradientClipping | None:
-        """The callback; ``None`` without clipping."""
+        """The callback; ``None`` if off."""
         return self._gradient_clipping
 
     def clip_gradients_of(self, optimizer: Any) -> None:
         """Clip the gradients of an optimizer, under manual optimization.
 
         Call it after ``manual_backward`` and before ``optimizer.step()``, once for each step. Under
-        ``"16-mixed"`` the gradients are still scaled there, and so are the thresholds, for which
-        this waits for the device. The callback, which clips in the step, doesn't wait.
+        ``"16-mixed"`` the gradients are still scaled at this point, so the thresholds are scaled
+        too. To read the scale, the host waits for the device. The callback in the Trainer, without
+        the mixin, clips within the step and doesn't wait.
 
         Args:
-            optimizer: One of :meth:`optimizers`.
+            optimizer: An optimizer that :meth:`optimizers` returns.
 
         Raises:
             MisconfigurationException: Under automatic optimization, which clips without this call.
-            ValueError: If it isn't one of the Trainer's optimizers.
+            ValueError: If ``optimizer`` isn't one of the Trainer's optimizers.
         """
         if self.automatic_optimization:
             raise MisconfigurationException(
@@ -93,5 +94,5 @@ class GradientClippingMixin(PracticeMixin):
             super().configure_gradient_clipping(
                 optimizer, gradient_clip_val, gradient_clip_algorithm
             )
-        else:  # without super(), which would clip by torch's functions
+        else:  # super() would clip by torch's functions
             self._gradient_clipping.clip(self, optimizer)

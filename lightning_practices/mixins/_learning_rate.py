@@ -1,4 +1,4 @@
-"""A learning-rate schedule as a part of the module."""
+"""The mixin that schedules the learning rate."""
 
 from typing import Any
 
@@ -8,22 +8,23 @@ from lightning_practices.schedules import LearningRateSchedule, LearningRateSche
 
 
 class LearningRateScheduleMixin(MonitorMixin):
-    """Bring :class:`~lightning_practices.callbacks.LearningRateScheduler` to every fit.
+    """Add :class:`~lightning_practices.callbacks.LearningRateScheduler` to every fit.
 
-    List it before the module it extends: ``class Net(LearningRateScheduleMixin, BaseNet)``. The
-    ``configure_optimizers`` of ``Net`` returns the optimizer alone. If ``Net`` has its own
-    ``configure_callbacks``, extend the list that ``super().configure_callbacks()`` returns.
+    List the mixin before the class that it extends: ``class Net(LearningRateScheduleMixin,
+    BaseNet)``. The ``configure_optimizers`` of ``Net`` returns the optimizer alone. If ``Net`` has
+    its own ``configure_callbacks``, extend the list that ``super().configure_callbacks()`` returns.
 
     Args:
-        *args: Passed on.
+        *args: Positional arguments for the next base class.
         schedule: ``"power"``, ``"exponential"``, ``"step"``, ``"cosine"``, ``"one_cycle"`` or
             ``"plateau"``; or a :class:`~lightning_practices.schedules.LearningRateSchedule`, which
-            has the arguments of each; or ``None``, to leave the rates alone. ``"plateau"`` judges
+            has the arguments of each; or ``None``, for constant rates. ``"plateau"`` monitors
             ``monitor``.
-        **kwargs: Passed on, among them ``monitor`` and ``mode``, see :class:`MonitorMixin`.
+        **kwargs: Keyword arguments for the next base class; ``monitor`` and ``mode`` are among
+            them, see :class:`MonitorMixin`.
 
     Raises:
-        ValueError: If there is no such schedule, or it needs arguments.
+        ValueError: If the name of the schedule is unknown, or the schedule needs arguments.
         MisconfigurationException: When the fit starts, see the callback.
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
     """
@@ -43,5 +44,5 @@ class LearningRateScheduleMixin(MonitorMixin):
 
     @property
     def learning_rate_scheduler(self) -> LearningRateScheduler | None:
-        """The callback: its ``schedule``; ``None`` without a schedule."""
+        """The callback, with ``schedule``; ``None`` if off."""
         return self._learning_rate_scheduler

@@ -1,4 +1,4 @@
-"""Monte Carlo dropout as a part of the module."""
+"""The mixin that predicts by Monte Carlo dropout."""
 
 from typing import Any
 
@@ -10,29 +10,31 @@ from lightning_practices.mixins._practice import PracticeMixin, configured
 
 
 class MonteCarloDropoutMixin(PracticeMixin):
-    """Predict by :func:`lightning_practices.ensembles.monte_carlo_dropout`, mean and spread.
+    """Predict mean and spread by :func:`lightning_practices.ensembles.monte_carlo_dropout`.
 
-    List it before the module it extends: ``class Net(MonteCarloDropoutMixin, BaseNet)``. The
-    ``predict_step`` of ``BaseNet`` is run once in each pass, and decides how a batch is read. It
-    returns logits, or values for ``"regression"``. Without a ``predict_step``, Lightning's calls
-    the module with the batch. A ``predict_step`` of ``Net`` itself gets the prediction from
-    ``super().predict_step(batch, batch_idx)``, which it may call with a part of the batch.
+    List the mixin before the class that it extends: ``class Net(MonteCarloDropoutMixin, BaseNet)``.
+    The ``predict_step`` of ``BaseNet`` is run once in each pass. It reads the batch, and returns
+    logits, or values for ``"regression"``. If ``BaseNet`` has no ``predict_step``, Lightning's
+    ``predict_step`` calls the module with the batch. A ``predict_step`` of ``Net`` itself gets the
+    prediction from ``super().predict_step(batch, batch_idx)``, which it may call with a part of the
+    batch.
 
     ``Trainer.predict`` then returns a :class:`~lightning_practices.ensembles.MonteCarloPrediction`
-    for each batch. It is the same for each sample whatever the batch size, the order and the number
-    of processes. Training, validation and tests stay as they are.
+    for each batch. The prediction for a sample doesn't depend on the batch size, the order or the
+    number of processes. Training, validation and tests are not changed.
 
     Args:
-        *args: Passed on.
+        *args: Positional arguments for the next base class.
         monte_carlo_dropout: The kind of outputs, ``"multiclass"``, ``"binary"`` or
             ``"regression"``; or a :class:`~lightning_practices.ensembles.MonteCarloDropout`; or
             ``None``, to predict without dropout.
-        **kwargs: Passed on.
+        **kwargs: Keyword arguments for the next base class.
 
     Raises:
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
-        ValueError: If the kind of outputs is none of the three.
-        RuntimeError, TypeError, ValueError: From ``predict_step``, as from the function.
+        ValueError: If the kind of outputs is none of ``"multiclass"``, ``"binary"`` and
+            ``"regression"``.
+        RuntimeError, TypeError, ValueError: In ``predict_step``, see the function.
     """
 
     def __init__(

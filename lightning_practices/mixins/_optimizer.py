@@ -1,4 +1,4 @@
-"""The optimizer as a part of the module."""
+"""The mixin that configures the optimizer."""
 
 from typing import Any
 
@@ -13,32 +13,33 @@ from lightning_practices.optim import Optimizer, OptimizerName
 
 
 class OptimizerMixin(PracticeMixin):
-    """Give the module its ``configure_optimizers``: an optimizer by name, with sensible groups.
+    """Define ``configure_optimizers``: an optimizer by name, with sensible parameter groups.
 
-    It is what an :class:`~lightning_practices.optim.Optimizer` makes for the module: biases, norms
-    and embeddings are not decayed, and with a layer decay the rate falls from layer to layer
+    An :class:`~lightning_practices.optim.Optimizer` makes the optimizer and its groups: biases,
+    norms and embeddings are not decayed, and with a layer decay the rate falls from layer to layer
     towards the input.
 
-    List it before the module it extends, whose ``configure_optimizers`` it replaces: ``class
-    Net(OptimizerMixin, BaseNet)``. A ``configure_optimizers`` of ``Net`` itself is used in its
-    place, and can return ``super().configure_optimizers()`` or, for several optimizers,
+    List the mixin before the class that it extends, whose ``configure_optimizers`` it replaces:
+    ``class Net(OptimizerMixin, BaseNet)``. If ``Net`` itself defines ``configure_optimizers``, that
+    is used instead. It can return ``super().configure_optimizers()`` or, for several optimizers,
     ``[self.make_optimizer(self.generator), self.make_optimizer(self.discriminator)]``.
 
     The optimizer isn't fused under ``"16-mixed"``, nor under ``"bf16-mixed"`` with the Trainer's
-    ``gradient_clip_val``, because Lightning couldn't clip; nor where an embedding has sparse
-    gradients, which fused optimizers don't take. An optimizer that you make yourself, or with an
-    explicit ``fused``, stays as it is.
+    ``gradient_clip_val``, since Lightning can't clip for a fused optimizer. It isn't fused either
+    if an embedding has sparse gradients, which fused optimizers don't support. An optimizer that
+    you make yourself, or with an explicit ``fused``, isn't changed.
 
     Args:
-        *args: Passed on.
+        *args: Positional arguments for the next base class.
         optimizer: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``,
             ``"adam"`` or ``"adamw"``; or an :class:`~lightning_practices.optim.Optimizer`; or
-            ``None``, for the ``configure_optimizers`` of the base.
-        **kwargs: Passed on.
+            ``None``, to use the ``configure_optimizers`` of the base class.
+        **kwargs: Keyword arguments for the next base class.
 
     Raises:
-        ValueError: If there is no such optimizer. When the fit starts, if a pattern matches no
-            parameter, or the parameters are flattened by FSDP1 or partitioned by ZeRO stage 3.
+        ValueError: If the name of the optimizer is unknown. When the fit starts, if a pattern
+            matches no parameter, or the parameters are flattened by FSDP1 or partitioned by ZeRO
+            stage 3.
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
     """
 
@@ -49,10 +50,10 @@ class OptimizerMixin(PracticeMixin):
         self._optimizer = configured("optimizer", optimizer, Optimizer, (str,), Optimizer)
 
     def make_optimizer(self, module: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return the optimizer of a part of the module, for a ``configure_optimizers`` of yours.
+        """Return an optimizer for a part of the module, for your own ``configure_optimizers``.
 
         Args:
-            module: The part. Default: the whole.
+            module: The part of the module. Default: the whole module.
 
         Raises:
             ValueError: If the module was made with ``optimizer=None``.
@@ -75,7 +76,7 @@ class OptimizerMixin(PracticeMixin):
         return self.make_optimizer()
 
     def _clips_unfused(self) -> bool:
-        """Say whether Lightning would refuse to clip for a fused optimizer, or has to unscale."""
+        """Say whether Lightning has to clip or unscale, which it can't do for a fused optimizer."""
         trainer = self._trainer
         plugin = None if trainer is None else trainer.precision_plugin
         if trainer is None or not isinstance(plugin, MixedPrecision):

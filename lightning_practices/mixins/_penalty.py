@@ -1,4 +1,4 @@
-"""Penalties on the size of weights as a part of the module."""
+"""The mixin that penalises large weights."""
 
 from typing import Any
 
@@ -7,17 +7,18 @@ from lightning_practices.mixins._practice import PracticeMixin, configured
 
 
 class PenaltyMixin(PracticeMixin):
-    """Bring :class:`~lightning_practices.callbacks.Penalty` to every fit of the module.
+    """Add :class:`~lightning_practices.callbacks.Penalty` to every fit of the module.
 
-    List it before the module it extends: ``class Net(PenaltyMixin, BaseNet)``. If ``Net`` has its
-    own ``configure_callbacks``, extend the list that ``super().configure_callbacks()`` returns. It
-    replaces a ``Penalty`` that was passed to the Trainer, and Lightning says so.
+    List the mixin before the class that it extends: ``class Net(PenaltyMixin, BaseNet)``. If
+    ``Net`` has its own ``configure_callbacks``, extend the list that
+    ``super().configure_callbacks()`` returns. The mixin's callback replaces a ``Penalty`` that was
+    passed to the Trainer, and Lightning logs a message.
 
     Args:
-        *args: Passed on.
+        *args: Positional arguments for the next base class.
         penalty: A :class:`~lightning_practices.callbacks.Penalty`, such as ``Penalty(l2=1e-4)``; or
             ``None``, for no penalty.
-        **kwargs: Passed on.
+        **kwargs: Keyword arguments for the next base class.
 
     Raises:
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
@@ -29,5 +30,5 @@ class PenaltyMixin(PracticeMixin):
 
     @property
     def penalty(self) -> Penalty | None:
-        """The callback; ``None`` without a penalty."""
+        """The callback; ``None`` if off."""
         return self._penalty

@@ -15,26 +15,27 @@ from lightning_practices.ensembles import MonteCarloDropout
 from lightning_practices.optim import Optimizer
 from lightning_practices.schedules import LearningRateSchedule
 
-_OBJECTS = (Callback, LearningRateSchedule, MonteCarloDropout, Optimizer)  # that arguments may be
+# Classes of the objects that arguments may be. Checkpoints leave these objects out.
+_OBJECTS = (Callback, LearningRateSchedule, MonteCarloDropout, Optimizer)
 
 _Callback = TypeVar("_Callback", bound=Callback)
 _Kind = TypeVar("_Kind")
 
 
 class PracticeMixin(LightningModule):
-    """Base of the mixins: brings their callbacks to every run, and names misspelt arguments.
+    """Base of the mixins: adds their callbacks to every run, and reports misspelt arguments.
 
-    A mixin takes its own arguments by keyword and passes all others on, so a base class of yours
-    gets its arguments too, by position or keyword.
+    A mixin takes its own arguments by keyword and passes all other arguments on to the next class.
+    So your own base class gets its arguments too, by position or keyword.
 
-    If you call ``save_hyperparameters``, checkpoints hold the short values, such as
-    ``early_stopping=10``, and leave out the objects, such as ``early_stopping=EarlyStopping(...)``,
-    without which ``torch.load`` would refuse them. Give these again to ``load_from_checkpoint`` if
-    you want to train on.
+    If you call ``save_hyperparameters``, checkpoints hold the short values of arguments, such as
+    ``early_stopping=10``. They don't hold objects, such as ``early_stopping=EarlyStopping(...)``,
+    since ``torch.load`` would refuse a checkpoint with such an object. To continue training, give
+    the objects to ``load_from_checkpoint`` again.
 
     Raises:
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if no
-            class takes an argument.
+        TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if an
+            argument is unknown to all classes.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -47,9 +48,10 @@ class PracticeMixin(LightningModule):
         self._practices: list[Callback] = []
 
     def _bring(self, callback: _Callback | None) -> _Callback | None:
-        """Return a copy of a callback, which this module brings to each of its runs.
+        """Add a copy of a callback to each run of this module, and return the copy.
 
-        A copy, because one object may be given to several modules, and each has a state of its own.
+        It is a copy because the user may pass one object to several modules, and each module needs
+        a separate state.
         """
         own = deepcopy(callback)
         if own is not None:
@@ -60,25 +62,26 @@ class PracticeMixin(LightningModule):
     def configure_callbacks(self) -> list[Callback]:
         given = super().configure_callbacks()
         others = [given] if isinstance(given, Callback) else given
-        return [*others, *self._practices]  # the same ones: Lightning asks again for each run
+        return [*others, *self._practices]  # the same objects at each run
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        # By default torch loads no checkpoint that has other objects than tensors in it.
+        # By default torch.load refuses checkpoints with objects of such classes.
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         for name in [name for name, value in saved.items() if isinstance(value, _OBJECTS)]:
             del saved[name]
 
 
 class MonitorMixin(PracticeMixin):
-    """Base of the mixins that judge training by a logged value.
+    """Base of the mixins that monitor a logged value.
 
     Args:
-        *args: Passed on.
-        monitor: Name of the logged value by which training is judged.
-        mode: Whether it is to fall, ``"min"``, or to rise, ``"max"``.
-        **kwargs: Passed on.
+        *args: Positional arguments for the next base class.
+        monitor: Name of the logged value to monitor.
+        mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
+            higher is better.
+        **kwargs: Keyword arguments for the next base class.
     """
 
     def __init__(
@@ -100,17 +103,17 @@ def configured(
     short: tuple[type, ...],
     make: Callable[[Any], _Kind],
 ) -> _Kind | None:
-    """Return the object that an argument stands for, which is a short value, the object or None.
+    """Return the object for an argument, which may be a short value, the object or ``None``.
 
     Args:
         name: Name of the argument.
-        given: Its value.
+        given: Value of the argument.
         kind: Class of the object.
         short: Types of the short value.
         make: Makes the object from the short value.
 
     Raises:
-        TypeError: If the value is none of these.
+        TypeError: If the value is none of these three.
     """
     if given is None or isinstance(given, kind):
         return given
@@ -126,7 +129,7 @@ def configured(
 
 
 def _check_arguments(module: type, given: Iterable[str]) -> None:
-    """Raise if no class that comes after the mixins takes an argument."""
+    """Raise if one of the arguments is unknown to the classes after the mixins."""
     order = module.__mro__
     place = order.index(PracticeMixin)
     bases = order[place + 1 : order.index(LightningModule)]
@@ -136,7 +139,7 @@ def _check_arguments(module: type, given: Iterable[str]) -> None:
         return  # the base takes any argument
     for name in given:
         if name not in taken:
-            # The first class in the order of the bases is the one that gets an argument.
+            # If several classes take an argument, the first in the method resolution order gets it.
             owners = {key: base for base in reversed(order[:place]) for key in _named(base)}
             raise TypeError(_unknown(module, name, owners))
 

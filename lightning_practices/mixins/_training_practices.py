@@ -1,4 +1,4 @@
-"""All practices of training in one mixin."""
+"""The mixin that combines the practices of training."""
 
 from typing import Any
 
@@ -37,7 +37,7 @@ class TrainingPractices(
     LearningRateScheduleMixin,
     OptimizerMixin,
 ):
-    """The practices that most trainings want, in one mixin, with defaults to begin with.
+    """The practices that most trainings need, in one mixin, with defaults to start from.
 
     ::
 
@@ -53,22 +53,26 @@ class TrainingPractices(
             weight_averaging="ema",
         )
 
-    List it before the module it extends. That brings its layers, a ``training_step``, and a
-    ``validation_step`` that logs ``monitor``. Layers are fused, see :class:`FusedLayersMixin`. All
-    other practices have an argument each: a short value, or the object with all its options, or
-    ``None``, which turns the practice off. Each is a mixin of its own too.
+    List the mixin before the class that it extends. ``Net`` or its base class defines the layers, a
+    ``training_step``, and a ``validation_step`` that logs ``monitor``. The layers are fused, see
+    :class:`FusedLayersMixin`. Each other practice has one argument. It is a short value, or an
+    object with all options of the practice, or ``None``, which turns the practice off. Each
+    practice also has its own mixin, except ``skip_non_finite`` and ``learning_curves``, which are
+    only callbacks.
 
-    A short value takes ``monitor`` and ``mode`` from here; an ``EarlyStopping`` or
-    ``ModelCheckpoint`` has its own. An object is copied, so it may be given to several modules.
+    The callbacks for short values use the arguments ``monitor`` and ``mode``; an ``EarlyStopping``,
+    ``ModelCheckpoint`` or ``LearningCurves`` object has its own. Objects are copied, so one object
+    may be passed to several modules.
 
-    With ``**practices`` in your ``__init__``, as above, ``LightningCLI(Net)`` has all arguments. In
-    YAML an object is ``class_path: lightning_practices.callbacks.EarlyStopping`` with
+    With ``**practices`` in your ``__init__``, as above, ``LightningCLI(Net)`` offers all arguments.
+    In YAML an object is written as ``class_path: lightning_practices.callbacks.EarlyStopping`` with
     ``init_args``. For ``save_hyperparameters`` see :class:`PracticeMixin`.
 
     Args:
-        *args: Passed on.
-        monitor: Name of the logged value by which training is judged.
-        mode: Whether it is to fall, ``"min"``, or to rise, ``"max"``.
+        *args: Positional arguments for the next base class.
+        monitor: Name of the logged value to monitor.
+        mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
+            higher is better.
         optimizer: See :class:`OptimizerMixin`.
         schedule: See :class:`LearningRateScheduleMixin`.
         early_stopping: See :class:`EarlyStoppingMixin`.
@@ -76,19 +80,20 @@ class TrainingPractices(
         weight_averaging: See :class:`WeightAveragingMixin`.
         penalty: See :class:`PenaltyMixin`.
         checkpoint: See :class:`CheckpointMixin`.
-        skip_non_finite: After how many steps in a row with nan or infinite gradients, each of which
-            is skipped, training ends; or a :class:`~lightning_practices.callbacks.SkipNonFinite`.
-            It waits for the device at each step.
-        learning_curves: Path of a picture, or a
+        skip_non_finite: The number of steps in a row with nan or infinite gradients that ends
+            training, with an error; each of these steps is skipped. Or a
+            :class:`~lightning_practices.callbacks.SkipNonFinite`. The host waits for the device at
+            each step.
+        learning_curves: Path of the picture of the learning curves; or a
             :class:`~lightning_practices.callbacks.LearningCurves`.
-        **kwargs: Passed on.
+        **kwargs: Keyword arguments for the next base class.
 
     Raises:
         ValueError: If an argument is out of range, or early stopping isn't more patient than the
             ``"plateau"`` schedule, so that training would end before the rate is ever divided.
         MisconfigurationException: When the fit starts, see the mixins.
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if no
-            class takes an argument, or its type is another.
+        TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if an
+            argument is unknown to all classes, or has a type that its practice doesn't take.
     """
 
     def __init__(

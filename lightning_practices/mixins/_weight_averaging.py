@@ -1,4 +1,4 @@
-"""Averaged weights as a part of the module."""
+"""The mixin that averages weights."""
 
 from typing import Any
 
@@ -7,22 +7,21 @@ from lightning_practices.mixins._practice import PracticeMixin, configured
 
 
 class WeightAveragingMixin(PracticeMixin):
-    """Bring :class:`~lightning_practices.callbacks.WeightAveraging` to every fit of the module.
+    """Add :class:`~lightning_practices.callbacks.WeightAveraging` to every fit of the module.
 
-    List it before the module it extends: ``class Net(WeightAveragingMixin, BaseNet)``. If ``Net``
-    has its own ``configure_callbacks``, extend the list that ``super().configure_callbacks()``
-    returns. It replaces a ``WeightAveraging`` that was passed to the Trainer, and Lightning says
-    so.
+    List the mixin before the class that it extends: ``class Net(WeightAveragingMixin, BaseNet)``.
+    If ``Net`` has its own ``configure_callbacks``, extend the list that
+    ``super().configure_callbacks()`` returns. The mixin's callback replaces a ``WeightAveraging``
+    that was passed to the Trainer, and Lightning logs a message.
 
     Args:
-        *args: Passed on.
+        *args: Positional arguments for the next base class.
         weight_averaging: ``"ema"`` or ``"swa"``; or a
-            :class:`~lightning_practices.callbacks.WeightAveraging`; or ``None``, to average
-            nothing.
-        **kwargs: Passed on.
+            :class:`~lightning_practices.callbacks.WeightAveraging`; or ``None``, for no averaging.
+        **kwargs: Keyword arguments for the next base class.
 
     Raises:
-        ValueError: If it is neither of the two names.
+        ValueError: If ``weight_averaging`` is a string other than ``"ema"`` and ``"swa"``.
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
     """
 
@@ -40,5 +39,5 @@ class WeightAveragingMixin(PracticeMixin):
 
     @property
     def weight_averaging(self) -> WeightAveraging | None:
-        """The callback: its ``averaged``, ``averaged_weights``; ``None`` without averaging."""
+        """The callback, with ``averaged`` and ``averaged_weights``; ``None`` if off."""
         return self._weight_averaging

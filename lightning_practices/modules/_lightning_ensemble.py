@@ -32,14 +32,14 @@ class LightningEnsemble(LightningModule):
     since votes are no probabilities. ``Trainer.predict`` takes batches of inputs, or batches that
     begin with them, and returns the result of
     :meth:`Ensemble.predict <lightning_practices.ensembles.Ensemble.predict>`. For batches of
-    another kind subclass this and override the step, with ``self(x)`` or ``self.ensemble``.
+    another kind, subclass this class and override the step, which can call ``self(x)`` or use
+    ``self.ensemble``.
 
     **The file** holds all weights. For each member that is a LightningModule it also holds the
     class and the arguments, if ``save_hyperparameters`` has recorded all arguments of ``__init__``.
-    Such members are built again on loading. Their classes have to be imported before, since loading
-    a file imports nothing. Other members have to be given:
-    ``load_from_checkpoint(path, members=[...])``, with any weights, which those of the file
-    replace.
+    Loading builds these members again. Import their classes before, since loading a file imports
+    nothing. If the file lacks the class or arguments of a member, pass all members:
+    ``load_from_checkpoint(path, members=[...])``. The weights of the file replace their weights.
 
     Args:
         members: The models. They are copied.
@@ -54,9 +54,10 @@ class LightningEnsemble(LightningModule):
         ensemble: The ensemble.
 
     Raises:
-        TypeError: If a member is no module, or comes from a file that doesn't hold how to build it.
-            On subclassing, if a base is from ``pytorch_lightning``.
-        ValueError: As for the ensemble. If a file names a class that isn't imported.
+        TypeError: If a member isn't a module, or if the loaded file lacks a member's class or
+            arguments. On subclassing, if a base is from ``pytorch_lightning``.
+        ValueError: As for :class:`~lightning_practices.ensembles.Ensemble`. If the loaded file
+            names a class that isn't imported.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -118,7 +119,7 @@ class LightningEnsemble(LightningModule):
 
     @override
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Call the ensemble."""
+        """Return the output of the ensemble."""
         outputs: Tensor = self.ensemble(*args, **kwargs)
         return outputs
 
@@ -152,7 +153,7 @@ def _binary_loss(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _described(member: nn.Module) -> dict[str, Any]:
-    """Return the class of a member and its arguments, ``None`` if they aren't all known."""
+    """Return the class and the arguments of a member; ``None`` for arguments not fully known."""
     kind = type(member)
     described: dict[str, Any] = {
         "class_path": f"{kind.__module__}.{kind.__qualname__}",

@@ -12,21 +12,21 @@ from lightning_practices.nn import SyncBatchNorm
 class FusedSyncBatchNorm(LayerSync):
     """Synchronise every batch norm over all ranks while ``Trainer.fit`` runs, on fused kernels.
 
-    Use it as ``Trainer(strategy="ddp", plugins=[FusedSyncBatchNorm()])``, also on the CPU. Leave
-    out ``sync_batchnorm=True``: with it Lightning takes torch's layers and refuses this plugin.
+    Use it as ``Trainer(strategy="ddp", plugins=[FusedSyncBatchNorm()])``, also on the CPU. Don't
+    set ``sync_batchnorm=True``: then Lightning uses torch's layers and refuses this plugin.
 
     Before the strategy wraps the model, :meth:`nn.SyncBatchNorm.convert_sync_batchnorm` changes the
-    classes of its batch norms, activations included. After the fit, or an exception in it, they
-    have their own classes again. Parameters and checkpoints are those of the plain model
-    throughout. Layers that are synchronised already, such as :class:`torch.nn.SyncBatchNorm`, run
-    on the kernels during the fit.
+    classes of its batch norms, including those with an activation. After the fit, or an exception
+    in it, the batch norms have their original classes again. Parameters and checkpoints are those
+    of the plain model throughout. Layers that are synchronised already, such as
+    :class:`torch.nn.SyncBatchNorm`, run on the kernels during the fit.
 
-    Lightning uses it in ``DDPStrategy`` and ``FSDPStrategy``, in fits. With a single device, with
-    other strategies and in other stages it has no effect.
+    Lightning uses the plugin in fits under ``DDPStrategy`` and ``FSDPStrategy``. With a single
+    device, under other strategies and in other stages the plugin has no effect.
 
     Args:
-        process_group: The processes to synchronise with. Default: all. To make a group before the
-            Trainer starts, call ``torch.distributed.init_process_group`` first.
+        process_group: The process group to synchronise over. Default: all processes. To make a
+            group before the Trainer starts, call ``torch.distributed.init_process_group`` first.
 
     Raises:
         TypeError: When a fit starts, if a batch norm can't be synchronised (see

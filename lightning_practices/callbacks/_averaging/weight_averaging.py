@@ -50,7 +50,7 @@ class WeightAveraging(Callback):
         \bar{w}_{n+1} = d_n \bar{w}_n + (1 - d_n) w_{n+1}
 
     ``"ema"``, the exponential moving average, has a constant ``decay`` :math:`d`. In ``"swa"``,
-    stochastic weight averaging, :math:`d_n = \frac{n}{n+1}`, so that all weights count alike. The
+    stochastic weight averaging, :math:`d_n = \frac{n}{n+1}`, so that all weights count equally. The
     arithmetic is that of :mod:`torch.optim.swa_utils`, in place, in one call for all tensors, and
     the host doesn't wait for the device. Weights in half precision have averages in float32.
 

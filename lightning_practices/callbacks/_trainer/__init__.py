@@ -6,7 +6,7 @@ Every file of ``callbacks`` may import these modules:
 - ``logs``: whether to log at this step, and the monitored value that a loop has just logged.
 - ``horizon``: the length of the fit, in optimizer steps and in epochs.
 - ``strategies``: the error for a strategy under which a callback can't work.
-- ``others``: the Trainer's callbacks of a class, and the order of its callbacks.
+- ``others``: selection of the Trainer's callbacks by class, and their order.
 - ``optimizers``: the index of an optimizer in ``Trainer.optimizers``, and the ``GradScaler``.
 - ``sharding``: shards of ``DTensor`` parameters, and the whole tensors that checkpoints hold.
 - ``kept_state``: a copy of a module's state in CPU memory.

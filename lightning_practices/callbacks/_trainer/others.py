@@ -1,4 +1,4 @@
-"""The callbacks of a Trainer: those of a class, and the order of all callbacks."""
+"""The callbacks of a Trainer: selection by class, and their order."""
 
 from typing import TypeVar
 
