@@ -1,4 +1,4 @@
-"""The best weights on disk."""
+"""The callback that saves the best and the last weights."""
 
 from pathlib import Path
 from typing import Any
@@ -72,5 +72,5 @@ class BestCheckpoint(ModelCheckpoint):
     @override
     def _save_topk_checkpoint(self, trainer: Trainer, *args: Any) -> None:
         super()._save_topk_checkpoint(trainer, *args)
-        # Lightning next saves `last.ckpt`, but only at steps marked as having a checkpoint.
+        # Lightning then saves `last.ckpt`, but only if `_last_global_step_saved` is this step.
         self._last_global_step_saved = trainer.global_step

@@ -41,7 +41,7 @@ class Penalty(Callback):
     the device.
 
     The penalised weights are those that :func:`~lightning_practices.optim.decayed_weights` returns
-    (no biases, norms or embeddings), as far as they have a gradient.
+    (no biases, norms or embeddings), if they have a gradient.
 
     **Exact zeros.** With ``proximal=True`` L1 adds no gradient. Instead,
     :func:`~lightning_practices.optim.soft_threshold_` shrinks the weights after each step, by the

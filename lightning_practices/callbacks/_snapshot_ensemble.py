@@ -40,8 +40,8 @@ class SnapshotEnsemble(Callback):
     cycle that the end of the fit cuts short leaves no snapshot.
 
     Checkpoints hold the snapshots, each as large as the weights, so that a resumed fit ends with
-    the same snapshots. Checkpoints of the weights only hold no snapshots. A fit that isn't resumed
-    discards the snapshots of an earlier fit.
+    the same snapshots. Checkpoints that hold only weights have no snapshots. A fit that isn't
+    resumed discards the snapshots of an earlier fit.
 
     Source: Huang et al., 2017, *Snapshot Ensembles: Train 1, get M for free*, arXiv:1704.00109.
 
@@ -73,7 +73,7 @@ class SnapshotEnsemble(Callback):
         self.cycles = cycles
         self.steps = steps
         self.keep = keep
-        self._snapshots: dict[int, dict[str, Any]] = {}  # by the step they were taken at
+        self._snapshots: dict[int, dict[str, Any]] = {}  # by optimizer step
         self._cycles: tuple[int, int] | None = None  # the steps and cycles of the fit
         self._ended: int | None = None  # the cycles that have ended; None before the fit
         self._factor: Factor = lambda t: 1.0

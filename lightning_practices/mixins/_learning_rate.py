@@ -18,7 +18,7 @@ class LearningRateScheduleMixin(MonitorMixin):
         *args: Positional arguments for the next base class.
         schedule: ``"power"``, ``"exponential"``, ``"step"``, ``"cosine"``, ``"one_cycle"`` or
             ``"plateau"``; or a :class:`~lightning_practices.schedules.LearningRateSchedule`, which
-            has the arguments of each; or ``None``, for constant rates. ``"plateau"`` monitors
+            has the arguments of each; or ``None``, for no schedule. ``"plateau"`` monitors
             ``monitor``.
         **kwargs: Keyword arguments for the next base class; ``monitor`` and ``mode`` are among
             them, see :class:`MonitorMixin`.

@@ -29,11 +29,10 @@ class LightningEnsemble(LightningModule):
     ``Trainer.test`` takes batches of inputs and targets. It logs ``test_accuracy``, the share of
     correct predictions (not for ``"regression"``), and ``test_loss``: the negative log likelihood
     in nats, or the mean squared error for ``"regression"``. With ``vote="hard"`` there is no loss,
-    since votes are no probabilities. ``Trainer.predict`` takes batches of inputs, or batches that
-    begin with them, and returns the result of
-    :meth:`Ensemble.predict <lightning_practices.ensembles.Ensemble.predict>`. For batches of
-    another kind, subclass this class and override the step, which can call ``self(x)`` or use
-    ``self.ensemble``.
+    since votes aren't probabilities. ``Trainer.predict`` takes batches of inputs, or batches that
+    begin with them, and returns the result of :meth:`Ensemble.predict
+    <lightning_practices.ensembles.Ensemble.predict>`. For batches of another kind, subclass this
+    class and override the step, which can call ``self(x)`` or use ``self.ensemble``.
 
     **The file** holds all weights. For each member that is a LightningModule it also holds the
     class and the arguments, if ``save_hyperparameters`` has recorded all arguments of ``__init__``.
@@ -47,7 +46,7 @@ class LightningEnsemble(LightningModule):
             :class:`~lightning_practices.ensembles.Ensemble`.
         outputs: Whether members return ``"logits"`` or ``"probabilities"``.
         vote: ``"soft"`` or ``"hard"``.
-        vectorize: Whether members run as one, by ``torch.vmap``. Default: see
+        vectorize: Whether all members run in one call, by ``torch.vmap``. Default: see
             :class:`~lightning_practices.ensembles.Ensemble`.
 
     Attributes:

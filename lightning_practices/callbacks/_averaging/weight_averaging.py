@@ -64,9 +64,9 @@ class WeightAveraging(Callback):
     norms. Other buffers are not averaged. If the average changes slowly, the averaged statistics
     are a good estimate. After ``"swa"`` they are recomputed over the training set: if the module
     has batch norms and the Trainer no :class:`RecalibrateBatchNorm`, this callback adds one for the
-    fit. It runs only if training ends regularly: not after Ctrl-C, and not in a fit that is resumed
-    at its end. To recompute the statistics with ``"ema"``, add a :class:`RecalibrateBatchNorm` to
-    the Trainer.
+    fit. The added callback runs only if training ends regularly: not after Ctrl-C, and not in a fit
+    that is resumed at its end. To recompute the statistics with ``"ema"``, add a
+    :class:`RecalibrateBatchNorm` to the Trainer.
 
     **What is counted:** optimizer steps (not batches) or epochs. Weights that no optimizer has
     changed since the last average aren't averaged again, so a step that the ``GradScaler`` or
@@ -81,9 +81,10 @@ class WeightAveraging(Callback):
 
     **With** :class:`EarlyStopping` the best validated averages are kept, and restored at the end.
 
-    **Memory:** one copy of the weights from the first average on, and another one during validation
-    and saving. After the fit both are in CPU memory. This callback changes no learning rate. The
-    SWA paper uses a constant or cyclic rate in the last epochs: set it by a schedule.
+    **Memory:** one copy of the weights from the first average on, and one more copy during
+    validation and saving. After the fit both copies are in CPU memory. This callback changes no
+    learning rate. The SWA paper uses a constant or cyclic rate in the last epochs: set it by a
+    schedule.
 
     Sources: Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by averaging";
     Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization",

@@ -42,7 +42,7 @@ class _Step(NamedTuple):
 
     Attributes:
         optimizer: Torch's own optimizer, not Lightning's wrapper.
-        factor: The factor of the thresholds in warm-up, 1 after it.
+        factor: The factor of the thresholds: below 1 in the warm-up, 1 after it.
         scale: The loss scale, by which the gradients are multiplied.
         logs: Whether to log at this step.
     """

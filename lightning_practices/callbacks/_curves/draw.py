@@ -1,4 +1,4 @@
-"""The picture of learning curves."""
+"""Draws the picture of learning curves."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The picture of learning curves as a file."""
+"""Writes the picture of learning curves to a file."""
 
 import html
 import io

@@ -39,7 +39,7 @@ class EarlyStopping(LightningEarlyStopping):
 
     The arguments and the checks are those of Lightning's ``EarlyStopping``, with these differences:
 
-    - The monitored value is averaged over all ranks before it is judged, so that all ranks keep
+    - The monitored value is averaged over all ranks before it is checked, so that all ranks keep
       weights, stop and restore at the same check.
     - Before ``min_epochs`` and ``min_steps`` are reached, no check stops training. Lightning would
       stop once they are reached; here the first check after them decides, so an improvement in
@@ -85,8 +85,8 @@ class EarlyStopping(LightningEarlyStopping):
         verbose: Whether to log each improvement and the reason to stop.
         mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
             higher is better. One mode for all values, or one mode for each value.
-        strict: Whether to raise if ``monitor`` was never logged. If ``False``, checks begin once
-            all values have been logged.
+        strict: Whether to raise if ``monitor`` was not logged. If ``False``, checks begin once all
+            values have been logged.
         check_finite: Whether to stop once a value is infinite or nan.
         stopping_threshold: A value that is good enough to stop at once; only for a single
             ``monitor``.
@@ -109,7 +109,7 @@ class EarlyStopping(LightningEarlyStopping):
             ``Trainer.fit`` starts, if weights are to be restored, and the strategy is FSDP1 or
             DeepSpeed, the Trainer has Lightning's ``WeightAveraging``, a second ``EarlyStopping``
             restores weights, or the kept weights belong to another module.
-        RuntimeError: At a check, if ``strict`` and ``monitor`` was not logged.
+        RuntimeError: At a check, if ``strict`` is ``True`` and ``monitor`` was not logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
         ValueError: If ``monitor`` is empty or has a name twice, ``mode`` or ``min_delta`` is a list
             of another length than ``monitor``, or a threshold is given for several values.
@@ -278,7 +278,7 @@ class EarlyStopping(LightningEarlyStopping):
         watched = (self, *self._others)
         if skipped or not all(one._validate_condition_metric(logs) for one in watched):
             return
-        # Every rank judges the same values, so all ranks stop at the same check.
+        # Every rank checks the same values, so all ranks stop at the same check.
         values = [mean_over_ranks(trainer, logs[one.monitor].squeeze()) for one in watched]
         improved = self._improves(values[0])
         if improved:

@@ -55,7 +55,7 @@ class RetrainFor(Callback):
 
     Args:
         steps: The optimizer steps to take: ``EarlyStopping.best_step``.
-        fit_steps: The optimizer steps of the first fit if it had not been stopped:
+        fit_steps: The optimizer steps that the first fit would have taken without a stop:
             ``EarlyStopping.fit_steps``. If it is ``None`` (not known), the Trainer keeps its own
             limits.
 

@@ -38,10 +38,9 @@ class SkipNonFinite(Callback):
     batch norms, are not undone.
 
     After ``max_consecutive`` skipped steps in a row of one optimizer the fit ends with a
-    ``RuntimeError``. So no job treats the module as trained, a sweep continues with its next run,
-    and nothing is validated or saved. The weights are those of the last step that wasn't skipped.
-    The error message contains :attr:`report`, which lists the parameters with nan or infinite
-    gradients.
+    ``RuntimeError``. So the job counts as failed, a sweep continues with its next run, and nothing
+    is validated or saved. The weights are those of the last step that wasn't skipped. The error
+    message contains :attr:`report`, which lists the parameters with nan or infinite gradients.
 
     Each step costs one pass over the gradients and one wait for the device, since the host has to
     know whether to skip. The pass computes the largest absolute value rather than a sum, which

@@ -36,7 +36,7 @@ class BestWeights:
         return self._best is not None
 
     def keep(self, pl_module: LightningModule) -> None:
-        """Keep the module's present state as the best one."""
+        """Keep the module's present state as the best state."""
         if self._best is None:
             self._best = KeptState()
         self._best.copy_(pl_module.state_dict())

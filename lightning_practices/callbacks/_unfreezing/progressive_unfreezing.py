@@ -343,7 +343,7 @@ class ProgressiveUnfreezing(Callback):
         )
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, value: float | None) -> None:
-        """Check a new value of the phase's plateau, unless it is ``None``: not logged."""
+        """Check a new value of the phase's plateau; ``None`` means that no value was logged."""
         plateau = self._phase.plateau
         if value is None or plateau is None:
             return
