@@ -27,10 +27,6 @@ _LONGEST = 8192
 _LONGEST_SCALED = 4096
 
 
-_LONGEST = 8192
-_LONGEST_SCALED = 4096
-
-
 def add_dropout_layer_norm(
     x: Tensor,
     residual: Tensor | None,

@@ -26,9 +26,6 @@ from lightning_kernels._row_norm import row_norm_gradients
 _WARPS = 20
 
 
-_WARPS = 20
-
-
 def _rates(
     p: float, rate: Tensor | None, drop_path: float, path_rate: Tensor | None
 ) -> tuple[tuple[Any, ...], dict[str, bool]]:

@@ -14,10 +14,6 @@ _LARGEST_SAMPLE = 2**30  # elements; inside a sample the kernels compute offsets
 _LARGEST_WIDTH = 2**14  # elements; a tile of the mask holds whole rows of four planes
 
 
-_LARGEST_SAMPLE = 2**30
-_LARGEST_WIDTH = 2**14
-
-
 def drop_block2d(
     x: Tensor,
     p: float | Tensor,

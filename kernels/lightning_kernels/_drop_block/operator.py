@@ -23,9 +23,6 @@ from lightning_kernels._drop_block.layout import (
 _PROGRAMS = 3
 
 
-_PROGRAMS = 3
-
-
 def _programs(x: Tensor, cut: Cut, per_channel: bool) -> int:
     """Return the number of programs that draw the mask."""
     planes = x.shape[0] * (x.shape[1] if per_channel else 1)

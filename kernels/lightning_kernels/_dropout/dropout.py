@@ -26,11 +26,6 @@ _SATURATION = -1.7580993408473766  # the limit of SELU at minus infinity: -scale
 _SATURATED = tl.constexpr(_SATURATION)
 
 
-BLOCK_SIZE = 2048
-_SATURATION = -1.7580993408473766
-_SATURATED = tl.constexpr(_SATURATION)
-
-
 @triton.jit
 def load_alpha_rate(rate_ptr, threshold, scale, shift, dropped):
     """Return the threshold, the scale and shift of kept elements, and the value of dropped ones.

@@ -28,9 +28,6 @@ from lightning_kernels._dropout.dropout import dropout, dropout_operator
 _PROGRAMS = 2
 
 
-_PROGRAMS = 2
-
-
 @triton.jit
 def _survivors_factor(
     row, first_column, columns, threshold, scale, rate_ptr, state_ptr, seed, offset,

@@ -30,13 +30,6 @@ _LONG_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
 _COLUMNS = {"BLOCK_SIZE": 1024, "num_warps": 4}
 
 
-_LONGEST = 8192
-_NEIGHBOURS = 8
-_LONGEST_TRANSPOSED = 256
-_LONG_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
-_COLUMNS = {"BLOCK_SIZE": 1024, "num_warps": 4}
-
-
 class Rows(NamedTuple):
     """The positions of a tensor's rows in memory.
 

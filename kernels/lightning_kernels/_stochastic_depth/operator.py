@@ -20,9 +20,6 @@ from lightning_kernels._stochastic_depth.kernels import (
 _PROGRAMS = 2
 
 
-_PROGRAMS = 2
-
-
 def _matrix(y: Tensor, row_mode: bool, dim: int) -> tuple[tuple[int, int, int, int], bool]:
     """Return the sizes of the matrix that the kernels use.
 
