@@ -51,7 +51,10 @@ def test_defaults() -> None:
     [
         (EMAWeightAveraging(), "WeightAveraging and EMAWeightAveraging would both"),
         (StochasticWeightAveraging(0.1), "and StochasticWeightAveraging would both"),
-        (ModelCheckpoint(save_weights_only=True), "save_weights_only=True.* set it to False"),
+        (
+            ModelCheckpoint(save_weights_only=True),
+            "save_weights_only=True.* set save_weights_only=False",
+        ),
     ],
     ids=lambda value: type(value).__name__,
 )
@@ -72,7 +75,7 @@ def test_two_of_them() -> None:
 
 def test_early_stopping_that_keeps_nothing() -> None:
     module = Net()
-    stopping = EarlyStopping("val_loss", restore_best_weights=False)
+    stopping = EarlyStopping("val_loss", patience=3, restore_best_weights=False)
     trainer = fit(module, WeightAveraging(decay=0.6), stopping, max_epochs=8)
     assert (trainer.current_epoch, stopping.best_step) == (5, 8)
     assert same(state_of(module), module.seen[20])

@@ -57,7 +57,7 @@ def check_trainer(trainer: Trainer, own: Callback) -> None:
             )
         if isinstance(other, ModelCheckpoint) and other.save_weights_only:
             raise MisconfigurationException(
-                "ModelCheckpoint(save_weights_only=True) runs no hook of callbacks, so it would save"
-                " the weights in training instead of the averages that were validated: set"
+                "ModelCheckpoint(save_weights_only=True) runs no hook of callbacks, so it would"
+                " save the weights in training instead of the averages that were validated: set"
                 " save_weights_only=False"
             )
