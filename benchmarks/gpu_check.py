@@ -6,6 +6,7 @@ still run, and the files that it has written are kept.
 
 import argparse
 import contextlib
+import functools
 import dataclasses
 import functools
 import importlib.util
@@ -224,6 +225,8 @@ def _run_group(
     process = subprocess.Popen(
         command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=log,
         stderr=subprocess.STDOUT, start_new_session=True,
+        # A shell starts its background jobs with interrupts ignored, and children inherit that.
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         while not _has_ended(process):
