@@ -6,7 +6,6 @@ still run, and the files that it has written are kept.
 
 import argparse
 import contextlib
-import functools
 import dataclasses
 import functools
 import importlib.util

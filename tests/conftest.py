@@ -1,6 +1,7 @@
 """Which tests this run can make, and the device they use."""
 
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -71,6 +72,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _interrupts() -> None:
+    """Raise KeyboardInterrupt at an interrupt, in this process and in those that a test starts.
+
+    Jobs that a shell runs in the background ignore interrupts, and so does Lightning after one.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

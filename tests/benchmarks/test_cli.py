@@ -1,6 +1,5 @@
 """The command line: help without a wait, exit statuses, and what runs without a command."""
 
-import functools
 import signal
 import subprocess
 import sys
@@ -101,10 +100,8 @@ def test_without_a_command_it_runs_what_it_can_and_says_so(
 def test_an_interrupt_ends_a_run_with_130_and_keeps_its_rows(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks", "static", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        # A shell starts its background jobs with interrupts ignored, and children inherit that.
-        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while not (tmp_path / "static.json").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)

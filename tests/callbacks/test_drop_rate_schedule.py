@@ -225,7 +225,6 @@ def test_resuming_is_as_if_never_stopped(tmp_path: Path, step: int, interval: An
     assert resumed.rates() == list(OWN.values())
 
 
-@pytest.mark.usefixtures("_interrupts")
 @pytest.mark.parametrize(("how", "raised"), [(fail, ValueError), (interrupt, SystemExit)])
 def test_however_the_fit_ends_the_rates_are_given_back(how: Any, raised: type) -> None:
     module, schedule = Noting(), DropRateSchedule()

@@ -56,7 +56,6 @@ def end_by_timer() -> list[Callback]:
         pytest.param([At(14, interrupt)], {}, 14, id="KeyboardInterrupt"),
     ],
 )
-@pytest.mark.usefixtures("_interrupts")
 def test_the_best_weights_come_back(
     callbacks: list[Callback], options: dict[str, Any], steps: int
 ) -> None:

@@ -132,7 +132,6 @@ def test_an_exception_loses_nothing(tmp_path: Path) -> None:
     assert same(module.state_dict(), module.seen[8])
 
 
-@pytest.mark.usefixtures("_interrupts")
 def test_resuming_after_ctrl_c(tmp_path: Path) -> None:
     expected = Scripted()
     fit(expected, EarlyStopping("val_loss", patience=10))

@@ -266,7 +266,6 @@ def test_nothing_to_mark(tmp_path: Path, drawn: Drawn) -> None:
         pytest.param(At(6, fail), {}, 6, id="an exception"),
     ],
 )
-@pytest.mark.usefixtures("_interrupts")
 def test_the_end_is_drawn_whatever_it_is(
     callback: Callback | None, options: dict[str, Any], steps: int, tmp_path: Path, drawn: Drawn
 ) -> None:

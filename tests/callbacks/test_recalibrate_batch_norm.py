@@ -254,7 +254,6 @@ def test_a_module_without_forward_is_refused_when_the_fit_starts() -> None:
 # When there is nothing to do, or something goes wrong.
 
 
-@pytest.mark.usefixtures("_interrupts")
 def test_an_interrupted_or_failed_fit_is_left_alone() -> None:
     for act, ends in ((interrupt, SystemExit), (fail, ValueError)):
         states = []

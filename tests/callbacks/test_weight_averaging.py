@@ -217,7 +217,6 @@ def test_an_epoch_that_is_cut_short_counts() -> None:
         pytest.param([At(9, interrupt)], {}, 9, id="KeyboardInterrupt"),
     ],
 )
-@pytest.mark.usefixtures("_interrupts")
 def test_the_module_ends_with_the_averages(
     callbacks: list[Callback], options: dict[str, Any], steps: int
 ) -> None:
@@ -272,7 +271,6 @@ def test_an_error_in_training_leaves_the_weights_under_training() -> None:
     assert same(state_of(module), module.trained[9])
 
 
-@pytest.mark.usefixtures("_interrupts")
 def test_ctrl_c_in_validation() -> None:
     module = Fails(KeyboardInterrupt())
     with pytest.raises(SystemExit):

@@ -176,7 +176,6 @@ def test_from_a_checkpoint_in_validation(tmp_path: Path) -> None:
     assert_goes_on(tmp_path / "within.ckpt", ARGUMENTS[0], expected)
 
 
-@pytest.mark.usefixtures("_interrupts")
 @pytest.mark.parametrize(("action", "ends"), [(fail, ValueError), (interrupt, SystemExit)])
 def test_saved_on_an_exception(tmp_path: Path, action: Any, ends: type[BaseException]) -> None:
     expected = final(ARGUMENTS[0])

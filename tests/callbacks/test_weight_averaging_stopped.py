@@ -39,7 +39,6 @@ def test_before_averaging_begins_the_best_are_the_trained() -> None:
     assert same(state_of(module), module.trained[BEST])
 
 
-@pytest.mark.usefixtures("_interrupts")
 def test_interrupted() -> None:
     stopping, averaging = made()
     module = Net()

@@ -241,7 +241,9 @@ def test_with_a_penalty() -> None:
     class Both(OptimizerMixin, PenaltyMixin, Base):
         pass
 
-    with pytest.warns(UserWarning, match=r"AdamW decays 2 of the parameters .* are shrunk twice"):
+    with pytest.warns(
+        UserWarning, match=r"AdamW decays 2 of the parameters .*, so both shrink them"
+    ):
         fit(Both(penalty=Penalty(l2=0.1)), max_epochs=1)
     fit(Both(penalty=Penalty(l2=0.1), optimizer="adam"), max_epochs=1)
 
