@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
@@ -24,6 +25,10 @@ class BestCheckpoint(ModelCheckpoint):
     - A resumed fit keeps the best value, even if it saves to a new folder. Lightning forgets the
       best value when the folder changes, as it does with each run of a logger, and the next value
       would then count as the best.
+    - ``fit(ckpt_path="last")`` in a new process raises an error if each run of the logger has a new
+      folder and earlier runs have a ``last.ckpt``. The error names the newest. Lightning would
+      train from the start. With a ``dirpath``, or without a logger, the folder stays the same and
+      the fit resumes.
     - Under ``fast_dev_run`` nothing is saved. Lightning would save ``last.ckpt`` when training
       ends.
     - The value is averaged over all ranks. :class:`EarlyStopping` averages it too, so both
@@ -39,8 +44,8 @@ class BestCheckpoint(ModelCheckpoint):
             are filled in. Default: ``"{epoch}-{step}"``.
 
     Raises:
-        MisconfigurationException: If ``mode`` is neither ``"min"`` nor ``"max"``. At a check, if
-            ``monitor`` was not logged.
+        MisconfigurationException: If ``mode`` is neither ``"min"`` nor ``"max"``. On
+            ``ckpt_path="last"``, as above. At a check, if ``monitor`` was not logged.
     """
 
     def __init__(
@@ -61,6 +66,24 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]  # Lightning would save last.ckpt
             super().on_train_end(trainer, pl_module)
+
+    @override
+    def _find_last_checkpoints(self, trainer: Trainer) -> set[str]:
+        found: set[str] = super()._find_last_checkpoints(trainer)
+        if found or self.dirpath is not None or not trainer.loggers:
+            return found
+        logger = trainer.loggers[0]
+        runs = Path(logger.save_dir or trainer.default_root_dir) / str(logger.name)
+        earlier = runs.glob(f"*/checkpoints/{self.CHECKPOINT_NAME_LAST}*{self.FILE_EXTENSION}")
+        newest = max(earlier, key=lambda path: path.stat().st_mtime, default=None)
+        if newest is not None:
+            raise MisconfigurationException(
+                'ckpt_path="last" finds no checkpoint, as this run of the logger has a new folder,'
+                f" {runs}/version_{logger.version}: to resume the newest earlier run give"
+                f' ckpt_path="{newest}", or always give BestCheckpoint a dirpath; to train from the'
+                " start give no ckpt_path"
+            )
+        return found
 
     @override
     def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:

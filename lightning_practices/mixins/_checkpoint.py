@@ -1,11 +1,15 @@
 """The mixin that saves the best and the last weights."""
 
 from copy import deepcopy
-from typing import Any
+from typing import Any, Self
 from weakref import WeakSet
 
-from lightning.pytorch import Callback
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
 from lightning_practices.callbacks import BestCheckpoint
@@ -22,10 +26,19 @@ class CheckpointMixin(MonitorMixin):
 
     List the mixin before the class that it extends: ``class Net(CheckpointMixin, BaseNet)``.
 
-    If the Trainer has a ``ModelCheckpoint`` with a ``monitor``, the mixin adds no callback. A
-    ``ModelCheckpoint`` without a ``monitor`` that you have configured works beside the mixin's. The
-    default ``ModelCheckpoint`` of a Trainer is replaced. With
-    ``Trainer(enable_checkpointing=False)`` nothing is saved.
+    Each Trainer's first fit of the module has a new callback, so it never overwrites or deletes
+    the checkpoints of an earlier Trainer. A second fit with the same Trainer continues with the
+    same callback. ``Trainer(...).fit(net, ckpt_path="last")`` in a new process finds ``last.ckpt``
+    if the callback has a ``dirpath``, or if the Trainer has no logger. Otherwise each run of the
+    logger has a new folder, and :class:`~lightning_practices.callbacks.BestCheckpoint` raises an
+    error that names the newest checkpoint of the earlier runs. ``ckpt_path="best"`` is for the
+    Trainer that ran the fit.
+
+    If the Trainer has a ``ModelCheckpoint`` with a ``monitor``, ``checkpoint=True`` adds no
+    callback, and :attr:`checkpoint` is the Trainer's. A ``ModelCheckpoint`` object given as
+    ``checkpoint`` works beside the Trainer's. A Trainer's ``ModelCheckpoint`` without a ``monitor``
+    that you have configured works beside the mixin's too. The default ``ModelCheckpoint`` of a
+    Trainer is replaced. With ``Trainer(enable_checkpointing=False)`` nothing is saved.
 
     Args:
         *args: Positional arguments for the next base class.
@@ -36,7 +49,9 @@ class CheckpointMixin(MonitorMixin):
             them, see :class:`MonitorMixin`.
 
     Raises:
-        MisconfigurationException: At a check, if ``monitor`` was not logged.
+        MisconfigurationException: When the fit starts, if the Trainer has a ``ModelCheckpoint``
+            whose ``state_key`` is that of the given object. At a check, if ``monitor`` was not
+            logged.
         TypeError: On subclassing, if a base is from ``pytorch_lightning``.
     """
 
@@ -44,6 +59,49 @@ class CheckpointMixin(MonitorMixin):
         self, *args: Any, checkpoint: bool | ModelCheckpoint | None = True, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        self._set_checkpoint(checkpoint)
+
+    @property
+    def checkpoint(self) -> ModelCheckpoint | None:
+        """The callback, with ``best_model_path`` and ``best_model_score``; ``None`` if off."""
+        return self._checkpoint
+
+    @property
+    def trainer(self) -> Trainer:
+        """The Trainer, as in Lightning."""
+        return super().trainer
+
+    @trainer.setter
+    def trainer(self, trainer: Trainer | None) -> None:
+        LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+        # Lightning looks for the "last" checkpoint before it calls configure_callbacks, but after
+        # it has set the module's Trainer.
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._add_checkpoint(trainer)
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        callbacks = super().configure_callbacks()
+        trainer: Any = self._trainer
+        if trainer is None or self._checkpoint not in trainer.callbacks:
+            return callbacks
+        # Lightning would replace all of the Trainer's ModelCheckpoints by ours, even those that the
+        # user configured.
+        found = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]
+        trainer.callbacks = [c for c in trainer.callbacks if c not in found]
+        return [*callbacks, *found]
+
+    @_restricted_classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
+        """Load a module, as Lightning does; ``checkpoint`` may be among the arguments."""
+        # Lightning passes the arguments on to a function with a parameter named `checkpoint`.
+        given = {name: kwargs.pop(name) for name in ("checkpoint",) if name in kwargs}
+        module: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        for checkpoint in given.values():
+            module._set_checkpoint(checkpoint)
+        return module
+
+    def _set_checkpoint(self, checkpoint: bool | ModelCheckpoint | None) -> None:
         callback = configured(
             "checkpoint",
             checkpoint or None,
@@ -51,29 +109,41 @@ class CheckpointMixin(MonitorMixin):
             (bool,),
             lambda _: BestCheckpoint(self._monitor, self._mode),
         )
+        self._by_default = checkpoint is True
         self._checkpoint = deepcopy(callback)
-        if self._checkpoint is not None:
-            _OF_MODULES.add(self._checkpoint)
+        self._unused: ModelCheckpoint | None = None  # a copy, made when the first fit starts
 
-    @property
-    def checkpoint(self) -> ModelCheckpoint | None:
-        """The callback, with ``best_model_path`` and ``best_model_score``; ``None`` if off."""
-        return self._checkpoint
-
-    @override
-    def configure_callbacks(self) -> list[Callback]:
-        callbacks = super().configure_callbacks()
-        trainer: Any = self._trainer
-        if trainer is None or self._checkpoint is None or not trainer.checkpoint_callbacks:
-            return callbacks  # no checkpoint callbacks: enable_checkpointing=False
+    def _add_checkpoint(self, trainer: Any) -> None:
+        """Add the callback to a Trainer that doesn't have it yet."""
+        is_part = trainer.lightning_module is not self
+        # No checkpoint callbacks: enable_checkpointing=False
+        if is_part or self._checkpoint is None or not trainer.checkpoint_callbacks:
+            return
+        if self._checkpoint in trainer.callbacks:
+            return
+        if self._unused is None:
+            self._unused = deepcopy(self._checkpoint)
+        else:
+            self._checkpoint = deepcopy(self._unused)
         found = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]
         theirs = [c for c in found if c not in _OF_MODULES and not _is_default(c)]
-        if any(c.monitor is not None for c in theirs):
-            return callbacks
-        # Lightning would replace all of the Trainer's ModelCheckpoints by ours, even those that the
-        # user configured.
-        trainer.callbacks = [c for c in trainer.callbacks if c not in found]
-        return [*callbacks, self._checkpoint, *theirs]
+        monitored = [c for c in theirs if c.monitor is not None]
+        if monitored and self._by_default:
+            self._checkpoint = monitored[0]
+            rank_zero_info(
+                f"CheckpointMixin: the Trainer's {type(monitored[0]).__name__} saves the best"
+                f" {monitored[0].monitor}, so checkpoint=True adds no callback"
+            )
+            return
+        if any(c.state_key == self._checkpoint.state_key for c in theirs):
+            raise MisconfigurationException(
+                f"the Trainer and checkpoint= of {type(self).__name__} both have a"
+                f" {self._checkpoint.state_key}, and a checkpoint can hold the state of only one:"
+                " remove one"
+            )
+        _OF_MODULES.add(self._checkpoint)
+        others = [c for c in trainer.callbacks if c not in found]
+        trainer.callbacks = [*others, self._checkpoint, *theirs]
 
 
 def _is_default(checkpoint: ModelCheckpoint) -> bool:

@@ -1,11 +1,13 @@
 """The best weights on disk, by subclassing and by the callback."""
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -163,6 +165,38 @@ def test_a_trainer_with_a_monitored_one(tmp_path: Path) -> None:
     assert same(module.tested, module.seen[4])
 
 
+def test_a_trainer_with_a_monitored_one_is_the_modules_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = Net()
+    own = ModelCheckpoint(tmp_path, "own", monitor="val_loss", mode="max")
+    with caplog.at_level("INFO"):
+        fit(module, trainer_of(tmp_path, own))
+    assert module.checkpoint is own
+    assert caplog.text.count("so checkpoint=True adds no callback") == 1
+    fit(module, trainer_of(tmp_path))
+    assert isinstance(module.checkpoint, BestCheckpoint)
+
+
+@pytest.mark.filterwarnings("ignore:.*multiple `ModelCheckpoint` callbacks")
+def test_a_given_one_works_beside_a_trainers_monitored_one(tmp_path: Path) -> None:
+    given = BestCheckpoint("val_loss", dirpath=tmp_path / "given")
+    module = Net(checkpoint=given)
+    own = ModelCheckpoint(tmp_path / "own", monitor="val_loss", mode="max")
+    trainer = fit(module, trainer_of(tmp_path, own))
+    assert checkpoints(trainer) == [module.checkpoint, own]
+    assert same(weights_in(checkpoint_of(module).best_model_path), module.seen[BEST])
+    assert same(weights_in(own.best_model_path), module.seen[4])
+    trainer.test(module, loaders()[1], ckpt_path="best", verbose=False)
+    assert same(module.tested, module.seen[BEST])
+
+
+def test_a_given_one_with_the_key_of_the_trainers(tmp_path: Path) -> None:
+    module = Net(checkpoint=BestCheckpoint("val_loss", dirpath=tmp_path / "given"))
+    with pytest.raises(MisconfigurationException, match="the state of only one"):
+        fit(module, trainer_of(tmp_path, BestCheckpoint("val_loss")))
+
+
 @pytest.mark.filterwarnings("ignore:.*multiple `ModelCheckpoint` callbacks")
 def test_a_trainer_with_one_that_saves_each_epoch(tmp_path: Path) -> None:
     module = Net()
@@ -253,6 +287,113 @@ def test_a_killed_fit_knows_the_best_value(
     assert resumed["steps"] == whole["steps"]
     assert same(resumed["weights"], whole["weights"])
     assert same(resumed["last"], whole["last"])
+
+
+# A second fit.
+
+
+def test_a_new_trainer_leaves_the_files_of_the_first(tmp_path: Path) -> None:
+    module = Net()
+    fit(module, trainer_of(tmp_path, logger=CSVLogger(tmp_path), log_every_n_steps=4, max_epochs=2))
+    first = checkpoint_of(module)
+    copied = copy.deepcopy(module)
+    for again in (module, copied):
+        again.values = [0.5] * 8
+        fit(again, trainer_of(tmp_path, logger=CSVLogger(tmp_path), log_every_n_steps=4))
+        second = checkpoint_of(again)
+        assert Path(second.dirpath or "").parent.name != "version_0"
+        assert second.best_model_score == 0.5
+    folder = Path(first.best_model_path).parent
+    assert folder.parent.name == "version_0"
+    assert {path.name for path in folder.iterdir()} == {"epoch=1-step=8.ckpt", "last.ckpt"}
+    assert first.best_model_score == 1.0
+
+
+def test_new_trainers_in_one_folder_delete_nothing(tmp_path: Path) -> None:
+    module = Net(checkpoint=BestCheckpoint("val_loss", dirpath=tmp_path))
+    fit(module, trainer_of(tmp_path, max_epochs=2))
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    module.values = [0.5, *DIP]  # better, so the first fit's best would be deleted
+    fit(module, trainer_of(tmp_path, max_epochs=2))
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert checkpoint_of(module).best_model_score == 0.5
+
+
+def test_the_same_trainer_goes_on(tmp_path: Path) -> None:
+    module = Net()
+    trainer = fit(module, trainer_of(tmp_path, max_epochs=2))
+    first = checkpoint_of(module)
+    trainer.fit_loop.max_epochs = 4
+    fit(module, trainer)
+    assert checkpoint_of(module) is first
+    assert first.best_model_score == 1.0
+    assert len([*tmp_path.rglob("*.ckpt")]) == 2
+
+
+def test_a_new_trainer_that_only_tests_leaves_the_paths(tmp_path: Path) -> None:
+    module = Net()
+    fit(module, trainer_of(tmp_path))
+    best = checkpoint_of(module).best_model_path
+    trainer = trainer_of(tmp_path)
+    trainer.test(module, loaders()[1], verbose=False)
+    assert checkpoint_of(module).best_model_path == best
+    module.values = [0.5] * 8
+    fit(module, trainer)
+    assert checkpoint_of(module).best_model_score == 0.5
+    assert Path(best).exists()
+
+
+# The last checkpoint, by name.
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["without a logger", "dirpath"])
+def test_last_resumes_in_a_new_module(tmp_path: Path, folder: bool) -> None:
+    def new() -> tuple[Net, Trainer]:
+        module = Net(checkpoint=BestCheckpoint("val_loss", dirpath=tmp_path) if folder else True)
+        logger = CSVLogger(tmp_path / "logs") if folder else False
+        return module, trainer_of(tmp_path, max_epochs=4, logger=logger, log_every_n_steps=4)
+
+    module, trainer = new()
+    trainer.fit_loop.max_epochs = 2
+    with pytest.warns(UserWarning, match="there is no last checkpoint available"):
+        fit(module, trainer, ckpt_path="last")
+    resumed, trainer = new()
+    fit(resumed, trainer, ckpt_path="last")
+    assert min(resumed.seen) == 3 * 4
+    assert checkpoint_of(resumed).best_model_score == 1.0
+    assert {path.name for path in tmp_path.rglob("*.ckpt")} == {"epoch=1-step=8.ckpt", "last.ckpt"}
+
+
+def test_last_names_the_path_if_each_run_has_a_new_folder(tmp_path: Path) -> None:
+    def trainer() -> Trainer:
+        return trainer_of(tmp_path, logger=CSVLogger(tmp_path), log_every_n_steps=4, max_epochs=2)
+
+    fit(Net(), trainer())
+    last = tmp_path / "lightning_logs/version_0/checkpoints/last.ckpt"
+    with pytest.raises(MisconfigurationException, match=f'give ckpt_path="{last}"'):
+        fit(Net(), trainer(), ckpt_path="last")
+
+
+# Loaded from a checkpoint.
+
+
+def test_load_from_checkpoint_takes_the_argument(tmp_path: Path) -> None:
+    class Width(Net):
+        def __init__(self, width: int = 2, **practices: Any) -> None:
+            super().__init__(width=width, **practices)
+            self.save_hyperparameters()
+
+    module = Width(3, checkpoint=BestCheckpoint("val_loss"))
+    fit(module, trainer_of(tmp_path))
+    path = checkpoint_of(module).last_model_path
+    given = BestCheckpoint("accuracy", "max")
+    loaded = Width.load_from_checkpoint(path, checkpoint=given, weights_only=True)
+    assert checkpoint_of(loaded).monitor == "accuracy"
+    assert same(state_of(loaded), state_of(module))
+    assert Width.load_from_checkpoint(path, checkpoint=None).checkpoint is None
+    assert checkpoint_of(Width.load_from_checkpoint(path)).monitor == "val_loss"
+    with pytest.raises(TypeError, match="cannot be called on an instance"):
+        module.load_from_checkpoint(path)
 
 
 # Several ranks.
