@@ -100,10 +100,11 @@ def _autograd_function(
 
     def forward_with_context(ctx: Any, *args: Any) -> Any:
         output = forward(*args)
-        if dirties:
-            ctx.mark_dirty(args[0])
         setup_context(ctx, args, output)
-        return output
+        if not dirties:
+            return output
+        ctx.mark_dirty(args[0])  # alone: torch refuses a second output where the input is a view
+        return args[0]
 
     members = {"forward": staticmethod(forward_with_context), "backward": staticmethod(backward)}
     return type(name, (torch.autograd.Function,), members)
