@@ -3,7 +3,9 @@
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from typing_extensions import override
@@ -19,9 +21,10 @@ class OptimizerMixin(PracticeMixin):
     norms and embeddings are not decayed, and with a layer decay the rate falls from layer to layer
     towards the input.
 
-    List the mixin before the class that it extends, whose ``configure_optimizers`` it replaces:
-    ``class Net(OptimizerMixin, BaseNet)``. If ``Net`` itself defines ``configure_optimizers``, that
-    is used instead. It can return ``super().configure_optimizers()`` or, for several optimizers,
+    List the mixin before the class that it extends: ``class Net(OptimizerMixin, BaseNet)``. If
+    ``BaseNet`` defines ``configure_optimizers``, the mixin replaces it, and logs a message. If
+    ``Net`` itself defines ``configure_optimizers``, that is used instead. It can return
+    ``super().configure_optimizers()`` or, for several optimizers,
     ``[self.make_optimizer(self.generator), self.make_optimizer(self.discriminator)]``.
 
     The optimizer isn't fused under ``"16-mixed"``, nor under ``"bf16-mixed"`` with the Trainer's
@@ -73,6 +76,14 @@ class OptimizerMixin(PracticeMixin):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self._optimizer is None:
             return super().configure_optimizers()
+        order = type(self).__mro__
+        after = order[order.index(OptimizerMixin) + 1 :]
+        base = next(base for base in after if "configure_optimizers" in vars(base))
+        if base is not LightningModule:
+            rank_zero_info(
+                f"OptimizerMixin: optimizer={self._optimizer.name!r} replaces"
+                f" {base.__name__}.configure_optimizers, which optimizer=None would keep"
+            )
         return self.make_optimizer()
 
     def _clips_unfused(self) -> bool:

@@ -1,12 +1,14 @@
 """The base class of the mixins."""
 
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
@@ -63,6 +65,27 @@ class PracticeMixin(LightningModule):
         given = super().configure_callbacks()
         others = [given] if isinstance(given, Callback) else given
         return [*others, *self._practices]  # the same objects at each run
+
+    @_restricted_classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
+        """Load a module, as Lightning does.
+
+        Raises:
+            TypeError: If an argument is missing, as checkpoints don't hold objects.
+        """
+        try:
+            module: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except TypeError as error:
+            missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
+            if not set(missing) & _of_mixins(cls).keys():
+                raise
+            arguments = ", ".join(f"{name}=..." for name in missing)
+            raise TypeError(
+                f"{error}: the checkpoint doesn't hold the value, as checkpoints hold short values"
+                " alone, and only after save_hyperparameters: give the value again, as in"
+                f" {cls.__name__}.load_from_checkpoint(path, {arguments})"
+            ) from error
+        return module
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -139,9 +162,16 @@ def _check_arguments(module: type, given: Iterable[str]) -> None:
         return  # the base takes any argument
     for name in given:
         if name not in taken:
-            # If several classes take an argument, the first in the method resolution order gets it.
-            owners = {key: base for base in reversed(order[:place]) for key in _named(base)}
+            owners = dict.fromkeys(taken, follower or module) | _of_mixins(module)
             raise TypeError(_unknown(module, name, owners))
+
+
+def _of_mixins(module: type) -> dict[str, type]:
+    """Return the arguments of the classes before ``PracticeMixin``, each with its class."""
+    order = module.__mro__
+    # If several classes take an argument, the first in the method resolution order gets it.
+    before = reversed(order[: order.index(PracticeMixin)])
+    return {key: base for base in before for key in _named(base)}
 
 
 def _keywords(base: type) -> dict[str, inspect.Parameter]:
@@ -159,6 +189,11 @@ def _named(base: type) -> list[str]:
 
 def _unknown(module: type, name: str, owners: dict[str, type]) -> str:
     start = f"{module.__name__} got an unknown argument {name!r}"
+    option = "lr" if name == "learning_rate" else name
+    if option in _named(Optimizer)[1:] and "optimizer" in owners:  # the first is its name
+        return (
+            f"{start}: give it to the optimizer, as in optimizer=Optimizer('adamw', {option}=...)"
+        )
     near = get_close_matches(name, owners, n=1)
     if near:
         return f"{start}: {owners[near[0]].__name__} takes {near[0]!r}"

@@ -210,6 +210,24 @@ def test_fits_and_checkpoints_are_those_of_the_plain_module(tmp_path: Path) -> N
     assert_same(predicted(loaded, loader()), predicted(module, loader()))
 
 
+def test_an_object_is_given_again_to_a_loaded_module(tmp_path: Path) -> None:
+    class Required(MonteCarloDropoutMixin, Base):
+        def __init__(self, width: int = 16, **practices: Any) -> None:
+            super().__init__(width=width, **practices)
+            self.save_hyperparameters()
+
+    module = Required(monte_carlo_dropout=MonteCarloDropout("regression"))
+    run, path = trainer(), tmp_path / "last.ckpt"
+    run.fit(module, loader(), loader())
+    run.save_checkpoint(path)
+    again = r"Required\.load_from_checkpoint\(path, monte_carlo_dropout=\.\.\.\)"
+    with pytest.raises(TypeError, match=again):
+        Required.load_from_checkpoint(path)
+    given = MonteCarloDropout("regression")
+    loaded = Required.load_from_checkpoint(path, monte_carlo_dropout=given)
+    assert_same(predicted(loaded, loader()), predicted(module, loader()))
+
+
 def test_compiled_by_lightning() -> None:
     module = Net()
     expected = predicted(module, loader())

@@ -146,6 +146,25 @@ def test_with_a_schedule() -> None:
     assert logger.of("lr-Adam/layer_1_no_decay")[-1] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_a_message_says_whose_optimizer_is_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    class Both(OptimizerMixin, Written):
+        pass
+
+    with caplog.at_level("INFO"):
+        assert type(fit(Both(SGD, optimizer="adam")).optimizers[0]) is Adam
+    assert "optimizer='adam' replaces Written.configure_optimizers" in caplog.text
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        made = fit(Both(partial(_sgd, lr=0.25), optimizer=None)).optimizers[0]
+        fit(Net(optimizer="adam"))
+    assert type(made) is SGD
+    assert "replaces" not in caplog.text
+
+
+def _sgd(module: nn.Module, lr: float) -> SGD:
+    return SGD(module.parameters(), lr)
+
+
 def test_a_configure_optimizers_of_the_class_stands() -> None:
     class Own(OptimizerMixin, Base):
         @override

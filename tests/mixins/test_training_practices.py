@@ -241,6 +241,30 @@ def test_a_misspelt_argument(given: dict[str, Any], message: str) -> None:
         Net(**given)
 
 
+class Channels(LightningModule):
+    def __init__(self, channels: int = 4) -> None:
+        super().__init__()
+        self.channels = channels
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"chanels": 4}, "'chanels': Channels takes 'channels'"),
+        ({"lr": 0.1}, r"'lr': give it to the optimizer, .* optimizer=Optimizer\('adamw', lr="),
+        ({"learning_rate": 0.1}, r"optimizer=Optimizer\('adamw', lr="),
+        ({"weight_decay": 0.1}, r"optimizer=Optimizer\('adamw', weight_decay="),
+    ],
+)
+def test_an_argument_of_the_base_or_of_the_optimizer(given: dict[str, Any], message: str) -> None:
+    class Both(TrainingPractices, Channels):
+        pass
+
+    assert Both(channels=3, optimizer="adam").channels == 3
+    with pytest.raises(TypeError, match=message):
+        Both(**given)
+
+
 def test_the_mixin_that_takes_an_argument_is_named() -> None:
     class Both(EarlyStoppingMixin, GradientClippingMixin, LightningModule):
         pass
