@@ -120,7 +120,7 @@ def check_dropout(
     else:
         right = 0.5 * rate <= dropped <= 2.5 * rate
         scale, units = 1 / (1 - dropped), 2  # the provider may round the count too
-        if right and not _are_blocks(~kept & present, block_size):
+        if right and not _are_blocks(kept, present, block_size):
             return Verdict(f"the dropped elements are no blocks of {block_size}")
     if not right:
         return Verdict(f"drops {dropped:.6f} of the elements, not {rate} (sigma {sigma:.2g})")
@@ -138,14 +138,17 @@ def check_dropout(
     return Verdict()
 
 
-def _are_blocks(dropped: Tensor, size: int) -> bool:
-    """Return whether the dropped elements form blocks, which the edges of a map may cut."""
-    height, width = (min(size, n) for n in dropped.shape[-2:])
+def _are_blocks(kept: Tensor, present: Tensor, size: int) -> bool:
+    """Return whether the dropped elements form blocks, which the edges of a map may cut.
+
+    Zeros of the input are not ``present``: they may have been dropped or not.
+    """
+    height, width = (min(size, n) for n in kept.shape[-2:])
     margins = (width - 1, width - 1, height - 1, height - 1)
-    kept = F.pad((~dropped).float(), margins)  # pad with dropped elements beyond the edges
-    begin = 1 - F.max_pool2d(kept, (height, width), stride=1)
+    padded = F.pad(kept.float(), margins)  # pad with dropped elements beyond the edges
+    begin = 1 - F.max_pool2d(padded, (height, width), stride=1)
     covered = F.max_pool2d(begin, (height, width), stride=1)
-    return bool((covered.bool() == dropped).all())
+    return bool((covered.bool() != kept)[present].all())
 
 
 def _norm(tensor: Tensor) -> Tensor:
