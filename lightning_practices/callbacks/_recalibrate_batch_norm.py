@@ -86,8 +86,8 @@ class RecalibrateBatchNorm(Callback):
         if not runs and _to_do(pl_module):
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} has no `forward`: define one, or say how to run a"
-                " batch, as in RecalibrateBatchNorm(forward=lambda module, batch:"
-                " module.net(batch[0]))"
+                " batch, as in Trainer(callbacks=[RecalibrateBatchNorm(forward=lambda module,"
+                " batch: module.net(batch[0]))])"
             )
 
     @override

@@ -1,9 +1,11 @@
 """Arguments of averaging, and what it doesn't go with."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as twin
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
@@ -16,7 +18,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning_practices.callbacks import EarlyStopping, RecalibrateBatchNorm, WeightAveraging
 from lightning_practices.surgery import recalibrate_batch_norm
 from tests.callbacks.averaging import VALIDATION, Loader, Net, fit
-from tests.callbacks.scripted import Scripted, same, state_of, trainer_of
+from tests.callbacks.scripted import Scripted, same, saves, state_of, trainer_of
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,10 @@ def test_a_share_of_an_unknown_length(options: dict[str, Any], interval: Any) ->
 
 
 def test_a_module_without_forward_says_how_to_recompute_statistics() -> None:
-    with pytest.raises(MisconfigurationException, match="Scripted has no `forward`"):
+    message = (
+        r"WeightAveraging\('swa'\) runs .* but Scripted has no `forward`: .*Trainer\(callbacks="
+    )
+    with pytest.raises(MisconfigurationException, match=message):
         fit(Scripted(), WeightAveraging("swa"))
     fit(Scripted(), WeightAveraging())
     module, expected = Net(), Net()
@@ -112,6 +117,20 @@ def test_a_module_without_forward_says_how_to_recompute_statistics() -> None:
     expected.load_state_dict(module.seen[16])
     recalibrate_batch_norm(expected, Loader(), forward=lambda m, batch: m(batch * 2))
     assert same(state_of(module), state_of(expected))
+
+
+def test_a_warning_says_that_checkpoints_hold_other_statistics(tmp_path: Path) -> None:
+    module, loaded = Net(), Net()
+    with pytest.warns(
+        UserWarning, match=r"validations, and thus ModelCheckpoint, use the averages"
+    ):
+        fit(module, WeightAveraging("swa"), saves(tmp_path))
+    state = torch.load(tmp_path / "step=16.ckpt", weights_only=True)["state_dict"]
+    assert not same(state_of(module), state)
+    loaded.load_state_dict(state)
+    recalibrate_batch_norm(loaded, Loader())  # as the warning says
+    assert same(state_of(module), state_of(loaded))
+    fit(Net(), WeightAveraging("ema"), saves(tmp_path / "ema"))
 
 
 def test_the_twin_package() -> None:

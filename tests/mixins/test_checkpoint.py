@@ -248,6 +248,16 @@ def test_another_module_in_the_same_trainer_has_its_own(tmp_path: Path) -> None:
     assert checkpoint_of(first).best_model_score == 1.0
 
 
+def test_a_module_within_another_adds_nothing(tmp_path: Path) -> None:
+    class Outer(Noting):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Net()
+
+    trainer = fit(Outer(), trainer_of(tmp_path))
+    assert [type(one) for one in checkpoints(trainer)] == [ModelCheckpoint]
+
+
 # Resumed.
 
 LATER = (3.0, 1.0, 2.0, 2.0, 0.5, 2.0, 2.0, 2.0)

@@ -2,7 +2,10 @@
 
 from typing import Protocol
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
@@ -30,6 +33,16 @@ class RecalibrateAverages(RecalibrateBatchNorm):
         self._averaging = averaging
 
     @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        try:
+            super().on_train_start(trainer, pl_module)
+        except MisconfigurationException as error:
+            raise MisconfigurationException(
+                "WeightAveraging('swa') runs the module on the training set when training ends, to"
+                f" recompute the running statistics of batch norms, but {error}"
+            ) from error
+
+    @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._averaging.averaged:
             super().on_train_end(trainer, pl_module)
@@ -41,6 +54,20 @@ def add_recalibration(trainer: Trainer, pl_module: LightningModule, averaging: _
         recalibrate = RecalibrateAverages(averaging)
         set_callbacks(trainer, [*callbacks_of(trainer, Callback), recalibrate])
         recalibrate.setup(trainer, pl_module, "fit")
+
+
+def warn_of_checkpoints(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Warn that checkpoints and early stopping don't see the recomputed statistics."""
+    judges = [*callbacks_of(trainer, Checkpoint), *callbacks_of(trainer, EarlyStopping)]
+    names = sorted({type(one).__name__ for one in judges})
+    if names and _has_batch_norm(pl_module):
+        rank_zero_warn(
+            "WeightAveraging('swa') recomputes the running statistics of batch norms only when"
+            f" training ends, so validations, and thus {' and '.join(names)}, use the averages of"
+            " the running statistics, which can be far off: after loading a checkpoint of this fit"
+            " call surgery.recalibrate_batch_norm, save the final module by"
+            " trainer.save_checkpoint after the fit, or average by 'ema'"
+        )
 
 
 def remove_recalibration(trainer: Trainer) -> None:

@@ -17,6 +17,7 @@ from lightning_practices.callbacks._averaging.checks import check_arguments, che
 from lightning_practices.callbacks._averaging.statistics import (
     add_recalibration,
     remove_recalibration,
+    warn_of_checkpoints,
 )
 from lightning_practices.callbacks._averaging.tensors import (
     Averages,
@@ -67,6 +68,14 @@ class WeightAveraging(Callback):
     fit. The added callback runs only if training ends regularly: not after Ctrl-C, and not in a fit
     that is resumed at its end. To recompute the statistics with ``"ema"``, add a
     :class:`RecalibrateBatchNorm` to the Trainer.
+
+    **Before the end of** ``"swa"`` **with batch norms**, validations use the averages of the
+    running statistics, which can be far off: average weights of many epochs give other activations
+    than each of these weights. So early stopping and checkpoints judge the module with these
+    statistics, checkpoints hold them, and ``Trainer.test(ckpt_path="best")`` can be far worse than
+    the module in memory. A warning says so. After loading a checkpoint call
+    :func:`~lightning_practices.surgery.recalibrate_batch_norm`, or save the final module by
+    ``trainer.save_checkpoint`` after the fit, or use ``"ema"``.
 
     **What is counted:** optimizer steps (not batches) or epochs. Weights that no optimizer has
     changed since the last average aren't averaged again, so a step that the ``GradScaler`` or
@@ -177,6 +186,7 @@ class WeightAveraging(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.kind == "swa":
+            warn_of_checkpoints(trainer, pl_module)
             add_recalibration(trainer, pl_module, self)
 
     @override
