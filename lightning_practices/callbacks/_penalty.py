@@ -12,6 +12,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
+from lightning_practices._arguments import check_number
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._clipping import GradientClipping
 from lightning_practices.callbacks._trainer.logs import logs_now
@@ -21,7 +22,6 @@ from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED
 from lightning_practices.optim import (
     KINDS,
     add_penalty_gradients_,
-    check_strengths,
     clips_in_step,
     decayed_weights,
     penalty,
@@ -87,9 +87,8 @@ class Penalty(Callback):
         exclude: Sequence[str] = KINDS,
         proximal: bool = False,
     ) -> None:
-        check_strengths(l1, l2)
-        self.l1 = l1
-        self.l2 = l2
+        self.l1 = check_number("l1", l1, ge=0)
+        self.l2 = check_number("l2", l2, ge=0)
         self.exclude = exclude
         self.proximal = proximal
         self._penalised: set[int] = set()  # the ids of weights, while a fit runs

@@ -10,7 +10,6 @@ from lightning_practices.optim._parameter_groups import (
 )
 from lightning_practices.optim._penalty import (
     add_penalty_gradients_,
-    check_strengths,
     penalty,
     soft_threshold_,
 )
@@ -20,7 +19,6 @@ __all__ = [
     "Optimizer",
     "OptimizerName",
     "add_penalty_gradients_",
-    "check_strengths",
     "clip_in_step",
     "clips_in_step",
     "decayed_weights",

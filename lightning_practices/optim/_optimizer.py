@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
+from typing_extensions import override
 
+from lightning_practices._arguments import as_call, check_choice, check_names
 from lightning_practices.optim._parameter_groups import KINDS, check_groups, parameter_groups
 
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
@@ -79,13 +81,14 @@ class Optimizer:
         **options: Any,
     ) -> None:
         check_optimizer(name)
-        check_groups(weight_decay, layer_decay, lr)
         self.name = name
-        self.lr = lr
-        self.weight_decay = weight_decay
-        self.no_decay = no_decay
-        self.layer_decay = layer_decay
+        self.weight_decay, self.layer_decay, self.lr = check_groups(weight_decay, layer_decay, lr)
+        self.no_decay = check_names("no_decay", no_decay)
         self.options = options
+
+    @override
+    def __repr__(self) -> str:
+        return as_call(self)
 
     def __call__(self, model: nn.Module, **options: Any) -> torch.optim.Optimizer:
         """Return the optimizer of a model or of a submodule.
@@ -174,12 +177,12 @@ def check_optimizer(optimizer: object) -> None:
     Raises:
         ValueError: If it is neither.
     """
-    if not callable(optimizer) and optimizer not in get_args(OptimizerName):
-        known = ", ".join(map(repr, get_args(OptimizerName)))
-        raise ValueError(
-            f"optimizer has to be one of {known}, or a function that makes one, but got"
-            f" {optimizer!r}"
-        )
+    if callable(optimizer):
+        return
+    own = getattr(torch.optim, optimizer, None) if isinstance(optimizer, str) else None
+    example = f"torch.optim.{optimizer if isinstance(own, type) else 'NAdam'}"
+    instead = f"a class or function that makes one, as in Optimizer({example})"
+    check_choice("optimizer", optimizer, get_args(OptimizerName), instead)
 
 
 def _form(kind: _Kind, tensors: list[Tensor]) -> dict[str, bool]:

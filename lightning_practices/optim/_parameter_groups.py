@@ -1,6 +1,5 @@
 """Groups of parameters for optimizers: which weights are decayed, and each layer's rate."""
 
-import math
 import re
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -11,6 +10,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lightning_practices._arguments import check_names, check_number
 from lightning_practices._layers import NORMS
 from lightning_practices._names import plain_name
 from lightning_practices.surgery import blocks
@@ -57,7 +57,7 @@ def decayed_weights(model: nn.Module, no_decay: Sequence[str] = KINDS) -> dict[s
         ValueError: If a pattern matches no parameter. If the model has no parameters, parameters
             without a shape yet, or the flat parameters that ``FullyShardedDataParallel`` makes.
     """
-    places = _places(model, _checked(no_decay))
+    places = _places(model, check_names("no_decay", no_decay))
     spared = {id(place.parameter) for place in places if place.is_spared}
     weights: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
@@ -112,7 +112,7 @@ def parameter_groups(
             above 0 and up to 1, or ``lr`` is missing with ``layer_decay``. Also as for
             :func:`decayed_weights`.
     """
-    check_groups(weight_decay, layer_decay, lr)
+    weight_decay, layer_decay, lr = check_groups(weight_decay, layer_decay, lr)
     weights = {id(p) for p in decayed_weights(model, no_decay).values()}
     depths = None if layer_decay is None else _depths(model, layer_decay)
     last = max(depths.values()) if depths else 0
@@ -148,22 +148,24 @@ def layer_depths(model: nn.Module) -> dict[nn.Parameter, int]:
     return {parameters[name]: block.depth for block in blocks(model) for name in block.parameters}
 
 
-def check_groups(weight_decay: float | None, layer_decay: float | None, lr: float | None) -> None:
-    """Check the arguments of :func:`parameter_groups` that don't depend on the model.
+def check_groups(
+    weight_decay: float | None, layer_decay: float | None, lr: float | None
+) -> tuple[float | None, float | None, float | None]:
+    """Return the arguments of :func:`parameter_groups` that don't depend on the model.
 
     Raises:
         ValueError: If ``weight_decay`` or ``lr`` is negative or not finite, ``layer_decay`` is not
             above 0 and up to 1, or ``lr`` is missing with ``layer_decay``.
     """
-    for name, value in {"weight_decay": weight_decay, "lr": lr}.items():
-        if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"{name} has to be 0 or more, and finite, but got {value!r}")
-    if layer_decay is None:
-        return
-    if not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay has to be above 0 and up to 1, but got {layer_decay!r}")
-    if lr is None:
-        raise ValueError("layer_decay multiplies the learning rate of the last layer: give that")
+    if weight_decay is not None:
+        weight_decay = check_number("weight_decay", weight_decay, ge=0)
+    if lr is not None:
+        lr = check_number("lr", lr, ge=0)
+    if layer_decay is not None:
+        layer_decay = check_number("layer_decay", layer_decay, gt=0, le=1)
+        if lr is None:
+            raise ValueError("layer_decay multiplies the rate of the last layer: give lr too")
+    return weight_decay, layer_decay, lr
 
 
 class _Place(NamedTuple):
@@ -178,14 +180,6 @@ class _Place(NamedTuple):
     name: str
     parameter: nn.Parameter
     is_spared: bool
-
-
-def _checked(no_decay: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(no_decay, str) or not all(isinstance(entry, str) for entry in no_decay):
-        raise ValueError(
-            f"no_decay has to be a sequence of names, as in ('norm', 'bias'), but got {no_decay!r}"
-        )
-    return tuple(no_decay)
 
 
 def _places(model: nn.Module, no_decay: tuple[str, ...]) -> list[_Place]:

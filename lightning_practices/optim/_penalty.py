@@ -6,12 +6,13 @@ step has the same effect as adding the penalty to the loss. It needs no autograd
 weights, and it can't be counted twice when gradients are accumulated.
 """
 
-import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+
+from lightning_practices._arguments import check_number
 
 Weights = Iterable[Tensor] | Tensor
 
@@ -34,7 +35,7 @@ def penalty(weights: Weights, *, l1: float = 0.0, l2: float = 0.0) -> Tensor:
     Raises:
         ValueError: If ``l1`` or ``l2`` is negative or not finite.
     """
-    check_strengths(l1, l2)
+    l1, l2 = check_number("l1", l1, ge=0), check_number("l2", l2, ge=0)
     listed = _listed(weights)
     total = torch.zeros((), device=listed[0].device if listed else None)
     if l1:
@@ -76,7 +77,7 @@ def add_penalty_gradients_(
         ValueError: If ``l1`` or ``l2`` is negative or not finite.
         RuntimeError: If a gradient is not sharded in the same way as its weight.
     """
-    check_strengths(l1, l2)
+    l1, l2 = check_number("l1", l1, ge=0), check_number("l2", l2, ge=0)
     pairs = [(w, w.grad) for w in _listed(weights) if w.grad is not None]
     if not pairs:
         return
@@ -112,24 +113,12 @@ def soft_threshold_(weights: Weights, threshold: float | Tensor) -> None:
             limit = threshold.to(value.device, value.dtype)
             value.sub_(value.clamp(-limit, limit))
         return
-    if not threshold >= 0:
-        raise ValueError(f"threshold has to be 0 or more, but got {threshold!r}")
+    threshold = check_number("threshold", threshold, ge=0, finite=False)
     if values:
         # w - clamp(w) is +0 for the weights within the threshold, whatever their sign.
         inside = torch._foreach_clamp_min(values, -threshold)
         torch._foreach_clamp_max_(inside, threshold)
         torch._foreach_sub_(values, inside)
-
-
-def check_strengths(l1: float, l2: float) -> None:
-    """Raise unless the strengths of a penalty are finite and at least 0.
-
-    Raises:
-        ValueError: If ``l1`` or ``l2`` is negative or not finite.
-    """
-    for name, value in {"l1": l1, "l2": l2}.items():
-        if not 0 <= value < math.inf:
-            raise ValueError(f"{name} has to be 0 or more, and finite, but got {value!r}")
 
 
 def _listed(weights: Weights) -> list[Tensor]:

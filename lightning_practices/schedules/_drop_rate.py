@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision import ops
 
+from lightning_practices._arguments import check_choice, check_number
 from lightning_practices._names import modules_with_names, plain_name
 from lightning_practices.nn import ScheduledRate
 
@@ -53,16 +54,8 @@ def drop_rate_factor(schedule: DropSchedule, progress: float) -> float:
     Raises:
         ValueError: If ``schedule`` is an unknown name, or ``progress`` is negative or nan.
     """
-    check_schedule(schedule)
-    if not progress >= 0:
-        raise ValueError(f"progress has to be 0 or more, but got {progress}")
-    return _SCHEDULES[schedule](min(float(progress), 1.0))
-
-
-def check_schedule(schedule: str) -> None:
-    """Raise ``ValueError`` if ``schedule`` is an unknown name."""
-    if schedule not in _SCHEDULES:
-        raise ValueError(f"schedule has to be one of {', '.join(_SCHEDULES)}, but got {schedule!r}")
+    progress = check_number("progress", progress, ge=0, finite=False)
+    return _SCHEDULES[check_choice("schedule", schedule, _SCHEDULES)](min(progress, 1.0))
 
 
 class DropRate:
@@ -113,8 +106,7 @@ class DropRate:
         layers: DropLayers | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        check_schedule(schedule)
-        self.schedule: DropSchedule = schedule
+        self.schedule: DropSchedule = check_choice("schedule", schedule, get_args(DropSchedule))
         self.factor = 1.0
         self._layers = _choose(model, layers)
         self.rates = {name: _rate(layer) for name, layer in self._layers.items()}

@@ -16,8 +16,10 @@ compute the same rates within one run, but have these drawbacks:
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Literal
+
+from lightning_practices._arguments import check_choice, check_number, check_whole
 
 Factor = Callable[[int], float]
 """The share of the full learning rate, by the number of optimizer steps taken so far."""
@@ -44,9 +46,8 @@ def power_decay(steps: int, exponent: float = 1.0) -> Factor:
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``exponent`` isn't positive.
     """
-    check_whole("steps", steps, 1)
-    if not 0 < exponent < math.inf:
-        raise ValueError(f"exponent has to be positive, but got {exponent!r}")
+    steps = check_whole("steps", steps, 1)
+    exponent = check_number("exponent", exponent, gt=0)
     return lambda t: (1 + t / steps) ** -exponent
 
 
@@ -61,7 +62,7 @@ def exponential_decay(steps: int) -> Factor:
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on.
     """
-    check_whole("steps", steps, 1)
+    steps = check_whole("steps", steps, 1)
     return lambda t: 0.1 ** (t / steps)
 
 
@@ -77,8 +78,8 @@ def step_decay(steps: int, divisor: float = 10.0) -> Factor:
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``divisor`` isn't above 1.
     """
-    check_whole("steps", steps, 1)
-    check_divisor(divisor)
+    steps = check_whole("steps", steps, 1)
+    divisor = check_number("divisor", divisor, gt=1)
     return lambda t: divisor ** -(t // steps)
 
 
@@ -97,8 +98,8 @@ def cosine_decay(steps: int, floor: float = 0.0) -> Factor:
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``floor`` isn't from 0 to 1.
     """
-    check_whole("steps", steps, 1)
-    check_floor(floor)
+    steps = check_whole("steps", steps, 1)
+    floor = check_number("floor", floor, ge=0, le=1)
     return lambda t: _anneal(1.0, floor, t / max(steps - 1, 1))
 
 
@@ -121,8 +122,8 @@ def cosine_restarts(steps: int, cycles: int) -> Factor:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``cycles`` isn't one from 1 to
             ``steps``.
     """
-    check_whole("steps", steps, 1)
-    check_whole("cycles", cycles, 1)
+    steps = check_whole("steps", steps, 1)
+    cycles = check_whole("cycles", cycles, 1)
     if cycles > steps:
         raise ValueError(f"each cycle takes a step at least, but got {cycles} in {steps} steps")
 
@@ -154,8 +155,8 @@ def one_cycle(steps: int, floor: float = 0.0) -> Factor:
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``floor`` isn't from 0 to 1.
     """
-    check_whole("steps", steps, 1)
-    check_floor(floor)
+    steps = check_whole("steps", steps, 1)
+    floor = check_number("floor", floor, ge=0, le=1)
     peak = max(round(_RISE * steps) - 1, 0)
     fall = max(steps - 1 - peak, 1)
 
@@ -182,7 +183,7 @@ def warmed_up(factor: Factor, steps: int) -> Factor:
     Raises:
         ValueError: If ``steps`` isn't an integer from 0 on.
     """
-    check_whole("warmup_steps", steps, 0)
+    steps = check_whole("warmup_steps", steps, 0)
     return lambda t: factor(0) * (t + 1) / (steps + 1) if t < steps else factor(t - steps)
 
 
@@ -220,8 +221,8 @@ def learning_rate_factor(
     Raises:
         ValueError: If ``schedule`` is an unknown name, or an argument is out of its range.
     """
-    check_whole("warmup_steps", warmup_steps, 0)
-    check_whole("steps", steps, 1)
+    warmup_steps = check_whole("warmup_steps", warmup_steps, 0)
+    steps = check_whole("steps", steps, 1)
     left = max(steps - warmup_steps, 1)
     make: dict[str, Callable[[], Factor]] = {
         "power": lambda: power_decay(steps, exponent),
@@ -230,31 +231,10 @@ def learning_rate_factor(
         "cosine": lambda: cosine_decay(left, floor),
         "one_cycle": lambda: one_cycle(left, floor),
     }
-    check_name(schedule, make)
-    return warmed_up(make[schedule](), warmup_steps)
-
-
-def check_name(name: str, known: Iterable[str]) -> None:
-    if name not in known:
-        raise ValueError(f"schedule has to be one of {', '.join(known)}, but got {name!r}")
+    return warmed_up(make[check_choice("schedule", schedule, make)](), warmup_steps)
 
 
 def _anneal(start: float, end: float, progress: float) -> float:
     """Return half a period of a cosine: ``start`` at progress 0, ``end`` from progress 1 on."""
     share = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
     return start * share + end * (1 - share)
-
-
-def check_whole(name: str, value: int, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} has to be a whole number from {least} on, but got {value!r}")
-
-
-def check_floor(floor: float) -> None:
-    if not 0 <= floor <= 1:
-        raise ValueError(f"floor has to be a share from 0 to 1, but got {floor!r}")
-
-
-def check_divisor(divisor: float) -> None:
-    if not 1 < divisor < math.inf:
-        raise ValueError(f"divisor has to be above 1, but got {divisor!r}")

@@ -4,15 +4,10 @@ from typing import Literal, get_args
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
+from typing_extensions import override
 
-from lightning_practices.schedules._factors import (
-    Factor,
-    check_divisor,
-    check_floor,
-    check_name,
-    check_whole,
-    learning_rate_factor,
-)
+from lightning_practices._arguments import as_call, check_choice, check_number, check_whole
+from lightning_practices.schedules._factors import Factor, learning_rate_factor
 
 LearningRateScheduleName = Literal["power", "exponential", "step", "cosine", "one_cycle", "plateau"]
 """A schedule of :class:`LearningRateSchedule`."""
@@ -32,7 +27,7 @@ def linear_warmup(optimizer: Optimizer, steps: int) -> LinearLR:
     Raises:
         ValueError: If ``steps`` isn't an integer from 0 on.
     """
-    check_whole("warmup_steps", steps, 0)
+    steps = check_whole("warmup_steps", steps, 0)
     return LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
 
 
@@ -68,7 +63,10 @@ def plateau(
     Raises:
         ValueError: If an argument is out of its range.
     """
-    _check_plateau(mode, divisor, patience, floor)
+    mode = check_choice("mode", mode, ("min", "max"))
+    patience = check_whole("patience", patience, 0)
+    divisor = check_number("divisor", divisor, gt=1)
+    floor = check_number("floor", floor, ge=0, le=1)
     groups = optimizer.param_groups
     return ReduceLROnPlateau(
         optimizer,
@@ -123,24 +121,23 @@ class LearningRateSchedule:
         divisor: float = 10.0,
         patience: int = 3,
     ) -> None:
-        check_name(name, get_args(LearningRateScheduleName))
-        self.name: LearningRateScheduleName = name
-        self.warmup_steps = warmup_steps
-        self.steps = steps
-        self.floor = floor
-        self.exponent = exponent
-        self.divisor = divisor
-        self.patience = patience
-        if name == "plateau":
-            _check_plateau("min", divisor, patience, floor)
-            check_whole("warmup_steps", warmup_steps, 0)
-            return
+        known = get_args(LearningRateScheduleName)
+        self.name: LearningRateScheduleName = check_choice("schedule", name, known)
+        self.warmup_steps = check_whole("warmup_steps", warmup_steps, 0)
+        self.steps = None if steps is None else check_whole("steps", steps, 1)
+        self.floor = check_number("floor", floor, ge=0, le=1)
+        self.exponent = check_number("exponent", exponent, gt=0)
+        self.divisor = check_number("divisor", divisor, gt=1)
+        self.patience = check_whole("patience", patience, 0)
         if name in ("power", "exponential", "step") and steps is None:
             raise ValueError(
                 f"{name!r} needs steps, the number of optimizer steps after which it divides the"
-                " rate"
+                f' rate: give LearningRateSchedule("{name}", steps=...)'
             )
-        self.factor(1 if steps is None else steps)
+
+    @override
+    def __repr__(self) -> str:
+        return as_call(self)
 
     def factor(self, steps: int | None = None) -> Factor:
         """Return the schedule as a function of the optimizer steps taken so far.
@@ -206,11 +203,3 @@ class LearningRateSchedule:
             for group in optimizer.param_groups:
                 group["initial_lr"] = group["lr"]
         return [LambdaLR(optimizer, factor, last_epoch=done - 1)]
-
-
-def _check_plateau(mode: str, divisor: float, patience: int, floor: float) -> None:
-    if mode not in ("min", "max"):
-        raise ValueError(f"mode has to be 'min' or 'max', but got {mode!r}")
-    check_whole("patience", patience, 0)
-    check_divisor(divisor)
-    check_floor(floor)

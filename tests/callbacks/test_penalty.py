@@ -336,7 +336,9 @@ def test_a_compiled_part() -> None:
 
 @pytest.mark.parametrize(("name", "arguments"), [("l1", (-1.0, 0.0)), ("l2", (0.0, -1.0))])
 def test_bad_strengths(name: str, arguments: tuple[float, float]) -> None:
-    with pytest.raises(ValueError, match=f"{name} has to be 0 or more, and finite, but got -1"):
+    with pytest.raises(
+        ValueError, match=f"{name} has to be a finite number, at least 0, but got -1"
+    ):
         Penalty(*arguments)
 
 

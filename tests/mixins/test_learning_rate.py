@@ -554,7 +554,7 @@ def test_a_warmup_longer_than_the_fit() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"schedule": "cos"}, "has to be one of power, .* but got 'cos'"),
+        ({"schedule": "cos"}, "has to be 'power', .* but got 'cos'"),
         ({"schedule": "power"}, "'power' needs steps"),
         ({"schedule": "plateau", "mode": "low"}, "got 'low'"),
     ],

@@ -176,11 +176,14 @@ def test_the_object_in_any_loop() -> None:
 def test_what_is_refused() -> None:
     wrong: list[Any] = ["Adam", None]
     for name in wrong:
-        message = (
-            f"optimizer has to be one of 'sgd', .*, 'adamw', or a function that makes one.*{name!r}"
-        )
+        message = rf"optimizer has to be 'sgd', .*'adamw' or a class or function .* got {name!r}"
         with pytest.raises(ValueError, match=message):
             make_optimizer(name, parameters())
+    with pytest.raises(ValueError, match=r"as in Optimizer\(torch\.optim\.Adam\).* mean 'adam'\?"):
+        optim.Optimizer("Adam")  # type: ignore[arg-type]
+    lr: Any = "1e-3"
+    with pytest.raises(TypeError, match="lr has to be a finite number, at least 0, but got '1e-3'"):
+        optim.Optimizer("adam", lr)
     with pytest.raises(TypeError, match=r"has to make an Optimizer, but made \d"):
         make_optimizer(len, parameters())  # type: ignore[arg-type]
     model = nn.Linear(2, 2)
@@ -193,3 +196,10 @@ def test_what_is_refused() -> None:
                 make_optimizer(LBFGS, single)
         else:
             make_optimizer(LBFGS, single)
+
+
+def test_shown_in_one_line() -> None:
+    assert repr(optim.Optimizer()) == "Optimizer('adamw')"
+    given = optim.Optimizer("adam", 0.5, no_decay=["bias"], betas=(0.5, 0.9))
+    assert repr(given) == "Optimizer('adam', lr=0.5, no_decay=('bias',), betas=(0.5, 0.9))"
+    assert repr(optim.Optimizer(NAdam, weight_decay=0)) == "Optimizer(NAdam, weight_decay=0.0)"

@@ -180,13 +180,15 @@ def test_the_lasso_is_solved_exactly() -> None:
 
 @pytest.mark.parametrize("function", [penalty, add_penalty_gradients_])
 @pytest.mark.parametrize("name", ["l1", "l2"])
-@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
-def test_bad_strengths(function: Any, name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"{name} has to be 0 or more, and finite, but got"):
+@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan, "1", True])
+def test_bad_strengths(function: Any, name: str, value: Any) -> None:
+    with pytest.raises(
+        (TypeError, ValueError), match=f"{name} has to be a finite number, at least 0, but got"
+    ):
         function(weights(), **{name: value})
 
 
 def test_a_bad_threshold() -> None:
     for value in (-1.0, math.nan):
-        with pytest.raises(ValueError, match="threshold has to be 0 or more, but got"):
+        with pytest.raises(ValueError, match="threshold has to be a number, at least 0, but got"):
             soft_threshold_(weights(), value)

@@ -90,13 +90,15 @@ def test_factors_by_hand(schedule: Any, by_progress: dict[float, float]) -> None
 
 @pytest.mark.parametrize("progress", [-1e-9, -1.0, math.nan])
 def test_progress_before_the_start_is_refused(progress: float) -> None:
-    with pytest.raises(ValueError, match=f"progress has to be 0 or more, but got {progress}"):
+    with pytest.raises(
+        ValueError, match=f"progress has to be a number, at least 0, but got {progress}"
+    ):
         drop_rate_factor("linear", progress)
 
 
 def test_schedules_that_are_not_there_are_refused() -> None:
     unknown: Any = "exponential"
-    expected = "one of linear, cosine, early, early_linear, late, but got 'exponential'"
+    expected = "'linear', 'cosine', 'early', 'early_linear' or 'late', but got 'exponential'"
     with pytest.raises(ValueError, match=expected):
         drop_rate_factor(unknown, 0.5)
     with pytest.raises(ValueError, match=expected):

@@ -291,9 +291,14 @@ def test_the_object_of_a_plateau_and_of_a_fit_without_a_length() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        ({"name": "cos"}, "has to be one of power, .*, plateau, but got 'cos'"),
-        ({"name": "power"}, "'power' needs steps"),
+        ({"name": "cos"}, "has to be 'power', .* or 'plateau', but got 'cos'"),
+        (
+            {"name": "power"},
+            r"'power' needs steps.*: give LearningRateSchedule\(\"power\", steps=...\)",
+        ),
         ({"warmup_steps": -1}, "warmup_steps .* got -1"),
+        ({"warmup_steps": 1.5}, "warmup_steps .* got 1.5"),
+        ({"name": "plateau", "exponent": "2"}, "exponent .* got '2'"),
         ({"steps": 0}, "steps .* got 0"),
         ({"floor": 2.0}, "floor .* got 2.0"),
         ({"name": "plateau", "patience": -1}, "got -1"),
@@ -301,8 +306,14 @@ def test_the_object_of_a_plateau_and_of_a_fit_without_a_length() -> None:
     ],
 )
 def test_bad_arguments_of_the_object(arguments: dict[str, Any], error: str) -> None:
-    with pytest.raises(ValueError, match=error):
+    with pytest.raises((TypeError, ValueError), match=error):
         LearningRateSchedule(**arguments)
+
+
+def test_the_object_is_shown_in_one_line() -> None:
+    assert repr(LearningRateSchedule()) == "LearningRateSchedule('cosine')"
+    schedule = LearningRateSchedule("step", steps=torch.tensor(9), divisor=2)  # type: ignore[arg-type]
+    assert repr(schedule) == "LearningRateSchedule('step', steps=9, divisor=2.0)"
 
 
 # Arguments.
@@ -312,17 +323,23 @@ def test_bad_arguments_of_the_object(arguments: dict[str, Any], error: str) -> N
     ("make", "error"),
     [
         (lambda: power_decay(0), "steps has to be a whole number from 1 on, but got 0"),
-        (lambda: power_decay(5, 0), "exponent has to be positive, but got 0"),
+        (lambda: power_decay(5, 0), "exponent has to be a finite number, above 0, but got 0"),
         (lambda: power_decay(5, math.nan), "exponent .* got nan"),
         (lambda: exponential_decay(2.5), "steps .* got 2.5"),  # type: ignore[arg-type]
         (lambda: step_decay(True), "steps .* got True"),
-        (lambda: step_decay(5, 1.0), "divisor has to be above 1, but got 1.0"),
+        (lambda: step_decay(5, 1.0), "divisor has to be a finite number, above 1, but got 1.0"),
         (lambda: cosine_decay(0), "steps .* got 0"),
-        (lambda: cosine_decay(5, 1.5), "floor has to be a share from 0 to 1, but got 1.5"),
+        (
+            lambda: cosine_decay(5, 1.5),
+            "floor has to be a finite number, at least 0 and at most 1, but got 1.5",
+        ),
         (lambda: one_cycle(5, -0.1), "floor .* got -0.1"),
         (lambda: warmed_up(cosine_decay(5), -1), "warmup_steps .* from 0 on, but got -1"),
         (lambda: linear_warmup(optimizer_of(1.0), -1), "warmup_steps .* got -1"),
-        (lambda: learning_rate_factor("cos", 5), "one of power, .*, one_cycle, but got 'cos'"),  # type: ignore[arg-type]
+        (
+            lambda: learning_rate_factor("cos", 5),
+            "has to be 'power', .* or 'one_cycle', but got 'cos'",
+        ),  # type: ignore[arg-type]
         (lambda: learning_rate_factor("cosine", 0), "steps .* got 0"),
         (lambda: learning_rate_factor("cosine", 5, warmup_steps=0.5), "warmup_steps .* 0.5"),  # type: ignore[arg-type]
         (lambda: plateau(optimizer_of(1.0), mode="low"), "'min' or 'max', but got 'low'"),  # type: ignore[arg-type]
@@ -332,5 +349,5 @@ def test_bad_arguments_of_the_object(arguments: dict[str, Any], error: str) -> N
     ],
 )
 def test_bad_arguments(make: Callable[[], object], error: str) -> None:
-    with pytest.raises(ValueError, match=error):
+    with pytest.raises((TypeError, ValueError), match=error):
         make()
