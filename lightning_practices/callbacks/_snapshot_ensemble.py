@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_practices._arguments import check_whole
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
 from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
@@ -64,15 +65,11 @@ class SnapshotEnsemble(Callback):
     def __init__(
         self, cycles: int = 5, *, steps: int | None = None, keep: int | None = None
     ) -> None:
-        for name, value in (("cycles", cycles), ("steps", steps), ("keep", keep)):
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and (name == "cycles" or value is not None):
-                raise ValueError(f"{name} has to be a whole number from 1 on, but got {value!r}")
+        self.cycles = check_whole("cycles", cycles, 1)
+        self.steps = None if steps is None else check_whole("steps", steps, 1)
+        self.keep = None if keep is None else check_whole("keep", keep, 1)
         if steps is not None:
             cosine_restarts(steps, cycles)  # raises if there are fewer steps than cycles
-        self.cycles = cycles
-        self.steps = steps
-        self.keep = keep
         self._snapshots: dict[int, dict[str, Any]] = {}  # by optimizer step
         self._cycles: tuple[int, int] | None = None  # the steps and cycles of the fit
         self._ended: int | None = None  # the cycles that have ended; None before the fit

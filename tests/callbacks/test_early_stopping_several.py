@@ -1,5 +1,6 @@
 """Early stopping by several values, and by checks within an epoch."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,15 @@ def test_resuming_with_one_more_or_one_less(tmp_path: Path) -> None:
     [
         ({"monitor": []}, "one name or several different names"),
         ({"monitor": ["a", "a"]}, "one name or several different names"),
+        ({"monitor": None}, "monitor has to be a list of names, but got None"),
+        (
+            {"monitor": "a", "patience": -1},
+            "patience has to be a whole .* 0 on, but got -1",
+        ),
+        ({"monitor": "a", "patience": "3"}, "patience has to be a whole number .* got '3'"),
+        ({"monitor": "a", "patience": 2.5}, "patience has to be a whole number .* got 2.5"),
+        ({"monitor": "a", "patience": math.nan}, "patience has to be a whole number .* got nan"),
+        ({"monitor": "a", "min_delta": math.nan}, "min_delta has to be .* at least 0, but got nan"),
         ({"monitor": ["a", "b"], "mode": ["min"]}, r"mode has to be one for all of \['a', 'b'\]"),
         ({"monitor": ["a", "b"], "min_delta": [1.0, 2.0, 3.0]}, "min_delta has to be one for all"),
         ({"monitor": ["a", "b"], "stopping_threshold": 0.0}, "value, but monitor has 2"),
@@ -157,7 +167,7 @@ def test_resuming_with_one_more_or_one_less(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         EarlyStopping(**arguments)
     with pytest.raises(MisconfigurationException, match="mode"):
         EarlyStopping(["a", "b"], mode=["min", "lowest"])  # type: ignore[list-item]

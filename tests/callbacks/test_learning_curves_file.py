@@ -220,12 +220,14 @@ def test_an_end_that_is_not_drawn_is_said_too(
         ({"metrics": "loss"}, r"as in \['loss'\]"),
         ({"monitor": "loss", "mode": "least"}, "'min' or 'max', but got 'least'"),
         ({"mode": "max"}, "what is best of `monitor`: give monitor too"),
-        ({"every_n_train_steps": 0}, "every_n_train_steps has to be at least 1, but got 0"),
-        ({"every_n_epochs": -1}, "every_n_epochs has to be at least 1, but got -1"),
+        ({"every_n_train_steps": 0}, "every_n_train_steps has to be a whole number from 1 on"),
+        ({"every_n_epochs": -1}, "every_n_epochs has to be a whole .* but got -1"),
+        ({"every_n_epochs": 1.5}, "every_n_epochs has to be a whole .* but got 1.5"),
+        ({"metrics": 5}, "metrics has to be a list of names, but got 5"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         LearningCurves(**arguments)
 
 

@@ -1,5 +1,6 @@
 """Training once more on all data, for the steps that early stopping has found."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -211,10 +212,11 @@ def test_a_trainer_that_would_take_fewer() -> None:
         ((0, 54), "but got 0"),
         ((True, 54), "but got True"),
         ((54, 24), "but got 54 and 24"),
+        ((1, math.inf), "fit_steps has to be a whole number from 1 on, but got inf"),
     ],
 )
 def test_bad_arguments(arguments: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         RetrainFor(*arguments)
 
 

@@ -234,7 +234,11 @@ def test_a_long_report() -> None:
 
 
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="max_consecutive has to be 1 or more, but got 0"):
+    wrong: list[Any] = ["x", math.nan, 1.5, True]
+    for value in wrong:
+        with pytest.raises(TypeError, match=f"max_consecutive has to be a whole .* got {value!r}"):
+            SkipNonFinite(value)
+    with pytest.raises(ValueError, match=r"max_consecutive has to be a whole .* 1 on, but got 0"):
         SkipNonFinite(0)
     with pytest.raises(MisconfigurationException, match="can't skip a step of LBFGS"):
         fit(Net(torch.optim.LBFGS), SkipNonFinite())

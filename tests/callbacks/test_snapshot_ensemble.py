@@ -263,7 +263,7 @@ def test_a_fit_from_the_beginning_discards_earlier_ones() -> None:
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises((TypeError, ValueError), match=match):
         SnapshotEnsemble(**arguments)
 
 

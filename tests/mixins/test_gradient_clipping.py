@@ -225,7 +225,7 @@ def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path) -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="value has to be above 0"):
+    with pytest.raises(ValueError, match="value has to be a number, above 0"):
         Clipped(gradient_clipping=-1.0)
     with pytest.raises(ValueError, match="no parameter's name matches 'head'"):
         fit(clipped(groups={"head": 1.0}))

@@ -5,6 +5,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
 
+from lightning_practices._arguments import check_number, check_whole
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 
@@ -17,7 +18,7 @@ def check_arguments(
     interval: str | None,
     frequency: int,
 ) -> None:
-    """Raise ``ValueError`` if an argument is out of its range, or contradicts another argument."""
+    """Raise if an argument is no number, out of its range, or contradicts another argument."""
     if kind not in ("ema", "swa"):
         raise ValueError(f"kind has to be 'ema' or 'swa', but got {kind!r}")
     if interval not in (None, "step", "epoch"):
@@ -27,16 +28,15 @@ def check_arguments(
             "with 'swa' all weights count alike, so there is no decay: leave decay and"
             " decay_warmup out, or choose 'ema'"
         )
-    if decay is not None and not 0.0 <= decay < 1.0:
-        raise ValueError(f"decay has to be from 0 to below 1, but got {decay}")
+    if decay is not None:
+        check_number("decay", decay, ge=0, lt=1)
     is_whole = isinstance(start, int) and not isinstance(start, bool) and start >= 0
     if not (is_whole or (isinstance(start, float) and 0.0 <= start < 1.0)):
         raise ValueError(
             "start has to be a number of steps or epochs, an int from 0 on, or a share of the fit,"
             f" a float from 0 to below 1, but got {start!r}"
         )
-    if not isinstance(frequency, int) or frequency < 1:
-        raise ValueError(f"frequency has to be an int from 1 on, but got {frequency!r}")
+    check_whole("frequency", frequency, 1)
 
 
 def check_trainer(trainer: Trainer, own: Callback) -> None:

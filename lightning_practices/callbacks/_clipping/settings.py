@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from lightning_practices._arguments import check_number, check_whole
+
 ClippingAlgorithm = Literal["norm", "value", "adaptive"]
 
 
@@ -30,19 +32,14 @@ class ClippingSettings:
             raise ValueError(f"algorithm has to be one of {known}, but got {self.algorithm!r}")
         thresholds = {"value": self.value, **{f"groups[{k!r}]": v for k, v in self.groups.items()}}
         for name, threshold in thresholds.items():
-            if threshold is not None and not threshold > 0:
-                raise ValueError(
-                    f"{name} has to be above 0, inf for no clipping, but got {threshold}"
-                )
+            if threshold is not None:
+                check_number(name, threshold, gt=0, finite=False)
         self._check_percentile()
         self._check_fused()
         unset = self.value is None and not self.groups
         if self.algorithm != "norm" and unset:
             raise ValueError(f"algorithm={self.algorithm!r} needs a value to clip by")
-        if self.warmup_steps != int(self.warmup_steps) or self.warmup_steps < 0:
-            raise ValueError(
-                f"warmup_steps has to be a number of steps, 0 or more, but got {self.warmup_steps}"
-            )
+        check_whole("warmup_steps", self.warmup_steps, 0)
         if self.log_layers is not None and not re.fullmatch(r"top[1-9]\d*", self.log_layers):
             raise ValueError(
                 "log_layers has to be 'top' and a number of layers, as in 'top5', but got"
@@ -77,8 +74,7 @@ class ClippingSettings:
     def _check_percentile(self) -> None:
         if self.percentile is None:
             return
-        if not 0 <= self.percentile <= 100:
-            raise ValueError(f"percentile has to be from 0 to 100, but got {self.percentile}")
+        check_number("percentile", self.percentile, ge=0, le=100)
         if self.value is not None:
             raise ValueError(
                 f"value={self.value} is a fixed threshold and percentile={self.percentile} one that"

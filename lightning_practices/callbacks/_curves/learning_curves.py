@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lightning_practices._arguments import check_names, check_whole
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._curves.draw import Best, draw
 from lightning_practices.callbacks._curves.file import SUFFIXES, rendered, replace
@@ -103,17 +104,15 @@ class LearningCurves(ReadsLogs):
                 f"LearningCurves draws to files that end in {', '.join(SUFFIXES)}, but got"
                 f" {str(path)!r}"
             )
-        if isinstance(metrics, str):
-            raise ValueError(f"metrics has to be a list of names, as in [{metrics!r}]")
         if mode not in ("min", "max"):
             raise ValueError(f"mode has to be 'min' or 'max', but got {mode!r}")
         if monitor is None and mode != "min":
             raise ValueError(f"mode={mode!r} says what is best of `monitor`: give monitor too")
-        counts = {"every_n_train_steps": every_n_train_steps, "every_n_epochs": every_n_epochs}
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise ValueError(f"{name} has to be at least 1, but got {count}")
-        self.metrics = None if metrics is None else list(metrics)
+        if every_n_train_steps is not None:
+            every_n_train_steps = check_whole("every_n_train_steps", every_n_train_steps, 1)
+        if every_n_epochs is not None:
+            every_n_epochs = check_whole("every_n_epochs", every_n_epochs, 1)
+        self.metrics = None if metrics is None else list(check_names("metrics", metrics))
         self.monitor = monitor
         self.mode = mode
         self.every_n_train_steps = every_n_train_steps

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_practices._arguments import check_names, check_number, check_whole
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._averaging import WeightAveraging
 from lightning_practices.callbacks._early_stopping.retrain_for import RetrainFor
@@ -130,10 +131,11 @@ class EarlyStopping(LightningEarlyStopping):
         log_rank_zero_only: bool = False,
         restore_best_weights: bool = True,
     ) -> None:
-        names = (monitor,) if isinstance(monitor, str) else tuple(monitor)
+        names = check_names("monitor", [monitor] if isinstance(monitor, str) else monitor)
         _check_names(names, stopping_threshold, divergence_threshold)
         modes: Sequence[Mode] = _each(mode, names, "mode")
-        deltas: Sequence[float] = _each(min_delta, names, "min_delta")
+        deltas = [check_number("min_delta", d, ge=0) for d in _each(min_delta, names, "min_delta")]
+        patience = check_whole("patience", patience, 0)
         shared: Any = {"patience": patience, "strict": strict, "check_finite": check_finite}
         super().__init__(
             monitor=names[0],

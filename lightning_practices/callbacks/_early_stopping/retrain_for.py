@@ -14,6 +14,7 @@ from torch.utils.data import (
 )
 from typing_extensions import override
 
+from lightning_practices._arguments import check_whole
 from lightning_practices._twin import reject_twin
 
 _KEPT = (  # the arguments of a loader that don't depend on its dataset
@@ -68,11 +69,14 @@ class RetrainFor(Callback):
     """
 
     def __init__(self, steps: int | None, fit_steps: int | None) -> None:
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        if steps is None:
             raise ValueError(
-                "steps has to be the optimizer steps to take, EarlyStopping.best_step after a fit"
-                f" in which a check improved, but got {steps!r}"
+                "steps has to be EarlyStopping.best_step after a fit in which a check improved, but"
+                " got None"
             )
+        steps = check_whole("steps", steps, 1)
+        if fit_steps is not None:
+            fit_steps = check_whole("fit_steps", fit_steps, 1)
         if fit_steps is not None and fit_steps < steps:
             raise ValueError(
                 f"steps has to be at most fit_steps, but got {steps} and {fit_steps}: give"

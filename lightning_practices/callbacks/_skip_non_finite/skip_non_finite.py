@@ -13,6 +13,7 @@ from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
 from lightning_kernels import clip_grad_norm_
+from lightning_practices._arguments import check_whole
 from lightning_practices._names import plain_name
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._skip_non_finite.report import (
@@ -69,9 +70,7 @@ class SkipNonFinite(Callback):
     """
 
     def __init__(self, max_consecutive: int = 10) -> None:
-        if max_consecutive < 1:
-            raise ValueError(f"max_consecutive has to be 1 or more, but got {max_consecutive}")
-        self.max_consecutive = max_consecutive
+        self.max_consecutive = check_whole("max_consecutive", max_consecutive, 1)
         self.skipped = 0
         self.consecutive: dict[int, int] = {}
         self.report: NonFiniteReport | None = None
