@@ -126,7 +126,8 @@ def norm_call(norm: type[nn.Module]) -> Callable[..., Tensor | None] | None:
     if forward is GroupNorm.forward:
         return _group_norm
     if forward is _InstanceNorm.forward and issubclass(norm, FusedInstanceNorm):
-        return _instance_norm
+        own = norm._apply_instance_norm is not FusedInstanceNorm._apply_instance_norm
+        return None if own else _instance_norm
     return None
 
 

@@ -155,3 +155,18 @@ def test_accelerated_model_compiles_in_one_graph() -> None:
     for actual, exact in zip(step(compiled, x), expected, strict=True):
         assert torch.allclose(actual, exact, rtol=1e-9)
     torch.compiler.reset()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of checks of shapes
+def test_a_fused_model_is_traced_by_torchs_operators() -> None:
+    model = nn.Sequential(
+        nn.BatchNorm2d(4), nn.ReLU(), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.LayerNorm(5)
+    ).eval()
+    x = torch.randn(2, 4, 5, 5)
+    expected = model(x)
+    fuse(model)
+    traced = torch.jit.trace(model, x)
+    torch.testing.assert_close(traced(x), expected)
+    torch.testing.assert_close(model(x), expected)

@@ -104,14 +104,15 @@ def _probe_device(device: torch.device) -> bool:
 
 
 def is_transformed() -> bool:
-    """Return whether forward-mode differentiation or a ``torch.func`` transform is active.
+    """Return whether forward-mode AD, a ``torch.func`` transform or ``torch.jit.trace`` is active.
 
-    Both need torch's own operators: torch has no forward-mode or batching rules for the kernels.
+    They need torch's own operators: torch has no forward-mode or batching rules for the kernels,
+    and a trace records no launches.
     """
     if forward_ad._current_level >= 0:
         return True
     return not torch.compiler.is_compiling() and (
-        torch._C._functorch.peek_interpreter_stack() is not None
+        torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
     )
 
 

@@ -63,6 +63,7 @@ class DenseNet(FusedBlock, densenet.DenseNet):  # type: ignore[misc]  # untyped
         features = self.features
         if (
             type(features).forward not in (nn.Sequential.forward, Sequential.forward)
+            or type(features).__iter__ is not nn.Sequential.__iter__
             or next(reversed(features._modules), None) != "norm5"
             or is_touched(features.__dict__)
             or any_hook_on_all()

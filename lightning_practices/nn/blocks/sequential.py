@@ -18,7 +18,7 @@ class Sequential(FusedBlock, nn.Sequential):
     """:class:`torch.nn.Sequential`, and its subclasses that inherit its forward."""
 
     original = nn.Sequential
-    sources = {"forward": ("95e8a9b3e99c",)}
+    sources = {"forward": ("95e8a9b3e99c",), "__iter__": ("bb6893ab34c6",)}
 
     @override
     def chains(self) -> tuple[Chain, ...]:

@@ -1,5 +1,6 @@
 """Replace a model's layers by fused layers, and undo it."""
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -107,7 +108,7 @@ def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Mo
         original, kind = type_before_parametrizations(module), _kind(module, table)
         if kind is None or issubclass(table[kind], FusedBlock) or _is_fused(module, table):
             continue
-        if reason := _why_not(module, original, kind, ("forward", *_DECIDING)):
+        if reason := _why_not(module, original, kind, table[kind], ("forward", *_DECIDING)):
             report.skipped.append(Skipped(names, _public(original), reason))
         else:
             plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
@@ -233,7 +234,7 @@ def _kind(module: nn.Module, table: Classes) -> type | None:
 
 
 def _why_not(
-    module: nn.Module, original: type, kind: type, deciding: tuple[str, ...]
+    module: nn.Module, original: type, kind: type, twin: type, deciding: tuple[str, ...]
 ) -> str | None:
     """Return why ``module`` can't get a fused subclass, or ``None`` if it can.
 
@@ -241,6 +242,7 @@ def _why_not(
         module: The layer or block.
         original: Class of the module.
         kind: The library's class from which ``original`` is derived.
+        twin: Fused class for ``kind``.
         deciding: Methods that ``original`` may not override.
     """
     if isinstance(module, torch.jit.ScriptModule):
@@ -258,7 +260,24 @@ def _why_not(
                 return f"{cls.__name__} overrides {name}"
     if type(original) is not type:
         return f"{original.__name__} has the metaclass {type(original).__name__}"
+    state = vars(module), module._modules, module._parameters, module._buffers
+    theirs = [*state, *(vars(cls) for cls in own if not _is_ours(cls))]
+    for name in _added_names(kind, twin):
+        if any(name in names for names in theirs):
+            return f"it has an attribute {name!r}, which means something else to a fused layer"
     return None
+
+
+@functools.cache
+def _added_names(kind: type, twin: type) -> tuple[str, ...]:
+    """Return the attributes that ``twin`` adds to those of ``kind``, without its properties."""
+    added = (cls for cls in twin.__mro__ if not issubclass(kind, cls))
+    names = {name: value for cls in added for name, value in vars(cls).items()}
+    return tuple(
+        name
+        for name, value in names.items()
+        if not (name.startswith("__") or hasattr(kind, name) or isinstance(value, property))
+    )
 
 
 def _is_ours(cls: type) -> bool:
@@ -271,7 +290,7 @@ def _why_not_block(
 ) -> str | None:
     """Return why a block can't get the fused class ``twin``, or ``None`` if it can."""
     methods = [name for name, _ in twin.methods]
-    if reason := _why_not(module, original, kind, (*methods, *_DECIDING)):
+    if reason := _why_not(module, original, kind, twin, (*methods, *_DECIDING)):
         return reason
     method = unknown_method(twin)
     if method is None:

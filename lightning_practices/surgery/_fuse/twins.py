@@ -74,7 +74,7 @@ def register_block(block: type[nn.Module], forward: Callable[..., Any]) -> None:
 
     Raises:
         TypeError: If ``block`` is not a class of modules, or ``forward`` is not callable.
-        ValueError: If the class already has a fused forward.
+        ValueError: If the class already has a fused forward, or has no forward.
 
     Example:
         >>> class Residual(torch.nn.Module):
@@ -92,6 +92,8 @@ def register_block(block: type[nn.Module], forward: Callable[..., Any]) -> None:
     """
     if not (isinstance(block, type) and issubclass(block, nn.Module)):
         raise TypeError(f"block must be a class of torch.nn.Module, got {block!r}")
+    if block.forward is nn.Module.forward:
+        raise ValueError(f"block must have a forward, but {block.__name__} has none")
     if not callable(forward):
         raise TypeError(f"forward must be a function of the block and its inputs, got {forward!r}")
     with _lock:
