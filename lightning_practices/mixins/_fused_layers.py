@@ -11,6 +11,9 @@ from typing_extensions import override
 from lightning_practices.mixins._practice import PracticeMixin
 from lightning_practices.surgery import Report, fuse
 
+_NOT_YET = "Nothing is fused yet: layers are fused in configure_model, when a fit or test starts."
+_SHOWN = 3  # the most skipped layers, or reasons, in the line on rank 0
+
 
 class FusedLayersMixin(PracticeMixin):
     """Run the module's layers on fused kernels, by :func:`lightning_practices.surgery.fuse`.
@@ -41,8 +44,8 @@ class FusedLayersMixin(PracticeMixin):
     @property
     def fused_layers(self) -> Report:
         """The layers that have been fused so far, and those skipped, with the reasons."""
-        report: Report = vars(self).get("_fused_layers", Report())
-        return report
+        report: Report | None = vars(self).get("_fused_layers")
+        return Report(when_empty=_NOT_YET) if report is None else report
 
     @override
     def configure_model(self) -> None:
@@ -77,10 +80,16 @@ def _in_a_line(report: Report) -> str:
         line += f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
     if report.folded:
         line += f", {len(report.folded)} folded with the operations behind them"
-    if report.skipped:
-        left = (
+    if not report.skipped:
+        return line
+    line += f", {len(report.skipped)} skipped: "
+    if len(report.skipped) <= _SHOWN:
+        return line + "; ".join(
             f"{' = '.join(layer.names) or 'the module itself'} ({layer.reason})"
             for layer in report.skipped
         )
-        line += f", {len(report.skipped)} skipped: {'; '.join(left)}"
-    return line
+    reasons = Counter(layer.reason for layer in report.skipped).most_common()
+    line += "; ".join(f"{count} ({reason})" for reason, count in reasons[:_SHOWN])
+    if len(reasons) > _SHOWN:
+        line += f"; {sum(count for _, count in reasons[_SHOWN:])} for other reasons"
+    return f"{line}; print(module.fused_layers) for the table"

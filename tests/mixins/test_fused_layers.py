@@ -244,8 +244,20 @@ def test_message_says_what_was_skipped_and_why(messages: list[str]) -> None:
     assert module.fused_layers.replaced[0].names == ("net.1", "again")
 
 
+def test_message_counts_many_skipped_layers_by_reason(messages: list[str]) -> None:
+    module = Fused()
+    module.kept = nn.ModuleList(Kept() for _ in range(50))
+    module.configure_model()
+    assert messages == [
+        f"{FUSED}, 50 skipped: 50 (Kept overrides forward);"
+        " print(module.fused_layers) for the table"
+    ]
+    assert len(module.fused_layers.skipped) == 50
+
+
 def test_module_without_such_layers_says_so(messages: list[str]) -> None:
     module = Fused()
+    assert str(module.fused_layers).startswith("Nothing is fused yet: layers are fused in conf")
     module.net = nn.Linear(4, 1)
     module.configure_model()
     assert messages == ["FusedLayersMixin: 0 layers fused"]

@@ -138,9 +138,9 @@ def test_report_has_names_blocks_and_chains() -> None:
     report = fuse(net)
     block = "torchvision.models.resnet.BasicBlock"
     assert report.folded[:3] == [
-        Folded(("bn1",), "torchvision.models.ResNet", "BatchNorm2d + ReLU"),
-        Folded(("layer1.0.bn1",), block, "BatchNorm2d + ReLU"),
-        Folded(("layer1.0.bn2",), block, "BatchNorm2d + add + ReLU"),
+        Folded(("bn1",), "torch.nn.BatchNorm2d", "torchvision.models.ResNet", "BatchNorm2d + ReLU"),
+        Folded(("layer1.0.bn1",), "torch.nn.BatchNorm2d", block, "BatchNorm2d + ReLU"),
+        Folded(("layer1.0.bn2",), "torch.nn.BatchNorm2d", block, "BatchNorm2d + add + ReLU"),
     ]
     assert repr(report) == "Report(12 replaced, 9 folded, 0 skipped)"
     text = str(report)
@@ -152,7 +152,9 @@ def test_subclasses_without_a_forward_of_their_own_are_folded(fused_calls: Calls
     net: Any = Conv2dNormActivation(3, 4, activation_layer=nn.SiLU).double()
     plain, x = copy.deepcopy(net), images(6)
     (fold,) = fuse(net).folded
-    assert fold == Folded(("1",), "torchvision.ops.Conv2dNormActivation", "BatchNorm2d + SiLU")
+    assert fold == Folded(
+        ("1",), "torch.nn.BatchNorm2d", "torchvision.ops.Conv2dNormActivation", "BatchNorm2d + SiLU"
+    )
     assert isinstance(net, Conv2dNormActivation)
     torch.testing.assert_close(everything(net, x), everything(plain, x))
     assert fused_calls == [("silu", False)]

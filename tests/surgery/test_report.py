@@ -4,7 +4,7 @@ import pytest
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_practices.surgery import Folded, Report, Skipped, fuse
+from lightning_practices.surgery import Folded, Report, Skipped, fuse, unfuse
 
 pytestmark = pytest.mark.plain
 
@@ -48,12 +48,27 @@ def test_empty_report_is_a_sentence() -> None:
 
 
 def test_folds_are_rows_of_their_own() -> None:
-    fold = Folded(("a.norm", "b.norm"), "torch.nn.Sequential", "BatchNorm2d + add + LeakyReLU")
+    names, norm = ("a.norm", "b.norm"), "torch.nn.BatchNorm2d"
+    fold = Folded(names, norm, "torch.nn.Sequential", "BatchNorm2d + ReLU")
     report = Report(folded=[fold])
     assert repr(report) == "Report(0 replaced, 1 folded, 0 skipped)"
     lines = str(report).splitlines()
     cells = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines[3:-1]]
     assert cells == [
-        ["a.norm", "torch.nn.Sequential", "folded: BatchNorm2d + add + LeakyReLU"],
-        ["b.norm", "", ""],
+        ["a.norm", "torch.nn.BatchNorm2d", "folded: BatchNorm2d + ReLU, in"],
+        ["b.norm", "", "torch.nn.Sequential"],
     ]
+
+
+@pytest.mark.parametrize("change", ["fuse", "unfuse"])
+def test_a_fold_shows_the_class_of_the_norm_in_one_piece(change: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    deep = nn.ModuleDict({"a_very_long_name_of_a_module" * 3: model})
+    report = fuse(deep)
+    if change == "unfuse":
+        report = unfuse(deep)
+    (fold,) = report.folded
+    assert (fold.norm, fold.block) == ("torch.nn.BatchNorm2d", "torch.nn.Sequential")
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any("│ torch.nn.BatchNorm2d " in line and "folded: " in line for line in lines)

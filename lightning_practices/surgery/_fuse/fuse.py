@@ -142,7 +142,7 @@ def _plan_blocks(
         for name, why in refused.items():
             norm = module.get_submodule(name)
             report.skipped.append(_not_folded(norm, modules[norm], why))
-        report.folded += _folded(names, original, folded or {})
+        report.folded += _folded(module, names, original, folded or {})
         if is_layer := _is_listed(module, folded):
             report.replaced.append(Replaced(names, _public(original), _shown(twin)))
         if folded or is_layer:
@@ -170,11 +170,15 @@ def _not_folded(module: nn.Module, names: tuple[str, ...], reason: str) -> Skipp
     return Skipped(names, _public(cls), f"not folded: {reason}")
 
 
-def _folded(names: tuple[str, ...], block: type, folds: Mapping[str, str]) -> Iterator[Folded]:
-    """Yield a report entry for each of the ``folds`` of a block with the given names."""
-    for norm, chain in folds.items():
-        full = tuple(".".join(filter(None, (name, norm))) for name in names)
-        yield Folded(full, _public(block), chain)
+def _folded(
+    module: nn.Module, names: tuple[str, ...], block: type, folds: Mapping[str, str]
+) -> Iterator[Folded]:
+    """Yield a report entry for each of the ``folds`` of a block with the given names and class."""
+    for own, chain in folds.items():
+        full = tuple(".".join(filter(None, (name, own))) for name in names)
+        norm = module.get_submodule(own)
+        before = norm.__dict__.get(_MARK, type_before_parametrizations(norm))
+        yield Folded(full, _public(before), _public(block), chain)
 
 
 def unfuse(model: nn.Module) -> Report:
@@ -208,7 +212,7 @@ def unfuse(model: nn.Module) -> Report:
             continue
         plan.append((module, _with_base(module, original)))
         folded = folds_of(type(module), module, {})[0] if isinstance(module, FusedBlock) else None
-        report.folded += _folded(names, original, folded or {})
+        report.folded += _folded(module, names, original, folded or {})
         if _is_listed(module, folded):
             report.replaced.append(Replaced(names, _shown(table[kind]), _public(original)))
     for module, cls in plan:

@@ -3,13 +3,16 @@
 from dataclasses import dataclass, field
 from textwrap import wrap
 
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from typing_extensions import override
 
 from lightning_practices._tables import as_text
 
 _REASON_WIDTH = 40  # characters
+_BLOCK_WIDTH = 45  # characters; the name of torchvision's longest block has 41
+_NAMES_WIDTH = 15  # the least width of the names of modules
+_WIDTH = 90  # of a table's text, without its frame
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,13 @@ class Folded:
 
     Attributes:
         names: All names of the norm in the model.
+        norm: Class of the norm, before it was fused.
         block: Class of the block that calls the norm.
         chain: The operations of the call, such as ``"BatchNorm2d + add + ReLU"``.
     """
 
     names: tuple[str, ...]
+    norm: str
     block: str
     chain: str
 
@@ -66,29 +71,34 @@ class Report:
         replaced: The replaced layers, in the model's order.
         folded: The norms that are one call with the operations after them, in the model's order.
         skipped: The layers that were not changed, then the blocks and norms that are not folded.
+        when_empty: The sentence that a report without entries prints.
     """
 
     replaced: list[Replaced] = field(default_factory=list)
     folded: list[Folded] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    when_empty: str = field(default="Nothing to replace.", compare=False)
 
     def __rich__(self) -> Table | Text:
         if not (self.replaced or self.folded or self.skipped):
-            return Text("Nothing to replace.")
+            return Text(self.when_empty)
         table = Table("module", "before")
-        table.add_column(
-            "after, or why it was skipped", no_wrap=True
-        )  # the other columns are wrapped
+        # Reasons are wrapped to a narrow column; the other columns are folded where need be.
+        table.add_column("after, or why it was skipped", no_wrap=True)
         for layer in self.replaced:
             table.add_row(_cell(layer.names), Text(layer.before), Text(layer.after))
         for fold in self.folded:
-            chain = wrap(f"folded: {fold.chain}", _REASON_WIDTH)
-            table.add_row(_cell(fold.names), Text(fold.block), Text("\n".join(chain)))
+            chain = wrap(f"folded: {fold.chain}, in {fold.block}", _BLOCK_WIDTH)
+            table.add_row(_cell(fold.names), Text(fold.norm), Text("\n".join(chain)))
         for left in self.skipped:
             why = wrap(f"skipped: {left.reason}", _REASON_WIDTH)
             table.add_row(_cell(left.names), Text(left.cls), Text("\n".join(why)))
         for column in table.columns:
             column.overflow = "fold"
+        names, before, after = (_widest(column) for column in table.columns)
+        room = _WIDTH - before - after
+        if _NAMES_WIDTH <= room < names:  # only names of modules are folded, not those of classes
+            table.columns[0].max_width, table.columns[1].no_wrap = room, True
         return table
 
     @override
@@ -104,3 +114,7 @@ class Report:
 
 def _cell(names: tuple[str, ...]) -> Text:
     return Text("\n".join(name or "(the model itself)" for name in names))
+
+
+def _widest(column: Column) -> int:
+    return max(len(line) for cell in column.cells for line in str(cell).splitlines())
