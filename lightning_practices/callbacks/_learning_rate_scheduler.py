@@ -68,7 +68,7 @@ class LearningRateScheduler(Callback):
         monitor: str = "val_loss",
         mode: Mode = "min",
     ) -> None:
-        if isinstance(schedule, str):
+        if not isinstance(schedule, LearningRateSchedule):
             schedule = LearningRateSchedule(schedule)
         if mode not in ("min", "max"):
             raise ValueError(f"mode has to be 'min' or 'max', but got {mode!r}")

@@ -208,8 +208,9 @@ def test_what_does_not_fit_the_model(schedule: list[dict[str, Any]], message: st
 
 
 def test_other_bad_arguments(tmp_path: Path) -> None:
-    for decay in (0, 1.1, True, -1):
-        with pytest.raises(ValueError, match=f"decay has to be .* but got {decay}"):
+    wrong: list[Any] = [0, 1.1, True, -1, "x"]
+    for decay in wrong:
+        with pytest.raises((TypeError, ValueError), match=f"decay has to be .* but got {decay!r}"):
             ProgressiveUnfreezing(decay=decay)
     with pytest.raises(FileNotFoundError):
         ProgressiveUnfreezing(tmp_path / "none.yaml")

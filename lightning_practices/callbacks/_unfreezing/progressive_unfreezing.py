@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
+from lightning_practices._arguments import check_number
 from lightning_practices._names import plain_name
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
@@ -148,8 +149,7 @@ class ProgressiveUnfreezing(Callback):
         decay: float = 0.75,
         dropout: bool = False,
     ) -> None:
-        if isinstance(decay, bool) or not 0 < decay <= 1:
-            raise ValueError(f"decay has to be a ratio above 0 and up to 1, but got {decay!r}")
+        decay = check_number("decay", decay, gt=0, le=1)
         if (backbone is None) != (head is None) or (by is not None and backbone is not None):
             raise ValueError(
                 "the blocks are given by a backbone and a head, or by `by`, or not at all, but got"
