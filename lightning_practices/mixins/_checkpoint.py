@@ -15,9 +15,6 @@ from typing_extensions import override
 from lightning_practices.callbacks import BestCheckpoint
 from lightning_practices.mixins._practice import MonitorMixin, configured
 
-_ARGUMENTS = (  # `state_key` contains the monitor and the saving intervals
-    "state_key", "dirpath", "filename", "save_last", "save_top_k", "save_weights_only"
-)  # fmt: skip
 _OF_MODULES: WeakSet[ModelCheckpoint] = WeakSet()  # callbacks that mixins added
 
 
@@ -147,8 +144,5 @@ class CheckpointMixin(MonitorMixin):
 
 
 def _is_default(checkpoint: ModelCheckpoint) -> bool:
-    """Say whether a checkpoint callback is a Trainer's default."""
-    default = ModelCheckpoint()
-    return type(checkpoint) is ModelCheckpoint and all(
-        getattr(checkpoint, name) == getattr(default, name) for name in _ARGUMENTS
-    )
+    """Return whether a Trainer's checkpoint callback is the one that each Trainer has by default."""
+    return type(checkpoint) is ModelCheckpoint and vars(checkpoint) == vars(ModelCheckpoint())

@@ -212,6 +212,26 @@ def test_a_trainer_with_one_that_saves_each_epoch(tmp_path: Path) -> None:
     assert checkpoints(trainer) == [module.checkpoint, own]
 
 
+@pytest.mark.filterwarnings("ignore:.*multiple `ModelCheckpoint` callbacks")
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"save_on_exception": True},
+        {"enable_version_counter": False},
+        {"auto_insert_metric_name": False},
+        {"save_on_train_epoch_end": True},
+        {"verbose": True},
+    ],
+    ids=str,
+)
+def test_any_option_tells_a_trainers_own_one_from_its_default(
+    option: dict[str, bool], tmp_path: Path
+) -> None:
+    module, own = Net(), ModelCheckpoint(**option)  # type: ignore[arg-type]
+    trainer = fit(module, trainer_of(tmp_path, own, max_epochs=1))
+    assert checkpoints(trainer) == [module.checkpoint, own]
+
+
 def test_a_trainer_that_saves_nothing(tmp_path: Path) -> None:
     trainer = fit(Net(), trainer_of(tmp_path, enable_checkpointing=False))
     assert not checkpoints(trainer)
