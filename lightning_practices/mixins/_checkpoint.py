@@ -144,5 +144,5 @@ class CheckpointMixin(MonitorMixin):
 
 
 def _is_default(checkpoint: ModelCheckpoint) -> bool:
-    """Return whether a Trainer's checkpoint callback is the one that each Trainer has by default."""
+    """Return whether a Trainer's checkpoint callback is the default one of each Trainer."""
     return type(checkpoint) is ModelCheckpoint and vars(checkpoint) == vars(ModelCheckpoint())

@@ -337,9 +337,9 @@ def test_the_object_is_shown_in_one_line() -> None:
         (lambda: warmed_up(cosine_decay(5), -1), "warmup_steps .* from 0 on, but got -1"),
         (lambda: linear_warmup(optimizer_of(1.0), -1), "warmup_steps .* got -1"),
         (
-            lambda: learning_rate_factor("cos", 5),
+            lambda: learning_rate_factor("cos", 5),  # type: ignore[arg-type]
             "has to be 'power', .* or 'one_cycle', but got 'cos'",
-        ),  # type: ignore[arg-type]
+        ),
         (lambda: learning_rate_factor("cosine", 0), "steps .* got 0"),
         (lambda: learning_rate_factor("cosine", 5, warmup_steps=0.5), "warmup_steps .* 0.5"),  # type: ignore[arg-type]
         (lambda: plateau(optimizer_of(1.0), mode="low"), "'min' or 'max', but got 'low'"),  # type: ignore[arg-type]

@@ -112,7 +112,8 @@ def is_transformed() -> bool:
     if forward_ad._current_level >= 0:
         return True
     return not torch.compiler.is_compiling() and (
-        torch._C._functorch.peek_interpreter_stack() is not None or torch.jit.is_tracing()
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
     )
 
 
