@@ -14,6 +14,8 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
 )
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from lightning_practices.callbacks import EarlyStopping, RecalibrateBatchNorm, WeightAveraging
 from lightning_practices.surgery import recalibrate_batch_norm
@@ -112,6 +114,18 @@ def test_a_module_without_forward_says_how_to_recompute_statistics() -> None:
     with pytest.raises(MisconfigurationException, match=message):
         fit(Scripted(), WeightAveraging("swa"))
     fit(Scripted(), WeightAveraging())
+
+    class Keyed(Net):
+        @override
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch["x"], batch_idx)
+
+    batches: Any = DataLoader([{"x": batch} for batch in Loader()], batch_size=None)  # type: ignore[arg-type]
+    message = (
+        r"WeightAveraging\('swa'\) runs .* of type dict.* a RecalibrateBatchNorm in the Trainer"
+    )
+    with pytest.raises(TypeError, match=message):
+        trainer_of(WeightAveraging("swa")).fit(Keyed(), batches, VALIDATION)
     module, expected = Net(), Net()
     own = RecalibrateBatchNorm(lambda module, batch: module.net(batch * 2))
     fit(module, own, WeightAveraging("swa"))

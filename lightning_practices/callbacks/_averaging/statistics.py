@@ -1,6 +1,8 @@
 """Running statistics of batch norms for averaged weights."""
 
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -34,13 +36,15 @@ class RecalibrateAverages(RecalibrateBatchNorm):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        try:
+        with _explained():
             super().on_train_start(trainer, pl_module)
-        except MisconfigurationException as error:
-            raise MisconfigurationException(
-                "WeightAveraging('swa') runs the module on the training set when training ends, to"
-                f" recompute the running statistics of batch norms, but {error}"
-            ) from error
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        with _explained():
+            super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -74,6 +78,19 @@ def remove_recalibration(trainer: Trainer) -> None:
     """Remove the ``RecalibrateAverages`` from the Trainer."""
     callbacks = callbacks_of(trainer, Callback)
     set_callbacks(trainer, [one for one in callbacks if not isinstance(one, RecalibrateAverages)])
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say in an error why the module has to run, and where the argument ``forward`` belongs."""
+    try:
+        yield
+    except (MisconfigurationException, TypeError) as error:
+        raise type(error)(
+            "WeightAveraging('swa') runs the module on the training set when training ends, to"
+            f" recompute the running statistics of batch norms, but {error}. The argument forward"
+            " is that of a RecalibrateBatchNorm in the Trainer's callbacks"
+        ) from error
 
 
 def _has_batch_norm(module: nn.Module) -> bool:
