@@ -91,11 +91,12 @@ class CheckpointMixin(MonitorMixin):
     @_restricted_classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
         """Load a module, as Lightning does; ``checkpoint`` may be among the arguments."""
+        if "checkpoint" not in kwargs:
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         # Lightning passes the arguments on to a function with a parameter named `checkpoint`.
-        given = {name: kwargs.pop(name) for name in ("checkpoint",) if name in kwargs}
+        checkpoint = kwargs.pop("checkpoint")
         module: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-        for checkpoint in given.values():
-            module._set_checkpoint(checkpoint)
+        module._set_checkpoint(checkpoint)
         return module
 
     def _set_checkpoint(self, checkpoint: bool | ModelCheckpoint | None) -> None:
