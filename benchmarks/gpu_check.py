@@ -29,6 +29,7 @@ from benchmarks import report, screen
 from benchmarks.results import Results, describe_environment
 from benchmarks.rows import cell
 from benchmarks.timing import Clock
+from lightning_practices.files import replacing, write_file
 
 ROOT = Path(__file__).parents[1]
 Status = Literal["passed", "failed", "timed out", "no time left", "not possible"]
@@ -266,9 +267,8 @@ def _keep(step: Step, work: Path, out: Path) -> None:
             continue
         if target.exists() and target.stat().st_mtime_ns == source.stat().st_mtime_ns:
             continue
-        partial = out / f"{name}.partial"
-        shutil.copy2(source, partial)
-        os.replace(partial, target)
+        with replacing(target) as part:
+            shutil.copy2(source, part)
 
 
 def _end_of(log: Path) -> str:
@@ -288,9 +288,7 @@ def _save(
         "absent_peers": absent,
         "steps": [dataclasses.asdict(outcome) for outcome in outcomes],
     }
-    partial = out / "summary.partial"
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, out / "summary.json")
+    write_file(out / "summary.json", json.dumps(content, indent=1) + "\n")
 
 
 def _print_summary(out: Path, absent: Sequence[str], outcomes: Sequence[Outcome]) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure  # its default canvas is Agg, which needs n
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
 from benchmarks.rows import COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
+from lightning_practices.files import replacing
 
 _DPI = 110
 # Okabe and Ito's palette, which colour-blind readers can distinguish. Ours is always the first.
@@ -56,7 +57,8 @@ def draw(rows: Sequence[Row], prefix: Path) -> list[Path]:
     paths = []
     for name, figure in figures.items():
         path = prefix.with_name(f"{prefix.name}_{name}.png")
-        figure.savefig(path, dpi=_DPI)
+        with replacing(path) as part:
+            figure.savefig(part, dpi=_DPI)
         paths.append(path)
     return paths
 

@@ -11,6 +11,7 @@ from benchmarks.ops import DTYPES, OPS
 from benchmarks.providers import Provider
 from benchmarks.results import add_out
 from benchmarks.rows import EAGER, OURS, first_line
+from lightning_practices.files import replacing, write_file
 
 _STEPS = 5  # traced steps, after as many warm-up steps
 _CPU_ELEMENTS = 1 << 20
@@ -52,8 +53,9 @@ def main(arguments: argparse.Namespace) -> int:
             continue
         table = _table(profiler)
         trace = arguments.out / f"{stem}.json"
-        profiler.export_chrome_trace(str(trace))
-        trace.with_suffix(".txt").write_text(table + "\n")
+        with replacing(trace) as part:
+            profiler.export_chrome_trace(str(part))
+        write_file(trace.with_suffix(".txt"), table + "\n")
         print(f"{provider.name}, {' '.join(case.key().values())}\n{table}\n{trace}")
     return 1 if failed else 0
 

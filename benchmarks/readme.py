@@ -8,6 +8,7 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.results import Results
 from benchmarks.rows import Row, grouped, is_ok, kind_of
+from lightning_practices.files import write_file
 
 BEGIN = "<!-- performance: begin -->"
 END = "<!-- performance: end -->"
@@ -55,7 +56,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.check:
         print(f"{arguments.readme} is out of date: run python -m benchmarks readme")
         return 1
-    arguments.readme.write_text(wanted)
+    write_file(arguments.readme, wanted)
     print(f"rewrote the performance section of {arguments.readme}")
     return 0
 

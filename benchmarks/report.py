@@ -22,6 +22,7 @@ from benchmarks.rows import (
     numbers,
     providers_of,
 )
+from lightning_practices.files import write_file
 
 _MEANINGS = {
     "missing": "not installed, or without this op",
@@ -77,7 +78,7 @@ def write(results: Results, out: Path) -> list[Path]:
         title = image.stem.removeprefix(f"{stem}_").replace("_", " ")
         text += f"\n![{title}]({image.name})\n"
     path = out / f"{stem}.md"
-    path.write_text(text)
+    write_file(path, text)
     return [path, *images]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.rows import Row
+from lightning_practices.files import write_file
 
 SCHEMA = 1
 
@@ -89,9 +90,7 @@ class Results:
     def save(self) -> None:
         """Write the file, atomically."""
         content = {"schema": SCHEMA, "environment": self.environment, "rows": self.rows}
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(partial, self.path)
+        write_file(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def add_out(parser: argparse.ArgumentParser, contents: str, resume: bool = False) -> None:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from lightning_practices.callbacks import LearningCurves
+from lightning_practices.files import replacing
 from lightning_practices.mixins import LearningRateScheduleMixin
 from lightning_practices.nn import Dropout, LabelSmoothingCrossEntropyLoss, LayerNorm
 from lightning_practices.schedules import LearningRateSchedule
@@ -143,7 +144,8 @@ def stack(pictures: list[Path], out: Path) -> None:
     from matplotlib.image import imread, imsave
 
     rows: list[Any] = [torch.tensor(imread(picture)) for picture in pictures]
-    imsave(out, torch.cat(rows).numpy())
+    with replacing(out) as part:
+        imsave(part, torch.cat(rows).numpy())
 
 
 def main() -> None:

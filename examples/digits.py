@@ -34,6 +34,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_practices.files import replacing, write_file
 from lightning_practices.mixins import EarlyStoppingMixin, FusedLayersMixin
 
 STYLE = Path(__file__).with_name("pictures.mplstyle")
@@ -173,7 +174,8 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
         ylabel="test accuracy in %", xlim=(-0.6, 1.6), title="Each dot is a seed, each line a mean"
     )
     dots.set_xticks(range(len(runs)), list(runs))
-    figure.savefig(path)
+    with replacing(path) as part:
+        figure.savefig(part)
 
 
 def summarise(runs: dict[str, list[Run]], model: Digits, seconds: float) -> dict[str, object]:
@@ -241,7 +243,7 @@ def main() -> None:
     summary = summarise(runs, model, time.perf_counter() - started)
     show(runs, model, summary)
     draw(runs, arguments.out / "learning_curves.png")
-    (arguments.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_file(arguments.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(f"Wrote {arguments.out}/learning_curves.png and {arguments.out}/summary.json")
 
 

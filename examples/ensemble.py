@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from typing_extensions import override
 
 from lightning_practices.callbacks import SnapshotEnsemble
+from lightning_practices.files import replacing
 from lightning_practices.modules import LightningEnsemble
 from lightning_practices.schedules import cosine_decay
 
@@ -174,7 +175,8 @@ def draw(runs: list[Scores], path: Path) -> None:
     )
     axes[1].set(xlabel="negative log likelihood in nats", title="Votes give no likelihood")
     axes[0].legend()
-    figure.savefig(path)
+    with replacing(path) as part:
+        figure.savefig(part)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
+from lightning_practices.files import replacing
 from lightning_practices.nn import DropBlock2d, DropCluster2d, Dropout, Dropout2d
 
 STYLE = Path(__file__).with_name("pictures.mplstyle")
@@ -95,7 +96,8 @@ def draw(photograph: Tensor, masks: Masks, path: Path) -> None:
         axis.imshow(panel.permute(1, 2, 0).numpy())
         axis.set_title(title, fontsize=8)
         axis.set_axis_off()
-    figure.savefig(path)
+    with replacing(path) as part:
+        figure.savefig(part)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_practices.files import replacing
 from lightning_practices.schedules import learning_rate_factor, linear_warmup, plateau
 
 STYLE = Path(__file__).with_name("pictures.mplstyle")
@@ -100,7 +101,8 @@ def draw(made: Rates, path: Path) -> None:
     metric_axis.semilogy(range(CHECK, STEPS + 1, CHECK), made.metric, color="C1")
     metric_axis.set_ylabel("metric", color="C1")
     metric_axis.grid(visible=False)
-    figure.savefig(path)
+    with replacing(path) as part:
+        figure.savefig(part)
 
 
 def main() -> None:

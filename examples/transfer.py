@@ -56,6 +56,7 @@ from torchvision.datasets import ImageFolder
 from typing_extensions import override
 
 from lightning_practices.callbacks import ProgressiveUnfreezing, unfreezing_schedule, write_schedule
+from lightning_practices.files import replacing, write_file
 from lightning_practices.mixins import LearningRateScheduleMixin
 from lightning_practices.surgery import blocks, feature_extractor, input_transform, replace_head
 
@@ -285,7 +286,8 @@ def draw(runs: Runs, task: Task, path: Path) -> None:
     draw_images(images, task)
     draw_courses(courses, runs, task)
     draw_ends(last, ends(runs))
-    figure.savefig(path)
+    with replacing(path) as part:
+        figure.savefig(part)
 
 
 def draw_images(axis: Any, task: Task) -> None:
@@ -392,7 +394,7 @@ def main() -> None:
         "test_accuracy_percent": ends(runs), "accuracies_by_step": runs, "learning_rates": rates,
     }  # fmt: skip
     draw(runs, task, arguments.out / "transfer.png")
-    (arguments.out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_file(arguments.out / "summary.json", json.dumps(summary, indent=2) + "\n")
     print(f"Wrote {arguments.out}/transfer.png and {arguments.out}/summary.json")
 
 

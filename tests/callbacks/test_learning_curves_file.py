@@ -20,8 +20,9 @@ from torch import Tensor
 from lightning_practices.callbacks import LearningCurves
 from lightning_practices.callbacks._curves import learning_curves as _learning_curves
 from lightning_practices.callbacks._curves.draw import draw
-from lightning_practices.callbacks._curves.file import rendered, replace
+from lightning_practices.callbacks._curves.file import rendered
 from lightning_practices.callbacks._curves.series import Series
+from lightning_practices.files import write_file
 from tests.callbacks.curves import Logged, curves_in, fit, loaders, stand_in
 from tests.callbacks.scripted import FILTERS, At
 
@@ -153,31 +154,6 @@ def test_without_matplotlib_the_fit_does_not_start(
 # Whole or not at all.
 
 
-def test_a_file_is_replaced_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "curves.png"
-    replace(file, b"old")
-    mode = file.stat().st_mode
-    (tmp_path / "other").write_bytes(b"")
-    assert mode == (tmp_path / "other").stat().st_mode  # readable for whom others are
-
-    def write(path: Path, content: bytes) -> int:
-        with path.open("wb") as part:
-            part.write(content[:2])
-        assert file.read_bytes() == b"old"
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", write)
-        with pytest.raises(OSError, match="No space"):
-            replace(file, b"new")
-    assert file.read_bytes() == b"old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "other"]
-    with file.open("rb") as looked_at:
-        replace(file, b"new")
-        assert looked_at.read() == b"old"
-    assert file.read_bytes() == b"new"
-
-
 def full(*_: Any) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -186,9 +162,9 @@ def test_a_full_disk_is_a_warning_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = stand_in(monkeypatch)
-    monkeypatch.setattr(_learning_curves, "replace", full)
+    monkeypatch.setattr(_learning_curves, "write_file", full)
     curves = curves_in(tmp_path, every_n_epochs=1)
-    room = At(16, lambda _: monkeypatch.setattr(_learning_curves, "replace", replace))
+    room = At(16, lambda _: monkeypatch.setattr(_learning_curves, "write_file", write_file))
     message = r"could not draw .*curves.png: OSError: .*No space left on device; training goes on"
     with pytest.warns(UserWarning, match=message) as caught:
         trainer = fit(Logged(), curves, room, max_epochs=6)
@@ -202,7 +178,7 @@ def test_an_end_that_is_not_drawn_is_said_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch)
-    monkeypatch.setattr(_learning_curves, "replace", full)
+    monkeypatch.setattr(_learning_curves, "write_file", full)
     with pytest.warns(UserWarning, match="could not draw") as caught:
         fit(Logged(), curves_in(tmp_path, every_n_epochs=1))
     said = [str(one.message) for one in caught if "could not draw" in str(one.message)]

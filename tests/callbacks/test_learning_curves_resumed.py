@@ -165,13 +165,13 @@ def fit_on_two_ranks(folder: Path) -> dict[str, Any]:
     options: dict[str, Any] = {"devices": 2, "strategy": "ddp", "default_root_dir": folder}
     written: list[Path] = []
     module: Any = _learning_curves
-    put = module.replace
+    put = module.write_file
 
     def noted(file: Path, content: bytes) -> None:
         written.append(file)
         put(file, content)
 
-    module.replace = noted
+    module.write_file = noted
     fit(Uneven(), curves, stopping, save, max_epochs=2, **options)
     again = LearningCurves("curves.png")  # each rank loads the checkpoint
     fit(Uneven(), again, resume=folder / "step=4.ckpt", max_epochs=2, **options)

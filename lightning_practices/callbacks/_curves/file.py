@@ -1,10 +1,8 @@
-"""Writes the picture of learning curves to a file."""
+"""Renders the picture of learning curves as the content of a file."""
 
 import html
 import io
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_practices.callbacks._curves.series import EPOCH, Point, Series
@@ -54,16 +52,6 @@ def rendered(figure: "Figure", series: Mapping[str, Series], title: str, suffix:
         title=html.escape(title), picture=svg[svg.index("<svg") :], rows="\n".join(rows)
     )
     return page.encode()
-
-
-def replace(file: Path, content: bytes) -> None:
-    """Write a file so that readers see either the whole old or the whole new content."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        part.write_bytes(content)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _saved(figure: "Figure", suffix: str) -> bytes:

@@ -16,7 +16,7 @@ from typing_extensions import override
 from lightning_practices._arguments import check_names, check_whole
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._curves.draw import Best, draw
-from lightning_practices.callbacks._curves.file import SUFFIXES, rendered, replace
+from lightning_practices.callbacks._curves.file import SUFFIXES, rendered
 from lightning_practices.callbacks._curves.listener import Listener
 from lightning_practices.callbacks._curves.panels import forks
 from lightning_practices.callbacks._curves.series import EPOCH, History, Series
@@ -24,6 +24,7 @@ from lightning_practices.callbacks._early_stopping import EarlyStopping
 from lightning_practices.callbacks._trainer.logs import ReadsLogs
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Mode
+from lightning_practices.files import write_file
 
 _SHARE = 0.01  # the share of the time that drawing may take
 _NEVER = 10**12  # steps
@@ -316,7 +317,7 @@ class LearningCurves(ReadsLogs):
         )
         try:
             figure = draw(series, self._best(series), title)
-            replace(self.file, rendered(figure, series, title, self.file.suffix.lower()))
+            write_file(self.file, rendered(figure, series, title, self.file.suffix.lower()))
         except Exception as error:  # a full disk must not end the fit
             if at_end or not self._has_warned:
                 goes_on = "" if at_end else "; training goes on, and the end is drawn again"

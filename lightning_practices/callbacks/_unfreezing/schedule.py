@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_practices.callbacks._types import Mode
+from lightning_practices.files import write_file
 
 Entry = str | int
 """A name of modules or parameters, a depth, or a pattern as ``"re:..."``."""
@@ -134,12 +135,13 @@ def write_schedule(schedule: Sequence[Mapping[str, Any]], path: str | PathLike[s
 
     Raises:
         ValueError: If the schedule is malformed, or the path doesn't end in ``.yaml`` or ``.yml``.
+        OSError: If the file can't be written. A file that was there before is then unchanged.
     """
     if Path(path).suffix not in (".yaml", ".yml"):
         raise ValueError(f"a schedule is written to a .yaml file, but got {str(path)!r}")
     read_schedule(schedule)
     plain = [dict(phase) for phase in schedule]
-    Path(path).write_text(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None))
+    write_file(path, yaml.safe_dump(plain, sort_keys=False, default_flow_style=None))
 
 
 def _named(content: Any) -> list[tuple[str, Any]]:
