@@ -69,14 +69,24 @@ def fit(
 
 
 def averaged(
-    states: Iterable[State], decay: float | None = None, module: nn.Module | None = None
+    states: Iterable[State],
+    decay: float | None = None,
+    module: nn.Module | None = None,
+    warmup: bool = True,
 ) -> State:
     """Return what torch's ``AveragedModel`` makes of the states of a ``Net``."""
+
+    def warmed_up(averages: Any, weights: Any, count: Tensor) -> None:
+        now = min(decay or 0.0, (1 + int(count)) / (10 + int(count)))
+        get_ema_multi_avg_fn(now)(averages, weights, count)
+
     module = deepcopy(module or Net())
     for part in module.modules():
         if isinstance(part, nn.BatchNorm1d):  # whose integers torch can't average equally
             part.num_batches_tracked = torch.zeros(())
-    average: Any = get_swa_multi_avg_fn() if decay is None else get_ema_multi_avg_fn(decay)
+    average: Any = get_swa_multi_avg_fn()
+    if decay is not None:
+        average = warmed_up if warmup else get_ema_multi_avg_fn(decay)
     model = AveragedModel(module, multi_avg_fn=average, use_buffers=True)
     for state in states:
         module.load_state_dict(state)

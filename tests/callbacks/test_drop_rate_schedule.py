@@ -281,7 +281,6 @@ def test_arguments_that_are_refused(arguments: dict[str, Any], error: str) -> No
     [
         ("step", Noting, loader, {"max_epochs": -1}, "max_epochs is -1"),
         ("epoch", Noting, loader, {"max_epochs": -1}, "max_epochs is -1"),
-        ("epoch", Noting, loader, {"max_epochs": None, "max_steps": 9}, "max_epochs is -1"),
         ("step", Noting, loader, {"max_epochs": None, "max_time": {"hours": 1}}, "is -1"),
         ("step", Noting, lambda: DataLoader(Endless()), {}, "data has no length"),
         ("step", Manual, loader, {}, "under manual optimization the module decides"),

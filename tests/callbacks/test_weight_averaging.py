@@ -28,15 +28,19 @@ def lines(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 # The arithmetic.
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.7, 0.999])
-def test_exponential_averages_are_those_of_torch(decay: float, lines: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("decay", "warmup"), [(0.0, False), (0.7, False), (0.7, True), (0.999, True)]
+)
+def test_exponential_averages_are_those_of_torch(
+    decay: float, warmup: bool, lines: list[str]
+) -> None:
     module, plain = Net(), Net()
-    averaging = WeightAveraging(decay=decay)
+    averaging = WeightAveraging(decay=decay, decay_warmup=warmup)
     fit(module, averaging)
     fit(plain)
     assert list(module.seen) == [4, 8, 12, 16]
     for step, state in module.seen.items():
-        expected = averaged([plain.trained[s] for s in range(1, step + 1)], decay)
+        expected = averaged([plain.trained[s] for s in range(1, step + 1)], decay, warmup=warmup)
         assert alike(state, expected)
         assert torch.equal(state["net.1.num_batches_tracked"], torch.tensor(step))
     assert same(state_of(module), module.seen[16])
@@ -47,7 +51,7 @@ def test_exponential_averages_are_those_of_torch(decay: float, lines: list[str])
 
 def test_equal_averages_are_those_of_torch_and_their_statistics_are_recomputed() -> None:
     module, plain = Net(), Net()
-    averaging = WeightAveraging("swa")
+    averaging = WeightAveraging("swa", start=0)
     trainer = fit(module, averaging)
     fit(plain)
     for step, state in module.seen.items():
@@ -66,8 +70,9 @@ def test_equal_averages_are_those_of_torch_and_their_statistics_are_recomputed()
 @pytest.mark.parametrize("kind", ["ema", "swa"])
 def test_by_hand_in_float64(kind: Any) -> None:
     module = Net()
-    decay: dict[str, Any] = {"decay": 0.8} if kind == "ema" else {}
-    fit(module, WeightAveraging(kind, interval="step", **decay), precision="64-true")
+    arguments: dict[str, Any] = {"decay": 0.8, "decay_warmup": False} if kind == "ema" else {}
+    averaging = WeightAveraging(kind, start=0, interval="step", **arguments)
+    fit(module, averaging, precision="64-true")
     states = [module.trained[step] for step in range(1, 17)]
     for name in ("net.0.weight", "net.0.bias", "net.1.weight", "net.1.bias"):
         expected = states[0][name]

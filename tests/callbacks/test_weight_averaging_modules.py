@@ -52,7 +52,7 @@ class Odd(Net):
 
 def test_tied_and_new_weights_and_other_buffers() -> None:
     module = Odd()
-    fit(module, WeightAveraging(decay=0.6), max_epochs=4)
+    fit(module, WeightAveraging(decay=0.6, decay_warmup=False), max_epochs=4)
     final = state_of(module)
     assert torch.equal(final["scale"], torch.full((2,), 17.0))
     assert final["count"] == 16
@@ -79,7 +79,8 @@ def test_a_weight_made_before_a_validation_in_mid_epoch() -> None:
                 self.made.data += 1
 
     module = Made(values=16 * [1.0], every=1)
-    fit(module, WeightAveraging(decay=0.6), val_check_interval=1, max_steps=8)
+    averaging = WeightAveraging(decay=0.6, decay_warmup=False)
+    fit(module, averaging, val_check_interval=1, max_steps=8)
     # That of step 8 comes after the average.
     assert torch.equal(module.made, torch.tensor(0.0).lerp(torch.tensor(1.0), 1 - 0.6))
 
@@ -127,7 +128,7 @@ def test_swa_of_a_module_without_batch_norm_needs_no_forward() -> None:
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
     module = Bare()
-    trainer_of(WeightAveraging("swa"), max_epochs=3).fit(module, Loader())
+    trainer_of(WeightAveraging("swa", start=0), max_epochs=3).fit(module, Loader())
     assert module.weight.item() == -(4 + 8 + 12) / 3
 
 

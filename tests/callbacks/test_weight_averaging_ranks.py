@@ -34,7 +34,7 @@ from tests.processes import kill, run, run_killed
 pytestmark = FILTERS
 
 EMA: dict[str, Any] = {"decay": 0.6, "start": 3}
-SWA: dict[str, Any] = {"kind": "swa"}
+SWA: dict[str, Any] = {"kind": "swa", "start": 0}
 KILLED_AT, SAVED_AT = 10, 8  # the third step of epoch 2, and its start
 
 

@@ -223,7 +223,7 @@ def test_a_fit_that_is_complete(
     lines: list[str] = []
     where = "lightning_practices.callbacks._averaging.weight_averaging.rank_zero_info"
     monkeypatch.setattr(where, lines.append)
-    arguments: dict[str, Any] = {"ema": ARGUMENTS[0], "swa": {"kind": "swa"}}[kind]
+    arguments: dict[str, Any] = {"ema": ARGUMENTS[0], "swa": {"kind": "swa", "start": 0}}[kind]
     expected = Net()
     trainer = fit(expected, WeightAveraging(**arguments), saves(tmp_path))
     trainer.save_checkpoint(tmp_path / "after.ckpt")
@@ -275,11 +275,12 @@ def test_with_another_decay(tmp_path: Path) -> None:
     fit(plain)
     fit(Net(), WeightAveraging(decay=0.6), saves(tmp_path, every_n_train_steps=6))
     module = Net()
-    fit(module, WeightAveraging(decay=0.9), resume=tmp_path / "step=6.ckpt")
+    averaging = WeightAveraging(decay=0.7, decay_warmup=False)
+    fit(module, averaging, resume=tmp_path / "step=6.ckpt")
     expected: State = averaged([plain.trained[s] for s in range(1, 7)], 0.6)
     for step in range(7, 17):
         for name in expected.keys() - {"net.1.num_batches_tracked"}:
-            expected[name] = expected[name].lerp(plain.trained[step][name], 1 - 0.9)
+            expected[name] = expected[name].lerp(plain.trained[step][name], 1 - 0.7)
     assert alike(state_of(module), expected)
 
 
@@ -287,7 +288,7 @@ def test_with_another_kind(tmp_path: Path) -> None:
     plain = Net()
     fit(plain)
     fit(Net(), WeightAveraging(decay=0.6), saves(tmp_path, every_n_train_steps=6))
-    module, averaging = Net(), WeightAveraging("swa", interval="step")
+    module, averaging = Net(), WeightAveraging("swa", start=0, interval="step")
     with pytest.warns(UserWarning, match=r"averages of kind 'ema': .*'swa'\) begins anew"):
         fit(module, averaging, resume=tmp_path / "step=6.ckpt")
     assert averaging.averaged == 10

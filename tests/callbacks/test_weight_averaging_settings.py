@@ -31,7 +31,6 @@ from tests.callbacks.scripted import Scripted, same, saves, state_of, trainer_of
         ({"decay": -0.1}, "decay has to be .* got -0.1"),
         ({"decay": "x"}, "decay has to be a finite number, .* got 'x'"),
         ({"kind": "swa", "decay": 0.9}, "with 'swa' all weights count alike"),
-        ({"kind": "swa", "decay_warmup": True}, "with 'swa' all weights count alike"),
         ({"start": -1}, "start has to be a number of steps .* got -1"),
         ({"start": 1.0}, "start has to be .* below 1, but got 1.0"),
         ({"start": True}, "but got True"),

@@ -13,8 +13,7 @@ from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED
 def check_arguments(
     kind: str,
     decay: float | None,
-    decay_warmup: bool,
-    start: int | float,
+    start: int | float | None,
     interval: str | None,
     frequency: int,
 ) -> None:
@@ -23,15 +22,16 @@ def check_arguments(
         raise ValueError(f"kind has to be 'ema' or 'swa', but got {kind!r}")
     if interval not in (None, "step", "epoch"):
         raise ValueError(f"interval has to be 'step' or 'epoch', but got {interval!r}")
-    if kind == "swa" and (decay is not None or decay_warmup):
+    if kind == "swa" and decay is not None:
         raise ValueError(
-            "with 'swa' all weights count alike, so there is no decay: leave decay and"
-            " decay_warmup out, or choose 'ema'"
+            "with 'swa' all weights count alike, so there is no decay: leave decay out, or choose"
+            " 'ema'"
         )
     if decay is not None:
         check_number("decay", decay, ge=0, lt=1)
     is_whole = isinstance(start, int) and not isinstance(start, bool) and start >= 0
-    if not (is_whole or (isinstance(start, float) and 0.0 <= start < 1.0)):
+    is_share = isinstance(start, float) and 0.0 <= start < 1.0
+    if start is not None and not is_whole and not is_share:
         raise ValueError(
             "start has to be a number of steps or epochs, an int from 0 on, or a share of the fit,"
             f" a float from 0 to below 1, but got {start!r}"

@@ -8,12 +8,13 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._averaging.changes import Changes
 from lightning_practices.callbacks._averaging.checks import check_arguments, check_trainer
+from lightning_practices.callbacks._averaging.decay import decay_after, too_much_of_first
+from lightning_practices.callbacks._averaging.start import first_start
 from lightning_practices.callbacks._averaging.statistics import (
     add_recalibration,
     remove_recalibration,
@@ -28,7 +29,7 @@ from lightning_practices.callbacks._averaging.tensors import (
     trained_tensors,
     write,
 )
-from lightning_practices.callbacks._trainer.horizon import length_of_fit, part_of_fit
+from lightning_practices.callbacks._trainer.horizon import length_of_fit
 from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
 from lightning_practices.callbacks._trainer.others import put_first
 from lightning_practices.callbacks._trainer.sharding import local, to_shards, to_whole
@@ -50,10 +51,14 @@ class WeightAveraging(Callback):
         \bar{w}_1 = w_1 \qquad
         \bar{w}_{n+1} = d_n \bar{w}_n + (1 - d_n) w_{n+1}
 
-    ``"ema"``, the exponential moving average, has a constant ``decay`` :math:`d`. In ``"swa"``,
-    stochastic weight averaging, :math:`d_n = \frac{n}{n+1}`, so that all weights count equally. The
-    arithmetic is that of :mod:`torch.optim.swa_utils`, in place, in one call for all tensors, and
-    the host doesn't wait for the device. Weights in half precision have averages in float32.
+    ``"ema"``, the exponential moving average, has the decay :math:`d_n = \min(d,
+    \frac{1+n}{10+n})`, which is warmed up. So the average covers about the last ninth of the
+    weights, whatever the length of the fit, until that is more than :math:`\frac{1}{1-d}` weights.
+    With a constant decay of 0.999, 82 % of the average after 200 steps are the first weights. In
+    ``"swa"``, stochastic weight averaging, :math:`d_n = \frac{n}{n+1}`, so that all weights count
+    equally. The arithmetic is that of :mod:`torch.optim.swa_utils`, in place, in one call for all
+    tensors, and the host doesn't wait for the device. Weights in half precision have averages in
+    float32.
 
     **Once averaging has begun**, each validation of the fit runs on the averages, and training then
     continues with the training weights (those that the optimizer updates), restored bit for bit.
@@ -61,13 +66,15 @@ class WeightAveraging(Callback):
     After any other exception it has the training weights. If averaging never begins, the module
     stays unchanged. All tensors are written in place.
 
-    **What is averaged:** the parameters, frozen ones too, and the running statistics of batch
-    norms. Other buffers are not averaged. If the average changes slowly, the averaged statistics
-    are a good estimate. After ``"swa"`` they are recomputed over the training set: if the module
-    has batch norms and the Trainer no :class:`RecalibrateBatchNorm`, this callback adds one for the
-    fit. The added callback runs only if training ends regularly: not after Ctrl-C, and not in a fit
-    that is resumed at its end. To recompute the statistics with ``"ema"``, add a
-    :class:`RecalibrateBatchNorm` to the Trainer.
+    **What is averaged:** the parameters, frozen ones too, and the running means and variances of
+    batch and instance norms, which belong to the averaged weights. Integer buffers and all other
+    buffers keep their present values: the average of a mask that holds ``-inf``, which timm's
+    ``ModelEmaV3`` and torch's ``AveragedModel(use_buffers=True)`` compute, is nan. If the average
+    changes slowly, the averaged statistics are a good estimate. After ``"swa"`` they are recomputed
+    over the training set: if the module has batch norms and the Trainer no
+    :class:`RecalibrateBatchNorm`, this callback adds one for the fit. The added callback runs only
+    if training ends regularly: not after Ctrl-C, and not in a fit that is resumed at its end. To
+    recompute the statistics with ``"ema"``, add a :class:`RecalibrateBatchNorm` to the Trainer.
 
     **Before the end of** ``"swa"`` **with batch norms**, validations use the averages of the
     running statistics, which can be far off: average weights of many epochs give other activations
@@ -95,19 +102,24 @@ class WeightAveraging(Callback):
     learning rate. The SWA paper uses a constant or cyclic rate in the last epochs: set it by a
     schedule.
 
+    **Short fits.** If more than 5 % of the final average would be the first weights, a warning says
+    so: when the fit starts, or when it ends if its length isn't known beforehand.
+
     Sources: Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by averaging";
     Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization",
-    arXiv:1803.05407.
+    arXiv:1803.05407; the warmup of the decay is that of ``tf.train.ExponentialMovingAverage``.
 
     Args:
         kind: ``"ema"`` or ``"swa"``.
         decay: The decay of ``"ema"``, from 0 to below 1, 0.999 by default. The average covers about
             the last :math:`\frac{1}{1-d}` weights.
-        decay_warmup: Whether the decay grows up to its value, :math:`d_n = \min(d,
-            \frac{1+n}{10+n})`, so that the average forgets the first weights sooner. Use it unless
-            the fit averages many times more than :math:`\frac{1}{1-d}` weights.
+        decay_warmup: Whether the decay of ``"ema"`` grows up to its value, as above. There
+            :math:`n` is the number of averages taken and not of steps, so that this holds for each
+            ``start`` and ``frequency``. Without the warmup the decay is constant, as in
+            :func:`torch.optim.swa_utils.get_ema_multi_avg_fn`.
         start: The point at which averaging starts: an int is a number of steps or epochs, a float
-            below 1 a share of the fit.
+            below 1 a share of the fit. Default: 0 for ``"ema"``. For ``"swa"`` three quarters of
+            the fit, as in the paper, or earlier if fewer than two averages would be taken.
         interval: The unit of ``start`` and ``frequency``: ``"step"`` or ``"epoch"``. Default: steps
             for ``"ema"``, epochs for ``"swa"``.
         frequency: The number of steps or epochs from one average to the next. The first average is
@@ -127,12 +139,12 @@ class WeightAveraging(Callback):
         kind: AveragingKind = "ema",
         *,
         decay: float | None = None,
-        decay_warmup: bool = False,
-        start: int | float = 0,
+        decay_warmup: bool = True,
+        start: int | float | None = None,
         interval: Interval | None = None,
         frequency: int = 1,
     ) -> None:
-        check_arguments(kind, decay, decay_warmup, start, interval, frequency)
+        check_arguments(kind, decay, start, interval, frequency)
         self.kind: AveragingKind = kind
         self.decay = (_DECAY if decay is None else decay) if kind == "ema" else None
         self.decay_warmup = decay_warmup
@@ -146,10 +158,10 @@ class WeightAveraging(Callback):
         self._aside: Tensors | None = None  # training weights, if the module has averages
         self._loaded: dict[str, Any] | None = None  # from a checkpoint, until training starts
         self._ended = False
-        self._changed = False  # whether a step changed the weights since the last average
+        self._changes = Changes()  # since the last average
         self._start = 0  # in steps or epochs
+        self._has_warned = False  # of the first weights
         self._seen = 0  # steps or epochs at the last call of _look
-        self._hooks: list[RemovableHandle] = []
 
     @property
     def averaged(self) -> int:
@@ -177,7 +189,7 @@ class WeightAveraging(Callback):
         if stage != "fit":
             return
         check_trainer(trainer, self)
-        self._unwatch()
+        self._changes.unwatch()
         self._reset()
         # So other callbacks see the averages in validation, and restore other weights only
         # afterwards.
@@ -196,10 +208,13 @@ class WeightAveraging(Callback):
             self._take_back(pl_module)
         self._averages.pair(pl_module)
         self._seen = trainer.global_step if self.interval == "step" else trainer.current_epoch
-        self._start = self._start_of(trainer)
-        self._hooks = [
-            optimizer.register_step_post_hook(self._note) for optimizer in trainer.optimizers
-        ]
+        self._start = first_start(trainer, self.kind, self.start, self.interval, self.frequency)
+        length = length_of_fit(trainer, self.interval)
+        self._has_warned = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+        if length is not None:
+            due = self._points(length) - self._points(self._seen)
+            self._warn_of_first(self.averaged + due, "when the fit ends")
+        self._changes.watch(trainer.optimizers)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -250,7 +265,7 @@ class WeightAveraging(Callback):
         if isinstance(exception, KeyboardInterrupt):
             self._end(pl_module)
         else:
-            self._unwatch()
+            self._changes.unwatch()
             self._take_back(pl_module)
 
     @override
@@ -262,7 +277,7 @@ class WeightAveraging(Callback):
         return {
             "kind": self.kind,
             "averaged": self.averaged,
-            "changed": self._changed,
+            "changed": self._changes.any,
         }
 
     @override
@@ -302,7 +317,7 @@ class WeightAveraging(Callback):
             )
         state = checkpoint["callbacks"].get(self.state_key, {})
         kept = checkpoint.get(_CHECKPOINT_KEY)
-        self._changed = state.get("changed", False)
+        self._changes.any = state.get("changed", False)
         if kept is None:
             return
         self._loaded = {"averaged": state["averaged"], **kept}
@@ -313,28 +328,13 @@ class WeightAveraging(Callback):
             )
             self._loaded |= {"averaged": 0, "averages": {}}
 
-    def _note(self, optimizer: Optimizer, *_: Any) -> None:
-        # A step skipped by a GradScaler doesn't call this hook. One skipped by SkipNonFinite does,
-        # but has no gradients.
-        if not self._changed:
-            groups = optimizer.param_groups
-            self._changed = any(p.grad is not None for group in groups for p in group["params"])
-
-    def _unwatch(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
-
     def _look(self, now: int) -> None:
         """Update the averages if that is due after ``now`` steps or epochs."""
         is_due = self._points(now) > self._points(self._seen)
         self._seen = max(now, self._seen)
-        if is_due and self._changed:
-            self._changed = False
-            decay, n = self.decay, self.averaged
-            if decay is not None and self.decay_warmup:
-                decay = min(decay, (1 + n) / (10 + n))
-            self._averages.update(decay)
+        if is_due and self._changes.any:
+            self._changes.any = False
+            self._averages.update(decay_after(self.averaged, self.decay, self.decay_warmup))
 
     def _points(self, done: int) -> int:
         """Return how many updates of the averages are due in the first ``done`` steps or epochs."""
@@ -354,7 +354,7 @@ class WeightAveraging(Callback):
             self._aside = None
 
     def _end(self, pl_module: LightningModule) -> None:
-        self._unwatch()
+        self._changes.unwatch()
         self._ended = True
         self._lay_aside(pl_module)
         if self._aside is None:
@@ -364,6 +364,7 @@ class WeightAveraging(Callback):
         self._aside = put_aside(live, self._aside)
         self._averages.kept = put_aside(live, self._averages.kept)
         rank_zero_info(f"WeightAveraging: the module has the average of {self.averaged} weights")
+        self._warn_of_first(self.averaged, "after this fit")
 
     def _load(self, pl_module: LightningModule) -> None:
         """Load the tensors of a checkpoint, once the module is on its device and sharded."""
@@ -375,14 +376,9 @@ class WeightAveraging(Callback):
         current = to_shards(loaded["current"], live)
         self._aside = {name: value for name, value in current.items() if name in live}
 
-    def _start_of(self, trainer: Trainer) -> int:
-        argument = f"WeightAveraging(start={self.start})"
-        start = part_of_fit(trainer, self.start, self.interval, argument)
-        length = length_of_fit(trainer, self.interval)
-        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if length is not None and start + self.frequency > length and not is_trial:
-            rank_zero_warn(
-                f"the fit takes {length} {self.interval}s, and WeightAveraging would average for"
-                f" the first time after {start + self.frequency}: it never will"
-            )
-        return start
+    def _warn_of_first(self, averages: int, when: str) -> None:
+        """Warn once in a fit, if the average would keep too much of the first weights."""
+        warning = too_much_of_first(averages, self.decay, self.decay_warmup, when)
+        if warning is not None and not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(warning)

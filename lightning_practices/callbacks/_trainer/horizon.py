@@ -1,6 +1,9 @@
-"""The length of a fit, in optimizer steps and in epochs."""
+"""The length of a fit, in optimizer steps, epochs and validations."""
 
 import math
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -40,40 +43,94 @@ def part_of_fit(trainer: Trainer, part: int | float, interval: Interval, argumen
 
 
 def epochs_of_fit(trainer: Trainer) -> int | None:
-    """Return the epochs of the fit; ``None`` if their number isn't known beforehand."""
-    epochs = trainer.max_epochs
-    return None if epochs is None or epochs == -1 else epochs
+    """Return the epochs of the fit; ``None`` if their number isn't known beforehand.
+
+    An epoch that ``max_steps`` cuts short counts. For when to call it see :func:`steps_of_fit`.
+    """
+    limit = _max_epochs(trainer)
+    if trainer.max_steps == -1 or math.isinf(_batches(trainer)):
+        return limit
+    steps, epoch = _steps_before_epoch(trainer), _open_epoch(trainer)
+    for taken in _steps_by_epoch(trainer):
+        if steps >= trainer.max_steps or epoch == limit:
+            break
+        steps, epoch = steps + taken, epoch + 1
+    return epoch
 
 
 def steps_of_fit(trainer: Trainer) -> int | None:
     """Return the optimizer steps of the fit; ``None`` if their number isn't known beforehand.
 
+    These are the steps taken so far, and for each epoch to come the steps of an epoch with the
+    present number of batches. So the number changes if an epoch has more or fewer batches than the
+    ones before, see :class:`LengthOfFit`.
+
     Unlike ``Trainer.estimated_stepping_batches`` this takes ``GradientAccumulationScheduler`` into
-    account. It can be called in ``configure_optimizers`` and in all later hooks. It loads the
-    training data if the Trainer hasn't done so yet. If the fit resumes from a checkpoint, which may
-    hold the state of the loader, the Trainer then loads the data again.
+    account. It can be called in ``configure_optimizers`` and in the hooks up to the first
+    ``on_train_epoch_start``, and in each later ``on_train_epoch_start``. It loads the training data
+    if the Trainer hasn't done so yet. If the fit resumes from a checkpoint, which may hold the
+    state of the loader, the Trainer then loads the data again.
     """
     limits = [] if trainer.max_steps == -1 else [trainer.max_steps]
-    epochs = epochs_of_fit(trainer)
-    if trainer.lightning_module.automatic_optimization and epochs is not None:
-        if trainer.train_dataloader is None:
-            trainer.fit_loop.setup_data()
-            if trainer.ckpt_path is not None:
-                # Lightning restores a loader's state only while it sets the loader up.
-                trainer.fit_loop._combined_loader = None
-        batches = trainer.num_training_batches
-        if not math.isinf(batches):
-            limits.append(sum(math.ceil(batches / _accumulated(trainer, e)) for e in range(epochs)))
+    epochs = _max_epochs(trainer)
+    if epochs is not None and not math.isinf(_batches(trainer)):
+        left = islice(_steps_by_epoch(trainer), max(epochs - _open_epoch(trainer), 0))
+        limits.append(_steps_before_epoch(trainer) + sum(left))
     return min(limits, default=None)
 
 
 def why_unknown(trainer: Trainer) -> str:
     """Return why the length of the fit isn't known beforehand, for an error message."""
-    if epochs_of_fit(trainer) is None:
+    if _max_epochs(trainer) is None:
         return "the Trainer's max_epochs is -1"
     if not trainer.lightning_module.automatic_optimization:
         return "under manual optimization the module decides, and the Trainer has no max_steps"
     return "the training data has no length, and the Trainer no max_steps"
+
+
+def _max_epochs(trainer: Trainer) -> int | None:
+    epochs = trainer.max_epochs
+    return None if epochs is None or epochs == -1 else epochs
+
+
+def _batches(trainer: Trainer) -> int | float:
+    """Return the batches of an epoch; infinity if they don't tell the number of steps."""
+    if not trainer.lightning_module.automatic_optimization:
+        return math.inf
+    if trainer.train_dataloader is None:
+        trainer.fit_loop.setup_data()
+        if trainer.ckpt_path is not None:
+            # Lightning restores a loader's state only while it sets the loader up.
+            trainer.fit_loop._combined_loader = None
+    return trainer.num_training_batches
+
+
+def _steps_by_epoch(trainer: Trainer) -> Iterator[int]:
+    """Yield the optimizer steps of the present epoch and of each later one, without end."""
+    epoch = _open_epoch(trainer)
+    while True:
+        yield math.ceil(trainer.num_training_batches / _accumulated(trainer, epoch))
+        epoch += 1
+
+
+def _open_epoch(trainer: Trainer) -> int:
+    """Return the index of the first epoch that isn't over.
+
+    ``Trainer.current_epoch`` is the one before, if a checkpoint was saved at the end of an epoch.
+    """
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    return int(progress.processed)
+
+
+def _steps_before_epoch(trainer: Trainer) -> int:
+    """Return the optimizer steps taken before the first epoch that isn't over."""
+    loop = trainer.fit_loop
+    progress: Any = loop.epoch_progress.current
+    if not loop.restarting or progress.started == progress.processed:
+        return trainer.global_step  # an epoch is about to start
+    # Resumed within an epoch.
+    optimizer = loop.epoch_loop.automatic_optimization.optim_progress.optimizer
+    return trainer.global_step - optimizer.step.current.completed
 
 
 def _accumulated(trainer: Trainer, epoch: int) -> int:
