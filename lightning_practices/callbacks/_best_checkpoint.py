@@ -9,7 +9,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_practices.callbacks._trainer.ranks import mean_over_ranks
+from lightning_practices.callbacks._early_stopping import RetrainFor
+from lightning_practices.callbacks._trainer.logs import MonitoredValues
+from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Mode
 
 
@@ -57,10 +59,33 @@ class BestCheckpoint(ModelCheckpoint):
         filename: str | None = None,
     ) -> None:
         super().__init__(dirpath, filename, monitor, mode=mode, save_last=True)
+        self._values = self._monitored()
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._values = self._monitored()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if trainer.fast_dev_run or callbacks_of(trainer, RetrainFor):  # type: ignore[attr-defined]
+            self._values.missing = "ignore"
+        elif not trainer.enable_validation:
+            self._values.missing = "warning"  # the last weights are saved all the same
+        self._values.on_train_epoch_end = self._should_save_on_train_epoch_end(trainer) or None
+        self._values.at_start(trainer)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = super().state_dict()
+        return state | {"new": dict(self._values.new)} if self._values.new else state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+        self._values.new = dict(state_dict.get("new", {}))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -86,14 +111,25 @@ class BestCheckpoint(ModelCheckpoint):
         return found
 
     @override
-    def _monitor_candidates(self, trainer: Trainer) -> dict[str, Tensor]:
-        values = super()._monitor_candidates(trainer)
-        if self.monitor in values:
-            values[self.monitor] = mean_over_ranks(trainer, values[self.monitor])
-        return values
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = self._values.at_validation_end(trainer)
+        self._check(trainer, values, is_time=not self._should_save_on_train_epoch_end(trainer))
 
     @override
-    def _save_topk_checkpoint(self, trainer: Trainer, *args: Any) -> None:
-        super()._save_topk_checkpoint(trainer, *args)
-        # Lightning then saves `last.ckpt`, but only if `_last_global_step_saved` is this step.
-        self._last_global_step_saved = trainer.global_step
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = self._values.at_train_epoch_end(trainer)
+        self._check(trainer, values, is_time=self._should_save_on_train_epoch_end(trainer))
+
+    def _monitored(self) -> MonitoredValues:
+        return MonitoredValues([str(self.monitor)], "BestCheckpoint")
+
+    def _check(self, trainer: Trainer, values: dict[str, Tensor] | None, *, is_time: bool) -> None:
+        """Save the weights if they are the best, and in any case as the last if it is time to."""
+        step = trainer.global_step
+        if trainer.fast_dev_run or trainer.sanity_checking or step == 0:  # type: ignore[attr-defined]
+            return
+        candidates = self._monitor_candidates(trainer) | (values or {})
+        if values is not None:
+            self._save_topk_checkpoint(trainer, candidates)
+        if values is not None or (is_time and self._last_global_step_saved != step):
+            self._save_last_checkpoint(trainer, candidates)

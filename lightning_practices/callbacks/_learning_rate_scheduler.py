@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
-from lightning_practices.callbacks._trainer.logs import MonitoredValue
+from lightning_practices.callbacks._trainer.logs import MonitoredValues
 from lightning_practices.callbacks._types import Mode
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
 
@@ -75,7 +75,7 @@ class LearningRateScheduler(Callback):
         self.schedule = schedule
         self.monitor = monitor
         self.mode: Mode = mode
-        self._value = self._monitored()
+        self._values = self._monitored()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -103,10 +103,11 @@ class LearningRateScheduler(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._value = self._monitored()
+        self._values = self._monitored()
         if by_step := _scheduler_of(trainer, LambdaLR):
             _renew(by_step)
         if plateau := _scheduler_of(trainer, ReduceLROnPlateau):
+            self._values.at_start(trainer)
             # A checkpoint restores the old arguments, but the new arguments count.
             plateau.patience = self.schedule.patience
             plateau.factor = 1 / self.schedule.divisor
@@ -115,15 +116,15 @@ class LearningRateScheduler(Callback):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.schedule.name == "plateau":
-            self._look(trainer, self._value.at_validation_end(trainer))
+            self._look(trainer, self._values.at_validation_end(trainer))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.schedule.name == "plateau":
-            self._look(trainer, self._value.at_train_epoch_end(trainer))
+            self._look(trainer, self._values.at_train_epoch_end(trainer))
 
-    def _monitored(self) -> MonitoredValue:
-        return MonitoredValue(self.monitor, "the plateau schedule")
+    def _monitored(self) -> MonitoredValues:
+        return MonitoredValues([self.monitor], "the plateau schedule")
 
     def _configs(self, trainer: Trainer, optimizer: Optimizer) -> list[LRSchedulerConfig]:
         """Return Lightning's configuration of the schedulers."""
@@ -156,14 +157,14 @@ class LearningRateScheduler(Callback):
         # frequencies.
         return [LRSchedulerConfig(scheduler, interval="step")]
 
-    def _look(self, trainer: Trainer, value: float | None) -> None:
+    def _look(self, trainer: Trainer, values: dict[str, Tensor] | None) -> None:
         """Step the plateau, if the monitored value has been logged and the warmup is over."""
         warmup = _scheduler_of(trainer, LinearLR)
         plateau = _scheduler_of(trainer, ReduceLROnPlateau)
-        if value is None or warmup is None or plateau is None:  # the fit has no optimizer
+        if values is None or warmup is None or plateau is None:  # the fit has no optimizer
             return
         if warmup.last_epoch >= self.schedule.warmup_steps:
-            plateau.step(value)
+            plateau.step(values[self.monitor].item())
 
 
 def _bare(optimizer: Any) -> Optimizer:

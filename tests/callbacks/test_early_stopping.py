@@ -202,7 +202,7 @@ class Silent(Scripted):
 
 
 def test_a_value_that_was_never_logged() -> None:
-    with pytest.raises(RuntimeError, match="`val_loss` which is not available"):
+    with pytest.raises(MisconfigurationException, match="EarlyStopping watches 'val_loss', but"):
         fit(Silent(), EarlyStopping("val_loss", patience=3))
     module, stopping = Silent(), EarlyStopping("val_loss", strict=False)
     fit(module, stopping, max_epochs=2)

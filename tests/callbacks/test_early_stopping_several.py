@@ -108,7 +108,7 @@ def test_it_says_that_it_stops_only_if_it_does(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_one_of_them_was_not_logged() -> None:
-    with pytest.raises(RuntimeError, match="`accuracy` which is not available"):
+    with pytest.raises(MisconfigurationException, match="EarlyStopping watches 'accuracy', but"):
         fit(Scripted(), both())
     stopping = both(strict=False)
     assert fit(Scripted(), stopping, max_epochs=2).current_epoch == 2

@@ -149,7 +149,7 @@ def test_without_validation_of_the_value(tmp_path: Path) -> None:
         def on_validation_epoch_end(self) -> None:
             pass
 
-    with pytest.raises(Exception, match="could not find the monitored key"):
+    with pytest.raises(Exception, match="BestCheckpoint watches 'val_loss', but neither"):
         fit(Silent(), trainer_of(tmp_path, num_sanity_val_steps=0))
 
 

@@ -368,6 +368,7 @@ def test_a_metric_of_training() -> None:
     assert rising.factors == near([1.0] * 72)
 
 
+@pytest.mark.filterwarnings("ignore:the plateau schedule watches")
 @pytest.mark.parametrize(
     ("arguments", "options"),
     [
@@ -421,15 +422,15 @@ def test_resuming_where_no_batch_of_the_epoch_is_left(tmp_path: Path) -> None:
     class Training(Base):
         @override
         def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-            self.log("val_loss", 1.0, on_step=False, on_epoch=True)
+            self.log("train_loss", 1.0, on_step=False, on_epoch=True)
             return super().training_step(batch, batch_idx)
 
     class TrainingNet(LearningRateScheduleMixin, Training):
         pass
 
     path = tmp_path / "end.ckpt"
-    fit(TrainingNet(schedule="plateau"), Save(24, path), max_epochs=1)
-    module = TrainingNet(schedule="plateau")
+    fit(TrainingNet(schedule="plateau", monitor="train_loss"), Save(24, path), max_epochs=1)
+    module = TrainingNet(schedule="plateau", monitor="train_loss")
     fit(module, resume=path, max_epochs=2)
     assert list(module.seen) == list(range(24, 48))
 

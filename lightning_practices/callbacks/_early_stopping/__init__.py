@@ -1,6 +1,7 @@
 """Early stopping, and training for the number of steps that it has found.
 
 - ``early_stopping``: the callback that stops training, and restores the best weights.
+- ``arguments``: its arguments, for one or several monitored values.
 - ``retrain_for``: the callback that trains on all data for that number of steps, and the function
   that joins two loaders.
 """

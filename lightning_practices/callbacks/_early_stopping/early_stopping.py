@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -17,16 +17,16 @@ from typing_extensions import override
 from lightning_practices._arguments import check_names, check_number, check_whole
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._averaging import WeightAveraging
+from lightning_practices.callbacks._early_stopping.arguments import check_single, each
 from lightning_practices.callbacks._early_stopping.retrain_for import RetrainFor
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit
+from lightning_practices.callbacks._trainer.logs import Missing, MonitoredValues
 from lightning_practices.callbacks._trainer.others import callbacks_of
-from lightning_practices.callbacks._trainer.ranks import mean_over_ranks
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 from lightning_practices.callbacks._types import Mode
 
 _CHECKPOINT_KEY = "early_stopping_weights"
-_Item = TypeVar("_Item")
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -45,6 +45,9 @@ class EarlyStopping(LightningEarlyStopping):
     - Before ``min_epochs`` and ``min_steps`` are reached, no check stops training. Lightning would
       stop once they are reached; here the first check after them decides, so an improvement in
       between lets training continue.
+    - Only new values are checked. If neither validation nor the training epoch has logged the
+      value since the last check, there is no check. Lightning would check the old value again, and
+      count it as a check without improvement.
     - If a value that reaches ``stopping_threshold`` is the best, it is recorded as the best.
     - With :class:`WeightAveraging` the best weights are the validated averages.
     - A resumed fit keeps the count of checks without improvement, the best value and the best
@@ -86,7 +89,7 @@ class EarlyStopping(LightningEarlyStopping):
         verbose: Whether to log each improvement and the reason to stop.
         mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
             higher is better. One mode for all values, or one mode for each value.
-        strict: Whether to raise if ``monitor`` was not logged. If ``False``, checks begin once all
+        strict: Whether to raise if ``monitor`` is never logged. If ``False``, checks begin once all
             values have been logged.
         check_finite: Whether to stop once a value is infinite or nan.
         stopping_threshold: A value that is good enough to stop at once; only for a single
@@ -94,7 +97,8 @@ class EarlyStopping(LightningEarlyStopping):
         divergence_threshold: A value that is bad enough to stop at once; only for a single
             ``monitor``.
         check_on_train_epoch_end: Whether to check at the end of each training epoch rather than of
-            each validation. Default: ``True`` if validation runs exactly once per epoch.
+            each validation. Default: ``True`` if validation runs exactly once per epoch; otherwise
+            at the end of either, whichever has logged the values.
         log_rank_zero_only: Whether only rank 0 logs.
         restore_best_weights: Whether to keep the best weights, and to restore them when training
             ends.
@@ -109,8 +113,8 @@ class EarlyStopping(LightningEarlyStopping):
         MisconfigurationException: If ``mode`` is neither ``"min"`` nor ``"max"``. When
             ``Trainer.fit`` starts, if weights are to be restored, and the strategy is FSDP1 or
             DeepSpeed, the Trainer has Lightning's ``WeightAveraging``, a second ``EarlyStopping``
-            restores weights, or the kept weights belong to another module.
-        RuntimeError: At a check, if ``strict`` is ``True`` and ``monitor`` was not logged.
+            restores weights, or the kept weights belong to another module. After the first
+            validation or epoch, if ``strict`` is ``True`` and ``monitor`` has not been logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
         ValueError: If ``monitor`` is empty or has a name twice, ``mode`` or ``min_delta`` is a list
             of another length than ``monitor``, or a threshold is given for several values.
@@ -132,9 +136,9 @@ class EarlyStopping(LightningEarlyStopping):
         restore_best_weights: bool = True,
     ) -> None:
         names = check_names("monitor", [monitor] if isinstance(monitor, str) else monitor)
-        _check_names(names, stopping_threshold, divergence_threshold)
-        modes: Sequence[Mode] = _each(mode, names, "mode")
-        deltas = [check_number("min_delta", d, ge=0) for d in _each(min_delta, names, "min_delta")]
+        check_single(names, stopping_threshold, divergence_threshold)
+        modes: Sequence[Mode] = each(mode, names, "mode")
+        deltas = [check_number("min_delta", d, ge=0) for d in each(min_delta, names, "min_delta")]
         patience = check_whole("patience", patience, 0)
         shared: Any = {"patience": patience, "strict": strict, "check_finite": check_finite}
         super().__init__(
@@ -161,6 +165,8 @@ class EarlyStopping(LightningEarlyStopping):
         self.fit_steps: int | None = None
         self._weights = BestWeights(f"EarlyStopping(monitor={self.monitor!r})")
         self._restored = False  # whether this fit has restored the best weights
+        self._on_train_epoch_end = check_on_train_epoch_end
+        self._values = self._monitored(None)
 
     def restore(self, pl_module: LightningModule) -> None:
         """Load the best weights into the module, if there are any.
@@ -180,7 +186,11 @@ class EarlyStopping(LightningEarlyStopping):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         reject_twin(trainer, pl_module)
-        super().setup(trainer, pl_module, stage)
+        self._check_on_train_epoch_end = self._on_train_epoch_end
+        super().setup(trainer, pl_module, stage)  # chooses if it is None
+        if stage == "fit":
+            asked = self._on_train_epoch_end is not None or self._check_on_train_epoch_end
+            self._values = self._monitored(self._check_on_train_epoch_end if asked else None)
         self._restored = False
         if self.restore_best_weights and stage == "fit":
             self._check_trainer(trainer)
@@ -198,6 +208,18 @@ class EarlyStopping(LightningEarlyStopping):
                 f" the best weights of an earlier fit of {type(pl_module).__name__}: make a new"
                 " module and a new callback"
             )
+        if self._checks(trainer):
+            self._values.at_start(trainer)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._checks(trainer):
+            self._check(trainer, self._values.at_validation_end(trainer))
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._checks(trainer):
+            self._check(trainer, self._values.at_train_epoch_end(trainer))
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -229,6 +251,8 @@ class EarlyStopping(LightningEarlyStopping):
             "best_step": self.best_step,
             "fit_steps": self.fit_steps,
         }
+        if self._values.new:
+            state["new"] = dict(self._values.new)
         if self._others:
             state["others"] = {other.state_key: other.state_dict() for other in self._others}
         return state
@@ -240,6 +264,7 @@ class EarlyStopping(LightningEarlyStopping):
         self.best_epoch = state_dict.get("best_epoch")
         self.best_step = state_dict.get("best_step")
         self.fit_steps = state_dict.get("fit_steps")
+        self._values.new = dict(state_dict.get("new", {}))
         others = state_dict.get("others", {})
         for other in self._others:
             if other.state_key in others:  # otherwise the value is new in this fit
@@ -272,16 +297,22 @@ class EarlyStopping(LightningEarlyStopping):
                 " seen"
             )
 
-    @override
-    def _run_early_stopping_check(self, trainer: Trainer) -> None:
-        logs = trainer.callback_metrics
+    def _monitored(self, on_train_epoch_end: bool | None) -> MonitoredValues:
+        missing: Missing = "error" if self.strict else "warning" if self.verbose else "ignore"
+        options: Any = {"on_train_epoch_end": on_train_epoch_end, "missing": missing}
+        names = [one.monitor for one in (self, *self._others)]
+        return MonitoredValues(names, "EarlyStopping", **options)
+
+    @staticmethod
+    def _checks(trainer: Trainer) -> bool:
         # RetrainFor fixes the length of its fit, so this callback doesn't check there.
-        skipped = trainer.fast_dev_run or callbacks_of(trainer, RetrainFor)  # type: ignore[attr-defined]
-        watched = (self, *self._others)
-        if skipped or not all(one._validate_condition_metric(logs) for one in watched):
+        return not (trainer.fast_dev_run or callbacks_of(trainer, RetrainFor))  # type: ignore[attr-defined]
+
+    def _check(self, trainer: Trainer, new: dict[str, Tensor] | None) -> None:
+        """Check the new values, which are the same on all ranks, so that all ranks stop at once."""
+        if new is None:
             return
-        # Every rank checks the same values, so all ranks stop at the same check.
-        values = [mean_over_ranks(trainer, logs[one.monitor].squeeze()) for one in watched]
+        values = [new[one.monitor] for one in (self, *self._others)]
         improved = self._improves(values[0])
         if improved:
             self._keep(trainer)
@@ -350,28 +381,6 @@ class EarlyStopping(LightningEarlyStopping):
                     f"EarlyStopping of {self.monitor!r} and of {rival.monitor!r} would both restore"
                     " their best weights: set restore_best_weights=False for all but one"
                 )
-
-
-def _check_names(names: Sequence[str], *thresholds: float | None) -> None:
-    if not names or len({*names}) < len(names):
-        raise ValueError(f"monitor has to be one name or several different names, but got {names}")
-    if len(names) > 1 and any(threshold is not None for threshold in thresholds):
-        raise ValueError(
-            "stopping_threshold and divergence_threshold need a single monitored value, but monitor"
-            f" has {len(names)}: give them to a further EarlyStopping(monitor=...,"
-            " restore_best_weights=False)"
-        )
-
-
-def _each(given: _Item | Sequence[_Item], names: Sequence[str], what: str) -> Sequence[_Item]:
-    """Return one item for each name, from one item for all names or a sequence."""
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        return [given] * len(names)
-    if len(given) != len(names):
-        raise ValueError(
-            f"{what} has to be one for all of {list(names)}, or one for each, but got {given}"
-        )
-    return given
 
 
 def _as_validated(trainer: Trainer) -> AbstractContextManager[None]:

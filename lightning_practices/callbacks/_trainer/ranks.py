@@ -11,13 +11,28 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 
-def mean_over_ranks(trainer: Trainer, value: Tensor) -> Tensor:
-    """Return the mean of ``value`` over all ranks, as a floating-point tensor."""
-    value = value.clone() if value.is_floating_point() else value.float()
-    if trainer.world_size > 1:
-        value = value.to(trainer.strategy.root_device)
-        trainer.strategy.reduce(value, reduce_op="mean")  # in place
-    return value
+def mean_over_ranks(trainer: Trainer, value: Tensor | None) -> Tensor | None:
+    """Return the mean of ``value`` over the ranks that have one, as a floating-point tensor.
+
+    Args:
+        trainer: The Trainer.
+        value: A tensor of one element; ``None`` if this rank has no value.
+
+    Returns:
+        The mean, without dimensions; ``None`` if no rank has a value.
+    """
+    if value is not None:
+        value = value.squeeze()
+        value = value.clone() if value.is_floating_point() else value.float()
+    if trainer.world_size == 1:
+        return value
+    total = torch.zeros(2, dtype=torch.float64, device=trainer.strategy.root_device)
+    if value is not None:
+        total[0], total[1] = value, 1
+    total, count = trainer.strategy.reduce(total, reduce_op="sum").unbind()
+    if not count:
+        return None
+    return (total / count).to(torch.float32 if value is None else value.dtype)
 
 
 def sum_over_ranks(trainer: Trainer, counts: Tensor) -> Tensor:

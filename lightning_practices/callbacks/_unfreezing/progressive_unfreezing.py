@@ -13,7 +13,7 @@ from lightning_practices._arguments import check_number
 from lightning_practices._names import plain_name
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
-from lightning_practices.callbacks._trainer.logs import MonitoredValue, log_numbers
+from lightning_practices.callbacks._trainer.logs import MonitoredValues, log_numbers
 from lightning_practices.callbacks._unfreezing.checks import check_trainer
 from lightning_practices.callbacks._unfreezing.freezing import Freezing
 from lightning_practices.callbacks._unfreezing.groups import split_groups
@@ -167,7 +167,7 @@ class ProgressiveUnfreezing(Callback):
         self._weights = BestWeights("ProgressiveUnfreezing")
         self._saved: list[str] | None = None  # layout in a checkpoint or the last fit
         self._last_step: int | None = None  # steps before the last batch of this fit
-        self._monitored: MonitoredValue | None = None  # by the present phase's plateau
+        self._monitored: MonitoredValues | None = None  # by the present phase's plateau
 
     @property
     def phase(self) -> int:
@@ -295,8 +295,7 @@ class ProgressiveUnfreezing(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self._weights:
-            best_step = self._progress.best_step
-            kept = self._weights.save(trainer, pl_module, checkpoint, best_step)
+            kept = self._weights.save(trainer, pl_module, checkpoint, self._progress.best_step)
             if kept:
                 checkpoint[_WEIGHTS] = kept
 
@@ -342,12 +341,12 @@ class ProgressiveUnfreezing(Callback):
             " into the module and fit without ckpt_path"
         )
 
-    def _judge(self, trainer: Trainer, pl_module: LightningModule, value: float | None) -> None:
+    def _judge(self, trainer: Trainer, pl_module: LightningModule, new: Any) -> None:
         """Check a new value of the phase's plateau; ``None`` means that no value was logged."""
         plateau = self._phase.plateau
-        if value is None or plateau is None:
+        if new is None or plateau is None:
             return
-        improves = self._progress.look(plateau, value, trainer.global_step)
+        improves = self._progress.look(plateau, new[plateau.monitor].item(), trainer.global_step)
         if improves and self._phase.restore_best:
             self._weights.keep(pl_module)
 
@@ -368,10 +367,10 @@ class ProgressiveUnfreezing(Callback):
         """Freeze and unfreeze parameters for the present phase, and report the phase."""
         assert self._plan is not None
         assert self._freezing is not None
-        self._monitored = None
-        if (plateau := self._phase.plateau) is not None:
-            watcher = f"phase {self._title} of ProgressiveUnfreezing"
-            self._monitored = MonitoredValue(plateau.monitor, watcher)
+        plateau, watcher = self._phase.plateau, f"phase {self._title} of ProgressiveUnfreezing"
+        self._monitored = None if plateau is None else MonitoredValues([plateau.monitor], watcher)
+        if self._monitored is not None:
+            self._monitored.at_start(trainer)
         others = self._freezing.apply(self._plan.trainable[self._progress.phase])
         if others:
             rank_zero_warn(
