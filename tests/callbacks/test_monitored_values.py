@@ -138,7 +138,7 @@ def test_every_callback_sees_the_value_of_one_of_several_dataloaders(
     best = BestCheckpoint(SECOND, dirpath=tmp_path)
     plateau = LearningRateSchedule("plateau", patience=1, divisor=10)
     rate = LearningRateScheduler(plateau, SECOND)
-    phases = [
+    phases: list[dict[str, Any]] = [
         {"blocks": ["head"], "until": {"plateau": {"monitor": SECOND, "patience": 1}}},
         {"blocks": ["body"]},
     ]
@@ -148,7 +148,7 @@ def test_every_callback_sees_the_value_of_one_of_several_dataloaders(
     trainer = fit(module, *callbacks, val_check_interval=interval)
     between = STEPS * interval  # steps from one validation to the next
     assert trainer.global_step == 5 * between  # the best, and three more
-    assert (stopping.best_step, stopping.best_score) == (2 * between, 1.0)
+    assert (stopping.best_step, stopping.best_score.item()) == (2 * between, 1.0)
     assert (curves.best_step, curves.best_score) == (2 * between, 1.0)
     assert best.best_model_score == 1.0
     assert f"step={2 * between:.0f}.ckpt" in best.best_model_path
@@ -235,7 +235,7 @@ def test_values_of_two_loops_are_checked_once_both_are_new() -> None:
     stopping = EarlyStopping(["train_score", SECOND], patience=2)
     trainer = fit(Training(), stopping, check_val_every_n_epoch=2)
     assert trainer.current_epoch == 6
-    assert (stopping.best_epoch, stopping.best_score, stopping.wait_count) == (1, 1.0, 2)
+    assert (stopping.best_epoch, stopping.best_score.item(), stopping.wait_count) == (1, 1.0, 2)
 
 
 def test_another_trainer_may_validate_at_other_times() -> None:
@@ -312,7 +312,7 @@ def test_a_value_of_steps_alone() -> None:
 def test_a_validation_in_mid_epoch_warns_at_once(watcher: str, tmp_path: Path) -> None:
     module = Net(by_suffix)
     warns = f"^{watcher} watches 'val_loss', which this validation hasn't logged.*{SECOND!r}"
-    options = {"val_check_interval": 0.5, "default_root_dir": tmp_path, "max_epochs": 1}
+    options: Any = {"val_check_interval": 0.5, "default_root_dir": tmp_path, "max_epochs": 1}
     with pytest.warns(UserWarning, match=warns), pytest.raises(MisconfigurationException):
         fit(module, CONSUMERS[watcher]("val_loss"), **options)
     with pytest.raises(UserWarning, match=warns):
@@ -323,7 +323,7 @@ def test_a_validation_in_mid_epoch_warns_at_once(watcher: str, tmp_path: Path) -
 @pytest.mark.parametrize("watcher", CONSUMERS)
 @pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
 def test_a_fit_without_validation_warns_before_it_begins(watcher: str, tmp_path: Path) -> None:
-    options = {"default_root_dir": tmp_path, "limit_val_batches": 0}
+    options: Any = {"default_root_dir": tmp_path, "limit_val_batches": 0}
     with pytest.raises(UserWarning, match=f"^{watcher} watches 'val_loss', but this fit runs no"):
         fit(module := Net(by_suffix), CONSUMERS[watcher]("val_loss"), **options)
     assert not module.trained

@@ -47,7 +47,7 @@ class RetrainFor(Callback):
     isn't compressed into ``steps``. This holds for schedules that count steps, such as
     ``LearningRateScheduleMixin``, :class:`DropRateSchedule` and ``OneCycleLR`` with
     ``trainer.estimated_stepping_batches``. A schedule that counts epochs counts the longer epochs.
-    A schedule that monitors validation, such as a plateau schedule, gets no values.
+    A plateau schedule that monitors validation would get no value, and raises an error.
 
     The callback has no state: a fit that is resumed from a checkpoint ends after the same step.
 
