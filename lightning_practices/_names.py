@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from lightning_practices._arguments import check_instance
+
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
@@ -21,10 +23,9 @@ def module_name(name: str) -> str:
     return plain_name(f"{name}.").removesuffix(".")
 
 
-def check_module(model: object) -> None:
-    """Raise ``TypeError`` if ``model`` is not a :class:`torch.nn.Module`."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: {model!r}")
+def check_module(model: object, name: str = "model") -> None:
+    """Raise ``TypeError`` if the argument ``name`` is not a :class:`torch.nn.Module`."""
+    check_instance(name, model, nn.Module, "a torch.nn.Module")
 
 
 def modules_with_names(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str, ...]]]:

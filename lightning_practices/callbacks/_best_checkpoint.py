@@ -1,7 +1,7 @@
 """The callback that saves the best and the last weights."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_practices._arguments import check_choice, check_name, check_path
 from lightning_practices.callbacks._early_stopping import RetrainFor
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
 from lightning_practices.callbacks._trainer.others import callbacks_of
@@ -46,8 +47,10 @@ class BestCheckpoint(ModelCheckpoint):
             are filled in. Default: ``"{epoch}-{step}"``.
 
     Raises:
-        MisconfigurationException: If ``mode`` is neither ``"min"`` nor ``"max"``. On
-            ``ckpt_path="last"``, as above. At a check, if ``monitor`` was not logged.
+        TypeError: If an argument is of another type.
+        ValueError: If ``monitor`` is empty, or ``mode`` is neither ``"min"`` nor ``"max"``.
+        MisconfigurationException: On ``ckpt_path="last"``, as above. At a check, if ``monitor`` was
+            not logged.
     """
 
     def __init__(
@@ -58,6 +61,12 @@ class BestCheckpoint(ModelCheckpoint):
         dirpath: str | Path | None = None,
         filename: str | None = None,
     ) -> None:
+        check_name("monitor", monitor)
+        check_choice("mode", mode, get_args(Mode))
+        if dirpath is not None:
+            dirpath = check_path("dirpath", dirpath, "folder")
+        if filename is not None:
+            check_name("filename", filename)
         super().__init__(dirpath, filename, monitor, mode=mode, save_last=True)
         self._values = self._monitored()
 

@@ -1,17 +1,18 @@
 """The callback that lets the rates of dropout follow a schedule."""
 
-from typing import Any
+from typing import Any, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_practices._arguments import check_choice, check_count_or_share, check_layers
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.horizon import part_of_fit
 from lightning_practices.callbacks._trainer.logs import log_numbers, logs_now
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Interval
-from lightning_practices.schedules import DropLayers, DropRate, DropSchedule, drop_rate_factor
+from lightning_practices.schedules import DropLayers, DropRate, DropSchedule
 
 
 class DropRateSchedule(Callback):
@@ -62,23 +63,16 @@ class DropRateSchedule(Callback):
         interval: Interval = "step",
         duration: int | float = 1.0,
     ) -> None:
-        drop_rate_factor(schedule, 0.0)  # raises for an unknown schedule
-        if interval not in ("step", "epoch"):
-            raise ValueError(f"interval has to be 'step' or 'epoch', but got {interval!r}")
-        whole = isinstance(duration, int) and not isinstance(duration, bool) and duration >= 1
-        share = isinstance(duration, float) and 0.0 < duration <= 1.0
-        if not (whole or share):
+        check_choice("schedule", schedule, get_args(DropSchedule))
+        check_choice("interval", interval, get_args(Interval))
+        duration = check_count_or_share("duration", duration, f"{interval}s", least=1, gt=0)
+        if schedule in ("early", "late") and isinstance(duration, float) and duration == 1.0:
             raise ValueError(
-                f"duration has to be a number of {interval}s, an int from 1 on, or a share of the"
-                f" fit, a float above 0 and up to 1.0, but got {duration!r}"
-            )
-        if schedule in ("early", "late") and share and duration == 1.0:
-            raise ValueError(
-                f"with {schedule!r} a duration of the whole fit is no schedule: give the duration"
-                " after which dropout is turned on or off, as in duration=0.2"
+                f"with schedule={schedule!r} a duration of the whole fit is no schedule: give the"
+                " duration after which dropout is turned on or off, as in duration=0.2"
             )
         self.schedule: DropSchedule = schedule
-        self.layers = layers
+        self.layers = None if layers is None else check_layers("layers", layers)
         self.interval = interval
         self.duration = duration
         self._drop_rate: DropRate | None = None  # while a fit runs

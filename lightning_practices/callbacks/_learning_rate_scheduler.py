@@ -1,7 +1,7 @@
 """The callback that lets learning rates follow a schedule."""
 
 import sys
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from typing_extensions import override
 
+from lightning_practices._arguments import check_choice, check_name
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
@@ -69,12 +70,11 @@ class LearningRateScheduler(Callback):
         mode: Mode = "min",
     ) -> None:
         if not isinstance(schedule, LearningRateSchedule):
-            schedule = LearningRateSchedule(schedule)
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode has to be 'min' or 'max', but got {mode!r}")
+            names = get_args(LearningRateScheduleName)
+            schedule = LearningRateSchedule(check_choice("schedule", schedule, names))
         self.schedule = schedule
-        self.monitor = monitor
-        self.mode: Mode = mode
+        self.monitor = check_name("monitor", monitor)
+        self.mode: Mode = check_choice("mode", mode, get_args(Mode))
         self._values = self._monitored()
 
     @override

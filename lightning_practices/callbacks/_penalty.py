@@ -12,7 +12,7 @@ from torch.optim import LBFGS, Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_practices._arguments import check_number
+from lightning_practices._arguments import check_flag, check_names, check_number
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._clipping import GradientClipping
 from lightning_practices.callbacks._trainer.logs import logs_now
@@ -89,8 +89,8 @@ class Penalty(Callback):
     ) -> None:
         self.l1 = check_number("l1", l1, ge=0)
         self.l2 = check_number("l2", l2, ge=0)
-        self.exclude = exclude
-        self.proximal = proximal
+        self.exclude = check_names("exclude", exclude)
+        self.proximal = check_flag("proximal", proximal)
         self._penalised: set[int] = set()  # the ids of weights, while a fit runs
         self._handles: list[RemovableHandle] = []
         self._log_name = "penalty"
@@ -116,7 +116,7 @@ class Penalty(Callback):
         if not weights:
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} has no weight to penalise: exclude="
-                f"{tuple(self.exclude)} leaves none"
+                f"{self.exclude} leaves none"
             )
         self._penalised = {id(p) for p in weights.values()}
         clips_before = any(one.serves_module for one in callbacks_of(trainer, GradientClipping))

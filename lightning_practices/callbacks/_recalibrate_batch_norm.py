@@ -16,6 +16,7 @@ from rich.progress import track
 from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import override
 
+from lightning_practices._arguments import check_callable
 from lightning_practices._batches import input_of
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.others import callbacks_of, set_callbacks
@@ -62,6 +63,8 @@ class RecalibrateBatchNorm(Callback):
     """
 
     def __init__(self, forward: Callable[[Any, Any], Any] | None = None) -> None:
+        if forward is not None:
+            check_callable("forward", forward, "a function of the module and a batch")
         self.forward = forward
 
     @override

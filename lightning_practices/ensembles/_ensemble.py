@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_practices._arguments import (
+    check_choice,
+    check_flag,
+    check_instance,
+    check_listed,
+)
 from lightning_practices.ensembles._prediction import MonteCarloPrediction, Summary
 from lightning_practices.ensembles._vectorized import (
     VectorizedModels,
@@ -93,8 +99,10 @@ class Ensemble(nn.Module):
         vectorize: bool | None = None,
     ) -> None:
         super().__init__()
-        given = list(members)
+        given = check_listed("members", members, "several modules")
         _check(given, task, outputs, vote)
+        if vectorize is not None:
+            check_flag("vectorize", vectorize)
         self.task: Task = task
         self.outputs: Outputs = outputs
         self.vote = vote
@@ -225,19 +233,12 @@ class Ensemble(nn.Module):
 
 def _check(members: list[Any], task: str, outputs: str, vote: str) -> None:
     if not members:
-        raise ValueError("an ensemble needs at least one member, got none")
+        raise ValueError("members has to hold at least one module, but it is empty")
     for member in members:
-        if not isinstance(member, nn.Module):
-            raise TypeError(
-                f"each member must be a torch.nn.Module, got {type(member).__name__}: {member!r}"
-            )
-    for name, got, known in (
-        ("task", task, get_args(Task)),
-        ("outputs", outputs, get_args(Outputs)),
-        ("vote", vote, get_args(Vote)),
-    ):
-        if got not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {got!r}")
+        check_instance("each of members", member, nn.Module, "a torch.nn.Module")
+    check_choice("task", task, get_args(Task))
+    check_choice("outputs", outputs, get_args(Outputs))
+    check_choice("vote", vote, get_args(Vote))
     if task == "regression" and (outputs != "logits" or vote != "soft"):
         raise ValueError(
             f"task='regression' averages values: outputs={outputs!r} and vote={vote!r} are for"

@@ -8,6 +8,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
+from lightning_practices._arguments import check_callable, check_choice, check_whole
+from lightning_practices._names import check_module
 from lightning_practices.ensembles._prediction import MonteCarloPrediction, Summary
 from lightning_practices.ensembles._shared_masks import SharedMasks
 from lightning_practices.ensembles._vote import Task
@@ -77,7 +79,10 @@ def monte_carlo_dropout(
             empty, or an output has a wrong shape. If the batch is to be repeated, and one of its
             tensors has another size in dimension 0.
     """
-    _check(model, task, passes, max_batch_size)
+    check_module(model)
+    task, passes, seed, max_batch_size = _checked(task, passes, seed, max_batch_size)
+    if forward is not None:
+        check_callable("forward", forward, "a function of the batch")
     size = _size(batch)
     masks = SharedMasks(model, seed, size)
     summary = Summary(task)
@@ -114,11 +119,9 @@ class MonteCarloDropout:
         seed: int = 0,
         max_batch_size: int | None = None,
     ) -> None:
-        _check_arguments(task, passes, max_batch_size)
-        self.task: Task = task
-        self.passes = passes
-        self.seed = seed
-        self.max_batch_size = max_batch_size
+        self.task, self.passes, self.seed, self.max_batch_size = _checked(
+            task, passes, seed, max_batch_size
+        )
 
     def __call__(
         self, model: nn.Module, batch: Any, forward: Callable[[Any], Tensor] | None = None
@@ -218,19 +221,17 @@ def _repeated(batch: Any, count: int, size: int) -> Any:
     return batch
 
 
-def _check(model: object, task: str, passes: int, max_batch_size: int | None) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}: {model!r}")
-    _check_arguments(task, passes, max_batch_size)
-
-
-def _check_arguments(task: str, passes: int, max_batch_size: int | None) -> None:
-    if task not in (known := get_args(Task)):
-        raise ValueError(f"task must be one of {', '.join(map(repr, known))}, got {task!r}")
-    if passes < 2:
-        raise ValueError(f"passes must be at least 2, to have a standard deviation, got {passes}")
-    if max_batch_size is not None and max_batch_size < 1:
-        raise ValueError(f"max_batch_size must be at least 1, or None, got {max_batch_size}")
+def _checked(
+    task: Task, passes: int, seed: int, max_batch_size: int | None
+) -> tuple[Task, int, int, int | None]:
+    if max_batch_size is not None:
+        max_batch_size = check_whole("max_batch_size", max_batch_size, 1)
+    return (
+        check_choice("task", task, get_args(Task)),
+        check_whole("passes", passes, 2),  # a standard deviation needs two
+        check_whole("seed", seed, None),
+        max_batch_size,
+    )
 
 
 def _check_outputs(outputs: object, task: str, size: int) -> None:

@@ -102,7 +102,7 @@ class CheckpointMixin(MonitorMixin):
     def _set_checkpoint(self, checkpoint: bool | ModelCheckpoint | None) -> None:
         callback = configured(
             "checkpoint",
-            checkpoint or None,
+            None if checkpoint is False else checkpoint,
             ModelCheckpoint,
             (bool,),
             lambda _: BestCheckpoint(self._monitor, self._mode),

@@ -5,12 +5,13 @@ import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from difflib import get_close_matches
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
+from lightning_practices._arguments import check_choice, check_name, shown
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import Mode
 from lightning_practices.ensembles import MonteCarloDropout
@@ -115,8 +116,8 @@ class MonitorMixin(PracticeMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._monitor = monitor
-        self._mode: Mode = mode
+        self._monitor = check_name("monitor", monitor)
+        self._mode: Mode = check_choice("mode", mode, get_args(Mode))
 
 
 def configured(
@@ -141,12 +142,15 @@ def configured(
     if given is None or isinstance(given, kind):
         return given
     if isinstance(given, short) and (bool in short or not isinstance(given, bool)):
-        return make(given)
+        try:
+            return make(given)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{name}={shown(given)}: {error}") from error
     room = kind.__module__.partition("._")[0]
     types = [*(each.__name__ for each in short), f"{room}.{kind.__name__}", "None"]
     got = type(given)
     raise TypeError(
-        f"{name} has to be of one of the types {', '.join(types)}, but got {given!r}, of"
+        f"{name} has to be of one of the types {', '.join(types)}, but got {shown(given)}, of"
         f" {got.__module__}.{got.__qualname__}"
     )
 
@@ -188,7 +192,7 @@ def _named(base: type) -> list[str]:
 
 
 def _unknown(module: type, name: str, owners: dict[str, type]) -> str:
-    start = f"{module.__name__} got an unknown argument {name!r}"
+    start = f"{module.__name__} got an unknown argument {shown(name)}"
     option = "lr" if name == "learning_rate" else name
     if option in _named(Optimizer)[1:] and "optimizer" in owners:  # the first is its name
         return (

@@ -3,6 +3,7 @@
 import inspect
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
+from lightning_practices._arguments import check_instance, check_listed, shown
 from lightning_practices._batches import input_of
 from lightning_practices._twin import reject_twin
 from lightning_practices.ensembles import Ensemble, MonteCarloPrediction, Outputs, Task, Vote
@@ -73,7 +75,8 @@ class LightningEnsemble(LightningModule):
         vectorize: bool | None = None,
     ) -> None:
         super().__init__()
-        built = [_built(one) if isinstance(one, Mapping) else one for one in members]
+        given = check_listed("members", members, "several modules")
+        built = [_built(one) if isinstance(one, Mapping) else one for one in given]
         reject_twin(*built)
         options: dict[str, Any] = {
             "task": task,
@@ -110,6 +113,14 @@ class LightningEnsemble(LightningModule):
             **kwargs: Arguments of ``module_class`` that a checkpoint doesn't hold, for
                 ``module_class.load_from_checkpoint``.
         """
+        is_class = isinstance(module_class, type) and issubclass(module_class, LightningModule)
+        if not is_class:
+            raise TypeError(
+                f"module_class has to be a class of LightningModules, but got {shown(module_class)}"
+            )
+        paths = check_listed("paths", paths, "a list of the paths of checkpoints")
+        for path in paths:
+            check_instance("each of paths", path, (str, PathLike), "the path of a checkpoint")
         members = [
             module_class.load_from_checkpoint(path, map_location="cpu", weights_only=True, **kwargs)
             for path in paths
@@ -172,18 +183,25 @@ def _described(member: nn.Module) -> dict[str, Any]:
 
 def _built(described: Mapping[str, Any]) -> LightningModule:
     """Build a member from its class and arguments; its weights are loaded later."""
-    path, arguments = described["class_path"], described["init_args"]
+    path: Any = described.get("class_path")
+    arguments = described.get("init_args")
+    is_known = isinstance(path, str) and (arguments is None or isinstance(arguments, Mapping))
+    if not is_known or any(not isinstance(name, str) for name in arguments or ()):
+        raise ValueError(
+            "members has to hold modules, or as a file holds them dicts of class_path, the name of"
+            f" a class, and init_args, a dict of its arguments, but got {shown(described)}"
+        )
     if arguments is None:
         raise TypeError(
-            f"the file doesn't hold how to build the member of class {path}, which is no"
+            f"the file doesn't hold how to build the member of class {shown(path)}, which is no"
             " LightningModule or hasn't saved all its arguments as hyperparameters: give the"
             " members, as in load_from_checkpoint(path, members=[...])"
         )
     kind = _imported(path)
     if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
         raise ValueError(
-            f"the file names a member of class {path}, which is no LightningModule that has been"
-            " imported: import it first, or give load_from_checkpoint(path, members=[...])"
+            f"the file names a member of class {shown(path)}, which is no LightningModule that"
+            " has been imported: import it first, or give load_from_checkpoint(path, members=[...])"
         )
     return kind(**arguments)
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_practices._arguments import check_number
 from lightning_practices.nn._dropout import Dropout
 from lightning_practices.nn._layer_norm import LayerNorm
 from lightning_practices.nn._stochastic_depth import StochasticDepth
@@ -83,11 +84,10 @@ class AddDropoutLayerNorm(LayerNorm):
         device: Any = None,
         dtype: Any = None,
     ) -> None:
-        for name, rate in (("p", p), ("drop_path", drop_path)):
-            if not 0.0 <= rate <= 1.0:
-                raise ValueError(
-                    f"AddDropoutLayerNorm's {name} has to be between 0 and 1, but got {rate}"
-                )
+        p = check_number("p", p, ge=0, le=1)
+        drop_path = check_number("drop_path", drop_path, ge=0, le=1)
+        if layer_scale is not None:
+            layer_scale = check_number("layer_scale", layer_scale)
         shape = normalized_shape if isinstance(normalized_shape, int) else [*normalized_shape]
         super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
         self.initial_scale = layer_scale

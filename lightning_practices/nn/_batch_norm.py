@@ -9,6 +9,7 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_kernels import Activation
+from lightning_practices._arguments import check_choice, check_number, check_whole
 
 
 class FusedBatchNorm(_BatchNorm):
@@ -37,16 +38,12 @@ class FusedBatchNorm(_BatchNorm):
         virtual_batch_size: int | None = None,
         **kwargs: Any,  # torch's argument bias, which older versions don't have
     ) -> None:
-        if activation is not None and activation not in get_args(Activation):
-            known = ", ".join(get_args(Activation))
-            raise ValueError(f"activation must be None or one of {known}, but got {activation!r}")
-        if virtual_batch_size is not None and not (
-            isinstance(virtual_batch_size, int) and virtual_batch_size > 0
-        ):
-            raise ValueError(
-                f"virtual_batch_size must be a positive number of samples or None,"
-                f" but got {virtual_batch_size!r}"
-            )
+        if activation is not None:
+            check_choice("activation", activation, get_args(Activation), "None")
+        if activation_parameter is not None:
+            activation_parameter = check_number("activation_parameter", activation_parameter)
+        if virtual_batch_size is not None:
+            virtual_batch_size = check_whole("virtual_batch_size", virtual_batch_size, 1)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs
         )

@@ -5,6 +5,7 @@ from torchvision import ops
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_practices._arguments import check_flag
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
@@ -56,7 +57,7 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
         per_channel: bool = True,
     ) -> None:
         super().__init__(p, block_size, inplace, eps)
-        self.per_channel = per_channel
+        self.per_channel = check_flag("per_channel", per_channel)
 
     @override
     def forward(self, input: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from typing_extensions import override
 
+from lightning_practices._arguments import check_callable, check_iterable, check_whole
+from lightning_practices._names import check_module
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 _MAX_ROUNDS = 100  # rounds of k-means, which mostly converges within twenty
@@ -57,9 +59,7 @@ class DropCluster2d(ScheduledRate, _DropoutNd):
 
     def __init__(self, p: float, num_clusters: int, inplace: bool = False) -> None:
         super().__init__(p, inplace)
-        if num_clusters < 1:
-            raise ValueError(f"num_clusters has to be at least 1, but got {num_clusters}")
-        self.num_clusters = num_clusters
+        self.num_clusters = check_whole("num_clusters", num_clusters, 1)
         self.register_buffer("clusters", torch.empty(0, 0, dtype=torch.int64))
 
     @override
@@ -190,6 +190,10 @@ def fit_drop_clusters(
         ValueError: If no batch reaches a layer, or for the reasons given in
             :meth:`DropCluster2d.fit`.
     """
+    check_module(model)
+    check_iterable("batches", batches, "batches of training data")
+    if forward is not None:
+        check_callable("forward", forward, "a function of the model and a batch")
     layers = {name: m for name, m in model.named_modules() if isinstance(m, DropCluster2d)}
     if not layers:
         return ()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_practices._arguments import check_flag, check_number
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
@@ -60,8 +61,8 @@ class DropConnectLinear(ScheduledRate, nn.Linear):
         p: float = 0.5,
         per_sample: bool = False,
     ) -> None:
-        if not 0.0 <= p <= 1.0:
-            raise ValueError(f"DropConnectLinear's p has to be between 0 and 1, but got {p}")
+        p = check_number("p", p, ge=0, le=1)
+        check_flag("per_sample", per_sample)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.p = p
         self.per_sample = per_sample

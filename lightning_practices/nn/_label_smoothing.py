@@ -4,6 +4,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_practices._arguments import check_choice, check_instance, check_number, check_whole
+
 
 class LabelSmoothingCrossEntropyLoss(nn.CrossEntropyLoss):
     r"""Cross entropy with smoothed labels in training, and with the given labels in evaluation.
@@ -51,7 +53,8 @@ class LabelSmoothingCrossEntropyLoss(nn.CrossEntropyLoss):
         reduction: str = "mean",
         label_smoothing: float = 0.1,
     ) -> None:
-        _check(label_smoothing)
+        label_smoothing = _checked(weight, reduction, label_smoothing)
+        ignore_index = check_whole("ignore_index", ignore_index, None)
         super().__init__(
             weight,
             ignore_index=ignore_index,
@@ -110,7 +113,9 @@ class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
         pos_weight: Tensor | None = None,
         label_smoothing: float = 0.1,
     ) -> None:
-        _check(label_smoothing)
+        label_smoothing = _checked(weight, reduction, label_smoothing)
+        if pos_weight is not None:
+            check_instance("pos_weight", pos_weight, Tensor, "a tensor")
         super().__init__(weight, reduction=reduction, pos_weight=pos_weight)
         self.label_smoothing = label_smoothing
 
@@ -130,6 +135,8 @@ class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
         return f"label_smoothing={self.label_smoothing}"
 
 
-def _check(label_smoothing: float) -> None:
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ValueError(f"label_smoothing has to be between 0 and 1, but got {label_smoothing}")
+def _checked(weight: Tensor | None, reduction: str, label_smoothing: float) -> float:
+    if weight is not None:
+        check_instance("weight", weight, Tensor, "a tensor")
+    check_choice("reduction", reduction, ("mean", "sum", "none"))
+    return check_number("label_smoothing", label_smoothing, ge=0, le=1)

@@ -8,6 +8,8 @@ from torch.nn import functional
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 import lightning_kernels
+from lightning_practices._arguments import check_flag, shown
+from lightning_practices._names import check_module
 from lightning_practices.nn._batch_norm import FusedBatchNorm
 from lightning_practices.nn._group_norm import GroupNorm
 from lightning_practices.nn._hooks import any_hook_on_all, is_touched
@@ -60,6 +62,14 @@ def norm_activation(
         >>> norm, act, x = BatchNorm2d(4), nn.ReLU(), torch.randn(2, 4, 8, 8)
         >>> y = norm_activation(x, norm, act, residual=x)  # act(norm(x) + x)
     """
+    check_module(norm, "norm")
+    check_flag("inplace", inplace)
+    is_named = isinstance(activation, str) and hasattr(functional, activation)
+    if not is_named and (isinstance(activation, type) or not callable(activation)):
+        raise TypeError(
+            "activation has to be a layer, or the name of a function in torch.nn.functional, but"
+            f" got {shown(activation)}"
+        )
     kind: Any = type(norm)
     is_batch_norm = kind.forward is FusedBatchNorm.forward
     call = kind.normalise if is_batch_norm else norm_call(kind)

@@ -8,6 +8,7 @@ from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from lightning_kernels import clip_grad_scale
+from lightning_practices._arguments import check_instance, check_number, shown
 
 
 def clip_in_step(
@@ -42,6 +43,12 @@ def clip_in_step(
         ValueError: If the optimizer isn't fused: it would ignore the scale.
         RuntimeError: If the scaler has unscaled the gradients already.
     """
+    check_instance("optimizer", optimizer, Optimizer, "a torch optimizer")
+    if not isinstance(max_norm, Tensor):
+        check_number("max_norm", max_norm, ge=0, finite=False)
+    check_number("norm_type", norm_type, finite=False)
+    if scaler is not None:
+        check_instance("scaler", scaler, GradScaler, "a torch.amp.GradScaler")
     if not clips_in_step(optimizer):
         raise ValueError(
             "clip_in_step needs an optimizer that scales gradients in its step, but"
@@ -74,6 +81,8 @@ def clip_in_step(
 
 def clips_in_step(optimizer: Optimizer) -> bool:
     """Return whether the optimizer divides its gradients by an attribute ``grad_scale``."""
+    if not hasattr(optimizer, "param_groups"):  # a strategy may have wrapped torch's optimizer
+        raise TypeError(f"optimizer has to be a torch optimizer, but got {shown(optimizer)}")
     return getattr(optimizer, "_step_supports_amp_scaling", False)
 
 

@@ -9,7 +9,14 @@ from torch.distributed.tensor import DTensor
 from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from typing_extensions import override
 
-from lightning_practices._arguments import as_call, check_choice, check_names
+from lightning_practices._arguments import (
+    as_call,
+    check_choice,
+    check_listed,
+    check_names,
+    check_number,
+    shown,
+)
 from lightning_practices.optim._parameter_groups import KINDS, check_groups, parameter_groups
 
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
@@ -80,7 +87,7 @@ class Optimizer:
         layer_decay: float | None = None,
         **options: Any,
     ) -> None:
-        check_optimizer(name)
+        check_optimizer(name, "name")
         self.name = name
         self.weight_decay, self.layer_decay, self.lr = check_groups(weight_decay, layer_decay, lr)
         self.no_decay = check_names("no_decay", no_decay)
@@ -156,14 +163,15 @@ def make_optimizer(
         TypeError: If the optimizer doesn't take one of the options, or your function doesn't return
             an optimizer.
     """
-    check_optimizer(optimizer)
+    check_optimizer(optimizer, "optimizer")
     given = list(_listed(params))
     if lr is not None:
-        options["lr"] = lr
+        # A tensor is torch's own form of the rate for compiled and capturable optimizers.
+        options["lr"] = lr if isinstance(lr, Tensor) else check_number("lr", lr, ge=0)
     if callable(optimizer):
         made = optimizer(given, **options)
         if not isinstance(made, torch.optim.Optimizer):
-            raise TypeError(f"{optimizer!r} has to make an Optimizer, but made {made!r}")
+            raise TypeError(f"{shown(optimizer)} has to make an Optimizer, but made {shown(made)}")
         _check_decay(made)
         return made
     kind = _KINDS[optimizer]
@@ -171,18 +179,19 @@ def make_optimizer(
     return kind.make(given, **{**kind.options, **form, **options})
 
 
-def check_optimizer(optimizer: object) -> None:
-    """Raise unless an optimizer is a known name or callable.
+def check_optimizer(optimizer: object, name: str) -> None:
+    """Raise unless the argument ``name`` is a known optimizer's name or callable.
 
     Raises:
-        ValueError: If it is neither.
+        TypeError: If it is neither a string nor callable.
+        ValueError: If it is an unknown name.
     """
     if callable(optimizer):
         return
     own = getattr(torch.optim, optimizer, None) if isinstance(optimizer, str) else None
     example = f"torch.optim.{optimizer if isinstance(own, type) else 'NAdam'}"
     instead = f"a class or function that makes one, as in Optimizer({example})"
-    check_choice("optimizer", optimizer, get_args(OptimizerName), instead)
+    check_choice(name, optimizer, get_args(OptimizerName), instead)
 
 
 def _form(kind: _Kind, tensors: list[Tensor]) -> dict[str, bool]:
@@ -199,10 +208,32 @@ def _form(kind: _Kind, tensors: list[Tensor]) -> dict[str, bool]:
 
 def _listed(params: Iterable[Any]) -> Iterator[Any]:
     """Yield parameters or groups. Iterators become lists, which can be read more than once."""
-    entries: Iterable[Any] = [params] if isinstance(params, Tensor) else params
+    expected = "parameters, or groups of parameters"
+    entries: list[Any] = (
+        [params] if isinstance(params, Tensor) else check_listed("params", params, expected)
+    )
     for entry in entries:
-        is_open = isinstance(entry, dict) and not isinstance(entry["params"], Tensor)
-        yield {**entry, "params": list(entry["params"])} if is_open else entry
+        if not isinstance(entry, dict):
+            yield _parameter(entry)
+            continue
+        if "params" not in entry:
+            raise ValueError(f"each group of params has to have a key 'params', got {shown(entry)}")
+        within = entry["params"]
+        if not isinstance(within, Tensor):
+            within = [_parameter(p) for p in check_listed("params", within, expected)]
+        yield {**entry, "params": within}
+
+
+def _parameter(given: Any) -> Any:
+    """Return a parameter, or a pair of a name and a parameter.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    is_named = isinstance(given, tuple) and len(given) == 2
+    if not isinstance(given[1] if is_named else given, Tensor):
+        raise TypeError(f"params has to hold parameters or groups of them, but got {shown(given)}")
+    return given
 
 
 def _tensors(listed: list[Any]) -> Iterator[Tensor]:

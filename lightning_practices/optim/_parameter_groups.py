@@ -10,9 +10,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lightning_practices._arguments import check_names, check_number
+from lightning_practices._arguments import check_names, check_number, shown
 from lightning_practices._layers import NORMS
-from lightning_practices._names import plain_name
+from lightning_practices._names import check_module, plain_name
 from lightning_practices.surgery import blocks
 
 KINDS = ("norm", "bias", "embedding")
@@ -144,8 +144,9 @@ def layer_depths(model: nn.Module) -> dict[nn.Parameter, int]:
     Raises:
         ValueError: If the model has no parameters, or parameters without a shape yet.
     """
+    found = blocks(model)
     parameters = dict(model.named_parameters())
-    return {parameters[name]: block.depth for block in blocks(model) for name in block.parameters}
+    return {parameters[name]: block.depth for block in found for name in block.parameters}
 
 
 def check_groups(
@@ -203,6 +204,7 @@ def _places(model: nn.Module, no_decay: tuple[str, ...]) -> list[_Place]:
 
 
 def _check_model(model: nn.Module) -> None:
+    check_module(model)
     name = type(model).__name__
     if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
         raise ValueError(
@@ -282,10 +284,10 @@ def _depths(model: nn.Module, layer_decay: float) -> dict[int, int]:
 
 def _nothing(pattern: str, names: list[str]) -> str:
     """Return the message that a pattern matches no parameter, with the names that exist."""
-    shown = [*map(repr, names[:_SHOWN])]
+    there = [*map(repr, names[:_SHOWN])]
     if len(names) > _SHOWN:
-        shown.append(f"and {len(names) - _SHOWN} more")
+        there.append(f"and {len(names) - _SHOWN} more")
     return (
-        f"{pattern!r} is none of {', '.join(map(repr, KINDS))} and matches no parameter's name;"
-        f" there are: {', '.join(shown)}"
+        f"{shown(pattern)} is none of {', '.join(map(repr, KINDS))} and matches no parameter's"
+        f" name; there are: {', '.join(there)}"
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from lightning_practices._arguments import check_number
+from lightning_practices._arguments import check_instance, check_listed, check_number
 
 Weights = Iterable[Tensor] | Tensor
 
@@ -78,6 +78,8 @@ def add_penalty_gradients_(
         RuntimeError: If a gradient is not sharded in the same way as its weight.
     """
     l1, l2 = check_number("l1", l1, ge=0), check_number("l2", l2, ge=0)
+    if scale is not None:
+        check_instance("scale", scale, Tensor, "a tensor, the loss scale")
     pairs = [(w, w.grad) for w in _listed(weights) if w.grad is not None]
     if not pairs:
         return
@@ -122,7 +124,11 @@ def soft_threshold_(weights: Weights, threshold: float | Tensor) -> None:
 
 
 def _listed(weights: Weights) -> list[Tensor]:
-    return [weights] if isinstance(weights, Tensor) else list(weights)
+    expected = "a tensor, or several"
+    listed = (
+        [weights] if isinstance(weights, Tensor) else check_listed("weights", weights, expected)
+    )
+    return [check_instance("weights", weight, Tensor, expected) for weight in listed]
 
 
 def _norm(weights: list[Tensor], order: float, like: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 from torchvision import ops
 
-from lightning_practices._arguments import check_choice, check_number
+from lightning_practices._arguments import check_choice, check_layers, check_number, shown
 from lightning_practices._names import modules_with_names, plain_name
 from lightning_practices.nn import ScheduledRate
 
@@ -108,7 +108,7 @@ class DropRate:
     ) -> None:
         self.schedule: DropSchedule = check_choice("schedule", schedule, get_args(DropSchedule))
         self.factor = 1.0
-        self._layers = _choose(model, layers)
+        self._layers = _choose(model, check_layers("layers", layers))
         self.rates = {name: _rate(layer) for name, layer in self._layers.items()}
         if device is None:
             device = next((parameter.device for parameter in model.parameters()), None)
@@ -152,40 +152,31 @@ def _rate(layer: nn.Module) -> float:
     return rate
 
 
-def _choose(model: nn.Module, layers: DropLayers | None) -> dict[str, nn.Module]:
+def _choose(model: nn.Module, layers: Sequence[type[nn.Module] | str]) -> dict[str, nn.Module]:
     """Return the chosen dropout layers by their first names. A shared layer appears once."""
     dropping = {
         tuple(plain_name(name) for name in names): layer
         for layer, names in modules_with_names(model)
         if _rate(layer) > 0
     }
-    if isinstance(layers, str) or not isinstance(layers, Sequence):
-        layers = ["*" if layers is None else layers]
     chosen: set[tuple[str, ...]] = set()
     for wanted in layers:
         found = {names for names, layer in dropping.items() if _matches(layer, names, wanted)}
         if not found:
             raise ValueError(_nothing(wanted, dropping))
         chosen |= found
-    if not chosen:
-        raise ValueError(f"layers must hold at least one class or name, got {layers!r}")
     return {names[0]: layer for names, layer in dropping.items() if names in chosen}
 
 
 def _matches(layer: nn.Module, names: Sequence[str], wanted: type[nn.Module] | str) -> bool:
     if isinstance(wanted, type):
         return isinstance(layer, wanted)
-    if isinstance(wanted, str):
-        return any(fnmatchcase(name, wanted) for name in names)
-    raise TypeError(
-        "layers have to be classes or names, one or several, but got"
-        f" {type(wanted).__name__}: {wanted!r}"
-    )
+    return any(fnmatchcase(name, wanted) for name in names)
 
 
 def _nothing(wanted: type[nn.Module] | str, dropping: dict[tuple[str, ...], nn.Module]) -> str:
     """Return the message that ``wanted`` matches no layer, with the dropout layers that exist."""
-    got = wanted.__name__ if isinstance(wanted, type) else repr(wanted)
+    got = wanted.__name__ if isinstance(wanted, type) else shown(wanted)
     there = [
         f"{names[0]!r}, a {type(layer).__name__} of {_rate(layer):g}"
         for names, layer in dropping.items()
@@ -193,6 +184,6 @@ def _nothing(wanted: type[nn.Module] | str, dropping: dict[tuple[str, ...], nn.M
     if len(there) > _SHOWN:
         there[_SHOWN:] = [f"and {len(there) - _SHOWN} more"]
     return (
-        f"no dropout layer with a rate above 0 matches {got}; there"
+        f"layers={got} matches no dropout layer with a rate above 0; there"
         f" {'are none' if not there else 'are: ' + '; '.join(there)}"
     )

@@ -19,7 +19,12 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from lightning_practices._arguments import check_choice, check_number, check_whole
+from lightning_practices._arguments import (
+    check_callable,
+    check_choice,
+    check_number,
+    check_whole,
+)
 
 Factor = Callable[[int], float]
 """The share of the full learning rate, by the number of optimizer steps taken so far."""
@@ -136,7 +141,13 @@ def cosine_restarts(steps: int, cycles: int) -> Factor:
 
 
 def cycle_of(t: int, steps: int, cycles: int) -> int:
-    """Return the index of the cycle of :func:`cosine_restarts` to which step ``t`` belongs."""
+    """Return the index of the cycle of :func:`cosine_restarts` to which step ``t`` belongs.
+
+    Raises:
+        ValueError: If ``t`` isn't an integer from 0 on, or another argument not one from 1 on.
+    """
+    t, steps = check_whole("t", t, 0), check_whole("steps", steps, 1)
+    cycles = check_whole("cycles", cycles, 1)
     return ((t + 1) * cycles - 1) // steps
 
 
@@ -183,7 +194,8 @@ def warmed_up(factor: Factor, steps: int) -> Factor:
     Raises:
         ValueError: If ``steps`` isn't an integer from 0 on.
     """
-    steps = check_whole("warmup_steps", steps, 0)
+    check_callable("factor", factor, "a function of the step, such as cosine_decay(1000)")
+    steps = check_whole("steps", steps, 0)
     return lambda t: factor(0) * (t + 1) / (steps + 1) if t < steps else factor(t - steps)
 
 
@@ -223,6 +235,9 @@ def learning_rate_factor(
     """
     warmup_steps = check_whole("warmup_steps", warmup_steps, 0)
     steps = check_whole("steps", steps, 1)
+    floor = check_number("floor", floor, ge=0, le=1)
+    exponent = check_number("exponent", exponent, gt=0)
+    divisor = check_number("divisor", divisor, gt=1)
     left = max(steps - warmup_steps, 1)
     make: dict[str, Callable[[], Factor]] = {
         "power": lambda: power_decay(steps, exponent),

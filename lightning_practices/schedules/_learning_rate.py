@@ -6,7 +6,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from typing_extensions import override
 
-from lightning_practices._arguments import as_call, check_choice, check_number, check_whole
+from lightning_practices._arguments import (
+    as_call,
+    check_choice,
+    check_instance,
+    check_number,
+    check_whole,
+)
 from lightning_practices.schedules._factors import Factor, learning_rate_factor
 
 LearningRateScheduleName = Literal["power", "exponential", "step", "cosine", "one_cycle", "plateau"]
@@ -27,7 +33,8 @@ def linear_warmup(optimizer: Optimizer, steps: int) -> LinearLR:
     Raises:
         ValueError: If ``steps`` isn't an integer from 0 on.
     """
-    steps = check_whole("warmup_steps", steps, 0)
+    check_instance("optimizer", optimizer, Optimizer, "a torch optimizer")
+    steps = check_whole("steps", steps, 0)
     return LinearLR(optimizer, start_factor=1 / (steps + 1), total_iters=steps)
 
 
@@ -63,6 +70,7 @@ def plateau(
     Raises:
         ValueError: If an argument is out of its range.
     """
+    check_instance("optimizer", optimizer, Optimizer, "a torch optimizer")
     mode = check_choice("mode", mode, ("min", "max"))
     patience = check_whole("patience", patience, 0)
     divisor = check_number("divisor", divisor, gt=1)
@@ -122,7 +130,7 @@ class LearningRateSchedule:
         patience: int = 3,
     ) -> None:
         known = get_args(LearningRateScheduleName)
-        self.name: LearningRateScheduleName = check_choice("schedule", name, known)
+        self.name: LearningRateScheduleName = check_choice("name", name, known)
         self.warmup_steps = check_whole("warmup_steps", warmup_steps, 0)
         self.steps = None if steps is None else check_whole("steps", steps, 1)
         self.floor = check_number("floor", floor, ge=0, le=1)
@@ -150,6 +158,8 @@ class LearningRateSchedule:
             ValueError: If the schedule is ``"plateau"``, which depends on a metric, or ``steps`` is
                 missing.
         """
+        if steps is not None:
+            steps = check_whole("steps", steps, 1)
         steps = steps if self.steps is None else self.steps
         if self.name == "plateau" or steps is None:
             missing = "a metric" if self.name == "plateau" else "the number of steps"
@@ -189,6 +199,8 @@ class LearningRateSchedule:
         Raises:
             ValueError: If ``steps`` is missing, or ``mode`` is neither ``"min"`` nor ``"max"``.
         """
+        check_instance("optimizer", optimizer, Optimizer, "a torch optimizer")
+        mode, done = check_choice("mode", mode, ("min", "max")), check_whole("done", done, 0)
         if self.name == "plateau":
             divided = plateau(
                 optimizer,

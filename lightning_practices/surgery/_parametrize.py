@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils import parametrize as torchs
 from torch.nn.utils.parametrizations import _SpectralNorm, _WeightNorm
 
+from lightning_practices._arguments import check_choice
 from lightning_practices._names import check_module, module_name
 from lightning_practices.surgery._blocks import Block, found
 
@@ -59,8 +60,7 @@ def parametrize(
             whole output are 0 (for ``"spectral"``: all weights of a layer). After an error the
             model is unchanged.
     """
-    if kind not in get_args(Parametrization):
-        raise ValueError(f"kind has to be 'weight' or 'spectral', but got {kind!r}")
+    check_choice("kind", kind, get_args(Parametrization))
     layers = _layers(model, where)
     owners: dict[int, list[str]] = {}
     for name, p in model.named_parameters(remove_duplicate=False):

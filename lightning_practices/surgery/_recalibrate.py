@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from typing_extensions import override
 
+from lightning_practices._arguments import check_callable, check_iterable
 from lightning_practices._batches import input_of
 from lightning_practices._names import modules_with_names
 from lightning_practices.nn import SyncBatchNorm
@@ -77,6 +78,9 @@ def recalibrate_batch_norm(
             a tensor nor a list or tuple whose first item is a tensor.
         ValueError: If no batch reaches a batch norm.
     """
+    check_iterable("loader", loader, "batches of training data")
+    if forward is not None:
+        check_callable("forward", forward, "a function of the model and a batch")
     named = _to_recompute(model)
     if not named:
         return ()

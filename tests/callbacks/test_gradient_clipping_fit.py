@@ -200,7 +200,7 @@ def test_a_new_fit_starts_afresh_and_one_that_goes_on_does_not() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"value": 1.0, "algorithm": "nrom"}, "algorithm has to be one of 'norm', 'value', 'adap"),
+        ({"value": 1.0, "algorithm": "nrom"}, "algorithm has to be 'norm', 'value' or 'adap"),
         ({"value": 0.0}, "value has to be a number, above 0, but got 0.0"),
         ({"value": math.nan}, "value has to be .* got nan"),
         ({"value": "1"}, "value has to be a number, above 0, but got '1'"),

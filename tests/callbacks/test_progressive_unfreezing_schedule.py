@@ -113,9 +113,9 @@ def test_blocks_of_ones_own() -> None:
 
 
 WRONG: list[tuple[Any, str]] = [
-    ([], "the schedule has no phases"),
+    ([], "schedule has no phases"),
     ("never", "schedule has to be 'auto', a list or dict of phases or the path .* got 'never'"),
-    (3, "a schedule is a list of phases, or a dict of them by name, but got 3"),
+    (3, "schedule has to be a list of phases, or a dict of them by name, but got 3"),
     (["head"], "phase 1: it has to be a dict with the key 'blocks', but got 'head'"),
     ({"warm": {**HEAD, "unitl": 3}, 2: STEM}, "phase warm: 'unitl' is none of blocks, freeze, unt"),
     ([{"until": {"epoch": 1}}, STEM], "phase 1: it is empty: name blocks to train"),

@@ -294,8 +294,12 @@ def test_autocast_is_averaged_in_float32() -> None:
     ("change", "error", "match"),
     [
         ({"members": []}, ValueError, "at least one member, got none"),
-        ({"members": [torch.relu]}, TypeError, "must be a torch.nn.Module, got builtin"),
-        ({"members": [nn.Linear]}, TypeError, "must be a torch.nn.Module, got type"),
+        ({"members": [torch.relu]}, TypeError, "has to be a torch.nn.Module, but got <built-in"),
+        (
+            {"members": [nn.Linear]},
+            TypeError,
+            "has to be a torch.nn.Module, but got the class Linear",
+        ),
         ({"task": "multilabel"}, ValueError, "'binary', 'multiclass', 'regression', got 'multi"),
         ({"outputs": "values"}, ValueError, "'logits', 'probabilities', got 'values'"),
         ({"vote": "median"}, ValueError, "'soft', 'hard', got 'median'"),

@@ -328,11 +328,15 @@ def test_noise_tells_less_than_digits() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"model": torch.relu}, TypeError, "must be a torch.nn.Module, got builtin"),
-        ({"model": mlp}, TypeError, "must be a torch.nn.Module, got function"),
+        ({"model": torch.relu}, TypeError, "has to be a torch.nn.Module, but got <built-in"),
+        ({"model": mlp}, TypeError, "has to be a torch.nn.Module, but got <function"),
         ({"task": "multilabel"}, ValueError, "'regression', got 'multilabel'"),
         ({"passes": 1}, ValueError, "at least 2.*got 1"),
-        ({"max_batch_size": 0}, ValueError, "max_batch_size must be at least 1.*got 0"),
+        (
+            {"max_batch_size": 0},
+            ValueError,
+            "max_batch_size has to be a whole number from 1.*got 0",
+        ),
         ({"batch": "text"}, TypeError, "a batch of type str without a tensor"),
         ({"batch": [torch.tensor(1.0)]}, TypeError, "a batch of type list without a tensor"),
         ({"batch": torch.ones(0, 4)}, ValueError, r"batch is empty.*\(0, 4\)"),

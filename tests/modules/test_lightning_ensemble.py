@@ -260,9 +260,11 @@ def test_it_does_not_train() -> None:
 
 
 def test_bad_arguments() -> None:
-    with pytest.raises(ValueError, match="task must be one of"):
+    with pytest.raises(ValueError, match="task has to be"):
         LightningEnsemble(trained(), task="classes")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"each member must be a .*Module, got str"):
+    with pytest.raises(
+        TypeError, match=r"each of members has to be a .*Module, but got .*, of class str"
+    ):
         LightningEnsemble(["a.ckpt"], task="multiclass")  # type: ignore[list-item]
     with pytest.raises(ValueError, match="at least one member, got none"):
         LightningEnsemble([], task="multiclass")

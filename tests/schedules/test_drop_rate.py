@@ -217,7 +217,7 @@ def test_a_choice_that_matches_nothing_says_what_there_is() -> None:
     ]:
         with pytest.raises(ValueError, match=there.format(got)):
             DropRate(model, layers=layers)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="layers must hold at least one class or name, got "):
+    with pytest.raises(ValueError, match="layers has to hold at least one class or name, but got "):
         DropRate(model, layers=[])
     with pytest.raises(ValueError, match=r"rate above 0 matches '\*'; there are none"):
         DropRate(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
@@ -227,13 +227,13 @@ def test_a_choice_that_matches_nothing_says_what_there_is() -> None:
 
 @pytest.mark.parametrize("layers", [3, [None], [nn.Dropout()]])
 def test_other_choices_are_refused(layers: Any) -> None:
-    with pytest.raises(TypeError, match="layers have to be classes or names"):
+    with pytest.raises(TypeError, match="layers has to be classes of layers or names"):
         DropRate(nn.Dropout(), layers=layers)
 
 
 def test_anything_but_a_module_is_refused() -> None:
     model: Any = [nn.Dropout()]
-    with pytest.raises(TypeError, match=r"must be a torch.nn.Module, got list"):
+    with pytest.raises(TypeError, match=r"has to be a torch.nn.Module, but got"):
         DropRate(model)
 
 

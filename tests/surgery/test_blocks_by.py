@@ -142,7 +142,7 @@ def test_no_names(by: Any) -> None:
 
 
 def test_models_without_parameters_or_shapes() -> None:
-    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module, got str: 'resnet18'"):
+    with pytest.raises(TypeError, match=r"model has to be a torch.nn.Module, but got 'resnet18'"):
         blocks("resnet18")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Sequential has no parameters"):
         blocks(nn.Sequential(nn.ReLU()))

@@ -314,7 +314,7 @@ def test_forward_runs_batches_of_any_type() -> None:
 
 @pytest.mark.parametrize("bad", [None, nn.BatchNorm1d])
 def test_anything_but_a_module_is_refused(bad: Any) -> None:
-    with pytest.raises(TypeError, match="model must be a torch"):
+    with pytest.raises(TypeError, match="model has to be a torch"):
         recalibrate_batch_norm(bad, batches())
 
 

@@ -372,9 +372,9 @@ def test_names_that_are_not_there() -> None:
     with pytest.raises(ValueError, match="called 'layer4'"):
         unfreeze(model, ["layer4"])
     for wrong in ("0", blocks(model)[0], 3):
-        with pytest.raises(TypeError, match="give a sequence of names or blocks"):
+        with pytest.raises(TypeError, match="where has to be a sequence of names or blocks"):
             freeze(model, wrong)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="give names or blocks, but got 0"):
+    with pytest.raises(TypeError, match="where has to hold names or blocks, but got 0"):
         freeze(model, [0])  # type: ignore[list-item]
-    with pytest.raises(TypeError, match=r"model must be a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model has to be a torch.nn.Module"):
         freeze("model", ["0"])  # type: ignore[arg-type]

@@ -254,7 +254,7 @@ def test_a_model_with_itself_and_twice() -> None:
     share_layers(a, b, ["0"])
     with pytest.raises(ValueError, match="'0' is shared already"):
         share_layers(a, b, ["0"])
-    with pytest.raises(TypeError, match="give a sequence of names or blocks"):
+    with pytest.raises(TypeError, match="where has to be a sequence of names or blocks"):
         share_layers(a, b, "0")
     tied, other = Tied(), Tied()
     with pytest.raises(ValueError, match=r"'head.weight' of b is tied to a layer to be shared"):

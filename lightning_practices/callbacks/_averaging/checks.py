@@ -5,7 +5,12 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
 
-from lightning_practices._arguments import check_number, check_whole
+from lightning_practices._arguments import (
+    check_choice,
+    check_count_or_share,
+    check_number,
+    check_whole,
+)
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 
@@ -18,10 +23,9 @@ def check_arguments(
     frequency: int,
 ) -> None:
     """Raise if an argument is no number, out of its range, or contradicts another argument."""
-    if kind not in ("ema", "swa"):
-        raise ValueError(f"kind has to be 'ema' or 'swa', but got {kind!r}")
-    if interval not in (None, "step", "epoch"):
-        raise ValueError(f"interval has to be 'step' or 'epoch', but got {interval!r}")
+    check_choice("kind", kind, ("ema", "swa"))
+    if interval is not None:
+        check_choice("interval", interval, ("step", "epoch"))
     if kind == "swa" and decay is not None:
         raise ValueError(
             "with 'swa' all weights count alike, so there is no decay: leave decay out, or choose"
@@ -29,13 +33,8 @@ def check_arguments(
         )
     if decay is not None:
         check_number("decay", decay, ge=0, lt=1)
-    is_whole = isinstance(start, int) and not isinstance(start, bool) and start >= 0
-    is_share = isinstance(start, float) and 0.0 <= start < 1.0
-    if start is not None and not is_whole and not is_share:
-        raise ValueError(
-            "start has to be a number of steps or epochs, an int from 0 on, or a share of the fit,"
-            f" a float from 0 to below 1, but got {start!r}"
-        )
+    if start is not None:
+        check_count_or_share("start", start, "steps or epochs", least=0, lt=1)
     check_whole("frequency", frequency, 1)
 
 

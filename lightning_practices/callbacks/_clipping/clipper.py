@@ -19,6 +19,7 @@ from lightning_kernels import (
     clip_grad_value_,
     clip_grads_with_norm_,
 )
+from lightning_practices._arguments import shown
 from lightning_practices._names import plain_name
 from lightning_practices.callbacks._clipping.settings import ClippingSettings
 from lightning_practices.callbacks._clipping.state import ClippingState
@@ -326,8 +327,8 @@ def _loss_scale(trainer: Trainer, optimizer: Any, in_step: bool) -> float:
 
 def _no_match(pattern: str, names: list[str]) -> str:
     """Return the error message for a pattern that matches no parameter, with the known names."""
-    shown = [*map(repr, names[:_SHOWN])]
+    some = [*map(repr, names[:_SHOWN])]
     if len(names) > _SHOWN:
-        shown.append(f"and {len(names) - _SHOWN} more")
-    there = f"there are: {', '.join(shown)}" if shown else "there is none at all"
-    return f"no parameter's name matches {pattern!r} of groups; {there}"
+        some.append(f"and {len(names) - _SHOWN} more")
+    there = f"there are: {', '.join(some)}" if some else "there is none at all"
+    return f"no parameter's name matches {shown(pattern)} of groups; {there}"

@@ -93,8 +93,9 @@ class GradientClipping(Callback):
         log_layers: str | None = None,
         fused: bool = False,
     ) -> None:
+        groups = {} if groups is None else groups
         settings = ClippingSettings(
-            value, algorithm, dict(groups or {}), percentile, warmup_steps, log_layers, fused
+            value, algorithm, groups, percentile, warmup_steps, log_layers, fused
         )
         self._clipper = Clipper(settings)
 

@@ -5,7 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from lightning_practices._arguments import check_number, check_whole
+from lightning_practices._arguments import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_whole,
+    shown,
+)
 
 ClippingAlgorithm = Literal["norm", "value", "adaptive"]
 
@@ -27,9 +33,13 @@ class ClippingSettings:
     fused: bool = False
 
     def __post_init__(self) -> None:
-        if self.algorithm not in get_args(ClippingAlgorithm):
-            known = ", ".join(map(repr, get_args(ClippingAlgorithm)))
-            raise ValueError(f"algorithm has to be one of {known}, but got {self.algorithm!r}")
+        check_choice("algorithm", self.algorithm, get_args(ClippingAlgorithm))
+        check_flag("fused", self.fused)
+        if not isinstance(self.groups, Mapping) or any(not isinstance(k, str) for k in self.groups):
+            raise TypeError(
+                "groups has to be a dict of thresholds by patterns of names, but got"
+                f" {shown(self.groups)}"
+            )
         thresholds = {"value": self.value, **{f"groups[{k!r}]": v for k, v in self.groups.items()}}
         for name, threshold in thresholds.items():
             if threshold is not None:
@@ -40,11 +50,7 @@ class ClippingSettings:
         if self.algorithm != "norm" and unset:
             raise ValueError(f"algorithm={self.algorithm!r} needs a value to clip by")
         check_whole("warmup_steps", self.warmup_steps, 0)
-        if self.log_layers is not None and not re.fullmatch(r"top[1-9]\d*", self.log_layers):
-            raise ValueError(
-                "log_layers has to be 'top' and a number of layers, as in 'top5', but got"
-                f" {self.log_layers!r}"
-            )
+        self._check_log_layers()
 
     @property
     def has_threshold(self) -> bool:
@@ -70,6 +76,18 @@ class ClippingSettings:
                     "fused=True lets the optimizer divide all its gradients by one number that"
                     f" comes from their norm and a value: leave out {given}, or fused"
                 )
+
+    def _check_log_layers(self) -> None:
+        if self.log_layers is None:
+            return
+        message = (
+            "log_layers has to be 'top' and a number of layers, as in 'top5', but got"
+            f" {shown(self.log_layers)}"
+        )
+        if not isinstance(self.log_layers, str):
+            raise TypeError(message)
+        if not re.fullmatch(r"top[1-9]\d*", self.log_layers):
+            raise ValueError(message)
 
     def _check_percentile(self) -> None:
         if self.percentile is None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -13,7 +13,14 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lightning_practices._arguments import check_names, check_whole
+from lightning_practices._arguments import (
+    check_choice,
+    check_name,
+    check_names,
+    check_path,
+    check_whole,
+    shown,
+)
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._curves.draw import Best, draw
 from lightning_practices.callbacks._curves.file import SUFFIXES, rendered
@@ -99,21 +106,22 @@ class LearningCurves(ReadsLogs):
         every_n_train_steps: int | None = None,
         every_n_epochs: int | None = None,
     ) -> None:
-        self.path = Path(path)
+        self.path = check_path("path", path, "file")
         if self.path.suffix.lower() not in SUFFIXES:
             raise ValueError(
-                f"LearningCurves draws to files that end in {', '.join(SUFFIXES)}, but got"
-                f" {str(path)!r}"
+                f"path has to be that of a file that ends in {', '.join(SUFFIXES)}, but got"
+                f" {shown(str(path))}"
             )
-        if mode not in ("min", "max"):
-            raise ValueError(f"mode has to be 'min' or 'max', but got {mode!r}")
+        check_choice("mode", mode, get_args(Mode))
+        if monitor is not None:
+            check_name("monitor", monitor)
         if monitor is None and mode != "min":
-            raise ValueError(f"mode={mode!r} says what is best of `monitor`: give monitor too")
+            raise ValueError(f"mode={shown(mode)} says what is best of `monitor`: give monitor too")
         if every_n_train_steps is not None:
             every_n_train_steps = check_whole("every_n_train_steps", every_n_train_steps, 1)
         if every_n_epochs is not None:
             every_n_epochs = check_whole("every_n_epochs", every_n_epochs, 1)
-        self.metrics = None if metrics is None else list(check_names("metrics", metrics))
+        self.metrics = None if metrics is None else list(check_names("metrics", metrics, least=1))
         self.monitor = monitor
         self.mode = mode
         self.every_n_train_steps = every_n_train_steps
@@ -337,14 +345,14 @@ class LearningCurves(ReadsLogs):
         logged = self._listener.history.series()
         if self.monitor is not None and not any(name in logged for name in self._monitored()[0]):
             rank_zero_warn(
-                f"LearningCurves marks no best step, as {self.monitor!r} was never logged; logged"
-                f" were: {', '.join(sorted(logged)) or 'none'}"
+                f"LearningCurves marks no best step, as {shown(self.monitor)} was never logged;"
+                f" logged were: {', '.join(sorted(logged)) or 'none'}"
             )
         for pattern in self.metrics or ():
             if not any(fnmatchcase(name, pattern) for name in logged):
                 rank_zero_warn(
-                    f"LearningCurves: nothing logged matches {pattern!r} of `metrics`; logged were:"
-                    f" {', '.join(sorted(self._listener.heard)) or 'none'}"
+                    f"LearningCurves: nothing logged matches {shown(pattern)} of `metrics`; logged"
+                    f" were: {', '.join(sorted(self._listener.heard)) or 'none'}"
                 )
 
 
@@ -363,8 +371,8 @@ def _writable(path: Path, folder: str, *, makes: bool) -> Path:
     """Return the file to draw to; if ``makes``, make its folder and check that it is writable."""
     if not path.is_absolute() and "://" in folder:
         raise MisconfigurationException(
-            f"LearningCurves draws to a local file, but {str(path)!r} would be below {folder}: give"
-            " an absolute path"
+            f"LearningCurves draws to a local file, but {shown(str(path))} would be below {folder}:"
+            " give an absolute path"
         )
     file = Path(os.path.abspath(folder)) / path  # an absolute path stays as it is
     if not makes:

@@ -17,7 +17,12 @@ from typing_extensions import override
 from lightning_practices._arguments import check_names, check_number, check_whole
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._averaging import WeightAveraging
-from lightning_practices.callbacks._early_stopping.arguments import check_single, each
+from lightning_practices.callbacks._early_stopping.arguments import (
+    check_flags,
+    check_modes,
+    check_single,
+    each,
+)
 from lightning_practices.callbacks._early_stopping.retrain_for import RetrainFor
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit
@@ -110,11 +115,11 @@ class EarlyStopping(LightningEarlyStopping):
         fit_steps: The optimizer steps that the fit takes if it isn't stopped; ``None`` if unknown.
 
     Raises:
-        MisconfigurationException: If ``mode`` is neither ``"min"`` nor ``"max"``. When
-            ``Trainer.fit`` starts, if weights are to be restored, and the strategy is FSDP1 or
-            DeepSpeed, the Trainer has Lightning's ``WeightAveraging``, a second ``EarlyStopping``
-            restores weights, or the kept weights belong to another module. After the first
-            validation or epoch, if ``strict`` is ``True`` and ``monitor`` has not been logged.
+        MisconfigurationException: When ``Trainer.fit`` starts, if weights are to be restored, and
+            the strategy is FSDP1 or DeepSpeed, the Trainer has Lightning's ``WeightAveraging``, a
+            second ``EarlyStopping`` restores weights, or the kept weights belong to another module.
+            After the first validation or epoch, if ``strict`` is ``True`` and ``monitor`` has not
+            been logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
         ValueError: If ``monitor`` is empty or has a name twice, ``mode`` or ``min_delta`` is a list
             of another length than ``monitor``, or a threshold is given for several values.
@@ -137,9 +142,14 @@ class EarlyStopping(LightningEarlyStopping):
     ) -> None:
         names = check_names("monitor", [monitor] if isinstance(monitor, str) else monitor)
         check_single(names, stopping_threshold, divergence_threshold)
-        modes: Sequence[Mode] = each(mode, names, "mode")
+        modes = check_modes(mode, names)
         deltas = [check_number("min_delta", d, ge=0) for d in each(min_delta, names, "min_delta")]
         patience = check_whole("patience", patience, 0)
+        check_flags(
+            verbose=verbose, strict=strict, check_finite=check_finite,
+            check_on_train_epoch_end=check_on_train_epoch_end,
+            log_rank_zero_only=log_rank_zero_only, restore_best_weights=restore_best_weights,
+        )  # fmt: skip
         shared: Any = {"patience": patience, "strict": strict, "check_finite": check_finite}
         super().__init__(
             monitor=names[0],

@@ -14,7 +14,7 @@ from torch.utils.data import (
 )
 from typing_extensions import override
 
-from lightning_practices._arguments import check_whole
+from lightning_practices._arguments import check_whole, shown
 from lightning_practices._twin import reject_twin
 
 _KEPT = (  # the arguments of a loader that don't depend on its dataset
@@ -70,7 +70,7 @@ class RetrainFor(Callback):
 
     def __init__(self, steps: int | None, fit_steps: int | None) -> None:
         if steps is None:
-            raise ValueError(
+            raise TypeError(
                 "steps has to be EarlyStopping.best_step after a fit in which a check improved, but"
                 " got None"
             )
@@ -166,7 +166,8 @@ def join_loaders(
         if type(loader) is not DataLoader:
             raise TypeError(
                 f"{name}_dataloader has to be a torch.utils.data.DataLoader, but got"
-                f" {type(loader).__name__}: make a loader of ConcatDataset([...])"
+                f" {shown(loader)}, of class {type(loader).__name__}: make a loader of"
+                " ConcatDataset([...])"
             )
         if isinstance(loader.dataset, IterableDataset):
             raise TypeError(

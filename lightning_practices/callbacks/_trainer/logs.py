@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_practices._arguments import shown
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.ranks import mean_over_ranks
 
@@ -119,8 +120,8 @@ class MonitoredValues:
         missing = self._unseen()
         if missing and (self._has_validated or not trainer.enable_validation):
             message = (
-                f"{self._watcher} watches {missing[0]!r}, but neither validation nor the training"
-                f" steps of a whole epoch (on_epoch=True) have logged it"
+                f"{self._watcher} watches {shown(missing[0])}, but neither validation nor the"
+                f" training steps of a whole epoch (on_epoch=True) have logged it"
                 f"{_described(missing[0], trainer)}"
             )
             if self.missing == "error":

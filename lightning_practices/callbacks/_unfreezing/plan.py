@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from lightning_practices._arguments import check_whole, shown
 from lightning_practices._names import plain_name
-from lightning_practices.callbacks._unfreezing.schedule import Entry, Phase, read_schedule
+from lightning_practices.callbacks._unfreezing.schedule import PATTERN, Entry, Phase, read_schedule
 from lightning_practices.surgery import Block, Blocks, blocks
 
 BlocksBy = str | Sequence[str | Sequence[str]]
 
-_PATTERN = "re:"
 _SHOWN = 5  # names in a message
 
 
@@ -78,8 +78,8 @@ def unfreezing_schedule(
     Raises:
         ValueError: If the model is one block, or ``at_once`` or ``epochs`` is below 1.
     """
-    if at_once < 1 or epochs < 1:
-        raise ValueError(f"at_once and epochs have to be 1 or more, but got {at_once} and {epochs}")
+    at_once = check_whole("at_once", at_once, 1)
+    epochs = check_whole("epochs", epochs, 1)
     names = [block.name for block in blocks(model, by)]
     if len(names) < 2:
         raise ValueError(
@@ -107,7 +107,7 @@ def head_and_blocks(model: nn.Module, backbone: str, head: str) -> list[list[str
         if name not in there or not name:
             children = ", ".join(repr(child) for child, _ in model.named_children())
             raise ValueError(
-                f"{what}={name!r} names no module of {type(model).__name__}, which has"
+                f"{what}={shown(name)} names no module of {type(model).__name__}, which has"
                 f" {children or 'none'}: name one of these, or one below them"
             )
     inside = blocks(there[backbone])
@@ -165,7 +165,7 @@ def make_plan(
     return Plan(phases, found, tuple(trainable), shares, places.frozen_by_author)
 
 
-def shown(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
     """Return the first names and the number of further names, as text."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
@@ -190,13 +190,10 @@ class _Places:
                 last = len(self._blocks) - 1
                 return f"there is no depth {entry}: the deepest block, {last}, is the last"
             return [plain_name(name) for name in self._blocks[entry].parameters]
-        if entry.startswith(_PATTERN):
-            try:
-                pattern = re.compile(entry.removeprefix(_PATTERN))
-            except re.error as error:
-                return f"{entry!r} is no regular expression: {error}"
+        if entry.startswith(PATTERN):
+            pattern = re.compile(entry.removeprefix(PATTERN))
             names = [own for name, own in self._names if pattern.search(name)]
-            return [*dict.fromkeys(names)] or f"{entry!r} matches no parameter's name"
+            return [*dict.fromkeys(names)] or f"{shown(entry)} matches no parameter's name"
         for block in self._blocks:
             if block.name == entry:
                 return [plain_name(name) for name in block.parameters]
@@ -205,10 +202,10 @@ class _Places:
 
     def _unknown(self, entry: str) -> str:
         if entry in self._modules:
-            return f"{entry!r} has no parameters"
+            return f"{shown(entry)} has no parameters"
         known = [*(block.name for block in self._blocks), *sorted(self._modules)]
         near = get_close_matches(entry, known) or known[:_SHOWN]
-        return f"there is no block, module or parameter {entry!r}; near it: {', '.join(near)}"
+        return f"there is no block, module or parameter {shown(entry)}; near it: {', '.join(near)}"
 
 
 def _frozen(phase: Phase, places: _Places, now: set[str], wrong: list[str]) -> set[str]:
@@ -216,7 +213,7 @@ def _frozen(phase: Phase, places: _Places, now: set[str], wrong: list[str]) -> s
     frozen: set[str] = set()
     for entry, names in _named(phase.freeze, places, wrong):
         if not now & {*names}:
-            wrong.append(f"freeze: {entry!r} isn't trained before, so it can't be frozen")
+            wrong.append(f"freeze: {shown(entry)} isn't trained before, so it can't be frozen")
         frozen |= now & {*names}
     return frozen
 
@@ -228,11 +225,11 @@ def _added(phase: Phase, places: _Places, now: set[str], wrong: list[str]) -> se
         both = [name for name in names if name in now or name in new]
         if both:
             where = "by an earlier phase" if now & {*both} else "by another entry"
-            wrong.append(f"{entry!r} overlaps what is trained {where} already: {shown(both)}")
+            wrong.append(f"{shown(entry)} overlaps what is trained {where} already: {some(both)}")
         own = [name for name in names if name not in places.frozen_by_author]
         if not own:
             wrong.append(
-                f"{entry!r} is empty: the model itself has frozen all of it, {shown(names)}"
+                f"{shown(entry)} is empty: the model itself has frozen all of it, {some(names)}"
             )
         new.update(own)
     return new

@@ -9,7 +9,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lightning_practices._arguments import check_number
+from lightning_practices._arguments import (
+    check_blocks_by,
+    check_flag,
+    check_name,
+    check_number,
+    shown,
+)
 from lightning_practices._names import plain_name
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
@@ -22,7 +28,7 @@ from lightning_practices.callbacks._unfreezing.plan import (
     Plan,
     head_and_blocks,
     make_plan,
-    shown,
+    some,
 )
 from lightning_practices.callbacks._unfreezing.progress import (
     Progress,
@@ -153,9 +159,17 @@ class ProgressiveUnfreezing(Callback):
         if (backbone is None) != (head is None) or (by is not None and backbone is not None):
             raise ValueError(
                 "the blocks are given by a backbone and a head, or by `by`, or not at all, but got"
-                f" {by=}, {backbone=}, {head=}"
+                f" by={shown(by)}, backbone={shown(backbone)}, head={shown(head)}"
             )
-        self._scheduled = None if schedule == "auto" else read_schedule(schedule)
+        if by is not None:
+            check_blocks_by("by", by)
+        if backbone is not None and head is not None:
+            check_name("backbone", backbone)
+            check_name("head", head)
+        check_flag("dropout", dropout)
+        self._scheduled = (
+            None if isinstance(schedule, str) and schedule == "auto" else read_schedule(schedule)
+        )
         self.by = by
         self.backbone = backbone
         self.head = head
@@ -201,7 +215,7 @@ class ProgressiveUnfreezing(Callback):
         if missing:
             raise MisconfigurationException(
                 f"configure_optimizers of {type(pl_module).__name__} has left out {len(missing)}"
-                f" parameters that are to be trained: {shown(missing)}; give the optimizer all"
+                f" parameters that are to be trained: {some(missing)}; give the optimizer all"
                 " parameters, as in self.parameters(): frozen ones have no gradient, so the"
                 " optimizer leaves them alone"
             )
@@ -220,7 +234,7 @@ class ProgressiveUnfreezing(Callback):
         if self._plan.frozen_by_author:
             rank_zero_info(
                 "ProgressiveUnfreezing: the module itself has frozen, and no phase unfreezes,"
-                f" {shown(sorted(self._plan.frozen_by_author))}"
+                f" {some(sorted(self._plan.frozen_by_author))}"
             )
         phase = self._phase
         if not phase.restore_best:
@@ -375,7 +389,7 @@ class ProgressiveUnfreezing(Callback):
         if others:
             rank_zero_warn(
                 "other code has frozen or unfrozen parameters during the fit, and"
-                f" ProgressiveUnfreezing leaves them so: {shown(others)}"
+                f" ProgressiveUnfreezing leaves them so: {some(others)}"
             )
         self._freezing.rewrap(trainer)
         trainer.progress_bar_metrics["phase"] = self._title  # type: ignore[assignment]

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from lightning_practices._arguments import check_path, check_pattern, cut, shown
 from lightning_practices.callbacks._types import Mode
 from lightning_practices.files import write_file
 
@@ -21,7 +22,12 @@ UnfreezingSchedule = (
 )
 
 _PHASE = ("blocks", "freeze", "until", "lr_scale", "restore_best")
+_SUFFIXES = (".yaml", ".yml")
+_MOST_WRONG = 20  # problems in an error
 _UNTIL = ("epoch", "step", "plateau")
+PATTERN = "re:"
+"""What an entry that is a regular expression begins with."""
+
 _PLATEAU = ("monitor", "patience", "mode", "min_delta")
 
 
@@ -106,22 +112,18 @@ def read_schedule(schedule: UnfreezingSchedule) -> tuple[Phase, ...]:
 
     Raises:
         FileNotFoundError: If the YAML file doesn't exist.
-        ValueError: If the schedule is malformed; the message lists all problems.
+        TypeError: If the schedule is neither a path nor a list or dict.
+        ValueError: If the schedule is malformed, or the file can't be read; the message lists the
+            problems.
     """
-    content: Any = schedule
-    if isinstance(schedule, str | PathLike):
-        path = Path(schedule)
-        if path.suffix not in (".yaml", ".yml"):
-            raise ValueError(
-                "schedule has to be 'auto', a list or dict of phases or the path of a .yaml file,"
-                f" but got {str(schedule)!r}"
-            )
-        content = yaml.safe_load(path.read_text())
+    content = _loaded(schedule) if isinstance(schedule, str | PathLike) else schedule
     named = _named(content)
     wrong: list[str] = []
     last = len(named) - 1
     phases = [_phase(name, given, n == last, wrong) for n, (name, given) in enumerate(named)]
     if wrong:
+        if len(wrong) > _MOST_WRONG:
+            wrong[_MOST_WRONG:] = [f"and {len(wrong) - _MOST_WRONG} more"]
         raise ValueError("the schedule of unfreezing is wrong:\n- " + "\n- ".join(wrong))
     return tuple(phases)
 
@@ -137,32 +139,62 @@ def write_schedule(schedule: Sequence[Mapping[str, Any]], path: str | PathLike[s
         ValueError: If the schedule is malformed, or the path doesn't end in ``.yaml`` or ``.yml``.
         OSError: If the file can't be written. A file that was there before is then unchanged.
     """
-    if Path(path).suffix not in (".yaml", ".yml"):
-        raise ValueError(f"a schedule is written to a .yaml file, but got {str(path)!r}")
+    if check_path("path", path, ".yaml file").suffix not in _SUFFIXES:
+        raise ValueError(f"path has to be that of a .yaml file, but got {shown(str(path))}")
     read_schedule(schedule)
     plain = [dict(phase) for phase in schedule]
     write_file(path, yaml.safe_dump(plain, sort_keys=False, default_flow_style=None))
 
 
+def _loaded(schedule: str | PathLike[str]) -> Any:
+    """Return the content of a YAML file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the name has another suffix, or the file can't be read as YAML.
+    """
+    path = Path(schedule)
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(
+            "schedule has to be 'auto', a list or dict of phases or the path of a .yaml file,"
+            f" but got {shown(str(schedule))}"
+        )
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"schedule={shown(str(schedule))} names a file that doesn't exist, seen from the folder"
+            f" {Path.cwd()}: give the path of a file that write_schedule has written, or 'auto'"
+        ) from error
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise ValueError(
+            f"schedule={shown(str(schedule))} can't be read as a YAML file:"
+            f" {type(error).__name__}: {cut(str(error))}"
+        ) from error
+
+
 def _named(content: Any) -> list[tuple[str, Any]]:
     if isinstance(content, Mapping):
         named = [(str(name), phase) for name, phase in content.items()]
-    elif isinstance(content, Sequence) and not isinstance(content, str):
+    elif isinstance(content, Sequence) and not isinstance(content, str | bytes):
         named = [(str(number), phase) for number, phase in enumerate(content, 1)]
     else:
-        raise ValueError(
-            f"a schedule is a list of phases, or a dict of them by name, but got {content!r}"
+        raise TypeError(
+            "schedule has to be a list of phases, or a dict of them by name, but got"
+            f" {shown(content)}"
         )
     if not named:
-        raise ValueError("the schedule has no phases: list at least one, as in {blocks: [head]}")
+        raise ValueError(
+            "schedule has no phases, it is empty: list at least one, as in {blocks: [head]}"
+        )
     return named
 
 
 def _phase(name: str, given: Any, is_last: bool, wrong: list[str]) -> Phase:
     """Return a phase; append problems to ``wrong``."""
-    place = f"phase {name}: "
+    place = f"phase {cut(name)}: "
     if not isinstance(given, Mapping):
-        wrong.append(f"{place}it has to be a dict with the key 'blocks', but got {given!r}")
+        wrong.append(f"{place}it has to be a dict with the key 'blocks', but got {shown(given)}")
         return Phase(name, ())
     found = [*_unknown(given, _PHASE)]
     blocks = _entries(given, "blocks", found)
@@ -171,13 +203,13 @@ def _phase(name: str, given: Any, is_last: bool, wrong: list[str]) -> Phase:
         found.append("it is empty: name blocks to train")
     lr_scale = given.get("lr_scale")
     if lr_scale is not None and not (_is_number(lr_scale) and 0 < lr_scale < math.inf):
-        found.append(f"lr_scale has to be a number above 0, but got {lr_scale!r}")
+        found.append(f"lr_scale has to be a number above 0, but got {shown(lr_scale)}")
     if lr_scale is not None and not blocks:
         found.append("lr_scale is the factor of the rate of blocks, but there are no blocks")
     epochs, steps, plateau = _until(given.get("until"), is_last, found)
     restore_best = given.get("restore_best", False)
     if not isinstance(restore_best, bool):
-        found.append(f"restore_best has to be true or false, but got {restore_best!r}")
+        found.append(f"restore_best has to be true or false, but got {shown(restore_best)}")
     elif restore_best and plateau is None:
         found.append("restore_best needs a plateau in until, whose value says what is best")
     wrong += [place + what for what in found]
@@ -191,36 +223,41 @@ def _until(
     if is_last:
         if until is not None:
             wrong.append(
-                f"it is the last phase and ends with the fit, so until={until!r} has no meaning:"
-                " leave it out, and let the Trainer's max_epochs or EarlyStopping end the fit"
+                f"it is the last phase and ends with the fit, so until={shown(until)} has no"
+                " meaning: leave it out, and let the Trainer's max_epochs or EarlyStopping end the"
+                " fit"
             )
         return None, None, None
     if not isinstance(until, Mapping) or not until:
         wrong.append(
             "until has to say when the phase ends, as in {epoch: 1}, {step: 500} or"
-            f" {{plateau: {{monitor: val_loss, patience: 2}}}}, but got {until!r}"
+            f" {{plateau: {{monitor: val_loss, patience: 2}}}}, but got {shown(until)}"
         )
         return None, None, None
     wrong += _unknown(until, _UNTIL)
     for key in ("epoch", "step"):
         if key in until and not _is_whole(until[key], 1):
-            wrong.append(f"{key} has to be a whole number from 1 on, but got {until[key]!r}")
+            wrong.append(f"{key} has to be a whole number from 1 on, but got {shown(until[key])}")
     plateau = _plateau(until["plateau"], wrong) if "plateau" in until else None
     return until.get("epoch"), until.get("step"), plateau
 
 
 def _plateau(given: Any, wrong: list[str]) -> Plateau | None:
     if not isinstance(given, Mapping) or not isinstance(given.get("monitor"), str):
-        wrong.append(f"plateau has to name a value, as in {{monitor: val_loss}}, but got {given}")
+        wrong.append(
+            f"plateau has to name a value, as in {{monitor: val_loss}}, but got {shown(given)}"
+        )
         return None
     found = [*_unknown(given, _PLATEAU)]
     plateau = Plateau(**{key: given[key] for key in _PLATEAU if key in given})
     if not _is_whole(plateau.patience, 1):
-        found.append(f"patience has to be a whole number from 1 on, but got {plateau.patience!r}")
+        found.append(
+            f"patience has to be a whole number from 1 on, but got {shown(plateau.patience)}"
+        )
     if plateau.mode not in ("min", "max"):
-        found.append(f"mode has to be 'min' or 'max', but got {plateau.mode!r}")
+        found.append(f"mode has to be 'min' or 'max', but got {shown(plateau.mode)}")
     if not (_is_number(plateau.min_delta) and 0 <= plateau.min_delta < math.inf):
-        found.append(f"min_delta has to be a number from 0 on, but got {plateau.min_delta!r}")
+        found.append(f"min_delta has to be a number from 0 on, but got {shown(plateau.min_delta)}")
     wrong += found
     return None if found else plateau
 
@@ -230,19 +267,25 @@ def _entries(given: Mapping[str, Any], key: str, wrong: list[str]) -> tuple[Entr
     if isinstance(entries, str | int) and not isinstance(entries, bool):
         entries = (entries,)
     if not isinstance(entries, Sequence):
-        wrong.append(f"{key} has to be a list of names and depths, but got {entries!r}")
+        wrong.append(f"{key} has to be a list of names and depths, but got {shown(entries)}")
         return ()
     for entry in entries:
-        is_depth = _is_whole(entry, 0)
-        if not is_depth and not (isinstance(entry, str) and entry):
-            wrong.append(f"{key} has to list names, depths from 0 on and 're:...', got {entry!r}")
+        if isinstance(entry, str) and entry.startswith(PATTERN):
+            try:
+                check_pattern(key, entry.removeprefix(PATTERN))
+            except ValueError as error:
+                wrong.append(str(error))
+        elif not _is_whole(entry, 0) and not (isinstance(entry, str) and entry):
+            wrong.append(
+                f"{key} has to list names, depths from 0 on and 're:...', got {shown(entry)}"
+            )
     return tuple(entries)
 
 
 def _unknown(given: Mapping[str, Any], known: Sequence[str]) -> Iterator[str]:
     for key in given:
         if key not in known:
-            yield f"{key!r} is none of {', '.join(known)}"
+            yield f"{shown(key)} is none of {', '.join(known)}"
 
 
 def _is_whole(value: Any, least: int) -> bool:

@@ -1,12 +1,12 @@
 """Find the blocks of a network, by default or by the user's names."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter, is_lazy
 
+from lightning_practices._arguments import check_blocks_by, check_pattern, shown
 from lightning_practices._names import check_module, module_name, plain_name
 from lightning_practices.surgery._blocks.block import Block
 from lightning_practices.surgery._blocks.layers import layers_of
@@ -65,6 +65,8 @@ def blocks(model: nn.Module, by: str | Sequence[str | Sequence[str]] | None = No
             matches nothing. If a parameter is in no block, or a block has no parameters.
     """
     check_module(model)
+    if by is not None:
+        check_blocks_by("by", by)
     _check_parameters(model)
     assigned = _by_default(model) if by is None else _by_names(model, by)
     inside = modules_by_block(model, assigned.of, assigned.place)
@@ -125,24 +127,22 @@ def _by_names(model: nn.Module, by: str | Sequence[str | Sequence[str]]) -> _Ass
             assigned.of[id(p)] = max(index, assigned.of.get(id(p), 0))
     if outside := [name for key, name in names.items() if key not in assigned.of]:
         raise ValueError(
-            f"{by!r} leaves out {_some(outside)}: name these too, or add '' for all the rest"
+            f"by={shown(by)} leaves out {_some(outside)}: name these too, or add '' for all"
+            " the rest"
         )
     if isinstance(by, str):
         return _filled(assigned)
     filled = set(assigned.of.values())
     if empty := [name for index, name in enumerate(assigned.names) if index not in filled]:
         raise ValueError(
-            f"{_some(empty)} of {by!r} would be blocks without parameters: they have none, or other"
-            " names take all of them"
+            f"{_some(empty)} of {shown(by)} would be blocks without parameters: they have none, or"
+            " other names take all of them"
         )
     return assigned
 
 
 def _by_pattern(pattern: str, names: Iterable[str]) -> _Assigned:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+    compiled = check_pattern("by", pattern)
 
     def key_of(name: str) -> str | None:
         match = compiled.match(name)
@@ -153,7 +153,9 @@ def _by_pattern(pattern: str, names: Iterable[str]) -> _Assigned:
 
     keys = list(dict.fromkeys(key for name in names if (key := key_of(name)) is not None))
     if not keys:
-        raise ValueError(f"{pattern!r} matches no parameter's name; there are: {_some(names)}")
+        raise ValueError(
+            f"by={shown(pattern)} matches no parameter's name; there are: {_some(names)}"
+        )
 
     def place(name: str) -> int | None:
         key = key_of(name)
@@ -163,22 +165,16 @@ def _by_pattern(pattern: str, names: Iterable[str]) -> _Assigned:
 
 
 def _by_list(model: nn.Module, by: Sequence[str | Sequence[str]]) -> _Assigned:
-    if not isinstance(by, Sequence):
-        raise TypeError(f"by has to be a regular expression or a list of names, but got {by!r}")
     entries = [[entry] if isinstance(entry, str) else entry for entry in reversed(by)]
     index_of: dict[str, int] = {}
     there = [module_name(name) for name, _ in model.named_modules(remove_duplicate=False)]
     there += [plain_name(name) for name, _ in model.named_parameters(remove_duplicate=False)]
     for index, entry in enumerate(entries):
-        if not isinstance(entry, Sequence) or not entry:
-            raise TypeError(f"each of by has to be a name or a list of names, but got {entry!r}")
         for name in entry:
-            if not isinstance(name, str):
-                raise TypeError(f"by has to have names, but got {name!r}")
             if name not in there:
-                raise ValueError(unknown(name, there))
+                raise ValueError(unknown("by", name, there))
             if name in index_of:
-                raise ValueError(f"{name!r} is in {by!r} twice")
+                raise ValueError(f"{shown(name)} is in by={shown(by)} twice")
             index_of[name] = index
 
     def place(name: str) -> int | None:

@@ -5,6 +5,7 @@ from difflib import get_close_matches
 
 from torch import nn
 
+from lightning_practices._arguments import shown
 from lightning_practices._names import check_module, module_name, plain_name
 from lightning_practices.surgery._blocks.block import Block
 
@@ -42,7 +43,7 @@ def found(
         elif name in parameters:
             alone.append(parameters[name])
         else:
-            raise ValueError(unknown(name, [*modules, *parameters]))
+            raise ValueError(unknown("where", name, [*modules, *parameters]))
     return chosen, alone
 
 
@@ -51,13 +52,14 @@ def is_within(name: str, module: str) -> bool:
     return module in ("", name) or name.startswith(f"{module}.")
 
 
-def unknown(name: str, there: Sequence[str]) -> str:
+def unknown(argument: str, name: str, there: Sequence[str]) -> str:
     """Return an error message that suggests similar names, or else the outermost names."""
+    start = f"{argument}: no module or parameter is called {shown(name)}"
     near = get_close_matches(name, dict.fromkeys(there), _SHOWN, 0.5)
     if near:
-        return f"no module or parameter is called {name!r}; near it: {', '.join(map(repr, near))}"
+        return f"{start}; near it: {', '.join(map(repr, near))}"
     first = [known for known in dict.fromkeys(there) if known and "." not in known][:_SHOWN]
-    return f"no module or parameter is called {name!r}; there are: {', '.join(map(repr, first))}"
+    return f"{start}; there are: {', '.join(map(repr, first))}"
 
 
 def names_of(where: Iterable[str | Block]) -> list[str]:
@@ -67,7 +69,10 @@ def names_of(where: Iterable[str | Block]) -> list[str]:
         TypeError: If ``where`` is a single name or block, or an item is neither name nor block.
     """
     if isinstance(where, str) or not isinstance(where, Iterable):
-        raise TypeError(f"give a sequence of names or blocks, as in ['layer4'], but got {where!r}")
+        raise TypeError(
+            "where has to be a sequence of names or blocks, as in ['layer4'], but got"
+            f" {shown(where)}"
+        )
     names: list[str] = []
     for entry in where:
         if isinstance(entry, Block):
@@ -75,5 +80,5 @@ def names_of(where: Iterable[str | Block]) -> list[str]:
         elif isinstance(entry, str):
             names.append(entry)
         else:
-            raise TypeError(f"give names or blocks, but got {entry!r}")
+            raise TypeError(f"where has to hold names or blocks, but got {shown(entry)}")
     return list(dict.fromkeys(names))

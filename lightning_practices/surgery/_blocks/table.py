@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
+from lightning_practices._arguments import check_name, shown
 from lightning_practices._names import module_name, plain_name
 from lightning_practices._tables import as_text
 from lightning_practices.surgery._blocks.block import Block
@@ -46,7 +47,7 @@ class Blocks(Sequence[Block]):
         Raises:
             ValueError: If the name is unknown, or belongs to a module in several blocks.
         """
-        plain = module_name(name)
+        plain = module_name(check_name("name", name))
         whole = [
             block
             for block in self._blocks
@@ -65,13 +66,13 @@ class Blocks(Sequence[Block]):
             return parts[0]
         if parts:
             names = ", ".join(repr(block.name) for block in parts)
-            raise ValueError(f"{name!r} is not in one block but in {len(parts)}: {names}")
+            raise ValueError(f"{shown(name)} is not in one block but in {len(parts)}: {names}")
         names_there = [
             plain_name(there)
             for block in self._blocks
             for there in (block.name, *block.modules, *block.parameters)
         ]
-        raise ValueError(unknown(name, names_there))
+        raise ValueError(unknown("name", name, names_there))
 
     def __rich__(self) -> Table:
         table = Table("depth", "block", "and")

@@ -11,6 +11,7 @@ from torch import nn
 from torchvision import ops
 
 from lightning_practices import nn as fused
+from lightning_practices._arguments import check_callable, shown
 from lightning_practices.nn.blocks import FusedBlock, fused_blocks
 
 Classes = dict[type, type[nn.Module]]
@@ -91,11 +92,10 @@ def register_block(block: type[nn.Module], forward: Callable[..., Any]) -> None:
         >>> report = surgery.fuse(Residual(8))
     """
     if not (isinstance(block, type) and issubclass(block, nn.Module)):
-        raise TypeError(f"block must be a class of torch.nn.Module, got {block!r}")
+        raise TypeError(f"block has to be a class of torch.nn.Module, but got {shown(block)}")
     if block.forward is nn.Module.forward:
         raise ValueError(f"block must have a forward, but {block.__name__} has none")
-    if not callable(forward):
-        raise TypeError(f"forward must be a function of the block and its inputs, got {forward!r}")
+    check_callable("forward", forward, "a function of the block and its inputs")
     with _lock:
         if block in twins():
             raise ValueError(f"{block.__name__} has a fused forward already")

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_practices._arguments import check_flag
 from lightning_practices.surgery._blocks import Block, found
 
 # Keys in the ``__dict__`` of a module. Deepcopy and pickle keep them, ``state_dict`` does not.
@@ -47,6 +48,7 @@ def freeze(
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
         ValueError: If the model has no module or parameter with a given name.
     """
+    check_flag("dropout", dropout)
     modules, ids = _chosen(model, where)
     owners = _owners(model)
     frozen = {key for key in ids if owners[key][0][2].requires_grad}

@@ -10,6 +10,8 @@ from torchvision.models import WeightsEnum
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms._presets import ImageClassification
 
+from lightning_practices._arguments import shown
+
 
 def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
     r"""Return the transform from an image to the input that pretrained weights require.
@@ -45,9 +47,8 @@ def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
     timm: Any = sys.modules.get("timm.data")  # loaded if the model is a timm model
     if timm is None or not isinstance(getattr(weights, "pretrained_cfg", None), dict):
         raise TypeError(
-            "weights must be torchvision's, as in ResNet18_Weights.DEFAULT, or a timm model, got"
-            f" {repr(weights) if isinstance(weights, str) else type(weights).__name__}, which"
-            " doesn't describe its inputs"
+            "weights has to be torchvision's, as in ResNet18_Weights.DEFAULT, or a timm model, but"
+            f" got {type(weights).__name__} {shown(weights)}, which doesn't describe its inputs"
         )
     config = timm.resolve_model_data_config(weights)
     height, width = config["input_size"][-2:]

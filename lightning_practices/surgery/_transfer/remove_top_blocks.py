@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_practices._arguments import check_whole
 from lightning_practices.surgery._blocks import Block, blocks, is_list, is_scale
 from lightning_practices.surgery._transfer.replace_head import (
     Output,
@@ -48,7 +49,8 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
             :func:`replace_head`.
     """
     found = blocks(model)
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= len(found) - 2:
+    n = check_whole("n", n, 1)
+    if n > len(found) - 2:
         raise ValueError(
             f"n has to be an integer from 1 to {max(len(found) - 2, 0)}, since"
             f" {type(model).__name__} has {len(found)} blocks and the head and one below it stay,"

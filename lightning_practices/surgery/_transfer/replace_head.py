@@ -6,6 +6,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
+from lightning_practices._arguments import check_flag, check_whole
 from lightning_practices.surgery._blocks import AUXILIARY, blocks, is_within
 from lightning_practices.surgery._transfer.freeze import freeze
 
@@ -37,8 +38,7 @@ def replace_head(model: nn.Module, num_classes: int) -> tuple[str, ...]:
             of another class, is parametrized or sharded, or shares a parameter with another layer.
             Also as for :func:`blocks`.
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise ValueError(f"num_classes has to be an integer of at least 1, but got {num_classes!r}")
+    num_classes = check_whole("num_classes", num_classes, 1)
     layers = output_layers(model)
     of_timm = network_of_timm(model, layers)
     if of_timm is None:
@@ -74,6 +74,9 @@ def feature_extractor(
         TypeError: If ``model`` is not a module.
         ValueError: If ``model`` is a single block. Also as for :func:`replace_head`.
     """
+    if num_classes is not None:
+        num_classes = check_whole("num_classes", num_classes, 1)
+    check_flag("dropout", dropout)
     found = blocks(model)
     if len(found) == 1:
         raise ValueError(

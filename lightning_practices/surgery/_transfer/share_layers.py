@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_practices._names import check_module
 from lightning_practices.surgery._blocks import Block, found, is_within, names_of
 
 Shared = nn.Module | nn.Parameter
@@ -40,6 +41,8 @@ def share_layers(a: nn.Module, b: nn.Module, where: Iterable[str | Block]) -> tu
             differ. If ``b`` uses a replaced parameter in another layer too. After an error both
             models are unchanged.
     """
+    check_module(a, "a")
+    check_module(b, "b")
     if a is b:
         raise ValueError("a and b are one model, which shares its layers with itself already")
     names = names_of(where)
