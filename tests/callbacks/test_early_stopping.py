@@ -250,7 +250,7 @@ def test_the_report_is_one_line_and_only_if_weights_came_back() -> None:
 
 
 def test_invalid_mode() -> None:
-    with pytest.raises(MisconfigurationException, match="mode"):
+    with pytest.raises(ValueError, match="mode has to be 'min' or 'max', but got 'lowest'"):
         EarlyStopping("val_loss", mode="lowest")  # type: ignore[arg-type]
 
 

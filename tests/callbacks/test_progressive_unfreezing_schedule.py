@@ -113,9 +113,9 @@ def test_blocks_of_ones_own() -> None:
 
 
 WRONG: list[tuple[Any, str]] = [
+    ([{"blocks": ["re:("]}], r"phase 1: blocks='\(' is no regular expression: missing"),
     ([], "schedule has no phases"),
     ("never", "schedule has to be 'auto', a list or dict of phases or the path .* got 'never'"),
-    (3, "schedule has to be a list of phases, or a dict of them by name, but got 3"),
     (["head"], "phase 1: it has to be a dict with the key 'blocks', but got 'head'"),
     ({"warm": {**HEAD, "unitl": 3}, 2: STEM}, "phase warm: 'unitl' is none of blocks, freeze, unt"),
     ([{"until": {"epoch": 1}}, STEM], "phase 1: it is empty: name blocks to train"),
@@ -179,7 +179,6 @@ UNFIT: list[tuple[list[dict[str, Any]], str]] = [
     ([{"blocks": ["hea"]}], "no block, module or parameter 'hea'"),  # of whole words
     ([{"blocks": [3]}], "there is no depth 3: the deepest block, 2, is the last"),
     ([{"blocks": ["re:tail"]}], "'re:tail' matches no parameter's name"),
-    ([{"blocks": ["re:("]}], r"'re:\(' is no regular expression"),
     ([{"blocks": ["body.2"]}], "'body.2' has no parameters"),
     (
         [HEAD, {"blocks": [0]}],
@@ -212,18 +211,45 @@ def test_other_bad_arguments(tmp_path: Path) -> None:
     for decay in wrong:
         with pytest.raises((TypeError, ValueError), match=f"decay has to be .* but got {decay!r}"):
             ProgressiveUnfreezing(decay=decay)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(TypeError, match=r"schedule has to be a list of phases, .* but got 3"):
+        ProgressiveUnfreezing(3)  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match=r"none.yaml' names a file that doesn't exist, .*"):
         ProgressiveUnfreezing(tmp_path / "none.yaml")
-    with pytest.raises(ValueError, match=r"is written to a \.yaml file, but got"):
+    with pytest.raises(ValueError, match=r"path has to be that of a \.yaml file, but got"):
         write_schedule(SCHEDULE, tmp_path / "schedule.json")
     with pytest.raises(ValueError, match="phase 1: it is empty"):
         write_schedule([{"blocks": []}], tmp_path / "schedule.yaml")
-    with pytest.raises(
-        ValueError, match="at_once and epochs have to be 1 or more, but got 0 and 1"
-    ):
+    with pytest.raises(ValueError, match="at_once has to be a whole number from 1 on, but got 0"):
         unfreezing_schedule(Net(), at_once=0)
     with pytest.raises(ValueError, match="Linear is one block"):
         unfreezing_schedule(nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- blocks: [head", "can't be read as a YAML file: ParserError"),
+        ("- blocks: !!python/object:os.system []", "can't be read as a YAML file: Constr"),
+        ("[" * 5000, "can't be read as a YAML file: "),
+        ("blocks: &a [*a]", "it has to be a dict with the key 'blocks'"),
+        ("\n".join(["- 3"] * 100), "and 80 more"),
+    ],
+    ids=["not closed", "an object", "nested deeply", "within itself", "long"],
+)
+def test_what_is_no_schedule_file(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "schedule.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        ProgressiveUnfreezing(tmp_path / "schedule.yaml")
+    assert len(str(caught.value)) < 5000
+
+
+def test_yaml_aliases_of_aliases_are_quoted_in_part(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 9)]
+    (tmp_path / "schedule.yaml").write_text("\n".join([*lines, "b: {blocks: *a8}"]))
+    with pytest.raises(ValueError, match="blocks has to list names") as caught:
+        ProgressiveUnfreezing(tmp_path / "schedule.yaml")
+    assert len(str(caught.value)) < 10_000  # in full 9 ** 9 letters
 
 
 def test_a_tied_parameter_by_either_name() -> None:

@@ -293,16 +293,20 @@ def test_autocast_is_averaged_in_float32() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "match"),
     [
-        ({"members": []}, ValueError, "at least one member, got none"),
+        ({"members": []}, ValueError, "at least one module"),
         ({"members": [torch.relu]}, TypeError, "has to be a torch.nn.Module, but got <built-in"),
         (
             {"members": [nn.Linear]},
             TypeError,
             "has to be a torch.nn.Module, but got the class Linear",
         ),
-        ({"task": "multilabel"}, ValueError, "'binary', 'multiclass', 'regression', got 'multi"),
-        ({"outputs": "values"}, ValueError, "'logits', 'probabilities', got 'values'"),
-        ({"vote": "median"}, ValueError, "'soft', 'hard', got 'median'"),
+        (
+            {"task": "multilabel"},
+            ValueError,
+            "'binary', 'multiclass' or 'regression', but got 'multi",
+        ),
+        ({"outputs": "values"}, ValueError, "'logits' or 'probabilities', but got 'values'"),
+        ({"vote": "median"}, ValueError, "'soft' or 'hard', but got 'median'"),
         ({"task": "regression", "vote": "hard"}, ValueError, "averages values.*vote='hard'"),
         ({"task": "regression", "outputs": "probabilities"}, ValueError, "averages values"),
     ],

@@ -218,8 +218,27 @@ def test_a_class_that_is_not_imported_is_not_imported(
     monkeypatch.syspath_prepend(tmp_path)
     for path in ("elsewhere.Net", "os.system", "torch.nn.Linear", "Net", f"{__name__}.None", ""):
         described = {"class_path": path, "init_args": {}}
-        with pytest.raises(ValueError, match=f"of class {path}, which is no LightningModule that"):
+        with pytest.raises(
+            ValueError, match=f"of class {path!r}, which is no LightningModule that"
+        ):
             LightningEnsemble([described], task="multiclass")
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"class_path": 3, "init_args": {}},
+        {"class_path": "Net", "init_args": 3},
+        {"class_path": "Net", "init_args": {3: 3}},
+        {"init_args": {}},
+        {},
+        {"class_path": ["x" * 10**6], "init_args": None},
+    ],
+)
+def test_a_member_of_a_file_that_was_edited(described: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="members has to hold modules, or as a file") as caught:
+        LightningEnsemble([described], task="multiclass")
+    assert len(str(caught.value)) < 1000
 
 
 # What it is built of.
@@ -262,11 +281,15 @@ def test_it_does_not_train() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="task has to be"):
         LightningEnsemble(trained(), task="classes")  # type: ignore[arg-type]
+<<<<<<< HEAD
     with pytest.raises(
         TypeError, match=r"each of members has to be a .*Module, but got .*, of class str"
     ):
+=======
+    with pytest.raises(TypeError, match=r"each of members has to be a .*Module, but got 'a.ckpt'"):
+>>>>>>> 06b9f42 (Schedules and files of ensembles: errors name the file or the entry, and are bounded)
         LightningEnsemble(["a.ckpt"], task="multiclass")  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="at least one member, got none"):
+    with pytest.raises(ValueError, match="at least one module"):
         LightningEnsemble([], task="multiclass")
 
 

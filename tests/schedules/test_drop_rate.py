@@ -209,7 +209,10 @@ def test_names_are_those_without_wrappers() -> None:
 
 def test_a_choice_that_matches_nothing_says_what_there_is() -> None:
     model = nn.Sequential(nn.Dropout(0.5), DropPath(0.1), nn.Dropout(0.0))
-    there = r"matches {}; there are: '0', a Dropout of 0.5; '1', a DropPath of 0.1$"
+    there = (
+        "layers={} matches no dropout layer with a rate above 0; there are: '0', a Dropout of 0.5;"
+        " '1', a DropPath of 0.1$"
+    )
     for layers, got in [
         ("head.*", r"'head.\*'"),
         (["0", "2"], "'2'"),
@@ -219,7 +222,7 @@ def test_a_choice_that_matches_nothing_says_what_there_is() -> None:
             DropRate(model, layers=layers)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="layers has to hold at least one class or name, but got "):
         DropRate(model, layers=[])
-    with pytest.raises(ValueError, match=r"rate above 0 matches '\*'; there are none"):
+    with pytest.raises(ValueError, match=r"layers='\*' matches no .*; there are none"):
         DropRate(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
     with pytest.raises(ValueError, match=r"'9', a Dropout of 0.5; and 2 more$"):
         DropRate(nn.Sequential(*(nn.Dropout() for _ in range(12))), layers="x")

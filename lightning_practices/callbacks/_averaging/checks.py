@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAverag
 from lightning_practices._arguments import (
     check_choice,
     check_count_or_share,
+    check_flag,
     check_number,
     check_whole,
 )
@@ -18,6 +19,7 @@ from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED
 def check_arguments(
     kind: str,
     decay: float | None,
+    decay_warmup: bool,
     start: int | float | None,
     interval: str | None,
     frequency: int,
@@ -26,6 +28,7 @@ def check_arguments(
     check_choice("kind", kind, ("ema", "swa"))
     if interval is not None:
         check_choice("interval", interval, ("step", "epoch"))
+    check_flag("decay_warmup", decay_warmup)
     if kind == "swa" and decay is not None:
         raise ValueError(
             "with 'swa' all weights count alike, so there is no decay: leave decay out, or choose"

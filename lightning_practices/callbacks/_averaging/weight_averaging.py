@@ -144,7 +144,7 @@ class WeightAveraging(Callback):
         interval: Interval | None = None,
         frequency: int = 1,
     ) -> None:
-        check_arguments(kind, decay, start, interval, frequency)
+        check_arguments(kind, decay, decay_warmup, start, interval, frequency)
         self.kind: AveragingKind = kind
         self.decay = (_DECAY if decay is None else decay) if kind == "ema" else None
         self.decay_warmup = decay_warmup

@@ -68,7 +68,7 @@ def names_of(where: Iterable[str | Block]) -> list[str]:
     Raises:
         TypeError: If ``where`` is a single name or block, or an item is neither name nor block.
     """
-    if isinstance(where, str) or not isinstance(where, Iterable):
+    if isinstance(where, str | bytes) or not isinstance(where, Iterable):
         raise TypeError(
             "where has to be a sequence of names or blocks, as in ['layer4'], but got"
             f" {shown(where)}"

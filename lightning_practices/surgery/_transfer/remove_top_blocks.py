@@ -49,8 +49,8 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
             :func:`replace_head`.
     """
     found = blocks(model)
-    n = check_whole("n", n, 1)
-    if n > len(found) - 2:
+    n = check_whole("n", n, None)
+    if not 1 <= n <= len(found) - 2:
         raise ValueError(
             f"n has to be an integer from 1 to {max(len(found) - 2, 0)}, since"
             f" {type(model).__name__} has {len(found)} blocks and the head and one below it stay,"
