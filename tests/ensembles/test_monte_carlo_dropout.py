@@ -330,13 +330,8 @@ def test_noise_tells_less_than_digits() -> None:
     [
         ({"model": torch.relu}, TypeError, "has to be a torch.nn.Module, but got <built-in"),
         ({"model": mlp}, TypeError, "has to be a torch.nn.Module, but got <function"),
-<<<<<<< HEAD
-        ({"task": "multilabel"}, ValueError, "'regression', got 'multilabel'"),
-        ({"passes": 1}, ValueError, "at least 2.*got 1"),
-=======
         ({"task": "multilabel"}, ValueError, "'regression', but got 'multilabel'"),
         ({"passes": 1}, ValueError, "from 2 on, but got 1"),
->>>>>>> 06b9f42 (Schedules and files of ensembles: errors name the file or the entry, and are bounded)
         (
             {"max_batch_size": 0},
             ValueError,

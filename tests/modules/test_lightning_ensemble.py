@@ -281,13 +281,7 @@ def test_it_does_not_train() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="task has to be"):
         LightningEnsemble(trained(), task="classes")  # type: ignore[arg-type]
-<<<<<<< HEAD
-    with pytest.raises(
-        TypeError, match=r"each of members has to be a .*Module, but got .*, of class str"
-    ):
-=======
     with pytest.raises(TypeError, match=r"each of members has to be a .*Module, but got 'a.ckpt'"):
->>>>>>> 06b9f42 (Schedules and files of ensembles: errors name the file or the entry, and are bounded)
         LightningEnsemble(["a.ckpt"], task="multiclass")  # type: ignore[list-item]
     with pytest.raises(ValueError, match="at least one module"):
         LightningEnsemble([], task="multiclass")
