@@ -11,6 +11,7 @@ from lightning_practices.callbacks._clipping import ClippingAlgorithm, GradientC
 from lightning_practices.callbacks._curves import LearningCurves
 from lightning_practices.callbacks._drop_rate_schedule import DropRateSchedule
 from lightning_practices.callbacks._early_stopping import EarlyStopping, RetrainFor, join_loaders
+from lightning_practices.callbacks._exact_resume import ExactResume
 from lightning_practices.callbacks._learning_rate_scheduler import LearningRateScheduler
 from lightning_practices.callbacks._penalty import Penalty
 from lightning_practices.callbacks._recalibrate_batch_norm import RecalibrateBatchNorm
@@ -36,6 +37,7 @@ __all__ = [
     "ClippingAlgorithm",
     "DropRateSchedule",
     "EarlyStopping",
+    "ExactResume",
     "GradientClipping",
     "Interval",
     "LearningCurves",

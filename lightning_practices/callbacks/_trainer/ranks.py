@@ -6,6 +6,8 @@ of these functions. All of these functions are collective: every rank has to cal
 order.
 """
 
+from typing import Any
+
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -53,3 +55,15 @@ def any_rank(trainer: Trainer, flag: Tensor | bool) -> bool:
 def all_ranks(trainer: Trainer, flag: bool) -> bool:
     """Say whether ``flag`` is true on every rank."""
     return not any_rank(trainer, not flag)
+
+
+def gather_objects(trainer: Trainer, value: Any) -> list[Any]:
+    """Return the ``value`` of each rank, in the order of the ranks.
+
+    The values are pickled, so tensors should be few and in CPU memory.
+    """
+    if trainer.world_size == 1 or not torch.distributed.is_initialized():
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(values, value)
+    return values

@@ -1,0 +1,13 @@
+"""Resuming from a checkpoint, in mid-epoch too, exactly where the interrupted fit was.
+
+- ``exact_resume``: the callback, which saves and restores positions and random states.
+- ``loaders``: the training data of a fit, whose epoch can start at any batch.
+- ``loader``: one loader of it.
+- ``indices``: the indices of a loader's batches, each with the seed of its worker process.
+- ``random_states``: the states of the random number generators.
+- ``reasons``: what can't be resumed exactly, and the remedy.
+"""
+
+from lightning_practices.callbacks._exact_resume.exact_resume import ExactResume
+
+__all__ = ["ExactResume"]

@@ -1,0 +1,348 @@
+"""The callback that resumes a fit exactly where its checkpoint was saved."""
+
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.loop import _Loop
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
+
+from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
+from lightning_practices.callbacks._exact_resume.random_states import (
+    random_states,
+    set_random_states,
+    set_states,
+    states_of,
+)
+from lightning_practices.callbacks._exact_resume.reasons import changes, description, why_inexact
+from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._trainer.ranks import gather_objects
+
+
+class ExactResume(Callback):
+    """Resume a fit exactly where its checkpoint was saved, in mid-epoch too.
+
+    ::
+
+        trainer = Trainer(callbacks=[ExactResume(), ModelCheckpoint(every_n_train_steps=100)])
+        trainer.fit(module, loader, ckpt_path="last")
+
+    The resumed fit trains the remaining batches of the epoch, in the same order and with the same
+    dropout masks and augmentation as the fit that was interrupted, and ends with the same weights,
+    bit for bit if the computation itself is deterministic. No sample is read twice, and none is
+    left out. Without this callback Lightning starts the epoch's loader from its beginning, for the
+    remaining number of batches, and restores no random state.
+
+    The checkpoint holds, for each rank, the states of the global random number generators of
+    Python, NumPy and torch (of the CPU and of the devices in use), those of the generators that the
+    loaders and their samplers hold, and the position of each loader. On resuming, a loader's
+    sampler is restored to its state at the start of the epoch, the batches of indices that are
+    already trained are skipped, and the random states of the checkpoint are restored before the
+    first batch.
+
+    Three things differ from a fit without this callback:
+
+    - Worker processes seed the generators of Python, NumPy and torch for each batch, by the number
+      that seeds them in torch, the rank and the batch's position. So the random numbers for a batch
+      don't depend on the worker, and differ between ranks. A seed of your ``worker_init_fn`` holds
+      until the first batch.
+    - Validation doesn't change the random numbers of training: the states from before are restored
+      after it.
+    - A loader's iterator and its worker processes are made at the first batch.
+
+    Each batch costs about 0.05 ms for copies of random states, and about 0.03 ms in its worker
+    process. A checkpoint grows by about 20 kB for each rank.
+
+    The rest of an epoch is exact for map-style datasets in torch's ``DataLoader``, with any sampler
+    whose order is determined by the generators above or by ``set_epoch``. A loader with
+    ``state_dict`` and ``load_state_dict`` restores its position itself. Any other iterable, an
+    ``IterableDataset`` among them, reads its first batches again and drops them, which takes the
+    time to load them. If the dataset holds generators and there are worker processes, the first
+    batches are read again too. Where the result may differ, a warning names the reason and the
+    remedy, when a checkpoint is saved in mid-epoch and on resuming. It also warns if the number of
+    ranks, the batch size, or the use of worker processes has changed.
+
+    Checkpoints at the end of an epoch are exact with any data, except that a dataset's state in
+    persistent worker processes is lost. With ``max_steps``, Lightning trains a batch more in an
+    epoch that has ended, or runs ``on_train_epoch_end`` again; with this callback it goes on with
+    the next epoch.
+
+    Raises:
+        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+    """
+
+    def __init__(self) -> None:
+        self._saved: dict[str, Any] | None = None  # of the checkpoint that is resumed
+        self._is_armed = False  # whether the next epoch starts at the saved position
+        self._latest: dict[str, Any] | None = None  # random states after the latest batch
+        self._is_loaded = False  # whether the checkpoint that is resumed has a state of ours
+        self._has_warned = False
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        reject_twin(trainer, pl_module)
+        if stage != "fit":
+            return
+        self._saved, self._latest = None, None  # a checkpoint is loaded after setup
+        self._is_armed = self._is_loaded = self._has_warned = False
+
+        def combine(loaders: Any, mode: str) -> ResumableLoaders:
+            return ResumableLoaders(
+                loaders,
+                mode,
+                trainer.global_rank,
+                at_iter=lambda: self._arm(trainer),
+                at_start=lambda combined: self._start(trainer, combined),
+            )
+
+        source = trainer.fit_loop._data_source
+        trainer.fit_loop._data_source = ResumableSource(source.instance, source.name, combine)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        _remove_source(trainer)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        _remove_source(trainer)
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._arm(trainer)
+        loaders = _loaders(trainer)
+        is_new_epoch = self._saved is not None and not self._saved["batches"]
+        if self._is_armed and is_new_epoch and loaders and not trainer.fit_loop.restarting:
+            # Before the hooks at the start of the epoch, which may draw random numbers.
+            self._restore_start(trainer, loaders)
+
+        if trainer.fit_loop.is_resuming and not self._is_loaded:
+            _warn_of_no_state(trainer)
+
+    @override
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._saved, self._is_armed = None, False  # the fit has moved on
+        self._latest = random_states(_devices(trainer))
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        is_in_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if is_in_fit and self._latest is not None:
+            set_random_states(self._latest, _devices(trainer))
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Here and not in state_dict(), which Lightning calls without the Trainer.
+        checkpoint["callbacks"][self.state_key] = self._saved or self._state(trainer)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved, self._is_loaded = state_dict, True
+
+    def _state(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the state of a checkpoint; every rank has to call this."""
+        combined = _loaders(trainer)
+        loaders = combined.loaders if combined else []
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        has_ended = _has_ended(trainer)
+        batches = 0 if has_ended else progress.processed
+        positions = combined.positions_after(batches) if combined and not has_ended else None
+        self._warn_if_inexact(trainer, batches)
+        # In the middle of a batch or of validation, the states before it count; in the first batch
+        # of an epoch, those at the start of the epoch.
+        is_within = progress.ready > progress.processed or trainer.validating
+        is_within |= positions is not None and batches == 0
+        generators = [states_of(one.generators()) for one in loaders]
+        passes = [one.passes for one in loaders]
+        if positions and not batches:
+            generators = [one["generators"] for one in positions]
+            passes = [one["passes"] - 1 for one in positions]
+        states = self._latest if is_within else None
+        rank = {
+            "states": states or random_states(_devices(trainer)),
+            "positions": positions if batches else None,
+            "generators": generators,
+            "passes": passes,
+            "seeds": [one.seed for one in loaders],
+        }
+        return {
+            "batches": batches,
+            "loaders": [description(one.loader) for one in loaders],
+            "ranks": gather_objects(trainer, rank),
+        }
+
+    def _arm(self, trainer: Trainer) -> None:
+        """Start the next epoch at the saved position, if the Trainer has restored its progress."""
+        loop = trainer.fit_loop
+        # The Tuner runs fits of its own without the callbacks.
+        if (
+            self._saved is None
+            or not loop.is_resuming
+            or self not in callbacks_of(trainer, Callback)
+        ):
+            return
+        ranks = len(self._saved["ranks"])
+        if ranks != trainer.world_size:
+            rank_zero_warn(
+                f"ExactResume can't resume exactly, as the checkpoint was saved by {ranks} rank(s)"
+                f" and there are {trainer.world_size} now: the random states are not restored, and"
+                " the epoch's data starts from its beginning. To resume exactly use as many ranks"
+            )
+            self._saved = None
+            return
+        self._is_armed = True
+        progress: Any = loop.epoch_progress.current
+        if loop.restarting and progress.ready == progress.processed:
+            # With max_steps Lightning would continue an epoch that has ended.
+            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+
+    def _start(self, trainer: Trainer, combined: ResumableLoaders) -> None:
+        """Make the iterators of an epoch, at the saved position if there is one."""
+        saved = self._saved if self._is_armed else None
+        if saved is not None:
+            progress: Any = trainer.fit_loop.epoch_progress.current
+            for loader in combined.loaders:
+                # With a length unknown, Lightning draws a batch before it sets the epoch.
+                _set_sampler_epoch(loader.loader, progress.processed)
+        if saved is not None and saved["batches"]:
+            self._start_in_mid_epoch(trainer, combined, saved)
+        else:
+            if saved is not None:
+                self._restore_start(trainer, combined)
+            self._latest = random_states(_devices(trainer))
+            combined.start()
+        self._saved, self._is_armed = None, False
+
+    def _restore_start(self, trainer: Trainer, combined: ResumableLoaders) -> None:
+        """Restore the random states at the start of an epoch."""
+        assert self._saved is not None
+        rank = self._saved["ranks"][trainer.global_rank]
+        if self._is_same_data(combined, self._saved):
+            fields = (rank[name] for name in ("passes", "seeds", "generators"))
+            for loader, passes, seed, states in zip(combined.loaders, *fields, strict=True):
+                loader.passes, loader.seed = passes, seed
+                set_states(loader.generators(), states)
+        set_random_states(rank["states"], _devices(trainer))
+        self._saved, self._is_armed = None, False
+
+    def _start_in_mid_epoch(
+        self, trainer: Trainer, combined: ResumableLoaders, saved: dict[str, Any]
+    ) -> None:
+        rank = saved["ranks"][trainer.global_rank]
+        if self._is_same_data(combined, saved) and rank["positions"] is not None:
+            self._warn_if_inexact(trainer, saved["batches"])
+            for loader, seed in zip(combined.loaders, rank["seeds"], strict=True):
+                loader.seed = seed  # which Lightning takes from seed_everything
+            combined.start(saved["batches"], rank["positions"])
+            for loader, states in zip(combined.loaders, rank["generators"], strict=True):
+                if getattr(loader.loader, "num_workers", 0) == 0:
+                    # Workers draw indices ahead, from generators that have just advanced as far.
+                    set_states(loader.generators(), states)
+        else:
+            combined.start()
+        self._latest = rank["states"]
+        set_random_states(rank["states"], _devices(trainer))
+
+    def _is_same_data(self, combined: ResumableLoaders, saved: dict[str, Any]) -> bool:
+        """Say whether the loaders are as many as were saved, and warn of changes."""
+        loaders = [one.loader for one in combined.loaders]
+        if len(loaders) != len(saved["loaders"]):
+            if saved["loaders"]:  # otherwise it was saved before the data was loaded
+                rank_zero_warn(
+                    f"ExactResume can't resume the data exactly, as there were"
+                    f" {len(saved['loaders'])} loaders when the checkpoint was saved and there are"
+                    f" {len(loaders)} now: the epoch's data starts from its beginning"
+                )
+            return False
+        changed = changes(saved["loaders"], loaders)
+        if changed:
+            rank_zero_warn(
+                f"ExactResume can't resume exactly, as settings of a loader have changed:"
+                f" {'; '.join(changed)}. To resume exactly set them as before"
+            )
+        return True
+
+    def _warn_if_inexact(self, trainer: Trainer, batches: int) -> None:
+        """Warn, once in a fit, if a fit that resumes after ``batches`` batches may be another."""
+        if self._has_warned or not batches:
+            return
+        reasons = _reasons(trainer, batches)
+        if reasons:
+            self._has_warned = True
+            rank_zero_warn(
+                "ExactResume can't tell whether a fit that resumes in mid-epoch trains the rest of"
+                f" the epoch exactly: {'; '.join(reasons)}"
+            )
+
+
+def _reasons(trainer: Trainer, batches: int) -> list[str]:
+    """Return why a fit that resumes after ``batches`` batches of an epoch may be another."""
+    loop = trainer.fit_loop
+    combined = _loaders(trainer)
+    if combined is None:
+        kind = type(loop._combined_loader).__name__
+        return [
+            f"{kind} combines the loaders, so the epoch's data starts from its beginning: use"
+            " CombinedLoader"
+        ]
+    reasons = [why_inexact(one.loader) for one in combined.loaders]
+    if isinstance(loop._data_fetcher, _DataLoaderIterDataFetcher):
+        reasons.append(
+            "training_step(dataloader_iter) may draw batches ahead, which aren't counted: use"
+            " training_step(batch)"
+        )
+    accumulated = trainer.accumulate_grad_batches
+    if trainer.lightning_module.automatic_optimization and batches % accumulated:
+        reasons.append(
+            f"{batches} batches of the epoch are trained, which is no multiple of"
+            f" accumulate_grad_batches={accumulated}, and a checkpoint doesn't hold gradients: save"
+            " after an optimizer step"
+        )
+    return list(dict.fromkeys(reason for reason in reasons if reason))
+
+
+def _warn_of_no_state(trainer: Trainer) -> None:
+    """Warn if a fit resumes in mid-epoch from a checkpoint that was saved without this callback."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    if trainer.fit_loop.restarting and progress.processed and not _has_ended(trainer):
+        rank_zero_warn(
+            "ExactResume can't resume in mid-epoch from a checkpoint that was saved without it: the"
+            " random states are not restored, and the epoch's data starts from its beginning"
+        )
+
+
+def _loaders(trainer: Trainer) -> ResumableLoaders | None:
+    """Return the training data; ``None`` if it isn't loaded, or is a combination of the user's."""
+    combined = trainer.fit_loop._combined_loader
+    return combined if isinstance(combined, ResumableLoaders) else None
+
+
+def _has_ended(trainer: Trainer) -> bool:
+    """Say whether all batches of the epoch are trained."""
+    loop = trainer.fit_loop.epoch_loop
+    progress: Any = loop.batch_progress.current
+    return progress.ready == progress.processed and loop._num_ready_batches_reached()
+
+
+def _devices(trainer: Trainer) -> list[torch.device]:
+    """Return the accelerators of this rank whose generators have a state."""
+    root = trainer.strategy.root_device
+    devices = [root, *(p.device for p in trainer.lightning_module.parameters())]
+    kinds = ("cuda", "xpu")
+    return [device for device in dict.fromkeys(devices) if device.type in kinds]
+
+
+def _remove_source(trainer: Trainer) -> None:
+    loop = trainer.fit_loop
+    source = loop._data_source
+    if isinstance(source, ResumableSource):
+        loop._data_source = _DataLoaderSource(source.instance, source.name)

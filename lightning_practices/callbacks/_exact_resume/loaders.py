@@ -1,0 +1,136 @@
+"""The training data of a fit, whose epoch can start at any batch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from typing_extensions import override
+
+from lightning_practices.callbacks._exact_resume.loader import ResumableLoader
+from lightning_practices.callbacks._exact_resume.reasons import is_stateful
+
+
+class ResumableLoaders(CombinedLoader):
+    """Lightning's combination of loaders, whose iterators are made at the first batch.
+
+    By then all hooks before the first batch have run, the Trainer has restored its progress, and
+    the samplers know their epoch. Lightning itself calls ``iter`` earlier, and several times.
+
+    Args:
+        iterables: The user's loader, or a collection of loaders.
+        mode: How they are combined, see :class:`~lightning.pytorch.utilities.CombinedLoader`.
+        rank: Rank of this process.
+        at_iter: Called when Lightning calls ``iter``.
+        at_start: Called before the first batch of an epoch. It has to call :meth:`start`.
+    """
+
+    def __init__(
+        self,
+        iterables: Any,
+        mode: Any,
+        rank: int,
+        at_iter: Callable[[], None],
+        at_start: Callable[["ResumableLoaders"], None],
+    ) -> None:
+        super().__init__(iterables, mode)
+        self._rank = rank
+        self._at_iter = at_iter
+        self._at_start = at_start
+        self._started = False
+        self._drawn = 0  # batches of this epoch
+        self._positions: dict[int, list[dict[str, Any]]] = {}  # by batches drawn, the newest
+
+    @property
+    def loaders(self) -> list[ResumableLoader]:
+        """The loaders; empty before the first ``iter``."""
+        return [one for one in self.flattened if isinstance(one, ResumableLoader)]
+
+    @override
+    def __iter__(self) -> Self:
+        if not self.loaders:
+            # From here on Lightning finds loaders that are stateful. ``iterables`` are the user's.
+            self._flattened = [ResumableLoader(one, self._rank) for one in self.flattened]
+        self._at_iter()
+        super().__iter__()
+        self._started = False
+        self._positions.clear()
+        return self
+
+    @override
+    def __next__(self) -> Any:
+        if not self._started:
+            self._at_start(self)
+        batch = super().__next__()
+        self._drawn += 1
+        self._note_position()
+        return batch
+
+    def start(self, drawn: int = 0, positions: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Make the loaders' iterators.
+
+        Args:
+            drawn: The number of batches that the epoch has already had.
+            positions: The positions of the loaders after these batches.
+        """
+        self._started = True
+        for loader, position in zip(self.loaders, positions, strict=False):
+            loader.load_state_dict(position)
+        for loader in self.loaders:
+            loader.start()
+        self._drawn = drawn
+        self._note_position()
+
+    def positions_after(self, batches: int) -> list[dict[str, Any]] | None:
+        """Return the positions of the loaders after so many batches of this epoch.
+
+        Returns:
+            The positions; ``None`` if the epoch hasn't started, or is farther by several batches.
+        """
+        return self._positions.get(batches)
+
+    @override
+    def reset(self) -> None:
+        super().reset()
+        for loader in self.loaders:
+            loader.close()
+
+    @override
+    def _state_dicts(self) -> list[dict[str, Any]]:
+        # The states that Lightning saves, of the user's loaders alone.
+        users = [one.loader for one in self.loaders]
+        return [one.state_dict() for one in users if is_stateful(one)]
+
+    def _note_position(self) -> None:
+        self._positions[self._drawn] = [loader.state_dict() for loader in self.loaders]
+        # Lightning draws a batch ahead where the number of batches isn't known.
+        self._positions.pop(self._drawn - 2, None)
+
+
+class ResumableSource(_DataLoaderSource):
+    """Where a Trainer gets its training data from, combined as :class:`ResumableLoaders`.
+
+    Args:
+        instance: A module or datamodule with the hook ``name``, or the loaders.
+        name: Name of the hook.
+        combine: Makes the combination, from the loaders and the mode.
+    """
+
+    def __init__(
+        self,
+        instance: LightningModule | LightningDataModule | Any,
+        name: str,
+        combine: Callable[[Any, str], ResumableLoaders],
+    ) -> None:
+        super().__init__(instance, name)
+        self.combine = combine
+
+    @override
+    def dataloader(self) -> Any:
+        loaders = super().dataloader()
+        if not isinstance(loaders, CombinedLoader):
+            return self.combine(loaders, "max_size_cycle")  # Lightning's default
+        if type(loaders) is CombinedLoader:
+            return self.combine(loaders.iterables, loaders._mode)
+        return loaders  # a subclass of the user's
