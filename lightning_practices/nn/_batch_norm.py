@@ -33,10 +33,10 @@ class FusedBatchNorm(_BatchNorm):
         device: Any = None,
         dtype: Any = None,
         *,
+        bias: bool = True,
         activation: Activation | None = None,
         activation_parameter: float | None = None,
         virtual_batch_size: int | None = None,
-        **kwargs: Any,  # torch's argument bias, which older versions don't have
     ) -> None:
         if activation is not None:
             check_choice("activation", activation, get_args(Activation), "None")
@@ -44,8 +44,10 @@ class FusedBatchNorm(_BatchNorm):
             activation_parameter = check_number("activation_parameter", activation_parameter)
         if virtual_batch_size is not None:
             virtual_batch_size = check_whole("virtual_batch_size", virtual_batch_size, 1)
+        # Older versions of torch have no such argument, and refuse it.
+        options = {} if bias else {"bias": False}
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **kwargs
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **options
         )
         self.activation = activation
         self.activation_parameter = activation_parameter
@@ -209,6 +211,8 @@ class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
             statistics of the batch.
         device: Device of the parameters and buffers.
         dtype: Dtype of the parameters and buffers.
+        bias: Whether to learn :math:`\beta` too, if ``affine`` is true. ``False`` needs a version
+            of torch whose :class:`torch.nn.BatchNorm2d` has this argument.
         activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
             ``"gelu"``.
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).

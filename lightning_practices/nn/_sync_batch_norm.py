@@ -38,6 +38,7 @@ class SyncBatchNorm(FusedBatchNorm):
         process_group: Group of the processes that share statistics. Default: all processes.
         device: Device of the parameters and buffers.
         dtype: Dtype of the parameters and buffers.
+        bias: Whether to learn ``bias`` too, as for :class:`BatchNorm2d`.
         activation: Activation after the normalisation, as for :class:`BatchNorm2d`.
         activation_parameter: Parameter of the activation, as for :class:`BatchNorm2d`.
 
@@ -61,6 +62,7 @@ class SyncBatchNorm(FusedBatchNorm):
         device: Any = None,
         dtype: Any = None,
         *,
+        bias: bool = True,
         activation: Activation | None = None,
         activation_parameter: float | None = None,
     ) -> None:
@@ -72,6 +74,7 @@ class SyncBatchNorm(FusedBatchNorm):
             track_running_stats,
             device,
             dtype,
+            bias=bias,
             activation=activation,
             activation_parameter=activation_parameter,
         )

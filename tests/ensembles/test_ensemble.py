@@ -350,3 +350,34 @@ def test_what_has_no_logits_or_spread() -> None:
     assert torch.equal(one(x), one.members[0](x).softmax(1))
     with pytest.raises(ValueError, match="at least two members, got one"):
         one.predict(x)
+
+
+class _Keeping(nn.Module):
+    """A model that keeps tensors with a graph, as models with weight norm or for plots do."""
+
+    def __init__(self, kept: Any = None) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        self.kept = kept
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.layer(x)
+        self.kept = [hidden, {"hidden": hidden}]
+        return hidden
+
+
+def test_members_that_keep_tensors_with_a_graph_are_copied() -> None:
+    x, models = torch.randn(5, 3), [_Keeping(), _Keeping()]
+    expected = torch.stack([model(x).softmax(1) for model in models]).mean(0)
+    ensemble = Ensemble(models, task="multiclass")
+    assert torch.equal(ensemble(x), expected)
+    copied: Any = ensemble.members[0]
+    assert copied.kept[0] is copied.kept[1]["hidden"]
+    assert models[0].kept is not None
+    assert models[0].kept[0].requires_grad
+
+
+def test_a_member_that_cant_be_copied_is_named_with_its_attribute() -> None:
+    model = nn.Sequential(_Keeping({"sums": {torch.randn(3, requires_grad=True).sum()}}))
+    with pytest.raises(RuntimeError, match=r"Sequential, because of the attribute 0\.kept"):
+        Ensemble([model], task="regression")

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -32,18 +32,33 @@ def assert_as_right_as_torch(
     on the same tensors, plus half a unit in the last place of each element. Small tensors are drawn
     several times, so that no lucky rounding of torch's decides.
     """
-    numel = draw()[1].numel()
-    squares: list[list[float]] = []
-    for _ in range(max(1, min(16, 1024 // max(numel, 1)))):
+
+    def results() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         tensors, grad = draw()
         wide = [None if t is None else t.double() for t in tensors]
-        results = zip(
+        return zip(
             run(ours, tensors, grad),
             run(torchs, tensors, grad),
             run(torchs, wide, grad.double()),
             strict=True,
         )
-        squares.append([value for result in results for value in _square_errors(*result)])
+
+    assert_as_right(results, draw()[1].numel())
+
+
+def assert_as_right(
+    results: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]], numel: int
+) -> None:
+    """Check results as :func:`assert_as_right_as_torch` does.
+
+    Args:
+        results: Function that returns triples of our result, torch's result and the exact result.
+        numel: Number of elements of the output. If it is small, ``results`` is called several
+            times, and has to draw new tensors each time.
+    """
+    squares: list[list[float]] = []
+    for _ in range(max(1, min(16, 1024 // max(numel, 1)))):
+        squares.append([value for result in results() for value in _square_errors(*result)])
     totals = [math.sqrt(sum(column)) for column in zip(*squares, strict=True)]
     for i in range(0, len(totals), 3):
         mine, theirs, rounding = totals[i : i + 3]

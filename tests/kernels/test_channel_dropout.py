@@ -361,7 +361,7 @@ def test_p_outside_the_unit_interval(
 def test_only_floating_point_is_dropped(dtype: torch.dtype, device: str) -> None:
     x = torch.ones(1, 2, 3, device=device).to(dtype)
     for function in (dropout1d, feature_alpha_dropout):
-        with pytest.raises(RuntimeError, match=f"{function.__name__}.*floating-point.*{dtype}"):
+        with pytest.raises(RuntimeError, match=f"floating-point.*{dtype}"):
             function(x, 0.5, training=True)
         assert function(x, 0.5, training=False) is x
 

@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_kernels import clip_grad_norm_, clip_grad_value_
+from lightning_kernels import (
+    clip_grad_adaptive_,
+    clip_grad_norm_,
+    clip_grad_scale,
+    clip_grad_value_,
+    clip_grads_with_norm_,
+)
 from lightning_kernels._clip_grad import clip_grad as _clip_grad
 from lightning_kernels._clip_grad import passes as _clip_grad_passes
 from lightning_kernels._clip_grad import tensor_table as _tensor_table
@@ -183,7 +189,7 @@ def test_by_value_as_torch(limit: float, device: str) -> None:
 
 
 def test_nothing_to_clip(device: str) -> None:
-    for params in ([], [torch.zeros(3, device=device, requires_grad=True)], iter(())):
+    for params in ([], [torch.zeros(3, device=device, requires_grad=True)], ()):
         assert clip_grad_norm_(params, 1.0).item() == 0
         clip_grad_value_(params, 1.0)
 
@@ -334,3 +340,23 @@ def test_more_than_two_to_the_31_elements() -> None:
     p.grad[0] = 4.0
     assert clip_grad_norm_(p, 1.0).item() == 5
     assert p.grad[-1].item() == pytest.approx(0.6, rel=1e-2)
+
+
+def test_an_iterator_without_parameters_warns_where_it_is_given() -> None:
+    used = (p for p in [torch.ones(2, requires_grad=True)])
+    assert len([*used]) == 1
+    calls = {
+        "norm": lambda p: clip_grad_norm_(p, 1.0),
+        "value": lambda p: clip_grad_value_(p, 1.0),
+        "with norm": lambda p: clip_grads_with_norm_(p, 1.0, torch.ones(())),
+        "scale": lambda p: clip_grad_scale(p, 1.0),
+        "adaptive": lambda p: clip_grad_adaptive_(p),
+        "torch's": lambda p: torch.nn.utils.clip_grad_norm_(p, 1.0),
+    }
+    for name, call in calls.items():
+        with pytest.warns(UserWarning, match="`parameters` is an empty generator") as caught:
+            call(used)
+        assert caught[0].filename == __file__, name
+    empty: list[Tensor] = []
+    clip_grad_norm_(empty, 1.0)
+    clip_grad_adaptive_(empty)

@@ -81,7 +81,8 @@ def add_dropout_layer_norm(
         no layer scale and no drop.
 
     Raises:
-        RuntimeError: If ``x`` is not floating point. If the shape, dtype or device of an argument
+        NotImplementedError: If ``x`` is not floating point.
+        RuntimeError: If the shape, dtype or device of an argument
             does not fit ``x``. If ``drop_path`` is not 0 and ``x`` has no dimension of samples.
         TypeError: If ``normalized_shape`` is a number, not a sequence.
         ValueError: If a rate is outside ``[0, 1]`` or nan.

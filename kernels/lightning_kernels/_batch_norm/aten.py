@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._core.activation import aten_activate
-from lightning_kernels._core.parameters import check_channels, check_floating, check_residual
+from lightning_kernels._core.autocast import call_torch
+from lightning_kernels._core.parameters import check_channels, check_residual, check_tensor
 
 
 def aten_batch_norm(
@@ -17,9 +18,10 @@ def aten_batch_norm(
         weight, bias = (None if t is None else t.to(running_mean.dtype) for t in (weight, bias))
     if training and x.numel() == 0:  # an empty batch has no statistics
         running_mean = running_var = None
-    y = torch.nn.functional.batch_norm(
-        x, running_mean, running_var, weight, bias, training, momentum, eps
-    )
+    y = call_torch(
+        torch.nn.functional.batch_norm,
+        x, running_mean, running_var, weight, bias, training, momentum, eps,
+    )  # fmt: skip
     return aten_activate(y if residual is None else y + residual, activation, parameter)
 
 
@@ -32,19 +34,21 @@ def check(
 
     The types of the errors are those of torch's batch norm.
     """
-    check_floating("batch_norm", x, NotImplementedError)
-    if x.dim() < 2:
-        raise RuntimeError(f"batch_norm expects x of shape (N, C, *), but got {list(x.shape)}")
+    check_tensor("batch_norm", x)
+    if x.dim() < 2 and (synchronised or x.numel() > 0):  # torch takes the shape (0,)
+        raise RuntimeError(
+            f"batch_norm expects an input of shape (N, C, *), but got {list(x.shape)}"
+        )
     if momentum is None:
         raise TypeError("batch_norm expects a float as momentum, but got None")
     if eps < 0.0 or (training and eps == 0.0):
         raise ValueError(f"batch_norm expects a positive eps, but got {eps}")
-    if training and not synchronised and x.numel() == x.shape[1] > 0:
+    if training and not synchronised and x.numel() > 0 and x.numel() == x.shape[1]:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )
     if running_mean is None or running_var is None:
-        if not training:
+        if not training and x.numel() > 0:  # torch takes empty inputs
             raise RuntimeError("batch_norm expects running_mean and running_var in evaluation")
         if running_mean is not running_var:
             raise ValueError("batch_norm expects both running_mean and running_var or neither")

@@ -15,7 +15,7 @@ from lightning_kernels._core.statistics import update_running
 
 
 def batch_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -29,7 +29,7 @@ def batch_norm(
     residual: Tensor | None = None,
     process_group: Any = None,
 ) -> Tensor:
-    r"""Normalise each channel of ``x``, add ``residual`` and activate, in two passes.
+    r"""Normalise each channel of ``input``, add ``residual`` and activate, in two passes.
 
     .. math:: y = a((x - \bar x) / \sqrt{s^2 + \epsilon} \cdot \gamma + \beta + r)
 
@@ -43,15 +43,16 @@ def batch_norm(
     keeps the values before the activation, which the backward pass computes again.
 
     Where the kernels do not run (see :func:`lightning_kernels.route`) the result is composed of
-    torch's functions. The result has the dtype of ``x``, also under autocast.
+    torch's functions. The result has the dtype of ``input``, also under autocast.
 
     Args:
-        x: Input of shape ``(N, C, *)``, any strides, floating point.
-        running_mean: Running mean of shape ``(C,)``, in the dtype of ``x`` or float32, or ``None``.
-            In training it becomes ``(1 - momentum) * running_mean + momentum * mean``, in place.
-        running_var: Running variance of shape ``(C,)``, in the dtype of ``x`` or float32, or
+        input: Input of shape ``(N, C, *)``, any strides, floating point.
+        running_mean: Running mean of shape ``(C,)``, in the dtype of ``input`` or float32, or
+            ``None``. In training it becomes ``(1 - momentum) * running_mean + momentum * mean``, in
+            place.
+        running_var: Running variance of shape ``(C,)``, in the dtype of ``input`` or float32, or
             ``None``. In training it is updated in the same way, by the unbiased variance.
-        weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``x`` or float32.
+        weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``input`` or float32.
         bias: Shift :math:`\beta`, like ``weight``.
         training: Whether to normalise by the statistics of the batch, and to update the running
             statistics.
@@ -60,7 +61,7 @@ def batch_norm(
         activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
             ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
-        residual: Tensor :math:`r` of the shape and dtype of ``x``, added before the activation.
+        residual: Tensor :math:`r` of the shape and dtype of ``input``, added before the activation.
         process_group: A ``torch.distributed.ProcessGroup``. In training the statistics are those of
             the batches of all its processes, and gradients flow through them. The batches may
             differ in size and may be empty. The forward and the backward pass take one collective
@@ -68,15 +69,16 @@ def batch_norm(
             caller sums them over processes.
 
     Returns:
-        Tensor of the shape, dtype and memory format of ``x``: channels last or contiguous.
+        Tensor of the shape, dtype and memory format of ``input``: channels last or contiguous.
 
     Raises:
-        NotImplementedError: If ``x`` is not floating point.
-        RuntimeError: If the shape, dtype or device of an argument does not fit ``x``. If running
-            statistics require gradients, or are missing in evaluation. If a second derivative is
-            taken with ``process_group``.
-        TypeError: If ``momentum`` is ``None``, or ``process_group`` is not a group that this
-            process is in.
+        NotImplementedError: If ``input`` is not floating point. It is torch's own error, on some
+            devices another ``RuntimeError``.
+        RuntimeError: If the shape, dtype or device of an argument does not fit ``input``. If
+            running statistics require gradients, or are missing in evaluation. If a second
+            derivative is taken with ``process_group``.
+        TypeError: If an argument is not a tensor, ``momentum`` is ``None``, or ``process_group`` is
+            not a group that this process is in.
         ValueError: In training, if a channel has a single value (the running statistics are not
             changed), or only one of the two running statistics is given. If ``eps`` is negative, or
             0 in training. If ``activation`` is unknown. If ``activation_parameter`` is given for an
@@ -93,31 +95,31 @@ def batch_norm(
     parameter = resolve_parameter(activation, activation_parameter)
     group = group_name(process_group) if training and process_group is not None else None
     check(
-        x, running_mean, running_var, weight, bias, residual, training, momentum, eps,
+        input, running_mean, running_var, weight, bias, residual, training, momentum, eps,
         group is not None,
     )  # fmt: skip
-    if not norm_runs_triton(x):
+    if not norm_runs_triton(input):
         normalise = aten_batch_norm
         if group is not None:
             normalise = functools.partial(aten_sync_batch_norm, group)
         return normalise(
-            x, running_mean, running_var, weight, bias, training, momentum, eps,
+            input, running_mean, running_var, weight, bias, training, momentum, eps,
             activation, parameter, residual,
         )  # fmt: skip
     keep_signs = (
         residual is not None
         and activation in PIECEWISE_LINEAR
         and torch.is_grad_enabled()
-        and any(t is not None and t.requires_grad for t in (x, residual, weight, bias))
+        and any(t is not None and t.requires_grad for t in (input, residual, weight, bias))
     )
     mean, variance = (None, None) if training else (running_mean, running_var)
     arguments = (
-        x, residual, weight, bias, mean, variance, float(eps), activation, parameter, keep_signs,
-        group,
+        input, residual, weight, bias, mean, variance, float(eps), activation, parameter,
+        keep_signs, group,
     )  # fmt: skip
     if not training or running_mean is None or running_var is None:
         return batch_norm_operator(*arguments)[0]
-    if not is_traced(x) and running_mean.is_contiguous() and running_var.is_contiguous():
+    if not is_traced(input) and running_mean.is_contiguous() and running_var.is_contiguous():
         # Only eager calls pass the running statistics: a registered operator must not change its
         # arguments.
         return batch_norm_operator(*arguments, (running_mean, running_var, float(momentum)))[0]

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_kernels._clip_grad.clip_grad import listed
 from lightning_kernels._clip_grad.kernels import add_power, reduce_powers, root
 from lightning_kernels._clip_grad.passes import norm_name
 from lightning_kernels._clip_grad.sharded import Group, local_gradients, reduce_shares
 from lightning_kernels._clip_grad.tensor_table import DTYPES, address_of, kept_on_device
-from lightning_kernels._core.dispatch import runs_triton
+from lightning_kernels._core.dispatch import is_traced, runs_triton
 from lightning_kernels._core.launch import launch, multiprocessor_count
 from lightning_kernels._core.layout import is_dense
 from lightning_kernels._core.triton import tl, triton
@@ -150,7 +151,7 @@ def clip_grad_adaptive_(
     if not norm_type > 0:
         raise ValueError(f"clip_grad_adaptive_ expects a positive norm_type, but got {norm_type}")
     excluded = {id(p) for p in exclude}
-    given = [parameters] if isinstance(parameters, Tensor) else parameters
+    given = listed(parameters, stacklevel=3)
     clipped = [
         p
         for p in {id(p): p for p in given}.values()
@@ -302,7 +303,7 @@ def _aten_clip(
 ) -> None:
     """Clip the gradient of one parameter by torch's functions."""
     factor = _factor(_unit_norms(weight, norm_type), _unit_norms(grad, norm_type), clip_factor, eps)
-    if grad.device.type != "cpu" or bool((factor != 1).any()):
+    if grad.device.type != "cpu" or is_traced(grad) or bool((factor != 1).any()):
         grad.mul_(factor)
 
 

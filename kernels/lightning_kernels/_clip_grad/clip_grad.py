@@ -1,7 +1,8 @@
 """Gradient clipping by norm and by value, in one or two launches for any number of parameters."""
 
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -198,11 +199,31 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
 
 
 def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
-    """Return the gradients of ``parameters``, without ``None``, empty gradients and duplicates."""
-    if isinstance(parameters, Tensor):
-        parameters = [parameters]
-    grads = (p.grad for p in parameters)
+    """Return the gradients of ``parameters``, without ``None``, empty gradients and duplicates.
+
+    The public functions that call this function are decorated with ``torch.no_grad``.
+    """
+    grads = (p.grad for p in listed(parameters, stacklevel=5))
     return [*{id(g): g for g in grads if g is not None and g.numel() > 0}.values()]
+
+
+def listed(parameters: Tensor | Iterable[Tensor], stacklevel: int) -> Sequence[Tensor]:
+    """Return the parameters as a sequence. Warn of an iterator that has none, as torch does.
+
+    It is mostly ``model.parameters()`` that was kept in a variable and has been used up before.
+    """
+    if isinstance(parameters, Tensor):
+        return [parameters]
+    if isinstance(parameters, list):
+        return parameters
+    given = [*parameters]
+    if not given and isinstance(parameters, Iterator):
+        warnings.warn(
+            "`parameters` is an empty generator, no gradient clipping will occur: pass"
+            " model.parameters() itself, which is a new generator at each call, or a list",
+            stacklevel=stacklevel,
+        )
+    return given
 
 
 def hold(grads: Iterable[Tensor]) -> HeldGradients:

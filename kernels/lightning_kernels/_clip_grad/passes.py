@@ -14,7 +14,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from lightning_kernels._clip_grad.kernels import _clip_norm_kernel, _norm_kernel
 from lightning_kernels._clip_grad.tensor_table import TensorTable, table_of, widened
-from lightning_kernels._core.dispatch import runs_triton
+from lightning_kernels._core.dispatch import is_traced, runs_triton
 from lightning_kernels._core.launch import launch, multiprocessor_count, next_power_of_2
 from lightning_kernels._core.layout import is_dense
 
@@ -166,7 +166,8 @@ def aten_clip_by_norm_(
     """
     number, limit = limit_on(total.device, max_norm, total.dtype)
     max_norm = number if limit is None else limit
-    if total.device.type == "cpu":  # no synchronisation is needed to read the value
+    # On the CPU no synchronisation is needed to read the value. A fake tensor has no value.
+    if total.device.type == "cpu" and not is_traced(total):
         value = float(total)
         if max_norm / (value + 1e-6) >= 1 or (nonfinite == "skip" and not math.isfinite(value)):
             return

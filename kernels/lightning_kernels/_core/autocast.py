@@ -32,10 +32,22 @@ def without_autocast(function: Callable[..., Tensor], x: Tensor, *args: Any) -> 
     """Return ``function(x, *args)`` with autocast turned off.
 
     Calls on the CPU must stay cheap. Therefore the context manager is entered only if autocast is
-    on, and ``x.device`` is not read for a CPU tensor.
+    on, and ``x.device`` is not read for a CPU tensor. Some devices, such as ``meta``, have no
+    autocast.
     """
     device = "cpu" if x.is_cpu else x.device.type
-    if not torch.is_autocast_enabled(device):
-        return function(x, *args)
+    has_autocast = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    if not has_autocast or not torch.is_autocast_enabled(device):
+        return call_torch(function, x, *args)
     with torch.autocast(device, enabled=False):
+        return call_torch(function, x, *args)
+
+
+def call_torch(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """Return ``function(x, *args)``. An error for a dtype that is not floating point names it."""
+    try:
         return function(x, *args)
+    except RuntimeError as error:
+        if not x.is_floating_point():
+            error.add_note(f"expected a floating-point input, but got {x.dtype}")
+        raise

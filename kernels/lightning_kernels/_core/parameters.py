@@ -6,13 +6,37 @@ import torch
 from torch import Tensor
 
 
-def check_floating(function: str, x: Tensor, error: type[Exception] = RuntimeError) -> None:
-    """Raise ``error`` if ``x`` is not floating point.
+def check_tensor(function: str, x: Tensor) -> None:
+    """Raise TypeError if ``x`` is not a tensor.
 
-    Norms pass ``NotImplementedError``, the error of torch's norms.
+    Functions that replace one of torch's check no more of the input's type than this. Torch's
+    function computes the result or raises the error for a dtype that is not floating point.
     """
-    if not x.is_floating_point():
-        raise error(f"{function} expects a floating-point input, but got {x.dtype}")
+    if not isinstance(x, Tensor):
+        raise not_a_tensor(function, "the input", x)
+
+
+def check_floating(function: str, x: Tensor) -> None:
+    """Raise TypeError if ``x`` is not a tensor, NotImplementedError if it is not floating point."""
+    try:
+        is_floating = x.is_floating_point()
+    except AttributeError:
+        raise not_a_tensor(function, "the input", x) from None
+    if not is_floating:
+        raise NotImplementedError(f"{function} expects a floating-point input, but got {x.dtype}")
+
+
+def dimensions_of(function: str, x: Tensor, name: str = "the input") -> int:
+    """Return the number of dimensions of ``x``. Raise TypeError if ``x`` is not a tensor."""
+    try:
+        return x.dim()
+    except AttributeError:
+        raise not_a_tensor(function, name, x) from None
+
+
+def not_a_tensor(function: str, name: str, got: object) -> TypeError:
+    """Return the error for an argument that has to be a tensor."""
+    return TypeError(f"{function} expects {name} as a torch.Tensor, but got {type(got).__name__}")
 
 
 def shape_of(normalized_shape: Sequence[int]) -> tuple[int, ...]:
@@ -51,7 +75,9 @@ def check_channels(function: str, x: Tensor, **parameters: Tensor | None) -> Non
     Each parameter must have the shape ``(C,)``, the device of ``x``, and the dtype of ``x`` or
     float32.
     """
-    _check_parameters(function, x, x.shape[1:2], "the channels of x", parameters)
+    # An input of one dimension has to be empty, and its channels, too.
+    shape = x.shape[1:2] or x.shape
+    _check_parameters(function, x, shape, "the channels of the input", parameters)
 
 
 def _check_parameters(
@@ -62,7 +88,11 @@ def _check_parameters(
     for name, parameter in parameters.items():
         if parameter is None:
             continue
-        if parameter.shape != shape and tuple(parameter.shape) != tuple(shape):
+        try:  # costs nothing, unlike isinstance of a Parameter
+            fits = parameter.shape == shape or tuple(parameter.shape) == tuple(shape)
+        except AttributeError:
+            raise not_a_tensor(function, name, parameter) from None
+        if not fits:
             raise RuntimeError(
                 f"{function} expects {name} of shape {list(shape)} ({why}), but got"
                 f" {list(parameter.shape)}"
@@ -93,7 +123,11 @@ def check_residual(
     if residual is None:
         return
     dtypes = {x.dtype, torch.float32} if or_float32 and x.itemsize == 2 else {x.dtype}
-    if (residual.shape, residual.device) != (x.shape, x.device) or residual.dtype not in dtypes:
+    try:
+        fits = (residual.shape, residual.device) == (x.shape, x.device)
+    except AttributeError:
+        raise not_a_tensor(function, "residual", residual) from None
+    if not fits or residual.dtype not in dtypes:
         expected = f"{x.dtype} (or torch.float32 for 16 bits)" if or_float32 else x.dtype
         raise RuntimeError(
             f"{function} expects residual like x, {list(x.shape)} of {expected} on {x.device}, but"

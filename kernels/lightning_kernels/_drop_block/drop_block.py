@@ -15,7 +15,7 @@ _LARGEST_WIDTH = 2**14  # elements; a tile of the mask holds whole rows of four 
 
 
 def drop_block2d(
-    x: Tensor,
+    input: Tensor,
     p: float | Tensor,
     block_size: int,
     inplace: bool = False,
@@ -49,24 +49,26 @@ def drop_block2d(
     compiler and on other devices it draws a random number for each place.
 
     Args:
-        x: Input of shape ``(N, C, H, W)``, any strides, floating point.
+        input: Input of shape ``(N, C, H, W)``, any strides, floating point.
         p: Share of elements to drop, in ``[0, 1]``: a number, or a tensor of one float32 on the
-            device of ``x`` (see :func:`lightning_kernels.dropout`).
+            device of ``input`` (see :func:`lightning_kernels.dropout`).
         block_size: Edge of a block, in elements.
-        inplace: Whether to write the result over ``x``.
+        inplace: Whether to write the result over ``input``.
         eps: Number added to the count of kept elements, against a division by 0.
-        training: Whether to drop. Otherwise ``x`` itself is returned.
+        training: Whether to drop. Otherwise ``input`` itself is returned.
         per_channel: Whether each channel has its own blocks, as in torchvision. Otherwise all
             channels of a sample share their blocks, as in the paper.
 
     Returns:
-        Tensor of the shape and dtype of ``x``, and of its strides if ``x`` is dense. It is ``x``
-        itself if nothing is dropped. As in torchvision, dropped nan and infinity become nan.
+        Tensor of the shape and dtype of ``input``, and of its strides if ``input`` is dense. It is
+        ``input`` itself if nothing is dropped. As in torchvision, dropped nan and infinity become
+        nan.
 
     Raises:
-        RuntimeError: If ``x`` is not floating point. If ``p`` is a tensor, but not one float32 on
-            the device of ``x`` without gradient.
-        ValueError: If ``p`` is outside ``[0, 1]`` or nan, ``x`` does not have four dimensions,
+        NotImplementedError: If ``input`` is not floating point.
+        RuntimeError: If ``p`` is a tensor, but not one float32
+            on the device of ``input`` without gradient.
+        ValueError: If ``p`` is outside ``[0, 1]`` or nan, ``input`` does not have four dimensions,
             ``block_size`` is not a positive integer, or ``eps`` is negative.
 
     Example:
@@ -76,11 +78,11 @@ def drop_block2d(
         Ghiasi et al., 2018, "DropBlock: a regularization method for convolutional networks",
         arXiv:1810.12890.
     """
-    return _run("drop_block2d", 4, x, p, block_size, inplace, eps, training, per_channel)
+    return _run("drop_block2d", 4, input, p, block_size, inplace, eps, training, per_channel)
 
 
 def drop_block3d(
-    x: Tensor,
+    input: Tensor,
     p: float | Tensor,
     block_size: int,
     inplace: bool = False,
@@ -91,11 +93,11 @@ def drop_block3d(
 ) -> Tensor:
     r"""Zero random blocks of each volume, about a share ``p`` of it, and rescale the rest.
 
-    The function is :func:`drop_block2d` for ``x`` of shape ``(N, C, D, H, W)``, with cubes as
+    The function is :func:`drop_block2d` for ``input`` of shape ``(N, C, D, H, W)``, with cubes as
     blocks. For cubes of odd size that fit into the volume, the result equals that of
     :func:`torchvision.ops.drop_block3d` in distribution.
     """
-    return _run("drop_block3d", 5, x, p, block_size, inplace, eps, training, per_channel)
+    return _run("drop_block3d", 5, input, p, block_size, inplace, eps, training, per_channel)
 
 
 def _run(

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_kernels._core.autocast import call_torch
 from lightning_kernels._core.dispatch import runs_triton
 from lightning_kernels._core.launch import cdiv, launch
 from lightning_kernels._core.operator import Operator
-from lightning_kernels._core.parameters import check_floating
+from lightning_kernels._core.parameters import dimensions_of
 from lightning_kernels._core.random import random_rows, random_word_at, reserve
 from lightning_kernels._core.rate import (
     aten_factor,
@@ -161,7 +162,7 @@ _channel_dropout = Operator(
 
 
 def dropout1d(
-    x: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
+    input: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
     r"""Zero each channel with probability ``p`` and scale the rest, without storing a mask.
 
@@ -174,20 +175,22 @@ def dropout1d(
     :func:`lightning_kernels.route`), the function calls torch's.
 
     Args:
-        x: Input of shape ``(N, C, L)`` or ``(C, L)``, floating point.
+        input: Input of shape ``(N, C, L)`` or ``(C, L)``, floating point.
         p: Probability of zeroing a channel: a number, or a tensor of one float32 on the device of
-            ``x`` (see :func:`lightning_kernels.dropout`).
-        training: Whether to drop. Otherwise ``x`` itself is returned.
-        inplace: Whether to write the result over ``x``.
+            ``input`` (see :func:`lightning_kernels.dropout`).
+        training: Whether to drop. Otherwise ``input`` itself is returned.
+        inplace: Whether to write the result over ``input``.
 
     Returns:
-        Tensor of the shape and dtype of ``x``. It has the strides of ``x`` if ``x`` is contiguous
-        or channels last; otherwise it is contiguous. As in torch, dropped nan and infinity become
-        nan.
+        Tensor of the shape and dtype of ``input``. It has the strides of ``input`` if ``input`` is
+        contiguous or channels last; otherwise it is contiguous. As in torch, dropped nan and
+        infinity become nan.
 
     Raises:
-        RuntimeError: If ``x`` does not have two or three dimensions, or is not floating point. If
-            ``p`` is a tensor, but not one float32 on the device of ``x`` without gradient.
+        RuntimeError: If ``input`` does not have two or three dimensions. If it is not floating
+            point and ``p`` is neither 0 nor 1 (torch's own error). If ``p`` is a tensor, but not
+            one float32 on the device of ``input`` without gradient.
+        TypeError: If ``input`` is not a tensor.
         ValueError: If ``p`` is outside ``[0, 1]`` or nan.
 
     Example:
@@ -197,61 +200,64 @@ def dropout1d(
         Tompson et al., 2015, "Efficient object localization using convolutional networks",
         arXiv:1411.4280.
     """
-    if x.dim() not in (2, 3):
+    dimensions = dimensions_of("dropout1d", input)
+    if dimensions not in (2, 3):
         raise RuntimeError(
-            f"dropout1d expects x of shape (N, C, L) or (C, L), but got {list(x.shape)}"
+            f"dropout1d expects an input of shape (N, C, L) or (C, L), but got {list(input.shape)}"
         )
-    return _drop_channels("dropout1d", x, x.dim() - 1, p, training, inplace)
+    return _drop_channels("dropout1d", input, dimensions - 1, p, training, inplace)
 
 
 def dropout2d(
-    x: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
+    input: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
-    """Zero each channel of ``x`` of shape ``(N, C, H, W)`` with probability ``p``.
+    """Zero each channel of ``input`` of shape ``(N, C, H, W)`` with probability ``p``.
 
     :func:`dropout1d` describes the arguments and the result. Like
-    :func:`torch.nn.functional.dropout2d`, the function treats an ``x`` of three dimensions as
-    ``(N, C, L)``, and warns. It also warns if ``x`` has fewer than three or more than four
+    :func:`torch.nn.functional.dropout2d`, the function treats an ``input`` of three dimensions as
+    ``(N, C, L)``, and warns. It also warns if ``input`` has fewer than three or more than four
     dimensions, and treats the first two dimensions as ``(N, C)``.
     """
-    if x.dim() == 3:
+    dimensions = dimensions_of("dropout2d", input)
+    if dimensions == 3:
         warnings.warn(
             "dropout2d: Received a 3D input, taken for (N, C, L): call dropout1d for it, or give"
             " (C, H, W) a batch dimension",
             stacklevel=2,
         )
-    elif x.dim() != 4:
-        _warn_of_dimensions("dropout2d", x, "(N, C, H, W)")
-    return _drop_channels("dropout2d", x, 2, p, training, inplace)
+    elif dimensions != 4:
+        _warn_of_dimensions("dropout2d", input, "(N, C, H, W)")
+    return _drop_channels("dropout2d", input, 2, p, training, inplace)
 
 
 def dropout3d(
-    x: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
+    input: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
-    """Zero each channel of ``x`` of shape ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+    """Zero each channel of ``input`` of shape ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
 
     :func:`dropout1d` describes the arguments and the result. Like
-    :func:`torch.nn.functional.dropout3d`, the function warns if ``x`` does not have four or five
-    dimensions, and treats the first dimension as the channels.
+    :func:`torch.nn.functional.dropout3d`, the function warns if ``input`` does not have four or
+    five dimensions, and treats the first dimension as the channels.
     """
-    if x.dim() not in (4, 5):
-        _warn_of_dimensions("dropout3d", x, "(N, C, D, H, W) or (C, D, H, W)")
-    return _drop_channels("dropout3d", x, 2 if x.dim() == 5 else 1, p, training, inplace)
+    dimensions = dimensions_of("dropout3d", input)
+    if dimensions not in (4, 5):
+        _warn_of_dimensions("dropout3d", input, "(N, C, D, H, W) or (C, D, H, W)")
+    return _drop_channels("dropout3d", input, 2 if dimensions == 5 else 1, p, training, inplace)
 
 
 def feature_alpha_dropout(
-    x: Tensor, p: float | Tensor = 0.5, training: bool = False, inplace: bool = False
+    input: Tensor, p: float | Tensor = 0.5, training: bool = False, inplace: bool = False
 ) -> Tensor:
     r"""Set each channel to SELU's saturation value with probability ``p``; keep mean and variance.
 
     .. math:: y_{nc} = a \, (x_{nc} m_{nc} + \alpha' (1 - m_{nc})) + b
 
-    ``x`` has the shape ``(N, C, *)``. The function is :func:`lightning_kernels.alpha_dropout`,
+    ``input`` has the shape ``(N, C, *)``. The function is :func:`lightning_kernels.alpha_dropout`,
     which defines :math:`a`, :math:`b` and :math:`\alpha'`, with one draw for each channel of each
     sample. It replaces :func:`torch.nn.functional.feature_alpha_dropout`. Arguments, memory layouts
     and errors are those of :func:`dropout1d`.
     """
-    return _drop_channels("feature_alpha_dropout", x, 2, p, training, inplace, alpha=True)
+    return _drop_channels("feature_alpha_dropout", input, 2, p, training, inplace, alpha=True)
 
 
 def _warn_of_dimensions(function: str, x: Tensor, expected: str) -> None:
@@ -272,7 +278,6 @@ def _drop_channels(
     p, rate = resolve_rate(function, p, x)
     if not training or (p == 0.0 and rate is None):
         return x
-    check_floating(function, x)
     if x.dim() < leading:
         raise RuntimeError(
             f"{function} expects at least {leading} dimensions, but got {list(x.shape)}"
@@ -301,6 +306,6 @@ def _aten(
     else:
         function = torch.feature_dropout_ if inplace else torch.feature_dropout
     if leading == 2:
-        return function(x, p, True)
-    y = function(x.unsqueeze(0), p, True)  # x has no batch dimension, which torch needs
+        return call_torch(function, x, p, True)
+    y = call_torch(function, x.unsqueeze(0), p, True)  # x has no batch dimension, which torch needs
     return x if inplace else y.squeeze(0)

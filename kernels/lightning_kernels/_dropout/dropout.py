@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_kernels._core.autocast import call_torch
 from lightning_kernels._core.dispatch import runs_triton
 from lightning_kernels._core.launch import cdiv, launch
 from lightning_kernels._core.layout import is_dense, with_strides
 from lightning_kernels._core.operator import Operator
-from lightning_kernels._core.parameters import check_floating
 from lightning_kernels._core.random import random_words, reserve
 from lightning_kernels._core.rate import (
     aten_factor,
@@ -145,7 +145,7 @@ dropout_operator = Operator(
 
 
 def dropout(
-    x: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
+    input: Tensor, p: float | Tensor = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor:
     r"""Zero each element with probability ``p`` and scale the rest, without storing a mask.
 
@@ -158,21 +158,23 @@ def dropout(
     :func:`lightning_kernels.route`), the function calls torch's.
 
     Args:
-        x: Tensor of any shape and strides, floating point.
+        input: Tensor of any shape and strides, floating point.
         p: Probability of zeroing an element: a number, or a tensor of one float32 on the device of
-            ``x``. Only the device reads the tensor. If its value changes, functions are not
+            ``input``. Only the device reads the tensor. If its value changes, functions are not
             recompiled, the host does not wait, and captured CUDA graphs use the new value. The
             value must not change between the forward and the backward pass.
-        training: Whether to drop. Otherwise ``x`` itself is returned.
-        inplace: Whether to write the result over ``x``.
+        training: Whether to drop. Otherwise ``input`` itself is returned.
+        inplace: Whether to write the result over ``input``.
 
     Returns:
-        Tensor of the shape and dtype of ``x``, and of its strides if ``x`` is dense. It is ``x``
-        itself if nothing is dropped. As in torch, dropped nan and infinity become nan.
+        Tensor of the shape and dtype of ``input``, and of its strides if ``input`` is dense. It is
+        ``input`` itself if nothing is dropped. As in torch, dropped nan and infinity become nan.
 
     Raises:
-        RuntimeError: If ``x`` is not floating point. If ``p`` is a tensor, but not one float32 on
-            the device of ``x`` without gradient.
+        RuntimeError: If ``input`` is not floating point and ``p`` is neither 0 nor 1 (torch's own
+            error). If ``p`` is a tensor, but not one float32 on the device of ``input`` without
+            gradient.
+        TypeError: If ``input`` is not a tensor.
         ValueError: If ``p`` is outside ``[0, 1]`` or nan.
 
     Example:
@@ -182,20 +184,19 @@ def dropout(
         Srivastava et al., 2014, "Dropout: a simple way to prevent neural networks from
         overfitting"; Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3" (Philox).
     """
-    p, rate = resolve_rate("dropout", p, x)
+    p, rate = resolve_rate("dropout", p, input)
     if not training or (p == 0.0 and rate is None):
-        return x
-    check_floating("dropout", x)
-    if runs_triton(x):
-        return drop_elements(x, p, rate, False, inplace)
+        return input
+    if runs_triton(input):
+        return drop_elements(input, p, rate, False, inplace)
     if rate is None:
-        return torch.nn.functional.dropout(x, p, inplace=inplace)
-    factor = aten_factor(x, x.shape, rate)
-    return x.mul_(factor) if inplace else x * factor
+        return call_torch(torch.nn.functional.dropout, input, p, True, inplace)
+    factor = aten_factor(input, input.shape, rate)
+    return input.mul_(factor) if inplace else input * factor
 
 
 def alpha_dropout(
-    x: Tensor, p: float | Tensor = 0.5, training: bool = False, inplace: bool = False
+    input: Tensor, p: float | Tensor = 0.5, training: bool = False, inplace: bool = False
 ) -> Tensor:
     r"""Set each element to SELU's saturation value with probability ``p``; keep mean and variance.
 
@@ -209,15 +210,14 @@ def alpha_dropout(
     References:
         Klambauer et al., 2017, "Self-normalizing neural networks", arXiv:1706.02515.
     """
-    p, rate = resolve_rate("alpha_dropout", p, x)
+    p, rate = resolve_rate("alpha_dropout", p, input)
     if not training or (p == 0.0 and rate is None):
-        return x
-    check_floating("alpha_dropout", x)
-    if runs_triton(x):
-        return drop_elements(x, p, rate, True, inplace)
+        return input
+    if runs_triton(input):
+        return drop_elements(input, p, rate, True, inplace)
     if rate is None:
-        return torch.nn.functional.alpha_dropout(x, p, training=True, inplace=inplace)
-    return aten_alpha_dropout(x, x.shape, rate, inplace)
+        return call_torch(torch.nn.functional.alpha_dropout, input, p, True, inplace)
+    return aten_alpha_dropout(input, input.shape, rate, inplace)
 
 
 def aten_alpha_dropout(

@@ -16,7 +16,7 @@ from lightning_kernels._core.gradients import empty_gradients, only_needed, reco
 from lightning_kernels._core.launch import cdiv, launch, multiprocessor_count
 from lightning_kernels._core.layout import with_strides
 from lightning_kernels._core.operator import Operator
-from lightning_kernels._core.parameters import check_floating
+from lightning_kernels._core.parameters import check_floating, not_a_tensor
 from lightning_kernels._core.partial_sums import sum_partials
 from lightning_kernels._core.random import random_rows, reserve
 from lightning_kernels._core.rate import load_rate, resolve_rate, survivors_scale, threshold_of
@@ -301,7 +301,8 @@ def dropout_activation(
         dropped nan and infinity become nan.
 
     Raises:
-        RuntimeError: If ``x`` is not floating point. If ``bias`` does not fit ``x``. If ``p`` is a
+        NotImplementedError: If ``x`` is not floating point.
+        RuntimeError: If ``bias`` does not fit ``x``. If ``p`` is a
             tensor, but not one float32 on the device of ``x`` without gradient.
         ValueError: If ``p`` is outside ``[0, 1]`` or nan. If ``activation`` is unknown. If
             ``activation_parameter`` is given for an activation without parameter.
@@ -340,8 +341,15 @@ def _activated(x: Tensor, bias: Tensor | None, activation: str | None, parameter
 
 
 def _check_bias(x: Tensor, bias: Tensor) -> None:
-    """Raise RuntimeError if the shape, device or dtype of the bias does not fit ``x``."""
-    if x.dim() == 0 or bias.shape != x.shape[-1:] or bias.device != x.device:
+    """Raise RuntimeError if the shape, device or dtype of the bias does not fit ``x``.
+
+    Raise TypeError if it is not a tensor.
+    """
+    try:
+        fits = bias.shape == x.shape[-1:] and bias.device == x.device
+    except AttributeError:
+        raise not_a_tensor("dropout_activation", "bias", bias) from None
+    if x.dim() == 0 or not fits:
         raise RuntimeError(
             f"dropout_activation expects bias of shape {list(x.shape[-1:])} (the last dimension of"
             f" x) on {x.device}, but got {list(bias.shape)} on {bias.device}"

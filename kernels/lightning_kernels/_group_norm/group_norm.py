@@ -5,13 +5,13 @@ from torch import Tensor
 from lightning_kernels._core.activation import aten_activate, resolve_parameter
 from lightning_kernels._core.autocast import Autocast, autocast_dtype
 from lightning_kernels._core.dispatch import norm_runs_triton
-from lightning_kernels._core.parameters import check_channels, check_floating
+from lightning_kernels._core.parameters import check_channels, check_tensor
 from lightning_kernels._group_norm.aten import aten_group_norm
 from lightning_kernels._group_norm.operator import group_norm_operator
 
 
 def group_norm(
-    x: Tensor,
+    input: Tensor,
     num_groups: int,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -21,25 +21,25 @@ def group_norm(
     *,
     autocast: Autocast = "input",
 ) -> Tensor:
-    r"""Normalise each group of channels of each sample of ``x``, and activate.
+    r"""Normalise each group of channels of each sample of ``input``, and activate.
 
     .. math:: y = a((x - \bar x) / \sqrt{s^2 + \epsilon} \cdot \gamma + \beta)
 
     :math:`\bar x` and :math:`s^2` are the mean and the biased variance of each of ``num_groups``
     groups of neighbouring channels. The positional arguments up to ``eps`` are those of
     :func:`torch.nn.functional.group_norm`. If a group fits into the registers of a program, the
-    forward pass reads ``x`` once, and the backward pass reads ``x`` and the gradient of the output
-    once. Otherwise they read these tensors twice. Statistics and sums are float32, merged in a
-    fixed order: a second run on the same device is bitwise equal.
+    forward pass reads ``input`` once, and the backward pass reads ``input`` and the gradient of the
+    output once. Otherwise they read these tensors twice. Statistics and sums are float32, merged in
+    a fixed order: a second run on the same device is bitwise equal.
 
     The graph keeps the inputs and two numbers per group. The backward pass computes the values
     before the activation again. Where the kernels do not run (see
     :func:`lightning_kernels.route`) the result is composed of torch's functions.
 
     Args:
-        x: Input of shape ``(N, C, *)``, any strides, floating point.
+        input: Input of shape ``(N, C, *)``, any strides, floating point.
         num_groups: Number of groups, a divisor of ``C``.
-        weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``x`` or float32.
+        weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``input`` or float32.
         bias: Shift :math:`\beta`, like ``weight``.
         eps: Number :math:`\epsilon` that is added to the variance.
         activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
@@ -49,12 +49,13 @@ def group_norm(
             :func:`lightning_kernels.layer_norm`.
 
     Returns:
-        Tensor of the shape and memory format (channels last or contiguous) of ``x``. It has the
-        dtype of ``x``, but under autocast see ``autocast``.
+        Tensor of the shape and memory format (channels last or contiguous) of ``input``. It has the
+        dtype of ``input``, but under autocast see ``autocast``.
 
     Raises:
-        NotImplementedError: If ``x`` is not floating point.
-        RuntimeError: If the shape, dtype or device of an argument does not fit ``x``.
+        NotImplementedError: If ``input`` is not floating point. It is torch's own error, on some
+            devices another ``RuntimeError``.
+        RuntimeError: If the shape, dtype or device of an argument does not fit ``input``.
         ValueError: If a group has a single value. If ``activation`` is unknown. If
             ``activation_parameter`` is given for an activation without parameter. If ``autocast``
             is neither ``"input"`` nor ``"match"``.
@@ -66,24 +67,28 @@ def group_norm(
         Wu and He, 2018, "Group normalization", arXiv:1803.08494.
     """
     parameter = resolve_parameter(activation, activation_parameter)
-    _check(x, num_groups, weight, bias)
-    dtype = autocast_dtype("group_norm", x, autocast)
-    if not norm_runs_triton(x):
-        y = aten_group_norm(x if dtype is None else x.to(dtype), num_groups, weight, bias, eps)
+    _check(input, num_groups, weight, bias)
+    dtype = autocast_dtype("group_norm", input, autocast)
+    if not norm_runs_triton(input):
+        if dtype is not None:
+            input = input.to(dtype)
+        y = aten_group_norm(input, num_groups, weight, bias, eps)
         return aten_activate(y, activation, parameter)
     return group_norm_operator(
-        x, num_groups, weight, bias, float(eps), activation, parameter, dtype
+        input, num_groups, weight, bias, float(eps), activation, parameter, dtype
     )[0]
 
 
 def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
     """Check the arguments of :func:`group_norm`. The types of the errors are those of torch."""
-    check_floating("group_norm", x, NotImplementedError)
+    check_tensor("group_norm", x)
     if x.dim() < 2:
-        raise RuntimeError(f"group_norm expects x of shape (N, C, *), but got {list(x.shape)}")
+        raise RuntimeError(
+            f"group_norm expects an input of shape (N, C, *), but got {list(x.shape)}"
+        )
     if num_groups < 1 or x.shape[1] % num_groups != 0:
         raise RuntimeError(
-            f"group_norm expects num_groups, at least 1, to divide the {x.shape[1]} channels of x,"
+            f"group_norm expects num_groups, at least 1, to divide the {x.shape[1]} channels,"
             f" but got {num_groups}"
         )
     if x.numel() == num_groups:

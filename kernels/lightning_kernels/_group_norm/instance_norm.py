@@ -7,7 +7,7 @@ from lightning_kernels._batch_norm import batch_norm
 from lightning_kernels._core.activation import aten_activate, resolve_parameter
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.layout import with_format_of
-from lightning_kernels._core.parameters import check_channels, check_floating
+from lightning_kernels._core.parameters import check_channels, check_tensor
 from lightning_kernels._core.statistics import update_running
 from lightning_kernels._group_norm.aten import aten_group_norm
 from lightning_kernels._group_norm.operator import group_norm_operator
@@ -59,7 +59,8 @@ def instance_norm(
         Tensor of the shape, dtype and memory format of ``input``: channels last or contiguous.
 
     Raises:
-        NotImplementedError: If ``input`` is not floating point.
+        NotImplementedError: If ``input`` is not floating point. It is torch's own error, on some
+            devices another ``RuntimeError``.
         RuntimeError: If the shape, dtype or device of an argument does not fit ``input``. If
             ``use_input_stats`` is False and running statistics are not given.
         ValueError: If ``input`` has fewer than three dimensions. If a channel of a sample has a
@@ -99,7 +100,7 @@ def _check(
     input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
     bias: Tensor | None, use_input_stats: bool,
 ) -> None:  # fmt: skip
-    check_floating("instance_norm", input, NotImplementedError)
+    check_tensor("instance_norm", input)
     if input.dim() < 3:
         raise ValueError(
             f"instance_norm expects an input of shape (N, C, *), with pixels to take the mean of,"

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_kernels._core.autocast import Autocast, autocast_dtype, without_autocast
 from lightning_kernels._core.dispatch import norm_runs_triton
-from lightning_kernels._core.parameters import check_floating, check_rows, shape_of
+from lightning_kernels._core.parameters import check_rows, check_tensor, shape_of
 from lightning_kernels._row_norm.operator import row_norm_operator
 
 
@@ -51,9 +51,11 @@ def layer_norm(
         autocast see ``autocast``.
 
     Raises:
-        NotImplementedError: If ``input`` is not floating point.
+        NotImplementedError: If ``input`` is not floating point. It is torch's own error, on some
+            devices another ``RuntimeError``.
         RuntimeError: If the shape, dtype or device of an argument does not fit ``input``.
-        TypeError: If ``normalized_shape`` is a number, not a sequence.
+        TypeError: If an argument is not a tensor, or ``normalized_shape`` is a number, not a
+            sequence.
         ValueError: If ``autocast`` is neither ``"input"`` nor ``"match"``.
 
     Example:
@@ -62,7 +64,7 @@ def layer_norm(
     References:
         Ba, Kiros and Hinton, 2016, "Layer normalization", arXiv:1607.06450.
     """
-    check_floating("layer_norm", input, NotImplementedError)
+    check_tensor("layer_norm", input)
     shape = shape_of(normalized_shape)
     dtype = autocast_dtype("layer_norm", input, autocast)
     if not norm_runs_triton(input):
@@ -79,6 +81,7 @@ def _aten_layer_norm(
     if dtype is not None:
         input = input.to(dtype)
     if not input.is_cpu:  # outside of the CPU, ATen needs input and parameters of one dtype
+        check_rows("layer_norm", input, shape, weight=weight, bias=bias)
         weight, bias = (p if p is None else p.to(input.dtype) for p in (weight, bias))
     try:
         return without_autocast(torch.nn.functional.layer_norm, input, shape, weight, bias, eps)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_kernels._core.autocast import Autocast, autocast_dtype, without_autocast
 from lightning_kernels._core.dispatch import norm_runs_triton
-from lightning_kernels._core.parameters import check_floating, check_rows, shape_of
+from lightning_kernels._core.parameters import check_rows, check_tensor, shape_of
 from lightning_kernels._row_norm.operator import row_norm_operator
 
 
@@ -30,7 +30,7 @@ def rms_norm(
     inputs and one number per row.
 
     Args:
-        input: Input of shape ``(*, *normalized_shape)``, floating point.
+        input: Input of shape ``(*, *normalized_shape)``, floating point or complex.
         normalized_shape: Sizes of the last dimensions of ``input``, at least one, which form a row.
         weight: Scale :math:`\gamma` of shape ``normalized_shape``, in the dtype of ``input`` or
             float32.
@@ -44,9 +44,11 @@ def rms_norm(
         autocast see ``autocast``.
 
     Raises:
-        NotImplementedError: If ``input`` is not floating point.
+        NotImplementedError: If ``input`` is neither floating point nor complex. It is torch's own
+            error, on some devices another ``RuntimeError``.
         RuntimeError: If the shape, dtype or device of an argument does not fit ``input``.
-        TypeError: If ``normalized_shape`` is a number, not a sequence.
+        TypeError: If an argument is not a tensor, or ``normalized_shape`` is a number, not a
+            sequence.
         ValueError: If ``autocast`` is neither ``"input"`` nor ``"match"``.
 
     Example:
@@ -55,7 +57,7 @@ def rms_norm(
     References:
         Zhang and Sennrich, 2019, "Root mean square layer normalization", arXiv:1910.07467.
     """
-    check_floating("rms_norm", input, NotImplementedError)
+    check_tensor("rms_norm", input)
     shape = shape_of(normalized_shape)
     dtype = autocast_dtype("rms_norm", input, autocast)
     if not norm_runs_triton(input):
@@ -71,7 +73,8 @@ def _aten_rms_norm(
     dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
     """Call torch's function. The result has ``dtype``; ``None`` is the dtype of ``input``."""
-    if weight is not None and (weight.dtype != input.dtype or dtype is not None):
+    is_mixed = weight is not None and getattr(weight, "dtype", None) != input.dtype
+    if weight is not None and (is_mixed or dtype is not None):
         check_rows("rms_norm", input, shape, weight=weight)
         # ATen is slow, and warns, if input and weight have different dtypes.
         weight = weight.to(dtype or input.dtype)

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._core.dispatch import norm_runs_triton, runs_triton
-from lightning_kernels._core.parameters import check_floating, check_residual
+from lightning_kernels._core.parameters import check_floating, check_residual, dimensions_of
 from lightning_kernels._core.random import reserve
 from lightning_kernels._core.rate import aten_factor, resolve_rate, survivors_scale
 from lightning_kernels._stochastic_depth.operator import stochastic_depth_operator
 
 
 def stochastic_depth(
-    x: Tensor,
+    input: Tensor,
     p: float | Tensor,
     mode: str,
     training: bool = True,
@@ -19,7 +19,7 @@ def stochastic_depth(
     residual: Tensor | None = None,
     layer_scale: Tensor | None = None,
 ) -> Tensor:
-    r"""Drop the branch ``x`` of each sample with probability ``p``, scale it and add ``residual``.
+    r"""Drop the branch of each sample with probability ``p``, scale it and add ``residual``.
 
     .. math:: y_n = r_n + \frac{m_n}{1 - p} \, \lambda \odot x_n,
         \quad m_n \sim \text{Bernoulli}(1 - p)
@@ -28,7 +28,7 @@ def stochastic_depth(
     are those of ``torchvision.ops.stochastic_depth``. The result equals torchvision's in
     distribution, not bit for bit. The draw :math:`m_n` is a function of torch's seed, its Philox
     offset and the index of the sample, so the backward pass draws it again and the graph does not
-    keep it. The graph keeps ``x`` only if ``layer_scale`` requires a gradient. This gradient is
+    keep it. The graph keeps ``input`` only if ``layer_scale`` requires a gradient. This gradient is
     summed in float32 in a fixed order.
 
     With a residual the kernels do not read a dropped branch, neither forward nor backward, so nan
@@ -37,26 +37,27 @@ def stochastic_depth(
     stays nan.
 
     Args:
-        x: The branch, of shape ``(N, *)``, floating point.
+        input: The branch, of shape ``(N, *)``, floating point.
         p: Probability of dropping the branch: a number, or a tensor of one float32 on the device of
-            ``x`` (see :func:`lightning_kernels.dropout`).
+            ``input`` (see :func:`lightning_kernels.dropout`).
         mode: ``"row"`` for one draw per sample, ``"batch"`` for one draw for all samples.
         training: Whether to drop. ``layer_scale`` and ``residual`` are applied in evaluation too.
-        residual: Tensor :math:`r` of the shape and dtype of ``x``, or of float32 if ``x`` has 16
-            bits. ``None`` adds nothing.
-        layer_scale: Factors :math:`\lambda`, one number per channel, in the dtype of ``x`` or
-            float32. The shape broadcasts against ``x`` and so determines the dimension of the
+        residual: Tensor :math:`r` of the shape and dtype of ``input``, or of float32 if ``input``
+            has 16 bits. ``None`` adds nothing.
+        layer_scale: Factors :math:`\lambda`, one number per channel, in the dtype of ``input`` or
+            float32. The shape broadcasts against ``input`` and so determines the dimension of the
             channels: ``(C, 1, 1)`` for ``(N, C, H, W)``, ``(C,)`` for ``(N, L, C)``.
 
     Returns:
-        Tensor of the shape of ``x``, in the dtype of ``residual`` if it is given, else of ``x``. It
-        has the strides of ``x`` if ``x`` is dense and the first dimension is the outermost in
-        memory; otherwise it is contiguous. It is ``x`` itself if nothing is dropped, scaled or
-        added.
+        Tensor of the shape of ``input``, in the dtype of ``residual`` if it is given, else of
+        ``input``. It has the strides of ``input`` if ``input`` is dense and the first dimension is
+        the outermost in memory; otherwise it is contiguous. It is ``input`` itself if nothing is
+        dropped, scaled or added.
 
     Raises:
-        RuntimeError: If ``x`` is not floating point. If the shape, dtype or device of an argument
-            does not fit ``x``.
+        NotImplementedError: If ``input`` is not floating point.
+        RuntimeError: If the shape, dtype or device of an
+            argument does not fit ``input``.
         ValueError: If ``p`` is outside ``[0, 1]`` or nan. If ``mode`` is neither ``"row"`` nor
             ``"batch"``.
 
@@ -70,24 +71,24 @@ def stochastic_depth(
     """
     if mode not in ("batch", "row"):
         raise ValueError(f"mode has to be either 'batch' or 'row', but got {mode}")
-    p, rate = resolve_rate("stochastic_depth", p, x)
+    p, rate = resolve_rate("stochastic_depth", p, input)
     drops = training and (p != 0.0 or rate is not None)
     if not drops and residual is None and layer_scale is None:
-        return x
-    _check(x, mode, residual)
-    dim = -1 if layer_scale is None else _channel_dim(x, layer_scale)
+        return input
+    _check(input, mode, residual)
+    dim = -1 if layer_scale is None else _channel_dim(input, layer_scale)
     if not drops:
         p, rate = 0.0, None
     # Without a drop, the addition follows set_compiled_norms, so that Inductor can fuse it with the
     # norm that comes next.
     serves = runs_triton if drops else norm_runs_triton
-    if not serves(x):
-        return _aten(x, mode, drops, p, rate, residual, layer_scale)
-    place = reserve(x) if drops else (None, 0, 0)
-    dtype = x.dtype if residual is None else residual.dtype
+    if not serves(input):
+        return _aten(input, mode, drops, p, rate, residual, layer_scale)
+    place = reserve(input) if drops else (None, 0, 0)
+    dtype = input.dtype if residual is None else residual.dtype
     return stochastic_depth_operator(
-        x, residual, layer_scale, dim, mode == "row", drops, residual is not None, p, rate, dtype,
-        *place,
+        input, residual, layer_scale, dim, mode == "row", drops, residual is not None, p, rate,
+        dtype, *place,
     )  # fmt: skip
 
 
@@ -125,7 +126,9 @@ def _check(x: Tensor, mode: str, residual: Tensor | None) -> None:
     """
     check_floating("stochastic_depth", x)
     if mode == "row" and x.dim() == 0:
-        raise RuntimeError("stochastic_depth expects x of shape (N, *) for mode 'row', but got []")
+        raise RuntimeError(
+            "stochastic_depth expects an input of shape (N, *) for mode 'row', but got []"
+        )
     check_residual("stochastic_depth", x, residual)
 
 
@@ -135,7 +138,7 @@ def _channel_dim(x: Tensor, layer_scale: Tensor) -> int:
     Raises:
         RuntimeError: If the shape, device or dtype of ``layer_scale`` does not fit ``x``.
     """
-    missing = x.dim() - layer_scale.dim()
+    missing = x.dim() - dimensions_of("stochastic_depth", layer_scale, "layer_scale")
     dims = [dim + missing for dim, size in enumerate(layer_scale.shape) if size != 1]
     if missing < 0 or len(dims) > 1 or any(x.shape[d] != layer_scale.numel() for d in dims):
         raise RuntimeError(
