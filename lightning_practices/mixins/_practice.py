@@ -146,12 +146,15 @@ def configured(
             return make(given)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}={shown(given)}: {error}") from error
+    first = next(iter(inspect.signature(kind).parameters.values()), None)
+    has_example = first is not None and isinstance(first.default, short)
+    example = f", as in {name}={first.default!r}" if first is not None and has_example else ""
     room = kind.__module__.partition("._")[0]
     types = [*(each.__name__ for each in short), f"{room}.{kind.__name__}", "None"]
     got = type(given)
     raise TypeError(
         f"{name} has to be of one of the types {', '.join(types)}, but got {shown(given)}, of"
-        f" {got.__module__}.{got.__qualname__}"
+        f" {got.__module__}.{got.__qualname__}{example}"
     )
 
 

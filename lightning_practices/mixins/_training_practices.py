@@ -1,5 +1,7 @@
 """The mixin that combines the practices of training."""
 
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -109,7 +111,7 @@ class TrainingPractices(
         penalty: Penalty | None = None,
         checkpoint: bool | ModelCheckpoint | None = True,
         skip_non_finite: int | SkipNonFinite | None = None,
-        learning_curves: str | LearningCurves | None = None,
+        learning_curves: str | Path | LearningCurves | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -134,7 +136,7 @@ class TrainingPractices(
                 "learning_curves",
                 learning_curves,
                 LearningCurves,
-                (str,),
+                (str, PathLike),
                 lambda path: LearningCurves(path, monitor=monitor, mode=mode),
             )
         )

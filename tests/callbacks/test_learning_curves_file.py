@@ -142,6 +142,15 @@ def test_a_place_that_can_not_be_written_to_is_refused_before_training(
     assert all(a.equal(b) for a, b in zip(before, module.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", "x" * 300 + "/curves.png"])
+def test_a_name_that_is_too_long_is_refused_before_training(name: str, tmp_path: Path) -> None:
+    module = Logged()
+    before = [p.clone() for p in module.parameters()]
+    with pytest.raises(MisconfigurationException, match=r"LearningCurves can't .* name too long"):
+        fit(module, LearningCurves(tmp_path / name))
+    assert all(a.equal(b) for a, b in zip(before, module.parameters(), strict=True))
+
+
 def test_without_matplotlib_the_fit_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,7 +200,10 @@ def test_an_end_that_is_not_drawn_is_said_too(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"path": "curves.jpg"}, r"end in .png, .svg, .pdf, .html, but got 'curves.jpg'"),
+        (
+            {"path": "curves.jpg"},
+            r"path has to be .* ends in .png, .svg, .pdf, .html, but got 'curves.jpg'",
+        ),
         ({"path": "curves"}, "but got 'curves'"),
         ({"metrics": "loss"}, r"as in \['loss'\]"),
         ({"monitor": "loss", "mode": "least"}, "'min' or 'max', but got 'least'"),

@@ -180,10 +180,14 @@ def test_many_values_show_their_range() -> None:
         ("val_loss", [50.0, 1.0], "linear"),
         ("val_loss", [1000.0, 0.0], "linear"),
         ("val_loss", [1000.0, -1.0], "linear"),
-        ("lr-SGD", [0.1, 0.1], "log"),
-        ("lr-SGD", [0.1, 0.0], "log"),
+        ("lr-SGD", [0.1, 0.1], "linear"),
+        ("lr-SGD", [0.1, 0.01], "log"),
+        ("lr-SGD", [0.1, 0.02], "linear"),
+        ("lr-SGD", [0.1, 0.0], "linear"),
+        ("lr-SGD", [0.1, 0.01, 0.0], "log"),
         ("lr-SGD", [0.0, 0.0], "linear"),
-        ("grad_norm", [2.0, 1.0], "log"),
+        ("grad_norm", [2.0, 1.0], "linear"),
+        ("grad_norm", [20.0, 1.0], "log"),
     ],
 )
 def test_scales(name: str, values: list[float], scale: str) -> None:
@@ -205,7 +209,8 @@ def test_a_rate_that_ends_at_0_leaves_the_others_room() -> None:
 def test_a_split_has_one_colour_and_no_two_curves_share_one() -> None:
     names = [f"{split}_{what}" for what in ("loss", "acc") for split in ("val", "test", "train")]
     names += [f"val_f1/dataloader_idx_{i}" for i in range(3)] + [f"lr-SGD/pg{i}" for i in range(20)]
-    axes = axes_of(draw({name: series_of([1, 2]) for name in names}, None, "Net"))
+    series = {name: series_of([i + 1.0, i + 2.0]) for i, name in enumerate(names)}
+    axes = axes_of(draw(series, None, "Net"))
     for title in ("loss", "acc"):
         colours = {name: line.get_color() for name, line in legend_of(axes[title]).items()}
         assert colours == {f"train_{title}": BLUE, f"val_{title}": ORANGE, f"test_{title}": GREEN}
@@ -215,6 +220,63 @@ def test_a_split_has_one_colour_and_no_two_curves_share_one() -> None:
     legend = axes["learning rate"].get_legend()
     assert len(legend.get_texts()) == 8
     assert legend.get_title().get_text() == "12 more not named"
+
+
+def test_a_constant_rate_has_ticks() -> None:
+    figure = draw({"lr-SGD": series_of([0.1] * 5)}, None, "Net")
+    (axis,) = axes_of(figure).values()
+    figure.canvas.draw()
+    low, high = axis.get_ylim()
+    labels = [text for text in axis.get_yticklabels() if low <= text.get_position()[1] <= high]
+    assert sum(bool(text.get_text()) for text in labels) >= 3
+
+
+def test_equal_curves_are_one_line_that_names_them() -> None:
+    equal, other = [0.2, math.nan, 0.1], [0.2, math.nan, 0.3]
+    names = {"lr-SGD/a": equal, "lr-SGD/b": other, "lr-SGD/c": equal}
+    names |= {f"lr-Adam/{i}": [0.5, 0.4, 0.3] for i in range(5)}
+    (axis,) = axes_of(
+        draw({name: series_of(values) for name, values in names.items()}, None, "Net")
+    ).values()
+    assert len(axis.lines) == 3
+    not_finite = " (1 value not finite)"
+    assert [*legend_of(axis)] == [
+        f"lr-SGD/a = lr-SGD/c{not_finite}", f"lr-SGD/b{not_finite}", "lr-Adam/0 = 4 others"
+    ]  # fmt: skip
+
+
+def test_panels_and_curves_are_bounded_and_the_rest_is_named() -> None:
+    names = [f"m{i}" for i in range(60)]
+    names += ["val_acc", "grad_norm", *(f"lr-SGD/{i}" for i in range(30)), "train_loss", "best_one"]
+    series = {name: series_of([i + 1.0, i + 2.0]) for i, name in enumerate(names)}
+    figure = draw(series, Best("best_one", 2, 1.0), "Net")
+    axes = axes_of(figure)
+    assert len(axes) == 12
+    assert axes.keys() >= {"acc", "gradient norm", "learning rate", "loss", "best_one", "m0"}
+    (note,) = (text.get_text() for text in figure.texts if "not drawn" in text.get_text())
+    assert note == "53 not drawn, choose by `metrics`: m7, m8, m9, m10, m11, m12 and 47 more"
+    rates = axes["learning rate"]
+    assert rates.get_legend().get_title().get_text() == "16 more not named, 6 not drawn"
+    few = draw({name: series[name] for name in names[:12]}, None, "Net")
+    assert len(axes_of(few)) == 12
+    assert not any("not drawn" in text.get_text() for text in few.texts)
+
+
+def test_panels_have_room_for_their_texts() -> None:
+    names = [f"{split}_{what}" for what in ("loss", "acc", "f1") for split in ("train", "val")]
+    series = {name: series_of([12345.678, 0.001], every=10**6) for name in [*names, "lr-SGD"]}
+    series |= {f"m{i}": series_of([1e-9, 2e-9]) for i in range(12)}
+    series["epoch"] = series_of([1.0, 2.0], every=10**6)
+    figure = draw(series, None, "Net")
+    figure.canvas.draw()
+    places = [axis.get_tightbbox() for axis in figure.axes if axis.get_visible()]
+    boxes = [place.padded(-3) for place in places if place is not None]
+    boxes += [text.get_window_extent() for text in figure.texts]
+    frame = figure.bbox
+    for i, box in enumerate(boxes):
+        assert frame.x0 <= box.x0 < box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 < box.y1 <= frame.y1
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
 
 
 def test_names_that_mean_something_to_matplotlib() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from lightning_practices.callbacks._curves.panels import Curve, Panel, panels
+from lightning_practices.callbacks._curves.panels import Curve, Panel, chosen, panels
 from lightning_practices.callbacks._curves.series import EPOCH, Series
 
 if TYPE_CHECKING:  # an optional dependency
@@ -20,10 +20,16 @@ _INK, _FAINT, _BEST = "#222222", "#E3E3E3", "#111111"
 _PANEL = (4.6, 3.3)  # width and height in inches
 _MOST_MARKERS = 40
 _MOST_LABELS = 8
+_MOST_LETTERS = 60  # of a label
 _MOST_EPOCHS = 6  # ends of epochs that are marked
 _LEAST_SMOOTHED = 30  # values; shorter curves are not smoothed
 _MOST_DECADES = 4  # shown of learning rates, which may end at 0
 _DECADES = 2.0  # a panel is logarithmic if each of its curves spans more
+_MOST_PANELS = 12  # each takes a tenth of a second to draw
+_MOST_CURVES = 24  # in a panel
+_MOST_NAMES = 6  # of panels that are left out
+_MARGINS = (0.62, 0.12, 0.46, 0.5)  # of a panel to the left, right, bottom and top, in inches
+_HEAD, _FOOT = 0.4, 0.25  # heights of the title and of the note at the bottom, in inches
 
 
 class Best(NamedTuple):
@@ -35,10 +41,10 @@ class Best(NamedTuple):
 
 
 def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure":
-    """Return a figure with a panel for each quantity.
+    """Return a figure with a panel for each quantity, but at most twelve.
 
-    The figure isn't registered with pyplot, so any thread may call this, and the figure needn't be
-    closed.
+    A note at the bottom names the panels that are left out. The figure isn't registered with
+    pyplot, so any thread may call this, and the figure needn't be closed.
 
     Args:
         series: The series by name. The values of ``"epoch"`` mark the ends of epochs.
@@ -47,12 +53,14 @@ def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure
     """
     from matplotlib.figure import Figure
 
-    drawn = panels(name for name in series if name != EPOCH) or [Panel("nothing logged", "metric")]
+    found = panels(name for name in series if name != EPOCH) or [Panel("nothing logged", "metric")]
+    drawn, left = chosen(found, best and best.name, _MOST_PANELS)
     columns = len(drawn) if len(drawn) <= 3 else 2 if len(drawn) == 4 else 3
     rows = math.ceil(len(drawn) / columns)
-    size = (_PANEL[0] * columns, _PANEL[1] * rows + 0.4)
-    figure = Figure(figsize=size, dpi=120, layout="constrained", facecolor="white")
+    size = (_PANEL[0] * columns, _PANEL[1] * rows + _HEAD + _FOOT * bool(left))
+    figure = Figure(figsize=size, dpi=120, facecolor="white")
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten().tolist()
+    _place(figure, size, foot=_FOOT * bool(left))
     for axis, panel in zip(axes, drawn, strict=False):
         _draw_panel(axis, panel, series, best)
         axis.tick_params(labelbottom=True)
@@ -64,9 +72,34 @@ def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure
             _mark_epochs(axis, series[EPOCH], named=i < columns)
     for axis in axes[: len(drawn)][-columns:]:
         axis.set_xlabel("optimizer steps", color=_INK, fontsize=9)
-    heading = figure.suptitle(title, x=0.01, ha="left", color=_INK, fontsize=11, weight="bold")
+    style: dict[str, Any] = {"x": 0.1 / size[0], "ha": "left", "color": _INK}
+    heading = figure.suptitle(
+        title, y=1 - 0.08 / size[1], va="top", fontsize=11, weight="bold", **style
+    )
     heading.set_parse_math(False)
+    if left:
+        note = figure.text(y=0.08 / size[1], s=_left_out(left), fontsize=8, **style)
+        note.set_parse_math(False)
     return figure
+
+
+def _place(figure: "Figure", size: tuple[float, float], foot: float) -> None:
+    """Place the axes. Matplotlib's own layouts draw all texts twice, to measure them."""
+    (width, height), (left, right, bottom, top) = size, _MARGINS
+    figure.subplots_adjust(
+        left=left / width,
+        right=1 - right / width,
+        bottom=(bottom + foot) / height,
+        top=1 - (_HEAD + top) / height,
+        wspace=(left + right) / (_PANEL[0] - left - right),
+        hspace=(bottom + top) / (_PANEL[1] - bottom - top),
+    )
+
+
+def _left_out(left: Sequence[Panel]) -> str:
+    names = ", ".join(panel.title for panel in left[:_MOST_NAMES])
+    more = f" and {len(left) - _MOST_NAMES} more" if len(left) > _MOST_NAMES else ""
+    return f"{len(left)} not drawn, choose by `metrics`: {names}{more}"
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
@@ -93,14 +126,16 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 def _draw_panel(axis: Any, panel: Panel, series: Mapping[str, Series], best: Best | None) -> None:
     handles, labels = [], []
-    for curve, (colour, dashes) in zip(panel.curves, _styles(panel.curves), strict=True):
-        one = series[curve.name]
+    groups = _alike(panel.curves, series)
+    curves = [alike[0] for alike in groups[:_MOST_CURVES]]
+    for alike, (colour, dashes) in zip(groups, _styles(curves), strict=False):
+        curve, one = alike[0], series[alike[0].name]
         twin = curve.fork == "step" and any(
             other.fork == "epoch" and (other.split, other.quantity) == (curve.split, curve.quantity)
-            for other in panel.curves
+            for other in curves
         )
         handles.append(_draw_curve(axis, curve, one, colour, dashes, thin=twin))
-        labels.append(curve.name + _not_finite(one))
+        labels.append(_named(alike) + _not_finite(one))
     if _is_logarithmic(panel, series):
         axis.set_yscale("log", nonpositive="clip")
         low, high = axis.get_ylim()
@@ -114,7 +149,7 @@ def _draw_panel(axis: Any, panel: Panel, series: Mapping[str, Series], best: Bes
             )
             handles.insert(0, (line, star))
             labels.insert(0, f"best: {best.value:.4g} at step {best.step:,}")
-    _legend(axis, handles, labels)
+    _legend(axis, handles, labels, not_drawn=len(groups) - len(curves))
     heading = axis.set_title(panel.title, loc="left", color=_INK, fontsize=10)
     heading.set_parse_math(False)
     axis.grid(axis="y", color=_FAINT, lw=0.6)
@@ -124,6 +159,24 @@ def _draw_panel(axis: Any, panel: Panel, series: Mapping[str, Series], best: Bes
         axis.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axis.spines[side].set_color("#999999")
+
+
+def _alike(curves: Sequence[Curve], series: Mapping[str, Series]) -> list[list[Curve]]:
+    """Return groups of curves with equal values, in the order of their first curves."""
+    groups: dict[Any, list[Curve]] = {}
+    for curve in curves:
+        one = series[curve.name]
+        # Nan differs from itself.
+        bins = tuple((each.step, each.mean if each.finite else None) for each in one.bins)
+        groups.setdefault((bins, one.not_finite, one.width), []).append(curve)
+    return list(groups.values())
+
+
+def _named(alike: Sequence[Curve]) -> str:
+    """Return the label of curves that are one line."""
+    if len(alike) <= 2:
+        return " = ".join(curve.name for curve in alike)
+    return f"{alike[0].name} = {len(alike) - 1} others"
 
 
 def _draw_curve(
@@ -176,34 +229,40 @@ def _styles(curves: Sequence[Curve]) -> list[tuple[str, Any]]:
     return [given[key] for key in keys]
 
 
-def _legend(axis: Any, handles: list[Any], labels: list[str]) -> None:
+def _legend(axis: Any, handles: list[Any], labels: list[str], *, not_drawn: int) -> None:
     more = len(labels) - _MOST_LABELS
+    notes = []
     if more > 1:
         handles, labels = handles[:_MOST_LABELS], labels[:_MOST_LABELS]
+        notes.append(f"{more} more not named")
+    if not_drawn:
+        notes.append(f"{not_drawn} not drawn")
     if not handles:
         return
     # Texts are set afterwards: matplotlib leaves out labels that start with an underscore.
     legend = axis.legend(
         handles, ["label"] * len(handles), fontsize=7.5, frameon=True, framealpha=0.85,
         edgecolor="none", labelcolor=_INK, loc="best",
-        title=f"{more} more not named" if more > 1 else None, title_fontsize=7.5,
+        title=", ".join(notes) or None, title_fontsize=7.5,
     )  # fmt: skip
     for text, label in zip(legend.get_texts(), labels, strict=True):
-        text.set_text(label)
+        text.set_text(label if len(label) <= _MOST_LETTERS else f"{label[:_MOST_LETTERS]}...")
         text.set_parse_math(False)
 
 
 def _is_logarithmic(panel: Panel, series: Mapping[str, Series]) -> bool:
     """Say whether the panel has a logarithmic scale.
 
-    Rates and norms have one, and so have panels whose curves all span more than two decades.
+    Rates and norms that differ by a factor of ten or more have one, and so have panels whose
+    curves all span more than two decades. On a smaller range a logarithmic axis has hardly a tick.
     """
     finite = [
         [each.mean for each in series[curve.name].bins if each.finite] for curve in panel.curves
     ]
     known = [values for values in finite if values]
     if panel.kind in ("rate", "norm"):
-        return any(value > 0 for values in known for value in values)
+        positive = [value for values in known for value in values if value > 0]
+        return bool(positive) and max(positive) / min(positive) >= 10
     spans = [min(values) > 0 and max(values) / min(values) > 10**_DECADES for values in known]
     return bool(spans) and all(spans)
 

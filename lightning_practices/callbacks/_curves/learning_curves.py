@@ -19,6 +19,7 @@ from lightning_practices._arguments import (
     check_names,
     check_path,
     check_whole,
+    cut,
     shown,
 )
 from lightning_practices._twin import reject_twin
@@ -45,9 +46,11 @@ class LearningCurves(ReadsLogs):
     parameter group. Training and validation of one quantity (``train_loss`` and ``val_loss``,
     ``acc/train`` and ``acc/val``) share a panel, so that the picture shows under- and overfitting:
     both losses high, or the validation loss rising while the training loss falls. The best step is
-    marked, and the ends of epochs are marked at the top. Panels of rates and norms have a
-    logarithmic scale, and so have panels whose curves all span more than two decades. Over noisy
-    values a smoothed curve is drawn.
+    marked, and the ends of epochs are marked at the top. Rates and norms that span more than a
+    decade have a logarithmic scale, and so have panels whose curves all span more than two decades.
+    Over noisy values a smoothed curve is drawn. Equal curves, such as the rates of several groups,
+    are one line with one label. There are at most twelve panels, so that a picture takes about two
+    seconds: the monitored value, losses, rates and norms first. The picture names what is left out.
 
     **When.** Values of training steps are recorded at the first step and then every
     ``every_n_train_steps``. Values of epochs and of validation are recorded whenever they are
@@ -381,9 +384,15 @@ def _writable(path: Path, folder: str, *, makes: bool) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MisconfigurationException(
-            f"LearningCurves can't make the folder of {file}: {_described(error)}"
+            f"LearningCurves can't make the folder of {shown(str(file))}: {_described(error)}"
         ) from error
-    if file.is_dir() or not os.access(file.parent, os.W_OK):
+    try:
+        is_folder = file.is_dir()
+    except OSError as error:  # the name is too long
+        raise MisconfigurationException(
+            f"LearningCurves can't write {shown(str(file))}: {_described(error)}"
+        ) from error
+    if is_folder or not os.access(file.parent, os.W_OK):
         raise MisconfigurationException(
             f"LearningCurves can't write {file}, which is a folder, or is in a read-only folder:"
             " give another path"
@@ -392,4 +401,4 @@ def _writable(path: Path, folder: str, *, makes: bool) -> Path:
 
 
 def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {cut(str(error))}"

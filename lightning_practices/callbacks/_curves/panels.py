@@ -1,7 +1,7 @@
 """Groups curves into panels, by their names."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,6 +79,27 @@ def panels(names: Iterable[str]) -> list[Panel]:
         found.values(),
         key=lambda panel: (_KINDS.index(panel.kind), not any(each.split for each in panel.curves)),
     )
+
+
+def chosen(
+    found: Sequence[Panel], monitored: str | None, most: int
+) -> tuple[list[Panel], list[Panel]]:
+    """Return at most ``most`` panels in their order, and those left out.
+
+    The panel of the monitored value comes first, then the losses, the rates, the norms, and the
+    metrics with a split (train, val or test); other metrics are left out first.
+    """
+
+    def rank(panel: Panel) -> int:
+        if any(curve.name == monitored for curve in panel.curves):
+            return 0
+        if panel.kind != "metric":
+            return 1 + ("loss", "rate", "norm").index(panel.kind)
+        return 4 if any(curve.split for curve in panel.curves) else 5
+
+    kept = sorted(range(len(found)), key=lambda i: rank(found[i]))[:most]
+    left = [panel for i, panel in enumerate(found) if i not in kept]
+    return [found[i] for i in sorted(kept)], left
 
 
 def forks(name: str) -> tuple[str, str]:
