@@ -1,3 +1,3 @@
 """Training best practices for PyTorch Lightning, with fused kernels behind them."""
 
-__version__ = "0.1.0"
+from lightning_kernels import __version__ as __version__

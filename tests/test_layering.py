@@ -221,3 +221,35 @@ assert x.grad is not None and lightning_kernels.route(x) == "aten"
 print("ran")
 """
     assert run(code, TRITON_INTERPRET="0") == "ran"
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "unknown"])
+def test_a_triton_that_is_too_old_is_left_alone(version: str) -> None:
+    code = f"""
+import warnings
+import torch, triton
+triton.__version__ = {version!r}
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import lightning_kernels
+    import lightning_practices.nn
+(message,) = [str(one.message) for one in caught if "Triton" in str(one.message)]
+assert "needs Triton 3.6 or newer, but found {version}" in message, message
+assert "pip install --upgrade torch triton" in message, message
+x = torch.randn(4, 8)
+assert lightning_kernels.route(x) == "aten"
+assert torch.equal(lightning_kernels.layer_norm(x, (8,)), torch.layer_norm(x, (8,)))
+assert not torch.cuda.is_initialized()
+print("ran")
+"""
+    assert run(code, TRITON_INTERPRET="1") == "ran"
+
+
+def test_versions_of_triton_are_compared_as_numbers() -> None:
+    code = """
+import triton
+triton.__version__ = "3.10.0"
+import torch, lightning_kernels
+print(lightning_kernels.route(torch.ones(2)))
+"""
+    assert run(code, TRITON_INTERPRET="1") == "interpreter"

@@ -1,14 +1,20 @@
 """What a user gets: a wheel, built from the source distribution, in an environment of its own."""
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
+from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+import lightning_kernels
+import lightning_practices
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,6 +52,25 @@ def test_the_wheel_holds_both_packages_and_nothing_else(built: Path) -> None:
     assert tops == {"lightning_kernels", "lightning_practices"}
     assert {"lightning_kernels/py.typed", "lightning_practices/py.typed"} <= set(names)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_what_the_wheel_requires(built: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = message_from_bytes(archive.read(name))
+    assert metadata["Version"] == lightning_kernels.__version__ == lightning_practices.__version__
+    required: dict[str, set[str]] = {}
+    for line in metadata.get_all("Requires-Dist", []):
+        requirement = Requirement(line)
+        extra = re.search(r"extra == ['\"](\w+)", str(requirement.marker or ""))
+        required.setdefault(extra[1] if extra else "", set()).add(requirement.name)
+    # torch pins the Triton that fits to it; pip would fetch another one before.
+    assert not any("triton" in names for names in required.values())
+    assert {"torch", "lightning"} <= required[""]
+    with_plots = {extra for extra, names in required.items() if "matplotlib" in names}
+    assert with_plots == {"plots", "dev", "examples", "bench"}
+    assert required["plots"] == {"matplotlib"}
 
 
 def test_the_source_distribution_can_run_its_tests(built: Path) -> None:

@@ -28,6 +28,8 @@ from lightning_kernels._group_norm import group_norm, instance_norm
 from lightning_kernels._row_norm import layer_norm, rms_norm
 from lightning_kernels._stochastic_depth import stochastic_depth
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Activation",
     "Autocast",

@@ -155,7 +155,7 @@ def test_without_matplotlib_the_fit_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"pip install matplotlib`, or 'lightning-practices\[ex"):
+    with pytest.raises(ImportError, match=r"pip install 'lightning-practices\[plots\]'"):
         fit(Logged(), curves_in(tmp_path))
     fit(Logged(), curves_in(tmp_path), fast_dev_run=True)
 

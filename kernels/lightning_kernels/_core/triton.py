@@ -1,9 +1,11 @@
-"""Triton, or a stand-in where Triton is not installed (macOS, Windows).
+"""Triton, or a stand-in where Triton is too old or not installed (macOS, Windows).
 
 With the stand-in the modules that define kernels can be imported. Their kernels are never launched:
 if :data:`HAS_TRITON` is false, :mod:`lightning_kernels._core.dispatch` sends every tensor to ATen.
 """
 
+import re
+import warnings
 from typing import Any
 
 __all__ = ["HAS_TRITON", "INTERPRETED", "tl", "triton"]
@@ -22,14 +24,34 @@ class _Absent:
         return self
 
 
+_OLDEST = (3, 6)  # the Triton of the oldest supported torch
+
+
+def _is_new_enough(version: str) -> bool:
+    """Say whether a version of Triton can compile the kernels; warn if not."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    is_new = numbers is not None and tuple(map(int, numbers.groups())) >= _OLDEST
+    if not is_new:
+        oldest = ".".join(map(str, _OLDEST))
+        warnings.warn(
+            f"lightning_kernels needs Triton {oldest} or newer, but found {version}, so PyTorch's"
+            " own operators compute everything. torch brings the Triton that fits to it: `pip"
+            " install --upgrade torch triton`",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return is_new
+
+
 try:
     import triton
     import triton.language as tl
 except ImportError:
-    triton = tl = _Absent()
     HAS_TRITON = False
 else:
-    HAS_TRITON = True
+    HAS_TRITON = _is_new_enough(triton.__version__)
+if not HAS_TRITON:
+    triton = tl = _Absent()
 
 # Triton decides when ``jit`` decorates a kernel, at import, whether to compile or interpret it.
 INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)

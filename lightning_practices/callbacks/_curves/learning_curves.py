@@ -365,8 +365,8 @@ def _import_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            "LearningCurves draws with matplotlib, which can't be imported: `pip install"
-            " matplotlib`, or 'lightning-practices[examples]'"
+            "LearningCurves draws with matplotlib, which can't be imported: pip install"
+            " 'lightning-practices[plots]'"
         ) from error
 
 
