@@ -1,7 +1,7 @@
 """The mixin that saves the best and the last weights."""
 
 from copy import deepcopy
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 from weakref import WeakSet
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,6 +16,7 @@ from lightning_practices.callbacks import BestCheckpoint
 from lightning_practices.mixins._practice import MonitorMixin, configured
 
 _OF_MODULES: WeakSet[ModelCheckpoint] = WeakSet()  # callbacks that mixins added
+_DEFAULTS: WeakSet[ModelCheckpoint] = WeakSet()  # default callbacks of Trainers
 
 
 class CheckpointMixin(MonitorMixin):
@@ -73,7 +74,11 @@ class CheckpointMixin(MonitorMixin):
         LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
         # Lightning looks for the "last" checkpoint before it calls configure_callbacks, but after
         # it has set the module's Trainer.
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+        if trainer is None:
+            return
+        # Seen now, since any run of a Trainer, validation too, gives its default callback a folder.
+        _DEFAULTS.update(c for c in trainer.checkpoint_callbacks if _is_default(c))
+        if trainer.state.fn == TrainerFn.FITTING:
             self._add_checkpoint(trainer)
 
     @override
@@ -124,7 +129,7 @@ class CheckpointMixin(MonitorMixin):
         else:
             self._checkpoint = deepcopy(self._unused)
         found = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]
-        theirs = [c for c in found if c not in _OF_MODULES and not _is_default(c)]
+        theirs = [c for c in found if c not in _OF_MODULES and c not in _DEFAULTS]
         monitored = [c for c in theirs if c.monitor is not None]
         if monitored and self._by_default:
             self._checkpoint = monitored[0]
@@ -144,6 +149,6 @@ class CheckpointMixin(MonitorMixin):
         trainer.callbacks = [*others, self._checkpoint, *theirs]
 
 
-def _is_default(checkpoint: ModelCheckpoint) -> bool:
-    """Return whether a Trainer's checkpoint callback is the default one of each Trainer."""
+def _is_default(checkpoint: object) -> TypeGuard[ModelCheckpoint]:
+    """Return whether a checkpoint callback is the default one of each Trainer, before any run."""
     return type(checkpoint) is ModelCheckpoint and vars(checkpoint) == vars(ModelCheckpoint())

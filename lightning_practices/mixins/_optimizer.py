@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from typing_extensions import override
 
+from lightning_practices.mixins._found_rate import FoundLearningRate, RateAttribute
 from lightning_practices.mixins._practice import PracticeMixin, configured
 from lightning_practices.optim import Optimizer, OptimizerName
 
@@ -32,6 +33,15 @@ class OptimizerMixin(PracticeMixin):
     if an embedding has sparse gradients, which fused optimizers don't support. An optimizer that
     you make yourself, or with an explicit ``fused``, isn't changed.
 
+    **The learning rate that Lightning finds**, by ``Tuner(trainer).lr_find(module)`` or by the
+    callback ``LearningRateFinder``, replaces the ``lr`` of the
+    :class:`~lightning_practices.optim.Optimizer` from then on. With ``layer_decay`` it is the rate
+    of the last layer, and with a schedule the rate that the schedule multiplies. Checkpoints hold
+    it, and ``load_from_checkpoint`` loads it, unless you give another ``lr`` than before. After a
+    fit you may also set it yourself, ``module.lr = 1e-3``. If your class has an attribute or
+    hyperparameter ``lr`` or ``learning_rate``, the finder sets that as well. What your class itself
+    assigns to the attribute never reaches the optimizer.
+
     Args:
         *args: Positional arguments for the next base class.
         optimizer: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``,
@@ -50,7 +60,14 @@ class OptimizerMixin(PracticeMixin):
         self, *args: Any, optimizer: OptimizerName | Optimizer | None = "adamw", **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._optimizer = configured("optimizer", optimizer, Optimizer, (str,), Optimizer)
+        given = configured("optimizer", optimizer, Optimizer, (str,), Optimizer)
+        found = None if given is None else FoundLearningRate(given)
+        self._found_learning_rate = self._bring(found)
+        own = self._found_learning_rate
+        self._optimizer = None if own is None else own.optimizer  # a copy
+
+    lr = RateAttribute()
+    learning_rate = RateAttribute()
 
     def make_optimizer(self, module: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return an optimizer for a part of the module, for your own ``configure_optimizers``.
@@ -61,11 +78,12 @@ class OptimizerMixin(PracticeMixin):
         Raises:
             ValueError: If the module was made with ``optimizer=None``.
         """
-        if self._optimizer is None:
+        if self._optimizer is None or self._found_learning_rate is None:
             raise ValueError(
                 f"{type(self).__name__} was made with optimizer=None: give an Optimizer, or make"
                 " your own in configure_optimizers"
             )
+        self._found_learning_rate.part = module
         module = self if module is None else module
         by_name = isinstance(self._optimizer.name, str)
         if by_name and (self._clips_unfused() or _has_sparse(module)):
@@ -85,6 +103,18 @@ class OptimizerMixin(PracticeMixin):
                 f" {base.__name__}.configure_optimizers, which optimizer=None would keep"
             )
         return self.make_optimizer()
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self._found_learning_rate is not None:
+            self._found_learning_rate.save(checkpoint, self.hparams)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        if self._found_learning_rate is not None:
+            self._found_learning_rate.load(checkpoint, self.hparams)
 
     def _clips_unfused(self) -> bool:
         """Say whether Lightning has to clip or unscale, which it can't do for a fused optimizer."""

@@ -5,8 +5,10 @@ import re
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from difflib import get_close_matches
+from os import PathLike, fspath
 from typing import Any, Self, TypeVar, get_args
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
@@ -39,6 +41,8 @@ class PracticeMixin(LightningModule):
     Raises:
         TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if an
             argument is unknown to all classes.
+        MisconfigurationException: When the fit starts, if your own ``configure_callbacks`` leaves
+            out the callbacks that ``super().configure_callbacks()`` returns.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -66,6 +70,21 @@ class PracticeMixin(LightningModule):
         given = super().configure_callbacks()
         others = [given] if isinstance(given, Callback) else given
         return [*others, *self._practices]  # the same objects at each run
+
+    @override
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        present = self.trainer.callbacks  # type: ignore[attr-defined]
+        missing = [type(one).__name__ for one in self._practices if one not in present]
+        if missing:
+            order = type(self).__mro__
+            owner = next(base for base in order if "configure_callbacks" in vars(base)).__name__
+            raise MisconfigurationException(
+                f"{owner}.configure_callbacks doesn't return the callbacks of the mixins, so"
+                f" {', '.join(missing)} would not run: return [*super().configure_callbacks(), ...]"
+                " with your own callbacks in place of the dots; None for a mixin's argument turns"
+                " its callback off"
+            )
 
     @_restricted_classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
@@ -95,6 +114,9 @@ class PracticeMixin(LightningModule):
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
         for name in [name for name, value in saved.items() if isinstance(value, _OBJECTS)]:
             del saved[name]
+        for name, value in saved.items():
+            if isinstance(value, PathLike) and name in _of_mixins(type(self)):
+                saved[name] = fspath(value)
 
 
 class MonitorMixin(PracticeMixin):
@@ -106,6 +128,10 @@ class MonitorMixin(PracticeMixin):
         mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
             higher is better.
         **kwargs: Keyword arguments for the next base class.
+
+    Raises:
+        TypeError: If ``monitor`` is not a string.
+        ValueError: If ``monitor`` is empty, or ``mode`` is neither ``"min"`` nor ``"max"``.
     """
 
     def __init__(

@@ -107,16 +107,27 @@ class Optimizer:
         Raises:
             ValueError: See :func:`~lightning_practices.optim.parameter_groups`.
         """
-        groups = parameter_groups(
+        # A user's function may not have an argument lr. Each group holds the rate.
+        lr = None if callable(self.name) else self.lr
+        groups = self.parameter_groups(model)
+        return make_optimizer(self.name, groups, lr=lr, **{**options, **self.options})
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Return the groups of parameters with which the optimizer of a model is made.
+
+        Args:
+            model: The module whose parameters are optimized.
+
+        Raises:
+            ValueError: See :func:`~lightning_practices.optim.parameter_groups`.
+        """
+        return parameter_groups(
             model,
             self.weight_decay,
             no_decay=self.no_decay,
             layer_decay=self.layer_decay,
             lr=self.lr,
         )
-        # A user's function may not have an argument lr. Each group holds the rate.
-        lr = None if callable(self.name) else self.lr
-        return make_optimizer(self.name, groups, lr=lr, **{**options, **self.options})
 
 
 def make_optimizer(

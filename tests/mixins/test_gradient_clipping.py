@@ -211,8 +211,18 @@ def test_configure_callbacks() -> None:
         def configure_callbacks(self) -> list[Callback]:
             return []
 
-    with pytest.raises(RuntimeError, match="Forgetful defines configure_callbacks, it has"):
+    message = "Forgetful.configure_callbacks doesn't return .* so GradientClipping would not run"
+    with pytest.raises(MisconfigurationException, match=message):
         fit(Forgetful(gradient_clipping=1.0))
+
+    class Silent(Forgetful):
+        @override
+        def on_fit_start(self) -> None:
+            pass
+
+    message = r"without a fit that has this callback.*Silent.configure_callbacks has to return it"
+    with pytest.raises(RuntimeError, match=message):
+        fit(Silent(gradient_clipping=1.0))
 
 
 def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path) -> None:

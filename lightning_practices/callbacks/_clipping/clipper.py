@@ -68,6 +68,7 @@ class Clipper:
     def __init__(self, settings: ClippingSettings) -> None:
         self.settings = settings
         self.serves_module = False
+        self._is_set_up = False
         self._value, self._algorithm = settings.value, settings.algorithm  # in this fit
         self._names: dict[int, str] = {}  # of each parameter, by its id
         self._patterns: dict[int, str] = {}  # the pattern matched by a parameter, by id
@@ -100,6 +101,7 @@ class Clipper:
             self._value = float(theirs)
             self._algorithm = "value" if algorithm and algorithm.value == "value" else "norm"
         self._is_flat = isinstance(trainer.strategy, FSDPStrategy)
+        self._is_set_up, self._names = True, {}  # `start` records the names of this fit
         for argument in self._arguments_for_single_parameters():
             refuse(
                 trainer,
@@ -133,12 +135,15 @@ class Clipper:
 
     def clip(self, pl_module: LightningModule, optimizer: Any, *, in_step: bool) -> None:
         """Clip the gradients of an optimizer, and log. See :meth:`GradientClipping.clip`."""
-        if not self._names:
+        if not self._is_set_up:
             raise RuntimeError(
-                "GradientClipping clips before its fit has started: if"
-                f" {type(pl_module).__name__} defines configure_callbacks, it has to extend the"
-                " callbacks that super().configure_callbacks() returns"
+                "GradientClipping.clip was called without a fit that has this callback, and the"
+                " callback chooses the threshold when a fit begins:"
+                f" {type(pl_module).__name__}.configure_callbacks has to return it, as"
+                " super().configure_callbacks() does"
             )
+        if not self._names:  # Lightning's Tuner trains before `on_fit_start` of the callbacks
+            self.start(pl_module)
         parameters = [
             p for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]

@@ -1,0 +1,185 @@
+"""The learning rate that Lightning's finder finds, and its way to the optimizer."""
+
+from collections.abc import Mapping, MutableMapping
+from numbers import Real
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import nn
+from typing_extensions import override
+
+from lightning_practices._arguments import check_number
+from lightning_practices.optim import Optimizer
+
+_NAMES = ("lr", "learning_rate")  # of attributes and hyperparameters that the finder may set
+_CHECKPOINT_KEY = "optimizer_lr"
+
+
+class FoundLearningRate(Callback):
+    """Give the learning rate that Lightning's finder finds to the module's optimizers.
+
+    A ``LearningRateFinder`` of the Trainer runs after the optimizer of the fit is made. It sets the
+    rate of all parameter groups to the found rate. This callback then gives each group its own
+    rate, as if the optimizer had been made with the found rate.
+
+    Args:
+        optimizer: Makes the optimizers of the module. It gets the found rate.
+
+    Attributes:
+        optimizer: The same object.
+        part: The module whose optimizer was made last; ``None`` for the whole module.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self.part: nn.Module | None = None
+        self._given = optimizer.lr
+        self._is_found = False
+        self._is_new = False  # whether the optimizers of the present fit may lack the rate
+
+    def set(self, rate: Any, hparams: MutableMapping[Any, Any]) -> None:
+        """Set the learning rate of the optimizers that are made from now on.
+
+        Args:
+            rate: The learning rate.
+            hparams: The module's hyperparameters, which get the rate too.
+
+        Raises:
+            TypeError: If the rate isn't a number.
+            ValueError: If it is negative or not finite.
+        """
+        self.optimizer.lr = check_number("lr", rate, ge=0)
+        self._is_found = self._is_new = True
+        for name in _NAMES:
+            if name in hparams:
+                hparams[name] = self.optimizer.lr
+        if isinstance(hparams.get("optimizer"), Optimizer):
+            hparams["optimizer"] = self.optimizer
+
+    def save(self, checkpoint: dict[str, Any], hparams: Mapping[Any, Any]) -> None:
+        """Write the found rate to a checkpoint, unless the hyperparameters hold it."""
+        rate = self.optimizer.lr
+        if self._is_found and all(hparams.get(name) != rate for name in _NAMES):
+            checkpoint[_CHECKPOINT_KEY] = {"given": self._given, "found": rate}
+
+    def load(self, checkpoint: Mapping[str, Any], hparams: MutableMapping[Any, Any]) -> None:
+        """Set the found rate of a checkpoint.
+
+        Another rate in the module's arguments counts more, and so does a rate that was found since.
+        """
+        rates = checkpoint.get(_CHECKPOINT_KEY)
+        if rates is not None and rates["given"] == self._given and not self._is_found:
+            self.set(rates["found"], hparams)
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # After Lightning's finders, and before callbacks that read the rates of the optimizer.
+        finders = (LearningRateFinder, BatchSizeFinder)
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        order = sorted(callbacks, key=lambda one: (not isinstance(one, finders), one is not self))
+        trainer.callbacks = order  # type: ignore[attr-defined]
+
+    # A finder may run in either hook.
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._give_rates(trainer, pl_module)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._give_rates(trainer, pl_module)
+
+    def _give_rates(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give each group of the optimizer the rate with which it would be made now."""
+        if not self._is_new:
+            return
+        self._is_new = False
+        ours = self.optimizer.parameter_groups(self.part or pl_module)
+        for optimizer in trainer.optimizers:
+            theirs = optimizer.param_groups
+            if [_members(group) for group in ours] == [_members(group) for group in theirs]:
+                for group, other in zip(ours, theirs, strict=True):
+                    other["lr"] = group["lr"]
+
+
+class RateAttribute:
+    """An attribute of a module, ``lr`` or ``learning_rate``, that Lightning's finder can set.
+
+    The module's class may use it as any attribute, or not at all. Only while the module has a
+    Trainer, two things differ:
+
+    - If the module has neither of the names, as an attribute or a hyperparameter, ``lr`` is the
+      rate of the optimizer, since the finder needs one of the names.
+    - The rate that the finder assigns becomes the rate of the optimizer, and so does the rate that
+      is assigned while no fit runs. A rate that the class assigns while a fit runs doesn't.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def __get__(self, module: Any, kind: type | None = None) -> Any:
+        if module is None:
+            return self
+        if self._name in vars(module):
+            return vars(module)[self._name]
+        try:
+            return getattr(super(self._owner, module), self._name)  # of a base class
+        except AttributeError:
+            found = self._stands_for(module)
+            if found is not None:
+                return found.optimizer.lr
+            raise  # and Python asks Module.__getattr__, which knows parameters and buffers
+
+    def __set__(self, module: Any, value: Any) -> None:
+        found = _found_of(module) if _is_from_outside(module) else None
+        if found is not None and self._stands_for(module) is not None:
+            found.set(value, module.hparams)
+            return
+        self._set_own(module, value)
+        if found is not None and isinstance(value, Real) and not isinstance(value, bool):
+            found.set(value, module.hparams)
+
+    def __delete__(self, module: Any) -> None:
+        if self._name not in vars(module):
+            raise AttributeError(f"{type(module).__name__!r} object has no own {self._name!r}")
+        del vars(module)[self._name]
+
+    def _stands_for(self, module: Any) -> FoundLearningRate | None:
+        """Return the object whose rate this attribute stands for; ``None`` for the class's own."""
+        found = _found_of(module)
+        if found is None:
+            return None
+        if self._name in module.hparams:
+            return found  # since the finder sets a hyperparameter without a notice
+        holders = (vars(module), module._parameters, module._buffers, module.hparams)
+        is_named = any(name in holder for holder in holders for name in _NAMES)
+        return None if is_named or self._name != _NAMES[0] else found
+
+    def _set_own(self, module: Any, value: Any) -> None:
+        order = type(module).__mro__
+        for base in order[order.index(self._owner) + 1 :]:
+            inherited: Any = vars(base).get(self._name)
+            if hasattr(type(inherited), "__set__"):  # a property
+                inherited.__set__(module, value)
+                return
+        vars(module)[self._name] = value
+
+
+def _found_of(module: Any) -> FoundLearningRate | None:
+    """Return the module's ``FoundLearningRate``; ``None`` before the first fit, or if it is off."""
+    own = vars(module)
+    return own.get("_found_learning_rate") if own.get("_trainer") is not None else None
+
+
+def _is_from_outside(module: Any) -> bool:
+    """Say whether a finder or the user assigns to the module, rather than the module itself."""
+    trainer = vars(module).get("_trainer")
+    if trainer is None:
+        return False
+    is_running = trainer.state.status == TrainerStatus.RUNNING
+    return not is_running or any(isinstance(one, LearningRateFinder) for one in trainer.callbacks)
+
+
+def _members(group: Mapping[str, Any]) -> list[int]:
+    return [id(p) for p in group["params"]]

@@ -1,0 +1,179 @@
+"""The learning rate that Lightning's finder finds: it reaches the optimizer and checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.tuner.tuning import Tuner
+from torch import nn
+from typing_extensions import override
+
+from lightning_practices.mixins import OptimizerMixin, TrainingPractices
+from lightning_practices.optim import Optimizer
+from tests.callbacks.scripted import FILTERS
+from tests.mixins.tuned import RATE, Base, trainer_of
+
+pytestmark = FILTERS
+
+
+class Net(TrainingPractices, Base):
+    pass
+
+
+class Rates(Callback):
+    """Notes the rates of the groups in the first step of each fit, and then ends the fit."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    @override
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+        trainer.should_stop = True
+
+
+def search(trainer: Trainer, module: LightningModule) -> float:
+    found = Tuner(trainer).lr_find(module, num_training=15, early_stop_threshold=None)
+    assert found is not None
+    rate = found.suggestion()
+    assert rate is not None
+    assert rate != RATE
+    return rate
+
+
+def rates(module: LightningModule, folder: Path, *callbacks: Callback) -> list[float]:
+    noted = Rates()
+    trainer_of(folder, *callbacks, noted).fit(module)
+    return noted.seen[0]
+
+
+class Plain(OptimizerMixin, Base):
+    """Without a rate in its own arguments."""
+
+    def __init__(self, width: int = 4, **practices: Any) -> None:
+        super().__init__(**practices)
+        self.save_hyperparameters()
+
+
+class Argument(OptimizerMixin, Base):
+    """With the rate as its own argument, under one of the two names that the finder knows."""
+
+    def __init__(self, learning_rate: float = RATE, **practices: Any) -> None:
+        super().__init__(optimizer=Optimizer("sgd", learning_rate), **practices)
+        self.save_hyperparameters()
+
+
+class Attribute(OptimizerMixin, Base):
+    """With its own attribute."""
+
+    def __init__(self, **practices: Any) -> None:
+        super().__init__(**practices)
+        self.learning_rate = 0.5
+
+    @override
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.learning_rate = 0.5
+
+
+def test_the_rate_in_hyperparameters_and_checkpoints(tmp_path: Path) -> None:
+    given = Optimizer("sgd", RATE)
+    module = Plain(optimizer=given)
+    trainer = trainer_of(tmp_path)
+    rate = search(trainer, module)
+    assert module.lr == module.hparams["optimizer"].lr == rate
+    assert given.lr == RATE  # the user's object may serve another module
+    trainer.save_checkpoint(path := tmp_path / "net.ckpt")
+    loaded = Plain.load_from_checkpoint(path, optimizer=given)
+    assert rates(loaded, tmp_path) == [rate, rate]
+    assert loaded.hparams["optimizer"].lr == rate
+    another = Plain.load_from_checkpoint(path, optimizer=Optimizer("sgd", 0.3))
+    assert rates(another, tmp_path) == [0.3, 0.3]
+    # By hand, after a fit.
+    module.lr = 0.125
+    assert rates(module, tmp_path) == [0.125, 0.125]
+
+
+def test_the_rate_of_a_short_value_survives(tmp_path: Path) -> None:
+    module = Plain(optimizer="momentum")
+    trainer = trainer_of(tmp_path)
+    rate = search(trainer, module)
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+    loaded = Plain.load_from_checkpoint(tmp_path / "net.ckpt")
+    assert loaded.hparams["optimizer"] == "momentum"
+    assert rates(loaded, tmp_path) == [rate, rate]
+
+
+def test_the_rate_of_an_own_argument(tmp_path: Path) -> None:
+    module = Argument()
+    trainer = trainer_of(tmp_path)
+    rate = search(trainer, module)
+    assert rates(module, tmp_path) == [rate, rate]
+    assert module.hparams["learning_rate"] == rate
+    trainer.save_checkpoint(path := tmp_path / "net.ckpt")
+    assert rates(Argument.load_from_checkpoint(path), tmp_path) == [rate, rate]
+    assert rates(Argument.load_from_checkpoint(path, learning_rate=RATE), tmp_path) == [RATE] * 2
+
+
+def test_an_own_attribute(tmp_path: Path) -> None:
+    module = Attribute(optimizer=Optimizer("sgd", RATE))
+    assert module.learning_rate == 0.5
+    assert rates(module, tmp_path) == [RATE, RATE]
+    rate = search(trainer_of(tmp_path), module)
+    assert module.learning_rate == rate
+    assert not hasattr(module, "lr")
+    assert rates(module, tmp_path) == [rate, rate]
+    del module.learning_rate
+    assert module.lr == rate
+
+
+def test_the_mixin_hides_no_attribute_of_a_class() -> None:
+    class Class(LightningModule):
+        lr = 0.25
+
+    class Property(LightningModule):
+        @property
+        def lr(self) -> float:
+            return self.kept
+
+        @lr.setter
+        def lr(self, value: float) -> None:
+            self.kept = value
+
+    class Weight(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lr = nn.Parameter(torch.ones(2))
+            self.register_buffer("learning_rate", torch.zeros(1))
+
+    def made(base: type) -> Any:
+        return type("Made", (OptimizerMixin, base), {})()
+
+    module = made(Class)
+    assert module.lr == 0.25
+    module.lr = "any value"
+    assert module.lr == "any value"
+    module = made(Property)
+    module.lr = 3
+    assert (module.lr, module.kept) == (3, 3)
+    assert "lr" not in vars(module)
+    module = made(Weight)
+    assert set(module.state_dict()) == {"lr", "learning_rate"}
+    assert torch.equal(module.lr, torch.ones(2))
+    module = made(LightningModule)
+    with pytest.raises(AttributeError, match="no attribute 'lr'"):
+        _ = module.lr
+    with pytest.raises(AttributeError, match="no own 'lr'"):
+        del module.lr
+
+
+@pytest.mark.parametrize("schedule", [None, "cosine"])
+def test_rates_by_layer_keep_their_factors(schedule: Any, tmp_path: Path) -> None:
+    optimizer = Optimizer("adamw", RATE, layer_decay=0.5)
+    module = Net(optimizer=optimizer, schedule=schedule, checkpoint=None)
+    seen = rates(module, tmp_path, LearningRateFinder(num_training_steps=15))
+    rate = module.lr
+    assert rate != RATE
+    assert sorted(set(seen)) == [rate * 0.5, rate]
