@@ -97,7 +97,10 @@ class LearningRateScheduler(Callback):
             raise MisconfigurationException(
                 "LearningRateScheduler schedules one optimizer, which has no scheduler yet, but"
                 f" got {', '.join(type(one).__name__ for one in found)} from configure_optimizers:"
-                " return an optimizer alone, or leave out the schedule"
+                " return the optimizer alone, or turn this schedule off, by schedule=None of the"
+                " mixin or without the callback. With LightningCLI, --lr_scheduler gives such a"
+                " scheduler: leave it out and choose one by --model.schedule=one_cycle, or turn"
+                " this schedule off by --model.schedule=null"
             )
         trainer.strategy.lr_scheduler_configs = self._configs(trainer, optimizers[0])
 

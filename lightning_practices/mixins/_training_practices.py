@@ -68,7 +68,10 @@ class TrainingPractices(
 
     With ``**practices`` in your ``__init__``, as above, ``LightningCLI(Net)`` offers all arguments.
     In YAML an object is written as ``class_path: lightning_practices.callbacks.EarlyStopping`` with
-    ``init_args``. For ``save_hyperparameters`` see :class:`PracticeMixin`.
+    ``init_args``. The options that ``Optimizer`` passes on to torch, such as ``betas``, are written
+    below ``dict_kwargs``, beside ``init_args``. ``--model.optimizer=sgd`` chooses the optimizer;
+    LightningCLI's own ``--optimizer`` replaces it, and its ``--lr_scheduler`` needs
+    ``--model.schedule=null``. For ``save_hyperparameters`` see :class:`PracticeMixin`.
 
     Args:
         *args: Positional arguments for the next base class.

@@ -2,15 +2,11 @@
 
 import copy
 import inspect
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
@@ -314,7 +310,7 @@ def test_arguments_of_base_classes() -> None:
     assert (third.size, third.height) == ((3, 4), 2)
     assert third.learning_rate_scheduler is not None
     assert (third.learning_rate_scheduler.monitor, stopping_of(third).monitor) == ("loss",) * 2
-    assert len(third.configure_callbacks()) == 2
+    assert len(third.configure_callbacks()) == 3
 
 
 def test_a_copy_of_a_module_has_its_own_callbacks() -> None:
@@ -327,135 +323,22 @@ def test_a_copy_of_a_module_has_its_own_callbacks() -> None:
     assert not {id(one) for one in ours} & {id(one) for one in theirs}
 
 
-# From a command line.
+def test_a_path_as_a_short_value(tmp_path: Path) -> None:
+    class Saved(Net):
+        def __init__(self, **practices: Any) -> None:
+            super().__init__(**practices)
+            self.save_hyperparameters()
 
-SCRIPT = """
-import json
-import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI
-from lightning_practices.mixins import TrainingPractices
-
-class Net(TrainingPractices, LightningModule):
-    def __init__(self, width: int = 4, **practices):
-        super().__init__(**practices)
-        self.net = torch.nn.Linear(3, width)
-
-    def training_step(self, batch, batch_idx):
-        return self.net(batch).square().mean()
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val_loss", self.net(batch).square().mean())
-
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.ones(4, 3))
-
-    val_dataloader = train_dataloader
-
-cli = LightningCLI(Net, seed_everything_default=None, save_config_callback=None)
-(optimizer,) = cli.trainer.optimizers
-print(json.dumps({
-    "callbacks": sorted(type(c).__name__ for c in cli.trainer.callbacks),
-    "optimizer": [type(optimizer).__name__, *optimizer.param_groups[0].get("betas", ())],
-    "rate": optimizer.param_groups[0]["initial_lr"],
-    "schedule": cli.model.learning_rate_scheduler.schedule.name,
-    "patience": cli.model.early_stopping.patience,
-}))
-"""
-
-QUIET = """
-trainer:
-  accelerator: cpu
-  max_epochs: 2
-  logger: false
-  enable_progress_bar: false
-  enable_model_summary: false
-"""
-
-OBJECTS = """
-model:
-  width: 2
-  monitor: val_loss
-  optimizer:
-    class_path: lightning_practices.optim.Optimizer
-    init_args: {lr: 0.25}
-    dict_kwargs: {betas: [0.5, 0.75]}
-  schedule:
-    class_path: lightning_practices.schedules.LearningRateSchedule
-    init_args: {name: one_cycle}
-  early_stopping:
-    class_path: lightning_practices.callbacks.EarlyStopping
-    init_args: {monitor: val_loss, patience: 7, min_delta: 0.5}
-  gradient_clipping:
-    class_path: lightning_practices.callbacks.GradientClipping
-    init_args: {percentile: 50}
-  weight_averaging:
-    class_path: lightning_practices.callbacks.WeightAveraging
-    init_args: {kind: swa, start: 0.5}
-  penalty:
-    class_path: lightning_practices.callbacks.Penalty
-    init_args: {l1: 0.001, exclude: [bias]}
-  checkpoint:
-    class_path: lightning.pytorch.callbacks.ModelCheckpoint
-    init_args: {monitor: val_loss}
-  skip_non_finite:
-    class_path: lightning_practices.callbacks.SkipNonFinite
-  learning_curves:
-    class_path: lightning_practices.callbacks.LearningCurves
-    init_args: {path: curves.svg}
-"""
-
-SHORT = """
-model:
-  optimizer: {class_path: lightning_practices.optim.Optimizer, init_args: {name: torch.optim.NAdam}}
-  schedule: plateau
-  early_stopping: 5
-  gradient_clipping: 0.5
-  weight_averaging: ema
-  checkpoint: false
-"""
-
-
-def run(folder: Path, *arguments: str) -> str:
-    (folder / "net.py").write_text(SCRIPT)  # a file: jsonargparse reads what is passed on
-    command = [sys.executable, "-W", "ignore", "net.py", "fit", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_all_arguments_are_in_the_config_of_a_command_line(tmp_path: Path) -> None:
-    shown = yaml.safe_load(run(tmp_path, "--print_config"))["model"]
-    given = inspect.signature(TrainingPractices.__init__).parameters.values()
-    expected = {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY}
-    assert shown == {"width": 4, **expected}
-
-
-def test_short_values_and_objects_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "objects.yaml").write_text(QUIET + OBJECTS)
-    printed = run(tmp_path, "--config", "objects.yaml", "--print_config")
-    (tmp_path / "printed.yaml").write_text(printed)
-    assert run(tmp_path, "--config", "printed.yaml", "--print_config") == printed
-    model = yaml.safe_load(printed)["model"]
-    assert model["early_stopping"]["init_args"]["restore_best_weights"] is True
-    assert model["optimizer"]["dict_kwargs"] == {"betas": [0.5, 0.75]}
-    made = json.loads(run(tmp_path, "--config", "printed.yaml").splitlines()[-1])
-    assert made == {
-        "callbacks": [
-            "EarlyStopping", "GradientClipping", "LearningCurves", "LearningRateScheduler",
-            "ModelCheckpoint", "Penalty", "SkipNonFinite", "WeightAveraging",
-        ],
-        "optimizer": ["AdamW", 0.5, 0.75], "rate": 0.25, "schedule": "one_cycle", "patience": 7,
-    }  # fmt: skip
+    module = Saved(learning_curves=tmp_path / "curves.svg", checkpoint=None)
+    trainer = fit(module, max_epochs=1)
     assert (tmp_path / "curves.svg").exists()
-    (tmp_path / "short.yaml").write_text(QUIET + SHORT)
-    (tmp_path / "printed.yaml").write_text(run(tmp_path, "-c", "short.yaml", "--print_config"))
-    arguments = ["--config", "printed.yaml", "--model.early_stopping", "6"]
-    made = json.loads(run(tmp_path, *arguments).splitlines()[-1])
-    assert made == {
-        "callbacks": [
-            "EarlyStopping", "GradientClipping", "LearningRateScheduler", "ModelCheckpoint",
-            "WeightAveraging",
-        ],
-        "optimizer": ["NAdam", 0.9, 0.999], "rate": 2e-3, "schedule": "plateau", "patience": 6,
-    }  # fmt: skip
+    trainer.save_checkpoint(tmp_path / "net.ckpt")
+    saved = torch.load(tmp_path / "net.ckpt", weights_only=True)["hyper_parameters"]
+    assert saved["learning_curves"] == str(tmp_path / "curves.svg")
+
+
+def test_bad_monitor_and_mode() -> None:
+    with pytest.raises(TypeError, match="monitor has to be a name, but got None"):
+        Net(monitor=None)
+    with pytest.raises(ValueError, match="mode has to be 'min' or 'max', but got 'maximum'"):
+        Net(mode="maximum")
