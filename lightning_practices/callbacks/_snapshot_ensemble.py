@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_whole
 from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._trainer.copies import load_copies
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
 from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
@@ -172,7 +173,9 @@ class SnapshotEnsemble(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._snapshots = dict(checkpoint.get(_CHECKPOINT_KEY, {}))
+        kept = checkpoint.get(_CHECKPOINT_KEY, {})
+        what = "the snapshot of step {} of SnapshotEnsemble"
+        self._snapshots = load_copies(pl_module, checkpoint, kept, what)
         self._drop()
 
     def _cycles_of(self, trainer: Trainer) -> tuple[int, int]:

@@ -125,6 +125,12 @@ def saves(folder: Path, **options: Any) -> ModelCheckpoint:
     return ModelCheckpoint(folder, "{step}", save_top_k=-1, **options)
 
 
+def copy_in(checkpoint: dict[str, Any], kept: Any) -> State:
+    """Return a copy of the weights in a checkpoint, which may be its ``state_dict``."""
+    found: State = checkpoint["state_dict"] if kept == "state_dict" else kept
+    return found
+
+
 def verdict(stopping: EarlyStopping) -> tuple[object, ...]:
     score = stopping.best_score.item()
     return stopping.best_epoch, stopping.best_step, score, stopping.wait_count

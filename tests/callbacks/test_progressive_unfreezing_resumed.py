@@ -129,8 +129,11 @@ def test_what_a_checkpoint_holds(whole: tuple[Cycle, Path]) -> None:
         assert bool(weights) == (step > 7)
         if step > 7:
             assert same(weights["best"], whole[0].states[11][0])
-    layout = states[6].pop("layout")
-    assert len(layout) == 5
+    stem, body, head = [0, 1, 2, 3], [4, 5, 6, 7], [8, 9]  # positions of the parameters
+    assert states[6].pop("layout") == {
+        "trained": [head, [*body, *head], [*stem, *body], [*stem, *body, *head]],
+        "scales": [0.75**2] * 4 + [0.75] * 4 + [1.0] * 2,
+    }
     assert states[6] == {
         "phase": 0,
         "epoch": 0,
@@ -190,11 +193,23 @@ def test_one_callback_goes_back_to_an_earlier_step(whole: tuple[Cycle, Path]) ->
 @pytest.mark.parametrize(
     ("phases", "options", "message"),
     [
-        ([PHASES[0], {**BODY, "lr_scale": 0.5}, *PHASES[2:]], {}, r"blocks=\['body'\], freeze=\["),
-        ([PHASES[0], {**PHASES[1], "blocks": [1]}, *PHASES[2:]], {}, r"now .blocks=\[1\]"),
-        (PHASES, {"decay": 0.5}, "'decay=0.75', now 'decay=0.5'"),
-        ([*PHASES[:2], STEM], {}, "blocks=.* now .*freeze="),
-        ([*PHASES[:2], {**PHASES[2], "until": None}], {}, "number of phases"),
+        (
+            [PHASES[0], {**BODY, "lr_scale": 0.5}, *PHASES[2:]],
+            {},
+            r"the learning rate of body.0.weight, multiplied by 0.75, now by 0.5",
+        ),
+        (
+            [HEAD, {**BODY, "blocks": ["body.0"]}, STEM],
+            {},
+            "phase 2, which no longer trains body.1.weight, body.1.bias: only",
+        ),
+        (
+            PHASES,
+            {"decay": 0.5},
+            "learning rate of stem.0.weight, multiplied by 0.5625, now by 0.2",
+        ),
+        ([*PHASES[:2], STEM], {}, "phase 3, which now trains head.weight, head.bias too"),
+        ([*PHASES[:2], {**PHASES[2], "until": None}], {}, "the number of phases, 4, now 3"),
     ],
 )
 def test_another_schedule(
@@ -202,6 +217,27 @@ def test_another_schedule(
 ) -> None:
     with pytest.raises(Exception, match=f"(?s)checkpoint is of another schedule .*{message}"):
         resumed(whole, *phases, **options)
+
+
+def test_the_same_parameters_by_other_names_of_blocks(whole: tuple[Cycle, Path]) -> None:
+    by_depth = [{**PHASES[0], "blocks": [0]}, {**PHASES[1], "blocks": ["re:^body"]}, *PHASES[2:]]
+    assert resumed(whole, *by_depth) == ["hb"] * 2 + ["bs"] * 4 + ["hbs"] * 4
+
+
+def test_another_number_of_parameters(whole: tuple[Cycle, Path]) -> None:
+    class Wider(Cycle):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(2))
+
+        @override
+        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            checkpoint["state_dict"].setdefault("scale", torch.ones(2))
+
+    path = whole[1] / "steps" / "step=6.ckpt"
+    by = [["head", "scale"], ["body"], ["stem"]]
+    with pytest.raises(Exception, match="the number of parameters of the module, 10, now 11"):
+        run(Wider(), unfreezing(*PHASES, by=by), resume=path)
 
 
 def test_a_checkpoint_of_after_a_fit(whole: tuple[Cycle, Path], tmp_path: Path) -> None:

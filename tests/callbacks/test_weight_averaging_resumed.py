@@ -78,11 +78,8 @@ def test_a_checkpoint_holds_both(tmp_path: Path) -> None:
             continue
         expected = averaged([module.trained[s] for s in range(4, step + 1)], 0.6)
         assert alike(saved["state_dict"], expected)
-        assert same(saved["state_dict"], saved["state_dict"] | saved[KEY]["averages"])
-        current = saved[KEY]["current"]
-        assert same(current, module.trained[step])
-        for name, value in saved[KEY]["averages"].items():  # written once
-            assert value.data_ptr() == saved["state_dict"][name].data_ptr()
+        assert saved[KEY]["averages"] == "state_dict"  # written once
+        assert same(saved[KEY]["current"], module.trained[step])
     loaded = Net.load_from_checkpoint(tmp_path / "step=9.ckpt", weights_only=True)
     expected = averaged([module.trained[s] for s in range(4, 10)], 0.6)
     assert alike(state_of(loaded), expected)
@@ -246,7 +243,7 @@ def test_half_precision(tmp_path: Path) -> None:
     expected = final({"decay": 0.99}, **options)
     fit(Net(), WeightAveraging(decay=0.99), saves(tmp_path, every_n_train_steps=6), **options)
     saved = load(tmp_path / "step=6.ckpt")
-    assert {v.dtype for v in saved[KEY]["averages"].values()} == {torch.float32}
+    assert {v.dtype for v in saved[KEY]["averages"].values()} == {torch.float32, torch.int64}
     assert {v.dtype for v in saved[KEY]["current"].values()} == {torch.bfloat16, torch.int64}
     assert_goes_on(tmp_path / "step=6.ckpt", {"decay": 0.99}, expected, **options)
 
@@ -261,8 +258,8 @@ def test_saved_before_training_goes_on(tmp_path: Path) -> None:
     before = load(tmp_path / "step=6.ckpt")
     fit(Net(), WeightAveraging(decay=0.6), Save(), resume=tmp_path / "step=6.ckpt")
     after = load(tmp_path / "early.ckpt")
-    for part in ("averages", "current"):
-        assert same(before[KEY][part], after[KEY][part])
+    assert before[KEY]["averages"] == after[KEY]["averages"] == "state_dict"
+    assert same(before[KEY]["current"], after[KEY]["current"])
     assert same(before["state_dict"], after["state_dict"])
     assert after["callbacks"][STATE]["averaged"] == 6
 

@@ -4,6 +4,7 @@
 - ``decay``: the decay of the exponential moving average, and the share that the first weights keep.
 - ``start``: the point at which averaging starts.
 - ``changes``: whether a step has changed the weights since the last average.
+- ``saved``: the averages and the weights under training in a checkpoint.
 - ``tensors``: the tensors of a module that are averaged, and their averages.
 - ``statistics``: recomputes the running statistics of batch norms for averaged weights.
 - ``checks``: errors for wrong arguments and unsupported Trainers.

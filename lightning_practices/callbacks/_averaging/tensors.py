@@ -1,7 +1,6 @@
 """Averages of a module's weights, tensor by tensor."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +9,6 @@ from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim.swa_utils import get_ema_multi_avg_fn, get_swa_multi_avg_fn
 
-from lightning_practices._names import plain_name
 from lightning_practices.callbacks._trainer.sharding import local, to_shards
 
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -117,22 +115,6 @@ def write(module: nn.Module, values: Mapping[str, Tensor]) -> None:
 def put_aside(live: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Tensors:
     """Return values in CPU memory, but shards on the device, as only there they can be gathered."""
     return {n: v if isinstance(live[n], DTensor) else v.cpu() for n, v in values.items()}
-
-
-def reuse_equal(values: Mapping[str, Tensor], state: Mapping[str, Any]) -> Tensors:
-    """Return ``values``, with tensors replaced by those of ``state`` that are equal.
-
-    ``torch.save`` writes a tensor only once, even if the checkpoint holds it twice.
-    """
-    plain = {plain_name(name): value for name, value in state.items()}
-
-    def one(name: str, value: Tensor) -> Tensor:
-        other = plain.get(name)
-        if type(other) is not Tensor or other.dtype != value.dtype:
-            return value
-        return other if torch.equal(other.cpu(), value.cpu()) else value
-
-    return {name: one(name, value) for name, value in values.items()}
 
 
 def _as_averaged(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -14,6 +14,7 @@ from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._averaging.changes import Changes
 from lightning_practices.callbacks._averaging.checks import check_arguments, check_trainer
 from lightning_practices.callbacks._averaging.decay import decay_after, too_much_of_first
+from lightning_practices.callbacks._averaging.saved import from_saved, to_save, to_save_again
 from lightning_practices.callbacks._averaging.start import first_start
 from lightning_practices.callbacks._averaging.statistics import (
     add_recalibration,
@@ -25,14 +26,13 @@ from lightning_practices.callbacks._averaging.tensors import (
     Tensors,
     copies,
     put_aside,
-    reuse_equal,
     trained_tensors,
     write,
 )
 from lightning_practices.callbacks._trainer.horizon import length_of_fit
 from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
 from lightning_practices.callbacks._trainer.others import put_first
-from lightning_practices.callbacks._trainer.sharding import local, to_shards, to_whole
+from lightning_practices.callbacks._trainer.sharding import local, to_shards
 from lightning_practices.callbacks._types import Interval
 
 _CHECKPOINT_KEY = "weight_averaging"
@@ -285,7 +285,7 @@ class WeightAveraging(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self._loaded is not None:  # nothing has been trained since loading
-            checkpoint[_CHECKPOINT_KEY] = {k: self._loaded[k] for k in ("averages", "current")}
+            checkpoint[_CHECKPOINT_KEY] = to_save_again(checkpoint["state_dict"], self._loaded)
             return
         if not self.averaged:
             return
@@ -297,11 +297,9 @@ class WeightAveraging(Callback):
             checkpoint["state_dict"] = state
         live = trained_tensors(pl_module)
         current = self._aside or {name: local(tensor) for name, tensor in live.items()}
-        averages = to_whole(self._averages.kept, live)
-        checkpoint[_CHECKPOINT_KEY] = {
-            "averages": reuse_equal(averages, checkpoint["state_dict"]),
-            "current": to_whole(current, live),
-        }
+        averages = self._averages.kept
+        kept = to_save(pl_module, checkpoint["state_dict"], averages, current)
+        checkpoint[_CHECKPOINT_KEY] = kept
 
     @override
     def on_load_checkpoint(
@@ -320,13 +318,15 @@ class WeightAveraging(Callback):
         self._changes.any = state.get("changed", False)
         if kept is None:
             return
-        self._loaded = {"averaged": state["averaged"], **kept}
         if state["kind"] != self.kind:
             rank_zero_warn(
                 f"the checkpoint holds averages of kind {state['kind']!r}:"
                 f" WeightAveraging({self.kind!r}) begins anew with the weights under training"
             )
-            self._loaded |= {"averaged": 0, "averages": {}}
+            state = {**state, "averaged": 0}
+        names = ("averages", "current") if state["averaged"] else ("current",)
+        loaded = from_saved(pl_module, checkpoint, {name: kept[name] for name in names})
+        self._loaded = {"averaged": state["averaged"], "averages": {}, **loaded}
 
     def _look(self, now: int) -> None:
         """Update the averages if that is due after ``now`` steps or epochs."""

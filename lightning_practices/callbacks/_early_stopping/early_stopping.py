@@ -297,7 +297,7 @@ class EarlyStopping(LightningEarlyStopping):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         kept = checkpoint.get(_CHECKPOINT_KEY, {}).get(self.state_key, {})
-        self._weights.load(trainer, pl_module, kept, wanted=self.restore_best_weights)
+        self._weights.load(trainer, pl_module, checkpoint, kept, self.restore_best_weights)
         state = checkpoint["callbacks"].get(self.state_key)
         lost = self.restore_best_weights and not self._weights and trainer.state.fn == "fit"
         if lost and state and state["best_score"].isfinite():

@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.distributed.tensor import DTensor
 
+from lightning_practices.callbacks._trainer.copies import SAME, load_copies
 from lightning_practices.callbacks._trainer.kept_state import KeptState
 from lightning_practices.callbacks._trainer.ranks import all_ranks
 from lightning_practices.callbacks._trainer.sharding import is_sharded, to_shards, to_whole
@@ -91,8 +92,7 @@ class BestWeights:
             is_best = best_step == trainer.global_step and self._best.equals(live)
         if sharded:
             return self._save_sharded(trainer, live, checkpoint["state_dict"], is_best)
-        # torch.save writes a tensor only once, even if the checkpoint holds it twice.
-        kept = {"best": checkpoint["state_dict"] if is_best else self._best.values}
+        kept: dict[str, Any] = {"best": SAME if is_best else self._best.values}
         if is_best and self._last is not None:
             kept["last"] = self._last.values
         return kept
@@ -109,31 +109,42 @@ class BestWeights:
             )
             return {}
         is_best = all_ranks(trainer, is_best)
-        kept = {"best": saved if is_best else to_whole(self._best.values, live)}
+        kept: dict[str, Any] = {"best": SAME if is_best else to_whole(self._best.values, live)}
         if is_best and self._last is not None:
             kept["last"] = to_whole(self._last.values, live)
         return kept
 
     def load(
-        self, trainer: Trainer, pl_module: LightningModule, kept: dict[str, Any], wanted: bool
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        checkpoint: dict[str, Any],
+        kept: dict[str, Any],
+        wanted: bool,
     ) -> None:
-        """Load the states of a checkpoint.
+        """Load the states of a checkpoint, through the module's ``on_load_checkpoint``.
 
         Args:
             trainer: The Trainer that loads.
             pl_module: The module. In a fit it gets the last state, if the ``"state_dict"`` of the
                 checkpoint holds the best state instead.
+            checkpoint: The checkpoint.
             kept: The states that :meth:`save` returned.
             wanted: Whether to keep the best state of the checkpoint.
+
+        Raises:
+            MisconfigurationException: If the states don't fit the module.
         """
+        use = {"best": wanted, "last": trainer.state.fn == TrainerFn.FITTING}
+        copies = {label: state for label, state in kept.items() if use[label]}
+        what = f"the {{}} weights of {self._owner}"
+        loaded = load_copies(pl_module, checkpoint, copies, what)
         live = pl_module.state_dict()
-        self._best = None
-        if wanted and "best" in kept:
-            self._best = KeptState.of(to_shards(kept["best"], live))
+        states = {label: KeptState.of(to_shards(one, live)) for label, one in loaded.items()}
+        self._best = states.get("best")
         self._module = weakref.ref(pl_module)
-        if "last" in kept and trainer.state.fn == TrainerFn.FITTING:
-            last = KeptState.of(to_shards(kept["last"], live))
-            last.load_into(pl_module, strict=pl_module.strict_loading)
+        if "last" in states:
+            states["last"].load_into(pl_module, strict=pl_module.strict_loading)
 
     def _check(self, pl_module: LightningModule) -> None:
         assert self._best is not None

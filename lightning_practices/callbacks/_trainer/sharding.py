@@ -57,7 +57,8 @@ def to_shards(whole: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, An
     """Return this rank's shards of whole tensors, the inverse of :func:`to_whole`.
 
     Args:
-        whole: The whole tensors, on every rank, and values that aren't sharded.
+        whole: The whole tensors, on every rank, and values that aren't sharded. A ``DTensor`` has
+            the layout of the module's already.
         live: The module's tensors by name, as for :func:`to_whole`.
 
     Returns:
@@ -69,7 +70,9 @@ def to_shards(whole: Mapping[str, Any], live: Mapping[str, Any]) -> dict[str, An
     for plain, value in whole.items():
         name = names.get(plain, plain)
         like = live.get(name)
-        if isinstance(like, DTensor):
+        if isinstance(value, DTensor):
+            value = local(value)
+        elif isinstance(like, DTensor):
             mesh, placements = like.device_mesh, like.placements
             # Each rank has the whole tensor, so nothing has to be sent.
             value = local(distribute_tensor(value, mesh, placements, src_data_rank=None))

@@ -3,6 +3,7 @@
 - ``progressive_unfreezing``: the callback.
 - ``schedule``: the phases of a schedule, read from and written to YAML.
 - ``plan``: the phases applied to a model: which parameters each phase trains, at which rates.
+- ``layout``: what has to stay the same in a schedule when a fit is resumed.
 - ``progress``: the progress of a phase, and its display.
 - ``groups``: splits the parameter groups of optimizers and schedulers by block.
 - ``freezing``: freezes all parameters that a phase doesn't train, under DDP and FSDP2 too.

@@ -64,6 +64,21 @@ def split_groups(
                 _check_floor(one, parts)
                 _extend(one, count, parts)
     optimizer.param_groups[:] = [group for group, _, _ in parts]
+    _keep_names(optimizer)
+
+
+def _keep_names(optimizer: Optimizer) -> None:
+    """Let the groups keep their names when a state is loaded.
+
+    Torch would take the names from the state, and the module may have renamed its blocks since.
+    """
+    names = [{key: group[key] for key in (BLOCK, "name")} for group in optimizer.param_groups]
+
+    def put_back(optimizer: Optimizer) -> None:
+        for group, own in zip(optimizer.param_groups, names, strict=True):
+            group.update(own)
+
+    optimizer.register_load_state_dict_post_hook(put_back)
 
 
 def _has_own_rates(optimizer: Optimizer, shares: Mapping[int, Share]) -> bool:

@@ -44,6 +44,7 @@ class Plan:
         blocks: The blocks of the model, the head first.
         trainable: For each phase the names of all parameters that it trains.
         shares: How each parameter is trained, by its name.
+        names: The names of all parameters, in the order of the model.
         frozen_by_author: The names of the parameters that were frozen before the fit.
     """
 
@@ -51,6 +52,7 @@ class Plan:
     blocks: Blocks
     trainable: tuple[frozenset[str], ...]
     shares: Mapping[str, Share]
+    names: tuple[str, ...]
     frozen_by_author: frozenset[str]
 
 
@@ -162,7 +164,7 @@ def make_plan(
             scale = scales.get(name)
             own = decay**block.depth if scale is None else scale
             shares[name] = Share(block, own, scale is None, first.get(name))
-    return Plan(phases, found, tuple(trainable), shares, places.frozen_by_author)
+    return Plan(phases, found, tuple(trainable), shares, places.all, places.frozen_by_author)
 
 
 def some(names: Sequence[str]) -> str:
@@ -177,6 +179,7 @@ class _Places:
     def __init__(self, model: nn.Module, found: Blocks) -> None:
         first = {id(p): plain_name(name) for name, p in model.named_parameters()}
         places = model.named_parameters(remove_duplicate=False)
+        self.all = tuple(first.values())
         self._names = [(plain_name(name), first[id(p)]) for name, p in places]
         self._modules = {plain_name(name) for name, _ in model.named_modules() if name}
         self._blocks = found

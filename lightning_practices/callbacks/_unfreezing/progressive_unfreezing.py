@@ -23,6 +23,7 @@ from lightning_practices.callbacks._trainer.logs import MonitoredValues, log_num
 from lightning_practices.callbacks._unfreezing.checks import check_trainer
 from lightning_practices.callbacks._unfreezing.freezing import Freezing
 from lightning_practices.callbacks._unfreezing.groups import split_groups
+from lightning_practices.callbacks._unfreezing.layout import difference, layout_of
 from lightning_practices.callbacks._unfreezing.plan import (
     BlocksBy,
     Plan,
@@ -108,7 +109,8 @@ class ProgressiveUnfreezing(Callback):
     an error.
 
     **Resuming** is exact, in the middle of a phase too. The resumed fit may have other values of
-    ``until`` and ``restore_best``; the rest of the schedule has to be the same.
+    ``until`` and ``restore_best``, and other names of blocks and parameters. Each phase has to
+    train the same parameters, by their order in the module, at the same rates.
 
     **What is shown:** The progress bar shows the phase. Every ``log_every_n_steps`` the callback
     logs ``phase`` (from 1), ``trainable_share`` and ``lr/...``, the rate of each trained block. (If
@@ -139,9 +141,9 @@ class ProgressiveUnfreezing(Callback):
             train nothing; or if parameters are neither in the backbone nor in the head.
         MisconfigurationException: When the fit starts, if the strategy, an optimizer or a scheduler
             is not supported, an optimizer lacks parameters that are to be trained, or another
-            callback freezes parameters too. On resuming, if the schedule differs in more than
-            ``until`` and ``restore_best``. After the first validation or epoch, if the ``monitor``
-            of a plateau was not logged.
+            callback freezes parameters too. On resuming, if a phase trains other parameters, or at
+            other rates, or if kept weights don't fit the module. After the first validation or
+            epoch, if the ``monitor`` of a plateau was not logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -179,7 +181,7 @@ class ProgressiveUnfreezing(Callback):
         self._freezing: Freezing | None = None  # while a fit runs
         self._progress = Progress()
         self._weights = BestWeights("ProgressiveUnfreezing")
-        self._saved: list[str] | None = None  # layout in a checkpoint or the last fit
+        self._saved: dict[str, Any] | None = None  # layout in a checkpoint or the last fit
         self._last_step: int | None = None  # steps before the last batch of this fit
         self._monitored: MonitoredValues | None = None  # by the present phase's plateau
 
@@ -294,7 +296,7 @@ class ProgressiveUnfreezing(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        layout = self._saved if self._plan is None else self._layout
+        layout = self._saved if self._plan is None else layout_of(self._plan)
         return {**asdict(self._progress), "layout": layout}
 
     @override
@@ -325,7 +327,7 @@ class ProgressiveUnfreezing(Callback):
                 " fit without ckpt_path"
             )
         if fits and _WEIGHTS in checkpoint:
-            self._weights.load(trainer, pl_module, checkpoint[_WEIGHTS], wanted=True)
+            self._weights.load(trainer, pl_module, checkpoint, checkpoint[_WEIGHTS], wanted=True)
 
     @property
     def _phase(self) -> Phase:
@@ -338,22 +340,16 @@ class ProgressiveUnfreezing(Callback):
         number = f"{self.phase}/{len(self._plan.phases)}"
         return number if self._phase.name == str(self.phase) else f"{number} {self._phase.name}"
 
-    @property
-    def _layout(self) -> list[str]:
-        assert self._plan is not None
-        return [f"decay={self.decay}", *(phase.layout for phase in self._plan.phases)]
-
     def _check_resumed(self) -> None:
         """Raise if the schedule differs from the checkpoint's, once both are known."""
-        if self._plan is None or self._saved is None or self._saved == self._layout:
+        if self._plan is None or self._saved is None:
             return
-        pairs = zip(self._saved, self._layout, strict=False)
-        differs = next((f"{a!r}, now {b!r}" for a, b in pairs if a != b), "the number of phases")
-        raise MisconfigurationException(
-            f"the checkpoint is of another schedule of unfreezing, different in {differs}: only"
-            " until and restore_best of its phases may be changed; to change more, load the weights"
-            " into the module and fit without ckpt_path"
-        )
+        if (differs := difference(self._saved, self._plan)) is not None:
+            raise MisconfigurationException(
+                f"the checkpoint is of another schedule of unfreezing, different in {differs}: only"
+                " names, until and restore_best of its phases may be changed; to change more, load"
+                " the weights into the module and fit without ckpt_path"
+            )
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, new: Any) -> None:
         """Check a new value of the phase's plateau; ``None`` means that no value was logged."""
@@ -407,7 +403,7 @@ class ProgressiveUnfreezing(Callback):
 
     def _leave(self, trainer: Trainer) -> None:
         load_as_usual(trainer)
-        if self._freezing is not None:
-            self._saved = self._layout  # for a checkpoint that is saved after the fit
+        if self._plan is not None and self._freezing is not None:
+            self._saved = layout_of(self._plan)  # for a checkpoint that is saved after the fit
             self._freezing.undo()
         self._plan = self._freezing = None

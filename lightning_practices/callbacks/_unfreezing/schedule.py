@@ -81,12 +81,6 @@ class Phase:
     restore_best: bool = False
 
     @property
-    def layout(self) -> str:
-        """The parts of the phase that have to stay the same when a fit is resumed, as text."""
-        scale = None if self.lr_scale is None else float(self.lr_scale)
-        return f"blocks={[*self.blocks]}, freeze={[*self.freeze]}, lr_scale={scale}"
-
-    @property
     def end(self) -> str:
         """When the phase ends, in words."""
         ends = []
