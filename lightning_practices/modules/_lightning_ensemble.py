@@ -2,20 +2,24 @@
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from typing_extensions import override
 
 from lightning_practices._arguments import check_instance, check_listed, shown
 from lightning_practices._batches import input_of
+from lightning_practices._migration import migrated
 from lightning_practices._twin import reject_twin
 from lightning_practices.ensembles import Ensemble, MonteCarloPrediction, Outputs, Task, Vote
+
+_ADDED = "members"  # the key in a checkpoint of what the hooks of the members add
 
 
 class LightningEnsemble(LightningModule):
@@ -41,6 +45,10 @@ class LightningEnsemble(LightningModule):
     Loading builds these members again. Import their classes before, since loading a file imports
     nothing. If the file lacks the class or arguments of a member, pass all members:
     ``load_from_checkpoint(path, members=[...])``. The weights of the file replace their weights.
+
+    **The hooks of the members**, ``on_save_checkpoint`` and ``on_load_checkpoint``, are called for
+    each member with a checkpoint whose ``state_dict`` is the member's own. So a member that has
+    renamed a layer loads an older file as it loads its own older checkpoints.
 
     Args:
         members: The models. They are copied.
@@ -134,6 +142,36 @@ class LightningEnsemble(LightningModule):
         return outputs
 
     @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # What the hook of a member adds for itself, its hook may need on loading.
+        added: dict[int, dict[str, Any]] = {}
+        for place, member in self._with_hook("on_save_checkpoint"):
+            own: dict[str, Any] = {"state_dict": _part(checkpoint["state_dict"], place)}
+            member.on_save_checkpoint(own)
+            del own["state_dict"]  # the file holds all weights
+            added[place] = own
+        if any(added.values()):
+            checkpoint[_ADDED] = added
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        added = checkpoint.get(_ADDED, {})
+        for place, member in self._with_hook("on_load_checkpoint"):
+            own = {**checkpoint, "hyper_parameters": dict(member.hparams), **added.get(place, {})}
+            part = _part(checkpoint["state_dict"], place)
+            new = migrated(member, own, part)
+            prefix = _prefix(place)
+            state = checkpoint["state_dict"]
+            others = {name: state[name] for name in state if not name.startswith(prefix)}
+            checkpoint["state_dict"] = others | {f"{prefix}{name}": new[name] for name in new}
+
+    def _with_hook(self, name: str) -> Iterator[tuple[int, LightningModule]]:
+        """Yield each member that overrides a hook of LightningModule, after its place."""
+        for place, member in enumerate(self.ensemble.members):
+            if isinstance(member, LightningModule) and is_overridden(name, member):
+                yield place, member
+
+    @override
     def test_step(self, batch: Any, batch_idx: int) -> None:
         x, y = batch
         task, loss = self.ensemble.task, None
@@ -156,6 +194,16 @@ class LightningEnsemble(LightningModule):
     @override
     def predict_step(self, batch: Any, *args: Any, **kwargs: Any) -> MonteCarloPrediction:
         return self.ensemble.predict(input_of(batch))
+
+
+def _prefix(place: int) -> str:
+    return f"ensemble.members.{place}."
+
+
+def _part(state: Mapping[str, Any], place: int) -> dict[str, Any]:
+    """Return the state of a member, with the member's own names."""
+    prefix = _prefix(place)
+    return {n.removeprefix(prefix): value for n, value in state.items() if n.startswith(prefix)}
 
 
 def _binary_loss(logits: Tensor, y: Tensor) -> Tensor:

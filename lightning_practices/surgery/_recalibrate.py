@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import update_bn
-from typing_extensions import override
 
 from lightning_practices._arguments import check_callable, check_iterable
 from lightning_practices._batches import input_of
@@ -17,6 +16,38 @@ from lightning_practices._names import modules_with_names
 from lightning_practices.nn import SyncBatchNorm
 
 _SYNCHRONISED = (nn.SyncBatchNorm, SyncBatchNorm)
+_PIECE = 1 << 24  # elements that are converted to float64 at once
+_SEEN = "_recalibrated_from"  # attribute of a layer during the pass
+
+
+@dataclass
+class _Seen:
+    """The inputs of a layer so far.
+
+    Attributes:
+        count: The number of values of a channel.
+        mean: The mean of each channel, in float64.
+        squares: The sum of each channel's squared differences from the mean, in float64.
+    """
+
+    count: int
+    mean: Tensor
+    squares: Tensor
+
+    @classmethod
+    def nothing(cls, layer: _BatchNorm) -> Self:
+        zeros = torch.zeros(layer.num_features, dtype=torch.float64, device=_place_of(layer))
+        return cls(0, zeros, zeros.clone())
+
+    def add(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        """Add further inputs, by the update of Chan, Golub and LeVeque, 1979."""
+        if count == 0:
+            return
+        share = count / (self.count + count)
+        apart = mean - self.mean
+        self.mean = self.mean + apart * share
+        self.squares = self.squares + squares + apart.square() * (self.count * share)
+        self.count += count
 
 
 def recalibrate_batch_norm(
@@ -31,16 +62,18 @@ def recalibrate_batch_norm(
     the final weights one pass over the training data gives the matching statistics:
 
     .. math::
-        \mathrm{E}[x] = \frac{1}{B} \sum_{b=1}^{B} \mu_b \qquad
-        \mathrm{Var}[x] = \frac{1}{B} \sum_{b=1}^{B} \sigma_b^2
+        \mathrm{E}[x] = \frac{1}{n} \sum_{i=1}^{n} x_i \qquad
+        \mathrm{Var}[x] = \frac{1}{n - 1} \sum_{i=1}^{n} (x_i - \mathrm{E}[x])^2
 
-    where :math:`\mu_b` and :math:`\sigma_b^2` are the mean and the unbiased variance of batch
-    :math:`b` of :math:`B`. This is the cumulative average of ``momentum=None``, in which a smaller
-    last batch has the same weight as the other batches. Shuffle the data: the variance of a batch
-    with only one class is too small. ``num_batches_tracked`` becomes :math:`B`.
+    over all :math:`n` values :math:`x_i` of a channel in all batches, whatever their sizes. So the
+    variance within the batches and that of their means both count, and the data need no shuffling.
+    As in torch's running statistics, the variance is the unbiased one. Each batch is normalised by
+    its own statistics, as in training, so the inputs of deeper norms depend on the batch size: use
+    that of training. ``num_batches_tracked`` becomes the number of batches.
 
-    :func:`torch.optim.swa_utils.update_bn` does the work, one batch at a time, and sums are in
-    float64. The differences from calling it directly are:
+    Statistics are computed in float64 and rounded once. The differences from
+    :func:`torch.optim.swa_utils.update_bn`, which averages the batches' means and variances with
+    equal weights, are also:
 
     - Only batch norms are in train mode. All other layers are in eval mode, as in evaluation: with
       dropout on, batch norms would record a different variance.
@@ -55,9 +88,9 @@ def recalibrate_batch_norm(
     call ``model.train()`` and freeze again first.
 
     If ``torch.distributed`` is initialised, all ranks have to call this function, each with its own
-    batches, whose number may differ. One collective gives all ranks the statistics of all batches.
-    A ``SyncBatchNorm`` joins one batch of each rank to one batch, so with such layers all ranks
-    need the same number of batches, as in training.
+    batches, whose number and sizes may differ. One collective gives all ranks the statistics of all
+    batches. A ``SyncBatchNorm`` joins one batch of each rank to one batch, so with such layers all
+    ranks need the same number of batches, as in training.
 
     Sources: "Batch normalization: ideal solution", lecture S3; Ioffe and Szegedy, 2015,
     arXiv:1502.03167, algorithm 2; Wu and Johnson, 2021, *Rethinking "Batch" in BatchNorm*,
@@ -77,6 +110,7 @@ def recalibrate_batch_norm(
         TypeError: If ``model`` is not a module. If ``forward`` is not given, and a batch is neither
             a tensor nor a list or tuple whose first item is a tensor.
         ValueError: If no batch reaches a batch norm.
+        RuntimeError: If ``torch.compile`` runs a batch norm without its hooks, which see inputs.
     """
     check_iterable("loader", loader, "batches of training data")
     if forward is not None:
@@ -88,18 +122,20 @@ def recalibrate_batch_norm(
     run = forward or (lambda model, batch: model(input_of(batch)))
     with _restored(model, layers):
         model.eval()
-        totals = _add_up(loader, layers, lambda batch: run(model, batch))
-    totals = _over_all_ranks(layers, totals)
-    counts = [int(total[-1]) for total in totals]
-    if not any(counts):
+        seen, batches = _look(layers, loader, lambda batch: run(model, batch))
+    seen, batches = _over_all_ranks(layers, seen, batches)
+    if not any(one.count for one in seen):
         raise ValueError(
             "no batch has reached a batch norm, so statistics are unchanged: either the loader is"
             " empty (an iterator runs only once), or `forward` doesn't run the model"
         )
-    for layer, total, count in zip(layers, totals, counts, strict=True):
-        if count:
-            _write(layer, total[:-1] / count, count)
-    return tuple(name for name, count in zip(named, counts, strict=True) if count)
+    for layer, one, number in zip(layers, seen, batches, strict=True):
+        if one.count:
+            mean, variance, tracked = _buffers(layer)
+            mean.copy_(one.mean)
+            variance.copy_(one.squares / max(one.count - 1, 1))
+            tracked.fill_(number)
+    return tuple(name for name, one in zip(named, seen, strict=True) if one.count)
 
 
 def _to_recompute(model: nn.Module) -> dict[str, _BatchNorm]:
@@ -139,52 +175,80 @@ def _restored(model: nn.Module, layers: Sequence[_BatchNorm]) -> Iterator[None]:
             buffer.copy_(copy)
 
 
-class _Narrowed(nn.Module):
-    """A module with only the batch norms, so that ``update_bn`` sets no other module's mode."""
-
-    def __init__(self, layers: Iterable[_BatchNorm], run: Callable[[Any], Any]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.run = run
-
-    @override
-    def forward(self, batch: Any) -> None:
-        self.run(batch)
-
-
-def _add_up(
-    loader: Iterable[Any], layers: Sequence[_BatchNorm], run: Callable[[Any], Any]
-) -> list[Tensor]:
-    """Return for each layer the sums of means and variances over the batches, and their count."""
-    narrowed = _Narrowed(layers, run)
-    totals = [
-        torch.zeros(2 * layer.num_features + 1, dtype=torch.float64, device="cpu")
-        for layer in layers
-    ]
-    for batch in loader:
-        update_bn([[batch]], narrowed)  # `update_bn` calls the module with the first item of a list
-        for layer, total in zip(layers, totals, strict=True):
-            mean, variance, count = _buffers(layer)
-            # A layer that runs several times per batch has averaged over `count` inputs.
-            values = torch.cat([mean, variance, mean.new_ones(1)]).cpu().double()
-            total += values * count.item()
-    return totals
+def _look(
+    layers: Sequence[_BatchNorm], loader: Iterable[Any], run: Callable[[Any], Any]
+) -> tuple[list[_Seen], list[int]]:
+    """Return what each layer has seen in the batches of this rank, and its number of batches."""
+    for layer in layers:
+        layer.train()
+        layer.momentum = 0.0  # running statistics don't matter in the pass
+        layer.num_batches_tracked.zero_()  # type: ignore[union-attr]
+        vars(layer)[_SEEN] = _Seen.nothing(layer)
+    hooks = [layer.register_forward_pre_hook(_note, with_kwargs=True) for layer in layers]
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                run(batch)
+        seen = [vars(layer)[_SEEN] for layer in layers]
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in layers:
+            del vars(layer)[_SEEN]
+    batches = [int(layer.num_batches_tracked) for layer in layers]  # type: ignore[arg-type]
+    if any(number and not one.count for number, one in zip(batches, seen, strict=True)):
+        raise RuntimeError(
+            "torch.compile has run a batch norm without the hooks that see its inputs: give the"
+            " model before torch.compile, or a `forward` that runs it"
+        )
+    return seen, batches
 
 
-def _over_all_ranks(layers: Sequence[_BatchNorm], totals: list[Tensor]) -> list[Tensor]:
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Add the input of a layer to what it has seen."""
+    # It is read from the layer, since compiled code may call this function in a later pass too.
+    seen: _Seen | None = vars(layer).get(_SEEN)
+    if seen is None:
+        return
+    x: Tensor = args[0] if args else kwargs["input"]
+    size = max(_PIECE // max(x[:1].numel(), 1), 1)
+    for piece in x.detach().split(size):
+        values = piece.to(seen.mean.device).double()
+        over = [dim for dim in range(values.ndim) if dim != 1]
+        mean = values.mean(over, keepdim=True)
+        squares = (values - mean).square().sum(over)
+        seen.add(values.numel() // max(values.shape[1], 1), mean.flatten(), squares)
+
+
+def _place_of(layer: _BatchNorm) -> torch.device:
+    """Return the device for float64: that of the layer, or the CPU for Apple's, which has none."""
+    device: torch.device = layer.running_mean.device  # type: ignore[union-attr]
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def _over_all_ranks(
+    layers: Sequence[_BatchNorm], seen: list[_Seen], batches: list[int]
+) -> tuple[list[_Seen], list[int]]:
+    """Join what the layers have seen on all ranks."""
     if not (dist.is_available() and dist.is_initialized()):
-        return totals
-    for layer, total in zip(layers, totals, strict=True):
-        # The layer's process group has averaged already: count only the first rank of the group.
+        return seen, batches
+    for place, layer in enumerate(layers):
+        # The ranks of the layer's process group have joined their batches: count them once.
         if isinstance(layer, _SYNCHRONISED) and dist.get_rank(layer.process_group) != 0:
-            total.zero_()
-    packed = torch.cat(totals).to(layers[0].running_mean.device)  # type: ignore[union-attr]
-    dist.all_reduce(packed)
-    return list(torch.split(packed.cpu(), [total.numel() for total in totals]))
-
-
-def _write(layer: _BatchNorm, statistics: Tensor, count: int) -> None:
-    mean, variance, tracked = _buffers(layer)
-    mean.copy_(statistics[: mean.numel()])
-    variance.copy_(statistics[mean.numel() :])
-    tracked.fill_(count)
+            batches[place] = 0
+    rows = [
+        torch.cat([torch.tensor([one.count, number]).to(one.mean), one.mean, one.squares])
+        for one, number in zip(seen, batches, strict=True)
+    ]
+    mine = torch.cat(rows).to(_place_of(layers[0]))
+    all_rows = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(all_rows, mine)
+    joined, numbers = [_Seen.nothing(layer) for layer in layers], [0] * len(layers)
+    for of_rank in all_rows:
+        for place, row in enumerate(torch.split(of_rank, [row.numel() for row in rows])):
+            count, number = (int(value) for value in row[:2].tolist())
+            mean, squares = row[2:].to(joined[place].mean).chunk(2)
+            joined[place].add(count, mean, squares)
+            numbers[place] += number
+    return joined, numbers

@@ -292,3 +292,72 @@ def test_the_twin_package() -> None:
         type("Mixed", (LightningEnsemble, twin.LightningModule), {})
     with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
         LightningEnsemble([twin.LightningModule()], task="multiclass")
+
+
+# Members that have changed since.
+
+
+class Noting(Net):
+    """Saves with its weights the name of its layers."""
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert "net.0.weight" in checkpoint["state_dict"]
+        checkpoint["layers"] = "net"
+
+
+class Renamed(Noting):
+    """Has named its layers anew, and reads its older checkpoints."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.layers = self.net
+        del self.net
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)  # type: ignore[no-any-return]
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert checkpoint["hyper_parameters"]["width"] == 6
+        state, old = checkpoint["state_dict"], checkpoint["layers"]
+        checkpoint["state_dict"] = {
+            name.replace(f"{old}.", "layers."): state.pop(name) for name in list(state)
+        }
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["layers"] = "layers"
+
+
+def saved(module: LightningModule, path: Path) -> Path:
+    trainer = trainer_of()
+    trainer.strategy.connect(module)
+    trainer.save_checkpoint(path)
+    return path
+
+
+def test_members_with_renamed_layers(tmp_path: Path) -> None:
+    models, (x, _) = trained(make=Noting), data()
+    module = LightningEnsemble(models, task="multiclass")
+    path = saved(module, tmp_path / "all.ckpt")
+    for file in (path, tmp_path / "again.ckpt"):  # a loaded one is saved again, with new names
+        members = [Renamed() for _ in range(3)]
+        loaded = LightningEnsemble.load_from_checkpoint(file, members=members, weights_only=True)
+        assert torch.equal(loaded(x), module(x))
+        saved(loaded, tmp_path / "again.ckpt")
+    paths = [saved(model, tmp_path / f"{n}.ckpt") for n, model in enumerate(models)]
+    joined = LightningEnsemble.from_checkpoints(Renamed, paths, task="multiclass")
+    assert torch.equal(joined(x), module(x))
+
+
+def test_members_that_do_not_read_their_older_checkpoints(tmp_path: Path) -> None:
+    path = saved(LightningEnsemble(trained(make=Net), task="multiclass"), tmp_path / "all.ckpt")
+    members = [Renamed() for _ in range(3)]
+    with pytest.raises(KeyError, match="layers") as caught:
+        LightningEnsemble.load_from_checkpoint(path, members=members)
+    assert "on_load_checkpoint of Renamed was called for a copy" in caught.value.__notes__[0]
+    members = [Net(width=5) for _ in range(3)]
+    with pytest.raises(RuntimeError, match=r"size mismatch for ensemble.members.0.net.0.weight"):
+        LightningEnsemble.load_from_checkpoint(path, members=members)

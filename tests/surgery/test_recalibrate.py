@@ -11,13 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from typing_extensions import override
 
-from lightning_practices.nn import BatchNorm1d, SyncBatchNorm
-from lightning_practices.surgery import recalibrate_batch_norm
+from lightning_practices.nn import BatchNorm1d, BatchNorm2d, SyncBatchNorm
+from lightning_practices.surgery import _recalibrate, recalibrate_batch_norm
 from tests import processes
 
 pytestmark = pytest.mark.plain
 
-Statistics = tuple[Tensor, Tensor, int]  # mean, variance, and of how many batches
+Statistics = tuple[Tensor, Tensor, int]  # mean, unbiased variance, and of how many batches
 SIZES = (4, 6, 5, 3)
 
 
@@ -38,28 +38,32 @@ def batches(sizes: Sequence[int] = SIZES) -> list[Tensor]:
 
 
 def by_hand(net: Iterable[Any], batches: Sequence[Tensor]) -> dict[int, Statistics]:
-    """Return what each batch norm of a sequence should have, in float64, by its index."""
-    means: dict[int, list[Tensor]] = {}
-    variances: dict[int, list[Tensor]] = {}
+    """Return what each batch norm of a sequence should have, in float64, by its index.
+
+    These are the statistics of all its inputs together. In the pass it normalises each batch by
+    the batch's own statistics.
+    """
+    inputs: dict[int, list[Tensor]] = {}
     for batch in batches:
         x = batch.double()
         for i, layer in enumerate(net):
             if isinstance(layer, _BatchNorm):
+                inputs.setdefault(i, []).append(x)
                 mean = x.sum(0) / len(x)
-                squares = (x - mean).square().sum(0)
-                means.setdefault(i, []).append(mean)
-                variances.setdefault(i, []).append(squares / (len(x) - 1))
-                x = (x - mean) / (squares / len(x) + layer.eps).sqrt()
+                x = (x - mean) / ((x - mean).square().sum(0) / len(x) + layer.eps).sqrt()
                 x = x * layer.weight.double() + layer.bias.double()
             elif isinstance(layer, nn.Linear):
                 x = x @ layer.weight.double().T + layer.bias.double()
             elif isinstance(layer, nn.ReLU):
                 x = x.clamp(min=0)
-    return {i: (mean_of(means[i]), mean_of(variances[i]), len(means[i])) for i in means}
+    return {i: together(found) for i, found in inputs.items()}
 
 
-def mean_of(values: list[Tensor]) -> Tensor:
-    return torch.stack(values).sum(0) / len(values)
+def together(inputs: Sequence[Tensor]) -> Statistics:
+    """Return the statistics of the concatenated inputs, of shape (N, C) each."""
+    x = torch.cat([one.double() for one in inputs])
+    mean = x.sum(0) / len(x)
+    return mean, (x - mean).square().sum(0) / (len(x) - 1), len(inputs)
 
 
 def statistics_of(layer: Any) -> Statistics:
@@ -154,15 +158,14 @@ def test_averages_in_half_precision_do_not_stall() -> None:
     mean, variance, _ = by_hand([net], many)[0]
     recalibrate_batch_norm(net, many)
     update_bn(many, theirs)
-    # Each batch's statistics are rounded once, and so is their mean: at most two half steps.
-    bound = torch.finfo(torch.bfloat16).eps
+    bound = torch.finfo(torch.bfloat16).eps / 2  # rounded once
     errors = [
         ((actual.double() - exact).abs() / exact).max()
         for layer in (net, theirs)
         for actual, exact in ((layer.running_mean, mean), (layer.running_var, variance))
     ]
     assert max(errors[:2]) <= bound
-    assert max(errors[2:]) > 4 * bound
+    assert max(errors[2:]) > 8 * bound
 
 
 def test_a_shared_layer_counts_each_of_its_calls() -> None:
@@ -214,9 +217,50 @@ def test_fused_layers_and_virtual_batches() -> None:
         piece for batch, n in zip(x, (2, 2, 1), strict=True) for piece in batch.tensor_split(n)
     ]
     recalibrate_batch_norm(net, x)
-    assert_close(statistics_of(norm), by_hand([norm], pieces)[0])
+    assert_close(statistics_of(norm), together(pieces))
     norm.train()
     assert_close(statistics_of(net[1]), by_hand(net[1:], [norm(batch) for batch in x])[0])
+
+
+def test_batches_of_64_64_and_2_of_images() -> None:
+    generator = torch.Generator().manual_seed(2)
+    x = [torch.randn(n, 3, 4, 5, generator=generator) + 3 * n for n in (64, 64, 2)]
+    for make in (nn.BatchNorm2d, BatchNorm2d):
+        for momentum in (0.1, None):
+            norm: Any = make(3, momentum=momentum)
+            recalibrate_batch_norm(norm, x)
+            rows = [one.double().movedim(1, -1).reshape(-1, 3) for one in x]
+            mean, variance, count = together(rows)
+            exact = mean.float(), variance.float(), count
+            assert all(map(torch.equal, statistics_of(norm)[:2], exact[:2]))
+            assert norm.num_batches_tracked == 3
+            assert norm.momentum == momentum
+
+
+def test_large_inputs_are_converted_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_recalibrate, "_PIECE", 7)  # two samples
+    norm = nn.BatchNorm1d(3).double()
+    recalibrate_batch_norm(norm, batches())
+    assert_close(statistics_of(norm), together(batches()))
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_compiled_model(momentum: float | None) -> None:
+    net = trained(network())
+    net[1].momentum = momentum
+    compiled: Any = torch.compile(net, backend="eager")
+    compiled.train()(batches()[0])
+    for data in (batches(), batches((4, 5, 9))):  # compiled code of the first pass runs again
+        recalibrate_batch_norm(compiled, data)
+        for i, statistics in by_hand(net, data).items():
+            assert_close(statistics_of(net[i]), statistics)
+        compiled.train()(batches()[0])
+
+
+def test_an_input_by_name() -> None:
+    norm = nn.BatchNorm1d(3).double()
+    recalibrate_batch_norm(norm, batches(), forward=lambda model, batch: model(input=batch))
+    assert_close(statistics_of(norm), together(batches()))
 
 
 # Which layers.
@@ -327,7 +371,7 @@ def share(net: Any, mine: list[Tensor]) -> list[Statistics]:
     return [statistics_of(layer) for layer in net if isinstance(layer, _BatchNorm)]
 
 
-@pytest.mark.parametrize("counts", [(3, 1, 2), (1, 0, 3), (2, 2, 2)])
+@pytest.mark.parametrize("counts", [(4, 1), (3, 1, 2), (1, 0, 3)])
 def test_ranks_have_the_statistics_of_all_batches(counts: Sequence[int]) -> None:
     net, data = trained(network()), batches((4, 6, 5, 3, 7, 4)[: sum(counts)])
     expected = list(by_hand(net, data).values())
@@ -339,27 +383,21 @@ def test_ranks_have_the_statistics_of_all_batches(counts: Sequence[int]) -> None
             assert_close(actual, exact)
 
 
-def share_synchronised(net: Any, mine: list[Tensor]) -> tuple[list[Statistics], list[Statistics]]:
-    """Compute together what synchronised layers agree on by themselves, and what comes of it."""
+def share_synchronised(net: Any, mine: list[Tensor]) -> list[Statistics]:
+    """Compute in one process, with layers that normalise the batches of all processes together."""
     net = SyncBatchNorm.convert_sync_batchnorm(net)
-    net[3].eval()
-    alone = copy.deepcopy(net)
-    alone[3].p = 0.0
-    update_bn(mine, alone)
     recalibrate_batch_norm(net, mine)
-    return [statistics_of(alone[i]) for i in (1, 5)], [statistics_of(net[i]) for i in (1, 5)]
+    return [statistics_of(net[i]) for i in (1, 5)]
 
 
 def test_synchronised_layers_count_a_batch_of_all_ranks_once() -> None:
     net, data = trained(network()), batches((4, 6, 5, 3, 7, 4))
     joined = [torch.cat(data[i : i + 3]) for i in (0, 3)]
     ranks = processes.run(share_synchronised, [(net, data[rank::3]) for rank in range(3)])
-    for alone, actual in ranks:
-        for theirs, ours, first in zip(alone, actual, ranks[0][1], strict=True):
-            assert_close(ours, theirs)
-            assert all(map(torch.equal, ours[:2], first[:2]))
-        for ours, exact in zip(actual, by_hand(net, joined).values(), strict=True):
+    for rank in ranks:
+        for ours, first, exact in zip(rank, ranks[0], by_hand(net, joined).values(), strict=True):
             assert_close(ours, exact)
+            assert all(map(torch.equal, ours[:2], first[:2]))
 
 
 def share_nothing(net: Any) -> list[Any]:
