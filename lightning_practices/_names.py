@@ -1,13 +1,15 @@
 """Names of a model's modules and parameters, as the author of the model wrote them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from lightning_practices._arguments import check_instance
 
 _WRAPPERS = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
+_SHOWN = 5  # names in a message
 
 
 def plain_name(name: str) -> str:
@@ -21,6 +23,12 @@ def plain_name(name: str) -> str:
 def module_name(name: str) -> str:
     """Return a module's name without the prefixes that torch's wrappers add."""
     return plain_name(f"{name}.").removesuffix(".")
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first names and the number of further names, as text."""
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_module(model: object, name: str = "model") -> None:

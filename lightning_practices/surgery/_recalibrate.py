@@ -213,7 +213,7 @@ def _note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> No
         return
     x: Tensor = args[0] if args else kwargs["input"]
     size = max(_PIECE // max(x[:1].numel(), 1), 1)
-    for piece in x.detach().split(size):
+    for piece in torch.split(x.detach(), size):
         values = piece.to(seen.mean.device).double()
         over = [dim for dim in range(values.ndim) if dim != 1]
         mean = values.mean(over, keepdim=True)

@@ -358,6 +358,6 @@ def test_members_that_do_not_read_their_older_checkpoints(tmp_path: Path) -> Non
     with pytest.raises(KeyError, match="layers") as caught:
         LightningEnsemble.load_from_checkpoint(path, members=members)
     assert "on_load_checkpoint of Renamed was called for a copy" in caught.value.__notes__[0]
-    members = [Net(width=5) for _ in range(3)]
+    others = [Net(width=5) for _ in range(3)]
     with pytest.raises(RuntimeError, match=r"size mismatch for ensemble.members.0.net.0.weight"):
-        LightningEnsemble.load_from_checkpoint(path, members=members)
+        LightningEnsemble.load_from_checkpoint(path, members=others)

@@ -12,13 +12,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from lightning_practices._migration import migrated
-from lightning_practices._names import plain_name
+from lightning_practices._names import plain_name, some
 from lightning_practices.callbacks._trainer.kept_state import KeptState
 
 SAME: Literal["state_dict"] = "state_dict"
 """Stands in a checkpoint for a copy that equals the checkpoint's own ``state_dict``."""
 
-_SHOWN = 5  # names in a message
 _Label = TypeVar("_Label", bound=str | int)
 
 
@@ -103,7 +102,7 @@ class _Names:
         if shapes:
             raise MisconfigurationException(
                 f"the shapes of {what} in the checkpoint don't fit {self._kind}:"
-                f" {_shown(shapes)}: {self._remedy}"
+                f" {some(shapes)}: {self._remedy}"
             )
         return {**{name: self._live[name] for name in missing}, **found}
 
@@ -143,12 +142,7 @@ def _parameters(pl_module: LightningModule) -> dict[str, Tensor]:
 
 def _listed(kind: str, names: Iterable[str]) -> str:
     listed = sorted(names)
-    return f"{kind} {_shown(listed)}" if listed else ""
-
-
-def _shown(items: list[str]) -> str:
-    more = len(items) - _SHOWN
-    return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return f"{kind} {some(listed)}" if listed else ""
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_practices.callbacks._unfreezing.plan import Plan, shown
+from lightning_practices._names import some
+from lightning_practices.callbacks._unfreezing.plan import Plan
 
 
 def layout_of(plan: Plan) -> dict[str, Any]:
@@ -39,8 +40,8 @@ def difference(saved: Any, plan: Plan) -> str | None:
         if old != new:
             only_old = [plan.names[place] for place in old if place not in new]
             only_new = [plan.names[place] for place in new if place not in old]
-            found = [f"no longer trains {shown(only_old)}"] if only_old else []
-            found += [f"now trains {shown(only_new)} too"] if only_new else []
+            found = [f"no longer trains {some(only_old)}"] if only_old else []
+            found += [f"now trains {some(only_new)} too"] if only_new else []
             return f"phase {phase}, which {' and '.join(found)}"
     if len(saved["trained"]) != len(plan.phases):
         return f"the number of phases, {len(saved['trained'])}, now {len(plan.phases)}"

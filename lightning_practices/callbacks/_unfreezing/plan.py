@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from lightning_practices._arguments import check_whole, shown
-from lightning_practices._names import plain_name
+from lightning_practices._names import plain_name, some
 from lightning_practices.callbacks._unfreezing.schedule import PATTERN, Entry, Phase, read_schedule
 from lightning_practices.surgery import Block, Blocks, blocks
 
@@ -165,12 +165,6 @@ def make_plan(
             own = decay**block.depth if scale is None else scale
             shares[name] = Share(block, own, scale is None, first.get(name))
     return Plan(phases, found, tuple(trainable), shares, places.all, places.frozen_by_author)
-
-
-def some(names: Sequence[str]) -> str:
-    """Return the first names and the number of further names, as text."""
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 class _Places:

@@ -16,7 +16,7 @@ from lightning_practices._arguments import (
     check_number,
     shown,
 )
-from lightning_practices._names import plain_name
+from lightning_practices._names import plain_name, some
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.logs import MonitoredValues, log_numbers
@@ -29,7 +29,6 @@ from lightning_practices.callbacks._unfreezing.plan import (
     Plan,
     head_and_blocks,
     make_plan,
-    some,
 )
 from lightning_practices.callbacks._unfreezing.progress import (
     Progress,
