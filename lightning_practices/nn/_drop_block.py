@@ -16,11 +16,12 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
         y_i = x_i \, m_i \, \frac{\mathrm{numel}(m)}{\epsilon + \sum_j m_j}
 
     where the mask :math:`m` is 0 on squares of side :math:`k` (``block_size``) whose corners are
-    drawn at the rate :math:`\gamma = p \, HW / (k^2 (H - k + 1) (W - k + 1))`. Neighbouring
-    features of a convolution are correlated, so dropping single features removes little
-    information. It is a subclass of :class:`torchvision.ops.DropBlock2d` that also allows even
-    block sizes and feature maps smaller than a block. The paper raises ``p`` from 0 during
-    training, as :class:`lightning_practices.callbacks.DropRateSchedule` does.
+    drawn at the rate :math:`\gamma = p \, HW / (k^2 (H - k + 1) (W - k + 1))`. A block that is
+    larger than the map is cut to the smaller edge of the map. Neighbouring features of a
+    convolution are correlated, so dropping single features removes little information. It is a
+    subclass of :class:`torchvision.ops.DropBlock2d` that also allows even block sizes. The paper
+    raises ``p`` from 0 during training, as :class:`lightning_practices.callbacks.DropRateSchedule`
+    does.
 
     Ghiasi, Lin and Le, 2018, *DropBlock: A regularization method for convolutional networks*,
     arXiv:1810.12890.

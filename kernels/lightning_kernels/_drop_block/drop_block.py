@@ -27,18 +27,17 @@ def drop_block2d(
     r"""Zero random blocks of each map, about a share ``p`` of it, and rescale the rest.
 
     .. math:: y = x \, m \, \frac{|m|}{\epsilon + \sum m}, \quad
-        \gamma = p \, \frac{H W}{k_h k_w (H - k_h + 1) (W - k_w + 1)}
+        \gamma = p \, \frac{H W}{k^2 (H - k + 1) (W - k + 1)}
 
-    A block of k_h x k_w elements fits into a map at (H - k_h + 1) (W - k_w + 1) places. A block is
-    dropped at each place with probability gamma, independently. The mask m is 0 in dropped blocks
-    and 1 elsewhere. Blocks overlap, so the dropped share is a little less than ``p``. The scale is
-    one number for the whole batch, computed from the exact count of kept elements. If no element is
-    kept, the result is 0.
+    A block of k x k elements, where k = min(``block_size``, H, W), fits into a map at
+    (H - k + 1) (W - k + 1) places. A block is dropped at each place with probability gamma,
+    independently. The mask m is 0 in dropped blocks and 1 elsewhere. Blocks overlap, so the dropped
+    share is a little less than ``p``. The scale is one number for the whole batch, computed from
+    the exact count of kept elements. If no element is kept, the result is 0.
 
-    For a block of odd size that fits into the map, the result equals that of
-    :func:`torchvision.ops.drop_block2d` in distribution. For other blocks torchvision's result is
-    not defined. Here an even block has its own size. A block that is larger than the map is cut in
-    each direction: ``k_h = min(block_size, H)``, ``k_w = min(block_size, W)``, as in timm.
+    If k is odd, the result equals that of :func:`torchvision.ops.drop_block2d` in distribution;
+    torchvision refuses an even k. timm's ``drop_block_2d`` is another function: it also drops
+    blocks that reach beyond the map, and a larger share than ``p`` near its edges.
 
     The mask is a function of torch's seed, its Philox offset, the sample, the channel and the place
     in the map. It does not depend on the memory layout. The graph keeps the mask as bits, each row
@@ -94,8 +93,8 @@ def drop_block3d(
     r"""Zero random blocks of each volume, about a share ``p`` of it, and rescale the rest.
 
     The function is :func:`drop_block2d` for ``input`` of shape ``(N, C, D, H, W)``, with cubes as
-    blocks. For cubes of odd size that fit into the volume, the result equals that of
-    :func:`torchvision.ops.drop_block3d` in distribution.
+    blocks. If their edge is odd, the result equals that of :func:`torchvision.ops.drop_block3d` in
+    distribution.
     """
     return _run("drop_block3d", 5, input, p, block_size, inplace, eps, training, per_channel)
 
@@ -119,7 +118,7 @@ def _run(
     check_floating(function, x)
     if x.numel() == 0:
         return x if inplace else x.clone()
-    block = [min(block_size, size) for size in x.shape[2:]]
+    block = [min(block_size, *x.shape[2:])] * (dimensions - 2)
     if not (runs_triton(x) and _fits(x)):
         ratio = seeds_per_rate(tuple(x.shape[2:]), tuple(block))
         gamma = p * ratio if rate is None else rate * ratio

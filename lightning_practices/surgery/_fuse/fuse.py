@@ -15,7 +15,7 @@ from lightning_practices._names import modules_with_names
 from lightning_practices.nn import ScheduledRate
 from lightning_practices.nn.blocks import FusedBlock, folds_of, norm_call, unknown_method
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
-from lightning_practices.surgery._fuse.twins import Classes, twin_of, twins
+from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of, twins
 
 # Key in a module's ``__dict__`` that holds its previous class. Deepcopy and pickle keep the key,
 # ``state_dict`` does not.
@@ -104,8 +104,11 @@ def fuse(model: nn.Module) -> Report:
 def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Module, _Swap]:
     """Return the layers to replace, and list them and the skipped layers in ``report``."""
     plan: dict[nn.Module, _Swap] = {}
+    other = left_alone()
     for module, names in modules.items():
         original, kind = type_before_parametrizations(module), _kind(module, table)
+        if reason := next((why for cls, why in other.items() if isinstance(module, cls)), None):
+            report.skipped.append(Skipped(names, _public(original), reason))
         if kind is None or issubclass(table[kind], FusedBlock) or _is_fused(module, table):
             continue
         if reason := _why_not(module, original, kind, table[kind], ("forward", *_DECIDING)):

@@ -10,8 +10,6 @@ import lightning_kernels
 from lightning_practices import nn as fused  # the classes below have the same names
 from lightning_practices.nn import ScheduledRate
 
-_NORMALISER = 1e-7  # timm adds it to the number of kept elements
-
 
 class DropPath(ScheduledRate, layers.DropPath):  # type: ignore[misc]  # untyped
     """timm's stochastic depth, by the fused kernel."""
@@ -24,22 +22,6 @@ class DropPath(ScheduledRate, layers.DropPath):  # type: ignore[misc]  # untyped
             result: Tensor = super().forward(x)
             return result
         return lightning_kernels.stochastic_depth(x, self.current_rate(), "row", self.training)
-
-
-class DropBlock2d(ScheduledRate, layers.DropBlock2d):  # type: ignore[misc]  # untyped
-    """timm's DropBlock, by the fused kernel. Noise and a scaled rate run timm's own forward."""
-
-    rate_name = "drop_prob"
-
-    @override
-    def forward(self: Any, x: Tensor) -> Tensor:
-        if self.with_noise or self.gamma_scale != 1 or not self.scale_by_keep:
-            result: Tensor = super().forward(x)
-            return result
-        return lightning_kernels.drop_block2d(
-            x, self.current_rate(), self.block_size, self.inplace, _NORMALISER, self.training,
-            per_channel=not self.couple_channels,
-        )  # fmt: skip
 
 
 def _norm(name: str, ours: Any) -> Any:
@@ -62,10 +44,15 @@ RmsNorm = _norm("RmsNorm", fused.RMSNorm)
 
 TWINS = {
     layers.DropPath: DropPath,
-    layers.DropBlock2d: DropBlock2d,
     layers.GroupNorm: GroupNorm,
     layers.GroupNorm1: GroupNorm1,
     layers.LayerNorm: LayerNorm,
     layers.LayerNorm2d: LayerNorm2d,
     layers.RmsNorm: RmsNorm,
+}
+
+LEFT_ALONE = {
+    layers.DropBlock2d: (
+        "timm also drops blocks that reach beyond the map, and so another share than the kernels"
+    )
 }

@@ -52,9 +52,19 @@ def twins() -> Classes:
         from torchvision.models import convnext
 
         classes[convnext.LayerNorm2d] = fused.LayerNorm2d
-    if "timm.layers" in sys.modules:
-        classes |= import_module("lightning_practices.surgery._fuse.timm_layers").TWINS
-    return classes | _registered
+    return classes | _of_timm("TWINS") | _registered
+
+
+def left_alone() -> dict[type, str]:
+    """Return the classes for which the kernels would compute something else, and why."""
+    return _of_timm("LEFT_ALONE")
+
+
+def _of_timm(table: str) -> dict[type, Any]:
+    if "timm.layers" not in sys.modules:
+        return {}
+    found: dict[type, Any] = getattr(import_module(f"{__package__}.timm_layers"), table)
+    return found
 
 
 def register_block(block: type[nn.Module], forward: Callable[..., Any]) -> None:
