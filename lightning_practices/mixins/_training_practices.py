@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning_practices.callbacks import (
     AveragingKind,
     EarlyStopping,
+    ExactResume,
     GradientClipping,
     LearningCurves,
     Mode,
@@ -59,8 +60,8 @@ class TrainingPractices(
     ``training_step``, and a ``validation_step`` that logs ``monitor``. The layers are fused, see
     :class:`FusedLayersMixin`. Each other practice has one argument. It is a short value, or an
     object with all options of the practice, or ``None``, which turns the practice off. Each
-    practice also has its own mixin, except ``skip_non_finite`` and ``learning_curves``, which are
-    only callbacks.
+    practice also has its own mixin, except ``exact_resume``, ``skip_non_finite`` and
+    ``learning_curves``, which are only callbacks.
 
     The callbacks for short values use the arguments ``monitor`` and ``mode``; an ``EarlyStopping``,
     ``ModelCheckpoint`` or ``LearningCurves`` object has its own. Objects are copied, so one object
@@ -85,6 +86,9 @@ class TrainingPractices(
         weight_averaging: See :class:`WeightAveragingMixin`.
         penalty: See :class:`PenaltyMixin`.
         checkpoint: See :class:`CheckpointMixin`.
+        exact_resume: ``True`` for :class:`~lightning_practices.callbacks.ExactResume`, or such an
+            object: a fit that is resumed in mid-epoch trains the rest of the epoch as it would have
+            without the interruption. ``None`` or ``False`` turns it off.
         skip_non_finite: The number of steps in a row with nan or infinite gradients that ends
             training, with an error; each of these steps is skipped. Or a
             :class:`~lightning_practices.callbacks.SkipNonFinite`. The host waits for the device at
@@ -113,6 +117,7 @@ class TrainingPractices(
         weight_averaging: AveragingKind | WeightAveraging | None = None,
         penalty: Penalty | None = None,
         checkpoint: bool | ModelCheckpoint | None = True,
+        exact_resume: bool | ExactResume | None = True,
         skip_non_finite: int | SkipNonFinite | None = None,
         learning_curves: str | Path | LearningCurves | None = None,
         **kwargs: Any,
@@ -131,6 +136,15 @@ class TrainingPractices(
             **kwargs,
         )
         self._check_patience()
+        self._bring(
+            configured(
+                "exact_resume",
+                None if exact_resume is False else exact_resume,
+                ExactResume,
+                (bool,),
+                lambda _: ExactResume(),
+            )
+        )
         self._bring(
             configured("skip_non_finite", skip_non_finite, SkipNonFinite, (int,), SkipNonFinite)
         )

@@ -199,7 +199,14 @@ def test_all_off() -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.01)
 
-    names = ["optimizer", "schedule", "early_stopping", "gradient_clipping", "checkpoint"]
+    names = [
+        "optimizer",
+        "schedule",
+        "early_stopping",
+        "gradient_clipping",
+        "checkpoint",
+        "exact_resume",
+    ]
     off: Any = dict.fromkeys(names)
     module = Plain(**off)
     trainer = fit(module)

@@ -14,7 +14,7 @@ from lightning_practices.callbacks import GradientClipping, Penalty, WeightAvera
 from lightning_practices.mixins import TrainingPractices
 from lightning_practices.optim import Optimizer
 from lightning_practices.schedules import LearningRateSchedule
-from tests.callbacks.scripted import DIP, FILTERS, STEPS, At, Scripted, Stateful, same, trainer_of
+from tests.callbacks.scripted import DIP, FILTERS, STEPS, At, Scripted, same, trainer_of
 from tests.processes import kill, run, run_killed
 
 pytestmark = FILTERS
@@ -69,7 +69,7 @@ def fit(
         devices=devices, strategy="ddp" if devices > 1 else "auto", default_root_dir=folder,
     )  # fmt: skip
     rows = list(torch.randn(2 * STEPS * devices, 2, generator=torch.Generator().manual_seed(1)))
-    train: Any = Stateful(rows, batch_size=2) if every else DataLoader(rows, batch_size=2)  # type: ignore[arg-type]
+    train: Any = DataLoader(rows, batch_size=2, shuffle=True)  # type: ignore[arg-type]
     path = folder / "last.ckpt" if resume else None
     trainer.fit(module, train, DataLoader(rows, batch_size=8), ckpt_path=path)  # type: ignore[arg-type]
     stopping, averaging = module.early_stopping, module.weight_averaging

@@ -117,12 +117,12 @@ class ExactResume(Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._arm(trainer)
-        loaders = _loaders(trainer)
+        combined = _loaders(trainer)
         is_new_epoch = self._saved is not None and not self._saved["batches"]
-        if self._is_armed and is_new_epoch and loaders and not trainer.fit_loop.restarting:
+        is_new_epoch &= self._is_armed and not trainer.fit_loop.restarting
+        if is_new_epoch and combined is not None:  # it may lack a length
             # Before the hooks at the start of the epoch, which may draw random numbers.
-            self._restore_start(trainer, loaders)
-
+            self._restore_start(trainer, combined)
         if trainer.fit_loop.is_resuming and not self._is_loaded:
             _warn_of_no_state(trainer)
 
@@ -151,11 +151,13 @@ class ExactResume(Callback):
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         """Return the state of a checkpoint; every rank has to call this."""
         combined = _loaders(trainer)
-        loaders = combined.loaders if combined else []
+        loaders = [] if combined is None else combined.loaders
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         has_ended = _has_ended(trainer)
         batches = 0 if has_ended else progress.processed
-        positions = combined.positions_after(batches) if combined and not has_ended else None
+        positions = None
+        if combined is not None and not has_ended:
+            positions = combined.positions_after(batches)
         self._warn_if_inexact(trainer, batches)
         # In the middle of a batch or of validation, the states before it count; in the first batch
         # of an epoch, those at the start of the epoch.
@@ -176,6 +178,7 @@ class ExactResume(Callback):
         }
         return {
             "batches": batches,
+            "is_validation_due": _is_validation_due(trainer),
             "loaders": [description(one.loader) for one in loaders],
             "ranks": gather_objects(trainer, rank),
         }
@@ -199,6 +202,13 @@ class ExactResume(Callback):
             )
             self._saved = None
             return
+        if self._saved["is_validation_due"] and not self._is_armed:
+            rank_zero_warn(
+                "ExactResume: the checkpoint was saved by a batch after which validation was due,"
+                " and Lightning leaves out this validation, and on_train_epoch_end if the epoch has"
+                " ended. The training itself is resumed exactly. To resume the rest too save after"
+                " validation, as ModelCheckpoint does with a monitor, or at another step"
+            )
         self._is_armed = True
         progress: Any = loop.epoch_progress.current
         if loop.restarting and progress.ready == progress.processed:
@@ -331,6 +341,16 @@ def _has_ended(trainer: Trainer) -> bool:
     loop = trainer.fit_loop.epoch_loop
     progress: Any = loop.batch_progress.current
     return progress.ready == progress.processed and loop._num_ready_batches_reached()
+
+
+def _is_validation_due(trainer: Trainer) -> bool:
+    """Say whether validation follows the batch that ends."""
+    loop = trainer.fit_loop.epoch_loop
+    progress: Any = loop.batch_progress.current
+    if not progress.completed < progress.processed == progress.ready or trainer.validating:
+        return False
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and loop._should_check_val_fx(fetcher)
 
 
 def _devices(trainer: Trainer) -> list[torch.device]:

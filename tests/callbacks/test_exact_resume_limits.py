@@ -1,0 +1,243 @@
+"""Data and changes that ExactResume can't resume exactly, and what it leaves alone."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from typing_extensions import override
+
+from lightning_practices.callbacks import ExactResume
+from tests.callbacks.resuming import Noisy, Rows, SaveAt, fit, resumed
+from tests.callbacks.scripted import FILTERS, At, Stateful, fail, same
+
+pytestmark = FILTERS
+
+Make = Callable[[Rows], Any]
+
+
+def shuffled(rows: Rows) -> DataLoader[Tensor]:
+    return DataLoader(rows, 4, shuffle=True)
+
+
+class Stream(IterableDataset[Tensor]):
+    """The rows one after the other, shared out to the workers."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    @override
+    def __iter__(self) -> Iterator[Tensor]:
+        info = torch.utils.data.get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        return (self.rows[index] for index in range(first, len(self.rows), step))
+
+
+class OwnIterator(DataLoader[Tensor]):
+    @override
+    def __iter__(self) -> Any:
+        yield from super().__iter__()
+
+
+class OwnCombination(CombinedLoader):
+    pass
+
+
+WARNED: dict[str, tuple[Make, str]] = {
+    "iterable": (lambda rows: DataLoader(Stream(rows), 4), "Stream is an IterableDataset.*give"),
+    "own iterator": (lambda rows: OwnIterator(rows, 4), "OwnIterator has an iterator of its own"),
+    "generator": (lambda rows: Plain(shuffled(rows)), "Plain is no DataLoader"),
+    "combination": (
+        lambda rows: OwnCombination(shuffled(rows), "max_size_cycle"),
+        "OwnCombination combines the loaders",
+    ),
+    "in_order": (
+        lambda rows: DataLoader(rows, 4, num_workers=2, in_order=False),
+        "set in_order=True",
+    ),
+}
+
+
+class Plain:
+    """An iterable that is no loader of torch's."""
+
+    def __init__(self, loader: DataLoader[Tensor]) -> None:
+        self.batches = loader
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("name", WARNED)
+def test_a_checkpoint_in_mid_epoch_warns_of_its_data(tmp_path: Path, name: str) -> None:
+    make, message = WARNED[name]
+    with pytest.warns(UserWarning, match=message) as seen:
+        fit(make, SaveAt(tmp_path / "a", 2), SaveAt(tmp_path / "b", 3), max_epochs=1)
+    assert sum("ExactResume" in str(one.message) for one in seen) == 1
+
+
+@pytest.mark.parametrize("name", ["iterable", "own iterator", "generator"])
+@pytest.mark.filterwarnings("ignore:ExactResume can't tell whether")
+def test_other_data_is_read_again(tmp_path: Path, name: str) -> None:
+    whole, rest = resumed(tmp_path, WARNED[name][0], 6)
+    order = [[row[0] for row in batch] for batch in whole.batches]
+    assert [[row[0] for row in batch] for batch in rest.batches] == order[6:]
+
+
+@pytest.mark.filterwarnings("ignore:ExactResume can't tell whether")
+@pytest.mark.filterwarnings("ignore:.*`IterableDataset` has `__len__` defined")
+def test_an_iterable_dataset_in_workers(tmp_path: Path) -> None:
+    whole, rest = resumed(tmp_path, lambda rows: DataLoader(Stream(rows), 2, num_workers=2), 9)
+    assert rest.batches == whole.batches[9:]
+    assert same(rest.weights, whole.weights)
+
+
+class OwnGenerators(Rows):
+    """Draws from generators that it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = {
+            "torch": torch.Generator().manual_seed(3),
+            "numpy": np.random.default_rng(3),
+            "old": np.random.RandomState(3),
+            "python": random.Random(3),
+        }
+
+    @override
+    def __getitem__(self, index: int) -> Tensor:
+        own: Any = self.own
+        noise = torch.rand((), generator=own["torch"]).item()
+        other = own["numpy"].random() + own["old"].rand()
+        return torch.tensor([index, noise, other, own["python"].random()])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_generators_of_a_dataset(tmp_path: Path, workers: int) -> None:
+    def make(_: Rows) -> DataLoader[Tensor]:
+        return DataLoader(OwnGenerators(), 4, shuffle=True, num_workers=workers)
+
+    whole, rest = resumed(tmp_path, make, 2, max_epochs=1 if workers else 2)
+    assert rest.batches == whole.batches[2:]
+    assert same(rest.weights, whole.weights)
+
+
+def test_a_stateful_loader_restores_itself(tmp_path: Path) -> None:
+    whole, rest = resumed(tmp_path, lambda rows: Stateful(rows, batch_size=4), 6)
+    index = [[row[0] for row in batch] for batch in whole.batches]
+    assert [[row[0] for row in batch] for batch in rest.batches] == index[6:]
+    saved = torch.load(tmp_path / "6.ckpt", weights_only=True)
+    assert saved["loops"]["fit_loop"]["state_dict"]["combined_loader"] == [{"given": 2}]
+
+
+CHANGED: dict[str, tuple[Make, str]] = {
+    "batch size": (lambda rows: DataLoader(rows, 2, shuffle=True), "batch_size: 4 .*, 2 now"),
+    "workers": (
+        lambda rows: DataLoader(rows, 4, shuffle=True, num_workers=2),
+        "num_workers: 0 .*, 1 or more now",
+    ),
+    "loaders": (lambda rows: [shuffled(rows)] * 2, "there were 1 loaders .* there are 2 now"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_changed_loaders(tmp_path: Path, name: str) -> None:
+    fit(shuffled, SaveAt(tmp_path / "a", 2), max_epochs=1)
+    make, message = CHANGED[name]
+
+    def made(rows: Rows) -> Any:
+        found = make(rows)
+        return dict(enumerate(found)) if isinstance(found, list) else found
+
+    with pytest.warns(UserWarning, match=message):
+        fit(made, resume=tmp_path / "a", max_epochs=1)
+
+
+def test_another_number_of_ranks(tmp_path: Path) -> None:
+    fit(shuffled, SaveAt(tmp_path / "a", 2), max_epochs=1)
+    saved = torch.load(tmp_path / "a", weights_only=True)
+    saved["callbacks"]["ExactResume"]["ranks"] *= 2
+    torch.save(saved, tmp_path / "b")
+    with pytest.warns(UserWarning, match=r"saved by 2 rank\(s\) and there are 1 now"):
+        fit(shuffled, resume=tmp_path / "b", max_epochs=1)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch")
+def test_a_checkpoint_without_a_state(tmp_path: Path) -> None:
+    fit(shuffled, SaveAt(tmp_path / "a", 2), max_epochs=1, exact=False)
+    with pytest.warns(UserWarning, match="from a checkpoint that was saved without it"):
+        fit(shuffled, resume=tmp_path / "a", max_epochs=1)
+
+
+def test_a_checkpoint_between_batches_of_a_step(tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path)
+    with pytest.warns(UserWarning, match="no multiple of accumulate_grad_batches=2"):
+        fit(shuffled, save, val=True, val_check_interval=3, accumulate_grad_batches=2)
+
+
+def test_a_validation_that_lightning_leaves_out(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"val": True, "val_check_interval": 2}
+    whole = fit(shuffled, SaveAt(tmp_path / "a", 2), **options)
+    with pytest.warns(UserWarning, match="Lightning leaves out this validation"):
+        rest = fit(shuffled, resume=tmp_path / "a", **options)
+    assert rest.batches == whole.batches[2:]
+    assert same(rest.weights, whole.weights)
+
+
+def test_validation_leaves_the_random_numbers_of_training_alone() -> None:
+    often, never = fit(shuffled, val=True, val_check_interval=1), fit(shuffled)
+    assert often.batches == never.batches
+    assert same(often.weights, never.weights)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_order_of_the_data_is_that_of_a_fit_without_it(workers: int) -> None:
+    def make(rows: Rows) -> DataLoader[Tensor]:
+        return DataLoader(rows, 4, shuffle=True, num_workers=workers)
+
+    ours, plain = fit(make), fit(make, exact=False)
+    assert [[row[0] for row in batch] for batch in ours.batches] == [
+        [row[0] for row in batch] for batch in plain.batches
+    ]
+    if not workers:  # in workers the random numbers are others
+        assert same(ours.weights, plain.weights)
+
+
+class Keeps(Callback):
+    """Keeps the Trainer and its loader."""
+
+    def __init__(self) -> None:
+        self.trainer: Any = None
+
+    @override
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        self.trainer = trainer
+
+
+@pytest.mark.parametrize("ends", ["well", "badly"])
+def test_loaders_and_trainer_are_as_before_afterwards(ends: str) -> None:
+    keeps, loader = Keeps(), DataLoader(Rows(), 4, num_workers=2, persistent_workers=True)
+    before = dict(vars(loader))
+    if ends == "badly":
+        with pytest.raises(ValueError, match="mistake"):
+            fit(lambda _: loader, keeps, At(2, fail))
+    else:
+        fit(lambda _: loader, keeps)
+    assert vars(loader) == before
+    assert keeps.trainer.train_dataloader is loader
+    assert type(keeps.trainer.fit_loop._data_source).__name__ == "_DataLoaderSource"
+
+
+def test_a_second_fit_of_one_callback_is_as_its_first() -> None:
+    callback = ExactResume()
+    fits = [fit(shuffled, callback, exact=False, module=Noisy()) for _ in range(2)]
+    assert fits[0].batches == fits[1].batches
+    assert same(fits[0].weights, fits[1].weights)
