@@ -42,7 +42,8 @@ class SnapshotEnsemble(Callback):
     cycle that the end of the fit cuts short leaves no snapshot.
 
     Checkpoints hold the snapshots, each as large as the weights, so that a resumed fit ends with
-    the same snapshots. Checkpoints that hold only weights have no snapshots. A fit that isn't
+    the same snapshots. On loading, each snapshot passes through the module's
+    ``on_load_checkpoint``. Checkpoints that hold only weights have no snapshots. A fit that isn't
     resumed discards the snapshots of an earlier fit.
 
     Source: Huang et al., 2017, *Snapshot Ensembles: Train 1, get M for free*, arXiv:1704.00109.

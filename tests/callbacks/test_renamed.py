@@ -1,191 +1,34 @@
-"""Fits of modules that have renamed layers since the checkpoint was saved."""
+"""Fits that go on after a layer was renamed: as they would have without."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_practices.callbacks import (
-    BestCheckpoint,
-    EarlyStopping,
-    ProgressiveUnfreezing,
-    SnapshotEnsemble,
-    WeightAveraging,
-)
+from lightning_practices.callbacks import BestCheckpoint, EarlyStopping, WeightAveraging
 from tests import processes
-from tests.callbacks.scripted import FILTERS, State, Stateful, same, saves, state_of, trainer_of
+from tests.callbacks.renaming import (
+    FILES,
+    HOLDERS,
+    HOOKS,
+    InPlace,
+    MadeAnew,
+    Net,
+    Renamed,
+    Replaced,
+    assert_same,
+    data,
+    fit,
+    fit_with_checkpoints,
+    new_name,
+    results,
+    unfreezing,
+)
+from tests.callbacks.scripted import FILTERS, State, same, saves, state_of, trainer_of
 
 pytestmark = FILTERS
-
-EPOCHS, STEPS = 5, 4
-DIP = (3.0, 1.0, 2.0, 2.0, 2.0)  # best after 8 steps
-ROWS = list(torch.randn(2 * STEPS, 3, generator=torch.Generator().manual_seed(1)))
-FLAT = {"plateau": {"monitor": "val_loss", "patience": 1}}
-
-
-class Net(LightningModule):
-    """A trunk and a head, a frozen scale, and a buffer that isn't averaged."""
-
-    trunk_name = "body"
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.add_module(self.trunk_name, self.make_trunk())
-        self.head = nn.Linear(4, 1)
-        self.scale = nn.Parameter(torch.tensor(2.0), requires_grad=False)
-        self.register_buffer("count", torch.zeros(1))
-
-    def make_trunk(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-
-    @override
-    def forward(self, rows: Tensor) -> Tensor:
-        self.count: Tensor
-        self.count += self.training
-        hidden: Tensor = self.get_submodule(self.trunk_name)(rows).tanh()
-        return self.head(hidden) * self.scale  # type: ignore[no-any-return]
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        loss: Tensor = (self(batch) - batch.sum(1, keepdim=True)).square().mean()
-        return loss + 1e-6 * torch.rand(())  # the random states of a fit count too
-
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        value = DIP[max(self.trainer.global_step // STEPS - 1, 0)]
-        self.log("val_loss", -1e9 if self.trainer.sanity_checking else value)
-
-    def test_step(self, batch: Tensor, batch_idx: int) -> None:
-        pass
-
-    @override
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["layout"] = 1
-
-    @override
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
-
-
-class Renamed(Net):
-    """Has the trunk under another name, and doesn't load earlier checkpoints."""
-
-    trunk_name = "trunk"
-
-
-def new_name(name: str) -> str:
-    return name.replace("body.", "trunk.")
-
-
-class InPlace(Renamed):
-    """Renames entry by entry, and raises where an entry has its new name already."""
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["state_dict"]
-        for name in ("0.weight", "0.bias", "1.weight", "1.bias"):
-            state[f"trunk.{name}"] = state.pop(f"body.{name}")
-        for name in ("1.running_mean", "1.running_var", "1.num_batches_tracked"):
-            state[f"trunk.{name}"] = state.pop(f"body.{name}")
-        assert state["count"] is not None
-        assert state["scale"] is not None
-
-
-class Replaced(Renamed):
-    """Empties the old dict, and makes another."""
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {new_name(name): state.pop(name) for name in list(state)}
-
-
-class ByVersion(Renamed):
-    """Asks another entry of the checkpoint whether to rename."""
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["layout"] == 1:
-            state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {new_name(name): value for name, value in state.items()}
-
-
-class MadeAnew(InPlace):
-    """Makes its layers in the shapes of the checkpoint, with random weights."""
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        assert len(checkpoint["state_dict"]["trunk.0.weight"]) == 4
-        self.trunk = self.make_trunk()
-        self.head.reset_parameters()
-
-
-class Reordered(InPlace):
-    """Changes optimizer states too, which must happen once."""
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        for state in checkpoint["optimizer_states"]:
-            state["state"] = {place: state["state"].pop(place) for place in list(state["state"])}
-
-
-HOOKS = [InPlace, Replaced, ByVersion, MadeAnew, Reordered]
-
-
-def phases(trunk: str) -> list[dict[str, Any]]:
-    return [
-        {"blocks": ["head"], "until": FLAT, "restore_best": True},
-        {"blocks": [trunk]},
-    ]
-
-
-def unfreezing(trunk: str) -> ProgressiveUnfreezing:
-    return ProgressiveUnfreezing(phases(trunk), by=[["head"], [trunk, "scale"]])
-
-
-HOLDERS: dict[str, Callable[[str], Sequence[Callback]]] = {
-    "ema": lambda _: [WeightAveraging(decay=0.6)],
-    "swa": lambda _: [WeightAveraging("swa", start=2, interval="step", frequency=3)],
-    "early stopping": lambda _: [EarlyStopping("val_loss", patience=2)],
-    "both": lambda _: [EarlyStopping("val_loss", patience=9), WeightAveraging(decay=0.6)],
-    "unfreezing": lambda trunk: [unfreezing(trunk)],
-    "snapshots": lambda _: [SnapshotEnsemble(5)],
-}
-
-
-def data() -> tuple[Stateful, Stateful]:
-    return Stateful(ROWS, batch_size=2), Stateful(ROWS, batch_size=8)
-
-
-def fit(
-    module: LightningModule, *callbacks: Callback, resume: Path | None = None, **options: Any
-) -> Trainer:
-    trainer = trainer_of(*callbacks, **{"max_epochs": EPOCHS} | options)
-    torch.manual_seed(1)
-    trainer.fit(module, *data(), ckpt_path=resume, weights_only=True if resume else None)
-    return trainer
-
-
-def results(module: LightningModule, holders: Sequence[Callback]) -> list[State]:
-    """Return the weights after a fit, those of snapshots too, by the new names."""
-    states = [state_of(module)]
-    for holder in holders:
-        if isinstance(holder, SnapshotEnsemble):
-            states += map(state_of, holder.members(module))
-    return [{new_name(name): value for name, value in state.items()} for state in states]
-
-
-def assert_same(actual: list[State], expected: list[State]) -> None:
-    assert len(actual) == len(expected)
-    for one, other in zip(actual, expected, strict=True):
-        assert same(one, other)
 
 
 @pytest.fixture(scope="module", params=HOLDERS)
@@ -194,16 +37,7 @@ def whole(
 ) -> tuple[str, Path, list[State]]:
     """Return a fit that nothing interrupts, with its checkpoints."""
     folder = tmp_path_factory.mktemp("fit")
-    holders = HOLDERS[request.param]("body")
-    module = Net()
-    steps = saves(folder / "steps", every_n_train_steps=2)
-    trainer = fit(module, *holders, steps, saves(folder / "epochs"))
-    trainer.save_checkpoint(folder / "after.ckpt")
-    return request.param, folder, results(module, holders)
-
-
-# A checkpoint from before the validation of an epoch would leave that out, so 8 is one of epochs.
-FILES = ("steps/step=6.ckpt", "epochs/step=8.ckpt", "steps/step=10.ckpt", "steps/step=14.ckpt")
+    return request.param, folder, fit_with_checkpoints(request.param, folder)
 
 
 @pytest.mark.parametrize("kind", HOOKS)
@@ -260,119 +94,6 @@ def test_best_checkpoints_and_their_kept_weights(tmp_path: Path) -> None:
     assert_same(results(loaded, []), results(module, []))
     again.restore(loaded)
     assert_same(results(loaded, []), results(module, []))
-
-
-# What can't be loaded.
-
-
-class Marking(Renamed):
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if checkpoint["layout"] == 1:
-            state = checkpoint["state_dict"]
-            checkpoint["state_dict"] = {new_name(name): value for name, value in state.items()}
-            checkpoint["layout"] = 2
-
-
-class Half(InPlace):
-    """Renames the state_dict alone: of any other dict it doesn't rename the bias."""
-
-    calls = 0
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.calls += 1
-        if self.calls > 1:
-            state = checkpoint["state_dict"]
-            state["body.0.bias"] = state.pop("trunk.0.bias")
-
-
-class Reshaped(InPlace):
-    calls = 0
-
-    @override
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        super().on_load_checkpoint(checkpoint)
-        self.calls += 1
-        if self.calls > 1:
-            checkpoint["state_dict"]["head.weight"] = torch.zeros(1, 5)
-
-
-NAMED = {
-    "ema": "the (averages|weights under training) of WeightAveraging",
-    "swa": "the (averages|weights under training) of WeightAveraging",
-    "early stopping": r"the best weights of EarlyStopping\(monitor='val_loss'\)",
-    "both": "the weights under training of WeightAveraging",
-    "unfreezing": "the best weights of ProgressiveUnfreezing",
-    "snapshots": "the snapshot of step 4 of SnapshotEnsemble",
-}
-
-
-@pytest.mark.parametrize(
-    ("kind", "message"),
-    [
-        (
-            Half,
-            "the names of {} in the checkpoint don't fit Half, missing trunk.0.bias and unexpected"
-            r" body.0.bias: .*changes|{} .* don't fit Half, missing trunk.0.bias and unexpected"
-            " body.0.bias: .*in the same way",
-        ),
-        (Reshaped, r"the shapes of {} .*Reshaped: head.weight: \(1, 5\) .*, \(1, 4\) now"),
-        (
-            Marking,
-            r"{} .* missing trunk.0.bias, trunk.0.weight, .* and unexpected body.0.bias, .* and 2"
-            " more: Marking.on_load_checkpoint gets each copy .* not by another entry",
-        ),
-    ],
-)
-def test_names_that_do_not_fit_are_an_error(
-    whole: tuple[str, Path, list[State]], kind: type[Renamed], message: str
-) -> None:
-    name, folder, _ = whole
-    expected = message.replace("{}", NAMED[name])
-    with pytest.raises(MisconfigurationException, match=expected):
-        fit(kind(), *HOLDERS[name]("trunk"), resume=folder / FILES[2])
-
-
-def test_an_error_of_the_hook_says_what_it_was_called_for(
-    whole: tuple[str, Path, list[State]],
-) -> None:
-    class Raises(InPlace):
-        calls = 0
-
-        @override
-        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            super().on_load_checkpoint(checkpoint)
-            self.calls += 1
-            if self.calls > 1:
-                raise KeyError("a user's mistake")
-
-    name, folder, _ = whole
-    with pytest.raises(KeyError, match="a user's mistake") as caught:
-        fit(Raises(), *HOLDERS[name]("trunk"), resume=folder / FILES[2])
-    assert "on_load_checkpoint of Raises was called for a copy" in caught.value.__notes__[0]
-
-
-class Lax(Renamed):
-    """Takes a checkpoint with other names, as it loads without strict names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.strict_loading = False
-
-
-@pytest.mark.filterwarnings("ignore:the names of the")
-def test_without_strict_names_a_warning_names_what_is_left_out(
-    whole: tuple[str, Path, list[State]],
-) -> None:
-    name, folder, _ = whole
-    message = (
-        f"{NAMED[name]} .* don't fit Lax, missing trunk.0.bias, .* and unexpected body.0.bias, .*"
-        "missing entries are those that the module has now"
-    )
-    with pytest.warns(UserWarning, match=message):
-        fit(Lax(), *HOLDERS[name]("trunk"), resume=folder / FILES[2])
 
 
 class Partial(Net):

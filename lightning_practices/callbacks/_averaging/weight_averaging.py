@@ -93,7 +93,9 @@ class WeightAveraging(Callback):
     ``state_dict`` holds the averages, so ``load_from_checkpoint`` and
     ``Trainer.test(ckpt_path=...)`` load the validated weights. A resumed fit, even from a
     checkpoint saved at its end, continues exactly as if it had not been interrupted, with the
-    arguments given now. A fit that isn't resumed starts new averages.
+    arguments given now. On loading, each copy of the weights passes through the module's
+    ``on_load_checkpoint``, so a module may have renamed layers. A fit that isn't resumed starts new
+    averages.
 
     **With** :class:`EarlyStopping` the best validated averages are kept, and restored at the end.
 

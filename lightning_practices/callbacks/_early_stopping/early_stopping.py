@@ -75,7 +75,8 @@ class EarlyStopping(LightningEarlyStopping):
     **Checkpoints** hold the best weights, which are written only once if they are also the current
     weights. In a checkpoint that is saved after the best weights were restored, ``state_dict``
     holds the best weights. Even then ``Trainer.fit(ckpt_path=...)`` continues from the last
-    weights, since the optimizer's state belongs to them. Distributed checkpoints, the default of
+    weights, since the optimizer's state belongs to them. On loading, each copy of the weights
+    passes through the module's ``on_load_checkpoint``. Distributed checkpoints, the default of
     ``ModelParallelStrategy``, are an exception: they hold only the current weights, and a warning
     is shown.
 
