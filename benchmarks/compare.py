@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks import screen
+from benchmarks.options import not_negative
 from benchmarks.results import Results
 from benchmarks.rows import IDENTITY, OURS, Row, cell, is_ok, kind_of, name_of
 
@@ -81,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("after", type=Path, metavar="B.json", help="the results to judge")
     parser.add_argument(
         "--least",
-        type=float,
+        type=not_negative,
         default=LEAST_PERCENT,
         metavar="PERCENT",
         help="ignore smaller changes, whatever the spread (default: %(default)s)",

@@ -5,6 +5,7 @@ import dataclasses
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,9 +16,10 @@ from benchmarks import report, screen
 from benchmarks.cases import make_calls
 from benchmarks.layers import LAYERS
 from benchmarks.ops import OPS
+from benchmarks.options import add_names
 from benchmarks.providers import Inputs
 from benchmarks.results import Results, add_out
-from benchmarks.rows import EAGER, OURS, Row, failure, is_ok
+from benchmarks.rows import EAGER, OURS, Row, Verdict, failure, is_ok, verdict
 from benchmarks.shapes import Dims
 from benchmarks.timers import CpuTimer
 from benchmarks.timing import Budget, Clock, interleave, spread_of
@@ -82,9 +84,7 @@ def cases(ops: Sequence[str]) -> Iterator[tuple[Row, Dims]]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``cpu``."""
     ops = names()
-    parser.add_argument(
-        "--ops", nargs="+", choices=ops, default=ops, metavar="OP", help=", ".join(ops)
-    )
+    add_names(parser, "--ops", ops, metavar="OP")
     add_out(parser, "cpu.json", resume=True)
 
 
@@ -135,22 +135,26 @@ def measure(key: Row, dims: Dims, clock: Clock = time.perf_counter) -> Row:
         "spread": round(spread_of(ratios), 4),
         "microseconds": round(statistics.median(samples[OURS]) * 1e6, 3),
         "peer_microseconds": round(statistics.median(samples[EAGER]) * 1e6, 3),
-        "above_goal": ratio > GOAL,
+        "verdict": verdict(ratio, spread_of(ratios), GOAL),
     }
 
 
 def _print_verdict(rows: Sequence[Row]) -> None:
-    """Print the rows that failed or exceed the goal, and count the others."""
-    above = 0
+    """Print the rows that failed, exceed the goal or are undecided, and count all."""
+    counts: Counter[Verdict] = Counter()
     for row in rows:
         what = "{op} against {peer}, {shape} {dtype} {direction}".format(**row)
         if not is_ok(row):
             screen.say(f"{what}: {row['reason']}")
-        elif row["above_goal"]:
-            above += 1
-            screen.say(f"{what}: " + "{ratio:.3f} ± {spread:.3f}, {microseconds} us".format(**row))
-    measured = sum(map(is_ok, rows))
+            continue
+        # Not the row's own verdict, which rows of an older file lack.
+        said = verdict(row["ratio"], row["spread"], GOAL)
+        counts[said] += 1
+        if said != "within":
+            figures = "{ratio:.3f} ± {spread:.3f}, {microseconds} us".format(**row)
+            screen.say(f"{what}: {figures}, {said}")
     screen.say(
-        f"{measured} pairs, {measured - above} of them within the goal of {GOAL} times the peer's"
-        f" time, {above} above it"
+        f"{counts.total()} pairs, {counts['within']} of them within the goal of {GOAL} times the"
+        f" peer's time, {counts['above']} above it, {counts['undecided']} undecided: the goal is"
+        " within their spread"
     )

@@ -20,6 +20,7 @@ from typing_extensions import override
 import lightning_kernels
 from benchmarks import overhead, report, screen
 from benchmarks.models import ON_CPU, ON_GPU, VARIANTS, Batch, Training, Variant, Workload, train
+from benchmarks.options import add_names
 from benchmarks.replaced import ShareOfReplacedOps
 from benchmarks.results import Results, add_out
 from benchmarks.rows import Row, failure, is_ok
@@ -233,18 +234,10 @@ def _cxx() -> str | None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``fit``."""
     models, variants, practices = list(ON_GPU), list(VARIANTS), list(overhead.PRACTICES)
-    parser.add_argument(
-        "--models", nargs="*", choices=models, default=models, metavar="MODEL",
-        help=f"any of {', '.join(models)}, or none (default: all)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--variants", nargs="+", choices=variants, default=variants, help="(default: all)"
-    )
-    parser.add_argument(
-        "--practices", nargs="*", choices=practices, metavar="PRACTICE", default=practices,
-        help="the practices whose cost per step to measure: any of"
-        f" {', '.join(practices)}, or none (default: all)",
-    )  # fmt: skip
+    add_names(parser, "--models", models, metavar="MODEL", or_none=True)
+    add_names(parser, "--variants", variants, metavar="VARIANT")
+    about = "the practices whose cost per step to measure"
+    add_names(parser, "--practices", practices, about, metavar="PRACTICE", or_none=True)
     parser.add_argument("--short", action="store_true", help="a few steps only")
     add_out(parser, "fit.json", resume=True)
 
@@ -291,8 +284,8 @@ def _print(rows: Sequence[Row]) -> None:
         elif "practice" in row:
             figures = (
                 "{microseconds_per_step} ± {spread} us a step, {percent_of_20ms_step} % of one of"
-                " 20 ms (goal: under 1 %)"
-            ).format(**row)
+                " 20 ms (goal: under 1 %, {said})"
+            ).format(**row, said=overhead.verdict_of(row))
         else:
             figures = (
                 "{milliseconds_per_step} ± {spread} ms a step, {fused_layers} layers fused"

@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from benchmarks import report, screen
+from benchmarks.options import positive
 from benchmarks.results import Results, describe_environment
 from benchmarks.rows import cell
 from benchmarks.timing import Clock
@@ -138,7 +139,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of summary.json, logs and results, 8 files in all (default: %(default)s)",
     )
     parser.add_argument(
-        "--minutes", type=float, default=9.0, help="for all steps together (default: %(default)s)"
+        "--minutes",
+        type=positive,
+        default=9.0,
+        help="for all steps together (default: %(default)s)",
     )
 
 

@@ -13,6 +13,7 @@ from benchmarks import report, screen
 from benchmarks.cases import Case
 from benchmarks.kernel_rows import CRASHED, TIMEOUT, blank_row
 from benchmarks.ops import DTYPES, OPS
+from benchmarks.options import add_names, positive
 from benchmarks.race import GpuLostError, Race, Settings, copies
 from benchmarks.results import Results, add_out
 from benchmarks.rows import COPY, OURS, Row
@@ -31,12 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ops = [name for name, op in OPS.items() if op.shapes]
     peers = list(dict.fromkeys(p.name for op in OPS.values() for p in op.providers))[1:]
     add = parser.add_argument
-    add("--ops", nargs="+", choices=ops, default=ops, metavar="OP", help=", ".join(ops))
+    add_names(parser, "--ops", ops, metavar="OP")
     add("--shapes", choices=["quick", "full"], default="quick", help="(default: %(default)s)")
-    add("--dtypes", nargs="+", choices=list(DTYPES), help="(default: bf16 if quick, else all)")
-    add("--peers", nargs="+", choices=peers, help="(default: all that suit this machine)")
-    add("--seconds", type=float, help="of timing per case and direction (default: 0.4, full 1.5)")
-    add("--minutes", type=float, help=f"for all (default: {QUICK_MINUTES} if quick, else no limit)")
+    default = "bf16 if quick, else all"
+    add_names(parser, "--dtypes", list(DTYPES), metavar="DTYPE", default=default)
+    default = "all that suit this machine"
+    add_names(parser, "--peers", peers, metavar="PEER", default=default)
+    add(
+        "--seconds", type=positive, help="of timing per case and direction (default: 0.4, full 1.5)"
+    )
+    add(
+        "--minutes",
+        type=positive,
+        help=f"for all (default: {QUICK_MINUTES} if quick, else no limit)",
+    )
     add_out(parser, "kernels.json", resume=True)
 
 

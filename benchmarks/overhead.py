@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from typing_extensions import override
 
 from benchmarks.models import Training, train
-from benchmarks.rows import Row, failure
+from benchmarks.rows import Row, Verdict, failure, verdict
 from benchmarks.timing import Clock, spread_of, take_turns
 from lightning_practices.callbacks import (
     DropRateSchedule,
@@ -108,7 +108,8 @@ def _with_curves() -> Fit:
     return bare()[0], [curves]
 
 
-BUILT_INS = "Lightning's own clipping, schedule, early stopping"  # the peer of TrainingPractices
+# Lightning's own clipping, schedule and early stopping: the peer of TrainingPractices.
+BUILT_INS = "LightningBuiltIns"
 
 # The practices, with settings by which none ends the fit.
 PRACTICES: dict[str, Callable[[], Fit]] = {
@@ -172,8 +173,14 @@ def measure(practice: str, plan: Plan, clock: Clock = time.perf_counter) -> Row:
         "percent_of_20ms_step": round(percent, 4),
         "spread": round(spread_of(added), 2),
         "bare_microseconds_per_step": round(statistics.median(first for first, _ in rounds), 2),
-        "above_goal": percent > GOAL_PERCENT,
+        "verdict": verdict(percent, 100 * spread_of(added) / STEP_MICROSECONDS, GOAL_PERCENT),
     }
+
+
+def verdict_of(row: Row) -> Verdict:
+    """Return whether the cost of a practice is within the goal."""
+    spread = 100 * row["spread"] / STEP_MICROSECONDS
+    return verdict(row["percent_of_20ms_step"], spread, GOAL_PERCENT)
 
 
 class _EpochStarts(Callback):

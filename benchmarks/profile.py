@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from benchmarks.cases import Case, make_calls
 from benchmarks.ops import DTYPES, OPS
+from benchmarks.options import quoted
 from benchmarks.providers import Provider
 from benchmarks.results import add_out
 from benchmarks.rows import EAGER, OURS, first_line
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``profile``."""
     add = parser.add_argument
     ops = [name for name, op in OPS.items() if op.shapes]
-    add("op", choices=ops, metavar="OP", help=", ".join(ops))
+    add("op", choices=ops, metavar="OP", help=f"one of {quoted(ops)}")
     add("--shape", metavar="NAME", help="(default: the op's first of a quick run)")
     add("--dtype", choices=list(DTYPES), default="bf16", help="(default: %(default)s)")
     add("--layout", metavar="LAYOUT", help="(default: the shape's first)")

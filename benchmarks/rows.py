@@ -2,9 +2,10 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 Row = dict[str, Any]
+Verdict = Literal["within", "above", "undecided"]
 
 OURS = "ours"
 EAGER = "eager"
@@ -28,6 +29,19 @@ _KIND_OF_FIELD = {
 def kind_of(row: Row) -> str:
     """Return the kind of ``row``: kernels, cpu, fit, overhead, static or other."""
     return next((kind for field, kind in _KIND_OF_FIELD.items() if field in row), "other")
+
+
+def verdict(value: float, spread: float, goal: float) -> Verdict:
+    """Return whether a measured value is within a goal, or too uncertain to say so.
+
+    Args:
+        value: The median of the measurements.
+        spread: Their interquartile range.
+        goal: The largest value within the goal.
+    """
+    if abs(value - goal) <= spread:
+        return "undecided"
+    return "within" if value < goal else "above"
 
 
 def is_ok(row: Row) -> bool:

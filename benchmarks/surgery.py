@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from benchmarks import screen
+from benchmarks.options import whole
 from benchmarks.timers import CpuTimer
 from benchmarks.timing import Budget, Clock, interleave
 from lightning_practices.nn import BatchNorm2d, norm_activation
@@ -33,8 +34,10 @@ TIMER = time.thread_time  # CPU time of this thread, so that other work of the m
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``python -m benchmarks surgery``."""
-    parser.add_argument("--repeats", type=int, default=50, help="timings (default: %(default)s)")
-    parser.add_argument("--size", type=int, default=224, help="of an image (default: %(default)s)")
+    parser.add_argument("--repeats", type=whole, default=50, help="timings (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=whole, default=224, help="of an image (default: %(default)s)"
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,7 @@
 """The command line: help without a wait, exit statuses, and what runs without a command."""
 
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -38,6 +40,64 @@ def test_every_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -
         cli.main([name, "--help"])
     assert caught.value.code == 0
     assert f"python -m benchmarks {name}" in " ".join(capsys.readouterr().out.split())
+
+
+def parsed(*arguments: str) -> Namespace:
+    return cli._parse(arguments)[0]
+
+
+@pytest.mark.parametrize("flag", ["models", "practices"])
+def test_none_stands_for_no_name(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert getattr(parsed("fit", f"--{flag}", "none"), flag) == []
+    assert len(getattr(parsed("fit"), flag)) > 3
+    chosen = getattr(parsed("fit"), flag)[:2]
+    assert getattr(parsed("fit", f"--{flag}", *chosen), flag) == chosen
+    with pytest.raises(SystemExit):
+        parsed("fit", f"--{flag}", "none", chosen[0])
+    assert f"argument --{flag}: give 'none' alone" in capsys.readouterr().err
+
+
+OPTIONS = [
+    ("kernels", "ops"), ("kernels", "dtypes"), ("kernels", "peers"), ("cpu", "ops"),
+    ("fit", "models"), ("fit", "variants"), ("fit", "practices"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "flag"), OPTIONS)
+def test_the_names_in_the_help_can_be_copied_to_a_shell(
+    command: str, flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "10000")
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    pattern = rf"--{flag} \w+ \[\w+ \.\.\.\] (?:[\w ]+: )?any of (.*?) \(default"
+    (line,) = re.findall(pattern, said)
+    names = shlex.split(line.removesuffix(", or none"))
+    assert getattr(parsed(command, f"--{flag}", *names), flag) == names
+    assert getattr(parsed(command), flag) in (names, None)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("kernels", "--seconds", "nan"),
+        ("kernels", "--minutes", "-1"),
+        ("gpu-check", "--minutes", "0"),
+        ("surgery", "--repeats", "0"),
+        ("surgery", "--size", "1.5"),
+        ("compare", "a", "b", "--least", "inf"),
+    ],
+)
+def test_a_number_that_makes_no_sense(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert arguments[-2] in said
+    assert repr(arguments[-1]) in said
 
 
 @pytest.mark.parametrize(

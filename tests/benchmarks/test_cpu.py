@@ -58,7 +58,7 @@ def test_twice_as_slow_is_said_to_be(
     status, rows = run(tmp_path, "--ops", "slow", "fast", clock=clock)
     assert status == 0  # whatever the figures
     assert [row["ratio"] for row in rows] == pytest.approx([2, 2, 0.5, 0.5], rel=0.01)
-    assert [row["above_goal"] for row in rows] == [True, True, False, False]
+    assert [row["verdict"] for row in rows] == ["above", "above", "within", "within"]
     assert [row["dtype"] for row in rows] == ["float32", "bfloat16"] * 2
     threads = torch.get_num_threads()
     for row in rows:
@@ -72,6 +72,21 @@ def test_twice_as_slow_is_said_to_be(
     assert "slow against eager, 2x3 float32 forward" in printed
     assert "fast against" not in printed
     assert "2 of them within the goal of 1.05" in printed
+    assert "2 above it, 0 undecided" in printed
+
+
+def test_a_ratio_that_is_noisier_than_its_distance_from_the_goal_is_undecided(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    key = {"op": "noisy", "peer": "eager", "shape": "2", "dtype": "float32", "direction": "both"}
+    noisy = {**key, "ratio": 1.2, "spread": 0.2, "microseconds": 9.0}
+    clear = {**key, "op": "clear", "ratio": 1.2, "spread": 0.1, "microseconds": 9.0}
+    cpu._print_verdict([noisy, clear])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("1.200 ± 0.200, 9.0 us, undecided")
+    assert lines[1].endswith("1.200 ± 0.100, 9.0 us, above")
+    assert "0 of them within the goal" in lines[2]
+    assert "1 above it, 1 undecided" in lines[2]
 
 
 def test_the_ratio_is_the_median_of_the_rounds_and_noise_is_its_spread(
