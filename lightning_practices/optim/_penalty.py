@@ -6,7 +6,8 @@ step has the same effect as adding the penalty to the loss. It needs no autograd
 weights, and it can't be counted twice when gradients are accumulated.
 """
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def penalty(weights: Weights, *, l1: float = 0.0, l2: float = 0.0) -> Tensor:
         ValueError: If ``l1`` or ``l2`` is negative or not finite.
     """
     l1, l2 = check_number("l1", l1, ge=0), check_number("l2", l2, ge=0)
-    listed = _listed(weights)
+    listed = _listed(weights, stacklevel=3)
     total = torch.zeros((), device=listed[0].device if listed else None)
     if l1:
         total = total + l1 * _norm(listed, 1.0, total)
@@ -123,11 +124,21 @@ def soft_threshold_(weights: Weights, threshold: float | Tensor) -> None:
         torch._foreach_sub_(values, inside)
 
 
-def _listed(weights: Weights) -> list[Tensor]:
+def _listed(weights: Weights, stacklevel: int = 4) -> list[Tensor]:
+    """Return the weights as a list. Warn of an iterator that has none: it has been used up.
+
+    ``stacklevel`` is that of the caller of a public function, by default of a decorated one.
+    """
     expected = "a tensor, or several"
     listed = (
         [weights] if isinstance(weights, Tensor) else check_listed("weights", weights, expected)
     )
+    if not listed and isinstance(weights, Iterator):
+        warnings.warn(
+            "`weights` is an empty generator, so nothing is penalised: pass model.parameters()"
+            " itself, which is a new generator at each call, or a list",
+            stacklevel=stacklevel,
+        )
     return [check_instance("weights", weight, Tensor, expected) for weight in listed]
 
 

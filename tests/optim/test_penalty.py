@@ -192,3 +192,17 @@ def test_a_bad_threshold() -> None:
     for value in (-1.0, math.nan):
         with pytest.raises(ValueError, match="threshold has to be a number, at least 0, but got"):
             soft_threshold_(weights(), value)
+
+
+def test_an_iterator_without_weights_warns_where_it_is_given() -> None:
+    used = iter([torch.ones(2)])
+    assert len([*used]) == 1
+    calls = (
+        lambda: penalty(used, l1=1.0),
+        lambda: add_penalty_gradients_(used, l1=1.0),
+        lambda: soft_threshold_(used, 0.1),
+    )
+    for call in calls:
+        with pytest.warns(UserWarning, match="empty generator, so nothing is penalised") as caught:
+            call()
+        assert caught[0].filename == __file__
