@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from tests.conftest import IS_INTERPRETED
 from tests.kernels.reference import assert_as_right
 from tests.kernels.torch_cases import Call, Case, laid_out, mapped
 
@@ -68,7 +69,7 @@ def assert_alike(ours: Make, torchs: Make, case: Case, device: str, yardstick: M
         return ((a, b, c) for a, b, c in zip(*found, strict=True) if a.is_floating_point())
 
     smallest = min(t.numel() for t in mine if t.numel() > 0)
-    assert_as_right(results, smallest)
+    assert_as_right(results, smallest, draws=3 if IS_INTERPRETED else 16)  # that is slow
 
 
 def instance_norm_by_group_norm(

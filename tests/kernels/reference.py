@@ -47,7 +47,7 @@ def assert_as_right_as_torch(
 
 
 def assert_as_right(
-    results: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]], numel: int
+    results: Callable[[], Iterable[tuple[Tensor, Tensor, Tensor]]], numel: int, draws: int = 16
 ) -> None:
     """Check results as :func:`assert_as_right_as_torch` does.
 
@@ -55,9 +55,10 @@ def assert_as_right(
         results: Function that returns triples of our result, torch's result and the exact result.
         numel: Number of elements of the output. If it is small, ``results`` is called several
             times, and has to draw new tensors each time.
+        draws: Largest number of calls of ``results``.
     """
     squares: list[list[float]] = []
-    for _ in range(max(1, min(16, 1024 // max(numel, 1)))):
+    for _ in range(max(1, min(draws, 1024 // max(numel, 1)))):
         squares.append([value for result in results() for value in _square_errors(*result)])
     totals = [math.sqrt(sum(column)) for column in zip(*squares, strict=True)]
     for i in range(0, len(totals), 3):
