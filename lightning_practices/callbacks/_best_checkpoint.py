@@ -11,12 +11,19 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_name, check_path
 from lightning_practices.callbacks._early_stopping import RetrainFor
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Mode
 
+_STATE = (  # the attributes of ModelCheckpoint that a fit changes
+    "best_k_models", "best_model_path", "best_model_score", "current_score",
+    "kth_best_model_path", "kth_value", "last_model_path",
+    "_last_checkpoint_saved", "_last_global_step_saved",
+)  # fmt: skip
 
-class BestCheckpoint(ModelCheckpoint):
+
+class BestCheckpoint(PracticeCallback, ModelCheckpoint):
     """Save the best and the last weights, as Lightning's ``ModelCheckpoint`` does.
 
     ``Trainer.test(ckpt_path="best")`` then tests the weights with the best value of ``monitor``,
@@ -28,6 +35,8 @@ class BestCheckpoint(ModelCheckpoint):
     - A resumed fit keeps the best value, even if it saves to a new folder. Lightning forgets the
       best value when the folder changes, as it does with each run of a logger, and the next value
       would then count as the best.
+    - A fit of another Trainer begins with no best value, and in that Trainer's folder if no
+      ``dirpath`` is given. In Lightning the best value and the folder of the first fit remain.
     - ``fit(ckpt_path="last")`` in a new process raises an error if each run of the logger has a new
       folder and earlier runs have a ``last.ckpt``. The error names the newest. Lightning would
       train from the start. With a ``dirpath``, or without a logger, the folder stays the same and
@@ -69,10 +78,22 @@ class BestCheckpoint(ModelCheckpoint):
             check_name("filename", filename)
         super().__init__(dirpath, filename, monitor, mode=mode, save_last=True)
         self._values = self._monitored()
+        self._chosen: str | Path | None = None  # the folder, if Lightning has chosen it
+
+    @override
+    def _reset(self) -> None:
+        fresh = vars(ModelCheckpoint(monitor=self.monitor, mode=self.mode))
+        vars(self).update({name: fresh[name] for name in _STATE})
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        is_chosen = self.dirpath == self._chosen
+        if stage == "fit" and is_chosen and not self._continues(trainer, pl_module):
+            self.dirpath = None  # each run of a logger has its own folder
+        has_none = self.dirpath is None
         super().setup(trainer, pl_module, stage)
+        if has_none:
+            self._chosen = self.dirpath
         if stage == "fit":
             self._values = self._monitored()
 

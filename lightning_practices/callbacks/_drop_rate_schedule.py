@@ -3,11 +3,11 @@
 from typing import Any, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_count_or_share, check_layers
-from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.horizon import part_of_fit
 from lightning_practices.callbacks._trainer.logs import log_numbers, logs_now
 from lightning_practices.callbacks._trainer.others import callbacks_of
@@ -15,7 +15,7 @@ from lightning_practices.callbacks._types import Interval
 from lightning_practices.schedules import DropLayers, DropRate, DropSchedule
 
 
-class DropRateSchedule(Callback):
+class DropRateSchedule(PracticeCallback):
     """Let the rates of dropout layers follow a schedule during a fit.
 
     At each optimizer step or epoch, :class:`~lightning_practices.schedules.DropRate` sets the rate
@@ -78,10 +78,6 @@ class DropRateSchedule(Callback):
         self._drop_rate: DropRate | None = None  # while a fit runs
         self._length = 0  # steps or epochs of the schedule
         self._log_name = ""
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

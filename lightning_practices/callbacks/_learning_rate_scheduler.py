@@ -4,7 +4,7 @@ import sys
 from typing import Any, TypeVar, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import LRSchedulerConfig
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_name
-from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
 from lightning_practices.callbacks._types import Mode
@@ -23,7 +23,7 @@ _NEVER = sys.maxsize
 _Scheduler = TypeVar("_Scheduler", LambdaLR, LinearLR, ReduceLROnPlateau)
 
 
-class LearningRateScheduler(Callback):
+class LearningRateScheduler(PracticeCallback):
     """Let the learning rates of the module's optimizer follow a schedule.
 
     ::
@@ -76,10 +76,6 @@ class LearningRateScheduler(Callback):
         self.monitor = check_name("monitor", monitor)
         self.mode: Mode = check_choice("mode", mode, get_args(Mode))
         self._values = self._monitored()
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

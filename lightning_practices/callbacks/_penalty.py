@@ -13,8 +13,8 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_practices._arguments import check_flag, check_names, check_number
-from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._clipping import GradientClipping
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.logs import logs_now
 from lightning_practices.callbacks._trainer.optimizers import grad_scaler, place_of
 from lightning_practices.callbacks._trainer.others import callbacks_of, set_callbacks
@@ -29,7 +29,7 @@ from lightning_practices.optim import (
 )
 
 
-class Penalty(Callback):
+class Penalty(PracticeCallback):
     r"""Penalise large weights by L1, L2 or both (the elastic net), without a term in the loss.
 
     The effect is as if :math:`\lambda_1 \sum |w| + \frac{\lambda_2}{2} \sum w^2` were added to the
@@ -97,7 +97,7 @@ class Penalty(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse(

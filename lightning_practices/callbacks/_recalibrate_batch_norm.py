@@ -18,13 +18,13 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_callable
 from lightning_practices._batches import input_of
-from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.others import callbacks_of, set_callbacks
 from lightning_practices.callbacks._trainer.strategies import refuse
 from lightning_practices.surgery import recalibrate_batch_norm
 
 
-class RecalibrateBatchNorm(Callback):
+class RecalibrateBatchNorm(PracticeCallback):
     """Recompute the running statistics of batch norms over the training set, after training.
 
     It calls :func:`~lightning_practices.surgery.recalibrate_batch_norm` when a fit ends regularly
@@ -69,7 +69,7 @@ class RecalibrateBatchNorm(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse(

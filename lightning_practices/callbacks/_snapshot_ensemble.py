@@ -4,24 +4,24 @@ from copy import deepcopy
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._arguments import check_whole
-from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.copies import load_copies
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
 from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
-from lightning_practices.schedules import Factor, cosine_restarts, cycle_of
+from lightning_practices.schedules import cosine_restarts, cycle_of
 
 _CHECKPOINT_KEY = "snapshot_ensemble"
 
 
-class SnapshotEnsemble(Callback):
+class SnapshotEnsemble(PracticeCallback):
     r"""Anneal the learning rate several times in a fit, and keep the weights of each cycle.
 
     .. math:: \eta(t) = \frac{\eta_0}{2} \left(1 + \cos \pi \frac{t - b_k}{b_{k+1} - b_k}\right)
@@ -72,10 +72,13 @@ class SnapshotEnsemble(Callback):
         self.keep = None if keep is None else check_whole("keep", keep, 1)
         if steps is not None:
             cosine_restarts(steps, cycles)  # raises if there are fewer steps than cycles
+        self._reset()
+
+    @override
+    def _reset(self) -> None:
         self._snapshots: dict[int, dict[str, Any]] = {}  # by optimizer step
         self._cycles: tuple[int, int] | None = None  # the steps and cycles of the fit
         self._ended: int | None = None  # the cycles that have ended; None before the fit
-        self._factor: Factor = lambda t: 1.0
 
     @property
     def steps_taken(self) -> list[int]:
@@ -102,7 +105,7 @@ class SnapshotEnsemble(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse(
@@ -114,8 +117,6 @@ class SnapshotEnsemble(Callback):
             " of each cycle, schedule the rates by LambdaLR(optimizer, cosine_restarts(...)), and"
             " use LightningEnsemble.from_checkpoints",
         )
-        if trainer.global_step == 0:  # otherwise it continues an earlier fit
-            self._snapshots, self._cycles, self._ended = {}, None, None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,7 +136,7 @@ class SnapshotEnsemble(Callback):
                 f"the fit began with {old}, but would go on with {cycles[1]} in {cycles[0]}: give"
                 " SnapshotEnsemble the same `cycles` and `steps` as before"
             )
-        self._cycles, self._factor = cycles, cosine_restarts(*cycles)
+        self._cycles = cycles
         if self._ended is None:
             self._ended = cycle_of(trainer.global_step, *cycles)
         # A checkpoint may have been saved at the end of a cycle, before its snapshot was taken.
@@ -145,7 +146,8 @@ class SnapshotEnsemble(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        factor = self._factor(trainer.global_step)
+        assert self._cycles is not None
+        factor = cosine_restarts(*self._cycles)(trainer.global_step)
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 _scale(group, factor)
@@ -174,6 +176,9 @@ class SnapshotEnsemble(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if not self._takes_state(trainer):
+            return
         kept = checkpoint.get(_CHECKPOINT_KEY, {})
         what = "the snapshot of step {} of SnapshotEnsemble"
         self._snapshots = load_copies(pl_module, checkpoint, kept, what)

@@ -211,15 +211,23 @@ def test_no_weights_for_another_module(width: int) -> None:
     other = Scripted(width=width)
     before = state_of(other)
     with pytest.raises(MisconfigurationException, match="best weights of another module"):
-        fit(other, stopping, max_epochs=3)
+        stopping.restore(other)
     assert same(other.state_dict(), before)
+
+
+def test_another_module_in_a_fit_of_the_same_trainer_begins_anew() -> None:
+    stopping = EarlyStopping("val_loss", patience=9)
+    trainer = fit(Scripted((1,) * 8), stopping, max_epochs=2)
+    other = Scripted((3, 3, 3, 2, 3, 3, 3, 3), width=3)
+    trainer.fit_loop.max_epochs = 6
+    trainer.fit(other, *loaders())
+    assert verdict(stopping) == (3, 16, 2.0, 2)
+    assert same(other.state_dict(), other.seen[16])
 
 
 def test_it_can_be_pickled_with_what_it_holds() -> None:
     module, stopping = Scripted(), EarlyStopping("val_loss", patience=3)
     fit(module, stopping)
-    vars(stopping).pop("log")  # Lightning's: methods of the module, which has a Trainer
-    vars(stopping).pop("log_dict")
     copied = pickle.loads(pickle.dumps(stopping))
     other = Scripted()
     copied.restore(other)

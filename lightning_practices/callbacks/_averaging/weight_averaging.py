@@ -5,12 +5,11 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
-from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._averaging.changes import Changes
 from lightning_practices.callbacks._averaging.checks import check_arguments, check_trainer
 from lightning_practices.callbacks._averaging.decay import decay_after, too_much_of_first
@@ -29,6 +28,7 @@ from lightning_practices.callbacks._averaging.tensors import (
     trained_tensors,
     write,
 )
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.horizon import length_of_fit
 from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
 from lightning_practices.callbacks._trainer.others import put_first
@@ -41,7 +41,7 @@ _DECAY = 0.999
 AveragingKind = Literal["ema", "swa"]
 
 
-class WeightAveraging(Callback):
+class WeightAveraging(PracticeCallback):
     r"""Average the weights during training; validate, save and end the fit with the averages.
 
     The average :math:`\bar{w}` of the weights :math:`w_1, w_2, \dots` after successive steps or
@@ -94,8 +94,9 @@ class WeightAveraging(Callback):
     ``Trainer.test(ckpt_path=...)`` load the validated weights. A resumed fit, even from a
     checkpoint saved at its end, continues exactly as if it had not been interrupted, with the
     arguments given now. On loading, each copy of the weights passes through the module's
-    ``on_load_checkpoint``, so a module may have renamed layers. A fit that isn't resumed starts new
-    averages.
+    ``on_load_checkpoint``, so a module may have renamed layers. Any other fit starts new averages.
+    Only if an exception has ended a fit, and the same Trainer continues it, are the averages
+    continued too.
 
     **With** :class:`EarlyStopping` the best validated averages are kept, and restored at the end.
 
@@ -153,14 +154,16 @@ class WeightAveraging(Callback):
         self.start = start
         self.interval: Interval = interval or ("step" if kind == "ema" else "epoch")
         self.frequency = frequency
+        self._changes = Changes()  # since the last average
         self._reset()
 
+    @override
     def _reset(self) -> None:
         self._averages = Averages()
         self._aside: Tensors | None = None  # training weights, if the module has averages
         self._loaded: dict[str, Any] | None = None  # from a checkpoint, until training starts
         self._ended = False
-        self._changes = Changes()  # since the last average
+        self._changes.any = False
         self._start = 0  # in steps or epochs
         self._has_warned = False  # of the first weights
         self._seen = 0  # steps or epochs at the last call of _look
@@ -187,12 +190,13 @@ class WeightAveraging(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        check_trainer(trainer, self)
         self._changes.unwatch()
-        self._reset()
+        check_trainer(trainer, self)
+        if self._ended:  # the averages don't belong to the weights that the module has now
+            self._reset()
         # So other callbacks see the averages in validation, and restore other weights only
         # afterwards.
         put_first(trainer, self)
@@ -307,6 +311,7 @@ class WeightAveraging(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
         if trainer.state.fn != TrainerFn.FITTING:
             return  # the checkpoint's state_dict holds the averages
         if "current_model_state" in checkpoint:

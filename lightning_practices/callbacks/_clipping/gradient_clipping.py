@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Self
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._clipping.clipper import Clipper
 from lightning_practices.callbacks._clipping.settings import ClippingAlgorithm, ClippingSettings
+from lightning_practices.callbacks._practice import PracticeCallback
 
 
-class GradientClipping(Callback):
+class GradientClipping(PracticeCallback):
     r"""Clip gradients by norm, by value or adaptively, once for each optimizer step.
 
     Right before each step of an optimizer it calls :func:`lightning_kernels.clip_grad_norm_`,
@@ -132,13 +132,14 @@ class GradientClipping(Callback):
         self._clipper.clip(pl_module, optimizer, in_step=in_step)
 
     @override
+    def _reset(self) -> None:
+        self._clipper.reset()
+
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
-        if stage != "fit":
-            return
-        self._clipper.setup(trainer)
-        if trainer.global_step == 0:  # otherwise it continues an earlier fit
-            self._clipper.reset()
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self._clipper.setup(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -22,13 +22,13 @@ from lightning_practices._arguments import (
     cut,
     shown,
 )
-from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._curves.draw import Best, draw
 from lightning_practices.callbacks._curves.file import SUFFIXES, rendered
 from lightning_practices.callbacks._curves.listener import Listener
 from lightning_practices.callbacks._curves.panels import forks
-from lightning_practices.callbacks._curves.series import EPOCH, History, Series
+from lightning_practices.callbacks._curves.series import EPOCH, Series
 from lightning_practices.callbacks._early_stopping import EarlyStopping
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.logs import ReadsLogs
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Mode
@@ -39,7 +39,7 @@ _NEVER = 10**12  # steps
 _FIRST_SECONDS = 0.5  # the assumed cost of the first picture
 
 
-class LearningCurves(ReadsLogs):
+class LearningCurves(PracticeCallback, ReadsLogs):
     """Draw the logged values over optimizer steps to a file, during the fit and at its end.
 
     No logger is needed. All values that ``self.log`` gets are drawn, and the learning rate of each
@@ -132,7 +132,6 @@ class LearningCurves(ReadsLogs):
         self.file: Path | None = None
         # Made once, since Lightning reads it at each hook.
         self._key = self._generate_state_key(path=self.path.name)
-        self._listener = Listener(self._wants)
         self._stopping: LightningEarlyStopping | None = None  # its best step is marked
         self._is_on = False  # True from a fit's setup to its end
         self._every = 1  # steps from one record to the next
@@ -142,6 +141,11 @@ class LearningCurves(ReadsLogs):
         self._has_warned = False  # whether drawing has failed in this fit
         self._drawn_at = 0.0  # time of the last picture, in seconds
         self._cost = _FIRST_SECONDS  # of drawing the last picture, in seconds
+        self._reset()
+
+    @override
+    def _reset(self) -> None:
+        self._listener = Listener(self._wants)
 
     @property
     @override
@@ -172,9 +176,10 @@ class LearningCurves(ReadsLogs):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
+        self._stopping = self._find_stopping(trainer)
         self._is_on = not trainer.fast_dev_run  # type: ignore[attr-defined]
         if not self._is_on:
             return
@@ -182,11 +187,8 @@ class LearningCurves(ReadsLogs):
         folder = trainer.log_dir or trainer.default_root_dir  # collective: on all ranks
         self.file = _writable(self.path, folder, makes=trainer.is_global_zero)
         self._every = self.every_n_train_steps or trainer.log_every_n_steps or _NEVER  # type: ignore[attr-defined]
-        self._stopping = self._find_stopping(trainer)
         self._is_between = self._is_drawn = self._has_warned = False
         self._drawn_at, self._cost = time.monotonic(), _FIRST_SECONDS
-        if trainer.global_step == 0:  # otherwise it continues an earlier fit
-            self._listener.history = History()
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
-from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -15,7 +14,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._arguments import check_names, check_number, check_whole
-from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._averaging import WeightAveraging
 from lightning_practices.callbacks._early_stopping.arguments import (
     check_flags,
@@ -23,18 +21,24 @@ from lightning_practices.callbacks._early_stopping.arguments import (
     check_single,
     each,
 )
+from lightning_practices.callbacks._early_stopping.checks import check_trainer
 from lightning_practices.callbacks._early_stopping.retrain_for import RetrainFor
+from lightning_practices.callbacks._early_stopping.verdict import (
+    forget_values,
+    forget_verdict,
+    judge,
+)
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit
 from lightning_practices.callbacks._trainer.logs import Missing, MonitoredValues
 from lightning_practices.callbacks._trainer.others import callbacks_of
-from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 from lightning_practices.callbacks._types import Mode
 
 _CHECKPOINT_KEY = "early_stopping_weights"
 
 
-class EarlyStopping(LightningEarlyStopping):
+class EarlyStopping(PracticeCallback, LightningEarlyStopping):
     """Stop training once the monitored value no longer improves, and restore the best weights.
 
     At each check that improves on the best value by more than ``min_delta`` the state of the module
@@ -56,7 +60,8 @@ class EarlyStopping(LightningEarlyStopping):
     - If a value that reaches ``stopping_threshold`` is the best, it is recorded as the best.
     - With :class:`WeightAveraging` the best weights are the validated averages.
     - A resumed fit keeps the count of checks without improvement, the best value and the best
-      weights. It uses the ``patience`` given now.
+      weights. It uses the ``patience`` given now. So does a further fit of the same Trainer. Any
+      other fit begins with no best value, so one callback serves all folds of a cross-validation.
     - Several values can be monitored. Training stops once none of them has improved for
       ``patience`` checks, each compared with its own best value. The best weights, ``best_epoch``,
       ``best_step``, ``best_score`` and ``wait_count`` are those of the first value. To stop as soon
@@ -118,7 +123,7 @@ class EarlyStopping(LightningEarlyStopping):
     Raises:
         MisconfigurationException: When ``Trainer.fit`` starts, if weights are to be restored, and
             the strategy is FSDP1 or DeepSpeed, the Trainer has Lightning's ``WeightAveraging``, a
-            second ``EarlyStopping`` restores weights, or the kept weights belong to another module.
+            second ``EarlyStopping`` restores weights, or the kept weights no longer fit the module.
             After the first validation or epoch, if ``strict`` is ``True`` and ``monitor`` has not
             been logged.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
@@ -171,13 +176,19 @@ class EarlyStopping(LightningEarlyStopping):
             for name, delta, mode in zip(names[1:], deltas[1:], modes[1:], strict=True)
         ]
         self.restore_best_weights = restore_best_weights
+        self._on_train_epoch_end = check_on_train_epoch_end
+        self._values = self._monitored(None)
+        self._reset()
+
+    @override
+    def _reset(self) -> None:
+        for one in (self, *self._others):
+            forget_values(one)
         self.best_epoch: int | None = None
         self.best_step: int | None = None
         self.fit_steps: int | None = None
         self._weights = BestWeights(f"EarlyStopping(monitor={self.monitor!r})")
         self._restored = False  # whether this fit has restored the best weights
-        self._on_train_epoch_end = check_on_train_epoch_end
-        self._values = self._monitored(None)
 
     def restore(self, pl_module: LightningModule) -> None:
         """Load the best weights into the module, if there are any.
@@ -196,7 +207,8 @@ class EarlyStopping(LightningEarlyStopping):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        if stage == "fit" and self._weights.are_in(pl_module):
+            self._refuse_retraining(trainer, pl_module)
         self._check_on_train_epoch_end = self._on_train_epoch_end
         super().setup(trainer, pl_module, stage)  # chooses if it is None
         if stage == "fit":
@@ -204,21 +216,18 @@ class EarlyStopping(LightningEarlyStopping):
             self._values = self._monitored(self._check_on_train_epoch_end if asked else None)
         self._restored = False
         if self.restore_best_weights and stage == "fit":
-            self._check_trainer(trainer)
+            rivals = [one for one in callbacks_of(trainer, EarlyStopping) if one is not self]
+            check_trainer(
+                trainer, self.monitor, [one.monitor for one in rivals if one.restore_best_weights]
+            )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._weights.start(pl_module)
         self.fit_steps = steps_of_fit(trainer)
-        # A checkpoint may hold the stopping epoch and reason of an earlier fit.
-        self.stopped_epoch, self.stopping_reason_message = 0, None
-        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
-        if self._weights and callbacks_of(trainer, RetrainFor):
-            raise MisconfigurationException(
-                f"RetrainFor trains a new module, but EarlyStopping(monitor={self.monitor!r}) holds"
-                f" the best weights of an earlier fit of {type(pl_module).__name__}: make a new"
-                " module and a new callback"
-            )
+        forget_verdict(self)  # that of a checkpoint, or of an earlier fit of the same Trainer
+        if self._weights:
+            self._refuse_retraining(trainer, pl_module)
         if self._checks(trainer):
             self._values.at_start(trainer)
 
@@ -297,6 +306,9 @@ class EarlyStopping(LightningEarlyStopping):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if not self._takes_state(trainer):
+            return
         kept = checkpoint.get(_CHECKPOINT_KEY, {}).get(self.state_key, {})
         self._weights.load(trainer, pl_module, checkpoint, kept, self.restore_best_weights)
         state = checkpoint["callbacks"].get(self.state_key)
@@ -327,7 +339,7 @@ class EarlyStopping(LightningEarlyStopping):
         improved = self._improves(values[0])
         if improved:
             self._keep(trainer)
-        should_stop, reason = self._judge(values)
+        should_stop, reason = judge((self, *self._others), values)
         if improved:  # Lightning doesn't update these when a threshold is reached
             self.best_score, self.wait_count = values[0], 0
         if should_stop and not _reached_minimum(trainer):
@@ -341,21 +353,6 @@ class EarlyStopping(LightningEarlyStopping):
         if reason and self.verbose:
             self._log_info(trainer, reason, self.log_rank_zero_only)
 
-    def _judge(self, values: Sequence[Tensor]) -> tuple[bool, str | None]:
-        """Return whether to stop, given all monitored values, and the reason."""
-        watched = (self, *self._others)
-        pairs = zip(watched, values, strict=True)
-        verdicts = [one._evaluate_stopping_criteria(value) for one, value in pairs]
-        stopping = [one for one, (stop, _) in zip(watched, verdicts, strict=True) if stop]
-        exhausted = EarlyStoppingReason.PATIENCE_EXHAUSTED
-        # Patience has to be exhausted for all values; a threshold or nan of one value is enough.
-        alone = [one.stopping_reason for one in stopping if one.stopping_reason is not exhausted]
-        should_stop = bool(alone) or len(stopping) == len(watched)
-        not_stopped = EarlyStoppingReason.NOT_STOPPED
-        self.stopping_reason = [*alone, exhausted][0] if should_stop else not_stopped
-        kept = [reason for stop, reason in verdicts if reason and stop <= should_stop]
-        return should_stop, " ".join(kept) or None
-
     def _improves(self, current: Tensor) -> bool:
         if self.check_finite and not current.isfinite():
             return False
@@ -368,30 +365,13 @@ class EarlyStopping(LightningEarlyStopping):
         self.best_epoch = trainer.current_epoch
         self.best_step = trainer.global_step
 
-    def _check_trainer(self, trainer: Trainer) -> None:
-        instead = (
-            "set EarlyStopping(restore_best_weights=False) and let ModelCheckpoint(monitor=...)"
-            " save the best weights"
-        )
-        refuse(
-            trainer,
-            FSDP1_OR_DEEPSPEED,
-            who="EarlyStopping",
-            cannot="keep the best weights",
-            instead=f"use ModelParallelStrategy (FSDP2), or {instead}",
-        )
-        for other in callbacks_of(trainer, LightningWeightAveraging):
+    def _refuse_retraining(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if callbacks_of(trainer, RetrainFor):
             raise MisconfigurationException(
-                f"{type(other).__name__} validates averaged weights, and EarlyStopping would keep"
-                " the weights under training: use the WeightAveraging of this package, or"
-                f" {instead}"
+                f"RetrainFor trains a new module, but this {type(pl_module).__name__} was trained"
+                f" before, and EarlyStopping(monitor={self.monitor!r}) holds its best weights: make"
+                " a new module"
             )
-        for rival in callbacks_of(trainer, EarlyStopping):
-            if rival.restore_best_weights and rival is not self:
-                raise MisconfigurationException(
-                    f"EarlyStopping of {self.monitor!r} and of {rival.monitor!r} would both restore"
-                    " their best weights: set restore_best_weights=False for all but one"
-                )
 
 
 def _as_validated(trainer: Trainer) -> AbstractContextManager[None]:

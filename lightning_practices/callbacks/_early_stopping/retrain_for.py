@@ -3,7 +3,7 @@
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import (
     ConcatDataset,
@@ -15,7 +15,7 @@ from torch.utils.data import (
 from typing_extensions import override
 
 from lightning_practices._arguments import check_whole, shown
-from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._practice import PracticeCallback
 
 _KEPT = (  # the arguments of a loader that don't depend on its dataset
     "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout",
@@ -24,7 +24,7 @@ _KEPT = (  # the arguments of a loader that don't depend on its dataset
 )  # fmt: skip
 
 
-class RetrainFor(Callback):
+class RetrainFor(PracticeCallback):
     """Train a new module on training and validation data, for the steps that early stopping found.
 
     Early stopping needs validation data, on which the first fit can't train. So the first fit only
@@ -64,7 +64,8 @@ class RetrainFor(Callback):
         ValueError: If ``steps`` isn't an int of at least 1, or is more than ``fit_steps``.
         MisconfigurationException: When the fit starts, if the Trainer has ``min_epochs``, or
             ``min_steps`` above ``steps``; if its ``max_steps`` is below ``steps`` and ``fit_steps``
-            is ``None``; or if an ``EarlyStopping`` holds the best weights of an earlier fit.
+            is ``None``; or if the module has the best weights of an earlier fit, as an
+            ``EarlyStopping`` of this fit knows.
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """
 
@@ -88,7 +89,7 @@ class RetrainFor(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if trainer.min_epochs or (trainer.min_steps or 0) > self.steps:

@@ -12,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
 from lightning_practices.callbacks._exact_resume.random_states import (
     random_states,
@@ -21,11 +20,12 @@ from lightning_practices.callbacks._exact_resume.random_states import (
     states_of,
 )
 from lightning_practices.callbacks._exact_resume.reasons import changes, description, why_inexact
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.ranks import gather_objects
 
 
-class ExactResume(Callback):
+class ExactResume(PracticeCallback):
     """Resume a fit exactly where its checkpoint was saved, in mid-epoch too.
 
     ::
@@ -86,7 +86,7 @@ class ExactResume(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._saved, self._latest = None, None  # a checkpoint is loaded after setup

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
@@ -15,7 +15,7 @@ from typing_extensions import override
 from lightning_kernels import clip_grad_norm_
 from lightning_practices._arguments import check_whole
 from lightning_practices._names import plain_name
-from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._skip_non_finite.report import (
     NonFiniteParameter,
     NonFiniteReport,
@@ -28,7 +28,7 @@ from lightning_practices.callbacks._trainer.sharding import local
 from lightning_practices.callbacks._trainer.strategies import refuse
 
 
-class SkipNonFinite(Callback):
+class SkipNonFinite(PracticeCallback):
     """Skip each optimizer step in which a gradient is nan or infinite; stop after many in a row.
 
     To skip a step, the gradients of the optimizer are set to ``None`` on all ranks. All of torch's
@@ -71,13 +71,17 @@ class SkipNonFinite(Callback):
 
     def __init__(self, max_consecutive: int = 10) -> None:
         self.max_consecutive = check_whole("max_consecutive", max_consecutive, 1)
+        self.report: NonFiniteReport | None = None
+        self._reset()
+
+    @override
+    def _reset(self) -> None:
         self.skipped = 0
         self.consecutive: dict[int, int] = {}
-        self.report: NonFiniteReport | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         refuse(
@@ -87,8 +91,6 @@ class SkipNonFinite(Callback):
             cannot="see the gradients",
             instead="remove SkipNonFinite; with fp16 the engine skips such steps itself",
         )
-        if trainer.global_step == 0:  # otherwise it continues an earlier fit
-            self.skipped, self.consecutive = 0, {}
         self.report = None
         put_first(trainer, self)
 

@@ -1,6 +1,7 @@
 """The best weights of a fit: kept in memory, restored, saved and loaded."""
 
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -42,6 +43,17 @@ class BestWeights:
             self._best = KeptState()
         self._best.copy_(pl_module.state_dict())
         self._module = weakref.ref(pl_module)
+
+    def are_in(self, pl_module: LightningModule, state: Mapping[str, Any] | None = None) -> bool:
+        """Say whether the module has the parameters of the best state.
+
+        Args:
+            pl_module: The module.
+            state: Its state. Default: its ``state_dict()``.
+        """
+        live = pl_module.state_dict() if state is None else state
+        names = {name for name, _ in pl_module.named_parameters()} & live.keys()
+        return self._best is not None and self._best.equals(live, names)
 
     def start(self, pl_module: LightningModule) -> None:
         """Start a fit. The module itself has the last state, so the copy of it is dropped.
@@ -86,8 +98,7 @@ class BestWeights:
         live = pl_module.state_dict() if sharded else checkpoint["state_dict"]
         if self._last is not None:
             # The best state was restored. Buffers may have been recalibrated since.
-            names = {name for name, _ in pl_module.named_parameters()} & live.keys()
-            is_best = self._best.equals(live, names)
+            is_best = self.are_in(pl_module, live)
         else:
             is_best = best_step == trainer.global_step and self._best.equals(live)
         if sharded:

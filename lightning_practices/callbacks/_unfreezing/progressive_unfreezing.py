@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
@@ -17,7 +17,7 @@ from lightning_practices._arguments import (
     shown,
 )
 from lightning_practices._names import plain_name, some
-from lightning_practices._twin import reject_twin
+from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.logs import MonitoredValues, log_numbers
 from lightning_practices.callbacks._unfreezing.checks import check_trainer
@@ -46,7 +46,7 @@ from lightning_practices.callbacks._unfreezing.sharded import load_as_usual, loa
 _WEIGHTS = "progressive_unfreezing_weights"
 
 
-class ProgressiveUnfreezing(Callback):
+class ProgressiveUnfreezing(PracticeCallback):
     r"""Train the head of a network first, then unfreeze the blocks below it, phase by phase.
 
     ::
@@ -178,11 +178,15 @@ class ProgressiveUnfreezing(Callback):
         self.dropout = dropout
         self._plan: Plan | None = None  # while a fit runs
         self._freezing: Freezing | None = None  # while a fit runs
-        self._progress = Progress()
-        self._weights = BestWeights("ProgressiveUnfreezing")
         self._saved: dict[str, Any] | None = None  # layout in a checkpoint or the last fit
         self._last_step: int | None = None  # steps before the last batch of this fit
         self._monitored: MonitoredValues | None = None  # by the present phase's plateau
+        self._reset()
+
+    @override
+    def _reset(self) -> None:
+        self._progress = Progress()
+        self._weights = BestWeights("ProgressiveUnfreezing")
 
     @property
     def phase(self) -> int:
@@ -191,14 +195,11 @@ class ProgressiveUnfreezing(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         check_trainer(trainer)
         self._saved = None
-        if trainer.global_step == 0:  # otherwise it continues an earlier fit
-            self._progress = Progress()
-            self._weights = BestWeights("ProgressiveUnfreezing")
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -318,6 +319,7 @@ class ProgressiveUnfreezing(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
         fits = trainer.state.fn == TrainerFn.FITTING
         if fits and self.state_key not in checkpoint.get("callbacks", {}):
             raise MisconfigurationException(
@@ -395,8 +397,7 @@ class ProgressiveUnfreezing(Callback):
         )
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        rates = rates_by_block(trainer.optimizers)
-        values = {f"lr/{block}": rate for block, rate in rates.items()}
+        values = {f"lr/{block}": rate for block, rate in rates_by_block(trainer.optimizers).items()}
         values |= {"phase": float(self.phase), "trainable_share": trainable_share(pl_module)}
         log_numbers(pl_module, values)
 

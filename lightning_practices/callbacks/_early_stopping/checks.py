@@ -1,0 +1,42 @@
+"""Errors for Trainers with which the best weights can't be kept and restored."""
+
+from collections.abc import Iterable
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
+
+from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
+
+
+def check_trainer(trainer: Trainer, monitor: str, rivals: Iterable[str]) -> None:
+    """Raise ``MisconfigurationException`` if the best weights can't be kept and restored.
+
+    Args:
+        trainer: The Trainer of the fit that starts.
+        monitor: The value that decides which weights are the best.
+        rivals: The values of other callbacks that would restore weights too.
+    """
+    instead = (
+        "set EarlyStopping(restore_best_weights=False) and let ModelCheckpoint(monitor=...)"
+        " save the best weights"
+    )
+    refuse(
+        trainer,
+        FSDP1_OR_DEEPSPEED,
+        who="EarlyStopping",
+        cannot="keep the best weights",
+        instead=f"use ModelParallelStrategy (FSDP2), or {instead}",
+    )
+    for other in callbacks_of(trainer, LightningWeightAveraging):
+        raise MisconfigurationException(
+            f"{type(other).__name__} validates averaged weights, and EarlyStopping would keep"
+            " the weights under training: use the WeightAveraging of this package, or"
+            f" {instead}"
+        )
+    for rival in rivals:
+        raise MisconfigurationException(
+            f"EarlyStopping of {monitor!r} and of {rival!r} would both restore"
+            " their best weights: set restore_best_weights=False for all but one"
+        )
