@@ -193,7 +193,7 @@ def test_a_new_fit_with_the_same_callbacks(case: str, how: str, tmp_path: Path) 
     for name in ("same", "fresh"):
         folder = tmp_path / name
         callbacks = made(case, folder)
-        first_fit(how, Net(), callbacks, folder)
+        first_fit(how, Net(), callbacks, folder / "first")
         callbacks = COPIES.get(how, list)(callbacks) if name == "same" else made(case, folder)
         module = Net()
         found.append(outcome(fit(module, callbacks, "other", folder), module))
@@ -383,7 +383,7 @@ def test_a_new_fit_of_the_same_module(case: str, how: str, tmp_path: Path) -> No
     for name in ("same", "fresh"):
         folder, module = tmp_path / name, MODULES[case]()
         initial = copy.deepcopy(module.state_dict())
-        first_fit(how, module, [], folder, enable_checkpointing=True)
+        first_fit(how, module, [], folder / "first", enable_checkpointing=True)
         if name == "same":
             module = COPIES.get(how, lambda one: one)(module)
             module.load_state_dict(initial)

@@ -248,3 +248,10 @@ def test_statistics_recalibrated_after_the_fit_stay_and_training_still_goes_on_f
     kept = saved[WEIGHTS][STATE]
     assert same(copy_in(saved, kept["best"]), module.state_dict())
     assert same(kept["last"], last)
+
+
+def test_each_trainer_decides_when_to_check() -> None:
+    stopping = EarlyStopping("val_loss", patience=9)
+    fit(Scripted(), stopping, max_epochs=1)
+    fit(Scripted((4, 3, 1, 2), every=2), stopping, max_epochs=2, val_check_interval=0.5)
+    assert verdict(stopping) == (1, 6, 1.0, 1)  # it has checked four times

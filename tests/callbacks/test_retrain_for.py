@@ -131,6 +131,10 @@ def test_a_module_with_early_stopping_of_its_own_is_left_to_train() -> None:
     assert len(module.rates) == 24
     with pytest.raises(MisconfigurationException, match="RetrainFor trains a new module"):
         trainer(RetrainFor(24, 54)).fit(first, join_loaders(*loaders()))
+    first.load_state_dict(Own().state_dict())  # as good as new
+    again = trainer(RetrainFor(24, 54))
+    again.fit(first, join_loaders(*loaders()))
+    assert again.global_step == 24
 
 
 def test_resuming_ends_after_the_same_step(tmp_path: Path) -> None:

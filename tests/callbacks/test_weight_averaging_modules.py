@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_practices.callbacks import WeightAveraging
 from tests.callbacks.averaging import VALIDATION, Loader, Net, alike, averaged, fit
-from tests.callbacks.scripted import STEPS, same, state_of, trainer_of
+from tests.callbacks.scripted import STEPS, At, fail, same, state_of, trainer_of
 
 # Modules of all sorts.
 
@@ -149,6 +149,20 @@ def test_a_second_fit_averages_anew_from_what_the_module_has() -> None:
     other = trainer_of(max_epochs=2)
     other.fit(plain, Loader(), VALIDATION)
     assert all(same(module.trained[16 + s], plain.trained[s]) for s in range(1, 9))
+
+
+def test_the_same_trainer_continues_the_averages_after_an_exception() -> None:
+    module, averaging = Net(), WeightAveraging(decay=0.6)
+    mistakes = At(6, fail)
+    trainer = trainer_of(averaging, mistakes, max_epochs=3)
+    with pytest.raises(ValueError, match="a user's mistake"):
+        trainer.fit(module, Loader(), VALIDATION)
+    assert same(state_of(module), module.trained[6])
+    assert averaging.averaged == 6
+    mistakes.step = -1
+    trainer.fit(module, Loader(), VALIDATION)
+    assert averaging.averaged == trainer.global_step == len(module.trained) > 6
+    assert alike(state_of(module), averaged(module.trained.values(), 0.6))
 
 
 @pytest.mark.parametrize("width", [2, 3])
