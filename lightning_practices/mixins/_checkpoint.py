@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
 from lightning_practices.callbacks import BestCheckpoint
-from lightning_practices.mixins._practice import MonitorMixin, configured
+from lightning_practices.mixins._practice import MonitorMixin, check_constructed, configured
 
 _OF_MODULES: WeakSet[ModelCheckpoint] = WeakSet()  # callbacks that mixins added
 _DEFAULTS: WeakSet[ModelCheckpoint] = WeakSet()  # default callbacks of Trainers
@@ -71,6 +71,7 @@ class CheckpointMixin(MonitorMixin):
 
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
+        check_constructed(self)
         LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
         # Lightning looks for the "last" checkpoint before it calls configure_callbacks, but after
         # it has set the module's Trainer.

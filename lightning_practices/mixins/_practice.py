@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from copy import deepcopy
 from difflib import get_close_matches
 from os import PathLike, fspath
@@ -41,6 +41,8 @@ class PracticeMixin(LightningModule):
     Raises:
         TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if an
             argument is unknown to all classes.
+        RuntimeError: When a Trainer runs the module, if your class has not called
+            ``super().__init__``.
         MisconfigurationException: When the fit starts, if your own ``configure_callbacks`` leaves
             out the callbacks that ``super().configure_callbacks()`` returns.
     """
@@ -67,6 +69,7 @@ class PracticeMixin(LightningModule):
 
     @override
     def configure_callbacks(self) -> list[Callback]:
+        check_constructed(self)
         given = super().configure_callbacks()
         others = [given] if isinstance(given, Callback) else given
         return [*others, *self._practices]  # the same objects at each run
@@ -85,6 +88,16 @@ class PracticeMixin(LightningModule):
                 " with your own callbacks in place of the dots; None for a mixin's argument turns"
                 " its callback off"
             )
+
+    @property
+    @override
+    def hparams_initial(self) -> Any:
+        """The hyperparameters that Lightning gives to loggers, with the text of each object.
+
+        A logger's ``hparams.yaml`` would otherwise hold Python objects, which YAML's safe loader
+        refuses.
+        """
+        return _as_texts(super().hparams_initial)
 
     @_restricted_classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
@@ -144,6 +157,35 @@ class MonitorMixin(PracticeMixin):
         super().__init__(*args, **kwargs)
         self._monitor = check_name("monitor", monitor)
         self._mode: Mode = check_choice("mode", mode, get_args(Mode))
+
+
+def _as_texts(value: Any) -> Any:
+    """Replace objects of practices by their texts, in a deep copy of hyperparameters."""
+    if isinstance(value, Callback):
+        return type(value).__name__
+    if isinstance(value, _OBJECTS):
+        return repr(value)
+    if isinstance(value, MutableMapping):
+        for key in list(value):
+            value[key] = _as_texts(value[key])
+    elif isinstance(value, list):
+        value[:] = map(_as_texts, value)
+    return value
+
+
+def check_constructed(module: PracticeMixin) -> None:
+    """Raise unless the constructors of the mixins have run; each run of a Trainer checks this.
+
+    Raises:
+        RuntimeError: If they haven't.
+    """
+    if "_practices" not in vars(module):
+        name = type(module).__name__
+        raise RuntimeError(
+            f"the mixins of {name} have no settings, as their constructors have not run: call"
+            f" super().__init__(...) in the __init__ of {name} and of each of its bases, and not"
+            " LightningModule.__init__(self)"
+        )
 
 
 def configured(
