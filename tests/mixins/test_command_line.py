@@ -128,9 +128,9 @@ def test_short_values_and_objects_from_a_file(tmp_path: Path) -> None:
     made = json.loads(run(tmp_path, "--config", "printed.yaml").splitlines()[-1])
     assert made == {
         "callbacks": [
-            "EarlyStopping", "FoundLearningRate", "GradientClipping", "LearningCurves",
-            "LearningRateScheduler", "ModelCheckpoint", "Penalty", "SkipNonFinite",
-            "WeightAveraging",
+            "EarlyStopping", "ExactResume", "FoundLearningRate", "GradientClipping",
+            "LearningCurves", "LearningRateScheduler", "ModelCheckpoint", "Penalty",
+            "SkipNonFinite", "WeightAveraging",
         ],
         "optimizer": ["AdamW", 0.5, 0.75], "rate": 0.25, "schedule": "one_cycle", "patience": 7,
     }  # fmt: skip
@@ -141,8 +141,8 @@ def test_short_values_and_objects_from_a_file(tmp_path: Path) -> None:
     made = json.loads(run(tmp_path, *arguments).splitlines()[-1])
     assert made == {
         "callbacks": [
-            "EarlyStopping", "FoundLearningRate", "GradientClipping", "LearningRateScheduler",
-            "ModelCheckpoint", "WeightAveraging",
+            "EarlyStopping", "ExactResume", "FoundLearningRate", "GradientClipping",
+            "LearningRateScheduler", "ModelCheckpoint", "WeightAveraging",
         ],
         "optimizer": ["NAdam", 0.9, 0.999], "rate": 2e-3, "schedule": "plateau", "patience": 6,
     }  # fmt: skip
