@@ -10,9 +10,10 @@ from typing_extensions import override
 import lightning_kernels
 from lightning_kernels import Activation
 from lightning_practices._arguments import check_choice, check_number, check_whole
+from lightning_practices.nn._fused_layer import FusedLayer
 
 
-class FusedBatchNorm(_BatchNorm):
+class FusedBatchNorm(FusedLayer, _BatchNorm):
     """Base class of the fused batch norms. It is no layer by itself: see :class:`BatchNorm2d`.
 
     The defaults are class attributes, since layers that ``surgery.fuse`` converts keep their

@@ -5,9 +5,10 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_kernels import Autocast
+from lightning_practices.nn._fused_layer import FusedLayer
 
 
-class GroupNorm(nn.GroupNorm):
+class GroupNorm(FusedLayer, nn.GroupNorm):
     r"""Normalise groups of neighbouring channels of each sample.
 
     .. math::

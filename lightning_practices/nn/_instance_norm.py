@@ -5,9 +5,10 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_practices.nn._fused_layer import FusedLayer
 
 
-class FusedInstanceNorm(_InstanceNorm):
+class FusedInstanceNorm(FusedLayer, _InstanceNorm):
     """Base class of the fused instance norms. See :class:`InstanceNorm2d`."""
 
     @override

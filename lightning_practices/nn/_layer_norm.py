@@ -5,9 +5,10 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_kernels import Autocast
+from lightning_practices.nn._fused_layer import FusedLayer
 
 
-class LayerNorm(nn.LayerNorm):
+class LayerNorm(FusedLayer, nn.LayerNorm):
     r"""Normalise the last dimensions of every sample. Forward and backward are one kernel each.
 
     .. math::

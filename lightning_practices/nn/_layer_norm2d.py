@@ -6,9 +6,10 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_kernels import Autocast
+from lightning_practices.nn._fused_layer import FusedLayer
 
 
-class LayerNorm2d(convnext.LayerNorm2d):  # type: ignore[misc]  # untyped
+class LayerNorm2d(FusedLayer, convnext.LayerNorm2d):  # type: ignore[misc]  # untyped
     r"""Normalise the channels of every pixel. Forward and backward are one kernel each.
 
     .. math::

@@ -5,9 +5,10 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_kernels import Autocast
+from lightning_practices.nn._fused_layer import FusedLayer
 
 
-class RMSNorm(nn.RMSNorm):
+class RMSNorm(FusedLayer, nn.RMSNorm):
     r"""Divide the last dimensions by their root mean square: one kernel forward, one backward.
 
     .. math:: y = \frac{x}{\sqrt{\overline{x^2} + \epsilon}} \cdot \gamma

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
+from lightning_practices.nn._fused_layer import FusedLayer
 
-class ScheduledRate(nn.Module):
+
+class ScheduledRate(FusedLayer):
     """Base class of this package's dropout layers. A schedule can change their rate.
 
     Initially the rate is a number. ``torch.compile`` treats a number as a constant and recompiles

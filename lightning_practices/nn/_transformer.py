@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_practices.nn._fused_layer import FusedLayer
 from lightning_practices.nn._residual import can_fold, drop_add_norm, norm_of_sum
 
 
-class TransformerEncoderLayer(nn.TransformerEncoderLayer):
+class TransformerEncoderLayer(FusedLayer, nn.TransformerEncoderLayer):
     r"""Attention and feed forward, with the end of a branch and the norm after it in one kernel.
 
     .. math::
@@ -70,7 +71,7 @@ class TransformerEncoderLayer(nn.TransformerEncoderLayer):
         return norm_of_sum(_feed_forward(self, x), x, self.dropout2, self.norm2)
 
 
-class TransformerDecoderLayer(nn.TransformerDecoderLayer):
+class TransformerDecoderLayer(FusedLayer, nn.TransformerDecoderLayer):
     """Self-attention, attention to a memory, and feed forward, with fused ends of branches.
 
     It is the counterpart of :class:`TransformerEncoderLayer`. With ``norm_first`` the fused kernel

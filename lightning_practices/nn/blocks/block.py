@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 import lightning_kernels
+from lightning_practices.nn._fused_layer import FusedLayer
 from lightning_practices.nn._hooks import is_touched
 from lightning_practices.nn._norm_activation import (
     activation_name,
@@ -41,7 +42,7 @@ class Chain:
     between: tuple[str, ...] = ()
 
 
-class FusedBlock(nn.Module):
+class FusedBlock(FusedLayer):
     """A known block whose forward folds norms with the operations after them.
 
     A subclass inherits from this class and from the block's class, and has no state of its own: a

@@ -189,8 +189,9 @@ def unfuse(model: nn.Module) -> Report:
 
     The change is in place. It affects only modules that :func:`fuse` has changed, including their
     copies and pickles. A layer that was created as a layer of :mod:`lightning_practices.nn` keeps
-    its class. Unfuse a model before ``torch.jit.script`` or ``torch.fx`` reads the source code of
-    its layers.
+    its class. Unfuse a model before ``torch.jit.script``, ``torch.fx.symbolic_trace`` or
+    ``torch.ao.quantization.fuse_modules``, which know torch's own layers alone. Fused models work
+    with ``torch.jit.trace``, ``torch.export`` and ``torch.compile``.
 
     Args:
         model: The model to change.

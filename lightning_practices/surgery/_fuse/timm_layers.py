@@ -32,7 +32,12 @@ def _norm(name: str, ours: Any) -> Any:
         result: Tensor = base.forward(self, x) if self._fast_norm else ours.forward(self, x)
         return result
 
-    members = {"forward": forward, "autocast": ours.autocast, "__module__": __name__}
+    members = {
+        "forward": forward,
+        "autocast": ours.autocast,
+        "__prepare_scriptable__": ours.__prepare_scriptable__,
+        "__module__": __name__,
+    }
     return type(name, (base,), members)
 
 
