@@ -1,5 +1,7 @@
 """Layer normalisation of the channels of images, by the fused kernel."""
 
+from typing import Any
+
 from torch import Tensor
 from torchvision.models import convnext
 from typing_extensions import override
@@ -46,7 +48,7 @@ class LayerNorm2d(FusedLayer, convnext.LayerNorm2d):  # type: ignore[misc]  # un
     autocast: Autocast = "input"
 
     @override
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         if x.dim() != 4:
             raise RuntimeError(f"LayerNorm2d expects (N, C, H, W), but got {list(x.shape)}")
         y = lightning_kernels.layer_norm(

@@ -56,9 +56,7 @@ def test_torchscript_says_to_unfuse_a_layer_and_then_compiles_it(layer: nn.Modul
     for model in (layer, nn.ModuleList([nn.Sequential(layer)])):
         fuse(model)
         kinds = [type(module) for module in model.modules()]
-        with pytest.raises(
-            RuntimeError, match=r"unfuse\(model\) first, or use torch\.jit"
-        ):
+        with pytest.raises(RuntimeError, match=r"unfuse\(model\) first, or use torch\.jit"):
             torch.jit.script(model)
         assert [type(module) for module in model.modules()] == kinds
         unfuse(model)
