@@ -8,11 +8,16 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_count_or_share, check_layers
 from lightning_practices.callbacks._practice import PracticeCallback
-from lightning_practices.callbacks._trainer.horizon import part_of_fit
+from lightning_practices.callbacks._trainer.horizon import (
+    FollowedSteps,
+    length_of_fit,
+    part_of_fit,
+    warn_if_too_short,
+)
 from lightning_practices.callbacks._trainer.logs import log_numbers, logs_now
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Interval
-from lightning_practices.schedules import DropLayers, DropRate, DropSchedule
+from lightning_practices.schedules import DropLayers, DropRate, DropSchedule, drop_rate_factor
 
 
 class DropRateSchedule(PracticeCallback):
@@ -77,6 +82,7 @@ class DropRateSchedule(PracticeCallback):
         self.duration = duration
         self._drop_rate: DropRate | None = None  # while a fit runs
         self._length = 0  # steps or epochs of the schedule
+        self._steps = FollowedSteps("the rates of dropout follow the new number")
         self._log_name = ""
 
     @override
@@ -97,8 +103,15 @@ class DropRateSchedule(PracticeCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        argument = f"DropRateSchedule(duration={self.duration})"
-        self._length = max(1, part_of_fit(trainer, self.duration, self.interval, argument))
+        self._length = self._length_of(trainer)
+        self._warn_of_short_fit(trainer)
+        self._steps.begin(trainer)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        follows = self.interval == "step" and isinstance(self.duration, float)
+        if follows and self._steps.have_changed(trainer):
+            self._length = self._length_of(trainer)
 
     @override
     def on_train_batch_start(
@@ -119,6 +132,26 @@ class DropRateSchedule(PracticeCallback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._restore()  # after an exception Lightning doesn't call teardown
+
+    def _length_of(self, trainer: Trainer) -> int:
+        argument = f"DropRateSchedule(duration={self.duration})"
+        return max(1, part_of_fit(trainer, self.duration, self.interval, argument))
+
+    def _warn_of_short_fit(self, trainer: Trainer) -> None:
+        """Warn if the fit ends before the schedule does, or all of it has a factor of 0."""
+        unit, length = f"{self.interval}s", length_of_fit(trainer, self.interval)
+        text = (
+            f"the schedule of DropRateSchedule takes {self._length}: it never comes to its end, so"
+            " give a smaller duration, or a share of the fit as a float"
+        )
+        warn_if_too_short(trainer, length, self._length, unit, text)
+        # The factor of an epoch is that of its beginning.
+        last = drop_rate_factor(self.schedule, max((length or 0) - 1, 0) / self._length)
+        if self.interval == "epoch" and length == self._length == 1 and not last:
+            text = "DropRateSchedule(interval='epoch') turns dropout off for the first one: the"
+            warn_if_too_short(
+                trainer, length, 2, unit, f"{text} rates stay 0, so choose interval='step'"
+            )
 
     def _restore(self) -> None:
         if self._drop_rate is not None:

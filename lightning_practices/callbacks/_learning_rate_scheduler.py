@@ -14,7 +14,13 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_name
 from lightning_practices.callbacks._practice import PracticeCallback
-from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
+from lightning_practices.callbacks._trainer.horizon import (
+    FollowedSteps,
+    checks_of_fit,
+    steps_of_fit,
+    warn_if_too_short,
+    why_unknown,
+)
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
 from lightning_practices.callbacks._types import Mode
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
@@ -40,6 +46,12 @@ class LearningRateScheduler(PracticeCallback):
     ``"plateau"`` checks the monitored value after each validation that logs it, or after each
     training epoch that logs it. Checks begin after the warmup. The value is averaged over the
     ranks, so all ranks divide the rate at the same step.
+
+    **Epochs of different length**, as with ``reload_dataloaders_every_n_epochs`` and data that
+    grow: ``"cosine"`` and ``"one_cycle"`` are functions of the steps taken and of all steps. If an
+    epoch has another number of batches than the ones before, all steps are counted anew, as if the
+    epochs to come had this number too. The rates go on along the curve of this length, and a
+    warning says so once.
 
     **Resuming** is exact. If the resumed fit has other limits, the rates follow the curve of the
     new length. If ``configure_optimizers`` has other rates, the rates of the checkpoint are used,
@@ -76,6 +88,7 @@ class LearningRateScheduler(PracticeCallback):
         self.monitor = check_name("monitor", monitor)
         self.mode: Mode = check_choice("mode", mode, get_args(Mode))
         self._values = self._monitored()
+        self._steps = FollowedSteps("the learning rates follow the new number")
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -103,13 +116,21 @@ class LearningRateScheduler(PracticeCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._values = self._monitored()
+        steps = self._steps.begin(trainer)
         if by_step := _scheduler_of(trainer, LambdaLR):
-            _renew(by_step)
+            self._renew(by_step)
+        self._warn_of_short_fit(trainer, steps)
         if plateau := _scheduler_of(trainer, ReduceLROnPlateau):
             self._values.at_start(trainer)
             # A checkpoint restores the old arguments, but the new arguments count.
             plateau.patience = self.schedule.patience
             plateau.factor = 1 / self.schedule.divisor
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        by_step = _scheduler_of(trainer, LambdaLR)
+        if by_step and self._ends_with_fit and self._steps.have_changed(trainer):
+            self._renew(by_step)
 
     # Stepped in these hooks, as Lightning saves checkpoints before the module's own hooks run.
     @override
@@ -142,19 +163,52 @@ class LearningRateScheduler(PracticeCallback):
                 f" takes isn't known beforehand ({why_unknown(trainer)}): give"
                 f" LearningRateSchedule({self.schedule.name!r}, steps=...)"
             )
-        warmup_steps = self.schedule.warmup_steps
-        is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
-        if warmup_steps >= steps and self.schedule.steps is None and not is_trial:
-            rank_zero_warn(
-                f"the fit takes {steps} optimizer steps, and the warmup of the learning rate"
-                f" {warmup_steps}: the full rate is never reached"
-            )
         # The steps of an earlier fit of this Trainer. Steps of a checkpoint are restored later.
         done = trainer.global_step
         (scheduler,) = self.schedule.schedulers(optimizer, max(steps, 1), done=done)
         # Lightning counts optimizer steps only at a frequency of 1, and batches at other
         # frequencies.
         return [LRSchedulerConfig(scheduler, interval="step")]
+
+    @property
+    def _ends_with_fit(self) -> bool:
+        return self.schedule.steps is None and self.schedule.name != "plateau"
+
+    def _renew(self, scheduler: LambdaLR) -> None:
+        """Let the rates follow the curve of the present number of steps, from now on.
+
+        A checkpoint restores the rates of its own curve.
+        """
+        if self._ends_with_fit and self._steps.steps is not None:
+            factor = self.schedule.factor(max(self._steps.steps, 1))
+            scheduler.lr_lambdas = [factor] * len(scheduler.lr_lambdas)
+        _set_rates(scheduler)
+
+    def _warn_of_short_fit(self, trainer: Trainer, steps: int | None) -> None:
+        """Warn if the fit ends before the schedule has had its effect, or long after it."""
+        schedule, unit = self.schedule, "optimizer steps"
+        warmup = schedule.warmup_steps
+        text = f"the warmup of the learning rate takes {warmup}: the full rate is never reached, so"
+        warn_if_too_short(trainer, steps, warmup + 1, unit, f"{text} give fewer warmup_steps")
+        given = schedule.steps or 0
+        ends = schedule.name in ("cosine", "one_cycle") and not schedule.floor
+        if ends and given and steps is not None and given < steps:
+            rank_zero_warn(
+                f"the fit has {steps} optimizer steps, and the {schedule.name} schedule ends after"
+                f" {given}: the rate of the steps after them is 0, so leave steps out, or give a"
+                " floor"
+            )
+        if schedule.name == "step" and schedule.steps is not None:
+            first = warmup + schedule.steps
+            text = f"the step schedule divides the rate after {first}: it never does, so give fewer"
+            warn_if_too_short(trainer, steps, first + 1, unit, f"{text} steps")
+        if schedule.name == "plateau":
+            first = schedule.patience + 2
+            text = (
+                f"the plateau schedule divides the rate after {first} checks at the earliest: it"
+                " never does, so give less patience"
+            )
+            warn_if_too_short(trainer, checks_of_fit(trainer), first, "checks", text)
 
     def _look(self, trainer: Trainer, values: dict[str, Tensor] | None) -> None:
         """Step the plateau, if the monitored value has been logged and the warmup is over."""
@@ -176,8 +230,8 @@ def _scheduler_of(trainer: Trainer, kind: type[_Scheduler]) -> _Scheduler | None
     return next((scheduler for scheduler in found if isinstance(scheduler, kind)), None)
 
 
-def _renew(scheduler: LambdaLR) -> None:
-    """Set the rates by the present schedule; a checkpoint restores the rates of its schedule."""
+def _set_rates(scheduler: LambdaLR) -> None:
+    """Set the rates of the present step."""
     rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
     for group, (own, factor) in zip(scheduler.optimizer.param_groups, rates, strict=True):
         rate = own * factor(scheduler.last_epoch)

@@ -13,7 +13,12 @@ from typing_extensions import override
 from lightning_practices._arguments import check_whole
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.copies import load_copies
-from lightning_practices.callbacks._trainer.horizon import steps_of_fit, why_unknown
+from lightning_practices.callbacks._trainer.horizon import (
+    FollowedSteps,
+    steps_of_fit,
+    warn_if_too_short,
+    why_unknown,
+)
 from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 from lightning_practices.schedules import cosine_restarts, cycle_of
@@ -79,6 +84,10 @@ class SnapshotEnsemble(PracticeCallback):
         self._snapshots: dict[int, dict[str, Any]] = {}  # by optimizer step
         self._cycles: tuple[int, int] | None = None  # the steps and cycles of the fit
         self._ended: int | None = None  # the cycles that have ended; None before the fit
+        self._steps = FollowedSteps(
+            "SnapshotEnsemble keeps the lengths of its cycles, so the last one may be cut short or"
+            " followed by others: give SnapshotEnsemble(steps=...)"
+        )
 
     @property
     def steps_taken(self) -> list[int]:
@@ -139,8 +148,20 @@ class SnapshotEnsemble(PracticeCallback):
         self._cycles = cycles
         if self._ended is None:
             self._ended = cycle_of(trainer.global_step, *cycles)
+        length, (steps, number) = self._steps.begin(trainer), cycles
+        whole = number if length is None else cycle_of(length, *cycles)
+        text = (
+            f"the {number} cycles of SnapshotEnsemble take {steps}: it takes {whole} snapshots, so"
+            " give fewer steps, or leave them out"
+        )
+        warn_if_too_short(trainer, length, steps, "optimizer steps", text)
         # A checkpoint may have been saved at the end of a cycle, before its snapshot was taken.
         self._take(trainer)
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.steps is None:
+            self._steps.have_changed(trainer)  # warns
 
     @override
     def on_train_batch_start(

@@ -109,7 +109,9 @@ RISING = {"monitor": "val_loss", "patience": 1, "mode": "max"}
             id="frozen again",
         ),
         pytest.param(SCHEDULE, [], {"fast_dev_run": 3}, [("h", 3)], id="fast_dev_run"),
-        pytest.param(SCHEDULE, [], {"max_steps": 6}, [("h", 4), ("hb", 2)], id="max_steps"),
+        pytest.param(
+            SCHEDULE, [], {"max_steps": 9}, [("h", 4), ("hb", 4), ("hbs", 1)], id="max_steps"
+        ),
     ],
 )
 def test_when_phases_end(
@@ -297,6 +299,7 @@ def test_gradients_accumulated_by_hand_across_epochs() -> None:
     assert runs(module.trained) == [("h", 6), ("hs", 6)]
 
 
+@pytest.mark.filterwarnings("ignore:.* are never trained")
 def test_the_module_is_given_back_as_it_came() -> None:
     module = Net()
     module.stem[0].bias.requires_grad_(False)
@@ -317,6 +320,7 @@ def test_the_module_is_given_back_as_it_came() -> None:
     assert trained(module) == "hbs"
 
 
+@pytest.mark.filterwarnings("ignore:.* are never trained")
 def test_a_second_fit() -> None:
     callback = unfreezing()
     module = Net()

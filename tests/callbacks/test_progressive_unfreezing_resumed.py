@@ -183,6 +183,7 @@ def test_best_weights_that_are_no_longer_wanted(whole: tuple[Cycle, Path]) -> No
         assert same(ended, start)
 
 
+@pytest.mark.filterwarnings("ignore:.* are never trained")
 def test_one_callback_goes_back_to_an_earlier_step(whole: tuple[Cycle, Path]) -> None:
     callback = unfreezing(*PHASES)
     run(Cycle(), callback, max_steps=7)  # its last batch began after 6

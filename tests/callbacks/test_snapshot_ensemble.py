@@ -315,9 +315,7 @@ def test_beside_other_practices(tmp_path: Path) -> None:
 
     module, notes, snapshots = Scored(), Notes(), SnapshotEnsemble(3)
     saving = ModelCheckpoint(tmp_path)
-    trainer = trainer_of(
-        EarlyStopping("val_loss", patience=3), snapshots, notes, saving, max_epochs=EPOCHS
-    )
+    trainer = trainer_of(EarlyStopping("val_loss"), snapshots, notes, saving, max_epochs=EPOCHS)
     trainer.fit(module, loader(), loader())
     assert same(state_of(module), notes.states[8])  # the first of the best
     kept = snapshots_of(snapshots, module)

@@ -139,7 +139,7 @@ def test_start_and_frequency(arguments: Any, steps: Any) -> None:
 def test_what_never_starts_leaves_all_alone(kind: Any, lines: list[str]) -> None:
     module, plain = Net(), Net()
     averaging = WeightAveraging(kind, start=100)
-    with pytest.warns(UserWarning, match=r"takes (16 step|4 epoch)s, and .* after 101: it never"):
+    with pytest.warns(UserWarning, match=r"has (16 step|4 epoch)s, and .* after 101: it never"):
         fit(module, averaging)
     fit(plain)
     assert averaging.averaged == 0

@@ -127,6 +127,7 @@ def test_blocks_that_are_given_by_half_or_twice(options: Any) -> None:
         ProgressiveUnfreezing(**options)
 
 
+@pytest.mark.filterwarnings("ignore:.* are never trained")
 def test_a_head_within_the_backbone() -> None:
     class Whole(FineTuningMixin, LightningModule):
         def __init__(self) -> None:

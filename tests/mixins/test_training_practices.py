@@ -109,6 +109,7 @@ def test_what_it_does_by_default() -> None:
     assert not {Penalty, WeightAveraging, SkipNonFinite, LearningCurves} & kinds(trainer)
 
 
+@pytest.mark.filterwarnings("ignore:.*the plateau schedule divides the rate after")
 def test_what_is_asked_for(tmp_path: Path) -> None:
     picture = tmp_path / "curves.svg"
     module = Net(

@@ -1,9 +1,12 @@
 """The point at which the averaging of weights starts."""
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_practices.callbacks._trainer.horizon import length_of_fit, part_of_fit
+from lightning_practices.callbacks._trainer.horizon import (
+    length_of_fit,
+    part_of_fit,
+    warn_if_too_short,
+)
 from lightning_practices.callbacks._types import Interval
 
 _SWA_START = 0.75  # of the fit, as in the paper's experiments
@@ -12,7 +15,7 @@ _SWA_START = 0.75  # of the fit, as in the paper's experiments
 def first_start(
     trainer: Trainer, kind: str, start: int | float | None, interval: Interval, frequency: int
 ) -> int:
-    """Return the steps or epochs before averaging starts, and warn if it never will.
+    """Return the steps or epochs before averaging starts.
 
     Args:
         trainer: The Trainer of the fit.
@@ -32,10 +35,14 @@ def first_start(
         first = max(min(share, (length or 0) - 2 * frequency), 0)  # at least two averages
     else:
         first = part_of_fit(trainer, start or 0, interval, f"WeightAveraging(start={start})")
-    is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
-    if length is not None and first + frequency > length and not is_trial:
-        rank_zero_warn(
-            f"the fit takes {length} {interval}s, and WeightAveraging would average for the first"
-            f" time after {first + frequency}: it never will"
-        )
     return first
+
+
+def warn_of_late_start(trainer: Trainer, first: int, interval: Interval, frequency: int) -> None:
+    """Warn if the fit ends before the first average."""
+    needed = first + frequency
+    text = (
+        f"WeightAveraging would average for the first time after {needed}: it never will, so lower"
+        " start or frequency"
+    )
+    warn_if_too_short(trainer, length_of_fit(trainer, interval), needed, f"{interval}s", text)

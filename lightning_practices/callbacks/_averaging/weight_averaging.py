@@ -14,7 +14,7 @@ from lightning_practices.callbacks._averaging.changes import Changes
 from lightning_practices.callbacks._averaging.checks import check_arguments, check_trainer
 from lightning_practices.callbacks._averaging.decay import decay_after, too_much_of_first
 from lightning_practices.callbacks._averaging.saved import from_saved, to_save, to_save_again
-from lightning_practices.callbacks._averaging.start import first_start
+from lightning_practices.callbacks._averaging.start import first_start, warn_of_late_start
 from lightning_practices.callbacks._averaging.statistics import (
     add_recalibration,
     remove_recalibration,
@@ -215,6 +215,7 @@ class WeightAveraging(PracticeCallback):
         self._averages.pair(pl_module)
         self._seen = trainer.global_step if self.interval == "step" else trainer.current_epoch
         self._start = first_start(trainer, self.kind, self.start, self.interval, self.frequency)
+        warn_of_late_start(trainer, self._start, self.interval, self.frequency)
         length = length_of_fit(trainer, self.interval)
         self._has_warned = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         if length is not None:
@@ -225,6 +226,8 @@ class WeightAveraging(PracticeCallback):
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._averages.pair(pl_module)
+        if not self.averaged:  # an epoch of another length changes what a share of the fit is
+            self._start = first_start(trainer, self.kind, self.start, self.interval, self.frequency)
 
     @override
     def on_train_batch_end(

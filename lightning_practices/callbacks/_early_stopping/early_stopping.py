@@ -1,7 +1,6 @@
 """Early stopping that restores the best weights."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,7 +13,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._arguments import check_names, check_number, check_whole
-from lightning_practices.callbacks._averaging import WeightAveraging
 from lightning_practices.callbacks._early_stopping.arguments import (
     check_flags,
     check_modes,
@@ -22,7 +20,13 @@ from lightning_practices.callbacks._early_stopping.arguments import (
     each,
 )
 from lightning_practices.callbacks._early_stopping.checks import check_trainer
+from lightning_practices.callbacks._early_stopping.patience import (
+    PATIENCE,
+    reached_minimum,
+    tell_of_patience,
+)
 from lightning_practices.callbacks._early_stopping.retrain_for import RetrainFor
+from lightning_practices.callbacks._early_stopping.validated import as_validated
 from lightning_practices.callbacks._early_stopping.verdict import (
     forget_values,
     forget_verdict,
@@ -135,7 +139,7 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
         self,
         monitor: str | Sequence[str],
         min_delta: float | Sequence[float] = 0.0,
-        patience: int = 10,
+        patience: int = PATIENCE,
         verbose: bool = False,
         mode: Mode | Sequence[Mode] = "min",
         strict: bool = True,
@@ -230,6 +234,7 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
             self._refuse_retraining(trainer, pl_module)
         if self._checks(trainer):
             self._values.at_start(trainer)
+            tell_of_patience(trainer, self.patience, bool(self._check_on_train_epoch_end))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -240,6 +245,10 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._checks(trainer):
             self._check(trainer, self._values.at_train_epoch_end(trainer))
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.fit_steps = steps_of_fit(trainer)  # epochs may differ in length
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -342,7 +351,7 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
         should_stop, reason = judge((self, *self._others), values)
         if improved:  # Lightning doesn't update these when a threshold is reached
             self.best_score, self.wait_count = values[0], 0
-        if should_stop and not _reached_minimum(trainer):
+        if should_stop and not reached_minimum(trainer):
             # Lightning would stop once the minimum is reached, even if a later check improves.
             self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
             return
@@ -360,7 +369,7 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
 
     def _keep(self, trainer: Trainer) -> None:
         if self.restore_best_weights:
-            with _as_validated(trainer):
+            with as_validated(trainer):
                 self._weights.keep(trainer.lightning_module)
         self.best_epoch = trainer.current_epoch
         self.best_step = trainer.global_step
@@ -372,19 +381,3 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
                 f" before, and EarlyStopping(monitor={self.monitor!r}) holds its best weights: make"
                 " a new module"
             )
-
-
-def _as_validated(trainer: Trainer) -> AbstractContextManager[None]:
-    """Return a context in which the module has the weights that were validated.
-
-    The validated weights are the averages if ``WeightAveraging`` has any.
-    """
-    for averaging in callbacks_of(trainer, WeightAveraging):
-        return averaging.averaged_weights(trainer.lightning_module)
-    return nullcontext()
-
-
-def _reached_minimum(trainer: Trainer) -> bool:
-    """Say whether ``min_epochs`` (including an epoch that ends now) and ``min_steps`` are over."""
-    epochs = trainer.current_epoch + int(trainer.is_last_batch)
-    return epochs >= (trainer.min_epochs or 0) and trainer.global_step >= (trainer.min_steps or 0)

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_whole, shown
 from lightning_practices.callbacks._practice import PracticeCallback
+from lightning_practices.callbacks._trainer.horizon import steps_of_fit, warn_if_too_short
 
 _KEPT = (  # the arguments of a loader that don't depend on its dataset
     "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout",
@@ -110,6 +111,12 @@ class RetrainFor(PracticeCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop(trainer)  # the fit may be resumed at its end
+        needed = self.fit_steps or self.steps
+        text = (
+            f"RetrainFor({self.steps}, {self.fit_steps}) needs {needed}, or it ends too early or"
+            " with other learning rates than the first fit: give the Trainer more max_epochs"
+        )
+        warn_if_too_short(trainer, steps_of_fit(trainer), needed, "optimizer steps", text)
 
     @override
     def on_train_batch_end(

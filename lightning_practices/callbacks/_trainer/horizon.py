@@ -8,6 +8,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Interval
@@ -63,7 +64,7 @@ def steps_of_fit(trainer: Trainer) -> int | None:
 
     These are the steps taken so far, and for each epoch to come the steps of an epoch with the
     present number of batches. So the number changes if an epoch has more or fewer batches than the
-    ones before, see :class:`LengthOfFit`.
+    ones before, see :class:`FollowedSteps`.
 
     Unlike ``Trainer.estimated_stepping_batches`` this takes ``GradientAccumulationScheduler`` into
     account. It can be called in ``configure_optimizers`` and in the hooks up to the first
@@ -77,6 +78,90 @@ def steps_of_fit(trainer: Trainer) -> int | None:
         left = islice(_steps_by_epoch(trainer), max(epochs - _open_epoch(trainer), 0))
         limits.append(_steps_before_epoch(trainer) + sum(left))
     return min(limits, default=None)
+
+
+class FollowedSteps:
+    """The optimizer steps of a fit, for callbacks that follow a changed number.
+
+    Epochs may differ in length, as with ``reload_dataloaders_every_n_epochs`` and data that grow.
+
+    Args:
+        effect: What the callback does if the number changes, for the warning.
+    """
+
+    def __init__(self, effect: str) -> None:
+        self.steps: int | None = None
+        self._effect = effect
+        self._has_warned = False
+
+    def begin(self, trainer: Trainer) -> int | None:
+        """Return the steps of the fit. Call this in ``on_train_start``."""
+        self.steps = steps_of_fit(trainer)
+        self._has_warned = False
+        return self.steps
+
+    def have_changed(self, trainer: Trainer) -> bool:
+        """Say whether the number has changed, and warn at the first change of the fit.
+
+        Call this in ``on_train_epoch_start``.
+        """
+        before, self.steps = self.steps, steps_of_fit(trainer)
+        if before == self.steps:
+            return False
+        if not self._has_warned:
+            self._has_warned = True
+            rank_zero_warn(
+                f"the epochs of this fit differ in length: as epoch {trainer.current_epoch} has"
+                f" {trainer.num_training_batches} batches and the epochs before had others, the fit"
+                f" takes {self.steps} optimizer steps rather than {before}: {self._effect}"
+            )
+        return True
+
+
+def checks_of_fit(trainer: Trainer) -> int | None:
+    """Return the validations of the fit; ``None`` if their number isn't known beforehand.
+
+    Without validation these are the epochs, at whose ends training steps may log values too. Call
+    this in ``on_train_start`` or later.
+    """
+    epochs = epochs_of_fit(trainer)
+    if epochs is None or not trainer.enable_validation:
+        return epochs
+    batches, interval = trainer.num_training_batches, trainer.val_check_batch
+    every = trainer.check_val_every_n_epoch
+    if interval is None or math.isinf(batches):
+        return None  # by time, or within epochs of unknown length
+    if every is None:
+        return int(epochs * batches // interval)
+    within = 1 if math.isinf(interval) else int(batches // interval)
+    return epochs // every * within
+
+
+def warn_if_too_short(
+    trainer: Trainer, length: int | None, needed: int, unit: str, consequence: str
+) -> None:
+    """Warn of a fit that is too short for a setting, see :func:`too_short`."""
+    if (message := too_short(trainer, length, needed, unit, consequence)) is not None:
+        rank_zero_warn(message)
+
+
+def too_short(
+    trainer: Trainer, length: int | None, needed: int, unit: str, consequence: str
+) -> str | None:
+    """Return a message if a fit is too short for a setting, except for ``fast_dev_run``.
+
+    Args:
+        trainer: The Trainer of the fit.
+        length: The length of the fit; ``None`` if it isn't known beforehand.
+        needed: The least length at which the setting has its effect.
+        unit: The unit of both, in the plural: ``"epochs"``.
+        consequence: The end of the message: what needs the length, what happens without, and the
+            remedy.
+    """
+    is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
+    if length is None or length >= needed or is_trial:
+        return None
+    return f"the fit has {length} {unit}, and {consequence}"
 
 
 def why_unknown(trainer: Trainer) -> str:

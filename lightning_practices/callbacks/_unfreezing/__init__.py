@@ -8,7 +8,8 @@
 - ``groups``: splits the parameter groups of optimizers and schedulers by block.
 - ``freezing``: freezes all parameters that a phase doesn't train, under DDP and FSDP2 too.
 - ``sharded``: resumes in the middle of a schedule under FSDP2.
-- ``checks``: errors for unsupported Trainers.
+- ``length``: the phases of ``"auto"``, and a warning if the fit ends before the last phase begins.
+- ``checks``: errors for unsupported Trainers and optimizers.
 """
 
 from lightning_practices.callbacks._unfreezing.plan import BlocksBy, unfreezing_schedule

@@ -1,4 +1,6 @@
-"""Errors for Trainers that progressive unfreezing doesn't support."""
+"""Errors for Trainers and optimizers that progressive unfreezing doesn't support."""
+
+from collections.abc import Mapping
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -9,8 +11,10 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
     Strategy,
 )
+from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
+from lightning_practices._names import some
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 
@@ -34,4 +38,17 @@ def check_trainer(trainer: Trainer) -> None:
     for other in callbacks_of(trainer, BaseFinetuning):
         raise MisconfigurationException(
             f"ProgressiveUnfreezing and {type(other).__name__} would both freeze: use one"
+        )
+
+
+def check_optimizers(trainer: Trainer, trained: Mapping[str, Tensor]) -> None:
+    """Raise ``MisconfigurationException`` if the optimizers lack parameters to be ``trained``."""
+    held = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
+    missing = [name for name, parameter in trained.items() if id(parameter) not in held]
+    if missing:
+        raise MisconfigurationException(
+            f"configure_optimizers of {type(trainer.lightning_module).__name__} has left out"
+            f" {len(missing)} parameters that are to be trained: {some(missing)}; give the"
+            " optimizer all parameters, as in self.parameters(): frozen ones have no gradient, so"
+            " the optimizer leaves them alone"
         )

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_practices._arguments import check_whole, shown
 from lightning_practices._names import plain_name, some
-from lightning_practices.callbacks._unfreezing.schedule import PATTERN, Entry, Phase, read_schedule
+from lightning_practices.callbacks._unfreezing.schedule import PATTERN, Entry, Phase
 from lightning_practices.surgery import Block, Blocks, blocks
 
 BlocksBy = str | Sequence[str | Sequence[str]]
@@ -61,10 +61,10 @@ def unfreezing_schedule(
 ) -> list[dict[str, Any]]:
     """Return a schedule of progressive unfreezing: the head, then the blocks from the top down.
 
-    ``ProgressiveUnfreezing("auto")`` follows this schedule. To change the schedule, save it by
-    :func:`write_schedule`, edit the file and give its path to :class:`ProgressiveUnfreezing`. If an
-    epoch has few steps, phases of one epoch are nearly the same as training all blocks at once:
-    give more ``epochs``.
+    ``ProgressiveUnfreezing("auto")`` follows this schedule, with ``epochs`` chosen from the length
+    of the fit. To change the schedule, save it by :func:`write_schedule`, edit the file and give
+    its path to :class:`ProgressiveUnfreezing`. If an epoch has few steps, phases of one epoch are
+    nearly the same as training all blocks at once: give more ``epochs``.
 
     Source: "Transfer learning", lecture S2: the head alone first, then the top one or two layers.
 
@@ -119,21 +119,19 @@ def head_and_blocks(model: nn.Module, backbone: str, head: str) -> list[list[str
 
 
 def make_plan(
-    model: nn.Module, phases: tuple[Phase, ...] | None, by: BlocksBy | None, decay: float
+    model: nn.Module, phases: tuple[Phase, ...], by: BlocksBy | None, decay: float
 ) -> Plan:
     """Apply the phases of a schedule to a model.
 
     Args:
         model: The model, before any phase has frozen parameters.
-        phases: The phases, or ``None`` for the phases of :func:`unfreezing_schedule`.
+        phases: The phases of the schedule.
         by: How to divide the model into blocks, see :func:`~lightning_practices.surgery.blocks`.
         decay: The learning rate of a block, divided by that of the block above it.
 
     Raises:
         ValueError: If the phases don't fit the model; the message lists all problems.
     """
-    if phases is None:
-        phases = read_schedule(unfreezing_schedule(model, by))
     found = blocks(model, by)
     places = _Places(model, found)
     wrong: list[str] = []

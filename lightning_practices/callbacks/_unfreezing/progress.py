@@ -72,6 +72,14 @@ def trainable_share(module: LightningModule) -> float:
     return sum(p.numel() for p in module.parameters() if p.requires_grad) / total
 
 
+def numbers_of(
+    optimizers: Iterable[Optimizer], module: LightningModule, phase: int
+) -> dict[str, float]:
+    """Return the numbers to log: the rate of each trained block, the phase and the share."""
+    rates = {f"lr/{block}": rate for block, rate in rates_by_block(optimizers).items()}
+    return rates | {"phase": float(phase), "trainable_share": trainable_share(module)}
+
+
 def table(module: LightningModule, plan: Plan, rates: Mapping[str, float]) -> str:
     """Return a table of the blocks as text: their sizes, trainable elements and rates."""
     parameters = {plain_name(name): p for name, p in module.named_parameters()}

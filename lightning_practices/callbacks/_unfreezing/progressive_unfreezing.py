@@ -20,10 +20,11 @@ from lightning_practices._names import plain_name, some
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.logs import MonitoredValues, log_numbers
-from lightning_practices.callbacks._unfreezing.checks import check_trainer
+from lightning_practices.callbacks._unfreezing.checks import check_optimizers, check_trainer
 from lightning_practices.callbacks._unfreezing.freezing import Freezing
 from lightning_practices.callbacks._unfreezing.groups import split_groups
 from lightning_practices.callbacks._unfreezing.layout import difference, layout_of
+from lightning_practices.callbacks._unfreezing.length import automatic_phases, warn_of_late_phases
 from lightning_practices.callbacks._unfreezing.plan import (
     BlocksBy,
     Plan,
@@ -32,6 +33,7 @@ from lightning_practices.callbacks._unfreezing.plan import (
 )
 from lightning_practices.callbacks._unfreezing.progress import (
     Progress,
+    numbers_of,
     rates_by_block,
     table,
     trainable_share,
@@ -78,9 +80,9 @@ class ProgressiveUnfreezing(PracticeCallback):
     - ``lr_scale``: the factor of the blocks' learning rates, see below.
 
     ``"auto"`` is the schedule that :func:`unfreezing_schedule` returns. To change it, save it by
-    :func:`write_schedule` and edit the file. Its phases last one epoch. If an epoch has few steps,
-    this is nearly the same as training all blocks at once: give more ``epochs`` to
-    :func:`unfreezing_schedule`.
+    :func:`write_schedule` and edit the file. Its phases last one epoch, or as many as have 50
+    optimizer steps. But all phases before the last one together take at most half of the fit, as
+    far as phases of one epoch allow.
 
     A phase ends between two optimizer steps, never while gradients are accumulated. Give
     ``EarlyStopping`` more patience than the phases, or it ends the fit before a phase ends.
@@ -208,19 +210,12 @@ class ProgressiveUnfreezing(PracticeCallback):
         by = self.by
         if self.backbone is not None and self.head is not None:
             by = head_and_blocks(pl_module, self.backbone, self.head)
-        self._plan = make_plan(pl_module, self._scheduled, by, self.decay)
+        phases = self._scheduled or automatic_phases(trainer, pl_module, by)
+        self._plan = make_plan(pl_module, phases, by, self.decay)
         self._check_resumed()
         parameters = {plain_name(name): p for name, p in pl_module.named_parameters()}
-        held = {id(p) for o in trainer.optimizers for g in o.param_groups for p in g["params"]}
         trained = frozenset().union(*self._plan.trainable)
-        missing = [n for n, p in parameters.items() if n in trained and id(p) not in held]
-        if missing:
-            raise MisconfigurationException(
-                f"configure_optimizers of {type(pl_module).__name__} has left out {len(missing)}"
-                f" parameters that are to be trained: {some(missing)}; give the optimizer all"
-                " parameters, as in self.parameters(): frozen ones have no gradient, so the"
-                " optimizer leaves them alone"
-            )
+        check_optimizers(trainer, {n: p for n, p in parameters.items() if n in trained})
         shares = {id(p): self._plan.shares[name] for name, p in parameters.items()}
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         for optimizer in trainer.optimizers:
@@ -232,6 +227,7 @@ class ProgressiveUnfreezing(PracticeCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._plan is not None
         load_as_usual(trainer)
+        warn_of_late_phases(trainer, self._plan.phases)
         self._last_step = None
         if self._plan.frozen_by_author:
             rank_zero_info(
@@ -263,7 +259,7 @@ class ProgressiveUnfreezing(PracticeCallback):
         self._advance(trainer, pl_module)
         self._last_step = trainer.global_step
         if trainer.loggers and trainer._logger_connector.should_update_logs:
-            self._log(trainer, pl_module)
+            log_numbers(pl_module, numbers_of(trainer.optimizers, pl_module, self.phase))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -395,11 +391,6 @@ class ProgressiveUnfreezing(PracticeCallback):
             f"ProgressiveUnfreezing: phase {self._title}, {reason}, until {self._phase.end}:"
             f" {trainable_share(pl_module):.1%} is trained\n{table(pl_module, self._plan, rates)}"
         )
-
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        values = {f"lr/{block}": rate for block, rate in rates_by_block(trainer.optimizers).items()}
-        values |= {"phase": float(self.phase), "trainable_share": trainable_share(pl_module)}
-        log_numbers(pl_module, values)
 
     def _leave(self, trainer: Trainer) -> None:
         load_as_usual(trainer)
