@@ -113,11 +113,11 @@ def _items(one: object) -> Iterator[object]:
 
 
 def _plain(state: Any) -> Any:
-    """Return a state of NumPy with tuples in place of its arrays."""
+    """Return a state of NumPy with a type and a tensor of bytes in place of each array."""
     if isinstance(state, Mapping):
         return {name: _plain(value) for name, value in state.items()}
     if isinstance(state, np.ndarray):
-        return (state.dtype.name, state.tolist())
+        return state.dtype.name, torch.from_numpy(state.view(np.uint8).copy())
     return state
 
 
@@ -126,5 +126,5 @@ def _of_plain(state: Any) -> Any:
     if isinstance(state, Mapping):
         return {name: _of_plain(value) for name, value in state.items()}
     if isinstance(state, tuple):
-        return np.array(state[1], dtype=state[0])
+        return np.frombuffer(state[1].numpy().tobytes(), dtype=state[0])
     return state
