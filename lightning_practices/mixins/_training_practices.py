@@ -117,7 +117,7 @@ class TrainingPractices(
         weight_averaging: AveragingKind | WeightAveraging | None = None,
         penalty: Penalty | None = None,
         checkpoint: bool | ModelCheckpoint | None = True,
-        exact_resume: bool | ExactResume | None = True,
+        exact_resume: bool | ExactResume | None = None,
         skip_non_finite: int | SkipNonFinite | None = None,
         learning_curves: str | Path | LearningCurves | None = None,
         **kwargs: Any,
