@@ -41,7 +41,7 @@ def test_dropout_by_a_kernel_drops_the_right_share_and_scales_the_rest(
     name: str, device: str
 ) -> None:
     dropped, expected, variance = 0, 0.0, 0.0
-    for case in torch_cases.cases("functions", name, IS_INTERPRETED):
+    for case in torch_cases.cases("functions", name, interpreted=False):
         if _draws_by_kernel(name, case, device):
             with torch_cases.naming(case):
                 kept = _kept_units(name, case, device)
@@ -80,9 +80,9 @@ def _kept_units(name: str, case: Case, device: str) -> Tensor:
     (grad_x,) = torch.autograd.grad(y, x, grad)
     wide, eps = x.detach().double(), torch.finfo(x.dtype).eps
     scale, shift, value = _constants(name, _rate(case))
-    is_kept: Tensor = (y - (wide * scale + shift)).abs() <= eps * (
-        (wide * scale).abs() + abs(shift)
-    )
+    # Half a unit in the last place for each rounding: scale and product, shift, sum.
+    size = (wide * scale).abs() + abs(shift)
+    is_kept: Tensor = (y - (wide * scale + shift)).abs() <= 1.5 * eps * size
     is_dropped = (y - value).abs() <= eps * abs(value)
     if name not in ("dropout", "alpha_dropout"):  # one draw for each channel
         leading = 1 if (name, x.dim()) == ("dropout3d", 4) else 2
@@ -90,7 +90,10 @@ def _kept_units(name: str, case: Case, device: str) -> Tensor:
     assert (is_kept | is_dropped).all()
     factor = (is_kept * scale).reshape(is_kept.shape + (1,) * (x.dim() - is_kept.dim()))
     exact = grad.double() * factor
-    assert ((grad_x - exact).abs() <= eps * exact.abs()).all()
+    is_right = (grad_x - exact).abs() <= eps * exact.abs()
+    # A dropped element of alpha dropout may have the value that it would have if it were kept.
+    either = (is_kept & is_dropped).reshape(factor.shape)
+    assert (is_right | (either & (grad_x == 0))).all()
     assert (grad_x.dtype, y.dtype) == (x.dtype, x.dtype)
     return is_kept
 

@@ -27,7 +27,7 @@ MODULES = (
     "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "LayerNorm", "GroupNorm", "RMSNorm",
     "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
 )  # fmt: skip
-LAYOUTS = ("contiguous", "strided", "expanded")
+LAYOUTS: tuple[str, ...] = ("contiguous", "strided", "expanded")
 INTERPRETED_SHARE = 10  # the interpreter is slow: it computes every tenth case
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
@@ -50,20 +50,24 @@ class Case(NamedTuple):
 
 
 def cases(kind: str, name: str, interpreted: bool) -> Iterator[Case]:
-    """Return PyTorch's cases of a function or module, in each layout of the gradient.
+    """Yield PyTorch's cases of a function or module, in each layout of the gradient.
 
     Args:
         kind: ``"functions"`` or ``"modules"``.
         name: Name of the function or of the class.
-        interpreted: Whether to return every tenth case alone.
+        interpreted: Whether to return every tenth case alone, in the layouts by turns.
     """
     drawn = _drawn()[kind]
     number = 0
     for each in drawn:
         for where, call, made in drawn[each]:
-            for layout in LAYOUTS:
-                number += 1
-                if each == name and not (interpreted and number % INTERPRETED_SHARE):
+            number += 1
+            turn, rest = divmod(number, INTERPRETED_SHARE)
+            layouts = LAYOUTS
+            if interpreted:
+                layouts = LAYOUTS[turn % 3 :][:1] if rest == 0 else ()
+            if each == name:
+                for layout in layouts:
                     yield Case(f"{where}, {layout}", call, made, layout)
 
 
