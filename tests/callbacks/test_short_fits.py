@@ -90,7 +90,6 @@ FLAT = {"plateau": {"monitor": "val_loss", "patience": 9}}
         (phased({"epoch": 2}, {"epoch": 1}), "take 12: the blocks body are never trained"),
         (phased({"step": 9}, {"step": 9, "epoch": 1}), "before the last one take 13: the blocks"),
     ],
-    ids=str,
 )
 def test_a_setting_that_has_no_effect(callback: Callback, message: str) -> None:
     with pytest.warns(UserWarning, match=message) as caught:
@@ -116,7 +115,6 @@ def test_a_setting_that_has_no_effect(callback: Callback, message: str) -> None:
         (phased(FLAT, FLAT), {}),
         (scheduled(warmup_steps=12), {"fast_dev_run": True}),
     ],
-    ids=str,
 )
 @pytest.mark.filterwarnings("error:the fit has")
 def test_settings_that_have_an_effect(callback: Callback, options: dict[str, Any]) -> None:
