@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from difflib import get_close_matches
 from os import PathLike, fspath
@@ -16,12 +16,8 @@ from typing_extensions import override
 from lightning_practices._arguments import check_choice, check_name, shown
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import Mode
-from lightning_practices.ensembles import MonteCarloDropout
+from lightning_practices.mixins._hyperparameters import as_texts, leave_out_objects, without_objects
 from lightning_practices.optim import Optimizer
-from lightning_practices.schedules import LearningRateSchedule
-
-# Classes of the objects that arguments may be. Checkpoints leave these objects out.
-_OBJECTS = (Callback, LearningRateSchedule, MonteCarloDropout, Optimizer)
 
 _Callback = TypeVar("_Callback", bound=Callback)
 _Kind = TypeVar("_Kind")
@@ -35,8 +31,9 @@ class PracticeMixin(LightningModule):
 
     If you call ``save_hyperparameters``, checkpoints hold the short values of arguments, such as
     ``early_stopping=10``. They don't hold objects, such as ``early_stopping=EarlyStopping(...)``,
-    since ``torch.load`` would refuse a checkpoint with such an object. To continue training, give
-    the objects to ``load_from_checkpoint`` again.
+    since ``torch.load`` would refuse a checkpoint with such an object. Nor do they hold an argument
+    of yours with such an object in it, such as a dict of settings. To continue training, give these
+    arguments to ``load_from_checkpoint`` again.
 
     Raises:
         TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if an
@@ -50,6 +47,11 @@ class PracticeMixin(LightningModule):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         reject_twin(cls)
+        # A class's own on_save_checkpoint may not call super().
+        hook = "on_save_checkpoint"
+        owner = next(base for base in cls.__mro__ if hook in vars(base))
+        if owner is cls or not issubclass(owner, PracticeMixin):
+            setattr(cls, hook, without_objects(getattr(cls, hook)))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         _check_arguments(type(self), kwargs)
@@ -97,7 +99,7 @@ class PracticeMixin(LightningModule):
         A logger's ``hparams.yaml`` would otherwise hold Python objects, which YAML's safe loader
         refuses.
         """
-        return _as_texts(super().hparams_initial)
+        return as_texts(super().hparams_initial)
 
     @_restricted_classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
@@ -110,12 +112,13 @@ class PracticeMixin(LightningModule):
             module: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except TypeError as error:
             missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
-            if not set(missing) & _of_mixins(cls).keys():
+            if not set(missing) & {*_of_mixins(cls), *_named(cls)}:
                 raise
             arguments = ", ".join(f"{name}=..." for name in missing)
             raise TypeError(
-                f"{error}: the checkpoint doesn't hold the value, as checkpoints hold short values"
-                " alone, and only after save_hyperparameters: give the value again, as in"
+                f"{error}: the checkpoint doesn't hold the value, as checkpoints leave out objects of"
+                " practices, and hold other values only after save_hyperparameters: give the value"
+                " again, as in"
                 f" {cls.__name__}.load_from_checkpoint(path, {arguments})"
             ) from error
         return module
@@ -123,10 +126,8 @@ class PracticeMixin(LightningModule):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        # By default torch.load refuses checkpoints with objects of such classes.
+        leave_out_objects(self, checkpoint)
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        for name in [name for name, value in saved.items() if isinstance(value, _OBJECTS)]:
-            del saved[name]
         for name, value in saved.items():
             if isinstance(value, PathLike) and name in _of_mixins(type(self)):
                 saved[name] = fspath(value)
@@ -157,20 +158,6 @@ class MonitorMixin(PracticeMixin):
         super().__init__(*args, **kwargs)
         self._monitor = check_name("monitor", monitor)
         self._mode: Mode = check_choice("mode", mode, get_args(Mode))
-
-
-def _as_texts(value: Any) -> Any:
-    """Replace objects of practices by their texts, in a deep copy of hyperparameters."""
-    if isinstance(value, Callback):
-        return type(value).__name__
-    if isinstance(value, _OBJECTS):
-        return repr(value)
-    if isinstance(value, MutableMapping):
-        for key in list(value):
-            value[key] = _as_texts(value[key])
-    elif isinstance(value, list):
-        value[:] = map(_as_texts, value)
-    return value
 
 
 def check_constructed(module: PracticeMixin) -> None:
