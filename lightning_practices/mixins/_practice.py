@@ -116,10 +116,9 @@ class PracticeMixin(LightningModule):
                 raise
             arguments = ", ".join(f"{name}=..." for name in missing)
             raise TypeError(
-                f"{error}: the checkpoint doesn't hold the value, as checkpoints leave out objects of"
-                " practices, and hold other values only after save_hyperparameters: give the value"
-                " again, as in"
-                f" {cls.__name__}.load_from_checkpoint(path, {arguments})"
+                f"{error}: the checkpoint doesn't hold the value, as checkpoints leave out objects"
+                " of practices, and hold other values only after save_hyperparameters: give the"
+                f" value again, as in {cls.__name__}.load_from_checkpoint(path, {arguments})"
             ) from error
         return module
 

@@ -169,7 +169,7 @@ def test_resuming_with_one_more_or_one_less(tmp_path: Path) -> None:
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         EarlyStopping(**arguments)
-    with pytest.raises(MisconfigurationException, match="mode"):
+    with pytest.raises(ValueError, match="mode has to be 'min' or 'max', but got 'lowest'"):
         EarlyStopping(["a", "b"], mode=["min", "lowest"])  # type: ignore[list-item]
 
 

@@ -343,7 +343,7 @@ def test_typed_for_the_command_line() -> None:
 
 def test_what_is_refused() -> None:
     for settings, message in (
-        ({"name": "Adam"}, "optimizer has to be 'sgd', .* but got 'Adam': did you mean 'adam'"),
+        ({"name": "Adam"}, "name has to be 'sgd', .* but got 'Adam': did you mean 'adam'"),
         ({"lr": -1.0}, "lr has to be a finite number, at least 0, but got -1"),
         ({"weight_decay": -1.0}, "weight_decay has to be a finite number"),
         ({"layer_decay": 0.5}, "layer_decay multiplies the rate"),
