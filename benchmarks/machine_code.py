@@ -181,7 +181,6 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
         initial_seed=lambda: 2**63 + 1, get_offset=lambda: 4, set_offset=lambda offset: None
     )
     answers = {
-        "get_device_capability": lambda device=None: (9, 0),
         "get_device_properties": lambda device=None: SimpleNamespace(
             multi_processor_count=_MULTIPROCESSORS
         ),
@@ -193,9 +192,9 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
         stack.enter_context(mock.patch.object(torch.cuda, name, answer))
     for module in (_tensor_table, _clip_grad_adaptive):  # they read addresses, and copy to a GPU
         stack.enter_context(mock.patch.object(module, "kept_on_device", _table))
-    for cached in (_dispatch._probe_device, _launch.multiprocessor_count):
-        cached.cache_clear()
-        stack.callback(cached.cache_clear)
+    stack.enter_context(mock.patch.object(_dispatch, "_probe_device", return_value=True))
+    _launch.multiprocessor_count.cache_clear()
+    stack.callback(_launch.multiprocessor_count.cache_clear)
 
 
 def _table(tensors: Sequence[torch.Tensor], _: Any) -> torch.Tensor:
