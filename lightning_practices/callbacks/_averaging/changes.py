@@ -25,6 +25,11 @@ class Changes:
         """Watch the steps of optimizers."""
         self._hooks = [optimizer.register_step_post_hook(self._note) for optimizer in optimizers]
 
+    @property
+    def watched(self) -> bool:
+        """Whether optimizers are watched, as they are during training."""
+        return bool(self._hooks)
+
     def unwatch(self) -> None:
         """Watch no longer."""
         for hook in self._hooks:

@@ -155,6 +155,10 @@ class WeightAveraging(PracticeCallback):
         self.interval: Interval = interval or ("step" if kind == "ema" else "epoch")
         self.frequency = frequency
         self._changes = Changes()  # since the last average
+        # Of the present fit, set as its training starts:
+        self._start = 0  # in steps or epochs
+        self._has_warned = False  # of the first weights
+        self._seen = 0  # steps or epochs at the last call of _look
         self._reset()
 
     @override
@@ -164,9 +168,6 @@ class WeightAveraging(PracticeCallback):
         self._loaded: dict[str, Any] | None = None  # from a checkpoint, until training starts
         self._ended = False
         self._changes.any = False
-        self._start = 0  # in steps or epochs
-        self._has_warned = False  # of the first weights
-        self._seen = 0  # steps or epochs at the last call of _look
 
     @property
     def averaged(self) -> int:
@@ -209,10 +210,7 @@ class WeightAveraging(PracticeCallback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._loaded is not None:
-            self._load(pl_module)
-            self._take_back(pl_module)
-        self._averages.pair(pl_module)
+        self._start_from_loaded(pl_module)
         self._seen = trainer.global_step if self.interval == "step" else trainer.current_epoch
         self._start = first_start(trainer, self.kind, self.start, self.interval, self.frequency)
         warn_of_late_start(trainer, self._start, self.interval, self.frequency)
@@ -337,6 +335,8 @@ class WeightAveraging(PracticeCallback):
         names = ("averages", "current") if state["averaged"] else ("current",)
         loaded = from_saved(pl_module, checkpoint, {name: kept[name] for name in names})
         self._loaded = {"averaged": state["averaged"], "averages": {}, **loaded}
+        if self._changes.watched:  # Lightning's finders load within an epoch what they saved there
+            self._start_from_loaded(pl_module)
 
     def _look(self, now: int) -> None:
         """Update the averages if that is due after ``now`` steps or epochs."""
@@ -375,6 +375,13 @@ class WeightAveraging(PracticeCallback):
         self._averages.kept = put_aside(live, self._averages.kept)
         rank_zero_info(f"WeightAveraging: the module has the average of {self.averaged} weights")
         self._warn_of_first(self.averaged, "after this fit")
+
+    def _start_from_loaded(self, pl_module: LightningModule) -> None:
+        """Pair the averages with the module, after those of a checkpoint, if any, were loaded."""
+        if self._loaded is not None:
+            self._load(pl_module)
+            self._take_back(pl_module)
+        self._averages.pair(pl_module)
 
     def _load(self, pl_module: LightningModule) -> None:
         """Load the tensors of a checkpoint, once the module is on its device and sharded."""

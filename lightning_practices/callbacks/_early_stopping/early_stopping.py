@@ -216,6 +216,7 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
         self._check_on_train_epoch_end = self._on_train_epoch_end
         super().setup(trainer, pl_module, stage)  # chooses if it is None
         if stage == "fit":
+            self._weights.drop_last()
             asked = self._on_train_epoch_end is not None or self._check_on_train_epoch_end
             self._values = self._monitored(self._check_on_train_epoch_end if asked else None)
         self._restored = False

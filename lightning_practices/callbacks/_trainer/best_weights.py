@@ -55,8 +55,16 @@ class BestWeights:
         names = {name for name, _ in pl_module.named_parameters()} & live.keys()
         return self._best is not None and self._best.equals(live, names)
 
+    def drop_last(self) -> None:
+        """Drop the copy of the last state, as the module starts a fit with its present state.
+
+        Lightning's Tuner saves and loads a checkpoint before training starts. With the copy it
+        would load the last state of the previous fit.
+        """
+        self._last = None
+
     def start(self, pl_module: LightningModule) -> None:
-        """Start a fit. The module itself has the last state, so the copy of it is dropped.
+        """Start training. The module itself has the last state, so the copy of it is dropped.
 
         Raises:
             MisconfigurationException: If the best state belongs to another module.
