@@ -117,9 +117,9 @@ class TrainingPractices(
         weight_averaging: AveragingKind | WeightAveraging | None = None,
         penalty: Penalty | None = None,
         checkpoint: bool | ModelCheckpoint | None = True,
-        exact_resume: bool | ExactResume | None = None,
+        exact_resume: bool | ExactResume | None = True,
         skip_non_finite: int | SkipNonFinite | None = None,
-        learning_curves: str | Path | LearningCurves | None = None,
+        learning_curves: str | LearningCurves | Path | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(

@@ -29,7 +29,6 @@ class Net(TrainingPractices, Scripted):
         super().__init__(
             values,
             early_stopping=5,
-            exact_resume=True,
             schedule=LearningRateSchedule("cosine", warmup_steps=3),
             optimizer=Optimizer("adamw", lr=0.05, weight_decay=0.0),
             gradient_clipping=GradientClipping(percentile=50),

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_practices.callbacks import (
@@ -34,7 +35,7 @@ from lightning_practices.mixins import (
 )
 from lightning_practices.optim import Optimizer
 from lightning_practices.schedules import LearningRateSchedule
-from tests.mixins.tuned import RATE, Base, WithRate, trainer_of
+from tests.mixins.tuned import RATE, ROWS, Base, WithRate, trainer_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
@@ -52,7 +53,7 @@ class Off(TrainingPractices, WithRate):
 
 
 OFF: dict[str, Any] = dict.fromkeys(
-    ("optimizer", "schedule", "early_stopping", "gradient_clipping", "checkpoint")
+    ("optimizer", "schedule", "early_stopping", "gradient_clipping", "checkpoint", "exact_resume")
 )
 
 
@@ -107,7 +108,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "learning_curves": "curves.svg",
     },
     "plateau": {
-        "schedule": LearningRateSchedule("plateau", patience=1),
+        "schedule": LearningRateSchedule("plateau", patience=0),
         "early_stopping": EarlyStopping("val_loss", patience=2),
         "weight_averaging": WeightAveraging("swa", start=0.5),
         "gradient_clipping": GradientClipping(groups={"head*": 0.1}),
@@ -194,6 +195,53 @@ def test_all_practices_off(tmp_path: Path) -> None:
         return module
 
     assert fitted_as_without_the_tuner(tmp_path, make(RATE), make) == []
+
+
+def test_between_two_fits_of_a_trainer(tmp_path: Path) -> None:
+    def fitted(*, tunes: bool) -> dict[str, Any]:
+        module, trainer = made({}, RATE), trainer_of(tmp_path)
+        trainer.fit(module)
+        assert module.early_stopping is not None
+        assert module.early_stopping.best_step == 8  # the last weights of the fit are others
+        trainer.fit_loop.max_epochs = 4
+        if tunes:
+            Tuner(trainer).lr_find(module, num_training=15, update_attr=False)
+        trainer.fit(module)
+        return after(trainer)
+
+    assert differences(fitted(tunes=True), fitted(tunes=False)) == []
+
+
+class Late(LearningRateFinder):
+    """Searches at the start of the second epoch, as Lightning's documentation shows."""
+
+    @override
+    def on_fit_start(self, *_: Any) -> None:
+        pass
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.current_epoch == 1:
+            self.lr_find(trainer, pl_module)
+
+
+class Long(Net):
+    """Has as many batches in an epoch as a search takes, which ends with the epoch."""
+
+    @override
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(ROWS.repeat(3, 1), batch_size=2, shuffle=True)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("exact_resume", [True, None])
+def test_a_finder_within_the_fit(tmp_path: Path, exact_resume: bool | None) -> None:
+    module = Long(weight_averaging="ema", exact_resume=exact_resume)
+    module.lr = RATE
+    trainer = trainer_of(tmp_path, Late(num_training_steps=20, early_stop_threshold=None))
+    trainer.fit(module)
+    assert trainer.global_step == 2 * 24
+    assert module.weight_averaging is not None
+    assert module.weight_averaging.averaged == 2 * 24
 
 
 class Forgetful(TrainingPractices, WithRate):
