@@ -94,9 +94,12 @@ def check_number(
         TypeError: If ``value`` is not a real number of Python or NumPy.
         ValueError: If it is out of bounds, nan, or infinite.
     """
-    bounds = {"at least": ge, "above": gt, "at most": le, "below": lt}
-    given = [f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None]
-    expected = ", ".join(["a finite number" if finite else "a number", " and ".join(given)])
+    if ge is not None and le is not None:
+        expected = f"a number between {ge:g} and {le:g}"
+    else:
+        bounds = {"at least": ge, "above": gt, "at most": le, "below": lt}
+        given = [f"{words} {bound:g}" for words, bound in bounds.items() if bound is not None]
+        expected = ", ".join(["a finite number" if finite else "a number", " and ".join(given)])
     message = f"{name} has to be {expected.removesuffix(', ')}, but got {shown(value)}"
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(message)

@@ -231,6 +231,7 @@ def goes_on(folder: Path) -> dict[str, list[Callback]]:
     }
 
 
+@pytest.mark.filterwarnings("ignore:the fit has 6 .*steps, and the")  # the first of two
 @pytest.mark.parametrize("case", ["some", "others", "snapshots"])
 @pytest.mark.parametrize("between", [False, True])
 def test_the_same_trainer_goes_on_with_the_state(case: str, between: bool, tmp_path: Path) -> None:

@@ -264,7 +264,9 @@ def test_a_fit_that_is_resumed_between_validation_and_the_epochs_end(tmp_path: P
 CONSUMERS: dict[str, Callable[[str], Callback]] = {
     "EarlyStopping": EarlyStopping,
     "BestCheckpoint": BestCheckpoint,
-    "the plateau schedule": lambda name: LearningRateScheduler("plateau", name),
+    "the plateau schedule": lambda name: LearningRateScheduler(
+        LearningRateSchedule("plateau", patience=0), name
+    ),
     "phase 1/2 of ProgressiveUnfreezing": lambda name: ProgressiveUnfreezing(
         [
             {"blocks": ["head"], "until": {"plateau": {"monitor": name}}},

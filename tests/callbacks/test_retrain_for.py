@@ -272,9 +272,9 @@ def test_what_is_no_loader_of_a_dataset() -> None:
         join_loaders(DataLoader(Numbers()), val)
     with pytest.raises(TypeError, match="val_dataloader, Numbers, has no length"):
         join_loaders(train, DataLoader(Numbers()))
-    with pytest.raises(TypeError, match=r"train_dataloader has to be .* but got Other"):
+    with pytest.raises(TypeError, match=r"train_dataloader has to be .* but got .* of class Other"):
         join_loaders(Other(train.dataset), val)
-    with pytest.raises(TypeError, match=r"val_dataloader has to be .* but got list"):
+    with pytest.raises(TypeError, match=r"val_dataloader has to be .* but got .* of class list"):
         join_loaders(train, [val])  # type: ignore[arg-type]
 
 

@@ -206,6 +206,7 @@ def make_folder(root: Path) -> Path:
     return root
 
 
+@pytest.mark.filterwarnings("ignore:the fit has 1 optimizer step")
 def test_a_network_of_torchvision_and_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -241,7 +241,7 @@ def test_errors_reach_the_user() -> None:
     module.net[2] = nn.Dropout(0.0)
     with pytest.raises(RuntimeError, match="no layer of Net drops"):
         predicted(module, loader())
-    with pytest.raises(ValueError, match="'regression', got 'softmax'"):
+    with pytest.raises(ValueError, match="'regression', but got 'softmax'"):
         predicted(Net("softmax"), loader())
     with pytest.raises(TypeError, match="monte_carlo_dropout"):
         MonteCarloDropoutMixin()  # type: ignore[call-arg]

@@ -274,12 +274,16 @@ def test_evaluation_knows_no_virtual_batches(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("activation", "tanh"), ("virtual_batch_size", 0), ("virtual_batch_size", 2.5)],
+    ("name", "value", "error"),
+    [
+        ("activation", "tanh", ValueError),
+        ("virtual_batch_size", 0, ValueError),
+        ("virtual_batch_size", 2.5, TypeError),
+    ],
 )
-def test_bad_arguments_raise(name: str, value: Any) -> None:
+def test_bad_arguments_raise(name: str, value: Any, error: type[Exception]) -> None:
     options: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=f"{name} must be .* but got {value!r}"):
+    with pytest.raises(error, match=f"{name} has to be .* but got {value!r}"):
         BatchNorm2d(3, **options)
 
 

@@ -157,7 +157,7 @@ def test_probability_outside_zero_to_one_raises(p: float) -> None:
     layer.p = p
     with pytest.raises(ValueError, match=f"between 0 and 1, but got {p}"):
         layer(torch.ones(2, 3, 6, 8))
-    with pytest.raises(ValueError, match="at least 1, but got 0"):
+    with pytest.raises(ValueError, match="from 1 on, but got 0"):
         DropCluster2d(0.5, 0)
 
 

@@ -331,11 +331,11 @@ def test_the_object_is_shown_in_one_line() -> None:
         (lambda: cosine_decay(0), "steps .* got 0"),
         (
             lambda: cosine_decay(5, 1.5),
-            "floor has to be a finite number, at least 0 and at most 1, but got 1.5",
+            "floor has to be a number between 0 and 1, but got 1.5",
         ),
         (lambda: one_cycle(5, -0.1), "floor .* got -0.1"),
-        (lambda: warmed_up(cosine_decay(5), -1), "warmup_steps .* from 0 on, but got -1"),
-        (lambda: linear_warmup(optimizer_of(1.0), -1), "warmup_steps .* got -1"),
+        (lambda: warmed_up(cosine_decay(5), -1), "steps .* from 0 on, but got -1"),
+        (lambda: linear_warmup(optimizer_of(1.0), -1), "steps .* got -1"),
         (
             lambda: learning_rate_factor("cos", 5),  # type: ignore[arg-type]
             "has to be 'power', .* or 'one_cycle', but got 'cos'",

@@ -1,7 +1,6 @@
 import copy
 import io
 import pickle
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -308,6 +307,7 @@ def test_nothing_is_swapped_if_anything_raises() -> None:
 @pytest.mark.parametrize("act", [fuse, unfuse])
 @pytest.mark.parametrize("bad", [None, nn.LayerNorm, [nn.LayerNorm(8)]])
 def test_anything_but_a_module_is_refused(act: Callable[[Any], Report], bad: object) -> None:
-    got = re.escape(f"got {type(bad).__name__}: {bad!r}")
-    with pytest.raises(TypeError, match=got):
+    with pytest.raises(
+        TypeError, match=r"model has to be a torch.nn.Module, but got .*(None|Norm)"
+    ):
         act(bad)

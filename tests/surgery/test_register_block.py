@@ -140,10 +140,10 @@ def test_block_that_nobody_registered_is_named() -> None:
             nn.ReLU(),
             fused_forward,
             TypeError,
-            r"block must be a class of torch.nn.Module, got ReLU",
+            r"block has to be a class of torch.nn.Module, but got ReLU",
         ),
-        (int, fused_forward, TypeError, "block must be a class of torch.nn.Module"),
-        (Renamed, None, TypeError, "forward must be a function .* got None"),
+        (int, fused_forward, TypeError, "block has to be a class of torch.nn.Module"),
+        (Renamed, None, TypeError, "forward has to be a function .* but got None"),
     ],
 )
 def test_wrong_arguments(block: Any, forward: Any, error: type[Exception], match: str) -> None:

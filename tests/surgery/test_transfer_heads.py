@@ -163,7 +163,8 @@ def test_heads_that_are_something_else(model: nn.Module, message: str) -> None:
 
 @pytest.mark.parametrize("classes", [0, -1, 2.0, True, "2"])
 def test_no_number_of_classes(classes: Any) -> None:
-    with pytest.raises(ValueError, match="num_classes has to be an integer of at least 1, but got"):
+    refused = pytest.raises((ValueError, TypeError), match="num_classes has to be a whole number")
+    with refused:
         replace_head(classifier(), classes)
 
 

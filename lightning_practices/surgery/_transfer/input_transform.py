@@ -46,9 +46,10 @@ def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
         )  # fmt: skip
     timm: Any = sys.modules.get("timm.data")  # loaded if the model is a timm model
     if timm is None or not isinstance(getattr(weights, "pretrained_cfg", None), dict):
+        got = shown(weights) if isinstance(weights, str) else type(weights).__name__
         raise TypeError(
             "weights has to be torchvision's, as in ResNet18_Weights.DEFAULT, or a timm model, but"
-            f" got {type(weights).__name__} {shown(weights)}, which doesn't describe its inputs"
+            f" got {got}, which doesn't describe its inputs"
         )
     config = timm.resolve_model_data_config(weights)
     height, width = config["input_size"][-2:]
