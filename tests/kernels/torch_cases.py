@@ -7,6 +7,7 @@ writes the cases to a file.
 
 import contextlib
 import functools
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,14 @@ MODULES = (
     "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
 )  # fmt: skip
 LAYOUTS: tuple[str, ...] = ("contiguous", "strided", "expanded")
-INTERPRETED_SHARE = 10  # the interpreter is slow: it computes every tenth case
+# Shapes of up to five dimensions, many with a size of 0. From four dimensions on the last are 2.
+SHAPES = [
+    (*sizes, *(2,) * (rank - 3))
+    for rank in range(6)
+    for sizes in itertools.product((0, 1, 2) if rank < 4 else (0, 2), repeat=min(rank, 3))
+]
+INTERPRETED_SHARE = 10  # the interpreter is slow: it computes every tenth case,
+INTERPRETED_SAMPLES = 3  # and of its input so many samples, each of which takes a program
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # positional and keyword arguments
 
@@ -55,7 +63,8 @@ def cases(kind: str, name: str, interpreted: bool) -> Iterator[Case]:
     Args:
         kind: ``"functions"`` or ``"modules"``.
         name: Name of the function or of the class.
-        interpreted: Whether to return every tenth case alone, in the layouts by turns.
+        interpreted: Whether to return every tenth case alone, in the layouts by turns, with the
+            first samples of its input alone.
     """
     drawn = _drawn()[kind]
     number = 0
@@ -66,9 +75,16 @@ def cases(kind: str, name: str, interpreted: bool) -> Iterator[Case]:
             layouts = LAYOUTS
             if interpreted:
                 layouts = LAYOUTS[turn % 3 :][:1] if rest == 0 else ()
+                call = _of_few_samples(call)
             if each == name:
                 for layout in layouts:
                     yield Case(f"{where}, {layout}", call, made, layout)
+
+
+def _of_few_samples(call: Call) -> Call:
+    (x, *others), keywords = call
+    few = x[:INTERPRETED_SAMPLES] if x.dim() > 1 else x
+    return (few.detach().requires_grad_(x.requires_grad), *others), keywords
 
 
 def errors(kind: str) -> list[tuple[str, Call, Any]]:
@@ -91,6 +107,15 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     if layout == "expanded":
         return x[:1].expand(x.shape)
     return torch.stack([x, torch.ones_like(x)], -1)[..., 0]
+
+
+def outcome(function: Callable[..., Tensor], *args: Any) -> Tensor | Exception:
+    """Return the result of a call or its error, from the first random numbers on."""
+    torch.manual_seed(0)
+    try:
+        return function(*args)
+    except Exception as error:
+        return error
 
 
 @contextlib.contextmanager

@@ -35,7 +35,9 @@ def check(
     The types of the errors are those of torch's batch norm.
     """
     check_tensor("batch_norm", x)
-    if x.dim() < 2 and (synchronised or x.numel() > 0):  # torch takes the shape (0,)
+    # torch takes an empty input of one dimension, and parameters of any shape for an empty input
+    is_empty = x.numel() == 0 and not synchronised
+    if x.dim() < 2 and not is_empty:
         raise RuntimeError(
             f"batch_norm expects an input of shape (N, C, *), but got {list(x.shape)}"
         )
@@ -43,17 +45,17 @@ def check(
         raise TypeError("batch_norm expects a float as momentum, but got None")
     if eps < 0.0 or (training and eps == 0.0):
         raise ValueError(f"batch_norm expects a positive eps, but got {eps}")
-    if training and not synchronised and x.numel() > 0 and x.numel() == x.shape[1]:
+    if training and not synchronised and not is_empty and x.numel() == x.shape[1]:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )
     if running_mean is None or running_var is None:
-        if not training and x.numel() > 0:  # torch takes empty inputs
+        if not training and not is_empty:
             raise RuntimeError("batch_norm expects running_mean and running_var in evaluation")
         if running_mean is not running_var:
             raise ValueError("batch_norm expects both running_mean and running_var or neither")
     running = {"running_mean": running_mean, "running_var": running_var}
-    check_channels("batch_norm", x, **running, weight=weight, bias=bias)
+    check_channels("batch_norm", x, is_empty, **running, weight=weight, bias=bias)
     for name, statistics in running.items():
         if statistics is not None and statistics.requires_grad:
             raise RuntimeError(f"batch_norm has no gradient for {name}, but it requires one")

@@ -69,33 +69,36 @@ def check_rows(
     _check_parameters(function, x, shape, "normalized_shape", parameters)
 
 
-def check_channels(function: str, x: Tensor, **parameters: Tensor | None) -> None:
+def check_channels(
+    function: str, x: Tensor, any_shape: bool = False, **parameters: Tensor | None
+) -> None:
     """Raise RuntimeError if a parameter does not fit the channels of ``x``.
 
     Each parameter must have the shape ``(C,)``, the device of ``x``, and the dtype of ``x`` or
-    float32.
+    float32. With ``any_shape`` its shape is not checked.
     """
-    # An input of one dimension has to be empty, and its channels, too.
-    shape = x.shape[1:2] or x.shape
+    shape = None if any_shape else x.shape[1:2]
     _check_parameters(function, x, shape, "the channels of the input", parameters)
 
 
 def _check_parameters(
-    function: str, x: Tensor, shape: Sequence[int], why: str,
+    function: str, x: Tensor, shape: Sequence[int] | None, why: str,
     parameters: dict[str, Tensor | None],
 ) -> None:  # fmt: skip
-    """Raise RuntimeError if the shape, device or dtype of a parameter does not fit ``x``."""
+    """Raise RuntimeError if the shape, device or dtype of a parameter does not fit ``x``.
+
+    If ``shape`` is ``None``, a parameter may have any shape.
+    """
     for name, parameter in parameters.items():
         if parameter is None:
             continue
         try:  # costs nothing, unlike isinstance of a Parameter
-            fits = parameter.shape == shape or tuple(parameter.shape) == tuple(shape)
+            size = parameter.shape
         except AttributeError:
             raise not_a_tensor(function, name, parameter) from None
-        if not fits:
+        if shape is not None and size != shape and tuple(size) != tuple(shape):
             raise RuntimeError(
-                f"{function} expects {name} of shape {list(shape)} ({why}), but got"
-                f" {list(parameter.shape)}"
+                f"{function} expects {name} of shape {list(shape)} ({why}), but got {list(size)}"
             )
         if parameter.device != x.device:
             raise RuntimeError(

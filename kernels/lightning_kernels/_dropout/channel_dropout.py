@@ -278,11 +278,12 @@ def _drop_channels(
     p, rate = resolve_rate(function, p, x)
     if not training or (p == 0.0 and rate is None):
         return x
-    if x.dim() < leading:
+    is_flat = x.dim() < leading  # torch takes such a tensor if it has no element to draw for
+    if is_flat and x.numel() > 0 and p < 1.0:
         raise RuntimeError(
             f"{function} expects at least {leading} dimensions, but got {list(x.shape)}"
         )
-    if not runs_triton(x):
+    if is_flat or not runs_triton(x):
         return _aten(x, leading, p, rate, alpha, inplace)
     if x.is_contiguous() and x.shape[leading:].numel() == 1:
         # A channel is one element. The words are the same, but one Philox call draws four of them.

@@ -38,7 +38,8 @@ def instance_norm(
     torch's result.
 
     Args:
-        input: Input of shape ``(N, C, *)``, any strides, floating point.
+        input: Input of shape ``(N, C, *)``, any strides, floating point. The shape ``(N, C)`` needs
+            running statistics and ``use_input_stats=False``.
         running_mean: Running mean of shape ``(C,)``, in the dtype of ``input`` or float32, or
             ``None``. With ``use_input_stats`` it becomes ``(1 - momentum) * running_mean +
             momentum * mean``, in place, where ``mean`` is the mean over the samples.
@@ -63,10 +64,10 @@ def instance_norm(
             devices another ``RuntimeError``.
         RuntimeError: If the shape, dtype or device of an argument does not fit ``input``. If
             ``use_input_stats`` is False and running statistics are not given.
-        ValueError: If ``input`` has fewer than three dimensions. If a channel of a sample has a
-            single value (the running statistics are not changed). If only one of the two running
-            statistics is given. If ``activation`` is unknown. If ``activation_parameter`` is given
-            for an activation without parameter.
+        ValueError: If ``input`` has fewer than three dimensions, or fewer than two without
+            ``use_input_stats``. If a channel of a sample has a single value (the running statistics
+            are not changed). If only one of the two running statistics is given. If ``activation``
+            is unknown. If ``activation_parameter`` is given for an activation without parameter.
 
     Example:
         >>> y = instance_norm(torch.randn(2, 3, 8, 8), activation="relu")
@@ -101,10 +102,10 @@ def _check(
     bias: Tensor | None, use_input_stats: bool,
 ) -> None:  # fmt: skip
     check_tensor("instance_norm", input)
-    if input.dim() < 3:
+    if input.dim() < (3 if use_input_stats else 2):
         raise ValueError(
-            f"instance_norm expects an input of shape (N, C, *), with pixels to take the mean of,"
-            f" but got {list(input.shape)}"
+            f"instance_norm expects an input of shape (N, C, *), with pixels to take the mean of"
+            f" if use_input_stats is True, but got {list(input.shape)}"
         )
     if use_input_stats and input.shape[2:].numel() == 1:
         raise ValueError(
@@ -116,10 +117,10 @@ def _check(
         raise RuntimeError(
             "instance_norm expects running_mean and running_var, or use_input_stats=True"
         )
-    check_channels(
-        "instance_norm", input,
-        running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
-    )  # fmt: skip
+    is_empty = input.numel() == 0  # torch takes parameters of any shape for an empty input
+    running = {"running_mean": running_mean, "running_var": running_var}
+    check_channels("instance_norm", input, is_empty and not use_input_stats, **running)
+    check_channels("instance_norm", input, is_empty, weight=weight, bias=bias)
 
 
 def _aten_instance_norm(
