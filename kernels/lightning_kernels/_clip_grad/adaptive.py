@@ -225,6 +225,7 @@ def _is_served(weight: Tensor, grad: Tensor) -> bool:
         runs_triton(weight)
         and runs_triton(grad)
         and weight.dtype == grad.dtype
+        and not is_traced(grad)
         and all(_rows_are_dense(t) for t in (weight, grad))
     )
 

@@ -32,7 +32,10 @@ def norm_name(norm_type: float) -> str:
 
 
 def are_served(grads: Sequence[Tensor]) -> bool:
-    """Return whether the kernels support all gradients: dense, on one device, no float64."""
+    """Return whether the kernels support all gradients: dense, on one device, no float64.
+
+    They read addresses, so fake tensors and calls that are traced are left to torch.
+    """
     if not runs_triton(grads[0]):  # the cheapest test first: calls on the CPU must stay cheap
         return False
     kinds = {(g.device, g.dtype, g.layout, type(g)) for g in grads}
@@ -41,7 +44,7 @@ def are_served(grads: Sequence[Tensor]) -> bool:
     examples = {(g.dtype, type(g)): g for g in grads}.values()
     return (
         all(layout is torch.strided for *_, layout, _ in kinds)
-        and all(runs_triton(g) for g in examples)
+        and all(runs_triton(g) and not is_traced(g) for g in examples)
         and all(is_dense(g) for g in grads)
     )
 
