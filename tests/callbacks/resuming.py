@@ -83,6 +83,7 @@ class Fit:
         self.validated = module.validated
         self.progress = (trainer.global_step, trainer.current_epoch)
         self.reads = reads
+        self.trainer = trainer
 
 
 def fit(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
@@ -14,7 +15,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from tests.callbacks.resuming import ROWS, Rows, resumed
+from tests.callbacks.resuming import ROWS, Rows, SaveAt, fit, resumed
 from tests.callbacks.scripted import FILTERS, same
 
 pytestmark = FILTERS
@@ -104,6 +105,40 @@ def test_settings_of_the_trainer(tmp_path: Path, name: str, hook: str, val: int 
     step = last if hook == "on_train_epoch_end" else last - 1
     whole, rest = resumed(tmp_path, LOADERS["shuffled"], step, hook, **options)
     assert rest.batches == whole.batches[len(whole.batches) - len(rest.batches) :]
+    assert same(rest.weights, whole.weights)
+    assert rest.progress == whole.progress
+    assert rest.validated == whole.validated[len(whole.validated) - len(rest.validated) :]
+
+
+ENDED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "max_steps, mid-epoch": ({"max_steps": 6}, {"max_steps": 12}),
+    "max_steps, end of an epoch": ({"max_steps": 8}, {"max_steps": 12}),
+    "max_epochs": ({"max_epochs": 2}, {"max_epochs": 3}),
+    "max_steps, then max_epochs": ({"max_steps": 6}, {"max_epochs": 3}),
+    "max_epochs, then max_steps": ({"max_epochs": 2}, {"max_steps": 11}),
+}
+
+
+WITH_WORKERS = ("max_steps, mid-epoch", "after the fit")
+
+
+@pytest.mark.parametrize("name", ENDED)
+@pytest.mark.parametrize("saved", ["ModelCheckpoint", "on_train_epoch_end", "after the fit"])
+def test_a_fit_that_ended_goes_on(tmp_path: Path, name: str, saved: str) -> None:
+    make = LOADERS["workers" if (name, saved) == WITH_WORKERS else "shuffled"]
+    shorter, longer = ENDED[name]
+    path = tmp_path / "last.ckpt"
+    steps = 6 if "mid-epoch" in name or "then max_epochs" in name else 8
+    save = {
+        "ModelCheckpoint": ModelCheckpoint(tmp_path, save_last=True),
+        "on_train_epoch_end": SaveAt(path, steps, "on_train_epoch_end"),
+    }.get(saved)
+    ended = fit(make, *([save] if save else []), val=True, **shorter)
+    if save is None:
+        torch.rand(1)  # of the user, between the fit and the checkpoint
+        ended.trainer.save_checkpoint(path)
+    whole, rest = (fit(make, resume=resume, val=True, **longer) for resume in (None, path))
+    assert rest.batches == whole.batches[steps:]
     assert same(rest.weights, whole.weights)
     assert rest.progress == whole.progress
     assert rest.validated == whole.validated[len(whole.validated) - len(rest.validated) :]

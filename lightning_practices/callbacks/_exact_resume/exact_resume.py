@@ -13,6 +13,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
+from lightning_practices.callbacks._exact_resume.progress import (
+    continue_epoch,
+    has_ended,
+    is_validation_due,
+)
 from lightning_practices.callbacks._exact_resume.random_states import (
     random_states,
     set_random_states,
@@ -71,7 +76,9 @@ class ExactResume(PracticeCallback):
     Checkpoints at the end of an epoch are exact with any data, except that a dataset's state in
     persistent worker processes is lost. With ``max_steps``, Lightning trains a batch more in an
     epoch that has ended, or runs ``on_train_epoch_end`` again; with this callback it goes on with
-    the next epoch.
+    the next epoch. A fit that ended in the middle of an epoch, by ``max_steps`` for example, goes
+    on there if it is resumed with more steps or epochs. Its own ``on_train_epoch_end`` has run
+    already, and runs again when the epoch ends.
 
     Raises:
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
@@ -81,6 +88,7 @@ class ExactResume(PracticeCallback):
         self._saved: dict[str, Any] | None = None  # of the checkpoint that is resumed
         self._is_armed = False  # whether the next epoch starts at the saved position
         self._latest: dict[str, Any] | None = None  # random states after the latest batch
+        self._final: dict[str, Any] | None = None  # random states where a longer fit would go on
         self._is_loaded = False  # whether the checkpoint that is resumed has a state of ours
         self._has_warned = False
 
@@ -89,7 +97,7 @@ class ExactResume(PracticeCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        self._saved, self._latest = None, None  # a checkpoint is loaded after setup
+        self._saved = self._latest = self._final = None  # a checkpoint is loaded after setup
         self._is_armed = self._is_loaded = self._has_warned = False
 
         def combine(loaders: Any, mode: str) -> ResumableLoaders:
@@ -138,11 +146,30 @@ class ExactResume(PracticeCallback):
             set_random_states(self._latest, _devices(trainer))
 
     @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not has_ended(trainer):  # but the fit has
+            self._final = random_states(_devices(trainer))
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A checkpoint that is saved later leaves out the random numbers that are drawn until then.
+        self._final = self._final or random_states(_devices(trainer))
+
+    @override
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         # Here and not in state_dict(), which Lightning calls without the Trainer.
         checkpoint["callbacks"][self.state_key] = self._saved or self._state(trainer)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        state = checkpoint["callbacks"].get(self.state_key)
+        if trainer.state.fn == TrainerFn.FITTING and state and state["batches"]:
+            continue_epoch(checkpoint)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -153,10 +180,10 @@ class ExactResume(PracticeCallback):
         combined = _loaders(trainer)
         loaders = [] if combined is None else combined.loaders
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-        has_ended = _has_ended(trainer)
-        batches = 0 if has_ended else progress.processed
+        is_over = has_ended(trainer)
+        batches = 0 if is_over else progress.processed
         positions = None
-        if combined is not None and not has_ended:
+        if combined is not None and not is_over:
             positions = combined.positions_after(batches)
         self._warn_if_inexact(trainer, batches)
         # In the middle of a batch or of validation, the states before it count; in the first batch
@@ -168,7 +195,7 @@ class ExactResume(PracticeCallback):
         if positions and not batches:
             generators = [one["generators"] for one in positions]
             passes = [one["passes"] - 1 for one in positions]
-        states = self._latest if is_within else None
+        states = self._final or (self._latest if is_within else None)
         rank = {
             "states": states or random_states(_devices(trainer)),
             "positions": positions if batches else None,
@@ -178,7 +205,7 @@ class ExactResume(PracticeCallback):
         }
         return {
             "batches": batches,
-            "is_validation_due": _is_validation_due(trainer),
+            "is_validation_due": is_validation_due(trainer),
             "loaders": [description(one.loader) for one in loaders],
             "ranks": gather_objects(trainer, rank),
         }
@@ -323,7 +350,7 @@ def _reasons(trainer: Trainer, batches: int) -> list[str]:
 def _warn_of_no_state(trainer: Trainer) -> None:
     """Warn if a fit resumes in mid-epoch from a checkpoint that was saved without this callback."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
-    if trainer.fit_loop.restarting and progress.processed and not _has_ended(trainer):
+    if trainer.fit_loop.restarting and progress.processed and not has_ended(trainer):
         rank_zero_warn(
             "ExactResume can't resume in mid-epoch from a checkpoint that was saved without it: the"
             " random states are not restored, and the epoch's data starts from its beginning"
@@ -334,23 +361,6 @@ def _loaders(trainer: Trainer) -> ResumableLoaders | None:
     """Return the training data; ``None`` if it isn't loaded, or is a combination of the user's."""
     combined = trainer.fit_loop._combined_loader
     return combined if isinstance(combined, ResumableLoaders) else None
-
-
-def _has_ended(trainer: Trainer) -> bool:
-    """Say whether all batches of the epoch are trained."""
-    loop = trainer.fit_loop.epoch_loop
-    progress: Any = loop.batch_progress.current
-    return progress.ready == progress.processed and loop._num_ready_batches_reached()
-
-
-def _is_validation_due(trainer: Trainer) -> bool:
-    """Say whether validation follows the batch that ends."""
-    loop = trainer.fit_loop.epoch_loop
-    progress: Any = loop.batch_progress.current
-    if not progress.completed < progress.processed == progress.ready or trainer.validating:
-        return False
-    fetcher = trainer.fit_loop._data_fetcher
-    return fetcher is not None and loop._should_check_val_fx(fetcher)
 
 
 def _devices(trainer: Trainer) -> list[torch.device]:

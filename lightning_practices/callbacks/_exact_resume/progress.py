@@ -1,0 +1,33 @@
+"""How far a fit is, and what Lightning makes of a fit that ended in the middle of an epoch."""
+
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+
+def has_ended(trainer: Trainer) -> bool:
+    """Say whether all batches of the epoch are trained."""
+    loop = trainer.fit_loop.epoch_loop
+    progress: Any = loop.batch_progress.current
+    return progress.ready == progress.processed and loop._num_ready_batches_reached()
+
+
+def is_validation_due(trainer: Trainer) -> bool:
+    """Say whether validation follows the batch that ends."""
+    loop = trainer.fit_loop.epoch_loop
+    progress: Any = loop.batch_progress.current
+    if not progress.completed < progress.processed == progress.ready or trainer.validating:
+        return False
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and loop._should_check_val_fx(fetcher)
+
+
+def continue_epoch(checkpoint: dict[str, Any]) -> None:
+    """Change the progress in a checkpoint so that Lightning continues the epoch.
+
+    A fit that ends in the middle of an epoch, by ``max_steps`` for example, counts this epoch as
+    trained. From a checkpoint that is saved then, Lightning would go on with the next epoch.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    for counts in (progress["current"], progress["total"]):
+        counts["processed"] = counts["completed"] = counts["started"] - 1
