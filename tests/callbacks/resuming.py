@@ -83,7 +83,6 @@ class Fit:
         self.validated = module.validated
         self.progress = (trainer.global_step, trainer.current_epoch)
         self.reads = reads
-        self.trainer = trainer
 
 
 def fit(
@@ -93,9 +92,13 @@ def fit(
     val: bool = False,
     module: Noisy | None = None,
     exact: bool = True,
+    saved: Path | None = None,
     **options: Any,
 ) -> Fit:
-    """Fit on the loaders that ``make`` returns; a resumed fit starts from other random states."""
+    """Fit on the loaders that ``make`` returns; a resumed fit starts from other random states.
+
+    A checkpoint is ``saved`` after the fit, when random numbers have been drawn outside of it.
+    """
     rows, module = Rows(), module or Noisy()
     seed_everything(2 if resume else 1, verbose=False)
     given = [*([ExactResume()] if exact else []), *callbacks]
@@ -103,6 +106,9 @@ def fit(
     limit = 1.0 if val else 0
     trainer = trainer_of(*given, **defaults | {"limit_val_batches": limit} | options)
     trainer.fit(module, make(rows), DataLoader(torch.ones(2, 4)), ckpt_path=resume)  # type: ignore[arg-type]
+    if saved is not None:
+        torch.rand(1)
+        trainer.save_checkpoint(saved)
     return Fit(module, trainer, int(rows.reads.sum()))
 
 
