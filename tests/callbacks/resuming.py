@@ -45,7 +45,9 @@ class Noisy(LightningModule):
         self.validated: list[int] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        rows = torch.cat(list(batch.values())) if isinstance(batch, dict) else batch
+        if isinstance(batch, dict):  # mode="max_size" gives None for an exhausted loader
+            batch = torch.cat([rows for rows in batch.values() if rows is not None])
+        rows: Tensor = batch
         self.batches.append(rows.reshape(-1, 4).tolist())
         loss: Tensor = self.net(rows / ROWS).square().mean()
         return loss
@@ -93,6 +95,7 @@ def fit(
     module: Noisy | None = None,
     exact: bool = True,
     saved: Path | None = None,
+    val_loader: Any = None,
     **options: Any,
 ) -> Fit:
     """Fit on the loaders that ``make`` returns; a resumed fit starts from other random states.
@@ -105,7 +108,8 @@ def fit(
     defaults: dict[str, Any] = {} if "max_steps" in options else {"max_epochs": 2}
     limit = 1.0 if val else 0
     trainer = trainer_of(*given, **defaults | {"limit_val_batches": limit} | options)
-    trainer.fit(module, make(rows), DataLoader(torch.ones(2, 4)), ckpt_path=resume)  # type: ignore[arg-type]
+    validation = val_loader or DataLoader(torch.ones(2, 4))  # type: ignore[arg-type]
+    trainer.fit(module, make(rows), validation, ckpt_path=resume)
     if saved is not None:
         torch.rand(1)
         trainer.save_checkpoint(saved)

@@ -15,7 +15,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from tests.callbacks.resuming import ROWS, Rows, SaveAt, fit, resumed
+from tests.callbacks.resuming import ROWS, Fit, Rows, SaveAt, fit, resumed
 from tests.callbacks.scripted import FILTERS, same
 
 pytestmark = FILTERS
@@ -62,19 +62,35 @@ def test_the_rest_is_as_without_the_interruption(tmp_path: Path, name: str, epoc
     assert rest.reads == sum(len(batch) for batch in rest.batches)  # no sample is read for nothing
 
 
-def both(rows: Rows) -> dict[str, Any]:
+def two(rows: Rows, first: Any = None, second: Any = None, workers: int = 0) -> dict[str, Any]:
     """The longer loader has 4 batches, and the shorter one begins anew within an epoch."""
     return {
-        "long": DataLoader(rows, 4, shuffle=True),
-        "short": DataLoader(rows, 5, shuffle=True, generator=generator()),
+        "long": DataLoader(rows, 4, shuffle=True, generator=first),
+        "short": DataLoader(rows, 5, shuffle=True, generator=second, num_workers=workers),
     }
 
 
+def shared(rows: Rows, workers: int = 0) -> dict[str, Any]:
+    one = generator()
+    return two(rows, one, one, workers)
+
+
+TWO: dict[str, Callable[[Rows], dict[str, Any]]] = {
+    "global": two,
+    "one": lambda rows: two(rows, None, generator()),
+    "shared": lambda rows: shared(rows),
+    "workers": lambda rows: shared(rows, 1),
+}
+
+
+@pytest.mark.parametrize("mode", ["max_size_cycle", "max_size", "min_size"])
 @pytest.mark.parametrize(
-    ("mode", "step"), [("max_size_cycle", 2), ("max_size_cycle", 7), ("min_size", 4)]
+    ("name", "step"),
+    [*((name, step) for name in ("global", "one", "shared") for step in (2, 7, 8)), ("workers", 7)],
 )
-def test_several_loaders(tmp_path: Path, mode: Any, step: int) -> None:
-    whole, rest = resumed(tmp_path, lambda rows: CombinedLoader(both(rows), mode), step)
+def test_several_loaders(tmp_path: Path, mode: Any, name: str, step: int) -> None:
+    make = lambda rows: CombinedLoader(TWO[name](rows), mode)  # noqa: E731
+    whole, rest = resumed(tmp_path, make, step, max_epochs=3)
     assert rest.batches == whole.batches[step:]
     assert same(rest.weights, whole.weights)
 
@@ -139,3 +155,24 @@ def test_a_fit_that_ended_goes_on(tmp_path: Path, name: str, saved: str) -> None
     assert same(rest.weights, whole.weights)
     assert rest.progress == whole.progress
     assert rest.validated == whole.validated[len(whole.validated) - len(rest.validated) :]
+
+
+@pytest.mark.filterwarnings("ignore:Your `val_dataloader`'s sampler has shuffling enabled")
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_validation_end", "on_validation_start"])
+def test_one_loader_for_training_and_validation(tmp_path: Path, hook: str, workers: int) -> None:
+    rows = Rows()
+
+    def both() -> DataLoader[Any]:
+        return DataLoader(rows, 4, shuffle=True, generator=generator(), num_workers=workers)
+
+    options: dict[str, Any] = {"val": True, "val_check_interval": 0.5, "max_epochs": 3}
+    save = SaveAt(tmp_path / "a", 5 if hook == "on_train_batch_end" else 6, hook)
+
+    def fitted(*callbacks: SaveAt, resume: Path | None = None) -> Fit:
+        loader = both()
+        return fit(lambda _: loader, *callbacks, val_loader=loader, resume=resume, **options)
+
+    whole, rest = fitted(save), fitted(resume=tmp_path / "a")
+    assert rest.batches == whole.batches[len(whole.batches) - len(rest.batches) :]
+    assert same(rest.weights, whole.weights)

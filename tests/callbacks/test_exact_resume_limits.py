@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 from typing_extensions import override
 
 from lightning_practices.callbacks import ExactResume
-from tests.callbacks.resuming import Noisy, Rows, SaveAt, fit, resumed
+from tests.callbacks.resuming import ROWS, Noisy, Rows, SaveAt, fit, resumed
 from tests.callbacks.scripted import FILTERS, At, Stateful, fail, same
 
 pytestmark = FILTERS
@@ -120,14 +121,118 @@ class OwnGenerators(Rows):
         return torch.tensor([index, noise, other, own["python"].random()])
 
 
+def own(rows: Rows, workers: int = 0) -> DataLoader[Tensor]:
+    return DataLoader(OwnGenerators(), 4, shuffle=True, num_workers=workers)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_generators_of_a_dataset(tmp_path: Path, workers: int) -> None:
-    def make(_: Rows) -> DataLoader[Tensor]:
-        return DataLoader(OwnGenerators(), 4, shuffle=True, num_workers=workers)
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_batch_start"])
+def test_generators_of_a_dataset(tmp_path: Path, hook: str, workers: int) -> None:
+    make = partial(own, workers=workers)
+    whole, rest = resumed(tmp_path, make, 2, hook, max_epochs=1 if workers else 2)
+    assert rest.batches == whole.batches[2:]
+    assert same(rest.weights, whole.weights)
+
+
+class Noise:
+    """Adds random numbers, in a method, from a generator in ``__slots__``."""
+
+    __slots__ = ("rng",)
+
+    def __init__(self) -> None:
+        self.rng = random.Random(7)
+
+    def add(self, rows: list[Tensor]) -> Tensor:
+        return torch.stack(rows) + self.rng.random()
+
+
+def add(rng: np.random.Generator, rows: list[Tensor]) -> Tensor:
+    return torch.stack(rows) + rng.random()
+
+
+def adding() -> Callable[[list[Tensor]], Tensor]:
+    rng = np.random.default_rng(7)
+    return lambda rows: torch.stack(rows) + rng.random()
+
+
+HIDDEN: dict[str, Callable[[], Any]] = {
+    "a bound method, slots": lambda: Noise().add,
+    "partial": lambda: partial(add, np.random.default_rng(7)),
+    "closure": adding,
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_generators_of_collate_fn(tmp_path: Path, name: str, workers: int) -> None:
+    def make(rows: Rows) -> DataLoader[Tensor]:
+        return DataLoader(rows, 4, True, collate_fn=HIDDEN[name](), num_workers=workers)
 
     whole, rest = resumed(tmp_path, make, 2, max_epochs=1 if workers else 2)
     assert rest.batches == whole.batches[2:]
     assert same(rest.weights, whole.weights)
+
+
+class LateGenerator(Rows):
+    """Makes its generator when the first sample is read."""
+
+    own: torch.Generator | None = None
+
+    @override
+    def __getitem__(self, index: int) -> Tensor:
+        self.own = self.own or torch.Generator().manual_seed(3)
+        return torch.tensor([index, torch.rand((), generator=self.own).item(), 0, 0])
+
+
+class LateSampler(Sampler[int]):
+    """Makes its generator in the first epoch."""
+
+    def __init__(self) -> None:
+        self.own: torch.Generator | None = None
+
+    def __iter__(self) -> Iterator[int]:
+        self.own = self.own or torch.Generator().manual_seed(3)
+        return iter(torch.randperm(ROWS, generator=self.own).tolist())
+
+    def __len__(self) -> int:
+        return ROWS
+
+
+LATE: dict[str, tuple[Make, str]] = {
+    "dataset": (lambda _: DataLoader(LateGenerator(), 4, shuffle=True), "dataset.own"),
+    "sampler": (lambda rows: DataLoader(rows, 4, sampler=LateSampler()), "sampler.own"),
+}
+
+
+@pytest.mark.parametrize("name", LATE)
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_epoch_end"])
+def test_generators_that_are_made_late(tmp_path: Path, name: str, hook: str) -> None:
+    make, place = LATE[name]
+    step = 8 if hook == "on_train_epoch_end" else 6
+    whole = fit(make, SaveAt(tmp_path / "a", step, hook), max_epochs=3)
+    with pytest.warns(UserWarning, match=f"can't restore .* generators {place}:") as seen:
+        rest = fit(make, resume=tmp_path / "a", max_epochs=3)
+    assert sum("ExactResume" in str(one.message) for one in seen) == 1
+    assert len(rest.batches) == len(whole.batches) - step
+    if name == "dataset":  # the order is restored all the same
+        order = [[row[0] for row in batch] for batch in whole.batches]
+        assert [[row[0] for row in batch] for batch in rest.batches] == order[step:]
+
+
+def test_a_sampler_that_makes_its_generator_in_the_first_epoch(tmp_path: Path) -> None:
+    whole, rest = resumed(tmp_path, LATE["sampler"][0], 2, max_epochs=2)
+    assert rest.batches == whole.batches[2:]
+    assert same(rest.weights, whole.weights)
+
+
+@pytest.mark.parametrize("now", [torch.Generator, None])
+def test_a_generator_that_was_added_or_removed(tmp_path: Path, now: Any) -> None:
+    def make(generator: torch.Generator | None) -> Make:
+        return lambda rows: DataLoader(rows, 4, shuffle=True, generator=generator)
+
+    fit(make(None if now else torch.Generator()), SaveAt(tmp_path / "a", 2))
+    with pytest.warns(UserWarning, match="can't restore the random number generators generator:"):
+        fit(make(now() if now else None), resume=tmp_path / "a")
 
 
 def test_a_stateful_loader_restores_itself(tmp_path: Path) -> None:

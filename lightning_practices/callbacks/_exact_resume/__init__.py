@@ -4,6 +4,7 @@
 - ``loaders``: the training data of a fit, whose epoch can start at any batch.
 - ``loader``: one loader of it.
 - ``indices``: the indices of a loader's batches, each with the seed of its worker process.
+- ``moments``: the random states of a moment of a fit.
 - ``progress``: how far a fit is within an epoch.
 - ``random_states``: the states of the random number generators.
 - ``reasons``: what can't be resumed exactly, and the remedy.

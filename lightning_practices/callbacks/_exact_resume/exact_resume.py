@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
@@ -12,17 +11,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from lightning_practices._names import some
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
+from lightning_practices.callbacks._exact_resume.moments import devices_of, loaders_of, moment
 from lightning_practices.callbacks._exact_resume.progress import (
     continue_epoch,
     has_ended,
     is_validation_due,
 )
 from lightning_practices.callbacks._exact_resume.random_states import (
-    random_states,
     set_random_states,
-    set_states,
-    states_of,
 )
 from lightning_practices.callbacks._exact_resume.reasons import changes, description, why_inexact
 from lightning_practices.callbacks._practice import PracticeCallback
@@ -46,10 +44,17 @@ class ExactResume(PracticeCallback):
 
     The checkpoint holds, for each rank, the states of the global random number generators of
     Python, NumPy and torch (of the CPU and of the devices in use), those of the generators that the
-    loaders and their samplers hold, and the position of each loader. On resuming, a loader's
-    sampler is restored to its state at the start of the epoch, the batches of indices that are
-    already trained are skipped, and the random states of the checkpoint are restored before the
-    first batch.
+    loaders hold, and the position of each loader. On resuming, a loader's sampler is restored to
+    its state at the start of the epoch, the batches of indices that are already trained are
+    skipped, and the random states of the checkpoint are restored before the first batch.
+
+    The generators of a ``DataLoader`` are searched in its ``generator``, ``sampler`` and
+    ``batch_sampler``, and without worker processes in its ``dataset`` and ``collate_fn``; those of
+    another iterable in the iterable itself. Within these objects, to a depth of six, the search
+    visits attributes (``__slots__`` too), the items of lists, tuples and dicts of at most 64 items,
+    the object of a bound method, the function and arguments of a :func:`functools.partial`, and the
+    outer variables of a function. Make the generators before the fit: a warning names each one that
+    isn't both in the checkpoint and in the loaders when the resumed epoch starts.
 
     Three things differ from a fit without this callback:
 
@@ -58,27 +63,32 @@ class ExactResume(PracticeCallback):
       don't depend on the worker, and differ between ranks. A seed of your ``worker_init_fn`` holds
       until the first batch.
     - Validation doesn't change the random numbers of training: the states from before are restored
-      after it.
+      after it, those of the loaders' generators too.
     - A loader's iterator and its worker processes are made at the first batch.
 
     Each batch costs about 0.1 ms for copies of random states, and about 0.03 ms in its worker
     process. A checkpoint grows by about 25 kB for each rank.
 
     The rest of an epoch is exact for map-style datasets in torch's ``DataLoader``, with any sampler
-    whose order is determined by the generators above or by ``set_epoch``. A loader with
-    ``state_dict`` and ``load_state_dict`` restores its position itself. Any other iterable, an
-    ``IterableDataset`` among them, reads its first batches again and drops them, which takes the
-    time to load them. If the dataset holds generators and there are worker processes, the first
-    batches are read again too. Where the result may differ, a warning names the reason and the
-    remedy, when a checkpoint is saved in mid-epoch and on resuming. It also warns if the number of
-    ranks, the batch size, or the use of worker processes has changed.
+    whose order is determined by the generators above or by ``set_epoch``. A sampler that draws from
+    a global generator has to draw all numbers of an epoch at its first batch, as torch's samplers
+    do, since otherwise dropout and augmentation draw in between. A loader with ``state_dict`` and
+    ``load_state_dict`` restores its position itself. Any other iterable, an ``IterableDataset``
+    among them, reads its first batches again and drops them, which takes the time to load them. If
+    the dataset holds generators and there are worker processes, the first batches are read again
+    too. Where the result may differ, a warning names the reason and the remedy, when a checkpoint
+    is saved in mid-epoch and on resuming. It also warns if the number of ranks, the batch size, or
+    the use of worker processes has changed.
 
-    Checkpoints at the end of an epoch are exact with any data, except that a dataset's state in
-    persistent worker processes is lost. With ``max_steps``, Lightning trains a batch more in an
-    epoch that has ended, or runs ``on_train_epoch_end`` again; with this callback it goes on with
-    the next epoch. A fit that ended in the middle of an epoch, by ``max_steps`` for example, goes
-    on there if it is resumed with more steps or epochs. Its own ``on_train_epoch_end`` has run
-    already, and runs again when the epoch ends.
+    Checkpoints at the end of an epoch are exact with any data that has no other state than these
+    generators. A counter of epochs in a dataset or iterable starts anew, and so does the state of a
+    dataset in persistent worker processes: give the loader ``state_dict`` and ``load_state_dict``.
+
+    With ``max_steps``, Lightning trains a batch more in an epoch that has ended, or runs
+    ``on_train_epoch_end`` again; with this callback it goes on with the next epoch. A fit that
+    ended in the middle of an epoch, by ``max_steps`` for example, goes on there if it is resumed
+    with more steps or epochs. Its ``on_train_epoch_end`` has run then, and runs again when the
+    epoch has ended.
 
     Raises:
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
@@ -87,8 +97,8 @@ class ExactResume(PracticeCallback):
     def __init__(self) -> None:
         self._saved: dict[str, Any] | None = None  # of the checkpoint that is resumed
         self._is_armed = False  # whether the next epoch starts at the saved position
-        self._latest: dict[str, Any] | None = None  # random states after the latest batch
-        self._final: dict[str, Any] | None = None  # random states where a longer fit would go on
+        self._latest: dict[str, Any] | None = None  # the moment after the latest batch
+        self._final: dict[str, Any] | None = None  # that at which a longer fit would go on
         self._is_loaded = False  # whether the checkpoint that is resumed has a state of ours
         self._has_warned = False
 
@@ -125,7 +135,7 @@ class ExactResume(PracticeCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._arm(trainer)
-        combined = _loaders(trainer)
+        combined = loaders_of(trainer)
         is_new_epoch = self._saved is not None and not self._saved["batches"]
         is_new_epoch &= self._is_armed and not trainer.fit_loop.restarting
         if is_new_epoch and combined is not None:  # it may lack a length
@@ -137,23 +147,27 @@ class ExactResume(PracticeCallback):
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._saved, self._is_armed = None, False  # the fit has moved on
-        self._latest = random_states(_devices(trainer))
+        self._latest = moment(trainer)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_in_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if is_in_fit and self._latest is not None:
-            set_random_states(self._latest, _devices(trainer))
+            set_random_states(self._latest["states"], devices_of(trainer))
+            combined = loaders_of(trainer)
+            loaders = [] if combined is None else combined.loaders
+            for loader, states in zip(loaders, self._latest["generators"], strict=False):
+                loader.set_generators(states)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not has_ended(trainer):  # but the fit has
-            self._final = random_states(_devices(trainer))
+            self._final = moment(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # A checkpoint that is saved later leaves out the random numbers that are drawn until then.
-        self._final = self._final or random_states(_devices(trainer))
+        self._final = self._final or moment(trainer)
 
     @override
     def on_save_checkpoint(
@@ -177,7 +191,7 @@ class ExactResume(PracticeCallback):
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         """Return the state of a checkpoint; every rank has to call this."""
-        combined = _loaders(trainer)
+        combined = loaders_of(trainer)
         loaders = [] if combined is None else combined.loaders
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         is_over = has_ended(trainer)
@@ -190,16 +204,13 @@ class ExactResume(PracticeCallback):
         # of an epoch, those at the start of the epoch.
         is_within = progress.ready > progress.processed or trainer.validating
         is_within |= positions is not None and batches == 0
-        generators = [states_of(one.generators()) for one in loaders]
         passes = [one.passes for one in loaders]
         if positions and not batches:
-            generators = [one["generators"] for one in positions]
             passes = [one["passes"] - 1 for one in positions]
-        states = self._final or (self._latest if is_within else None)
+        noted = self._final or (self._latest if is_within else None)
         rank = {
-            "states": states or random_states(_devices(trainer)),
+            **(noted or moment(trainer, search=True)),
             "positions": positions if batches else None,
-            "generators": generators,
             "passes": passes,
             "seeds": [one.seed for one in loaders],
         }
@@ -255,7 +266,7 @@ class ExactResume(PracticeCallback):
         else:
             if saved is not None:
                 self._restore_start(trainer, combined)
-            self._latest = random_states(_devices(trainer))
+            self._latest = moment(trainer, search=True)
             combined.start()
         self._saved, self._is_armed = None, False
 
@@ -267,8 +278,9 @@ class ExactResume(PracticeCallback):
             fields = (rank[name] for name in ("passes", "seeds", "generators"))
             for loader, passes, seed, states in zip(combined.loaders, *fields, strict=True):
                 loader.passes, loader.seed = passes, seed
-                set_states(loader.generators(), states)
-        set_random_states(rank["states"], _devices(trainer))
+                loader.unmatched |= loader.set_generators(states)
+            _warn_of_generators(combined)
+        set_random_states(rank["states"], devices_of(trainer))
         self._saved, self._is_armed = None, False
 
     def _start_in_mid_epoch(
@@ -283,11 +295,12 @@ class ExactResume(PracticeCallback):
             for loader, states in zip(combined.loaders, rank["generators"], strict=True):
                 if getattr(loader.loader, "num_workers", 0) == 0:
                     # Workers draw indices ahead, from generators that have just advanced as far.
-                    set_states(loader.generators(), states)
+                    loader.unmatched |= loader.set_generators(states)
+            _warn_of_generators(combined)
         else:
             combined.start()
-        self._latest = rank["states"]
-        set_random_states(rank["states"], _devices(trainer))
+        self._latest = {**moment(trainer), "states": rank["states"]}
+        set_random_states(rank["states"], devices_of(trainer))
 
     def _is_same_data(self, combined: ResumableLoaders, saved: dict[str, Any]) -> bool:
         """Say whether the loaders are as many as were saved, and warn of changes."""
@@ -324,7 +337,7 @@ class ExactResume(PracticeCallback):
 def _reasons(trainer: Trainer, batches: int) -> list[str]:
     """Return why a fit that resumes after ``batches`` batches of an epoch may be another."""
     loop = trainer.fit_loop
-    combined = _loaders(trainer)
+    combined = loaders_of(trainer)
     if combined is None:
         kind = type(loop._combined_loader).__name__
         return [
@@ -347,6 +360,18 @@ def _reasons(trainer: Trainer, batches: int) -> list[str]:
     return list(dict.fromkeys(reason for reason in reasons if reason))
 
 
+def _warn_of_generators(combined: ResumableLoaders) -> None:
+    """Warn of generators that aren't restored."""
+    names = sorted(set().union(*(one.unmatched for one in combined.loaders)))
+    if names:
+        rank_zero_warn(
+            f"ExactResume can't restore the random number generators {some(names)}: each is either"
+            " not in the checkpoint, or not in the loaders of this fit when the epoch starts, or of"
+            " another type. To resume exactly make the same generators before the fit, and not"
+            " when the first sample is read"
+        )
+
+
 def _warn_of_no_state(trainer: Trainer) -> None:
     """Warn if a fit resumes in mid-epoch from a checkpoint that was saved without this callback."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
@@ -355,20 +380,6 @@ def _warn_of_no_state(trainer: Trainer) -> None:
             "ExactResume can't resume in mid-epoch from a checkpoint that was saved without it: the"
             " random states are not restored, and the epoch's data starts from its beginning"
         )
-
-
-def _loaders(trainer: Trainer) -> ResumableLoaders | None:
-    """Return the training data; ``None`` if it isn't loaded, or is a combination of the user's."""
-    combined = trainer.fit_loop._combined_loader
-    return combined if isinstance(combined, ResumableLoaders) else None
-
-
-def _devices(trainer: Trainer) -> list[torch.device]:
-    """Return the accelerators of this rank whose generators have a state."""
-    root = trainer.strategy.root_device
-    devices = [root, *(p.device for p in trainer.lightning_module.parameters())]
-    kinds = ("cuda", "xpu")
-    return [device for device in dict.fromkeys(devices) if device.type in kinds]
 
 
 def _remove_source(trainer: Trainer) -> None:

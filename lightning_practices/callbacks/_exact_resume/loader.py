@@ -43,6 +43,11 @@ class ResumableLoader:
         self.passes = 0  # iterators made up to now
         self._drawn = 0  # batches of the present iterator
         self._before: dict[str, Any] = {}  # random states just before it was made
+        self._first: dict[str, Any] | None = None  # those just before its first batch
+        self._known: dict[str, Generator] = {}  # the generators that the latest search found
+        self.unmatched: set[str] = set()
+        """Names of generators that a resumed fit has and its checkpoint hasn't, or the reverse."""
+
         self._resumed: Mapping[str, Any] | None = None
         self._batches = _Batches(self)
         self._own: DataLoader[Any] | None = None
@@ -66,21 +71,44 @@ class ResumableLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, as primitives and tensors."""
-        return {"passes": self.passes, "drawn": self._drawn, **self._before}
+        positions = {"passes": self.passes, "drawn": self._drawn}
+        return {**positions, "before": self._before, "first": self._first}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Start the next iterator at a saved position."""
         self._resumed = state_dict
 
-    def generators(self) -> list[Generator]:
-        """Return the generators that the loader and its sampler hold.
+    def generator_states(self, search: bool = False) -> dict[str, Any]:
+        """Return the states of the generators that the loader and its sampler hold, by name.
 
         Without worker processes those of the dataset are included. Worker processes have copies.
+
+        Args:
+            search: Whether to search them. Default: those that the latest search found. There is
+                a search before and after the first batch, as a dataset or sampler may make a
+                generator then.
         """
+        if search:
+            self._known = generators_within(self._holders())
+        return states_of(self._known)
+
+    def set_generators(self, states: Mapping[str, Any]) -> set[str]:
+        """Set these generators to states that :meth:`generator_states` has returned.
+
+        Returns:
+            The names of generators that have no state, and of states that have no generator.
+        """
+        self._known = generators_within(self._holders())
+        return set_states(self._known, states)
+
+    def _holders(self) -> dict[str, Any]:
+        loader = self.loader
+        if not isinstance(loader, DataLoader):
+            return {"loader": loader}
         names = ["generator", "sampler", "batch_sampler"]
-        if getattr(self.loader, "num_workers", 0) == 0:
-            names += ["dataset", "collate_fn"]
-        return generators_within(*(getattr(self.loader, name, None) for name in names))
+        if loader.num_workers == 0:
+            names = ["dataset", "collate_fn", *names]  # a sampler may hold the dataset too
+        return {name: getattr(loader, name) for name in names}
 
     @property
     def seed(self) -> int | None:
@@ -103,20 +131,32 @@ class ResumableLoader:
     def begin(self) -> Iterator[Any]:
         """Make the iterator of the user's loader, at the saved position if there is one."""
         resumed, self._resumed = self._resumed, None
-        skip = 0
         if resumed is not None:
-            self.passes, skip = resumed["passes"] - 1, resumed["drawn"]
-            set_random_states(resumed["states"], ())
-            set_states(self.generators(), resumed["generators"])
-        self._before = {"states": random_states(()), "generators": states_of(self.generators())}
-        batches = self._iterator(skip)
+            self.passes = resumed["passes"] - 1
+            self._set(resumed["before"])
+        self._before = self._now()
+        self._drawn, self._first = (resumed["drawn"], resumed["first"]) if resumed else (0, None)
+        batches = self._iterator(self._drawn)
         self.passes += 1
-        self._drawn = skip
         return batches
 
     def drawn(self) -> None:
         """Count one batch."""
         self._drawn += 1
+        if self._drawn == 1:
+            self._known = generators_within(self._holders())
+
+    def note_first(self) -> None:
+        """Note the random states just before the first batch of the present iterator."""
+        if self._drawn == 0:
+            self._first = self._now()
+
+    def _now(self) -> dict[str, Any]:
+        return {"states": random_states(()), "generators": self.generator_states(search=True)}
+
+    def _set(self, moment: Mapping[str, Any]) -> None:
+        set_random_states(moment["states"], ())
+        self.unmatched |= self.set_generators(moment["generators"])
 
     def _distributed_sampler(self) -> DistributedSampler[Any] | None:
         within = getattr(getattr(self.loader, "batch_sampler", None), "sampler", None)
@@ -127,17 +167,38 @@ class ResumableLoader:
 
     def _iterator(self, skip: int) -> Iterator[Any]:
         loader = self.loader
-        if not has_torchs_iterator(loader) or is_stateful(loader):
-            return _after(iter(loader), 0 if is_stateful(loader) else skip)
+        if is_stateful(loader):
+            return iter(loader)
+        if not has_torchs_iterator(loader):
+            return self._after(iter(loader), skip)
         replay = has_own_generators(loader)  # which advance with the samples that are read
         own, indices = self._loader_of_ours()
         if loader.num_workers:
             indices.seed = (_next_seed(loader.generator), self._rank)
         indices.skip = 0 if replay else skip
         batches = iter(own)
-        if skip and not loader.num_workers:
+        if loader.num_workers:
+            return self._after(batches, skip if replay else 0)
+        if skip:
+            self._restore_first()
             indices.advance()  # before the random states of the checkpoint are restored
-        return _after(batches, skip if replay else 0)
+        return batches
+
+    def _after(self, batches: Iterator[Any], count: int) -> Iterator[Any]:
+        """Read ``count`` batches, and return the iterator."""
+        if count:
+            self._restore_first()
+        for _ in islice(batches, count):
+            pass
+        return batches
+
+    def _restore_first(self) -> None:
+        """Restore the random states that the skipped first batch was drawn with.
+
+        Between the making of an iterator and its first batch other loaders make theirs.
+        """
+        if self._first is not None and not getattr(self.loader, "num_workers", 0):
+            self._set(self._first)
 
     def _loader_of_ours(self) -> tuple[DataLoader[Any], Indices]:
         """Return a loader that is as the user's, but for its indices."""
@@ -184,16 +245,11 @@ class _Batches(Iterator[Any]):
         return self._batches
 
     def __next__(self) -> Any:
-        batch = next(self.start())
+        batches = self.start()
+        self._owner.note_first()
+        batch = next(batches)
         self._owner.drawn()
         return batch
-
-
-def _after(batches: Iterator[Any], count: int) -> Iterator[Any]:
-    """Read ``count`` batches, and return the iterator."""
-    for _ in islice(batches, count):
-        pass
-    return batches
 
 
 def _next_seed(generator: torch.Generator | None) -> int:

@@ -2,7 +2,9 @@
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from types import ModuleType
+from functools import partial
+from inspect import getclosurevars
+from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -49,31 +51,43 @@ def set_random_states(states: Mapping[str, Any], devices: Iterable[torch.device]
             torch.get_device_module(device).set_rng_state(state, device)
 
 
-def generators_within(*objects: object) -> list[Generator]:
-    """Return the generators that the objects hold in their attributes, in a fixed order.
+def generators_within(objects: Mapping[str, object]) -> dict[str, Generator]:
+    """Return the generators that objects hold, by the place where each was found first.
 
-    The attributes of attributes are searched too, and the items of short lists, tuples and dicts.
+    These places are searched, in each object that is found too, to a depth of six: attributes
+    (in ``__dict__`` and ``__slots__``), the items of lists, tuples and dicts of at most 64 items,
+    the object of a bound method, the function and arguments of a :func:`functools.partial`, and
+    the variables of an outer function that a function uses.
+
+    Args:
+        objects: The objects by name, such as ``"dataset"``. A generator's name starts with it:
+            ``"dataset.transform.rng"``.
     """
-    found: dict[int, Generator] = {}
+    found: dict[str, Generator] = {}
     seen: dict[int, object] = {}  # holds the objects, so that no id is used twice
-    for one in objects:
-        _search(one, _DEPTH, seen, found)
-    return list(found.values())
+    for name, one in objects.items():
+        _search(name, one, _DEPTH, seen, found)
+    return found
 
 
-def states_of(generators: Iterable[Generator]) -> list[Any]:
-    """Return the state of each generator."""
-    return [_state_of(generator) for generator in generators]
+def states_of(generators: Mapping[str, Generator]) -> dict[str, Any]:
+    """Return the kind and the state of each generator, by name."""
+    return {name: (_kind(one), _state_of(one)) for name, one in generators.items()}
 
 
-def set_states(generators: Iterable[Generator], states: Iterable[Any]) -> None:
-    """Set each generator to its state in the result of :func:`states_of`.
+def set_states(generators: Mapping[str, Generator], states: Mapping[str, Any]) -> set[str]:
+    """Set the generators to the states that :func:`states_of` has returned.
 
-    Raises:
-        ValueError: If there are more generators than states, or fewer.
+    Returns:
+        The names that only one of the arguments has, or both for generators of different kinds.
+        These generators keep their states.
     """
-    for generator, state in zip(generators, states, strict=True):
-        if isinstance(generator, torch.Generator):
+    unmatched = generators.keys() ^ states.keys()
+    for name in generators.keys() & states.keys():
+        generator, (kind, state) = generators[name], states[name]
+        if kind != _kind(generator):
+            unmatched.add(name)
+        elif isinstance(generator, torch.Generator):
             generator.set_state(state)
         elif isinstance(generator, np.random.Generator):
             generator.bit_generator.state = _of_plain(state)
@@ -81,6 +95,18 @@ def set_states(generators: Iterable[Generator], states: Iterable[Any]) -> None:
             generator.set_state(_of_plain(state))
         else:
             generator.setstate(state)
+    return unmatched
+
+
+def _kind(generator: Generator) -> str:
+    """Return a name that is equal for generators that can take each other's states."""
+    if isinstance(generator, torch.Generator):
+        return f"torch {generator.device.type}"
+    if isinstance(generator, np.random.Generator):
+        return f"numpy {type(generator.bit_generator).__name__}"
+    if isinstance(generator, np.random.RandomState):
+        return f"numpy RandomState {generator.get_state(legacy=False)['bit_generator']}"
+    return "python"
 
 
 def _state_of(generator: Generator) -> Any:
@@ -93,23 +119,37 @@ def _state_of(generator: Generator) -> Any:
     return generator.getstate()
 
 
-def _search(one: object, depth: int, seen: dict[int, object], found: dict[int, Generator]) -> None:
-    if isinstance(one, Generator):
-        found[id(one)] = one
-        return
-    if depth == 0 or id(one) in seen or len(seen) == _OBJECTS or isinstance(one, _LEAVES):
+def _search(
+    name: str, one: object, depth: int, seen: dict[int, object], found: dict[str, Generator]
+) -> None:
+    if depth < 0 or id(one) in seen or len(seen) == _OBJECTS or isinstance(one, _LEAVES):
         return
     seen[id(one)] = one
-    for item in _items(one):
-        _search(item, depth - 1, seen, found)
+    if isinstance(one, Generator):
+        found[name] = one
+    elif depth:
+        for place, item in _items(one):
+            _search(name + place, item, depth - 1, seen, found)
 
 
-def _items(one: object) -> Iterator[object]:
+def _items(one: object) -> Iterator[tuple[str, object]]:
+    """Return what an object holds, and where."""
     if isinstance(one, list | tuple | dict):
         if len(one) <= _ITEMS:
-            yield from one.values() if isinstance(one, dict) else one
-    elif hasattr(one, "__dict__"):
-        yield from list(vars(one).values())
+            keys = list(one) if isinstance(one, dict) else range(len(one))
+            values = one.values() if isinstance(one, dict) else one
+            for place, (key, value) in enumerate(zip(keys, values, strict=True)):
+                yield f"[{key!r}]" if isinstance(key, str | int) else f"[{place}]", value
+        return
+    if isinstance(one, MethodType):
+        yield ".__self__", one.__self__
+    elif isinstance(one, partial):
+        yield from ((".func", one.func), (".args", one.args), (".keywords", one.keywords))
+    elif isinstance(one, FunctionType):
+        yield from ((f".{key}", item) for key, item in getclosurevars(one).nonlocals.items())
+    state = object.__getstate__(one)  # of __dict__, or a tuple of that and of __slots__
+    for attributes in state if isinstance(state, tuple) else (state,):
+        yield from ((f".{key}", item) for key, item in (attributes or {}).items())
 
 
 def _plain(state: Any) -> Any:

@@ -34,7 +34,8 @@ def has_torchs_iterator(loader: Any) -> bool:
 def has_own_generators(loader: Any) -> bool:
     """Say whether worker processes have copies of generators that the dataset holds."""
     workers = getattr(loader, "num_workers", 0)
-    return workers > 0 and bool(generators_within(loader.dataset, loader.collate_fn))
+    held = {"dataset": loader.dataset, "collate_fn": loader.collate_fn} if workers > 0 else {}
+    return bool(generators_within(held))
 
 
 def why_inexact(loader: Any) -> str | None:

@@ -1,0 +1,33 @@
+"""The random states of a moment of a fit: of the process, its accelerators and its loaders."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders
+from lightning_practices.callbacks._exact_resume.random_states import random_states
+
+
+def loaders_of(trainer: Trainer) -> ResumableLoaders | None:
+    """Return the training data; ``None`` if it isn't loaded, or is a combination of the user's."""
+    combined = trainer.fit_loop._combined_loader
+    return combined if isinstance(combined, ResumableLoaders) else None
+
+
+def devices_of(trainer: Trainer) -> list[torch.device]:
+    """Return the accelerators of this rank whose generators have a state."""
+    root = trainer.strategy.root_device
+    devices = [root, *(p.device for p in trainer.lightning_module.parameters())]
+    kinds = ("cuda", "xpu")
+    return [device for device in dict.fromkeys(devices) if device.type in kinds]
+
+
+def moment(trainer: Trainer, search: bool = False) -> dict[str, Any]:
+    """Return the present states of the global generators and of those of each loader."""
+    combined = loaders_of(trainer)
+    loaders = [] if combined is None else combined.loaders
+    return {
+        "states": random_states(devices_of(trainer)),
+        "generators": [one.generator_states(search) for one in loaders],
+    }
