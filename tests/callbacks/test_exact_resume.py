@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import (
     BatchSampler,
@@ -14,6 +15,7 @@ from torch.utils.data import (
     RandomSampler,
     WeightedRandomSampler,
 )
+from typing_extensions import override
 
 from tests.callbacks.resuming import ROWS, Fit, Rows, SaveAt, fit, resumed
 from tests.callbacks.scripted import FILTERS, same
@@ -176,3 +178,37 @@ def test_one_loader_for_training_and_validation(tmp_path: Path, hook: str, worke
     whole, rest = fitted(save), fitted(resume=tmp_path / "a")
     assert rest.batches == whole.batches[len(whole.batches) - len(rest.batches) :]
     assert same(rest.weights, whole.weights)
+
+
+@pytest.mark.parametrize("step", [5, 6])  # in the middle of epoch 1, and at its end
+def test_scheduled_accumulation(tmp_path: Path, step: int) -> None:
+    scheduling = {0: 1, 1: 2}
+    save = SaveAt(tmp_path / "a", step)
+    whole, rest = (
+        fit(LOADERS["shuffled"], *more, GradientAccumulationScheduler(dict(scheduling)),
+            resume=path, max_epochs=3)
+        for more, path in (([save], None), ([], tmp_path / "a"))
+    )  # fmt: skip
+    assert rest.batches == whole.batches[len(whole.batches) - len(rest.batches) :]
+    assert same(rest.weights, whole.weights)
+    assert rest.progress == whole.progress
+
+
+class Lengths(Callback):
+    """Notes the number of batches of a combined loader at the start of each epoch."""
+
+    def __init__(self, loader: CombinedLoader) -> None:
+        self.loader = loader
+        self.seen: list[int] = []
+
+    @override
+    def on_train_epoch_start(self, *_: Any) -> None:
+        self.seen.append(len(self.loader))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_the_users_combined_loader_has_its_length_in_hooks(exact: bool) -> None:
+    loader = CombinedLoader(two(Rows()), "min_size")
+    lengths = Lengths(loader)
+    fit(lambda _: loader, lengths, exact=exact)
+    assert lengths.seen == [3, 3]

@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
@@ -255,6 +256,10 @@ class ExactResume(PracticeCallback):
 
     def _start(self, trainer: Trainer, combined: ResumableLoaders) -> None:
         """Make the iterators of an epoch, at the saved position if there is one."""
+        if trainer.fit_loop.is_resuming:
+            for scheduler in callbacks_of(trainer, GradientAccumulationScheduler):
+                # Lightning doesn't call this hook, which sets the number, in a resumed epoch.
+                scheduler.on_train_epoch_start(trainer)
         saved = self._saved if self._is_armed else None
         if saved is not None:
             progress: Any = trainer.fit_loop.epoch_progress.current

@@ -38,6 +38,9 @@ class ResumableLoaders(CombinedLoader):
         self._rank = rank
         self._at_iter = at_iter
         self._at_start = at_start
+        self.users: CombinedLoader | None = None
+        """The combination of the user's that this one stands for; its ``len()`` works in hooks."""
+
         self._started = False
         self._drawn = 0  # batches of this epoch
         self._positions: dict[int, list[dict[str, Any]]] = {}  # by batches drawn, the newest
@@ -54,6 +57,8 @@ class ResumableLoaders(CombinedLoader):
             self._flattened = [ResumableLoader(one, self._rank) for one in self.flattened]
         self._at_iter()
         super().__iter__()
+        if self.users is not None:
+            self.users._iterator = self._iterator
         self._started = False
         self._positions.clear()
         return self
@@ -93,6 +98,8 @@ class ResumableLoaders(CombinedLoader):
     @override
     def reset(self) -> None:
         super().reset()
+        if self.users is not None:
+            self.users._iterator = None
         for loader in self.loaders:
             loader.close()
 
@@ -132,5 +139,7 @@ class ResumableSource(_DataLoaderSource):
         if not isinstance(loaders, CombinedLoader):
             return self.combine(loaders, "max_size_cycle")  # Lightning's default
         if type(loaders) is CombinedLoader:
-            return self.combine(loaders.iterables, loaders._mode)
+            combined = self.combine(loaders.iterables, loaders._mode)
+            combined.users = loaders
+            return combined
         return loaders  # a subclass of the user's
