@@ -1,6 +1,5 @@
 """The callback that keeps several models from one fit, by cycles of the learning rate."""
 
-from copy import deepcopy
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -11,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._arguments import check_whole
+from lightning_practices._copies import copy_of
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.copies import load_copies
 from lightning_practices.callbacks._trainer.horizon import (
@@ -107,7 +107,7 @@ class SnapshotEnsemble(PracticeCallback):
             raise RuntimeError("SnapshotEnsemble has no snapshot: no cycle has come to its end")
         members = []
         for state in self._snapshots.values():
-            member = deepcopy(pl_module)
+            member = copy_of(pl_module)
             member.load_state_dict(state, strict=pl_module.strict_loading)
             members.append(member)
         return members

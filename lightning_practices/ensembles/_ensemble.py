@@ -1,7 +1,6 @@
 """Several models as one module: their joint prediction and its spread."""
 
-from collections.abc import Iterable, Iterator
-from copy import deepcopy
+from collections.abc import Iterable
 from typing import Any, Self, get_args
 
 import torch
@@ -14,6 +13,7 @@ from lightning_practices._arguments import (
     check_instance,
     check_listed,
 )
+from lightning_practices._copies import copy_of
 from lightning_practices.ensembles._prediction import MonteCarloPrediction, Summary
 from lightning_practices.ensembles._vectorized import (
     VectorizedModels,
@@ -109,7 +109,7 @@ class Ensemble(nn.Module):
         self.vectorize = vectorize
         # Each member is copied separately: a tensor that members share needs a copy per member, to
         # be a separate entry of the stack.
-        self.members = nn.ModuleList(_copy(member) for member in given)
+        self.members = nn.ModuleList(copy_of(member) for member in given)
         self.members.requires_grad_(False).eval()
         self._obstacle = difference(self.members)  # type: ignore[arg-type]
         if vectorize and self._obstacle:
@@ -229,51 +229,6 @@ class Ensemble(nn.Module):
                 f" {shape}: one output for each sample is task='binary'"
             )
         return output.to(torch.promote_types(output.dtype, torch.float32))
-
-
-def _copy(member: nn.Module) -> nn.Module:
-    """Return a copy of a model. Copies of tensors in its attributes have no graph.
-
-    Torch can't copy a tensor with a graph, such as the last activations that a model keeps, or the
-    weight that ``torch.nn.utils.weight_norm`` computes.
-    """
-    copied = {
-        id(tensor): tensor.detach().clone()
-        for module in member.modules()
-        for tensor in _tensors_of(vars(module))
-        if not tensor.is_leaf
-    }
-    try:
-        return deepcopy(member, copied)  # takes what has been copied already from this dictionary
-    except Exception as error:
-        if name := _uncopyable(member):
-            error.add_note(
-                f"the ensemble can't copy its member {type(member).__name__}, because of the"
-                f" attribute {name}: set it to None, or detach the tensors in it"
-            )
-        raise
-
-
-def _tensors_of(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in dictionaries, lists and tuples."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict | list | tuple):
-        for each in value.values() if isinstance(value, dict) else value:
-            yield from _tensors_of(each)
-
-
-def _uncopyable(member: nn.Module) -> str | None:
-    """Return the name of the first attribute that can't be copied, or ``None``."""
-    for name, module in member.named_modules():
-        for key, value in vars(module).items():
-            if key == "_modules":
-                continue
-            try:
-                deepcopy(value)
-            except Exception:
-                return f"{name}.{key}".removeprefix(".")
-    return None
 
 
 def _check(members: list[Any], task: str, outputs: str, vote: str) -> None:

@@ -223,6 +223,22 @@ def test_members_are_copies_for_an_ensemble() -> None:
     assert torch.equal(Ensemble(snapshots.members(module), task="regression")(x), ensemble(x))
 
 
+def test_members_of_a_module_that_keeps_its_last_activations() -> None:
+    class Keeps(Net):
+        @override
+        def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+            self.kept: Any = self(batch)  # with its graph, which torch can't copy
+            return super().training_step(batch, batch_idx)
+
+    module, snapshots = Keeps(), SnapshotEnsemble(3)
+    fit(module, snapshots)
+    members: Any = snapshots.members(module)
+    assert same(state_of(members[-1]), state_of(module))
+    for member in members:
+        assert torch.equal(member.kept, module.kept)
+        assert not member.kept.requires_grad
+
+
 def test_there_is_none() -> None:
     class Wider(Net):
         def __init__(self) -> None:

@@ -379,5 +379,7 @@ def test_members_that_keep_tensors_with_a_graph_are_copied() -> None:
 
 def test_a_member_that_cant_be_copied_is_named_with_its_attribute() -> None:
     model = nn.Sequential(_Keeping({"sums": {torch.randn(3, requires_grad=True).sum()}}))
-    with pytest.raises(RuntimeError, match=r"Sequential, because of the attribute 0\.kept"):
+    with pytest.raises(
+        RuntimeError, match=r"Sequential can't be copied, because of its attribute 0\.kept"
+    ):
         Ensemble([model], task="regression")
