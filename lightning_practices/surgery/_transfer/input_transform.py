@@ -46,7 +46,7 @@ def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
         )  # fmt: skip
     timm: Any = sys.modules.get("timm.data")  # loaded if the model is a timm model
     if timm is None or not isinstance(getattr(weights, "pretrained_cfg", None), dict):
-        got = shown(weights) if isinstance(weights, str) else type(weights).__name__
+        got = type(weights).__name__ if isinstance(weights, nn.Module) else shown(weights)
         raise TypeError(
             "weights has to be torchvision's, as in ResNet18_Weights.DEFAULT, or a timm model, but"
             f" got {got}, which doesn't describe its inputs"
