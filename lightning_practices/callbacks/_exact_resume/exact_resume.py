@@ -14,7 +14,13 @@ from typing_extensions import override
 
 from lightning_practices._names import some
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
-from lightning_practices.callbacks._exact_resume.moments import devices_of, loaders_of, moment
+from lightning_practices.callbacks._exact_resume.moments import (
+    devices_of,
+    each_loader,
+    loaders_of,
+    moment,
+    return_to,
+)
 from lightning_practices.callbacks._exact_resume.progress import (
     continue_epoch,
     has_ended,
@@ -154,11 +160,7 @@ class ExactResume(PracticeCallback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         is_in_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
         if is_in_fit and self._latest is not None:
-            set_random_states(self._latest["states"], devices_of(trainer))
-            combined = loaders_of(trainer)
-            loaders = [] if combined is None else combined.loaders
-            for loader, states in zip(loaders, self._latest["generators"], strict=False):
-                loader.set_generators(states)
+            return_to(trainer, self._latest)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -192,8 +194,7 @@ class ExactResume(PracticeCallback):
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         """Return the state of a checkpoint; every rank has to call this."""
-        combined = loaders_of(trainer)
-        loaders = [] if combined is None else combined.loaders
+        combined, loaders = loaders_of(trainer), each_loader(trainer)
         progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
         is_over = has_ended(trainer)
         batches = 0 if is_over else progress.processed
