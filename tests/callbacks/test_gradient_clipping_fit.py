@@ -208,7 +208,7 @@ def test_a_new_fit_starts_afresh_and_one_that_goes_on_does_not() -> None:
             {"groups": {"net.*": -1.0}},
             r"groups\['net.\*'\] has to be a number, above 0, .* -1.0",
         ),
-        ({"percentile": 101}, "percentile has to be .* at most 100, but got 101"),
+        ({"percentile": 101}, "percentile has to be a number between 0 and 100, but got 101"),
         ({"percentile": 10, "value": 1.0}, "value=1.0 is a fixed threshold and percentile=10"),
         ({"percentile": 10, "algorithm": "value"}, "percentile needs algorithm='norm', .*'value'"),
         ({"algorithm": "adaptive"}, "algorithm='adaptive' needs a value"),
