@@ -102,7 +102,7 @@ class Penalty(PracticeCallback):
             return
         refuse(
             trainer,
-            FSDP1_OR_DEEPSPEED,
+            *FSDP1_OR_DEEPSPEED,
             who="Penalty",
             cannot="read single weights and their gradients",
             instead="use ModelParallelStrategy (FSDP2), or the optimizer's weight_decay",

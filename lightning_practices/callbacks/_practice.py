@@ -7,13 +7,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
-from lightning_practices._twin import reject_twin
+from lightning_practices._packages import OfBothPackages, check_one_package
 
 # Lightning sets the first two, methods of the module, at each run.
 _NOT_COPIED = ("log", "log_dict", "_last_fit")
 
 
-class PracticeCallback(Callback):
+class PracticeCallback(OfBothPackages, Callback):
     """Base of the callbacks: it keeps the state of one fit out of other fits.
 
     - A fit begins as with a new object, whatever fits this object has seen before.
@@ -34,7 +34,7 @@ class PracticeCallback(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reject_twin(trainer, pl_module)
+        check_one_package(trainer, pl_module, self)
         if stage == "fit":
             # A checkpoint's state is loaded after this hook.
             if not self._continues(trainer, pl_module):

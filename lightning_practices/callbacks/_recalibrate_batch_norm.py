@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_callable
 from lightning_practices._batches import input_of
+from lightning_practices._packages import either, own_kind
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.others import callbacks_of, set_callbacks
 from lightning_practices.callbacks._trainer.strategies import refuse
@@ -80,12 +81,14 @@ class RecalibrateBatchNorm(PracticeCallback):
             instead="use ModelParallelStrategy (FSDP2)",
         )
         callbacks = callbacks_of(trainer, Callback)
-        last = sorted(callbacks, key=lambda one: (isinstance(one, Checkpoint), one is self))
+        last = sorted(callbacks, key=lambda one: (isinstance(one, either(Checkpoint)), one is self))
         set_callbacks(trainer, last)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        runs = self.forward is not None or is_overridden("forward", pl_module)
+        runs = self.forward is not None or is_overridden(
+            "forward", pl_module, own_kind(pl_module, LightningModule)
+        )
         if not runs and _to_do(pl_module):
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} has no `forward`: define one, or say how to run a"

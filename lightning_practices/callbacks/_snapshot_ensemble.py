@@ -119,7 +119,8 @@ class SnapshotEnsemble(PracticeCallback):
             return
         refuse(
             trainer,
-            (*FSDP1_OR_DEEPSPEED, ModelParallelStrategy),
+            *FSDP1_OR_DEEPSPEED,
+            ModelParallelStrategy,
             who="SnapshotEnsemble",
             cannot="copy whole weights",
             instead="let ModelCheckpoint(every_n_train_steps=..., save_top_k=-1) save the weights"

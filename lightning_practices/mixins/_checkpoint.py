@@ -5,13 +5,14 @@ from typing import Any, Self, TypeGuard
 from weakref import WeakSet
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
+from lightning_practices._packages import either
 from lightning_practices.callbacks import BestCheckpoint
 from lightning_practices.mixins._practice import MonitorMixin, check_constructed, configured
 
@@ -72,7 +73,7 @@ class CheckpointMixin(MonitorMixin):
     @trainer.setter
     def trainer(self, trainer: Trainer | None) -> None:
         check_constructed(self)
-        LightningModule.trainer.fset(self, trainer)  # type: ignore[attr-defined]
+        super(CheckpointMixin, type(self)).trainer.fset(self, trainer)  # type: ignore[attr-defined]
         # Lightning looks for the "last" checkpoint before it calls configure_callbacks, but after
         # it has set the module's Trainer.
         if trainer is None:
@@ -90,7 +91,7 @@ class CheckpointMixin(MonitorMixin):
             return callbacks
         # Lightning would replace all of the Trainer's ModelCheckpoints by ours, even those that the
         # user configured.
-        found = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]
+        found = [c for c in trainer.callbacks if isinstance(c, either(ModelCheckpoint))]
         trainer.callbacks = [c for c in trainer.callbacks if c not in found]
         return [*callbacks, *found]
 
@@ -129,7 +130,7 @@ class CheckpointMixin(MonitorMixin):
             self._unused = deepcopy(self._checkpoint)
         else:
             self._checkpoint = deepcopy(self._unused)
-        found = [c for c in trainer.callbacks if isinstance(c, ModelCheckpoint)]
+        found = [c for c in trainer.callbacks if isinstance(c, either(ModelCheckpoint))]
         theirs = [c for c in found if c not in _OF_MODULES and c not in _DEFAULTS]
         monitored = [c for c in theirs if c.monitor is not None]
         if monitored and self._by_default:
@@ -152,4 +153,5 @@ class CheckpointMixin(MonitorMixin):
 
 def _is_default(checkpoint: object) -> TypeGuard[ModelCheckpoint]:
     """Return whether a checkpoint callback is the default one of each Trainer, before any run."""
-    return type(checkpoint) is ModelCheckpoint and vars(checkpoint) == vars(ModelCheckpoint())
+    kind: Any = type(checkpoint)
+    return kind in either(ModelCheckpoint) and vars(checkpoint) == vars(kind())

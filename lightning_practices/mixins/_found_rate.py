@@ -11,13 +11,14 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_practices._arguments import check_number
+from lightning_practices._packages import OfBothPackages, either
 from lightning_practices.optim import Optimizer
 
 _NAMES = ("lr", "learning_rate")  # of attributes and hyperparameters that the finder may set
 _CHECKPOINT_KEY = "optimizer_lr"
 
 
-class FoundLearningRate(Callback):
+class FoundLearningRate(OfBothPackages, Callback):
     """Give the learning rate that Lightning's finder finds to the module's optimizers.
 
     A ``LearningRateFinder`` of the Trainer runs after the optimizer of the fit is made. It sets the
@@ -76,7 +77,7 @@ class FoundLearningRate(Callback):
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         # After Lightning's finders, and before callbacks that read the rates of the optimizer.
-        finders = (LearningRateFinder, BatchSizeFinder)
+        finders = either(LearningRateFinder, BatchSizeFinder)
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
         order = sorted(callbacks, key=lambda one: (not isinstance(one, finders), one is not self))
         trainer.callbacks = order  # type: ignore[attr-defined]
@@ -178,7 +179,8 @@ def _is_from_outside(module: Any) -> bool:
     if trainer is None:
         return False
     is_running = trainer.state.status == TrainerStatus.RUNNING
-    return not is_running or any(isinstance(one, LearningRateFinder) for one in trainer.callbacks)
+    finder = either(LearningRateFinder)
+    return not is_running or any(isinstance(one, finder) for one in trainer.callbacks)
 
 
 def _members(group: Mapping[str, Any]) -> list[int]:

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
+from lightning_practices._packages import either, own_kind
 from lightning_practices.mixins._practice import PracticeMixin
 from lightning_practices.surgery import Report, fuse
 
@@ -63,9 +64,9 @@ class FusedLayersMixin(PracticeMixin):
         ours = type(self).configure_model is FusedLayersMixin.configure_model
         if (
             self._trainer is not None
-            and isinstance(self._trainer.strategy, ModelParallelStrategy)
+            and isinstance(self._trainer.strategy, either(ModelParallelStrategy))
             and ours
-            and not is_overridden("configure_model", super(), LightningModule)
+            and not is_overridden("configure_model", super(), own_kind(self, LightningModule))
         ):
             raise TypeError(
                 f"{type(self).__name__} must override configure_model() and apply the parallelism "

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule
 
+from lightning_practices._packages import either
 from lightning_practices.ensembles import MonteCarloDropout
 from lightning_practices.optim import Optimizer
 from lightning_practices.schedules import LearningRateSchedule
@@ -44,7 +45,7 @@ def without_objects(save: _Save) -> _Save:
 
 def as_texts(value: Any) -> Any:
     """Replace objects of practices by their texts, in a deep copy of hyperparameters."""
-    if isinstance(value, Callback):
+    if isinstance(value, either(Callback)):
         return type(value).__name__
     if isinstance(value, _OBJECTS):
         return repr(value)

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from typing_extensions import override
 
+from lightning_practices._packages import either
 from lightning_practices.mixins._found_rate import FoundLearningRate, RateAttribute
 from lightning_practices.mixins._practice import PracticeMixin, configured
 from lightning_practices.optim import Optimizer, OptimizerName
@@ -120,7 +121,7 @@ class OptimizerMixin(PracticeMixin):
         """Say whether Lightning has to clip or unscale, which it can't do for a fused optimizer."""
         trainer = self._trainer
         plugin = None if trainer is None else trainer.precision_plugin
-        if trainer is None or not isinstance(plugin, MixedPrecision):
+        if trainer is None or not isinstance(plugin, either(MixedPrecision)):
             return False
         return plugin.scaler is not None or bool(trainer.gradient_clip_val)
 

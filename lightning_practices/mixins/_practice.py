@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from copy import deepcopy
 from difflib import get_close_matches
 from os import PathLike, fspath
-from typing import Any, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_name, shown
-from lightning_practices._twin import reject_twin
+from lightning_practices._packages import check_bases, either, packages_of
 from lightning_practices.callbacks import Mode
 from lightning_practices.mixins._hyperparameters import as_texts, leave_out_objects, without_objects
 from lightning_practices.optim import Optimizer
@@ -23,7 +23,13 @@ _Callback = TypeVar("_Callback", bound=Callback)
 _Kind = TypeVar("_Kind")
 
 
-class PracticeMixin(LightningModule):
+if TYPE_CHECKING:
+    _Module = LightningModule
+else:  # the class that subclasses a mixin brings the LightningModule, of either package
+    _Module = object
+
+
+class PracticeMixin(_Module):
     """Base of the mixins: adds their callbacks to every run, and reports misspelt arguments.
 
     A mixin takes its own arguments by keyword and passes all other arguments on to the next class.
@@ -46,7 +52,7 @@ class PracticeMixin(LightningModule):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        reject_twin(cls)
+        check_bases(cls)
         # A class's own on_save_checkpoint may not call super().
         hook = "on_save_checkpoint"
         owner = next(base for base in cls.__mro__ if hook in vars(base))
@@ -54,6 +60,7 @@ class PracticeMixin(LightningModule):
             setattr(cls, hook, without_objects(getattr(cls, hook)))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _check_is_module(type(self))
         _check_arguments(type(self), kwargs)
         super().__init__(*args, **kwargs)
         self._practices: list[Callback] = []
@@ -72,8 +79,8 @@ class PracticeMixin(LightningModule):
     @override
     def configure_callbacks(self) -> list[Callback]:
         check_constructed(self)
-        given = super().configure_callbacks()
-        others = [given] if isinstance(given, Callback) else given
+        given: Any = super().configure_callbacks()
+        others = [given] if isinstance(given, either(Callback)) else given
         return [*others, *self._practices]  # the same objects at each run
 
     @override
@@ -212,11 +219,26 @@ def configured(
     )
 
 
+def _lightning_module(module: type) -> type:
+    """Return the ``LightningModule`` among the bases of a class."""
+    return next(base for base in module.__mro__ if base in either(LightningModule))
+
+
+def _check_is_module(module: type) -> None:
+    """Raise if no base of a class is a LightningModule, as the mixins are none by themselves."""
+    if not packages_of(module):
+        mixins = ", ".join(base.__name__ for base in module.__bases__)
+        raise TypeError(
+            f"{module.__name__} is no LightningModule: add the class to its bases, as in class"
+            f" {module.__name__}({mixins}, LightningModule)"
+        )
+
+
 def _check_arguments(module: type, given: Iterable[str]) -> None:
     """Raise if one of the arguments is unknown to the classes after the mixins."""
     order = module.__mro__
     place = order.index(PracticeMixin)
-    bases = order[place + 1 : order.index(LightningModule)]
+    bases = order[place + 1 : order.index(_lightning_module(module))]
     follower = next((base for base in bases if "__init__" in vars(base)), None)
     taken = _keywords(follower) if follower else {}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):

@@ -16,13 +16,13 @@ from typing_extensions import override
 from lightning_practices._arguments import check_instance, check_listed, shown
 from lightning_practices._batches import input_of
 from lightning_practices._migration import migrated
-from lightning_practices._twin import reject_twin
+from lightning_practices._packages import OfBothPackages, either, own_kind
 from lightning_practices.ensembles import Ensemble, MonteCarloPrediction, Outputs, Task, Vote
 
 _ADDED = "members"  # the key in a checkpoint of what the hooks of the members add
 
 
-class LightningEnsemble(LightningModule):
+class LightningEnsemble(OfBothPackages, LightningModule):
     """An :class:`~lightning_practices.ensembles.Ensemble` that a Trainer tests, predicts and saves.
 
     ::
@@ -64,14 +64,10 @@ class LightningEnsemble(LightningModule):
 
     Raises:
         TypeError: If a member isn't a module, or if the loaded file lacks a member's class or
-            arguments. On subclassing, if a base is from ``pytorch_lightning``.
+            arguments.
         ValueError: As for :class:`~lightning_practices.ensembles.Ensemble`. If the loaded file
             names a class that isn't imported.
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        reject_twin(cls)
 
     def __init__(
         self,
@@ -85,7 +81,6 @@ class LightningEnsemble(LightningModule):
         super().__init__()
         given = check_listed("members", members, "several modules")
         built = [_built(one) if isinstance(one, Mapping) else one for one in given]
-        reject_twin(*built)
         options: dict[str, Any] = {
             "task": task,
             "outputs": outputs,
@@ -121,7 +116,9 @@ class LightningEnsemble(LightningModule):
             **kwargs: Arguments of ``module_class`` that a checkpoint doesn't hold, for
                 ``module_class.load_from_checkpoint``.
         """
-        is_class = isinstance(module_class, type) and issubclass(module_class, LightningModule)
+        is_class = isinstance(module_class, type) and issubclass(
+            module_class, either(LightningModule)
+        )
         if not is_class:
             raise TypeError(
                 f"module_class has to be a class of LightningModules, but got {shown(module_class)}"
@@ -167,8 +164,11 @@ class LightningEnsemble(LightningModule):
 
     def _with_hook(self, name: str) -> Iterator[tuple[int, LightningModule]]:
         """Yield each member that overrides a hook of LightningModule, after its place."""
+        kinds = either(LightningModule)
         for place, member in enumerate(self.ensemble.members):
-            if isinstance(member, LightningModule) and is_overridden(name, member):
+            if isinstance(member, kinds) and is_overridden(
+                name, member, own_kind(member, LightningModule)
+            ):
                 yield place, member
 
     @override
@@ -217,7 +217,7 @@ def _described(member: nn.Module) -> dict[str, Any]:
         "class_path": f"{kind.__module__}.{kind.__qualname__}",
         "init_args": None,
     }
-    if isinstance(member, LightningModule):
+    if isinstance(member, either(LightningModule)):
         parameters = inspect.signature(kind).parameters.values()
         named = {p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
         noted = dict(member.hparams)
@@ -246,7 +246,7 @@ def _built(described: Mapping[str, Any]) -> LightningModule:
             " members, as in load_from_checkpoint(path, members=[...])"
         )
     kind = _imported(path)
-    if not (isinstance(kind, type) and issubclass(kind, LightningModule)):
+    if not (isinstance(kind, type) and issubclass(kind, either(LightningModule))):
         raise ValueError(
             f"the file names a member of class {shown(path)}, which is no LightningModule that"
             " has been imported: import it first, or give load_from_checkpoint(path, members=[...])"

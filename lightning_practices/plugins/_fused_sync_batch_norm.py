@@ -6,10 +6,11 @@ from lightning.pytorch.plugins import LayerSync
 from torch import nn
 from typing_extensions import override
 
+from lightning_practices._packages import OfBothPackages
 from lightning_practices.nn import SyncBatchNorm
 
 
-class FusedSyncBatchNorm(LayerSync):
+class FusedSyncBatchNorm(OfBothPackages, LayerSync):
     """Synchronise every batch norm over all ranks while ``Trainer.fit`` runs, on fused kernels.
 
     Use it as ``Trainer(strategy="ddp", plugins=[FusedSyncBatchNorm()])``, also on the CPU. Don't

@@ -12,6 +12,7 @@ from lightning_practices._arguments import (
     check_number,
     check_whole,
 )
+from lightning_practices._packages import either
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 
@@ -45,19 +46,19 @@ def check_trainer(trainer: Trainer, own: Callback) -> None:
     """Raise ``MisconfigurationException`` if the strategy or another callback is unsupported."""
     refuse(
         trainer,
-        FSDP1_OR_DEEPSPEED,
+        *FSDP1_OR_DEEPSPEED,
         who="WeightAveraging",
         cannot="average the weights",
         instead="use ModelParallelStrategy (FSDP2) or DDPStrategy",
     )
-    rivals = (type(own), LightningWeightAveraging, StochasticWeightAveraging)
+    rivals = (type(own), *either(LightningWeightAveraging, StochasticWeightAveraging))
     for other in callbacks_of(trainer, Callback):
         if isinstance(other, rivals) and other is not own:
             raise MisconfigurationException(
                 f"WeightAveraging and {type(other).__name__} would both give the module their"
                 " averages: remove one"
             )
-        if isinstance(other, ModelCheckpoint) and other.save_weights_only:
+        if isinstance(other, either(ModelCheckpoint)) and other.save_weights_only:
             raise MisconfigurationException(
                 "ModelCheckpoint(save_weights_only=True) runs no hook of callbacks, so it would"
                 " save the weights in training instead of the averages that were validated: set"

@@ -21,6 +21,7 @@ from lightning_kernels import (
 )
 from lightning_practices._arguments import shown
 from lightning_practices._names import plain_name
+from lightning_practices._packages import either
 from lightning_practices.callbacks._clipping.settings import ClippingSettings
 from lightning_practices.callbacks._clipping.state import ClippingState
 from lightning_practices.callbacks._trainer.logs import logs_now
@@ -85,7 +86,7 @@ class Clipper:
                 f"Trainer(gradient_clip_val={theirs}) and GradientClipping would both clip: give"
                 " the value to one of them alone"
             )
-        self._engine_clips = isinstance(trainer.strategy, DeepSpeedStrategy)
+        self._engine_clips = isinstance(trainer.strategy, either(DeepSpeedStrategy))
         if given.has_threshold or given.groups or not self.serves_module:
             refuse(
                 trainer,
@@ -100,7 +101,7 @@ class Clipper:
             algorithm = trainer.gradient_clip_algorithm
             self._value = float(theirs)
             self._algorithm = "value" if algorithm and algorithm.value == "value" else "norm"
-        self._is_flat = isinstance(trainer.strategy, FSDPStrategy)
+        self._is_flat = isinstance(trainer.strategy, either(FSDPStrategy))
         self._is_set_up, self._names = True, {}  # `start` records the names of this fit
         for argument in self._arguments_for_single_parameters():
             refuse(

@@ -24,7 +24,7 @@ def check_trainer(trainer: Trainer, monitor: str, rivals: Iterable[str]) -> None
     )
     refuse(
         trainer,
-        FSDP1_OR_DEEPSPEED,
+        *FSDP1_OR_DEEPSPEED,
         who="EarlyStopping",
         cannot="keep the best weights",
         instead=f"use ModelParallelStrategy (FSDP2), or {instead}",

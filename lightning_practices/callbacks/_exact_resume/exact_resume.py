@@ -7,12 +7,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.loop import _Loop
-from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_practices._names import some
+from lightning_practices._packages import either
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
 from lightning_practices.callbacks._exact_resume.moments import (
     devices_of,
@@ -126,8 +126,8 @@ class ExactResume(PracticeCallback):
                 at_start=lambda combined: self._start(trainer, combined),
             )
 
-        source = trainer.fit_loop._data_source
-        trainer.fit_loop._data_source = ResumableSource(source.instance, source.name, combine)
+        loop: Any = trainer.fit_loop
+        loop._data_source = ResumableSource(loop._data_source, combine)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -351,7 +351,7 @@ def _reasons(trainer: Trainer, batches: int) -> list[str]:
             " CombinedLoader"
         ]
     reasons = [why_inexact(one.loader) for one in combined.loaders]
-    if isinstance(loop._data_fetcher, _DataLoaderIterDataFetcher):
+    if isinstance(loop._data_fetcher, either(_DataLoaderIterDataFetcher)):
         reasons.append(
             "training_step(dataloader_iter) may draw batches ahead, which aren't counted: use"
             " training_step(batch)"
@@ -392,4 +392,4 @@ def _remove_source(trainer: Trainer) -> None:
     loop = trainer.fit_loop
     source = loop._data_source
     if isinstance(source, ResumableSource):
-        loop._data_source = _DataLoaderSource(source.instance, source.name)
+        loop._data_source = source.source

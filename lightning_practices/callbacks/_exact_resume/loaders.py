@@ -3,16 +3,15 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.trainer.connectors.data_connector import _DataLoaderSource
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from typing_extensions import override
 
+from lightning_practices._packages import OfBothPackages, either
 from lightning_practices.callbacks._exact_resume.loader import ResumableLoader
 from lightning_practices.callbacks._exact_resume.reasons import is_stateful
 
 
-class ResumableLoaders(CombinedLoader):
+class ResumableLoaders(OfBothPackages, CombinedLoader):
     """Lightning's combination of loaders, whose iterators are made at the first batch.
 
     By then all hooks before the first batch have run, the Trainer has restored its progress, and
@@ -115,30 +114,46 @@ class ResumableLoaders(CombinedLoader):
         self._positions.pop(self._drawn - 2, None)
 
 
-class ResumableSource(_DataLoaderSource):
+class ResumableSource:
     """Where a Trainer gets its training data from, combined as :class:`ResumableLoaders`.
 
     Args:
-        instance: A module or datamodule with the hook ``name``, or the loaders.
-        name: Name of the hook.
+        source: The Trainer's own source: a module or datamodule with a hook, or the loaders.
         combine: Makes the combination, from the loaders and the mode.
     """
 
-    def __init__(
-        self,
-        instance: LightningModule | LightningDataModule | Any,
-        name: str,
-        combine: Callable[[Any, str], ResumableLoaders],
-    ) -> None:
-        super().__init__(instance, name)
+    def __init__(self, source: Any, combine: Callable[[Any, str], ResumableLoaders]) -> None:
+        self.source = source
         self.combine = combine
 
-    @override
+    @property
+    def instance(self) -> Any:
+        """The module, the datamodule or the loaders; the Trainer sets it for each fit."""
+        return self.source.instance
+
+    @instance.setter
+    def instance(self, value: Any) -> None:
+        self.source.instance = value
+
+    @property
+    def name(self) -> str:
+        """Name of the hook."""
+        return str(self.source.name)
+
+    def is_defined(self) -> bool:
+        """Say whether there are loaders, or a hook for them."""
+        return bool(self.source.is_defined())
+
+    def is_module(self) -> bool:
+        """Say whether the loaders come from the hook of a module or datamodule."""
+        return bool(self.source.is_module())
+
     def dataloader(self) -> Any:
-        loaders = super().dataloader()
-        if not isinstance(loaders, CombinedLoader):
+        """Return the loaders of the source, combined."""
+        loaders = self.source.dataloader()
+        if not isinstance(loaders, either(CombinedLoader)):
             return self.combine(loaders, "max_size_cycle")  # Lightning's default
-        if type(loaders) is CombinedLoader:
+        if type(loaders) in either(CombinedLoader):
             combined = self.combine(loaders.iterables, loaders._mode)
             combined.users = loaders
             return combined

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_practices._migration import migrated
 from lightning_practices._names import plain_name, some
+from lightning_practices._packages import own_kind
 from lightning_practices.callbacks._trainer.kept_state import KeptState
 
 SAME: Literal["state_dict"] = "state_dict"
@@ -58,7 +59,7 @@ def load_copies(
         for label, copy in copies.items():
             if copy == SAME:  # ModelParallelStrategy has taken the state_dict out
                 state = checkpoint.get(SAME) or pl_module.state_dict()
-            elif is_overridden("on_load_checkpoint", pl_module):
+            elif _migrates(pl_module):
                 state = migrated(pl_module, checkpoint, copy)
             else:
                 state = copy
@@ -113,7 +114,7 @@ class _Names:
     @property
     def _remedy(self) -> str:
         hook = f"{self._kind}.on_load_checkpoint"
-        if is_overridden("on_load_checkpoint", self._module):
+        if _migrates(self._module):
             return (
                 f"{hook} gets each copy of the weights as checkpoint['state_dict'] too, and has to"
                 " change it in the same way, so let it decide by the names in that dict, and not by"
@@ -134,6 +135,12 @@ class _Names:
         )
 
 
+def _migrates(pl_module: LightningModule) -> bool:
+    """Say whether the module's class has an ``on_load_checkpoint`` of its own."""
+    kind = own_kind(pl_module, LightningModule)
+    return is_overridden("on_load_checkpoint", pl_module, kind)
+
+
 def _parameters(pl_module: LightningModule) -> dict[str, Tensor]:
     live = pl_module.state_dict()
     names = [name for name, _ in pl_module.named_parameters(remove_duplicate=False)]
@@ -151,7 +158,7 @@ def _unchanged(pl_module: LightningModule) -> Iterator[None]:
 
     A hook may make layers anew, in the shapes of the ``state_dict``, or write into them.
     """
-    if not is_overridden("on_load_checkpoint", pl_module):
+    if not _migrates(pl_module):
         yield
         return
     before = KeptState.of(pl_module.state_dict())

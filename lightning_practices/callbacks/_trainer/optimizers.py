@@ -6,6 +6,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.amp import GradScaler
 
+from lightning_practices._packages import either
+
 
 def place_of(trainer: Trainer, optimizer: Any) -> int:
     """Return the index of an optimizer, or of its Lightning wrapper, in ``Trainer.optimizers``.
@@ -13,7 +15,7 @@ def place_of(trainer: Trainer, optimizer: Any) -> int:
     Raises:
         ValueError: If the Trainer doesn't have this optimizer.
     """
-    bare = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    bare = optimizer.optimizer if isinstance(optimizer, either(LightningOptimizer)) else optimizer
     for place, other in enumerate(trainer.optimizers):
         if other is bare:
             return place

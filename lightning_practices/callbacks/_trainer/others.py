@@ -4,13 +4,15 @@ from typing import TypeVar
 
 from lightning.pytorch import Callback, Trainer
 
+from lightning_practices._packages import either
+
 _Kind = TypeVar("_Kind")
 
 
 def callbacks_of(trainer: Trainer, kind: type[_Kind]) -> list[_Kind]:
-    """Return the Trainer's callbacks that are instances of ``kind``, in order."""
+    """Return the Trainer's callbacks of class ``kind``, of either package, in order."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return [callback for callback in callbacks if isinstance(callback, kind)]
+    return [callback for callback in callbacks if isinstance(callback, either(kind))]
 
 
 def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:

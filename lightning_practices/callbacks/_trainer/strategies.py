@@ -9,6 +9,8 @@ from lightning.pytorch.strategies import (
     Strategy,
 )
 
+from lightning_practices._packages import either
+
 FSDP1_OR_DEEPSPEED = (FSDPStrategy, DeepSpeedStrategy)
 
 _WHY: dict[type, str] = {
@@ -21,8 +23,7 @@ _WHY: dict[type, str] = {
 
 def refuse(
     trainer: Trainer,
-    kinds: type[Strategy] | tuple[type[Strategy], ...],
-    *,
+    *kinds: type[Strategy],
     who: str,
     cannot: str,
     instead: str,
@@ -41,8 +42,8 @@ def refuse(
         MisconfigurationException: If the strategy is refused.
     """
     strategy = trainer.strategy
-    if isinstance(strategy, kinds):
-        why = next(why for kind, why in _WHY.items() if isinstance(strategy, kind))
+    if isinstance(strategy, either(*kinds)):
+        why = next(why for kind, why in _WHY.items() if isinstance(strategy, either(kind)))
         raise MisconfigurationException(
             f"{who} can't {cannot} under {type(strategy).__name__}, which {why}: {instead}"
         )

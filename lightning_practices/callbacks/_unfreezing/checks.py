@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
 from lightning_practices._names import some
+from lightning_practices._packages import either
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 
@@ -22,10 +23,10 @@ from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED
 def check_trainer(trainer: Trainer) -> None:
     """Raise ``MisconfigurationException`` if the strategy or another callback is unsupported."""
     strategy = trainer.strategy
-    served = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy)
+    served = isinstance(strategy, either(SingleDeviceStrategy, DDPStrategy, ModelParallelStrategy))
     refuse(
         trainer,
-        FSDP1_OR_DEEPSPEED if served else Strategy,
+        *(FSDP1_OR_DEEPSPEED if served else (Strategy,)),
         who="ProgressiveUnfreezing",
         cannot="unfreeze parameters during the fit",
         instead="use strategy='ddp' or ModelParallelStrategy (FSDP2)",

@@ -9,6 +9,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_practices._names import plain_name
+from lightning_practices._packages import either
 from lightning_practices.callbacks._unfreezing.plan import Plan
 from lightning_practices.surgery import freeze, unfreeze
 
@@ -74,7 +75,7 @@ class Freezing:
         strategy.model = strategy.lightning_module  # drops the old reducer with its hooks
         if hasattr(strategy, "_pl_static_graph_delay_done"):
             strategy._pl_static_graph_delay_done = False  # the autograd graph has changed
-        assert isinstance(strategy, DDPStrategy)
+        assert isinstance(strategy, either(DDPStrategy))
         strategy.configure_ddp()
 
     def _trainable(self) -> frozenset[str]:

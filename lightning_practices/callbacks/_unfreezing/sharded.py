@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.optim import Optimizer
 
 from lightning_practices._names import plain_name
+from lightning_practices._packages import either
 
 _LOAD = "load_checkpoint"
 
@@ -26,7 +27,7 @@ def load_by_saved_states(trainer: Trainer, module: LightningModule) -> None:
     exactly these parameters trainable while the checkpoint is loaded.
     """
     strategy = trainer.strategy
-    if not isinstance(strategy, ModelParallelStrategy):
+    if not isinstance(strategy, either(ModelParallelStrategy)):
         return
     load = strategy.load_checkpoint
 
