@@ -57,7 +57,7 @@ class DropRateSchedule(PracticeCallback):
         MisconfigurationException: When the fit starts, if two ``DropRateSchedule`` callbacks
             schedule the same layer, or ``duration`` is a share of a fit whose length isn't known
             beforehand.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(

@@ -72,7 +72,7 @@ class LearningRateScheduler(PracticeCallback):
             than one optimizer or a scheduler, if optimization is manual, or if the schedule needs
             the length of the fit and it isn't known beforehand. After the first validation or
             epoch, if ``monitor`` has not been logged.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(

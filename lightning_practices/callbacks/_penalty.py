@@ -76,7 +76,7 @@ class Penalty(PracticeCallback):
             strategy is FSDP1 or DeepSpeed; if an optimizer is ``LBFGS``, which compares losses, or
             maximises; or if the module clips before the step, as ``GradientClippingMixin`` does
             under manual optimization.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(

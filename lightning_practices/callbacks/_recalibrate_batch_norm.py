@@ -58,9 +58,9 @@ class RecalibrateBatchNorm(PracticeCallback):
     Raises:
         MisconfigurationException: Before the first step, if the argument ``forward`` isn't given
             and the module defines no ``forward``; or under ``FSDPStrategy``.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``. At the first batch of
-            an epoch, if ``forward`` isn't given and the batch is neither a tensor nor a list or
-            tuple that begins with a tensor.
+        TypeError: If the Trainer and the module are of different packages of Lightning. At the
+            first batch of an epoch, if ``forward`` isn't given and the batch is neither a tensor
+            nor a list or tuple that begins with a tensor.
     """
 
     def __init__(self, forward: Callable[[Any, Any], Any] | None = None) -> None:

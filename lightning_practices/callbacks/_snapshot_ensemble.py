@@ -66,7 +66,7 @@ class SnapshotEnsemble(PracticeCallback):
         MisconfigurationException: When the fit starts, if ``configure_optimizers`` returns a
             scheduler, the strategy shards the weights, there are fewer steps than cycles, the
             number of steps isn't known beforehand, or a fit with other cycles is resumed.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(

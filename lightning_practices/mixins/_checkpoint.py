@@ -51,7 +51,7 @@ class CheckpointMixin(MonitorMixin):
         MisconfigurationException: When the fit starts, if the Trainer has a ``ModelCheckpoint``
             whose ``state_key`` is that of the given object. At a check, if ``monitor`` was not
             logged.
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if bases are of both packages of Lightning.
     """
 
     def __init__(

@@ -28,7 +28,7 @@ class EarlyStoppingMixin(MonitorMixin):
             them, see :class:`MonitorMixin`.
 
     Raises:
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if bases are of both packages of Lightning.
         MisconfigurationException, ValueError: See the callback.
     """
 

@@ -42,7 +42,7 @@ class FineTuningMixin(PracticeMixin):
         ValueError: If the schedule is malformed. When the fit starts, if the module lacks the
             backbone or the head, or has parameters outside of both.
         MisconfigurationException: When the fit starts, see the callback.
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if bases are of both packages of Lightning.
     """
 
     def __init__(

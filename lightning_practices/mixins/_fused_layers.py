@@ -35,8 +35,9 @@ class FusedLayersMixin(PracticeMixin):
     defines it, the mixin raises the strategy's error.
 
     Raises:
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``. In ``configure_model``
-            under ``ModelParallelStrategy``, if no class but this mixin overrides the hook.
+        TypeError: On subclassing, if bases are of both packages of Lightning. In
+            ``configure_model`` under ``ModelParallelStrategy``, if no class but this mixin
+            overrides the hook.
     """
 
     # Lightning's list of the properties that TorchScript doesn't compile.

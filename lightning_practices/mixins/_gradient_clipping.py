@@ -39,7 +39,7 @@ class GradientClippingMixin(PracticeMixin):
             value, or the strategy doesn't support the arguments.
         ValueError: If the norm isn't positive. When the fit starts, if a pattern matches no
             parameter.
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if bases are of both packages of Lightning.
     """
 
     def __init__(

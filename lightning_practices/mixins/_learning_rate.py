@@ -26,7 +26,7 @@ class LearningRateScheduleMixin(MonitorMixin):
     Raises:
         ValueError: If the name of the schedule is unknown, or the schedule needs arguments.
         MisconfigurationException: When the fit starts, see the callback.
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if bases are of both packages of Lightning.
     """
 
     def __init__(

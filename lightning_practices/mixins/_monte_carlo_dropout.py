@@ -31,7 +31,7 @@ class MonteCarloDropoutMixin(PracticeMixin):
         **kwargs: Keyword arguments for the next base class.
 
     Raises:
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if bases are of both packages of Lightning.
         ValueError: If the kind of outputs is none of ``"multiclass"``, ``"binary"`` and
             ``"regression"``.
         RuntimeError, TypeError, ValueError: In ``predict_step``, see the function.

@@ -54,7 +54,7 @@ class OptimizerMixin(PracticeMixin):
         ValueError: If the name of the optimizer is unknown. When the fit starts, if a pattern
             matches no parameter, or the parameters are flattened by FSDP1 or partitioned by ZeRO
             stage 3.
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if bases are of both packages of Lightning.
     """
 
     def __init__(

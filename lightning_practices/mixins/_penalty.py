@@ -21,7 +21,7 @@ class PenaltyMixin(PracticeMixin):
         **kwargs: Keyword arguments for the next base class.
 
     Raises:
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if bases are of both packages of Lightning.
     """
 
     def __init__(self, *args: Any, penalty: Penalty | None = None, **kwargs: Any) -> None:

@@ -42,8 +42,8 @@ class PracticeMixin(_Module):
     arguments to ``load_from_checkpoint`` again.
 
     Raises:
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if an
-            argument is unknown to all classes.
+        TypeError: On subclassing, if bases are of both packages of Lightning. On construction, if
+            an argument is unknown to all classes.
         RuntimeError: When a Trainer runs the module, if your class has not called
             ``super().__init__``.
         MisconfigurationException: When the fit starts, if your own ``configure_callbacks`` leaves

@@ -101,8 +101,8 @@ class TrainingPractices(
         ValueError: If an argument is out of range, or early stopping isn't more patient than the
             ``"plateau"`` schedule, so that training would end before the rate is ever divided.
         MisconfigurationException: When the fit starts, see the mixins.
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``. On construction, if an
-            argument is unknown to all classes, or has a type that its practice doesn't take.
+        TypeError: On subclassing, if bases are of both packages of Lightning. On construction, if
+            an argument is unknown to all classes, or has a type that its practice doesn't take.
     """
 
     def __init__(

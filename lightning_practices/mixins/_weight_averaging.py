@@ -22,7 +22,7 @@ class WeightAveragingMixin(PracticeMixin):
 
     Raises:
         ValueError: If ``weight_averaging`` is a string other than ``"ema"`` and ``"swa"``.
-        TypeError: On subclassing, if a base is from ``pytorch_lightning``.
+        TypeError: On subclassing, if bases are of both packages of Lightning.
     """
 
     def __init__(

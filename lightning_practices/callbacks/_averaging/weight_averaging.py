@@ -134,7 +134,7 @@ class WeightAveraging(PracticeCallback):
             another callback averages weights too or saves checkpoints without the state of
             callbacks (``save_weights_only``), or if ``start`` is a share of a fit whose length
             isn't known beforehand.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(

@@ -79,7 +79,7 @@ class GradientClipping(PracticeCallback):
             starts, if a pattern matches no parameter.
         MisconfigurationException: When the fit starts, if the Trainer has a ``gradient_clip_val``,
             if the strategy doesn't allow clipping or if, with ``fused``, an optimizer isn't fused.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(

@@ -96,7 +96,7 @@ class LearningCurves(PracticeCallback, ReadsLogs):
         ValueError: If an argument is out of its range.
         ImportError: When the fit starts, if matplotlib can't be imported.
         MisconfigurationException: When the fit starts, if the folder can't be written to.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(

@@ -130,7 +130,7 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
             second ``EarlyStopping`` restores weights, or the kept weights no longer fit the module.
             After the first validation or epoch, if ``strict`` is ``True`` and ``monitor`` has not
             been logged.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
         ValueError: If ``monitor`` is empty or has a name twice, ``mode`` or ``min_delta`` is a list
             of another length than ``monitor``, or a threshold is given for several values.
     """

@@ -67,7 +67,7 @@ class RetrainFor(PracticeCallback):
             ``min_steps`` above ``steps``; if its ``max_steps`` is below ``steps`` and ``fit_steps``
             is ``None``; or if the module has the best weights of an earlier fit, as an
             ``EarlyStopping`` of this fit knows.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(self, steps: int | None, fit_steps: int | None) -> None:

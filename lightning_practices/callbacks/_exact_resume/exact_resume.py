@@ -98,7 +98,7 @@ class ExactResume(PracticeCallback):
     epoch has ended.
 
     Raises:
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(self) -> None:

@@ -66,7 +66,7 @@ class SkipNonFinite(PracticeCallback):
         MisconfigurationException: When the fit starts, if the strategy is DeepSpeed, or an
             optimizer is ``LBFGS``, which computes gradients within its step.
         RuntimeError: After ``max_consecutive`` skipped steps in a row.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(self, max_consecutive: int = 10) -> None:

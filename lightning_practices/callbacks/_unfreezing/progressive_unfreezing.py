@@ -145,7 +145,7 @@ class ProgressiveUnfreezing(PracticeCallback):
             callback freezes parameters too. On resuming, if a phase trains other parameters, or at
             other rates, or if kept weights don't fit the module. After the first validation or
             epoch, if the ``monitor`` of a plateau was not logged.
-        TypeError: If the trainer or the module is from ``pytorch_lightning``.
+        TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
     def __init__(
