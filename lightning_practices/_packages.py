@@ -13,6 +13,7 @@ twin, where the user has imported it:
 
 import functools
 import sys
+from collections.abc import Callable
 from inspect import getattr_static
 from typing import Any, Self, TypeVar
 
@@ -51,28 +52,41 @@ def own_kind(item: object, kind: type) -> type:
 class OfBothPackages:
     """Base of subclasses of Lightning's classes: the instances are also of the twin's class.
 
-    If the twin is imported when an instance is made, the instance's class has the twin's class as a
-    further base, after all others, and the twin's methods where the subclass overrides none. So the
-    Trainers of both packages find the instance with ``isinstance``.
+    If the twin is imported when an instance is made, its class is :func:`of_both` of the class. So
+    the Trainers of both packages find the instance with ``isinstance``.
     """
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make an instance of the class with both packages' bases."""
-        kind = next((base for base in cls.__mro__ if _package_of(base)), None)
-        twin: type | None = twin_of(kind) if kind is not None else None
-        if twin is None or issubclass(cls, twin):
-            return super().__new__(cls)
-        return super().__new__(_with_base(cls, kind, twin))  # type: ignore[arg-type, no-any-return]
+        return super().__new__(of_both(cls))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        reduced: Any = super().__reduce_ex__(max(protocol, 2))
-        _, (kind, *arguments), *state = reduced
-        return _new, (getattr(kind, "_public", kind), *arguments), *state
+        return reduced(super().__reduce_ex__(max(protocol, 2)), of_both)
 
 
-def _new(kind: Any, *arguments: Any) -> Any:
-    """Make an object that a pickle or a copy then fills, by what this process has imported."""
-    return kind.__new__(kind, *arguments)
+def of_both(cls: type[_Kind]) -> type[_Kind]:
+    """Return a subclass of ``cls`` with the twin's class as a further base, after all others.
+
+    Its methods are the twin's where ``cls`` overrides none. If the twin isn't imported, it is
+    ``cls`` itself.
+    """
+    kind = next(base for base in cls.__mro__ if _package_of(base))
+    twin: type | None = twin_of(kind)
+    return cls if twin is None or issubclass(cls, twin) else _with_base(cls, kind, twin)
+
+
+def reduced(reduction: Any, again: Callable[[type], type]) -> Any:
+    """Return how to pickle or copy an object of such a class, from what Python says of it.
+
+    The pickle names the public class, from which ``again`` makes the class of the copy.
+    """
+    _, (kind, *arguments), *state = reduction
+    return _new, (again, getattr(kind, "_public", kind), *arguments), *state
+
+
+def _new(again: Callable[[type], Any], kind: type, *arguments: Any) -> Any:
+    kind = again(kind)
+    return kind.__new__(kind, *arguments)  # type: ignore[call-overload]
 
 
 class _End:
@@ -84,7 +98,7 @@ class _End:
 
 @functools.cache
 def _with_base(cls: type, kind: type, twin: type) -> Any:
-    """Return ``cls``, a subclass of ``kind``, with ``twin`` as a further base."""
+    """Make the class of :func:`of_both`; ``cls`` is a subclass of ``kind``."""
     # Where cls overrides nothing, its attribute is the twin's: so Trainers find nothing overridden.
     names = {
         name: getattr_static(twin, name)

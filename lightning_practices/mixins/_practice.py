@@ -59,8 +59,12 @@ class PracticeMixin(_Module):
         if owner is cls or not issubclass(owner, PracticeMixin):
             setattr(cls, hook, without_objects(getattr(cls, hook)))
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Raise unless the class is a LightningModule, then make the instance."""
+        _check_is_module(cls)
+        return super().__new__(cls)
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _check_is_module(type(self))
         _check_arguments(type(self), kwargs)
         super().__init__(*args, **kwargs)
         self._practices: list[Callback] = []

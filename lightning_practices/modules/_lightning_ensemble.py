@@ -16,13 +16,13 @@ from typing_extensions import override
 from lightning_practices._arguments import check_instance, check_listed, shown
 from lightning_practices._batches import input_of
 from lightning_practices._migration import migrated
-from lightning_practices._packages import OfBothPackages, either, own_kind
+from lightning_practices._packages import either, of_both, own_kind, reduced, twin_of
 from lightning_practices.ensembles import Ensemble, MonteCarloPrediction, Outputs, Task, Vote
 
 _ADDED = "members"  # the key in a checkpoint of what the hooks of the members add
 
 
-class LightningEnsemble(OfBothPackages, LightningModule):
+class LightningEnsemble(LightningModule):
     """An :class:`~lightning_practices.ensembles.Ensemble` that a Trainer tests, predicts and saves.
 
     ::
@@ -50,6 +50,9 @@ class LightningEnsemble(OfBothPackages, LightningModule):
     each member with a checkpoint whose ``state_dict`` is the member's own. So a member that has
     renamed a layer loads an older file as it loads its own older checkpoints.
 
+    **The package**: if ``members`` is a list with a module of ``pytorch_lightning``, the ensemble
+    is a module of that package, for its Trainer. Otherwise it is one of ``lightning.pytorch``.
+
     Args:
         members: The models. They are copied.
         task: ``"binary"``, ``"multiclass"`` or ``"regression"``, see
@@ -68,6 +71,23 @@ class LightningEnsemble(OfBothPackages, LightningModule):
         ValueError: As for :class:`~lightning_practices.ensembles.Ensemble`. If the loaded file
             names a class that isn't imported.
     """
+
+    def __new__(cls, members: Any = (), *args: Any, **kwargs: Any) -> Self:
+        """Make an ensemble of the package of Lightning that the members are of."""
+        twin = twin_of(LightningModule)
+        listed = members if isinstance(members, Sequence) else ()
+        kinds = {
+            _imported(str(one.get("class_path"))) if isinstance(one, Mapping) else type(one)
+            for one in listed
+        }
+        is_twins = twin is not None and any(
+            isinstance(kind, type) and issubclass(kind, twin) for kind in kinds
+        )
+        return super().__new__(of_both(cls) if is_twins else cls)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        is_twins = hasattr(self, "_public")
+        return reduced(super().__reduce_ex__(protocol), of_both if is_twins else _itself)
 
     def __init__(
         self,
@@ -194,6 +214,10 @@ class LightningEnsemble(OfBothPackages, LightningModule):
     @override
     def predict_step(self, batch: Any, *args: Any, **kwargs: Any) -> MonteCarloPrediction:
         return self.ensemble.predict(input_of(batch))
+
+
+def _itself(kind: type) -> type:
+    return kind
 
 
 def _prefix(place: int) -> str:

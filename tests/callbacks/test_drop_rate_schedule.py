@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
@@ -306,14 +305,6 @@ def test_data_without_a_length() -> None:
     module.seen.clear()
     trainer_of(DropRateSchedule(interval="epoch")).fit(module, data)
     assert module.factors == [0] * 6 + [0.5] * 6
-
-
-def test_the_twins_are_refused() -> None:
-    trainer: Any = twin.Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
-    )
-    with pytest.raises(TypeError, match="the two packages don't mix"):
-        DropRateSchedule().setup(trainer, Noting(), "fit")
 
 
 # Beside others.

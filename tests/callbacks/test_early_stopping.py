@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import EMAWeightAveraging, Timer
 from lightning_utilities.core import rank_zero
-from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices.callbacks import EarlyStopping
@@ -268,26 +266,6 @@ def test_two_that_would_restore() -> None:
         fit(Scripted(), first, second)
     second.restore_best_weights = False
     fit(Scripted(), first, second)
-
-
-class TwinModule(twin.LightningModule):
-    def training_step(self, batch: Tensor, batch_idx: int) -> None: ...
-
-    def configure_optimizers(self) -> None: ...
-
-
-def test_the_twin_package() -> None:
-    trainer = twin.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=[EarlyStopping("val_loss", patience=3)],  # type: ignore[list-item]
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with pytest.raises(TypeError, match=r"import Trainer from `lightning\.pytorch`"):
-        trainer.fit(TwinModule(), loaders()[0])
 
 
 # Two ranks.

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -304,11 +303,6 @@ def test_deepspeed() -> None:
     trainer._accelerator_connector.strategy = object.__new__(DeepSpeedStrategy)
     with pytest.raises(MisconfigurationException, match=r"'gradient_clipping': 1\.0 in Deep"):
         GradientClipping(1.0).setup(trainer, Net(), "fit")
-
-
-def test_the_twin_package() -> None:
-    with pytest.raises(TypeError, match=r"import Trainer from `lightning\.pytorch`"):
-        GradientClipping(1.0).setup(twin.Trainer(logger=False), Net(), "fit")  # type: ignore[arg-type]
 
 
 # Two ranks, each with half of every batch.

@@ -11,11 +11,9 @@ from typing import Any
 
 import matplotlib as mpl
 import pytest
-import pytorch_lightning as twin
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib import pyplot as plt
-from torch import Tensor
 
 from lightning_practices.callbacks import LearningCurves
 from lightning_practices.callbacks._curves import learning_curves as _learning_curves
@@ -23,7 +21,7 @@ from lightning_practices.callbacks._curves.draw import draw
 from lightning_practices.callbacks._curves.file import rendered
 from lightning_practices.callbacks._curves.series import Series
 from lightning_practices.files import write_file
-from tests.callbacks.curves import Logged, curves_in, fit, loaders, stand_in
+from tests.callbacks.curves import Logged, curves_in, fit, stand_in
 from tests.callbacks.scripted import FILTERS, At
 
 pytestmark = FILTERS
@@ -217,23 +215,3 @@ def test_an_end_that_is_not_drawn_is_said_too(
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         LearningCurves(**arguments)
-
-
-class TwinModule(twin.LightningModule):
-    def training_step(self, batch: Tensor, batch_idx: int) -> None: ...
-
-    def configure_optimizers(self) -> None: ...
-
-
-def test_the_twin_package(tmp_path: Path) -> None:
-    trainer = twin.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        callbacks=[curves_in(tmp_path)],  # type: ignore[list-item]
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with pytest.raises(TypeError, match=r"import Trainer from `lightning\.pytorch`"):
-        trainer.fit(TwinModule(), loaders()[0])

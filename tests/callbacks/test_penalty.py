@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
@@ -374,8 +373,3 @@ def test_strategies_that_it_does_not_fit(strategy: Any) -> None:
     with pytest.raises(MisconfigurationException, match=f"under {strategy.__name__}, .*: use Mod"):
         Penalty(l2=0.1).setup(trainer, Net(), "fit")
     Penalty(l2=0.1).setup(trainer, Net(), "validate")
-
-
-def test_the_twin_package() -> None:
-    with pytest.raises(TypeError, match=r"import Trainer from `lightning\.pytorch`"):
-        Penalty(l2=0.1).setup(twin.Trainer(logger=False), Net(), "fit")  # type: ignore[arg-type]

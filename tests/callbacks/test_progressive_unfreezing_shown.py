@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning, TQDMProgressBar
@@ -15,7 +14,7 @@ from typing_extensions import override
 
 from lightning_practices.callbacks import ProgressiveUnfreezing
 from lightning_practices.callbacks._unfreezing.progress import rates_by_block
-from tests.callbacks.scripted import FILTERS, At, same, state_of, trainer_of
+from tests.callbacks.scripted import FILTERS, At, same, state_of
 from tests.callbacks.unfreezing import (
     BODY,
     HEAD,
@@ -263,9 +262,3 @@ def test_beside_one_of_lightnings() -> None:
     message = "ProgressiveUnfreezing and BackboneFinetuning would both freeze: use one"
     with pytest.raises(Exception, match=message):
         fit(Net(), unfreezing(), BackboneFinetuning())
-
-
-def test_the_twin_package() -> None:
-    module: Any = twin.LightningModule()
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        unfreezing().setup(trainer_of(), module, "fit")

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -311,11 +310,6 @@ def test_sharded_weights() -> None:
     with pytest.raises(MisconfigurationException, match=r"FSDPStrategy, which shards.*: use Mod"):
         RecalibrateBatchNorm().setup(trainer, Net(), "fit")
     RecalibrateBatchNorm().setup(trainer, Net(), "validate")
-
-
-def test_the_twin_package() -> None:
-    with pytest.raises(TypeError, match=r"import Trainer from `lightning\.pytorch`"):
-        RecalibrateBatchNorm().setup(twin.Trainer(logger=False), Net(), "fit")  # type: ignore[arg-type]
 
 
 # What is saved and shown.

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -222,11 +221,6 @@ def test_a_trainer_that_would_take_fewer() -> None:
 def test_bad_arguments(arguments: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         RetrainFor(*arguments)
-
-
-def test_the_twin_package() -> None:
-    with pytest.raises(TypeError, match=r"import Trainer from `lightning\.pytorch`"):
-        RetrainFor(1, 1).setup(twin.Trainer(logger=False), Net(), "fit")  # type: ignore[arg-type]
 
 
 # The joined loader.

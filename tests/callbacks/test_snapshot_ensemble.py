@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -320,8 +319,6 @@ def test_sharded_weights(strategy: Any) -> None:
 def test_two_of_them_and_the_twin_package() -> None:
     with pytest.raises(RuntimeError, match="Found more than one stateful callback of type"):
         trainer_of(SnapshotEnsemble(), SnapshotEnsemble(3))
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        SnapshotEnsemble().setup(trainer_of(), twin.LightningModule(), "fit")  # type: ignore[arg-type]
 
 
 def test_beside_other_practices(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
@@ -145,9 +144,3 @@ def test_a_warning_says_that_checkpoints_hold_other_statistics(tmp_path: Path) -
     recalibrate_batch_norm(loaded, Loader())  # as the warning says
     assert same(state_of(module), state_of(loaded))
     fit(Net(), WeightAveraging("ema"), saves(tmp_path / "ema"))
-
-
-def test_the_twin_package() -> None:
-    trainer: Any = twin.Trainer(logger=False, accelerator="cpu")
-    with pytest.raises(TypeError, match=r"import Trainer from `lightning\.pytorch`"):
-        WeightAveraging().setup(trainer, Net(), "fit")

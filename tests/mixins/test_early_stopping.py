@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
@@ -238,8 +237,3 @@ def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path, kind: Any) -> 
     loaded = kind.load_from_checkpoint(tmp_path / "net.ckpt")
     assert loaded.layer.out_features == 3
     assert stopping_of(loaded).patience == 7
-
-
-def test_the_twin_package() -> None:
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        type("Mixed", (EarlyStoppingMixin, twin.LightningModule), {})

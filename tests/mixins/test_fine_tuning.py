@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 import torchvision
 from lightning.pytorch import LightningModule, Trainer
@@ -218,8 +217,3 @@ def test_dropout_of_what_is_frozen(dropout: bool) -> None:
 
     fit(module := Dropping())
     assert module.modes == [dropout] * 4 + [True] * 2
-
-
-def test_the_twin_is_refused() -> None:
-    with pytest.raises(TypeError, match="pytorch_lightning"):
-        type("Bad", (FineTuningMixin, twin.LightningModule), {})

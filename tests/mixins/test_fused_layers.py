@@ -306,12 +306,6 @@ def test_restored_module_can_be_scripted(tmp_path: Path) -> None:
     assert torch.equal(module.to_torchscript()(x), module(x))  # type: ignore[operator]
 
 
-def test_class_from_pytorch_lightning_is_refused() -> None:
-    twin = type("Twin", (), {"__module__": "pytorch_lightning.core.module"})
-    with pytest.raises(TypeError, match=r"from `lightning.pytorch`"):
-        type("Mixed", (FusedLayersMixin, twin), {})
-
-
 def test_folded_network_trains_as_the_plain_one_does(tmp_path: Path, messages: list[str]) -> None:
     trained = []
     for cls in (Residual, FusedResidual):

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
@@ -290,8 +289,3 @@ def test_it_is_left_to_deepspeed() -> None:
     message = r"GradientClipping can't clip under DeepSpeedStrategy.*Trainer\(gradient_clip_v"
     with pytest.raises(MisconfigurationException, match=message):
         clip(Clipped(gradient_clipping=1.0))
-
-
-def test_the_twin_package() -> None:
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        type("Mixed", (GradientClippingMixin, twin.LightningModule), {})

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -606,11 +605,6 @@ def test_deepspeeds_wrapper_of_an_optimizer() -> None:
         )
         optimizer.step()
         config.scheduler.step()  # type: ignore[call-arg]
-
-
-def test_the_twin_package() -> None:
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        type("Mixed", (LearningRateScheduleMixin, twin.LightningModule), {})
 
 
 # With others.

@@ -247,12 +247,6 @@ def test_errors_reach_the_user() -> None:
         MonteCarloDropoutMixin()  # type: ignore[call-arg]
 
 
-def test_class_from_pytorch_lightning_is_refused() -> None:
-    twin = type("Twin", (), {"__module__": "pytorch_lightning.core.module"})
-    with pytest.raises(TypeError, match=r"from `lightning.pytorch`"):
-        type("Mixed", (MonteCarloDropoutMixin, twin), {})
-
-
 class Writer(BasePredictionWriter):
     """Writes each prediction beside the index of its sample."""
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
@@ -357,5 +356,3 @@ def test_what_is_refused() -> None:
         Net(optimizer=torch.optim.AdamW)
     with pytest.raises(ValueError, match=r"'head.\*' is none of"):
         trainer_of().fit(Net(optimizer=Optimizer(no_decay=("head.*",))), torch.zeros(2, 2, WIDTH))
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        type("Mixed", (OptimizerMixin, twin.LightningModule), {})

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from typing_extensions import override
@@ -104,5 +103,3 @@ def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path) -> None:
 def test_bad_arguments_and_the_twin_package() -> None:
     with pytest.raises(TypeError, match=r"penalty has to be .*\.Penalty, None, but got 0.1"):
         Penalised(penalty=0.1)
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        type("Mixed", (PenaltyMixin, twin.LightningModule), {})

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
 from typing_extensions import override
@@ -110,5 +109,3 @@ def test_it_extends_what_the_base_brings() -> None:
 def test_bad_arguments_and_the_twin_package() -> None:
     with pytest.raises(ValueError, match="mean"):
         Net(weight_averaging="mean")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        type("Mixed", (WeightAveragingMixin, twin.LightningModule), {})

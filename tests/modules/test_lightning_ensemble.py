@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
@@ -285,13 +284,6 @@ def test_bad_arguments() -> None:
         LightningEnsemble(["a.ckpt"], task="multiclass")  # type: ignore[list-item]
     with pytest.raises(ValueError, match="at least one module"):
         LightningEnsemble([], task="multiclass")
-
-
-def test_the_twin_package() -> None:
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        type("Mixed", (LightningEnsemble, twin.LightningModule), {})
-    with pytest.raises(TypeError, match=r"import LightningModule from `lightning\.pytorch`"):
-        LightningEnsemble([twin.LightningModule()], task="multiclass")
 
 
 # Members that have changed since.

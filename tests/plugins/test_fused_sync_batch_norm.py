@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as twin
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
@@ -143,12 +142,6 @@ def test_one_device_has_nobody_to_synchronise_with(tmp_path: Path) -> None:
 def test_lightning_refuses_its_own_beside_it() -> None:
     with pytest.raises(MisconfigurationException, match=r"sync_batchnorm=True.*Choose one"):
         Trainer(accelerator="cpu", sync_batchnorm=True, plugins=[FusedSyncBatchNorm()])
-
-
-def test_the_twin_package_refuses_it() -> None:
-    plugins: Any = [FusedSyncBatchNorm()]
-    with pytest.raises(Exception, match="Found invalid type for plugin"):
-        twin.Trainer(accelerator="cpu", plugins=plugins)
 
 
 def test_surgery_before_it_is_undone_after_it() -> None:
