@@ -58,13 +58,14 @@ class OfBothPackages:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Make an instance of the class with both packages' bases."""
-        return super().__new__(of_both(cls))
+        made: Self = super().__new__(of_both(cls))
+        return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return reduced(super().__reduce_ex__(max(protocol, 2)), of_both)
 
 
-def of_both(cls: type[_Kind]) -> type[_Kind]:
+def of_both(cls: Any) -> Any:
     """Return a subclass of ``cls`` with the twin's class as a further base, after all others.
 
     Its methods are the twin's where ``cls`` overrides none. If the twin isn't imported, it is
@@ -86,7 +87,7 @@ def reduced(reduction: Any, again: Callable[[type], type]) -> Any:
 
 def _new(again: Callable[[type], Any], kind: type, *arguments: Any) -> Any:
     kind = again(kind)
-    return kind.__new__(kind, *arguments)  # type: ignore[call-overload]
+    return kind.__new__(kind, *arguments)
 
 
 class _End:

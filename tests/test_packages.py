@@ -38,8 +38,8 @@ FILES: dict[str, Any] = {"lightning": refits, "twin": TWIN}
 
 def in_both(run: Any, folder: Path) -> list[str]:
     """Return the differences of what ``run`` returns for the files of either package."""
-    found = [run(files, folder / name) for name, files in FILES.items()]
-    return refits.differences(*found, {str(folder / "lightning"): str(folder / "twin")})
+    one, other = (run(files, folder / name) for name, files in FILES.items())
+    return refits.differences(one, other, {str(folder / "lightning"): str(folder / "twin")})
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "SkipNonFinite"])
@@ -63,7 +63,7 @@ def test_a_poisoned_fit(tmp_path: Path) -> None:
 
 
 def practised(files: Any) -> Any:
-    class Practised(TrainingPractices, files.Net):
+    class Practised(TrainingPractices, files.Net):  # type: ignore[misc]
         pass
 
     return Practised
