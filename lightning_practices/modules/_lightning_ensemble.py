@@ -83,7 +83,8 @@ class LightningEnsemble(LightningModule):
         is_twins = twin is not None and any(
             isinstance(kind, type) and issubclass(kind, twin) for kind in kinds
         )
-        return super().__new__(of_both(cls) if is_twins else cls)
+        made: Self = super().__new__(of_both(cls) if is_twins else cls)
+        return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         is_twins = hasattr(self, "_public")
