@@ -20,6 +20,7 @@ from typing_extensions import override
 from lightning_practices.mixins import TrainingPractices
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
     pytest.mark.filterwarnings("ignore:the fit has 2 checks, and the plateau schedule"),
     pytest.mark.filterwarnings("ignore:.*will be overridden by .LightningCLI"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
