@@ -1,49 +1,54 @@
 """All practices from a command line, by LightningCLI."""
 
 import inspect
-import json
-import subprocess
+import io
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
-import yaml
-
-from lightning_practices.mixins import TrainingPractices
-
-SCRIPT = """
-import json
+import pytest
 import torch
+import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LightningCLI
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
 from lightning_practices.mixins import TrainingPractices
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:the fit has 2 checks, and the plateau schedule"),
+    pytest.mark.filterwarnings("ignore:.*will be overridden by .LightningCLI"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*decays .* of the parameters that Penalty penalises"),
+]
+
+
 class Net(TrainingPractices, LightningModule):
-    def __init__(self, width: int = 4, **practices):
+    def __init__(self, width: int = 4, **practices: Any) -> None:
         super().__init__(**practices)
-        self.net = torch.nn.Linear(3, width)
+        self.net = nn.Linear(3, width)
 
-    def training_step(self, batch, batch_idx):
-        return self.net(batch).square().mean()
+    @override
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        return self.net(batch).square().mean()  # type: ignore[no-any-return]
 
-    def validation_step(self, batch, batch_idx):
+    @override
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
         self.log("val_loss", self.net(batch).square().mean())
 
-    def train_dataloader(self):
-        return torch.utils.data.DataLoader(torch.ones(4, 3))
+    @override
+    def train_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(torch.ones(4, 3))  # type: ignore[arg-type]
 
-    val_dataloader = train_dataloader
+    @override
+    def val_dataloader(self) -> DataLoader[Tensor]:
+        return DataLoader(torch.ones(4, 3))  # type: ignore[arg-type]
 
-cli = LightningCLI(Net, seed_everything_default=None, save_config_callback=None)
-(optimizer,) = cli.trainer.optimizers
-scheduler = cli.model.learning_rate_scheduler
-print(json.dumps({
-    "callbacks": sorted(type(c).__name__ for c in cli.trainer.callbacks),
-    "optimizer": [type(optimizer).__name__, *optimizer.param_groups[0].get("betas", ())],
-    "rate": optimizer.param_groups[0]["initial_lr"],
-    "schedule": scheduler and scheduler.schedule.name,
-    "patience": cli.model.early_stopping.patience,
-}))
-"""
 
 QUIET = """
 trainer:
@@ -98,35 +103,59 @@ model:
 """
 
 
-def called(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    (folder / "net.py").write_text(SCRIPT)  # a file: jsonargparse reads what is passed on
-    command = [sys.executable, "-W", "ignore", "net.py", "fit", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder)
+@pytest.fixture(autouse=True)
+def _in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    # Lightning's command line calls what jsonargparse has deprecated.
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
-def run(folder: Path, *arguments: str) -> str:
-    done = called(folder, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def cli(*arguments: str) -> LightningCLI:
+    """Run the command ``fit`` with these arguments."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["net.py", "fit", *arguments])
+        return LightningCLI(Net, seed_everything_default=False, save_config_callback=None)
 
 
-def test_all_arguments_are_in_the_config_of_a_command_line(tmp_path: Path) -> None:
-    shown = yaml.safe_load(run(tmp_path, "--print_config"))["model"]
+def printed(*arguments: str) -> str:
+    """Return the config that the command prints."""
+    text = io.StringIO()
+    with redirect_stdout(text), pytest.raises(SystemExit) as end:
+        cli(*arguments, "--print_config")
+    assert end.value.code == 0
+    return text.getvalue()
+
+
+def made(*arguments: str) -> dict[str, Any]:
+    """Return what the command has made of the arguments, after its fit."""
+    run: Any = cli(*arguments)
+    (optimizer,) = run.trainer.optimizers
+    scheduler = run.model.learning_rate_scheduler
+    return {
+        "callbacks": sorted(type(c).__name__ for c in run.trainer.callbacks),
+        "optimizer": [type(optimizer).__name__, *optimizer.param_groups[0].get("betas", ())],
+        "rate": optimizer.param_groups[0]["initial_lr"],
+        "schedule": scheduler and scheduler.schedule.name,
+        "patience": run.model.early_stopping.patience,
+    }
+
+
+def test_all_arguments_are_in_the_config_of_a_command_line() -> None:
+    shown = yaml.safe_load(printed())["model"]
     given = inspect.signature(TrainingPractices.__init__).parameters.values()
     expected = {p.name: p.default for p in given if p.kind is p.KEYWORD_ONLY}
     assert shown == {"width": 4, **expected}
 
 
-def test_short_values_and_objects_from_a_file(tmp_path: Path) -> None:
-    (tmp_path / "objects.yaml").write_text(QUIET + OBJECTS)
-    printed = run(tmp_path, "--config", "objects.yaml", "--print_config")
-    (tmp_path / "printed.yaml").write_text(printed)
-    assert run(tmp_path, "--config", "printed.yaml", "--print_config") == printed
-    model = yaml.safe_load(printed)["model"]
+def test_objects_from_a_file() -> None:
+    Path("objects.yaml").write_text(QUIET + OBJECTS)
+    config = printed("--config", "objects.yaml")
+    Path("printed.yaml").write_text(config)
+    assert printed("--config", "printed.yaml") == config
+    model = yaml.safe_load(config)["model"]
     assert model["early_stopping"]["init_args"]["restore_best_weights"] is True
     assert model["optimizer"]["dict_kwargs"] == {"betas": [0.5, 0.75]}
-    made = json.loads(run(tmp_path, "--config", "printed.yaml").splitlines()[-1])
-    assert made == {
+    assert made("--config", "printed.yaml") == {
         "callbacks": [
             "EarlyStopping", "ExactResume", "FoundLearningRate", "GradientClipping",
             "LearningCurves", "LearningRateScheduler", "ModelCheckpoint", "Penalty",
@@ -134,12 +163,13 @@ def test_short_values_and_objects_from_a_file(tmp_path: Path) -> None:
         ],
         "optimizer": ["AdamW", 0.5, 0.75], "rate": 0.25, "schedule": "one_cycle", "patience": 7,
     }  # fmt: skip
-    assert (tmp_path / "curves.svg").exists()
-    (tmp_path / "short.yaml").write_text(QUIET + SHORT)
-    (tmp_path / "printed.yaml").write_text(run(tmp_path, "-c", "short.yaml", "--print_config"))
-    arguments = ["--config", "printed.yaml", "--model.early_stopping", "6"]
-    made = json.loads(run(tmp_path, *arguments).splitlines()[-1])
-    assert made == {
+    assert Path("curves.svg").exists()
+
+
+def test_short_values_from_a_file() -> None:
+    Path("short.yaml").write_text(QUIET + SHORT)
+    Path("printed.yaml").write_text(printed("-c", "short.yaml"))
+    assert made("--config", "printed.yaml", "--model.early_stopping", "6") == {
         "callbacks": [
             "EarlyStopping", "ExactResume", "FoundLearningRate", "GradientClipping",
             "LearningRateScheduler", "ModelCheckpoint", "WeightAveraging",
@@ -148,18 +178,17 @@ def test_short_values_and_objects_from_a_file(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_optimizer_and_scheduler_of_lightning_cli(tmp_path: Path) -> None:
-    (tmp_path / "quiet.yaml").write_text(QUIET)
+def test_optimizer_and_scheduler_of_lightning_cli() -> None:
+    Path("quiet.yaml").write_text(QUIET)
     arguments = ["--config", "quiet.yaml", "--optimizer", "SGD", "--optimizer.lr", "0.5"]
     arguments += ["--lr_scheduler", "ExponentialLR", "--lr_scheduler.gamma", "0.9"]
-    refused = called(tmp_path, *arguments)
-    assert refused.returncode == 1
-    message = refused.stderr.splitlines()[-1]
+    with pytest.raises(MisconfigurationException) as refused:
+        cli(*arguments)
+    message = str(refused.value)
     assert "got SGD, ExponentialLR from configure_optimizers" in message
     for advice in ("--lr_scheduler", "--model.schedule=one_cycle", "--model.schedule=null"):
         assert advice in message
-    made = json.loads(run(tmp_path, *arguments, "--model.schedule=null").splitlines()[-1])
-    assert (made["optimizer"], made["rate"], made["schedule"]) == (["SGD"], 0.5, None)
-    arguments = ["--config", "quiet.yaml", "--model.optimizer=sgd", "--model.schedule=one_cycle"]
-    made = json.loads(run(tmp_path, *arguments).splitlines()[-1])
-    assert (made["optimizer"], made["schedule"]) == (["SGD"], "one_cycle")
+    found = made(*arguments, "--model.schedule=null")
+    assert (found["optimizer"], found["rate"], found["schedule"]) == (["SGD"], 0.5, None)
+    found = made("--config", "quiet.yaml", "--model.optimizer=sgd", "--model.schedule=one_cycle")
+    assert (found["optimizer"], found["schedule"]) == (["SGD"], "one_cycle")
