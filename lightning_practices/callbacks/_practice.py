@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
+from lightning_practices._left_out import check_left_out
 from lightning_practices._twin import reject_twin
 
 # Lightning sets the first two, methods of the module, at each run.
@@ -48,6 +49,8 @@ class PracticeCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if trainer.state.fn == TrainerFn.FITTING:
+            check_left_out(trainer, checkpoint)
         if self._takes_state(trainer):
             self._reset()  # the checkpoint may hold no state of this callback
         else:

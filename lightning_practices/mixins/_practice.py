@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_name, shown
+from lightning_practices._left_out import check_left_out, warn_of_schedule
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import Mode
 from lightning_practices.mixins._hyperparameters import as_texts, leave_out_objects, without_objects
@@ -90,6 +91,9 @@ class PracticeMixin(LightningModule):
                 " with your own callbacks in place of the dots; None for a mixin's argument turns"
                 " its callback off"
             )
+        resumed = self.trainer._checkpoint_connector._loaded_checkpoint  # empty if none is
+        check_left_out(self.trainer, resumed)
+        warn_of_schedule(self.trainer, resumed)
 
     @property
     @override

@@ -288,7 +288,7 @@ def test_with_another_decay(tmp_path: Path) -> None:
         ({"kind": "swa"}, 10, {}),  # once the start is reached, before the first average
         ({"decay": 0.6, "start": 0.5, "frequency": 3}, 9, {}),
         ({"decay": 0.6, "start": 2}, 4, {"start": 40}),
-        ({"kind": "swa", "start": 2}, 12, {"interval": "step"}),
+        ({"kind": "swa", "start": 0.5}, 12, {"interval": "step"}),
     ],
     ids=str,
 )
