@@ -22,6 +22,7 @@ from lightning_practices.callbacks._trainer.horizon import (
     why_unknown,
 )
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
+from lightning_practices.callbacks._trainer.modes import Watched
 from lightning_practices.callbacks._types import Mode
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
 
@@ -89,6 +90,10 @@ class LearningRateScheduler(PracticeCallback):
         self.mode: Mode = check_choice("mode", mode, get_args(Mode))
         self._values = self._monitored()
         self._steps = FollowedSteps("the learning rates follow the new number")
+
+    @override
+    def _watched(self) -> list[Watched]:
+        return [(self.monitor, self.mode)] if self.schedule.name == "plateau" else []
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

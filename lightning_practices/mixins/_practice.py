@@ -10,11 +10,16 @@ from typing import Any, Self, TypeVar, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_name, shown
-from lightning_practices._left_out import check_left_out, warn_of_schedule
+from lightning_practices._left_out import (
+    error_of_unfreezing,
+    warning_of_averages,
+    warning_of_schedule,
+)
 from lightning_practices._twin import reject_twin
 from lightning_practices.callbacks import Mode
 from lightning_practices.mixins._hyperparameters import as_texts, leave_out_objects, without_objects
@@ -92,8 +97,11 @@ class PracticeMixin(LightningModule):
                 " its callback off"
             )
         resumed = self.trainer._checkpoint_connector._loaded_checkpoint  # empty if none is
-        check_left_out(self.trainer, resumed)
-        warn_of_schedule(self.trainer, resumed)
+        if error := error_of_unfreezing(self.trainer, resumed):
+            raise MisconfigurationException(error)
+        for warning in (warning_of_averages, warning_of_schedule):
+            if text := warning(self.trainer, resumed):
+                rank_zero_warn(text)
 
     @property
     @override

@@ -277,6 +277,7 @@ CONSUMERS: dict[str, Callable[[str], Callback]] = {
 
 
 @pytest.mark.parametrize("watcher", CONSUMERS)
+@pytest.mark.filterwarnings("ignore:monitor=.* has mode=")
 def test_a_name_that_nothing_has(watcher: str, tmp_path: Path) -> None:
     def expect(name: str, end: str, log: Log = by_suffix, **options: Any) -> None:
         with pytest.raises(MisconfigurationException) as raised:
