@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
@@ -80,7 +81,22 @@ class PracticeMixin(LightningModule):
         check_constructed(self)
         given = super().configure_callbacks()
         others = [given] if isinstance(given, Callback) else given
+        if not others and self._are_attached():
+            return []
         return [*others, *self._practices]  # the same objects at each run
+
+    def _are_attached(self) -> bool:
+        """Say whether a run has all callbacks already, from an earlier run of the same Trainer.
+
+        Lightning would replace each by itself, and log that. An own ``configure_callbacks`` may add
+        others of the same types, which Lightning keeps only beside all of them.
+        """
+        trainer: Any = self._trainer
+        if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
+            return False
+        owner = next(base for base in type(self).__mro__ if "configure_callbacks" in vars(base))
+        is_ours = owner.__module__.startswith(f"{__name__.partition('._')[0]}.")
+        return is_ours and all(one in trainer.callbacks for one in self._practices)
 
     @override
     def on_fit_start(self) -> None:
