@@ -72,7 +72,7 @@ class Start:
             " lower start or frequency"
         )
         length = length_of_fit(trainer, self._interval)
-        warn_if_too_short(trainer, length, needed, f"{self._interval}s", text)
+        warn_if_too_short(trainer, length, needed, self._interval, text)
 
     def state(self) -> dict[str, int] | None:
         """Return the start by its unit, for a checkpoint; ``None`` before it is reached."""

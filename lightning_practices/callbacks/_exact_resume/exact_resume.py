@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lightning_practices._names import some
+from lightning_practices._names import count, some
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
 from lightning_practices.callbacks._exact_resume.moments import (
     devices_of,
@@ -236,9 +236,10 @@ class ExactResume(PracticeCallback):
         ranks = len(self._saved["ranks"])
         if ranks != trainer.world_size:
             rank_zero_warn(
-                f"ExactResume can't resume exactly, as the checkpoint was saved by {ranks} rank(s)"
-                f" and there are {trainer.world_size} now: the random states are not restored, and"
-                " the epoch's data starts from its beginning. To resume exactly use as many ranks"
+                "ExactResume can't resume exactly, as the checkpoint was saved by"
+                f" {count(ranks, 'rank')}, and this fit has {trainer.world_size}: the random states"
+                " are not restored, and the epoch's data starts from its beginning. To resume"
+                " exactly use as many ranks"
             )
             self._saved = None
             return
@@ -314,9 +315,9 @@ class ExactResume(PracticeCallback):
         if len(loaders) != len(saved["loaders"]):
             if saved["loaders"]:  # otherwise it was saved before the data was loaded
                 rank_zero_warn(
-                    f"ExactResume can't resume the data exactly, as there were"
-                    f" {len(saved['loaders'])} loaders when the checkpoint was saved and there are"
-                    f" {len(loaders)} now: the epoch's data starts from its beginning"
+                    f"ExactResume can't resume the data exactly, as the checkpoint was saved with"
+                    f" {count(len(saved['loaders']), 'loader')}, and this fit has"
+                    f" {len(loaders)}: the epoch's data starts from its beginning"
                 )
             return False
         changed = changes(saved["loaders"], loaders)
