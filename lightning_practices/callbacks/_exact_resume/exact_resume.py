@@ -97,6 +97,9 @@ class ExactResume(PracticeCallback):
     with more steps or epochs. Its ``on_train_epoch_end`` has run then, and runs again when the
     epoch has ended.
 
+    In the epoch that a fit resumes in its midst, Lightning doesn't call ``on_train_epoch_start`` of
+    the module and of other callbacks again.
+
     Raises:
         TypeError: If the trainer or the module is from ``pytorch_lightning``.
     """

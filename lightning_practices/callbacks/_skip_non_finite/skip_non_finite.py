@@ -147,8 +147,8 @@ class SkipNonFinite(PracticeCallback):
         self.report = _report(trainer, pl_module, parameters)
         raise RuntimeError(
             f"SkipNonFinite: gradients were nan or infinite in {count(steps, 'step')} in a row, the"
-            f" last of which is step {trainer.global_step} in epoch {trainer.current_epoch}. No such"
-            f" step has changed the weights.\n{self.report}"
+            f" last of which is step {trainer.global_step} in epoch {trainer.current_epoch}. No"
+            f" such step has changed the weights.\n{self.report}"
         )
 
 
