@@ -31,7 +31,11 @@ def migrated(module: Any, checkpoint: Mapping[str, Any], state: Mapping[str, Any
         error.add_note(
             f"on_load_checkpoint of {type(module).__name__} was called for a copy of the weights:"
             " it is called once for the state_dict of a checkpoint, and once for each further copy"
-            " of the weights in the checkpoint, which it gets as checkpoint['state_dict']"
+            " of the weights in the checkpoint (averages, best weights, snapshots, members), which"
+            " it gets as checkpoint['state_dict'], with the entries that this copy has. Each call"
+            " has copies of all entries as they were saved, so an entry that one call removes or"
+            " renames is there again in the next: act only on entries that are there, as in"
+            " `if key in checkpoint['state_dict']` or `pop(key, None)`"
         )
         raise
 

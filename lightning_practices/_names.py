@@ -1,4 +1,4 @@
-"""Names of a model's modules and parameters, as the author of the model wrote them."""
+"""Names of a model's modules and parameters, as the author wrote them, and words for messages."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -29,6 +29,12 @@ def some(names: Sequence[str]) -> str:
     """Return the first names and the number of further names, as text."""
     more = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things in words, as ``"1 check of x"`` or ``"2 checks of x"``."""
+    thing, of, rest = noun.partition(" of ")
+    return f"{number} {thing}{'s' * (number != 1)}{of}{rest}"
 
 
 def check_module(model: object, name: str = "model") -> None:

@@ -127,7 +127,7 @@ TOGETHER: dict[str, Make] = {
     "others": lambda: [
         EarlyStopping(["val_loss", "train_loss"], patience=1),
         BestCheckpoint("val_loss", dirpath="FOLDER"),
-        WeightAveraging("swa"),
+        WeightAveraging("swa", start=0),
         ProgressiveUnfreezing(PHASES, backbone="backbone", head="head"),
         SnapshotEnsemble(2, steps=6),
         RecalibrateBatchNorm(),

@@ -139,18 +139,18 @@ class DropRateSchedule(PracticeCallback):
 
     def _warn_of_short_fit(self, trainer: Trainer) -> None:
         """Warn if the fit ends before the schedule does, or all of it has a factor of 0."""
-        unit, length = f"{self.interval}s", length_of_fit(trainer, self.interval)
+        length = length_of_fit(trainer, self.interval)
         text = (
             f"the schedule of DropRateSchedule takes {self._length}: it never comes to its end, so"
             " give a smaller duration, or a share of the fit as a float"
         )
-        warn_if_too_short(trainer, length, self._length, unit, text)
+        warn_if_too_short(trainer, length, self._length, self.interval, text)
         # The factor of an epoch is that of its beginning.
         last = drop_rate_factor(self.schedule, max((length or 0) - 1, 0) / self._length)
         if self.interval == "epoch" and length == self._length == 1 and not last:
             text = "DropRateSchedule(interval='epoch') turns dropout off for the first one: the"
             warn_if_too_short(
-                trainer, length, 2, unit, f"{text} rates stay 0, so choose interval='step'"
+                trainer, length, 2, "epoch", f"{text} rates stay 0, so choose interval='step'"
             )
 
     def _restore(self) -> None:

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_name
+from lightning_practices._names import count
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.horizon import (
     FollowedSteps,
@@ -22,6 +23,7 @@ from lightning_practices.callbacks._trainer.horizon import (
     why_unknown,
 )
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
+from lightning_practices.callbacks._trainer.modes import Watched
 from lightning_practices.callbacks._types import Mode
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
 
@@ -89,6 +91,10 @@ class LearningRateScheduler(PracticeCallback):
         self.mode: Mode = check_choice("mode", mode, get_args(Mode))
         self._values = self._monitored()
         self._steps = FollowedSteps("the learning rates follow the new number")
+
+    @override
+    def _watched(self) -> list[Watched]:
+        return [(self.monitor, self.mode)] if self.schedule.name == "plateau" else []
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -186,7 +192,7 @@ class LearningRateScheduler(PracticeCallback):
 
     def _warn_of_short_fit(self, trainer: Trainer, steps: int | None) -> None:
         """Warn if the fit ends before the schedule has had its effect, or long after it."""
-        schedule, unit = self.schedule, "optimizer steps"
+        schedule, unit = self.schedule, "optimizer step"
         warmup = schedule.warmup_steps
         text = f"the warmup of the learning rate takes {warmup}: the full rate is never reached, so"
         warn_if_too_short(trainer, steps, warmup + 1, unit, f"{text} give fewer warmup_steps")
@@ -194,7 +200,7 @@ class LearningRateScheduler(PracticeCallback):
         ends = schedule.name in ("cosine", "one_cycle") and not schedule.floor
         if ends and given and steps is not None and given < steps:
             rank_zero_warn(
-                f"the fit has {steps} optimizer steps, and the {schedule.name} schedule ends after"
+                f"the fit has {count(steps, unit)}, and the {schedule.name} schedule ends after"
                 f" {given}: the rate of the steps after them is 0, so leave steps out, or give a"
                 " floor"
             )
@@ -208,7 +214,7 @@ class LearningRateScheduler(PracticeCallback):
                 f"the plateau schedule divides the rate after {first} checks at the earliest: it"
                 " never does, so give less patience"
             )
-            warn_if_too_short(trainer, checks_of_fit(trainer), first, "checks", text)
+            warn_if_too_short(trainer, checks_of_fit(trainer), first, "check", text)
 
     def _look(self, trainer: Trainer, values: dict[str, Tensor] | None) -> None:
         """Step the plateau, if the monitored value has been logged and the warmup is over."""

@@ -3,11 +3,16 @@
 from typing import Any
 from weakref import ref
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
+from lightning_practices._left_out import error_of_unfreezing, warning_of_averages
 from lightning_practices._packages import OfBothPackages, check_one_package
+from lightning_practices.callbacks._trainer.modes import Watched, warn_of_modes
+from lightning_practices.callbacks._trainer.others import callbacks_of
 
 # Lightning sets the first two, methods of the module, at each run.
 _NOT_COPIED = ("log", "log_dict", "_last_fit")
@@ -32,6 +37,11 @@ class PracticeCallback(OfBothPackages, Callback):
     def _reset(self) -> None:
         """Set the state, which checkpoints hold too, to the state of a new object."""
 
+    def _watched(self) -> list[Watched]:
+        """Return the monitored values, each with its mode."""
+        monitor = getattr(self, "monitor", None)
+        return [] if monitor is None else [(monitor, getattr(self, "mode", "min"))]
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         check_one_package(trainer, pl_module, self)
@@ -41,6 +51,9 @@ class PracticeCallback(OfBothPackages, Callback):
                 self._reset()
             self._last_fit = ref(trainer), ref(pl_module)
             self._has_fitted = True
+            others = callbacks_of(trainer, PracticeCallback)
+            earlier = others[: others.index(self)] if self in others else []
+            warn_of_modes(self._watched(), [pair for one in earlier for pair in one._watched()])
         super().setup(trainer, pl_module, stage)
 
     @override
@@ -48,6 +61,11 @@ class PracticeCallback(OfBothPackages, Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if trainer.state.fn == TrainerFn.FITTING:
+            if error := error_of_unfreezing(trainer, checkpoint):
+                raise MisconfigurationException(error)
+            if warning := warning_of_averages(trainer, checkpoint):
+                rank_zero_warn(warning)
         if self._takes_state(trainer):
             self._reset()  # the checkpoint may hold no state of this callback
         else:

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_callable
 from lightning_practices._batches import input_of
+from lightning_practices._names import count
 from lightning_practices._packages import either, own_kind
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.others import callbacks_of, set_callbacks
@@ -113,7 +114,8 @@ class RecalibrateBatchNorm(PracticeCallback):
             names = recalibrate_batch_norm(
                 pl_module, batches, forward=lambda _, batch: self._run(trainer, pl_module, batch)
             )
-        result = f"{len(names)} batch norms have the statistics of the training set"
+        verb = "has" if len(names) == 1 else "have"
+        result = f"{count(len(names), 'batch norm')} {verb} the statistics of the training set"
         if not names:
             result = "nothing to do, as no batch norm in train mode keeps running statistics"
         rank_zero_info(f"RecalibrateBatchNorm: {result}")

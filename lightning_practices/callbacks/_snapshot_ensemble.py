@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_whole
 from lightning_practices._copies import copy_of
+from lightning_practices._names import count
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.copies import load_copies
 from lightning_practices.callbacks._trainer.horizon import (
@@ -155,7 +156,7 @@ class SnapshotEnsemble(PracticeCallback):
             f"the {number} cycles of SnapshotEnsemble take {steps}: it takes {whole} snapshots, so"
             " give fewer steps, or leave them out"
         )
-        warn_if_too_short(trainer, length, steps, "optimizer steps", text)
+        warn_if_too_short(trainer, length, steps, "optimizer step", text)
         # A checkpoint may have been saved at the end of a cycle, before its snapshot was taken.
         self._take(trainer)
 
@@ -218,7 +219,7 @@ class SnapshotEnsemble(PracticeCallback):
             return steps, min(self.cycles, steps)
         if steps < self.cycles:
             raise MisconfigurationException(
-                f"the fit takes {steps} optimizer steps, fewer than SnapshotEnsemble's"
+                f"the fit takes {count(steps, 'optimizer step')}, fewer than SnapshotEnsemble's"
                 f" {self.cycles} cycles: give fewer cycles"
             )
         return steps, self.cycles

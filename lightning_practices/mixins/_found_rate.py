@@ -1,12 +1,14 @@
-"""The learning rate that Lightning's finder finds, and its way to the optimizer."""
+"""The learning rate that the class or Lightning's finder sets, and its way to the optimizer."""
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
+from functools import wraps
 from numbers import Real
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 from typing_extensions import override
 
@@ -16,6 +18,8 @@ from lightning_practices.optim import Optimizer
 
 _NAMES = ("lr", "learning_rate")  # of attributes and hyperparameters that the finder may set
 _CHECKPOINT_KEY = "optimizer_lr"
+
+_Hook = Callable[[Any, dict[str, Any]], None]
 
 
 class FoundLearningRate(OfBothPackages, Callback):
@@ -37,8 +41,25 @@ class FoundLearningRate(OfBothPackages, Callback):
         self.optimizer = optimizer
         self.part: nn.Module | None = None
         self._given = optimizer.lr
+        self._is_assigned = False  # whether the given rate is that of an attribute
         self._is_found = False
         self._is_new = False  # whether the optimizers of the present fit may lack the rate
+
+    def give(self, name: str, rate: Any) -> None:
+        """Set the learning rate with which the module is made, by an attribute ``name``.
+
+        Raises:
+            ValueError: If it is negative or not finite.
+        """
+        rate, before = check_number(name, rate, ge=0), self.optimizer.lr
+        if before not in (None, rate) and not self._is_assigned:
+            rank_zero_warn(
+                f"the attribute {name}={rate:g} of the module replaces the rate of the Optimizer"
+                f" that the module was given, lr={before:g}: set the rate in one place, the"
+                " attribute or the Optimizer"
+            )
+        self.optimizer.lr = self._given = rate
+        self._is_assigned = True
 
     def set(self, rate: Any, hparams: MutableMapping[Any, Any]) -> None:
         """Set the learning rate of the optimizers that are made from now on.
@@ -104,11 +125,31 @@ class FoundLearningRate(OfBothPackages, Callback):
                     other["lr"] = group["lr"]
 
 
-class RateAttribute:
-    """An attribute of a module, ``lr`` or ``learning_rate``, that Lightning's finder can set.
+def with_rate(hook: str, own: _Hook) -> _Hook:
+    """Return a checkpoint hook of a class that saves or loads the found rate after it has run.
 
-    The module's class may use it as any attribute, or not at all. Only while the module has a
-    Trainer, two things differ:
+    Args:
+        hook: ``"on_save_checkpoint"`` or ``"on_load_checkpoint"``.
+        own: The hook of the class, which may not call ``super()``.
+    """
+
+    @wraps(own)
+    def run(self: Any, checkpoint: dict[str, Any]) -> None:
+        own(self, checkpoint)
+        found: FoundLearningRate | None = vars(self).get("_found_learning_rate")
+        if found is not None:
+            act = found.save if hook == "on_save_checkpoint" else found.load
+            act(checkpoint, self.hparams)
+
+    return run
+
+
+class RateAttribute:
+    """An attribute of a module, ``lr`` or ``learning_rate``, that gives the optimizer its rate.
+
+    The module's class may use it as any attribute, or not at all. A number that is assigned before
+    the first fit, as in the class's ``__init__``, is the rate of the optimizer. Once the module has
+    a Trainer:
 
     - If the module has neither of the names, as an attribute or a hyperparameter, ``lr`` is the
       rate of the optimizer, since the finder needs one of the names.
@@ -134,12 +175,17 @@ class RateAttribute:
 
     def __set__(self, module: Any, value: Any) -> None:
         found = _found_of(module) if _is_from_outside(module) else None
+        is_rate = isinstance(value, Real) and not isinstance(value, bool)
         if found is not None and self._stands_for(module) is not None:
             found.set(value, module.hparams)
             return
         self._set_own(module, value)
-        if found is not None and isinstance(value, Real) and not isinstance(value, bool):
+        if not is_rate:
+            return
+        if found is not None:
             found.set(value, module.hparams)
+        elif (new := vars(module).get("_found_learning_rate")) and _found_of(module) is None:
+            new.give(self._name, value)
 
     def __delete__(self, module: Any) -> None:
         if self._name not in vars(module):

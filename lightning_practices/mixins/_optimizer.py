@@ -11,7 +11,7 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_practices._packages import either
-from lightning_practices.mixins._found_rate import FoundLearningRate, RateAttribute
+from lightning_practices.mixins._found_rate import FoundLearningRate, RateAttribute, with_rate
 from lightning_practices.mixins._practice import PracticeMixin, configured
 from lightning_practices.optim import Optimizer, OptimizerName
 
@@ -38,10 +38,15 @@ class OptimizerMixin(PracticeMixin):
     callback ``LearningRateFinder``, replaces the ``lr`` of the
     :class:`~lightning_practices.optim.Optimizer` from then on. With ``layer_decay`` it is the rate
     of the last layer, and with a schedule the rate that the schedule multiplies. Checkpoints hold
-    it, and ``load_from_checkpoint`` loads it, unless you give another ``lr`` than before. After a
-    fit you may also set it yourself, ``module.lr = 1e-3``. If your class has an attribute or
-    hyperparameter ``lr`` or ``learning_rate``, the finder sets that as well. What your class itself
-    assigns to the attribute never reaches the optimizer.
+    it, and ``load_from_checkpoint`` loads it, unless you give another ``lr`` than before. If your
+    class has an attribute or hyperparameter ``lr`` or ``learning_rate``, the finder sets that as
+    well.
+
+    **The attribute** ``lr``, or ``learning_rate``: a number that you assign to it, before a fit or
+    after one, is the learning rate of the optimizer too, as in ``self.lr = lr`` in your
+    ``__init__`` after ``super().__init__(...)``. It replaces the ``lr`` of an
+    :class:`~lightning_practices.optim.Optimizer`, with a warning if that has another. A number that
+    your class assigns while a fit runs never reaches the optimizer.
 
     Args:
         *args: Positional arguments for the next base class.
@@ -56,6 +61,14 @@ class OptimizerMixin(PracticeMixin):
             stage 3.
         TypeError: On subclassing, if bases are of both packages of Lightning.
     """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # A class's own hook may not call super().
+        for hook in ("on_save_checkpoint", "on_load_checkpoint"):
+            owner = next(base for base in cls.__mro__ if hook in vars(base))
+            if owner is cls or not issubclass(owner, PracticeMixin):
+                setattr(cls, hook, with_rate(hook, getattr(cls, hook)))
 
     def __init__(
         self, *args: Any, optimizer: OptimizerName | Optimizer | None = "adamw", **kwargs: Any

@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_name, shown
+from lightning_practices._left_out import (
+    error_of_unfreezing,
+    warning_of_averages,
+    warning_of_schedule,
+)
 from lightning_practices._packages import check_bases, either, packages_of
 from lightning_practices.callbacks import Mode
 from lightning_practices.mixins._hyperparameters import as_texts, leave_out_objects, without_objects
@@ -85,7 +92,22 @@ class PracticeMixin(_Module):
         check_constructed(self)
         given: Any = super().configure_callbacks()
         others = [given] if isinstance(given, either(Callback)) else given
+        if not others and self._are_attached():
+            return []
         return [*others, *self._practices]  # the same objects at each run
+
+    def _are_attached(self) -> bool:
+        """Say whether a run has all callbacks already, from an earlier run of the same Trainer.
+
+        Lightning would replace each by itself, and log that. An own ``configure_callbacks`` may add
+        others of the same types, which Lightning keeps only beside all of them.
+        """
+        trainer: Any = self._trainer
+        if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
+            return False
+        owner = next(base for base in type(self).__mro__ if "configure_callbacks" in vars(base))
+        is_ours = owner.__module__.startswith(f"{__name__.partition('._')[0]}.")
+        return is_ours and all(one in trainer.callbacks for one in self._practices)
 
     @override
     def on_fit_start(self) -> None:
@@ -101,6 +123,12 @@ class PracticeMixin(_Module):
                 " with your own callbacks in place of the dots; None for a mixin's argument turns"
                 " its callback off"
             )
+        resumed = self.trainer._checkpoint_connector._loaded_checkpoint  # empty if none is
+        if error := error_of_unfreezing(self.trainer, resumed):
+            raise MisconfigurationException(error)
+        for warning in (warning_of_averages, warning_of_schedule):
+            if text := warning(self.trainer, resumed):
+                rank_zero_warn(text)
 
     @property
     @override

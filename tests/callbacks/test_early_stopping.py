@@ -97,6 +97,7 @@ def test_the_best_weights_come_back(
         pytest.param({}, {"precision": "64-true"}, DIP, 4, 8, 20, id="double"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:monitor=.* has mode=")
 def test_best_and_stop(
     arguments: dict[str, Any],
     options: dict[str, Any],

@@ -18,7 +18,7 @@ from torch.utils.data import (
 from typing_extensions import override
 
 from tests.callbacks.resuming import ROWS, Fit, Rows, SaveAt, fit, resumed
-from tests.callbacks.scripted import FILTERS, same
+from tests.callbacks.scripted import FILTERS, At, same, stop
 
 pytestmark = FILTERS
 
@@ -212,3 +212,26 @@ def test_the_users_combined_loader_has_its_length_in_hooks(exact: bool) -> None:
     lengths = Lengths(loader)
     fit(lambda _: loader, lengths, exact=exact)
     assert lengths.seen == [3, 3]
+
+
+@pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.parametrize("saved", ["on_train_epoch_end", "after the fit"])
+def test_a_fit_that_a_callback_stopped_goes_on(tmp_path: Path, step: int, saved: str) -> None:
+    make, path = LOADERS["shuffled"], tmp_path / "stopped.ckpt"
+    is_after = saved == "after the fit"
+    save = [] if is_after else [SaveAt(path, step, saved)]
+    fit(make, At(step - 1, stop), *save, saved=path if is_after else None, val=True)
+    whole, rest = (fit(make, resume=resume, val=True) for resume in (None, path))
+    assert rest.batches == whole.batches[step:]
+    assert same(rest.weights, whole.weights)
+    assert rest.progress == whole.progress
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_the_batches_of_overfit_batches(tmp_path: Path, step: int) -> None:
+    options: dict[str, Any] = {"overfit_batches": 3, "max_epochs": 3, "val": True}
+    whole, rest = resumed(tmp_path, LOADERS["in order"], step, **options)
+    assert len(whole.batches) == 9
+    assert rest.batches == whole.batches[step:]
+    assert same(rest.weights, whole.weights)
+    assert rest.progress == whole.progress

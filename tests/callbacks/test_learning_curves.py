@@ -236,6 +236,7 @@ class Monitored(Logged):
         ),
     ],
 )
+@pytest.mark.filterwarnings("ignore:monitor=.* has mode=")
 def test_the_best_is_marked(
     arguments: dict[str, Any], stopping: Callback | None, best: Any, tmp_path: Path, drawn: Drawn
 ) -> None:
@@ -245,6 +246,7 @@ def test_the_best_is_marked(
     assert (curves.best_step, curves.best_score) == best[1:]
 
 
+@pytest.mark.filterwarnings("ignore:monitor=.* has mode=")
 def test_nothing_to_mark(tmp_path: Path, drawn: Drawn) -> None:
     fit(Logged([float("nan")] * 3), curves_in(tmp_path))
     with pytest.warns(UserWarning, match=r"marks no best step, as 'val_acc' was never .*val_loss"):

@@ -277,6 +277,7 @@ CONSUMERS: dict[str, Callable[[str], Callback]] = {
 
 
 @pytest.mark.parametrize("watcher", CONSUMERS)
+@pytest.mark.filterwarnings("ignore:monitor=.* has mode=")
 def test_a_name_that_nothing_has(watcher: str, tmp_path: Path) -> None:
     def expect(name: str, end: str, log: Log = by_suffix, **options: Any) -> None:
         with pytest.raises(MisconfigurationException) as raised:
@@ -298,11 +299,36 @@ def test_a_name_that_nothing_has(watcher: str, tmp_path: Path) -> None:
 
 
 class BySteps(Net):
+    by: Any = {}  # noqa: RUF012
+
     @override
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        self.log("loss", loss)
+        self.log("loss", loss, **self.by)
         return loss
+
+
+class ByBoth(BySteps):
+    by = {"on_step": True, "on_epoch": True}  # noqa: RUF012
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("loss_step", ": 'loss_step' is the value of single steps, watch 'loss_epoch'"),
+        ("los", ": did you mean 'loss'?"),
+        ("los_epoch", ": did you mean 'loss_epoch'?"),
+        ("val_los", ": did you mean 'val_loss/dataloader_idx_0'?"),
+    ],
+)
+def test_a_value_of_steps_and_epochs(name: str, end: str) -> None:
+    """Its three names are one in the list of logged values."""
+    with pytest.raises(MisconfigurationException) as raised:
+        fit(ByBoth(by_suffix), EarlyStopping(name))
+    first, second = "val_loss/dataloader_idx_0", SECOND
+    assert str(raised.value).endswith(f"; logged are: loss, {first}, {second}{end}")
+    fit(ByBoth(by_suffix), EarlyStopping("loss_epoch"))
+    fit(ByBoth(by_suffix), EarlyStopping("loss"))
 
 
 def test_a_value_of_steps_alone() -> None:

@@ -126,6 +126,7 @@ def test_settings_that_have_an_effect(callback: Callback, options: dict[str, Any
     [
         (2, {}, ["the fit has 3 checks of early stopping, and EarlyStopping(patience=2) stops it"]),
         (5, {"val_check_interval": 2}, ["the fit has 6 checks of early stopping"]),
+        (2, {"max_epochs": 1}, ["the fit has 1 check of early stopping, and"]),
         (1, {}, []),
         (4, {"val_check_interval": 2}, []),
         (10, {}, []),  # the default

@@ -118,9 +118,10 @@ def test_half_precision_is_averaged_in_float32() -> None:
         ({"start": 0.0}, range(1, 17)),
         ({"frequency": 5}, [5, 10, 15]),
         ({"start": 3, "frequency": 5}, [8, 13]),
+        ({"interval": "epoch", "frequency": 2}, [8, 16]),
         ({"interval": "epoch"}, [4, 8, 12, 16]),
         ({"interval": "epoch", "start": 0.5}, [12, 16]),
-        ({"interval": "epoch", "start": 1, "frequency": 2}, [12]),
+        ({"interval": "epoch", "start": 0.25, "frequency": 1}, [8, 12, 16]),
     ],
     ids=str,
 )

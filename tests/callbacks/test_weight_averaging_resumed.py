@@ -281,6 +281,32 @@ def test_with_another_decay(tmp_path: Path) -> None:
     assert alike(state_of(module), expected)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "step", "now"),
+    [
+        ({"kind": "swa"}, 12, {}),  # which starts after 2 epochs of 4, and after 9 of 12
+        ({"kind": "swa"}, 10, {}),  # once the start is reached, before the first average
+        ({"decay": 0.6, "start": 0.5, "frequency": 3}, 9, {}),
+        ({"decay": 0.6, "start": 2}, 4, {"start": 40}),
+        ({"kind": "swa", "start": 0.5}, 12, {"interval": "step"}),
+    ],
+    ids=str,
+)
+def test_a_start_that_was_reached_stays_reached(
+    tmp_path: Path, arguments: dict[str, Any], step: int, now: dict[str, Any]
+) -> None:
+    first = WeightAveraging(**arguments)
+    fit(Net(12 * [1.0]), first, saves(tmp_path, every_n_train_steps=1))
+    resumed, module = WeightAveraging(**arguments | now), Net(12 * [1.0])
+    fit(module, resumed, resume=tmp_path / f"step={step}.ckpt", max_epochs=12)
+    if arguments.get("kind") == "swa":
+        before = step // 4 - 2
+        assert resumed.averaged == before + (48 - 12 if now else 12 - step // 4)
+    else:
+        start = 8 if arguments["start"] == 0.5 else 2
+        assert resumed.averaged == (48 - start) // first.frequency
+
+
 def test_with_another_kind(tmp_path: Path) -> None:
     plain = Net()
     fit(plain)

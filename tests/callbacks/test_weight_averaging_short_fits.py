@@ -141,6 +141,23 @@ def test_a_warning_when_a_fit_is_over_that_is_shorter_than_known(options: dict[s
         trainer.fit(module, Loader(), VALIDATION)
 
 
+@pytest.mark.parametrize(
+    ("averaging", "when"),
+    [
+        (WeightAveraging("swa", start=3), "when the fit ends"),
+        (WeightAveraging("swa", start=2), "after this fit"),
+        (WeightAveraging(start=8), "after this fit"),
+    ],
+    ids=str,
+)
+def test_a_warning_of_one_average_alone(averaging: WeightAveraging, when: str) -> None:
+    cut = [] if when == "when the fit ends" else [At(8, stop)]
+    with pytest.warns(UserWarning, match=f"averages only once, so the average {when}") as caught:
+        fit(Net(), averaging, *cut)
+    assert averaging.averaged == 1
+    assert sum("only once" in str(one.message) for one in caught) == 1
+
+
 def test_no_warning_by_default_or_in_a_trial() -> None:
     fit(Net(), WeightAveraging(), max_epochs=1)
     fit(Net(), WeightAveraging("swa", start=0))

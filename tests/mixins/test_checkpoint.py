@@ -111,6 +111,7 @@ def test_lightnings_own_saves_the_last_only_where_it_is_the_best(tmp_path: Path)
     assert same(weights_in(tmp_path / "last.ckpt"), module.seen[BEST])
 
 
+@pytest.mark.filterwarnings("ignore:monitor='val_loss' has mode='max'")
 def test_a_value_that_is_to_rise(tmp_path: Path) -> None:
     module = Net(monitor="val_loss", mode="max")
     fit(module, trainer_of(tmp_path))

@@ -118,15 +118,85 @@ def test_the_rate_of_an_own_argument(tmp_path: Path) -> None:
 
 
 def test_an_own_attribute(tmp_path: Path) -> None:
-    module = Attribute(optimizer=Optimizer("sgd", RATE))
+    module = Attribute(optimizer="sgd")
     assert module.learning_rate == 0.5
-    assert rates(module, tmp_path) == [RATE, RATE]
+    assert rates(module, tmp_path) == [0.5, 0.5]
     rate = search(trainer_of(tmp_path), module)
     assert module.learning_rate == rate
     assert not hasattr(module, "lr")
     assert rates(module, tmp_path) == [rate, rate]
     del module.learning_rate
     assert module.lr == rate
+
+
+class Assigned(TrainingPractices, Base):
+    """With an argument of its own that it doesn't pass on."""
+
+    def __init__(self, lr: float = RATE, **practices: Any) -> None:
+        super().__init__(**practices)
+        self.lr = lr
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", Optimizer("sgd"), Optimizer("sgd", 0.125)])
+def test_an_attribute_that_the_constructor_sets(optimizer: Any, tmp_path: Path) -> None:
+    practices: dict[str, Any] = {"optimizer": optimizer, "schedule": None, "checkpoint": None}
+    module = Assigned(0.125, **practices)
+    assert set(rates(module, tmp_path)) == {0.125}
+    module = Assigned(0.125, **practices)
+    module.lr = 0.25
+    assert set(rates(module, tmp_path)) == {0.25}
+    # A rate that is found later survives, though the constructor assigns again.
+    trainer = trainer_of(tmp_path)
+    module = Assigned(0.125, **practices)
+    rate = search(trainer, module)
+    trainer.save_checkpoint(path := tmp_path / "net.ckpt")
+    loaded = Assigned.load_from_checkpoint(path, lr=0.125, **practices)
+    assert set(rates(loaded, tmp_path)) == {rate}
+    other = Assigned.load_from_checkpoint(path, lr=0.5, **practices | {"optimizer": "sgd"})
+    assert set(rates(other, tmp_path)) == {0.5}
+
+
+def test_an_attribute_against_the_rate_of_the_optimizer(tmp_path: Path) -> None:
+    given = Optimizer("sgd", 0.125)
+    with pytest.warns(UserWarning, match=r"attribute lr=0\.01 .* replaces .* lr=0\.125"):
+        module = Assigned(optimizer=given, schedule=None, checkpoint=None)
+    module.lr = 0.5  # without a second warning
+    assert set(rates(module, tmp_path)) == {0.5}
+    assert given.lr == 0.125
+    with pytest.raises(ValueError, match=r"lr has to be .* but got -1"):
+        Assigned(-1.0)
+    for value in (None, "auto", True):
+        module = Assigned(value, optimizer=given, schedule=None, checkpoint=None)  # type: ignore[arg-type]
+        assert module.lr is value
+        assert set(rates(module, tmp_path)) == {0.125}
+    assert Assigned(optimizer=None).lr == RATE
+
+
+class WithoutSuper(OptimizerMixin, Base):
+    """With checkpoint hooks of its own that don't call ``super()``."""
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["own"] = 1
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.own = checkpoint["own"]
+
+
+class Below(WithoutSuper):
+    pass
+
+
+@pytest.mark.parametrize("kind", [WithoutSuper, Below])
+def test_hooks_without_super(kind: Any, tmp_path: Path) -> None:
+    module = kind(optimizer="momentum")
+    trainer = trainer_of(tmp_path)
+    rate = search(trainer, module)
+    trainer.save_checkpoint(path := tmp_path / "net.ckpt")
+    loaded = kind.load_from_checkpoint(path, optimizer="momentum")
+    assert loaded.own == 1
+    assert rates(loaded, tmp_path) == [rate, rate]
 
 
 def test_the_mixin_hides_no_attribute_of_a_class() -> None:

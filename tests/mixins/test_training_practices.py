@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from typing_extensions import override
@@ -350,3 +350,34 @@ def test_bad_monitor_and_mode() -> None:
         Net(monitor=None)
     with pytest.raises(ValueError, match="mode has to be 'min' or 'max', but got 'maximum'"):
         Net(mode="maximum")
+
+
+class Further(Net):
+    """With a further callback of the type of one of the mixins."""
+
+    def __init__(self, **practices: Any) -> None:
+        super().__init__(**practices)
+        self.further = EarlyStopping("accuracy", mode="max", restore_best_weights=False)
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        return [*super().configure_callbacks(), self.further]
+
+
+@pytest.mark.parametrize("kind", [Net, Further])
+def test_each_run_of_a_trainer_has_all_callbacks(
+    kind: type[Net], caplog: pytest.LogCaptureFixture
+) -> None:
+    module = kind(weight_averaging="ema")
+    trainer = fit(module, max_epochs=1)
+    before = trainer.callbacks  # type: ignore[attr-defined]
+    ours = module.configure_callbacks()
+    assert len(ours) > 3
+    caplog.clear()
+    trainer.validate(module, loader(), verbose=False)
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, loader(), loader())
+    assert all(one in trainer.callbacks for one in ours)  # type: ignore[attr-defined]
+    assert len(trainer.callbacks) == len(before)  # type: ignore[attr-defined]
+    assert ("will override" in caplog.text) == (kind is Further)
+    assert stopping_of(module).best_step is not None

@@ -110,7 +110,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plateau": {
         "schedule": LearningRateSchedule("plateau", patience=0),
         "early_stopping": EarlyStopping("val_loss", patience=2),
-        "weight_averaging": WeightAveraging("swa", start=0.5),
+        "weight_averaging": WeightAveraging("swa"),
         "gradient_clipping": GradientClipping(groups={"head*": 0.1}),
         "checkpoint": None,
     },

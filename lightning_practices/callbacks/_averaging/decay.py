@@ -13,7 +13,7 @@ def decay_after(averages: int, decay: float | None, warmup: bool) -> float | Non
 
 
 def too_much_of_first(averages: int, decay: float | None, warmup: bool, when: str) -> str | None:
-    """Return a warning if the first weights are more than 5 % of the average.
+    """Return a warning if the first weights are all or, in EMA, more than 5 % of the average.
 
     Their share is :math:`d^{n-1}` under a constant decay. A decay that is warmed up leaves less
     than 5 % from the third average on, and ``"swa"`` gives all weights the same share on purpose.
@@ -24,7 +24,12 @@ def too_much_of_first(averages: int, decay: float | None, warmup: bool, when: st
         warmup: Whether the decay is warmed up.
         when: The time of the last average, for the message: ``"when the fit ends"``.
     """
-    if decay is None or warmup or averages < 2:
+    if averages == 1:
+        return (
+            f"WeightAveraging averages only once, so the average {when} is the weights of one"
+            " moment: give a lower start or frequency, or a longer fit"
+        )
+    if decay is None or warmup or not averages:
         return None
     share = decay ** (averages - 1)
     if share <= _LARGEST_SHARE:

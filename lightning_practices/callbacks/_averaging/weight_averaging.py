@@ -14,7 +14,7 @@ from lightning_practices.callbacks._averaging.changes import Changes
 from lightning_practices.callbacks._averaging.checks import check_arguments, check_trainer
 from lightning_practices.callbacks._averaging.decay import decay_after, too_much_of_first
 from lightning_practices.callbacks._averaging.saved import from_saved, to_save, to_save_again
-from lightning_practices.callbacks._averaging.start import first_start, warn_of_late_start
+from lightning_practices.callbacks._averaging.start import Start
 from lightning_practices.callbacks._averaging.statistics import (
     add_recalibration,
     remove_recalibration,
@@ -93,10 +93,11 @@ class WeightAveraging(PracticeCallback):
     ``state_dict`` holds the averages, so ``load_from_checkpoint`` and
     ``Trainer.test(ckpt_path=...)`` load the validated weights. A resumed fit, even from a
     checkpoint saved at its end, continues exactly as if it had not been interrupted, with the
-    arguments given now. On loading, each copy of the weights passes through the module's
-    ``on_load_checkpoint``, so a module may have renamed layers. Any other fit starts new averages.
-    Only if an exception has ended a fit, and the same Trainer continues it, are the averages
-    continued too.
+    arguments given now. A ``start`` that was reached stays reached, even if the resumed fit is
+    longer or has another ``start``. On loading, each copy of the weights passes through the
+    module's ``on_load_checkpoint``, so a module may have renamed layers. Any other fit starts new
+    averages. Only if an exception has ended a fit, and the same Trainer continues it, are the
+    averages continued too.
 
     **With** :class:`EarlyStopping` the best validated averages are kept, and restored at the end.
 
@@ -105,8 +106,9 @@ class WeightAveraging(PracticeCallback):
     learning rate. The SWA paper uses a constant or cyclic rate in the last epochs: set it by a
     schedule.
 
-    **Short fits.** If more than 5 % of the final average would be the first weights, a warning says
-    so: when the fit starts, or when it ends if its length isn't known beforehand.
+    **Short fits.** If there is only one average, or more than 5 % of the final average are the
+    first weights, a warning says so: when the fit starts, or when it ends if its length isn't known
+    beforehand.
 
     Sources: Polyak and Juditsky, 1992, "Acceleration of stochastic approximation by averaging";
     Izmailov et al., 2018, "Averaging weights leads to wider optima and better generalization",
@@ -156,7 +158,6 @@ class WeightAveraging(PracticeCallback):
         self.frequency = frequency
         self._changes = Changes()  # since the last average
         # Of the present fit, set as its training starts:
-        self._start = 0  # in steps or epochs
         self._has_warned = False  # of the first weights
         self._seen = 0  # steps or epochs at the last call of _look
         self._reset()
@@ -167,6 +168,7 @@ class WeightAveraging(PracticeCallback):
         self._aside: Tensors | None = None  # training weights, if the module has averages
         self._loaded: dict[str, Any] | None = None  # from a checkpoint, until training starts
         self._ended = False
+        self._start = Start(self.kind, self.start, self.interval, self.frequency)
         self._changes.any = False
 
     @property
@@ -212,20 +214,19 @@ class WeightAveraging(PracticeCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start_from_loaded(pl_module)
         self._seen = trainer.global_step if self.interval == "step" else trainer.current_epoch
-        self._start = first_start(trainer, self.kind, self.start, self.interval, self.frequency)
-        warn_of_late_start(trainer, self._start, self.interval, self.frequency)
+        self._start.find(trainer)
+        self._start.warn_if_late(trainer)
         length = length_of_fit(trainer, self.interval)
         self._has_warned = bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
         if length is not None:
-            due = self._points(length) - self._points(self._seen)
-            self._warn_of_first(self.averaged + due, "when the fit ends")
+            due = self._start.averages_in(length) - self._start.averages_in(self._seen)
+            self._warn_of_first(self.averaged + due, length, "when the fit ends")
         self._changes.watch(trainer.optimizers)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._averages.pair(pl_module)
-        if not self.averaged:  # an epoch of another length changes what a share of the fit is
-            self._start = first_start(trainer, self.kind, self.start, self.interval, self.frequency)
+        self._start.find(trainer)  # an epoch of another length changes what a share of the fit is
 
     @override
     def on_train_batch_end(
@@ -285,6 +286,7 @@ class WeightAveraging(PracticeCallback):
             "kind": self.kind,
             "averaged": self.averaged,
             "changed": self._changes.any,
+            "start": self._start.state(),
         }
 
     @override
@@ -324,6 +326,8 @@ class WeightAveraging(PracticeCallback):
         state = checkpoint["callbacks"].get(self.state_key, {})
         kept = checkpoint.get(_CHECKPOINT_KEY)
         self._changes.any = state.get("changed", False)
+        if state.get("kind") == self.kind:
+            self._start.load(state.get("start"), checkpoint)
         if kept is None:
             return
         if state["kind"] != self.kind:
@@ -340,15 +344,12 @@ class WeightAveraging(PracticeCallback):
 
     def _look(self, now: int) -> None:
         """Update the averages if that is due after ``now`` steps or epochs."""
-        is_due = self._points(now) > self._points(self._seen)
+        self._start.look(now)
+        is_due = self._start.averages_in(now) > self._start.averages_in(self._seen)
         self._seen = max(now, self._seen)
         if is_due and self._changes.any:
             self._changes.any = False
             self._averages.update(decay_after(self.averaged, self.decay, self.decay_warmup))
-
-    def _points(self, done: int) -> int:
-        """Return how many updates of the averages are due in the first ``done`` steps or epochs."""
-        return max(done - self._start, 0) // self.frequency
 
     def _lay_aside(self, pl_module: LightningModule) -> None:
         """Put the averages, if any, into the module, and keep its training weights aside."""
@@ -374,7 +375,7 @@ class WeightAveraging(PracticeCallback):
         self._aside = put_aside(live, self._aside)
         self._averages.kept = put_aside(live, self._averages.kept)
         rank_zero_info(f"WeightAveraging: the module has the average of {self.averaged} weights")
-        self._warn_of_first(self.averaged, "after this fit")
+        self._warn_of_first(self.averaged, self._seen, "after this fit")
 
     def _start_from_loaded(self, pl_module: LightningModule) -> None:
         """Pair the averages with the module, after those of a checkpoint, if any, were loaded."""
@@ -393,8 +394,10 @@ class WeightAveraging(PracticeCallback):
         current = to_shards(loaded["current"], live)
         self._aside = {name: value for name, value in current.items() if name in live}
 
-    def _warn_of_first(self, averages: int, when: str) -> None:
+    def _warn_of_first(self, averages: int, length: int, when: str) -> None:
         """Warn once in a fit, if the average would keep too much of the first weights."""
+        if averages == 1 and length < 2 * self.frequency:
+            return  # a trial, too short for two averages
         warning = too_much_of_first(averages, self.decay, self.decay_warmup, when)
         if warning is not None and not self._has_warned:
             self._has_warned = True

@@ -36,6 +36,7 @@ from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit
 from lightning_practices.callbacks._trainer.logs import Missing, MonitoredValues
+from lightning_practices.callbacks._trainer.modes import Watched
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Mode
 
@@ -193,6 +194,10 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
         self.fit_steps: int | None = None
         self._weights = BestWeights(f"EarlyStopping(monitor={self.monitor!r})")
         self._restored = False  # whether this fit has restored the best weights
+
+    @override
+    def _watched(self) -> list[Watched]:
+        return [(one.monitor, one.mode) for one in (self, *self._others)]
 
     def restore(self, pl_module: LightningModule) -> None:
         """Load the best weights into the module, if there are any.

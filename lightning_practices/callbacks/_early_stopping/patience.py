@@ -30,7 +30,7 @@ def tell_of_patience(trainer: Trainer, patience: int, by_epoch: bool) -> None:
         " more: it never does, so give less patience"
     )
     checks = epochs_of_fit(trainer) if by_epoch else checks_of_fit(trainer)
-    message = too_short(trainer, checks, patience + 2, "checks of early stopping", text)
+    message = too_short(trainer, checks, patience + 2, "check of early stopping", text)
     if message is not None:
         rank_zero_info(message)
 

@@ -15,6 +15,7 @@ from torch.utils.data import (
 from typing_extensions import override
 
 from lightning_practices._arguments import check_whole, shown
+from lightning_practices._names import count
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit, warn_if_too_short
 
@@ -116,7 +117,7 @@ class RetrainFor(PracticeCallback):
             f"RetrainFor({self.steps}, {self.fit_steps}) needs {needed}, or it ends too early or"
             " with other learning rates than the first fit: give the Trainer more max_epochs"
         )
-        warn_if_too_short(trainer, steps_of_fit(trainer), needed, "optimizer steps", text)
+        warn_if_too_short(trainer, steps_of_fit(trainer), needed, "optimizer step", text)
 
     @override
     def on_train_batch_end(
@@ -128,8 +129,9 @@ class RetrainFor(PracticeCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._limits is not None and trainer.global_step != self.steps:
             rank_zero_warn(
-                f"RetrainFor: the fit has taken {trainer.global_step} optimizer steps rather than"
-                f" {self.steps}: something else ended it, or a batch takes several steps"
+                f"RetrainFor: the fit has taken {count(trainer.global_step, 'optimizer step')}"
+                f" rather than {self.steps}: something else ended it, or a batch takes several"
+                " steps"
             )
 
     @override

@@ -11,7 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
-from lightning_practices._names import some
+from lightning_practices._names import count, some
 from lightning_practices._packages import either
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
 from lightning_practices.callbacks._exact_resume.moments import (
@@ -96,6 +96,9 @@ class ExactResume(PracticeCallback):
     ended in the middle of an epoch, by ``max_steps`` for example, goes on there if it is resumed
     with more steps or epochs. Its ``on_train_epoch_end`` has run then, and runs again when the
     epoch has ended.
+
+    In the epoch that a fit resumes in its midst, Lightning doesn't call ``on_train_epoch_start`` of
+    the module and of other callbacks again.
 
     Raises:
         TypeError: If the Trainer and the module are of different packages of Lightning.
@@ -236,9 +239,10 @@ class ExactResume(PracticeCallback):
         ranks = len(self._saved["ranks"])
         if ranks != trainer.world_size:
             rank_zero_warn(
-                f"ExactResume can't resume exactly, as the checkpoint was saved by {ranks} rank(s)"
-                f" and there are {trainer.world_size} now: the random states are not restored, and"
-                " the epoch's data starts from its beginning. To resume exactly use as many ranks"
+                "ExactResume can't resume exactly, as the checkpoint was saved by"
+                f" {count(ranks, 'rank')}, and this fit has {trainer.world_size}: the random states"
+                " are not restored, and the epoch's data starts from its beginning. To resume"
+                " exactly use as many ranks"
             )
             self._saved = None
             return
@@ -314,9 +318,9 @@ class ExactResume(PracticeCallback):
         if len(loaders) != len(saved["loaders"]):
             if saved["loaders"]:  # otherwise it was saved before the data was loaded
                 rank_zero_warn(
-                    f"ExactResume can't resume the data exactly, as there were"
-                    f" {len(saved['loaders'])} loaders when the checkpoint was saved and there are"
-                    f" {len(loaders)} now: the epoch's data starts from its beginning"
+                    f"ExactResume can't resume the data exactly, as the checkpoint was saved with"
+                    f" {count(len(saved['loaders']), 'loader')}, and this fit has"
+                    f" {len(loaders)}: the epoch's data starts from its beginning"
                 )
             return False
         changed = changes(saved["loaders"], loaders)

@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from lightning_kernels import clip_grad_norm_
 from lightning_practices._arguments import check_whole
-from lightning_practices._names import plain_name
+from lightning_practices._names import count, plain_name
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._skip_non_finite.report import (
     NonFiniteParameter,
@@ -146,9 +146,9 @@ class SkipNonFinite(PracticeCallback):
     ) -> None:
         self.report = _report(trainer, pl_module, parameters)
         raise RuntimeError(
-            f"SkipNonFinite: gradients were nan or infinite in {steps} steps in a row, the last of"
-            f" which is step {trainer.global_step} in epoch {trainer.current_epoch}. No such step"
-            f" has changed the weights.\n{self.report}"
+            f"SkipNonFinite: gradients were nan or infinite in {count(steps, 'step')} in a row, the"
+            f" last of which is step {trainer.global_step} in epoch {trainer.current_epoch}. No"
+            f" such step has changed the weights.\n{self.report}"
         )
 
 
@@ -163,7 +163,7 @@ def _report(
         # Summed over ranks, counts of shards add up, and counts of equal copies keep their ratio.
         grad = torch.zeros(0) if p.grad is None else local(p.grad)
         counts = grad.isnan().sum(), grad.isinf().sum(), torch.tensor(grad.numel())
-        rows.append(torch.stack([count.cpu() for count in counts]))
+        rows.append(torch.stack([one.cpu() for one in counts]))
     shares = [
         NonFiniteParameter(plain_name(name), nan / max(size, 1), inf / max(size, 1))
         for name, (nan, inf, size) in zip(

@@ -4,6 +4,7 @@ Every file of ``callbacks`` may import these modules:
 
 - ``ranks``: numbers and decisions that are the same on every rank, so that all ranks stop together.
 - ``logs``: whether to log at this step, and the monitored values that a loop has just logged.
+- ``modes``: a warning of a monitored value whose name contradicts the mode.
 - ``horizon``: the length of the fit, in optimizer steps and in epochs.
 - ``strategies``: the error for a strategy under which a callback can't work.
 - ``others``: selection of the Trainer's callbacks by class, and their order.

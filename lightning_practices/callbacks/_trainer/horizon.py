@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_practices._names import count
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._types import Interval
 
@@ -154,14 +155,14 @@ def too_short(
         trainer: The Trainer of the fit.
         length: The length of the fit; ``None`` if it isn't known beforehand.
         needed: The least length at which the setting has its effect.
-        unit: The unit of both, in the plural: ``"epochs"``.
+        unit: The unit of both, in the singular: ``"epoch"``.
         consequence: The end of the message: what needs the length, what happens without, and the
             remedy.
     """
     is_trial = trainer.fast_dev_run  # type: ignore[attr-defined]
     if length is None or length >= needed or is_trial:
         return None
-    return f"the fit has {length} {unit}, and {consequence}"
+    return f"the fit has {count(length, unit)}, and {consequence}"
 
 
 def why_unknown(trainer: Trainer) -> str:

@@ -175,7 +175,11 @@ def _logged(results: Any) -> dict[str, Any]:
 
 def _described(name: str, trainer: Trainer) -> str:
     """Return the end of a message about a value that isn't logged: which are, and what to do."""
-    logged = sorted(trainer.callback_metrics)
+    every = trainer.callback_metrics.keys()
+    # Of a value that is logged by step and by epoch, Lightning has x, x_step and x_epoch.
+    pairs = [{f"{x}_step", f"{x}_epoch"} for x in every]
+    forks = {fork for pair in pairs if pair <= every for fork in pair}
+    logged = sorted(every - forks)
     text = f"; logged are: {', '.join(logged) or 'none'}"
     loaders = [other for other in logged if other.startswith(f"{name}/dataloader_idx_")]
     if loaders:
@@ -183,8 +187,13 @@ def _described(name: str, trainer: Trainer) -> str:
             f"{text}: watch {' or '.join(map(repr, loaders))}, or log {name!r} in"
             " on_validation_epoch_end"
         )
+    if name in forks and name.endswith("_step"):
+        return f"{text}: {name!r} is the value of single steps, watch {name[:-5] + '_epoch'!r}"
     if name in logged:
         return f"{text}: log {name!r} with on_epoch=True"
-    if near := get_close_matches(name, logged, n=1):
-        return f"{text}: did you mean {near[0]!r}?"
+    names = [*logged, *(fork for fork in forks if fork.endswith("_epoch"))]
+    nearest = {one.partition("/dataloader_idx_")[0]: one for one in reversed(names)}
+    nearest |= {one: one for one in names}
+    if near := get_close_matches(name, nearest, n=1):
+        return f"{text}: did you mean {nearest[near[0]]!r}?"
     return text if trainer.enable_validation else f"{text}: {_NO_VALIDATION}"

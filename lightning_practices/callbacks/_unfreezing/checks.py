@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import (
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
-from lightning_practices._names import some
+from lightning_practices._names import count, some
 from lightning_practices._packages import either
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
@@ -49,7 +49,7 @@ def check_optimizers(trainer: Trainer, trained: Mapping[str, Tensor]) -> None:
     if missing:
         raise MisconfigurationException(
             f"configure_optimizers of {type(trainer.lightning_module).__name__} has left out"
-            f" {len(missing)} parameters that are to be trained: {some(missing)}; give the"
+            f" {count(len(missing), 'parameter')} to be trained: {some(missing)}; give the"
             " optimizer all parameters, as in self.parameters(): frozen ones have no gradient, so"
             " the optimizer leaves them alone"
         )

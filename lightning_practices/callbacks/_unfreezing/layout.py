@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
 from lightning_practices._names import some
 from lightning_practices.callbacks._unfreezing.plan import Plan
 
@@ -24,6 +26,16 @@ def layout_of(plan: Plan) -> dict[str, Any]:
         ],
         "scales": [plan.shares[name].scale for name in plan.names],
     }
+
+
+def check_layout(saved: Any, plan: Plan) -> None:
+    """Raise ``MisconfigurationException`` if a plan differs from the layout in a checkpoint."""
+    if (differs := difference(saved, plan)) is not None:
+        raise MisconfigurationException(
+            f"the checkpoint is of another schedule of unfreezing, different in {differs}: only"
+            " names, until and restore_best of its phases may be changed; to change more, load"
+            " the weights into the module and fit without ckpt_path"
+        )
 
 
 def difference(saved: Any, plan: Plan) -> str | None:

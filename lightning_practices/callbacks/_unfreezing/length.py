@@ -43,7 +43,7 @@ def warn_of_late_phases(trainer: Trainer, phases: tuple[Phase, ...]) -> None:
         f" blocks {', '.join(map(str, phases[-1].blocks))} are never trained, so end earlier phases"
         " sooner (until), or give more max_epochs"
     )
-    warn_if_too_short(trainer, steps, math.ceil(begin) + 1, "optimizer steps", text)
+    warn_if_too_short(trainer, steps, math.ceil(begin) + 1, "optimizer step", text)
 
 
 def _least_steps(phase: Phase, steps_of_epoch: float) -> float:

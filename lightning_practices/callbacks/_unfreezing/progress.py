@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from lightning.pytorch import LightningModule
 from torch.optim import Optimizer
 
-from lightning_practices._names import plain_name
+from lightning_practices._names import count, plain_name
 from lightning_practices.callbacks._unfreezing.groups import BLOCK
 from lightning_practices.callbacks._unfreezing.plan import Plan
-from lightning_practices.callbacks._unfreezing.schedule import Phase, Plateau, count
+from lightning_practices.callbacks._unfreezing.schedule import Phase, Plateau
 
 
 @dataclass

@@ -20,10 +20,11 @@ from lightning_practices._names import plain_name, some
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.logs import MonitoredValues, log_numbers
+from lightning_practices.callbacks._trainer.modes import Watched
 from lightning_practices.callbacks._unfreezing.checks import check_optimizers, check_trainer
 from lightning_practices.callbacks._unfreezing.freezing import Freezing
 from lightning_practices.callbacks._unfreezing.groups import split_groups
-from lightning_practices.callbacks._unfreezing.layout import difference, layout_of
+from lightning_practices.callbacks._unfreezing.layout import check_layout, layout_of
 from lightning_practices.callbacks._unfreezing.length import automatic_phases, warn_of_late_phases
 from lightning_practices.callbacks._unfreezing.plan import (
     BlocksBy,
@@ -196,6 +197,11 @@ class ProgressiveUnfreezing(PracticeCallback):
         return self._progress.phase + 1
 
     @override
+    def _watched(self) -> list[Watched]:
+        plateaus = [phase.plateau for phase in self._scheduled or ()]
+        return [(one.monitor, one.mode) for one in plateaus if one is not None]
+
+    @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
@@ -339,14 +345,8 @@ class ProgressiveUnfreezing(PracticeCallback):
 
     def _check_resumed(self) -> None:
         """Raise if the schedule differs from the checkpoint's, once both are known."""
-        if self._plan is None or self._saved is None:
-            return
-        if (differs := difference(self._saved, self._plan)) is not None:
-            raise MisconfigurationException(
-                f"the checkpoint is of another schedule of unfreezing, different in {differs}: only"
-                " names, until and restore_best of its phases may be changed; to change more, load"
-                " the weights into the module and fit without ckpt_path"
-            )
+        if self._plan is not None and self._saved is not None:
+            check_layout(self._saved, self._plan)
 
     def _judge(self, trainer: Trainer, pl_module: LightningModule, new: Any) -> None:
         """Check a new value of the phase's plateau; ``None`` means that no value was logged."""

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from lightning_practices._arguments import check_path, check_pattern, cut, shown
+from lightning_practices._names import count
 from lightning_practices.callbacks._types import Mode
 from lightning_practices.files import write_file
 
@@ -91,11 +92,6 @@ class Phase:
         if self.plateau is not None:
             ends.append(f"a plateau of {self.plateau.monitor}")
         return " or ".join(ends) or "the end of the fit"
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number of things in words, such as ``"2 epochs"``."""
-    return f"{number} {noun}" + "s" * (number > 1)
 
 
 def read_schedule(schedule: UnfreezingSchedule) -> tuple[Phase, ...]:
