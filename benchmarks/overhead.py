@@ -124,10 +124,12 @@ PRACTICES: dict[str, Callable[[], Fit]] = {
     "LearningCurves": _with_curves,
     "LearningRateScheduleMixin": _mixin(LearningRateScheduleMixin),
     BUILT_INS: _built_ins,
-    "OptimizerMixin": _mixin(OptimizerMixin),
+    "OptimizerMixin": _mixin(OptimizerMixin, optimizer="adamw"),
     "Penalty": lambda: (_Undecayed(nn.Linear(_WIDTH, _WIDTH)), [Penalty(l1=1e-4, l2=1e-4)]),
     "PenaltyMixin": _mixin(PenaltyMixin, _Undecayed, penalty=Penalty(l2=1e-4)),
-    "TrainingPractices": _mixin(TrainingPractices, monitor="loss", early_stopping=_NEVER),
+    "TrainingPractices": _mixin(
+        TrainingPractices, monitor="loss", optimizer="adamw", early_stopping=_NEVER
+    ),
     "ProgressiveUnfreezing": _callback(ProgressiveUnfreezing, schedule=[{"blocks": ["network"]}]),
     "RecalibrateBatchNorm": _callback(RecalibrateBatchNorm),
     "SkipNonFinite": _callback(SkipNonFinite),

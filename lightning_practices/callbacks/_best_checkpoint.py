@@ -13,7 +13,7 @@ from lightning_practices._arguments import check_choice, check_name, check_path
 from lightning_practices.callbacks._early_stopping import RetrainFor
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
-from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._trainer.others import callbacks_of, refuse_finetuning_scheduler
 from lightning_practices.callbacks._types import Mode
 
 _STATE = (  # the attributes of ModelCheckpoint that a fit changes
@@ -87,6 +87,8 @@ class BestCheckpoint(PracticeCallback, ModelCheckpoint):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            refuse_finetuning_scheduler(trainer, self, "checkpoint")
         is_chosen = self.dirpath == self._chosen
         if stage == "fit" and is_chosen and not self._continues(trainer, pl_module):
             self.dirpath = None  # each run of a logger has its own folder

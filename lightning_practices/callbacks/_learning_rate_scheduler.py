@@ -24,6 +24,7 @@ from lightning_practices.callbacks._trainer.horizon import (
 )
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
 from lightning_practices.callbacks._trainer.modes import Watched
+from lightning_practices.callbacks._trainer.others import refuse_finetuning_scheduler
 from lightning_practices.callbacks._types import Mode
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
 
@@ -98,6 +99,7 @@ class LearningRateScheduler(PracticeCallback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        refuse_finetuning_scheduler(trainer, self, "schedule")
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "LearningRateScheduler: under manual optimization Lightning steps no scheduler;"

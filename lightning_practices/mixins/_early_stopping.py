@@ -2,7 +2,11 @@
 
 from typing import Any
 
+from lightning.pytorch import Callback
+from typing_extensions import override
+
 from lightning_practices.callbacks import EarlyStopping
+from lightning_practices.callbacks._trainer.others import refuse_finetuning_scheduler
 from lightning_practices.mixins._practice import MonitorMixin, configured
 
 
@@ -16,7 +20,7 @@ class EarlyStoppingMixin(MonitorMixin):
     In Lightning a callback of the module replaces the Trainer's callbacks of the same type, and a
     message is logged. So the mixin's callback replaces each ``EarlyStopping`` that was passed to
     the Trainer, whatever it monitors. To use a second ``EarlyStopping``, return it from
-    ``configure_callbacks``.
+    ``configure_callbacks``. finetuning-scheduler, which stops by itself, is refused.
 
     Args:
         *args: Positional arguments for the next base class.
@@ -44,6 +48,14 @@ class EarlyStoppingMixin(MonitorMixin):
             lambda patience: EarlyStopping(self._monitor, patience=patience, mode=self._mode),
         )
         self._early_stopping = self._bring(callback)
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        callbacks = super().configure_callbacks()
+        if self._trainer is not None and self._early_stopping is not None:
+            # Before its setup, in which it takes our callback for one of Lightning's.
+            refuse_finetuning_scheduler(self._trainer, self._early_stopping, "early_stopping")
+        return callbacks
 
     @property
     def early_stopping(self) -> EarlyStopping | None:

@@ -1,14 +1,13 @@
 """Hyperparameters of a module: without objects in checkpoints, and as texts for loggers."""
 
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 from copy import copy
 from dataclasses import fields, is_dataclass
-from functools import wraps
 from types import SimpleNamespace
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 
 from lightning_practices._packages import either
 from lightning_practices.ensembles import MonteCarloDropout
@@ -18,29 +17,21 @@ from lightning_practices.schedules import LearningRateSchedule
 # Classes of the objects that arguments may be. By default torch.load refuses them.
 _OBJECTS = (Callback, LearningRateSchedule, MonteCarloDropout, Optimizer)
 
-_Save = Callable[[Any, dict[str, Any]], None]
 
+def leave_out_objects(checkpoint: dict[str, Any], keys: Iterable[str]) -> None:
+    """Remove the arguments that are objects of practices, or hold one, from a checkpoint.
 
-def leave_out_objects(module: LightningModule, checkpoint: dict[str, Any]) -> None:
-    """Remove the hyperparameters that are objects of practices, or hold one, from a checkpoint."""
-    key = module.CHECKPOINT_HYPER_PARAMS_KEY
-    saved = checkpoint.get(key, {})
-    names = [name for name, value in saved.items() if _holds_object(value)]
-    if names:
-        checkpoint[key] = saved = copy(saved)  # it may be the module's own
-        for name in names:
-            del saved[name]
-
-
-def without_objects(save: _Save) -> _Save:
-    """Return an ``on_save_checkpoint`` that leaves objects out too, after it has run ``save``."""
-
-    @wraps(save)
-    def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
-        save(self, checkpoint)
-        leave_out_objects(self, checkpoint)
-
-    return on_save_checkpoint
+    Args:
+        checkpoint: The checkpoint.
+        keys: The keys under which the checkpoint holds arguments.
+    """
+    for key in keys:
+        saved = checkpoint.get(key, {})
+        names = [name for name, value in saved.items() if holds_object(value)]
+        if names:
+            checkpoint[key] = saved = copy(saved)  # it may be the module's own
+            for name in names:
+                del saved[name]
 
 
 def as_texts(value: Any) -> Any:
@@ -56,20 +47,20 @@ def as_texts(value: Any) -> Any:
     if isinstance(value, list):
         value[:] = map(as_texts, value)
         return value
-    if not _holds_object(value):
+    if not holds_object(value):
         return value
     if isinstance(value, tuple | set | frozenset):
         return [as_texts(part) for part in value]
     return repr(value)
 
 
-def _holds_object(value: Any, outer: tuple[int, ...] = ()) -> bool:
+def holds_object(value: Any, outer: tuple[int, ...] = ()) -> bool:
     """Say whether a value is an object of a practice or contains one, at any depth."""
     if isinstance(value, _OBJECTS):
         return True
     if id(value) in outer:  # a value that contains itself
         return False
-    return any(_holds_object(part, (*outer, id(value))) for part in _parts(value))
+    return any(holds_object(part, (*outer, id(value))) for part in _parts(value))
 
 
 def _parts(value: Any) -> Iterable[Any]:

@@ -13,6 +13,7 @@ from typing_extensions import override
 from lightning_practices._packages import either
 from lightning_practices.mixins._found_rate import FoundLearningRate, RateAttribute, with_rate
 from lightning_practices.mixins._practice import PracticeMixin, configured
+from lightning_practices.mixins._signatures import lightning_module
 from lightning_practices.optim import Optimizer, OptimizerName
 
 
@@ -24,8 +25,9 @@ class OptimizerMixin(PracticeMixin):
     towards the input.
 
     List the mixin before the class that it extends: ``class Net(OptimizerMixin, BaseNet)``. If
-    ``BaseNet`` defines ``configure_optimizers``, the mixin replaces it, and logs a message. If
-    ``Net`` itself defines ``configure_optimizers``, that is used instead. It can return
+    ``BaseNet`` defines ``configure_optimizers``, that is used, unless you give an ``optimizer``,
+    which replaces it; rank 0 logs which optimizer replaces which method. If ``Net`` itself defines
+    ``configure_optimizers``, that is used instead. It can return
     ``super().configure_optimizers()`` or, for several optimizers,
     ``[self.make_optimizer(self.generator), self.make_optimizer(self.discriminator)]``.
 
@@ -48,11 +50,15 @@ class OptimizerMixin(PracticeMixin):
     :class:`~lightning_practices.optim.Optimizer`, with a warning if that has another. A number that
     your class assigns while a fit runs never reaches the optimizer.
 
+    Both are for the mixin's optimizer. A ``configure_optimizers`` of ``BaseNet`` or ``Net`` reads
+    the found rate from an attribute or hyperparameter of its own.
+
     Args:
         *args: Positional arguments for the next base class.
         optimizer: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``,
             ``"adam"`` or ``"adamw"``; or an :class:`~lightning_practices.optim.Optimizer`; or
-            ``None``, to use the ``configure_optimizers`` of the base class.
+            ``None``, to use the ``configure_optimizers`` of the base class, or ``"adamw"`` if it
+            has none.
         **kwargs: Keyword arguments for the next base class.
 
     Raises:
@@ -63,22 +69,25 @@ class OptimizerMixin(PracticeMixin):
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
         # A class's own hook may not call super().
         for hook in ("on_save_checkpoint", "on_load_checkpoint"):
             owner = next(base for base in cls.__mro__ if hook in vars(base))
             if owner is cls or not issubclass(owner, PracticeMixin):
                 setattr(cls, hook, with_rate(hook, getattr(cls, hook)))
+        super().__init_subclass__(**kwargs)  # wraps the hook that saves once more
 
     def __init__(
-        self, *args: Any, optimizer: OptimizerName | Optimizer | None = "adamw", **kwargs: Any
+        self, *args: Any, optimizer: OptimizerName | Optimizer | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
         given = configured("optimizer", optimizer, Optimizer, (str,), Optimizer)
-        found = None if given is None else FoundLearningRate(given)
-        self._found_learning_rate = self._bring(found)
-        own = self._found_learning_rate
-        self._optimizer = None if own is None else own.optimizer  # a copy
+        # The class's own configure_optimizers may make an optimizer without the mixin.
+        is_ours = given is not None or _owner(type(self)) is OptimizerMixin
+        if given is None and _replaced(type(self)) is None:
+            given = Optimizer()
+        found = self._bring(FoundLearningRate(given) if given is not None and is_ours else None)
+        self._found_learning_rate = found
+        self._optimizer = given if found is None else found.optimizer  # a copy
 
     lr = RateAttribute()
     learning_rate = RateAttribute()
@@ -90,14 +99,17 @@ class OptimizerMixin(PracticeMixin):
             module: The part of the module. Default: the whole module.
 
         Raises:
-            ValueError: If the module was made with ``optimizer=None``.
+            ValueError: If the module was made with ``optimizer=None``, and a base class has a
+                ``configure_optimizers``.
         """
-        if self._optimizer is None or self._found_learning_rate is None:
+        if self._optimizer is None:
             raise ValueError(
-                f"{type(self).__name__} was made with optimizer=None: give an Optimizer, or make"
-                " your own in configure_optimizers"
+                f"{type(self).__name__} was made with optimizer=None, which stands for"
+                f" {_shown(_replaced(type(self)))}: give an Optimizer, or make your own in"
+                " configure_optimizers"
             )
-        self._found_learning_rate.part = module
+        if self._found_learning_rate is not None:
+            self._found_learning_rate.part = module
         module = self if module is None else module
         by_name = isinstance(self._optimizer.name, str)
         if by_name and (self._clips_unfused() or _has_sparse(module)):
@@ -108,13 +120,11 @@ class OptimizerMixin(PracticeMixin):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         if self._optimizer is None:
             return super().configure_optimizers()
-        order = type(self).__mro__
-        after = order[order.index(OptimizerMixin) + 1 :]
-        base = next(base for base in after if "configure_optimizers" in vars(base))
-        if base is not LightningModule:
+        base = _replaced(type(self))
+        if base is not None:
             rank_zero_info(
-                f"OptimizerMixin: optimizer={self._optimizer.name!r} replaces"
-                f" {base.__name__}.configure_optimizers, which optimizer=None would keep"
+                f"OptimizerMixin: optimizer={self._optimizer.name!r} replaces {_shown(base)}, which"
+                " optimizer=None would keep"
             )
         return self.make_optimizer()
 
@@ -142,3 +152,22 @@ class OptimizerMixin(PracticeMixin):
 def _has_sparse(module: nn.Module) -> bool:
     kinds = nn.Embedding, nn.EmbeddingBag
     return any(isinstance(part, kinds) and part.sparse for part in module.modules())
+
+
+def _owner(module: type) -> type:
+    """Return the class whose ``configure_optimizers`` Lightning calls, or calls first."""
+    order = module.__mro__
+    before = order[: order.index(OptimizerMixin)]
+    own = [base for base in before if not base.__module__.startswith(f"{__package__}.")]
+    return next((base for base in own if "configure_optimizers" in vars(base)), OptimizerMixin)
+
+
+def _replaced(module: type) -> type | None:
+    """Return the class after the mixin that has a ``configure_optimizers``, if one has it."""
+    order = module.__mro__
+    after = order[order.index(OptimizerMixin) + 1 : order.index(lightning_module(module))]
+    return next((base for base in after if "configure_optimizers" in vars(base)), None)
+
+
+def _shown(base: type | None) -> str:
+    return f"{LightningModule.__name__ if base is None else base.__name__}.configure_optimizers"

@@ -2,10 +2,9 @@
 
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
-from difflib import get_close_matches
-from os import PathLike, fspath
+from functools import wraps
 from typing import TYPE_CHECKING, Any, Self, TypeVar, get_args
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,10 +20,32 @@ from lightning_practices._left_out import (
     warning_of_averages,
     warning_of_schedule,
 )
-from lightning_practices._packages import check_bases, either, packages_of
+from lightning_practices._packages import check_bases, either
 from lightning_practices.callbacks import Mode
-from lightning_practices.mixins._hyperparameters import as_texts, leave_out_objects, without_objects
-from lightning_practices.optim import Optimizer
+from lightning_practices.mixins._hyperparameters import as_texts, leave_out_objects
+from lightning_practices.mixins._saved_arguments import (
+    OWN_KEY,
+    ArgumentsKey,
+    SavedArguments,
+    for_next_class,
+    hyperparameters_of_next_class,
+    load,
+    noted,
+    split,
+)
+from lightning_practices.mixins._signatures import (
+    arguments_until,
+    called_with,
+    check_is_module,
+    check_known,
+    check_shared,
+    mixin_arguments,
+    named,
+    next_classes,
+    positional,
+)
+
+_LOADER = ("map_location", "hparams_file", "strict", "weights_only")  # load_from_checkpoint's
 
 _Callback = TypeVar("_Callback", bound=Callback)
 _Kind = TypeVar("_Kind")
@@ -36,26 +57,52 @@ else:  # the class that subclasses a mixin brings the LightningModule, of either
     _Module = object
 
 
-class PracticeMixin(_Module):
+class _NotingItsCall:
+    """Notes the arguments of the call that makes an object, for the constructor.
+
+    It is no part of ``PracticeMixin``, since LightningCLI takes the arguments of a class from its
+    own ``__new__`` instead of its constructor.
+    """
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        check_is_module(cls)
+        check_shared(cls, PracticeMixin, kwargs)
+        make = super().__new__
+        module: Self = make(cls) if make is object.__new__ else make(cls, *args, **kwargs)
+        vars(module)["_call"] = args, kwargs  # until the constructor has noted the names
+        return module
+
+
+class PracticeMixin(_NotingItsCall, _Module):
     """Base of the mixins: adds their callbacks to every run, and reports misspelt arguments.
 
     A mixin takes its own arguments by keyword and passes all other arguments on to the next class.
     So your own base class gets its arguments too, by position or keyword.
 
-    If you call ``save_hyperparameters``, checkpoints hold the short values of arguments, such as
-    ``early_stopping=10``. They don't hold objects, such as ``early_stopping=EarlyStopping(...)``,
-    since ``torch.load`` would refuse a checkpoint with such an object. Nor do they hold an argument
-    of yours with such an object in it, such as a dict of settings. To continue training, give these
-    arguments to ``load_from_checkpoint`` again.
+    If a class calls ``save_hyperparameters``, checkpoints hold the arguments with which the module
+    was made, under the key ``"lightning_practices_arguments"``. Lightning's ``"hyper_parameters"``
+    hold the arguments of the class after the mixins, as its own checkpoints would. So for ``class
+    Net(TrainingPractices, BaseNet)``, ``Net`` and ``BaseNet`` load the checkpoints of either class.
+
+    Checkpoints hold short values, such as ``early_stopping=10``. They don't hold objects, such as
+    ``early_stopping=EarlyStopping(...)``, since ``torch.load`` would refuse a checkpoint with such
+    an object. Nor do they hold an argument of yours with such an object in it, such as a dict of
+    settings. To continue training, give these arguments to ``load_from_checkpoint`` again.
+
+    If a mixin and a class after it take an argument of the same name, the mixin gets it. A value
+    that may be for either is an error, unless the ``__init__`` of your class takes it.
 
     Raises:
         TypeError: On subclassing, if bases are of both packages of Lightning. On construction, if
-            an argument is unknown to all classes.
+            an argument is unknown to all classes, or may be for a mixin or for a class after it.
         RuntimeError: When a Trainer runs the module, if your class has not called
             ``super().__init__``.
         MisconfigurationException: When the fit starts, if your own ``configure_callbacks`` leaves
             out the callbacks that ``super().configure_callbacks()`` returns.
     """
+
+    # Lightning looks for arguments in a checkpoint under this key.
+    CHECKPOINT_HYPER_PARAMS_KEY = ArgumentsKey()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -64,16 +111,26 @@ class PracticeMixin(_Module):
         hook = "on_save_checkpoint"
         owner = next(base for base in cls.__mro__ if hook in vars(base))
         if owner is cls or not issubclass(owner, PracticeMixin):
-            setattr(cls, hook, without_objects(getattr(cls, hook)))
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Raise unless the class is a LightningModule, then make the instance."""
-        _check_is_module(cls)
-        return super().__new__(cls)
+            setattr(cls, hook, _sorting_arguments(getattr(cls, hook)))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        _check_arguments(type(self), kwargs)
-        super().__init__(*args, **kwargs)
+        cls = type(self)
+        check_known(cls, PracticeMixin, kwargs)
+        kwargs.update(for_next_class(cls))
+        follower = next(iter(next_classes(cls, PracticeMixin)), None)
+        names = positional(follower) if follower else []
+        call_args, call_kwargs = vars(self).pop("_call", ((), {}))
+        own = called_with(cls, call_args, call_kwargs, names)
+        got = dict(zip(names, args, strict=False)) | kwargs
+        with hyperparameters_of_next_class(got):
+            # Lightning collects hyperparameters from the frames of constructors, outwards up to the
+            # first other frame, here that of the lambda.
+            (lambda: super(PracticeMixin, self).__init__(*args, **kwargs))()
+        self._saved_arguments = noted(self, own, got)
+        # A class after the mixins doesn't take the arguments of the classes before them.
+        ours = mixin_arguments(cls, PracticeMixin)
+        before = {*self._saved_arguments.own, *arguments_until(cls, PracticeMixin)}
+        self._saved_arguments.others = frozenset(before if follower else ours)
         self._practices: list[Callback] = []
 
     def _bring(self, callback: _Callback | None) -> _Callback | None:
@@ -147,11 +204,13 @@ class PracticeMixin(_Module):
         Raises:
             TypeError: If an argument is missing, as checkpoints don't hold objects.
         """
+        options = dict(zip(_LOADER, args, strict=False)) | kwargs
+        loader = super().load_from_checkpoint
         try:
-            module: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+            module: Self = load(cls, PracticeMixin, loader, checkpoint_path, options)
         except TypeError as error:
             missing = re.findall(r"'(\w+)'", str(error)) if "missing" in str(error) else []
-            if not set(missing) & {*_of_mixins(cls), *_named(cls)}:
+            if not set(missing) & {*arguments_until(cls, PracticeMixin), *named(cls)}:
                 raise
             arguments = ", ".join(f"{name}=..." for name in missing)
             raise TypeError(
@@ -164,11 +223,6 @@ class PracticeMixin(_Module):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        leave_out_objects(self, checkpoint)
-        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        for name, value in saved.items():
-            if isinstance(value, PathLike) and name in _of_mixins(type(self)):
-                saved[name] = fspath(value)
 
 
 class MonitorMixin(PracticeMixin):
@@ -251,65 +305,17 @@ def configured(
     )
 
 
-def _lightning_module(module: type) -> type:
-    """Return the ``LightningModule`` among the bases of a class."""
-    return next(base for base in module.__mro__ if base in either(LightningModule))
+def _sorting_arguments(save: Callable[[Any, dict[str, Any]], None]) -> Any:
+    """Return an ``on_save_checkpoint`` that also sorts the arguments, after it has run ``save``."""
+
+    @wraps(save)
+    def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+        save(self, checkpoint)
+        if type(self).on_save_checkpoint is on_save_checkpoint:  # the outermost, which ends last
+            split(self, checkpoint, vars(self).get("_saved_arguments", SavedArguments()))
+            leave_out_objects(checkpoint, (OWN_KEY, self.CHECKPOINT_HYPER_PARAMS_KEY))
+
+    return on_save_checkpoint
 
 
-def _check_is_module(module: type) -> None:
-    """Raise if no base of a class is a LightningModule, as the mixins are none by themselves."""
-    if not packages_of(module):
-        mixins = ", ".join(base.__name__ for base in module.__bases__)
-        raise TypeError(
-            f"{module.__name__} is no LightningModule: add the class to its bases, as in class"
-            f" {module.__name__}({mixins}, LightningModule)"
-        )
-
-
-def _check_arguments(module: type, given: Iterable[str]) -> None:
-    """Raise if one of the arguments is unknown to the classes after the mixins."""
-    order = module.__mro__
-    place = order.index(PracticeMixin)
-    bases = order[place + 1 : order.index(_lightning_module(module))]
-    follower = next((base for base in bases if "__init__" in vars(base)), None)
-    taken = _keywords(follower) if follower else {}
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
-        return  # the base takes any argument
-    for name in given:
-        if name not in taken:
-            owners = dict.fromkeys(taken, follower or module) | _of_mixins(module)
-            raise TypeError(_unknown(module, name, owners))
-
-
-def _of_mixins(module: type) -> dict[str, type]:
-    """Return the arguments of the classes before ``PracticeMixin``, each with its class."""
-    order = module.__mro__
-    # If several classes take an argument, the first in the method resolution order gets it.
-    before = reversed(order[: order.index(PracticeMixin)])
-    return {key: base for base in before for key in _named(base)}
-
-
-def _keywords(base: type) -> dict[str, inspect.Parameter]:
-    """Return the parameters that a class's own ``__init__`` takes by keyword."""
-    if "__init__" not in vars(base):
-        return {}
-    parameters = [*inspect.signature(base.__init__).parameters.values()][1:]  # type: ignore[misc]
-    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.VAR_POSITIONAL)
-    return {p.name: p for p in parameters if p.kind not in by_position}
-
-
-def _named(base: type) -> list[str]:
-    return [name for name, p in _keywords(base).items() if p.kind is not p.VAR_KEYWORD]
-
-
-def _unknown(module: type, name: str, owners: dict[str, type]) -> str:
-    start = f"{module.__name__} got an unknown argument {shown(name)}"
-    option = "lr" if name == "learning_rate" else name
-    if option in _named(Optimizer)[1:] and "optimizer" in owners:  # the first is its name
-        return (
-            f"{start}: give it to the optimizer, as in optimizer=Optimizer('adamw', {option}=...)"
-        )
-    near = get_close_matches(name, owners, n=1)
-    if near:
-        return f"{start}: {owners[near[0]].__name__} takes {near[0]!r}"
-    return f"{start}: there are {', '.join(map(repr, owners))}"
+PracticeMixin.on_save_checkpoint = _sorting_arguments(PracticeMixin.on_save_checkpoint)  # type: ignore[method-assign]

@@ -1,10 +1,14 @@
 """The mixin that combines the practices of training."""
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from typing_extensions import override
 
 from lightning_practices.callbacks import (
     AveragingKind,
@@ -28,6 +32,8 @@ from lightning_practices.mixins._practice import configured
 from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 from lightning_practices.optim import Optimizer, OptimizerName
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
+
+_SCHEDULE: LearningRateScheduleName = "cosine"
 
 
 class TrainingPractices(
@@ -62,6 +68,10 @@ class TrainingPractices(
     object with all options of the practice, or ``None``, which turns the practice off. Each
     practice also has its own mixin, except ``exact_resume``, ``skip_non_finite`` and
     ``learning_curves``, which are only callbacks.
+
+    If the base class has a ``configure_optimizers``, it stays unless you give an ``optimizer``. If
+    it returns a scheduler too, or several optimizers, the default schedule is left out, and rank 0
+    logs this.
 
     The callbacks for short values use the arguments ``monitor`` and ``mode``; an ``EarlyStopping``,
     ``ModelCheckpoint`` or ``LearningCurves`` object has its own. Objects are copied, so one object
@@ -110,8 +120,8 @@ class TrainingPractices(
         *args: Any,
         monitor: str = "val_loss",
         mode: Mode = "min",
-        optimizer: OptimizerName | Optimizer | None = "adamw",
-        schedule: LearningRateScheduleName | LearningRateSchedule | None = "cosine",
+        optimizer: OptimizerName | Optimizer | None = None,
+        schedule: LearningRateScheduleName | LearningRateSchedule | None = _SCHEDULE,
         early_stopping: int | EarlyStopping | None = 10,
         gradient_clipping: float | GradientClipping | None = 1.0,
         weight_averaging: AveragingKind | WeightAveraging | None = None,
@@ -135,6 +145,7 @@ class TrainingPractices(
             checkpoint=checkpoint,
             **kwargs,
         )
+        self._is_schedule_default = isinstance(schedule, str) and schedule == _SCHEDULE
         self._check_patience()
         self._bring(
             configured(
@@ -158,6 +169,23 @@ class TrainingPractices(
             )
         )
 
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        made = super().configure_optimizers()
+        own = self._learning_rate_scheduler
+        if own is not None and self._is_schedule_default and not _is_one_optimizer(made):
+            rank_zero_info(
+                f"TrainingPractices: {type(self).__name__} brings its own schedulers or several"
+                f" optimizers, so that the default schedule={_SCHEDULE!r} is left out: give an"
+                " optimizer=, which replaces them, or schedule=None"
+            )
+            self._learning_rate_scheduler = None
+            self._practices.remove(own)
+            trainer: Any = self._trainer
+            if trainer is not None:
+                trainer.callbacks = [one for one in trainer.callbacks if one is not own]
+        return made
+
     def _check_patience(self) -> None:
         stopping, scheduler = self.early_stopping, self.learning_rate_scheduler
         if stopping is None or scheduler is None or scheduler.schedule.name != "plateau":
@@ -168,3 +196,10 @@ class TrainingPractices(
                 f" plateau schedule, with {scheduler.schedule.patience}, has divided the rate once:"
                 " early stopping needs more, best several times as much"
             )
+
+
+def _is_one_optimizer(made: Any) -> bool:
+    """Say whether ``configure_optimizers`` returned at most one optimizer and no scheduler."""
+    if isinstance(made, list | tuple):
+        return len(made) <= 1 and all(map(_is_one_optimizer, made))
+    return not (isinstance(made, Mapping) and made.get("lr_scheduler"))

@@ -200,8 +200,23 @@ def test_none_is_that_of_the_base() -> None:
 
     made = optimizer_of(Over(lambda module: SGD(module.parameters(), lr=0.7), optimizer=None))
     assert (type(made), made.defaults["lr"]) == (SGD, 0.7)
-    with pytest.raises(ValueError, match=r"Net was made with optimizer=None: give an Optimizer"):
-        Net(optimizer=None).make_optimizer()
+    message = r"Over was made with optimizer=None, which stands for Written.configure_optimizers"
+    with pytest.raises(ValueError, match=message):
+        Over(lambda _: None).make_optimizer()
+    assert type(optimizer_of(Net(optimizer=None))) is AdamW  # no base class has one
+
+
+def test_the_optimizer_of_the_base_is_the_default(caplog: pytest.LogCaptureFixture) -> None:
+    class Over(OptimizerMixin, Written):
+        pass
+
+    module = Over(partial(_sgd, lr=0.25))
+    plain = Written(partial(_sgd, lr=0.25))
+    with caplog.at_level("INFO"):
+        fit(module)
+    fit(plain)
+    assert same(state_of(module), state_of(plain))
+    assert "replaces" not in caplog.text
 
 
 def test_its_own_fused_stays() -> None:

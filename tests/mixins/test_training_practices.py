@@ -151,6 +151,49 @@ def test_a_class_of_its_own_optimizer_schedules_it() -> None:
     assert module.rates[-1] < 0.01
 
 
+class Planned(LightningModule):
+    """A class whose ``configure_optimizers`` returns a scheduler too, as torchgeo's tasks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(3, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.net(batch).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.net(batch).square().mean())
+
+    @override
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.01)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": plateau, "monitor": "val_loss"}
+
+
+class Kept(TrainingPractices, Planned):
+    pass
+
+
+def test_the_optimizer_and_scheduler_of_a_base_class(caplog: pytest.LogCaptureFixture) -> None:
+    module = Kept()
+    with caplog.at_level("INFO"):
+        trainer = fit(module)
+    assert type(trainer.optimizers[0]) is torch.optim.SGD
+    (config,) = trainer.lr_scheduler_configs
+    assert type(config.scheduler) is torch.optim.lr_scheduler.ReduceLROnPlateau
+    assert "Kept brings its own schedulers or several optimizers, so that the def" in caplog.text
+    with pytest.raises(MisconfigurationException, match="got SGD, ReduceLROnPlateau from"):
+        fit(Kept(schedule="one_cycle"))
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        trainer = fit(Kept(optimizer=Optimizer("adam", lr=0.01)))
+    (config,) = trainer.lr_scheduler_configs
+    assert type(trainer.optimizers[0]) is torch.optim.Adam
+    assert type(config.scheduler) is torch.optim.lr_scheduler.LambdaLR
+    assert "optimizer='adam' replaces Planned.configure_optimizers" in caplog.text
+
+
 def test_averages_that_never_begin_leave_the_weights_alone() -> None:
     plain, averaged = Net(), Net(weight_averaging=WeightAveraging(start=10**6))
     fit(plain)
@@ -341,7 +384,7 @@ def test_a_path_as_a_short_value(tmp_path: Path) -> None:
     trainer = fit(module, max_epochs=1)
     assert (tmp_path / "curves.svg").exists()
     trainer.save_checkpoint(tmp_path / "net.ckpt")
-    saved = torch.load(tmp_path / "net.ckpt", weights_only=True)["hyper_parameters"]
+    saved = torch.load(tmp_path / "net.ckpt", weights_only=True)["lightning_practices_arguments"]
     assert saved["learning_curves"] == str(tmp_path / "curves.svg")
 
 

@@ -256,5 +256,5 @@ def test_callbacks_that_are_left_out(tmp_path: Path) -> None:
         r".*GradientClipping.*return \[\*super\(\).configure_callbacks\(\), "
     )
     with pytest.raises(MisconfigurationException, match=message):
-        trainer_of(tmp_path).fit(Forgetful())
+        trainer_of(tmp_path).fit(Forgetful(optimizer="sgd"))
     trainer_of(tmp_path).fit(Forgetful(**OFF))

@@ -19,7 +19,7 @@ from lightning_practices.callbacks._early_stopping.arguments import (
     check_single,
     each,
 )
-from lightning_practices.callbacks._early_stopping.checks import check_trainer
+from lightning_practices.callbacks._early_stopping.checks import check_trainer, warn_of_others
 from lightning_practices.callbacks._early_stopping.patience import (
     PATIENCE,
     reached_minimum,
@@ -37,7 +37,7 @@ from lightning_practices.callbacks._trainer.best_weights import BestWeights
 from lightning_practices.callbacks._trainer.horizon import steps_of_fit
 from lightning_practices.callbacks._trainer.logs import Missing, MonitoredValues
 from lightning_practices.callbacks._trainer.modes import Watched
-from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._trainer.others import callbacks_of, refuse_finetuning_scheduler
 from lightning_practices.callbacks._types import Mode
 
 _CHECKPOINT_KEY = "early_stopping_weights"
@@ -216,8 +216,11 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit" and self._weights.are_in(pl_module):
-            self._refuse_retraining(trainer, pl_module)
+        if stage == "fit":
+            refuse_finetuning_scheduler(trainer, self, "early_stopping")
+            warn_of_others(trainer, self.monitor)
+            if self._weights.are_in(pl_module):
+                self._refuse_retraining(trainer, pl_module)
         self._check_on_train_epoch_end = self._on_train_epoch_end
         super().setup(trainer, pl_module, stage)  # chooses if it is None
         if stage == "fit":

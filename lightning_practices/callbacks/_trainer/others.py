@@ -1,7 +1,8 @@
-"""The callbacks of a Trainer: selection by class, and their order."""
+"""The callbacks of a Trainer: selection by class, their order, and those that don't go together."""
 
 from typing import TypeVar
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 
 from lightning_practices._packages import either
@@ -28,3 +29,28 @@ def put_first(trainer: Trainer, callback: Callback) -> None:
     """Move ``callback`` to the front, so that its hooks run before those of all other callbacks."""
     callbacks = callbacks_of(trainer, Callback)
     set_callbacks(trainer, sorted(callbacks, key=lambda one: one is not callback))
+
+
+def refuse_finetuning_scheduler(trainer: Trainer, own: Callback, argument: str) -> None:
+    """Raise if the Trainer has a callback of finetuning-scheduler that does the work of ``own``.
+
+    ``FinetuningScheduler`` removes other callbacks for early stopping and for checkpoints from the
+    Trainer, and makes optimizers and schedulers anew in each phase.
+
+    Args:
+        trainer: The Trainer.
+        own: The callback of this package.
+        argument: The argument of the mixins that turns ``own`` off.
+
+    Raises:
+        MisconfigurationException: If the Trainer has such a callback.
+    """
+    package = "finetuning_scheduler"
+    for other in callbacks_of(trainer, Callback):
+        if any(base.__module__.partition(".")[0] == package for base in type(other).__mro__):
+            raise MisconfigurationException(
+                f"{type(other).__name__} and {type(own).__name__} don't go together: by phases"
+                " finetuning-scheduler stops, saves checkpoints and makes schedulers with"
+                f" callbacks of its own. Remove {type(own).__name__}, by {argument}=None of the"
+                " mixins, or use ProgressiveUnfreezing"
+            )

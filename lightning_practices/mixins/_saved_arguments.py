@@ -1,0 +1,288 @@
+"""Arguments of a module in checkpoints: those of its own class, and those of the next class.
+
+A mixin stands between a module's own class and the class that it extends, the *next class*. A
+checkpoint holds the arguments of the call of the own class under ``OWN_KEY``, and under Lightning's
+``hyper_parameters`` those that a checkpoint of the next class alone would hold. So either class
+loads the checkpoint.
+"""
+
+import os
+import re
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from copy import deepcopy
+from dataclasses import dataclass, field
+from os import PathLike, fspath
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.cloud_io import _load
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.saving import load_hparams_from_tags_csv, load_hparams_from_yaml
+
+from lightning_practices.mixins._signatures import (
+    arguments_until,
+    mixin_arguments,
+    shared_arguments,
+    unknown_arguments,
+)
+
+OWN_KEY = "lightning_practices_arguments"
+_KEY = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
+_NO_KEY = "lightning_practices_no_arguments"  # no checkpoint has it
+_OF_COMMAND_LINE = ("_class_path", "_instantiator")  # what LightningCLI adds to the arguments
+_LOADER = ("map_location", "hparams_file", "strict", "weights_only")  # load_from_checkpoint's
+
+_key: ContextVar[str] = ContextVar("_key", default=_KEY)
+_given_to_next: ContextVar[tuple[type | None, Mapping[str, Any]]] = ContextVar(
+    "_given_to_next", default=(None, {})
+)
+
+
+class ArgumentsKey:
+    """The key in a checkpoint under which Lightning looks for a class's arguments.
+
+    Lightning asks the class when it loads a checkpoint, and the module when it saves one.
+    """
+
+    def __get__(self, module: Any, kind: type | None = None) -> str:
+        return _key.get() if module is None else _KEY
+
+
+@dataclass
+class SavedArguments:
+    """What a checkpoint has to hold of a module's arguments.
+
+    Attributes:
+        own: Names of the arguments in the call of the module's own class.
+        others: Names of the arguments that no next class takes.
+        theirs: Names of the arguments that the next class got or has saved.
+        configs: Names of the arguments that may be the hyperparameters as a whole.
+        values: The values of the own and of the next class, for a name that both have.
+    """
+
+    own: frozenset[str] = frozenset()
+    others: frozenset[str] = frozenset()
+    theirs: frozenset[str] = frozenset()
+    configs: frozenset[str] = frozenset()
+    values: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+
+
+@contextmanager
+def hyperparameters_of_next_class(got: Mapping[str, Any]) -> Iterator[None]:
+    """Leave out arguments of the own class from those that LightningCLI gives as hyperparameters.
+
+    Args:
+        got: The arguments that the next class gets.
+    """
+    given = _given_hyperparameters.get()
+    kept = {*got, *_OF_COMMAND_LINE}
+    theirs = None if given is None else {n: v for n, v in given.items() if n in kept}
+    token = _given_hyperparameters.set(theirs)
+    try:
+        yield
+    finally:
+        _given_hyperparameters.reset(token)
+
+
+def noted(module: LightningModule, own: dict[str, Any], got: dict[str, Any]) -> SavedArguments:
+    """Return what checkpoints have to hold, after the constructor of the next class has run.
+
+    If it has saved hyperparameters, the arguments of the own class are added to them.
+
+    Args:
+        module: The module.
+        own: The arguments in the call of the module's own class.
+        got: The arguments that the next class got.
+    """
+    given = _given_hyperparameters.get() or {}  # by LightningCLI, as they are in a file
+    own = {name: given.get(name, value) for name, value in own.items()}
+    hparams: Any = module.hparams
+    configs = frozenset(name for name, value in (own | got).items() if _is_config(value))
+    is_by_name = isinstance(hparams, dict) and vars(module).get("_hparams_name") not in configs
+    if not hparams or not is_by_name:
+        return SavedArguments(frozenset(own), theirs=frozenset(got), configs=configs)
+    theirs = frozenset(hparams) | frozenset(got)
+    values = {
+        name: (value, hparams[name])
+        for name, value in own.items()
+        if name in hparams and value is not hparams[name]
+    }
+    # The next class may have got an argument, and left it out.
+    added = {name: value for name, value in own.items() if name not in theirs}
+    hparams.update(added)
+    initial = vars(module).get("_hparams_initial")  # for loggers
+    if initial is not None:
+        initial.update(deepcopy(added))
+    return SavedArguments(frozenset(own), theirs=theirs, configs=configs, values=values)
+
+
+def split(module: LightningModule, checkpoint: dict[str, Any], saved: SavedArguments) -> None:
+    """Write the arguments of the own class and of the next class to a checkpoint.
+
+    Args:
+        module: The module.
+        checkpoint: The checkpoint, with all hyperparameters of the module.
+        saved: Names of the arguments.
+    """
+    hparams = checkpoint.get(_KEY)
+    whole = checkpoint.get(module.CHECKPOINT_HYPER_PARAMS_NAME)
+    if not hparams or not isinstance(hparams, dict) or whole in saved.configs:
+        return
+    kept = {*saved.own, *_OF_COMMAND_LINE}
+    own = {name: value for name, value in hparams.items() if name in kept}
+    theirs = {
+        name: value
+        for name, value in hparams.items()
+        if name in saved.theirs or name not in saved.others
+    }
+    for name, (mine, other) in saved.values.items():
+        if name not in hparams:
+            continue
+        # A value that has changed since, such as a found learning rate, is the value of both.
+        own[name] = mine if _same(hparams[name], other) else hparams[name]
+        theirs[name] = other if _same(hparams[name], mine) else hparams[name]
+    for name in saved.others & own.keys():
+        if isinstance(own[name], PathLike):
+            own[name] = fspath(own[name])
+    checkpoint[OWN_KEY] = own
+    checkpoint[module.CHECKPOINT_HYPER_PARAMS_NAME] = "kwargs"
+    # With the path of the own class, Lightning builds that class, which needs its own arguments.
+    checkpoint[_KEY] = {**hparams, **own} if "_class_path" in hparams else theirs
+
+
+def load(
+    module: type,
+    mixin: type,
+    load_from_checkpoint: Callable[..., Any],
+    path: Any,
+    options: dict[str, Any],
+) -> Any:
+    """Load a module from a checkpoint of its own class or of the next class.
+
+    Args:
+        module: The module's class.
+        mixin: The last mixin.
+        load_from_checkpoint: Lightning's method of this class.
+        path: The checkpoint.
+        options: The keyword arguments of the method.
+    """
+    begin = path.tell() if hasattr(path, "seek") else None
+
+    def read(**given: Any) -> Any:
+        if begin is not None:
+            path.seek(begin)  # the file has been read before
+        return load_from_checkpoint(path, **given)
+
+    file, held = options.get("hparams_file"), _held(path, options.get("weights_only"))
+    found = dict(held.get(_KEY) or {} if file is None else _of_file(file))
+    if held.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME) not in (None, "kwargs"):
+        return read(**options)  # they are one argument
+    shared = shared_arguments(module, mixin)
+    ours = mixin_arguments(module, mixin).keys() - shared
+    if file is None and OWN_KEY not in held and not ours.isdisjoint(found):
+        shared = {}  # an old checkpoint, whose hyper_parameters hold the arguments of the mixins
+    theirs = {name: found.pop(name) for name in shared if name in found}
+    with _giving(module, theirs):
+        if file is None and OWN_KEY in held:
+            with _reading(OWN_KEY):
+                return read(**options)
+        return _load_found(module, mixin, read, options, found, theirs)
+
+
+def _load_found(
+    module: type,
+    mixin: type,
+    read: Callable[..., Any],
+    options: dict[str, Any],
+    found: dict[str, Any],
+    dropped: Iterable[str],
+) -> Any:
+    """Load a module with the arguments that were found, except for those that no class takes."""
+    dropped = {*dropped}
+    before = arguments_until(module, mixin)
+    unknown = unknown_arguments(module, mixin, [name for name in found if name not in before])
+    dropped.update(name for name in unknown if name not in {*options, *_OF_COMMAND_LINE})
+    if found.get("_class_path") in {f"{b.__module__}.{b.__qualname__}" for b in module.__mro__[1:]}:
+        dropped.add("_class_path")
+    while True:
+        try:
+            if not dropped:
+                return read(**options)
+            left = {n: v for n, v in found.items() if n not in {*dropped, *_LOADER, "checkpoint"}}
+            with _reading(_NO_KEY):
+                return read(**{**left, **options, "hparams_file": None})
+        except TypeError as error:
+            # The own class gives this argument to the next class itself.
+            twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+            if twice is None or twice[1] in dropped or twice[1] not in found.keys() - options:
+                raise
+            dropped.add(twice[1])
+
+
+def for_next_class(module: type) -> Mapping[str, Any]:
+    """Return arguments for the next class that a mixin would take, from the file that is loaded."""
+    kind, given = _given_to_next.get()
+    if kind is not module:
+        return {}
+    _given_to_next.set((None, {}))  # the constructor may make further modules of this class
+    return given
+
+
+@contextmanager
+def _giving(module: type, arguments: Mapping[str, Any]) -> Iterator[None]:
+    token = _given_to_next.set((module, arguments))
+    try:
+        yield
+    finally:
+        _given_to_next.reset(token)
+
+
+@contextmanager
+def _reading(key: str) -> Iterator[None]:
+    token = _key.set(key)
+    try:
+        yield
+    finally:
+        _key.reset(token)
+
+
+def _held(path: Any, weights_only: bool | None) -> Mapping[str, Any]:
+    """Return a checkpoint whose weights are not read, if it is a file; empty if it can't be read.
+
+    Lightning then reads the checkpoint, and raises the error.
+    """
+    options: dict[str, Any] = {"map_location": "cpu", "weights_only": weights_only}
+    try:
+        try:
+            is_file = isinstance(path, str | PathLike) and os.path.isfile(path)
+            if is_file:
+                read: Any = torch.load(path, mmap=True, **options)
+            else:
+                read = _load(path, **options)
+        except RuntimeError:  # a format that can't be mapped
+            read = _load(path, **options)
+    except Exception:
+        return {}
+    return read if isinstance(read, Mapping) else {}
+
+
+def _of_file(file: Any) -> Mapping[str, Any]:
+    """Return the hyperparameters in a file; empty for a file that Lightning refuses."""
+    ending = str(file).rpartition(".")[2].lower()
+    if ending == "csv":
+        return load_hparams_from_tags_csv(file)
+    return load_hparams_from_yaml(file) if ending in ("yml", "yaml") else {}
+
+
+def _is_config(value: Any) -> bool:
+    return isinstance(value, Mapping | Namespace)
+
+
+def _same(value: Any, other: Any) -> bool:
+    plain = (bool, int, float, str)  # these may be equal copies, after a module was pickled
+    equal = isinstance(value, plain) and type(value) is type(other) and value == other
+    return value is other or equal
