@@ -9,8 +9,8 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_kernels import Activation
-from lightning_practices._arguments import check_choice, check_number, check_whole
-from lightning_practices.nn._fused_layer import FusedLayer
+from lightning_practices._arguments import check_choice, check_flag, check_number, check_whole
+from lightning_practices.nn._fused_layer import FusedLayer, without_bias
 
 
 class FusedBatchNorm(FusedLayer, _BatchNorm):
@@ -39,17 +39,21 @@ class FusedBatchNorm(FusedLayer, _BatchNorm):
         activation_parameter: float | None = None,
         virtual_batch_size: int | None = None,
     ) -> None:
+        check_whole("num_features", num_features, 0)
+        if momentum is not None:
+            momentum = check_number("momentum", momentum, ge=0)
+        check_flag("affine", affine)
+        check_flag("track_running_stats", track_running_stats)
         if activation is not None:
             check_choice("activation", activation, get_args(Activation), "None")
         if activation_parameter is not None:
             activation_parameter = check_number("activation_parameter", activation_parameter)
         if virtual_batch_size is not None:
             virtual_batch_size = check_whole("virtual_batch_size", virtual_batch_size, 1)
-        # Older versions of torch have no such argument, and refuse it.
-        options = {} if bias else {"bias": False}
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **options
-        )
+            num_features, check_number("eps", eps, ge=0), momentum, affine, track_running_stats,
+            device, dtype, **without_bias(bias),
+        )  # fmt: skip
         self.activation = activation
         self.activation_parameter = activation_parameter
         self.virtual_batch_size = virtual_batch_size

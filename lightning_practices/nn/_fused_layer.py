@@ -4,6 +4,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_practices._arguments import check_flag
+
 
 class FusedLayer(nn.Module):
     """Base class of layers and blocks whose forward calls the kernels.
@@ -23,3 +25,11 @@ class FusedLayer(nn.Module):
             " torch.export. (A layer that was made as one of lightning_practices.nn stays fused:"
             " make torch's layer instead, which loads the same state_dict.)"
         )
+
+
+def without_bias(bias: bool) -> dict[str, bool]:
+    """Return the keyword that leaves out a norm's bias.
+
+    Older versions of torch have no such argument, and refuse it even if it is true.
+    """
+    return {} if check_flag("bias", bias) else {"bias": False}

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_kernels._core.parameters import number_of
 from lightning_kernels._core.triton import tl, triton
 
 Activation = Literal["relu", "leaky_relu", "elu", "selu", "silu", "gelu"]
@@ -123,7 +124,9 @@ def resolve_parameter(activation: str | None, parameter: float | None) -> float:
         ValueError: If the activation is unknown. If ``parameter`` is given for an activation
             without parameter.
     """
-    if activation is not None and activation not in DEFAULT_PARAMETERS:
+    if activation is not None and (
+        not isinstance(activation, str) or activation not in DEFAULT_PARAMETERS
+    ):
         known = ", ".join(DEFAULT_PARAMETERS)
         raise ValueError(f"activation must be None or one of {known}, but got {activation!r}")
     default = None if activation is None else DEFAULT_PARAMETERS[activation]
@@ -134,7 +137,7 @@ def resolve_parameter(activation: str | None, parameter: float | None) -> float:
             f"activation_parameter is the slope of leaky_relu or the alpha of elu, but got"
             f" {parameter} with activation {activation!r}"
         )
-    return float(parameter)
+    return number_of("the activation", "activation_parameter", parameter)
 
 
 def aten_activate(z: Tensor, activation: str | None, parameter: float) -> Tensor:
