@@ -218,8 +218,8 @@ class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
         dtype: Dtype of the parameters and buffers.
         bias: Whether to learn :math:`\beta` too, if ``affine`` is true. ``False`` needs a version
             of torch whose :class:`torch.nn.BatchNorm2d` has this argument.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
-            ``"gelu"``.
+        activation: ``None``, ``"relu"``, ``"relu6"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``,
+            ``"silu"``, ``"hardswish"`` or ``"gelu"``.
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
         virtual_batch_size: Largest number of samples in a virtual batch; ``None`` for the whole
             batch.

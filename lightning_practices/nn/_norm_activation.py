@@ -20,10 +20,12 @@ Activation = tuple[str, float | None]  # name and parameter, in the form of the 
 # The activation of each layer class, and the layer's attribute that holds the parameter or variant.
 _ACTIVATIONS: dict[type, tuple[Activation, str | None]] = {
     nn.ReLU: (("relu", None), None),
+    nn.ReLU6: (("relu6", None), None),
     nn.LeakyReLU: (("leaky_relu", None), "negative_slope"),
     nn.ELU: (("elu", None), "alpha"),
     nn.SELU: (("selu", None), None),
     nn.SiLU: (("silu", None), None),
+    nn.Hardswish: (("hardswish", None), None),
     nn.GELU: (("gelu", None), "approximate"),
 }
 

@@ -91,7 +91,7 @@ def test_nonsense_is_an_error_that_names_the_argument(argument: Argument) -> Non
         for key, parameter in inspect.signature(function).parameters.items()
         if parameter.default is parameter.empty
     }
-    taken = [*map(repr, TAKEN.get(argument.key, []))]
+    taken = [repr(value) for value in TAKEN.get(argument.key, [])]
     for value in [*NUMBERS, *OBJECTS]:
         if repr(value) in taken:
             continue

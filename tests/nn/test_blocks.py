@@ -66,7 +66,9 @@ NORMS = timm.layers.norm_act
     [
         (lambda: NORMS.BatchNormAct2d(4, momentum=None), 1),
         (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.SiLU, track_running_stats=False), 1),
-        (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.Hardswish), 0),
+        (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.Hardswish), 1),
+        (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.ReLU6), 1),
+        (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.Hardtanh), 0),
         (lambda: NORMS.BatchNormAct2d(4, apply_act=False), 0),
         (lambda: NORMS.BatchNormAct2d(4, drop_layer=lambda: nn.Dropout(0.5)), 0),
         (lambda: NORMS.GroupNormAct(4, 2, act_layer=nn.LeakyReLU), 1),

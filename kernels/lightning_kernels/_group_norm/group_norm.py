@@ -42,8 +42,9 @@ def group_norm(
         weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``input`` or float32.
         bias: Shift :math:`\beta`, like ``weight``.
         eps: Number :math:`\epsilon` that is added to the variance.
-        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
-            ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
+        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"relu6"``, ``"leaky_relu"``,
+            ``"elu"``, ``"selu"``, ``"silu"``, ``"hardswish"`` or ``"gelu"`` (exact, not the tanh
+            approximation).
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
         autocast: Choice of the result's dtype under autocast: see
             :func:`lightning_kernels.layer_norm`.

@@ -60,13 +60,14 @@ def fuse(model: nn.Module) -> Report:
     - your own classes, see :func:`register_block`. Blocks that you write with
       ``lightning_practices.nn.BatchNorm2d(activation="relu")`` need no folding.
 
-    The activations are relu, leaky_relu, elu, selu, silu and exact gelu. A folded block gets a
-    subclass of its class with the same state. The subclass's forward was written for one version of
-    the source code of the original forward. If the library has another version, or if a subclass or
-    an instance of the block has its own forward, the block is not folded, and the report lists it
-    as skipped. Each call checks for later changes: hooks, including global hooks, the classes of
-    norm and activation, and the forward of the block's class. After a change, and where the kernels
-    don't run (see :func:`lightning_kernels.route`), the layers run one by one as before.
+    The activations are relu, relu6, leaky_relu, elu, selu, silu, hardswish and exact gelu. A
+    folded block gets a subclass of its class with the same state. The subclass's forward was
+    written for one version of the source code of the original forward. If the library has another
+    version, or if a subclass or an instance of the block has its own forward, the block is not
+    folded, and the report lists it as skipped. Each call checks for later changes: hooks, including
+    global hooks, the classes of norm and activation, and the forward of the block's class. After a
+    change, and where the kernels don't run (see :func:`lightning_kernels.route`), the layers run
+    one by one as before.
 
     **Transformers.** Dropout, the addition to the residual stream and the norm after it are one
     call, :func:`lightning_kernels.add_dropout_layer_norm`. This applies to torch's encoder and
