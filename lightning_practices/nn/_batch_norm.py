@@ -10,7 +10,7 @@ from typing_extensions import override
 import lightning_kernels
 from lightning_kernels import Activation
 from lightning_practices._arguments import check_choice, check_flag, check_number, check_whole
-from lightning_practices.nn._fused_layer import FusedLayer, without_bias
+from lightning_practices.nn._fused_layer import FusedLayer, refuse_proxy, without_bias
 
 
 class FusedBatchNorm(FusedLayer, _BatchNorm):
@@ -79,6 +79,7 @@ class FusedBatchNorm(FusedLayer, _BatchNorm):
         activation_parameter: float | None,
     ) -> Tensor:
         """Run the layer with this activation in place of its own. Fused blocks call this method."""
+        refuse_proxy(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         arguments = activation, activation_parameter
         pieces = 1

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_practices._arguments import check_flag, check_number, check_whole
-from lightning_practices.nn._fused_layer import FusedLayer, without_bias
+from lightning_practices.nn._fused_layer import FusedLayer, refuse_proxy, without_bias
 
 
 class FusedInstanceNorm(FusedLayer, _InstanceNorm):
@@ -36,6 +36,11 @@ class FusedInstanceNorm(FusedLayer, _InstanceNorm):
             dtype,
             **without_bias(bias),
         )
+
+    @override
+    def _check_input_dim(self, input: Tensor) -> None:
+        refuse_proxy(input)  # torch's forward calls this method first
+        super()._check_input_dim(input)  # type: ignore[no-untyped-call]
 
     @override
     def _apply_instance_norm(self, input: Tensor) -> Tensor:

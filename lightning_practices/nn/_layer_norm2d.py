@@ -7,6 +7,7 @@ from torchvision.models import convnext
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_practices.nn._fused_layer import refuse_proxy
 from lightning_practices.nn._layer_norm import FusedLayerNorm
 
 
@@ -46,6 +47,7 @@ class LayerNorm2d(FusedLayerNorm, convnext.LayerNorm2d):  # type: ignore[misc]  
 
     @override
     def forward(self: Any, x: Tensor) -> Tensor:
+        refuse_proxy(x)
         if x.dim() != 4:
             raise RuntimeError(f"LayerNorm2d expects (N, C, H, W), but got {list(x.shape)}")
         y = lightning_kernels.layer_norm(

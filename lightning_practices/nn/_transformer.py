@@ -16,7 +16,7 @@ from lightning_practices._arguments import (
     check_number,
     check_whole,
 )
-from lightning_practices.nn._fused_layer import FusedLayer
+from lightning_practices.nn._fused_layer import FusedLayer, refuse_proxy
 from lightning_practices.nn._residual import can_fold, drop_add_norm, norm_of_sum
 
 
@@ -105,6 +105,7 @@ class TransformerEncoderLayer(FusedTransformerLayer, nn.TransformerEncoderLayer)
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
+        refuse_proxy(src)
         masks = src_mask, src_key_padding_mask, is_causal
         if not (self.training or torch.is_autocast_enabled()) or not can_fold(
             self, nn.TransformerEncoderLayer, ("_sa_block", "_ff_block"), src

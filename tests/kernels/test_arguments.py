@@ -25,7 +25,7 @@ class Strange:
 NUMBERS = [float("nan"), 10**400]
 OBJECTS: list[Any] = ["0.5", b"x", [Strange()], {5: 5}, Strange(), Strange]
 ERRORS = (TypeError, ValueError, RuntimeError, NotImplementedError)
-TAKEN = {
+TAKEN: dict[str, list[Any]] = {
     "drop_block2d.block_size": [10**400],  # a larger block than the map is cut
     "drop_block3d.block_size": [10**400],
     "clip_grad_adaptive_.exclude": [[OBJECTS[2][0]], {5: 5}],  # excludes none of the parameters
@@ -91,7 +91,7 @@ def test_nonsense_is_an_error_that_names_the_argument(argument: Argument) -> Non
         for key, parameter in inspect.signature(function).parameters.items()
         if parameter.default is parameter.empty
     }
-    taken = [repr(value) for value in TAKEN.get(argument.key, [])]
+    taken = [repr(value) for value in TAKEN.get(argument.key, ())]
     for value in [*NUMBERS, *OBJECTS]:
         if repr(value) in taken:
             continue

@@ -81,7 +81,11 @@ def test_without_triton_everything_runs_on_aten(interpret: str) -> None:
         "lk.batch_norm(x, None, None, training=True, activation='relu')"
     )
     environment = {"TRITON_INTERPRET": interpret, "PATH": ""}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+    )
+    warned = "TRITON_INTERPRET is set, but there is no Triton" in ended.stderr
+    assert warned == (interpret == "1"), ended.stderr
 
 
 @pytest.mark.gpu

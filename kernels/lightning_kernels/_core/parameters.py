@@ -20,11 +20,8 @@ def check_tensor(function: str, x: Tensor) -> None:
 
 def check_floating(function: str, x: Tensor) -> None:
     """Raise TypeError if ``x`` is not a tensor, NotImplementedError if it is not floating point."""
-    try:
-        is_floating = x.is_floating_point()
-    except AttributeError:
-        raise not_a_tensor(function, "the input", x) from None
-    if not is_floating:
+    check_tensor(function, x)
+    if not x.is_floating_point():
         raise NotImplementedError(f"{function} expects a floating-point input, but got {x.dtype}")
 
 
@@ -63,15 +60,21 @@ def check_eps(function: str, eps: float | None, least: float | None = None) -> N
 
 def dimensions_of(function: str, x: Tensor, name: str = "the input") -> int:
     """Return the number of dimensions of ``x``. Raise TypeError if ``x`` is not a tensor."""
-    try:
-        return x.dim()
-    except AttributeError:
-        raise not_a_tensor(function, name, x) from None
+    if not isinstance(x, Tensor):
+        raise not_a_tensor(function, name, x)
+    return x.dim()
 
 
 def not_a_tensor(function: str, name: str, got: object) -> TypeError:
     """Return the error for an argument that has to be a tensor."""
-    return TypeError(f"{function} expects {name} as a torch.Tensor, but got {type(got).__name__}")
+    message = f"{function} expects {name} as a torch.Tensor, but got {type(got).__name__}"
+    if isinstance(got, torch.fx.Proxy):
+        message += (
+            ": torch.fx can't trace a kernel. Trace torch's own layers (surgery.unfuse(model) of"
+            " lightning_practices restores those that surgery.fuse replaced), name this layer a"
+            " leaf in your Tracer, or use torch.export"
+        )
+    return TypeError(message)
 
 
 def shape_of(normalized_shape: Sequence[int]) -> tuple[int, ...]:

@@ -72,7 +72,7 @@ class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore
 
     @override
     def forward(self: Any, input: Tensor) -> Any:
-        if input.dim() != 3 or not self.folds(input):
+        if not self.folds(input) or input.dim() != 3:
             return self.original.forward(self, input)
         x = self.ln_1(input)
         x, _ = self.self_attention(x, x, x, need_weights=False)

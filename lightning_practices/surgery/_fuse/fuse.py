@@ -13,13 +13,15 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from lightning_practices._names import modules_with_names
 from lightning_practices.nn import ScheduledRate
-from lightning_practices.nn.blocks import FusedBlock, folds_of, norm_call, unknown_method
+from lightning_practices.nn.blocks import (
+    FUSED_FROM,
+    FusedBlock,
+    folds_of,
+    norm_call,
+    unknown_method,
+)
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of, twins
-
-# Key in a module's ``__dict__`` that holds its previous class. Deepcopy and pickle keep the key,
-# ``state_dict`` does not.
-_MARK = "_fused_from"
 
 # Methods that define how a class is called, pickled or subclassed. A class that overrides one of
 # them is not fused.
@@ -98,7 +100,7 @@ def fuse(model: nn.Module) -> Report:
     report.replaced.sort(key=lambda replaced: order[replaced.names])
     for module, swap in plan.items():
         _set_class(module, swap.fused)
-        module.__dict__[_MARK] = swap.original
+        module.__dict__[FUSED_FROM] = swap.original
     return report
 
 
@@ -181,7 +183,7 @@ def _folded(
     for own, chain in folds.items():
         full = tuple(".".join(filter(None, (name, own))) for name in names)
         norm = module.get_submodule(own)
-        before = norm.__dict__.get(_MARK, type_before_parametrizations(norm))
+        before = norm.__dict__.get(FUSED_FROM, type_before_parametrizations(norm))
         yield Folded(full, _public(before), _public(block), chain)
 
 
@@ -191,8 +193,9 @@ def unfuse(model: nn.Module) -> Report:
     The change is in place. It affects only modules that :func:`fuse` has changed, including their
     copies and pickles. A layer that was created as a layer of :mod:`lightning_practices.nn` keeps
     its class. Unfuse a model before ``torch.jit.script``, ``torch.fx.symbolic_trace`` or
-    ``torch.ao.quantization.fuse_modules``, which know torch's own layers alone. Fused models work
-    with ``torch.jit.trace``, ``torch.export`` and ``torch.compile``.
+    ``torch.ao.quantization.fuse_modules``, which know torch's own layers alone. For a fused class
+    the last of them says ``did not find fuser method``. Fused models work with
+    ``torch.jit.trace``, ``torch.export`` and ``torch.compile``.
 
     Args:
         model: The model to change.
@@ -207,7 +210,7 @@ def unfuse(model: nn.Module) -> Report:
     table = twins()
     plan: list[tuple[nn.Module, type]] = []
     for module, names in modules_with_names(model):
-        original: type | None = module.__dict__.get(_MARK)
+        original: type | None = module.__dict__.get(FUSED_FROM)
         kind = original and next((cls for cls in original.__mro__ if cls in table), None)
         if original is None or kind is None:
             continue
@@ -224,7 +227,7 @@ def unfuse(model: nn.Module) -> Report:
         if isinstance(module, ScheduledRate):
             module.__dict__.pop("rate", None)  # an attribute that only the fused class reads
         _set_class(module, cls)
-        module.__dict__.pop(_MARK, None)
+        module.__dict__.pop(FUSED_FROM, None)
     return report
 
 
