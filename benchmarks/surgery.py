@@ -26,7 +26,7 @@ from lightning_practices.surgery import fuse
 
 NETWORKS = (
     "resnet18", "resnet50", "densenet121", "vgg11_bn", "googlenet", "inception_v3",
-    "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large", "regnet_y_400mf",
+    "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
     "mnasnet1_0", "shufflenet_v2_x1_0", "convnext_tiny", "vit_b_16", "swin_t",
 )  # fmt: skip
 TIMM_NETWORKS = (

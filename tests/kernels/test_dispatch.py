@@ -1,5 +1,6 @@
 """Which tensors the kernels serve, and that every other one gets a right answer from ATen."""
 
+import os
 import subprocess
 import sys
 
@@ -80,7 +81,8 @@ def test_without_triton_everything_runs_on_aten(interpret: str) -> None:
         "lk.stochastic_depth(x, rate, 'row', residual=x); "
         "lk.batch_norm(x, None, None, training=True, activation='relu')"
     )
-    environment = {"TRITON_INTERPRET": interpret, "PATH": ""}
+    path = os.pathsep.join(sys.path)  # the package of this run, even if another one is installed
+    environment = {"TRITON_INTERPRET": interpret, "PATH": "", "PYTHONPATH": path}
     ended = subprocess.run(
         [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
     )
