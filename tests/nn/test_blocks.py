@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 import lightning_kernels
+from lightning_practices.nn import norm_activation
 from lightning_practices.nn.blocks import fingerprint, fused_blocks, unknown_method
 from lightning_practices.surgery import fuse
 from tests.surgery.models import everything, randomise
@@ -54,6 +55,13 @@ def test_fingerprint_is_of_the_code_alone() -> None:
 @pytest.mark.parametrize("thing", [len, nn.ReLU(), eval("lambda x: x")])
 def test_what_has_no_source_has_no_fingerprint(thing: Any) -> None:
     assert fingerprint(thing) is None
+
+
+def test_a_function_that_the_kernels_do_not_know_runs_after_the_norm(device: str) -> None:
+    norm, x = nn.BatchNorm1d(3, device=device), torch.randn(5, 3, device=device)
+    expected = torch.tanh(copy.deepcopy(norm)(x))
+    fuse(norm)
+    torch.testing.assert_close(norm_activation(x, norm, "tanh"), expected)
 
 
 timm = pytest.importorskip("timm")
