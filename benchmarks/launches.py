@@ -361,7 +361,7 @@ CALLS: dict[str, Call] = dict(
         _call(_batch_norm, BF16, (32, 512, 7, 7), NCHW, bits=16),
         _call(_batch_norm, BF16, (64, 1024, 7, 7), NCHW, bits=16),
         _call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, residual=True, activation="gelu"),
-        _call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, activation="silu", training=False),
+        _call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, activation="hardswish", training=False),
         _call(_batch_norm, FP32, (256, 64, 56, 56), NCHW),
         # A program may hold a whole group in both passes, only in the forward pass, or in neither.
         _call(_group_norm, BF16, (8, 320, 64, 64), NHWC),

@@ -6,11 +6,12 @@ import functools
 import statistics
 import time
 import timeit
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -25,9 +26,13 @@ from lightning_practices.surgery import fuse
 
 NETWORKS = (
     "resnet18", "resnet50", "densenet121", "vgg11_bn", "googlenet", "inception_v3",
-    "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small",
+    "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
+    "mnasnet1_0", "shufflenet_v2_x1_0", "convnext_tiny", "vit_b_16", "swin_t",
 )  # fmt: skip
-TIMM_NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "regnetx_002")
+TIMM_NETWORKS = (
+    "resnet18", "resnet50", "efficientnet_b0", "regnetx_002", "regnety_002", "densenet121",
+    "mobilenetv2_100", "mobilenetv3_large_100", "convnext_tiny", "vit_base_patch16_224",
+)  # fmt: skip
 GUARD_CALLS = 200
 TIMER = time.thread_time  # CPU time of this thread, so that other work of the machine has no effect
 
@@ -44,11 +49,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Print a table of the folds in many networks, and one of the costs of a fused ResNet-18."""
     torch.set_num_threads(1)
     console = screen.console()
-    counts = Table("network", "batch norms", "folded")
-    for name, net in networks():
-        norms = sum(isinstance(module, _BatchNorm) for module in net.modules())
-        counts.add_row(name, str(norms), str(len(fuse(net).folded)))
-    console.print(counts)
+    console.print(coverage(networks()))
     costs = Table("fused ResNet-18", "of the plain one")
     plain: nn.Module = models.resnet18().eval()
     fused: Any = copy.deepcopy(plain)
@@ -65,6 +66,21 @@ def main(arguments: argparse.Namespace) -> int:
     costs.add_row("evaluation of one image on the CPU", f"{ratio:.3f}")
     console.print(costs)
     return 0
+
+
+def coverage(named: Iterable[tuple[str, nn.Module]]) -> Table:
+    """Return a table of what :func:`fuse` serves in each network and in all of them."""
+    table = Table("network", "batch norms", "replaced", "folded", "skipped", show_footer=True)
+    total = [0, 0, 0, 0]
+    for name, net in track(named, "fusing", transient=True):
+        norms = sum(isinstance(module, _BatchNorm) for module in net.modules())
+        report = fuse(net)
+        counts = [norms, len(report.replaced), len(report.folded), len(report.skipped)]
+        total = [a + b for a, b in zip(total, counts, strict=True)]
+        table.add_row(name, *map(str, counts))
+    for column, text in zip(table.columns, ["all", *map(str, total)], strict=True):
+        column.footer = text
+    return table
 
 
 def networks() -> list[tuple[str, nn.Module]]:

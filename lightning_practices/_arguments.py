@@ -5,7 +5,6 @@ becomes an ``int`` or ``float``, which checkpoints and YAML files can hold. ``Tr
 are not numbers. The error quotes the argument by :func:`shown`, which cuts long values.
 """
 
-import inspect
 import math
 import os
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 from reprlib import Repr
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 _Name = TypeVar("_Name", bound=str)
 _Kind = TypeVar("_Kind")
@@ -54,7 +53,8 @@ def check_whole(name: str, value: Any, least: int | None) -> int:
 
     Raises:
         TypeError: If ``value`` is not a whole number: ``operator.index`` refuses it.
-        ValueError: If it is below ``least``.
+        ValueError: If it is below ``least``, or needs more than 64 bits: a loop of so many steps
+            never ends, and neither a tensor nor a float can hold the number.
     """
     limit = "" if least is None else f" from {least} on"
     message = f"{name} has to be a whole number{limit}, but got {shown(value)}"
@@ -66,6 +66,8 @@ def check_whole(name: str, value: Any, least: int | None) -> int:
         raise TypeError(message)
     if least is not None and number < least:
         raise ValueError(message)
+    if not -(2**63) <= number < 2**64:  # a seed may be any integer of 64 bits
+        raise ValueError(f"{message}: it needs more than 64 bits")
     return number
 
 
@@ -116,6 +118,39 @@ def check_number(
     if math.isnan(as_float) or (finite and math.isinf(as_float)) or not is_within:
         raise ValueError(message)
     return as_float
+
+
+def check_sizes(name: str, value: Any) -> tuple[int, ...]:
+    """Return the sizes of dimensions, at least one, as a tuple; a number is one dimension.
+
+    Raises:
+        TypeError: If ``value`` is neither a whole number nor a sequence of whole numbers.
+        ValueError: If there is no size, or one is negative.
+    """
+    message = f"{name} has to be a size from 0 on, or a list of sizes, but got {shown(value)}"
+    is_listed = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    try:
+        sizes = tuple(check_whole(name, size, 0) for size in (value if is_listed else [value]))
+    except (TypeError, ValueError) as error:
+        raise type(error)(message) from None
+    if not sizes:
+        raise ValueError(message)
+    return sizes
+
+
+def check_heads(heads_name: str, heads: Any, width_name: str, width: Any) -> None:
+    """Raise unless the number of attention heads divides the number of features.
+
+    Raises:
+        TypeError: If one of the two is not a whole number.
+        ValueError: If one is below 1, or the heads do not divide the features.
+    """
+    heads, width = check_whole(heads_name, heads, 1), check_whole(width_name, width, 1)
+    if width % heads:
+        raise ValueError(
+            f"{heads_name} has to divide {width_name}, but got {heads_name}={shown(heads)} and"
+            f" {width_name}={shown(width)}"
+        )
 
 
 def check_count_or_share(
@@ -339,10 +374,11 @@ def check_iterable(name: str, value: Any, expected: str) -> None:
     """Raise unless a value can be iterated over; its items are not read.
 
     Raises:
-        TypeError: If ``value`` can't be iterated over, or is a string.
+        TypeError: If ``value`` can't be iterated over, as a tensor of one number, or is a string.
     """
     is_open = isinstance(value, Iterable) or hasattr(type(value), "__getitem__")
-    if isinstance(value, str | bytes) or not is_open:
+    is_one = isinstance(value, str | bytes) or (isinstance(value, Tensor) and value.dim() == 0)
+    if is_one or not is_open:
         raise TypeError(f"{name} has to be {expected}, but got {shown(value)}{_of_class(value)}")
 
 
@@ -350,27 +386,12 @@ def check_listed(name: str, value: Any, expected: str) -> list[Any]:
     """Return the items of an iterable.
 
     Raises:
-        TypeError: If ``value`` can't be iterated over, or is a string.
+        TypeError: If ``value`` can't be iterated over, or is a string or a tensor.
     """
+    if isinstance(value, Tensor):
+        raise TypeError(f"{name} has to be {expected}, but got {shown(value)}{_of_class(value)}")
     check_iterable(name, value, expected)
     return list(value)
-
-
-def as_call(made: object) -> str:
-    """Return the call that makes an object whose attributes have the names of its arguments.
-
-    Arguments that equal their defaults are left out, except for the first.
-    """
-    first, *others = list(inspect.signature(type(made)).parameters.values())
-    given = getattr(made, first.name)
-    arguments = [getattr(given, "__qualname__", repr(given))]
-    for parameter in others:
-        value = getattr(made, parameter.name)
-        if parameter.kind is parameter.VAR_KEYWORD:
-            arguments += [f"{key}={option!r}" for key, option in value.items()]
-        elif value != parameter.default:
-            arguments.append(f"{parameter.name}={value!r}")
-    return f"{type(made).__name__}({', '.join(arguments)})"
 
 
 def _of_class(value: object) -> str:

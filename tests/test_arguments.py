@@ -40,7 +40,10 @@ class Strange:
 
 STRANGE = Strange()
 NUMBERS: list[Any] = [NAN, INF, -1, 1.5, -0.5, 10**400]
-OTHERS: list[Any] = [None, True, "0.5", "", b"x", [], [5], [STRANGE], {}, {5: 5}, STRANGE, Strange]
+OTHERS: list[Any] = [
+    None, True, "0.5", "", b"x", [], [5], [STRANGE], {}, {5: 5}, STRANGE, Strange,
+    torch.tensor(0.5), torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.int64),
+]  # fmt: skip
 
 # What is made rather than given: results, and base classes that have no arguments of their own.
 RESULTS = {
@@ -48,7 +51,7 @@ RESULTS = {
     "Replaced", "Report", "ScheduledRate", "Skipped",
 }  # fmt: skip
 
-# The arguments that torch, torchvision and a process group check or don't.
+# The arguments that torch and a process group check.
 FOREIGN = {"device", "dtype", "process_group"}
 KERNELS = {"norm_activation.x", "norm_activation.residual"}  # the kernels check tensors
 
@@ -69,32 +72,42 @@ def loader() -> DataLoader[Any]:
 NEEDED: dict[str, Callable[[], Any]] = {
     "a": net,
     "at_once": lambda: 1,
+    "attention_dropout": lambda: 0.1,
     "b": net,
     "batch": lambda: torch.zeros(1, 2),
     "batches": list,
     "block": lambda: nn.Linear,
     "block_size": lambda: 3,
     "cycles": lambda: 2,
+    "d_model": lambda: 4,
+    "dropout": lambda: 0.1,
     "example": lambda: torch.zeros(1, 2),
     "factor": lambda: schedules.cosine_decay(5),
     "fit_steps": lambda: 9,
     "forward": lambda: lambda block, x: x,
+    "hidden_dim": lambda: 4,
     "in_features": lambda: 2,
     "kind": lambda: "weight",
     "loader": list,
     "max_norm": lambda: 1.0,
     "members": lambda: [net()],
+    "mlp_dim": lambda: 4,
+    "mode": lambda: "row",
     "model": net,
     "monitor": lambda: "val_loss",
     "monte_carlo_dropout": lambda: "regression",
     "n": lambda: 1,
+    "nhead": lambda: 2,
     "norm": lambda: nn.BatchNorm1d(2),
     "activation": lambda: "relu",
     "x": lambda: torch.zeros(2, 2),
     "normalized_shape": lambda: 2,
+    "num_channels": lambda: 4,
     "num_classes": lambda: 2,
     "num_clusters": lambda: 2,
     "num_features": lambda: 2,
+    "num_groups": lambda: 2,
+    "num_heads": lambda: 2,
     "optimizer": sgd,
     "make_optimizer.optimizer": lambda: "sgd",
     "out_features": lambda: 2,
@@ -126,6 +139,10 @@ ALSO: dict[str, dict[str, Any]] = {
 
 # Nonsense by its annotation that has a meaning, or that has none and does no harm.
 TAKEN: dict[str, list[Any]] = {
+    **{
+        f"{norm}.normalized_shape": [[5]]
+        for norm in ("AddDropoutLayerNorm", "LayerNorm", "LayerNorm2d", "RMSNorm")
+    },
     "EarlyStopping.min_delta": [[5]],
     "EarlyStopping.stopping_threshold": [INF, -1, -0.5],
     "EarlyStopping.divergence_threshold": [INF, -1, -0.5],
@@ -143,6 +160,11 @@ TAKEN: dict[str, list[Any]] = {
     "clip_in_step.max_norm": [INF],
     "clip_in_step.norm_type": [INF, -1, -0.5],
     "drop_rate_factor.progress": [INF],
+    "make_optimizer.lr": [torch.tensor(0.5)],
+    "make_optimizer.params": [one for one in OTHERS if isinstance(one, torch.Tensor)],
+    # a tensor of batches
+    "fit_drop_clusters.batches": [torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.int64)],
+    "recalibrate_batch_norm.loader": [torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.int64)],
     "soft_threshold_.threshold": [INF],
 }
 
@@ -167,14 +189,6 @@ def made(cls: type) -> Callable[..., Any]:
     return cls
 
 
-def of_torch(cls: type) -> set[str]:
-    """Return the arguments of a class that are those of its torch base."""
-    bases = [
-        base for base in cls.__mro__ if base.__module__.split(".")[0] in ("torch", "torchvision")
-    ]
-    return set(inspect.signature(bases[0]).parameters) if bases[0] is not nn.Module else set()
-
-
 def arguments() -> Iterator[Argument]:
     for layer in LAYERS:
         room = import_module(f"lightning_practices.{layer}")
@@ -183,11 +197,10 @@ def arguments() -> Iterator[Argument]:
             is_class = inspect.isclass(call)
             if owner in RESULTS or not (is_class or inspect.isfunction(call)):
                 continue
-            left = FOREIGN | (of_torch(call) if is_class and issubclass(call, nn.Module) else set())
             hints = typing.get_type_hints(call.__init__ if is_class else call)
             for name, parameter in inspect.signature(call).parameters.items():
                 is_open = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-                if name not in left and not is_open and hints[name] is not Any:
+                if name not in FOREIGN and not is_open and hints[name] is not Any:
                     yield Argument(owner, made(call) if is_class else call, name, hints[name])
 
 
@@ -208,7 +221,9 @@ def nonsense(argument: Argument) -> list[Any]:
 
 def _may_be(value: Any, argument: Argument) -> bool:
     taken = TAKEN.get(argument.key, [])
-    if any(value is one or (type(value) is type(one) and value == one) for one in taken):
+    if any(
+        value is one or (type(value) is type(one) and shown(value) == shown(one)) for one in taken
+    ):
         return True
     return any(_fits(value, kind) for kind in kinds(argument.hint))
 
@@ -216,13 +231,13 @@ def _may_be(value: Any, argument: Argument) -> bool:
 def _fits(value: Any, kind: Any) -> bool:
     """Say whether a value may be right for an annotation; numbers are never right by type alone."""
     origin, inside = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if isinstance(value, torch.Tensor):
+        return kind is torch.Tensor
     if kind is Any or origin is Literal:
         return kind is Any or value in inside
     if origin is type(None):
         return value is None
     if value is True or value is None or isinstance(value, int | float):
-        if value == 10**400:  # a whole number, but no number: no float is as large
-            return origin is int
         if value == 1.5:
             return origin is float
         return origin is bool and value is True

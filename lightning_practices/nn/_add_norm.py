@@ -67,7 +67,8 @@ class AddDropoutLayerNorm(LayerNorm):
           residual, or of the input if there is no residual.
 
     Raises:
-        ValueError: If ``p`` or ``drop_path`` is outside ``[0, 1]``.
+        ValueError: If ``p`` or ``drop_path`` is outside ``[0, 1]``, ``normalized_shape`` is empty
+            or negative, or ``eps`` is negative or nan.
     """
 
     layer_scale: nn.Parameter | None
@@ -88,8 +89,7 @@ class AddDropoutLayerNorm(LayerNorm):
         drop_path = check_number("drop_path", drop_path, ge=0, le=1)
         if layer_scale is not None:
             layer_scale = check_number("layer_scale", layer_scale)
-        shape = normalized_shape if isinstance(normalized_shape, int) else [*normalized_shape]
-        super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self.initial_scale = layer_scale
         self.dropout = Dropout(p)
         self.drop_path = StochasticDepth(drop_path, "row")

@@ -9,8 +9,8 @@ from typing_extensions import override
 
 import lightning_kernels
 from lightning_kernels import Activation
-from lightning_practices._arguments import check_choice, check_number, check_whole
-from lightning_practices.nn._fused_layer import FusedLayer
+from lightning_practices._arguments import check_choice, check_flag, check_number, check_whole
+from lightning_practices.nn._fused_layer import FusedLayer, refuse_proxy, without_bias
 
 
 class FusedBatchNorm(FusedLayer, _BatchNorm):
@@ -39,17 +39,21 @@ class FusedBatchNorm(FusedLayer, _BatchNorm):
         activation_parameter: float | None = None,
         virtual_batch_size: int | None = None,
     ) -> None:
+        check_whole("num_features", num_features, 0)
+        if momentum is not None:
+            momentum = check_number("momentum", momentum, ge=0)
+        check_flag("affine", affine)
+        check_flag("track_running_stats", track_running_stats)
         if activation is not None:
             check_choice("activation", activation, get_args(Activation), "None")
         if activation_parameter is not None:
             activation_parameter = check_number("activation_parameter", activation_parameter)
         if virtual_batch_size is not None:
             virtual_batch_size = check_whole("virtual_batch_size", virtual_batch_size, 1)
-        # Older versions of torch have no such argument, and refuse it.
-        options = {} if bias else {"bias": False}
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, **options
-        )
+            num_features, check_number("eps", eps, ge=0), momentum, affine, track_running_stats,
+            device, dtype, **without_bias(bias),
+        )  # fmt: skip
         self.activation = activation
         self.activation_parameter = activation_parameter
         self.virtual_batch_size = virtual_batch_size
@@ -75,6 +79,7 @@ class FusedBatchNorm(FusedLayer, _BatchNorm):
         activation_parameter: float | None,
     ) -> Tensor:
         """Run the layer with this activation in place of its own. Fused blocks call this method."""
+        refuse_proxy(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         arguments = activation, activation_parameter
         pieces = 1
@@ -214,8 +219,8 @@ class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
         dtype: Dtype of the parameters and buffers.
         bias: Whether to learn :math:`\beta` too, if ``affine`` is true. ``False`` needs a version
             of torch whose :class:`torch.nn.BatchNorm2d` has this argument.
-        activation: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``, ``"silu"`` or
-            ``"gelu"``.
+        activation: ``None``, ``"relu"``, ``"relu6"``, ``"leaky_relu"``, ``"elu"``, ``"selu"``,
+            ``"silu"``, ``"hardswish"`` or ``"gelu"``.
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
         virtual_batch_size: Largest number of samples in a virtual batch; ``None`` for the whole
             batch.

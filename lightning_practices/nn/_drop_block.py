@@ -5,7 +5,7 @@ from torchvision import ops
 from typing_extensions import override
 
 import lightning_kernels
-from lightning_practices._arguments import check_flag
+from lightning_practices._arguments import check_flag, check_number, check_whole
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
@@ -39,8 +39,8 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
         - Output: shape, dtype and memory format of the input.
 
     Raises:
-        ValueError: From ``forward``, if ``p`` is outside ``[0, 1]``, ``block_size`` is below 1 or
-            the input has another number of dimensions.
+        ValueError: If ``p`` is outside ``[0, 1]``, ``block_size`` is below 1 or ``eps`` is
+            negative; from ``forward``, if the input has another number of dimensions.
     """
 
     block_size: int
@@ -57,7 +57,12 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
         *,
         per_channel: bool = True,
     ) -> None:
-        super().__init__(p, block_size, inplace, eps)
+        super().__init__(
+            check_number("p", p, ge=0, le=1),
+            check_whole("block_size", block_size, 1),
+            check_flag("inplace", inplace),
+            check_number("eps", eps, ge=0),
+        )
         self.per_channel = check_flag("per_channel", per_channel)
 
     @override

@@ -6,17 +6,16 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
 from typing_extensions import override
 
 from lightning_practices._arguments import check_callable, check_iterable, check_whole
 from lightning_practices._names import check_module
-from lightning_practices.nn._scheduled_rate import ScheduledRate
+from lightning_practices.nn._dropout import FusedDropout
 
 _MAX_ROUNDS = 100  # rounds of k-means, which mostly converges within twenty
 
 
-class DropCluster2d(ScheduledRate, _DropoutNd):
+class DropCluster2d(FusedDropout):
     r"""Zero clusters of positions whose activations correlate, and rescale the other positions.
 
     .. math::

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
-from lightning_practices._arguments import check_flag, check_number
+from lightning_practices._arguments import check_flag, check_number, check_whole
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
@@ -63,6 +63,9 @@ class DropConnectLinear(ScheduledRate, nn.Linear):
     ) -> None:
         p = check_number("p", p, ge=0, le=1)
         check_flag("per_sample", per_sample)
+        check_whole("in_features", in_features, 0)
+        check_whole("out_features", out_features, 0)
+        check_flag("bias", bias)
         super().__init__(in_features, out_features, bias, device, dtype)
         self.p = p
         self.per_sample = per_sample

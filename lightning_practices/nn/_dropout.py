@@ -1,21 +1,30 @@
 """Dropout of elements and of channels, by the fused kernels."""
 
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_practices._arguments import check_flag, check_number
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
-class Dropout(ScheduledRate, nn.Dropout):
+class FusedDropout(ScheduledRate, _DropoutNd):
+    """Base class of the layers that take a rate and ``inplace``: see :class:`Dropout`."""
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        super().__init__(check_number("p", p, ge=0, le=1), check_flag("inplace", inplace))
+
+
+class Dropout(FusedDropout, nn.Dropout):
     r"""Zero elements at random while training. The backward pass needs no stored mask.
 
     .. math::
         y_i = \frac{m_i x_i}{1 - p}, \qquad m_i \sim \mathrm{Bernoulli}(1 - p)
 
     In evaluation the input is returned unchanged. Random numbers come from torch's generator of the
-    input's device. The layer is a subclass of :class:`torch.nn.Dropout` and inherits its
-    constructor and ``repr``.
+    input's device. The layer is a subclass of :class:`torch.nn.Dropout` with its
+    arguments and ``repr``.
 
     Srivastava et al., 2014, *Dropout: A Simple Way to Prevent Neural Networks from Overfitting*,
     JMLR 15; Hinton et al., 2012, arXiv:1207.0580.
@@ -37,7 +46,7 @@ class Dropout(ScheduledRate, nn.Dropout):
         return lightning_kernels.dropout(input, self.current_rate(), self.training, self.inplace)
 
 
-class Dropout1d(ScheduledRate, nn.Dropout1d):
+class Dropout1d(FusedDropout, nn.Dropout1d):
     """:class:`Dropout` of whole channels, for inputs ``(N, C, L)`` or ``(C, L)``.
 
     Tompson et al., 2015, *Efficient Object Localization Using Convolutional Networks*,
@@ -49,7 +58,7 @@ class Dropout1d(ScheduledRate, nn.Dropout1d):
         return lightning_kernels.dropout1d(input, self.current_rate(), self.training, self.inplace)
 
 
-class Dropout2d(ScheduledRate, nn.Dropout2d):
+class Dropout2d(FusedDropout, nn.Dropout2d):
     """:class:`Dropout1d` for inputs ``(N, C, H, W)``, contiguous or channels last."""
 
     @override
@@ -57,7 +66,7 @@ class Dropout2d(ScheduledRate, nn.Dropout2d):
         return lightning_kernels.dropout2d(input, self.current_rate(), self.training, self.inplace)
 
 
-class Dropout3d(ScheduledRate, nn.Dropout3d):
+class Dropout3d(FusedDropout, nn.Dropout3d):
     """:class:`Dropout1d` for inputs ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
 
     @override
@@ -65,7 +74,7 @@ class Dropout3d(ScheduledRate, nn.Dropout3d):
         return lightning_kernels.dropout3d(input, self.current_rate(), self.training, self.inplace)
 
 
-class AlphaDropout(ScheduledRate, nn.AlphaDropout):
+class AlphaDropout(FusedDropout, nn.AlphaDropout):
     r"""Dropout for SELU networks: set elements to SELU's saturation value at random while training.
 
     .. math::
@@ -97,7 +106,7 @@ class AlphaDropout(ScheduledRate, nn.AlphaDropout):
         )
 
 
-class FeatureAlphaDropout(ScheduledRate, nn.FeatureAlphaDropout):
+class FeatureAlphaDropout(FusedDropout, nn.FeatureAlphaDropout):
     """:class:`AlphaDropout` of whole channels, for inputs ``(N, C, *)``."""
 
     @override

@@ -1,15 +1,46 @@
 """Instance normalisation by the fused kernels."""
 
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 from typing_extensions import override
 
 import lightning_kernels
-from lightning_practices.nn._fused_layer import FusedLayer
+from lightning_practices._arguments import check_flag, check_number, check_whole
+from lightning_practices.nn._fused_layer import FusedLayer, refuse_proxy, without_bias
 
 
 class FusedInstanceNorm(FusedLayer, _InstanceNorm):
     """Base class of the fused instance norms. See :class:`InstanceNorm2d`."""
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        bias: bool = True,
+    ) -> None:
+        super().__init__(
+            check_whole("num_features", num_features, 0),
+            check_number("eps", eps, ge=0),
+            momentum if momentum is None else check_number("momentum", momentum, ge=0),  # type: ignore[arg-type]  # torch allows None
+            check_flag("affine", affine),
+            check_flag("track_running_stats", track_running_stats),
+            device,
+            dtype,
+            **without_bias(bias),
+        )
+
+    @override
+    def _check_input_dim(self, input: Tensor) -> None:
+        refuse_proxy(input)  # torch's forward calls this method first
+        super()._check_input_dim(input)  # type: ignore[no-untyped-call]
 
     @override
     def _apply_instance_norm(self, input: Tensor) -> Tensor:
@@ -34,7 +65,7 @@ class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
 
     Mean and biased variance are taken over the pixels, in float32 for every input dtype. Inputs may
     be contiguous or channels last. The layer is a subclass of :class:`torch.nn.InstanceNorm2d` and
-    inherits its constructor, ``state_dict`` and ``repr``, so each layer loads the other's
+    has its arguments, ``state_dict`` and ``repr``, so each layer loads the other's
     checkpoints. With ``track_running_stats`` evaluation uses the running statistics, as
     :class:`BatchNorm2d` does.
 
@@ -50,14 +81,15 @@ class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
         track_running_stats: Whether to keep running statistics, and use them in evaluation.
         device: Device of the parameters and buffers.
         dtype: Dtype of the parameters and buffers.
+        bias: Whether to learn :math:`\beta` too, as for :class:`GroupNorm`.
 
     Shape:
         - Input: :math:`(N, C, H, W)` or :math:`(C, H, W)`, any floating dtype.
         - Output: shape, dtype and memory format of the input.
 
     Raises:
-        ValueError: From ``forward``, if the input has another number of dimensions, only one pixel
-            per channel or, with ``affine``, another number of channels.
+        ValueError: If ``eps`` is negative; from ``forward``, if the input has another number of
+            dimensions, only one pixel per channel or, with ``affine``, another number of channels.
         NotImplementedError: From ``forward``, if the input's dtype is not floating.
     """
 

@@ -1,14 +1,42 @@
 """Layer normalisation by the fused kernel."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
 from lightning_kernels import Autocast
+from lightning_practices._arguments import check_flag, check_number, check_sizes
 from lightning_practices.nn._fused_layer import FusedLayer
 
 
-class LayerNorm(FusedLayer, nn.LayerNorm):
+class FusedLayerNorm(FusedLayer, nn.LayerNorm):
+    """Base class of the fused layer norms. It is no layer by itself: see :class:`LayerNorm`."""
+
+    autocast: Autocast = "input"
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            check_sizes("normalized_shape", normalized_shape),
+            check_number("eps", eps, ge=0),
+            check_flag("elementwise_affine", elementwise_affine),
+            check_flag("bias", bias),
+            device,
+            dtype,
+        )
+
+
+class LayerNorm(FusedLayerNorm):
     r"""Normalise the last dimensions of every sample. Forward and backward are one kernel each.
 
     .. math::
@@ -16,7 +44,7 @@ class LayerNorm(FusedLayer, nn.LayerNorm):
 
     Mean and biased variance are taken over ``normalized_shape``, in training and in evaluation, in
     float32 for every input dtype. The layer is a subclass of :class:`torch.nn.LayerNorm` and
-    inherits its constructor, ``state_dict`` and ``repr``, so each layer loads the other's
+    has its arguments, ``state_dict`` and ``repr``, so each layer loads the other's
     checkpoints. It runs in eager mode and under ``torch.compile``. TorchScript and ``torch.fx``
     need torch's layer: call :func:`lightning_practices.surgery.unfuse` first.
 
@@ -39,11 +67,10 @@ class LayerNorm(FusedLayer, nn.LayerNorm):
         - Output: shape and dtype of the input (torch returns float32 under autocast on a GPU).
 
     Raises:
+        ValueError: If ``normalized_shape`` is empty or negative, or ``eps`` is negative or nan.
         RuntimeError: From ``forward``, if the input's shape does not end in ``normalized_shape``,
             or its dtype is not floating.
     """
-
-    autocast: Autocast = "input"
 
     @override
     def forward(self, input: Tensor) -> Tensor:

@@ -7,18 +7,18 @@ from torchvision.models import convnext
 from typing_extensions import override
 
 import lightning_kernels
-from lightning_kernels import Autocast
-from lightning_practices.nn._fused_layer import FusedLayer
+from lightning_practices.nn._fused_layer import refuse_proxy
+from lightning_practices.nn._layer_norm import FusedLayerNorm
 
 
-class LayerNorm2d(FusedLayer, convnext.LayerNorm2d):  # type: ignore[misc]  # untyped
+class LayerNorm2d(FusedLayerNorm, convnext.LayerNorm2d):  # type: ignore[misc]  # untyped
     r"""Normalise the channels of every pixel. Forward and backward are one kernel each.
 
     .. math::
         y = \frac{x - \mathrm{E}[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \cdot \gamma + \beta
 
     where mean and variance are taken over the channels, see :class:`LayerNorm`. The layer is a
-    subclass of torchvision's class and inherits its constructor and ``state_dict``. As in
+    subclass of torchvision's class with its arguments and ``state_dict``. As in
     torchvision the output is channels last, whatever the input's memory format. A contiguous input
     of up to 256 channels is read in place, where torch's layer norm copies it first. A contiguous
     input of more channels is copied.
@@ -45,10 +45,9 @@ class LayerNorm2d(FusedLayer, convnext.LayerNorm2d):  # type: ignore[misc]  # un
         NotImplementedError: From ``forward``, if the input's dtype is not floating.
     """
 
-    autocast: Autocast = "input"
-
     @override
     def forward(self: Any, x: Tensor) -> Tensor:
+        refuse_proxy(x)
         if x.dim() != 4:
             raise RuntimeError(f"LayerNorm2d expects (N, C, H, W), but got {list(x.shape)}")
         y = lightning_kernels.layer_norm(

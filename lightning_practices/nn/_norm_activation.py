@@ -1,7 +1,7 @@
 """A norm, the addition of a residual and an activation in one fused call."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,13 +17,17 @@ from lightning_practices.nn._instance_norm import FusedInstanceNorm
 
 Activation = tuple[str, float | None]  # name and parameter, in the form of the kernels' arguments
 
+_NAMES = frozenset(get_args(lightning_kernels.Activation))  # that the kernels know
+
 # The activation of each layer class, and the layer's attribute that holds the parameter or variant.
 _ACTIVATIONS: dict[type, tuple[Activation, str | None]] = {
     nn.ReLU: (("relu", None), None),
+    nn.ReLU6: (("relu6", None), None),
     nn.LeakyReLU: (("leaky_relu", None), "negative_slope"),
     nn.ELU: (("elu", None), "alpha"),
     nn.SELU: (("selu", None), None),
     nn.SiLU: (("silu", None), None),
+    nn.Hardswish: (("hardswish", None), None),
     nn.GELU: (("gelu", None), "approximate"),
 }
 
@@ -101,7 +105,7 @@ def kernel_activation(activation: nn.Module | str) -> Activation | None:
     """
     known = _ACTIVATIONS.get(type(activation))
     if known is None:
-        return (activation, None) if isinstance(activation, str) else None
+        return (activation, None) if activation in _NAMES else None  # type: ignore[return-value]
     state = activation.__dict__
     if is_touched(state):
         return None

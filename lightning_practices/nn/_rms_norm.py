@@ -1,10 +1,14 @@
 """Root mean square normalisation by the fused kernel."""
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
 from lightning_kernels import Autocast
+from lightning_practices._arguments import check_flag, check_number, check_sizes
 from lightning_practices.nn._fused_layer import FusedLayer
 
 
@@ -13,7 +17,7 @@ class RMSNorm(FusedLayer, nn.RMSNorm):
 
     .. math:: y = \frac{x}{\sqrt{\overline{x^2} + \epsilon}} \cdot \gamma
 
-    The layer is a subclass of :class:`torch.nn.RMSNorm` and inherits its constructor,
+    The layer is a subclass of :class:`torch.nn.RMSNorm` and has its arguments,
     ``state_dict`` and ``repr``, so each layer loads the other's checkpoints. Queries and keys may
     be views of one projection: the kernel reads the heads in place, without a copy.
 
@@ -36,11 +40,28 @@ class RMSNorm(FusedLayer, nn.RMSNorm):
         - Output: shape and dtype of the input (torch returns float32 under autocast on a GPU).
 
     Raises:
+        ValueError: If ``normalized_shape`` is empty or negative, or ``eps`` is negative or nan.
         RuntimeError: From ``forward``, if the input's shape does not end in ``normalized_shape``.
         NotImplementedError: From ``forward``, if the input's dtype is not floating.
     """
 
     autocast: Autocast = "input"
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            check_sizes("normalized_shape", normalized_shape),
+            None if eps is None else check_number("eps", eps, ge=0),
+            check_flag("elementwise_affine", elementwise_affine),
+            device,
+            dtype,
+        )
 
     @override
     def forward(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from lightning_practices._arguments import check_number
 from lightning_practices.nn._fused_layer import FusedLayer
 
 
@@ -50,8 +51,7 @@ class ScheduledRate(FusedLayer):
     @override
     def __setattr__(self, name: str, value: Any) -> None:
         if name == self.rate_name and self.rate is not None:
-            if not 0 <= value <= 1:  # a check of the tensor would synchronise with the device
-                raise ValueError(f"{name} has to be between 0 and 1, but got {value}")
+            value = check_number(name, value, ge=0, le=1)  # the device can't raise an error
             self.rate.fill_(value)
         super().__setattr__(name, value)
 

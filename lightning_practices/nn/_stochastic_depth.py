@@ -5,6 +5,7 @@ from torchvision import ops
 from typing_extensions import override
 
 import lightning_kernels
+from lightning_practices._arguments import check_choice, check_number
 from lightning_practices.nn._scheduled_rate import ScheduledRate
 
 
@@ -31,11 +32,16 @@ class StochasticDepth(ScheduledRate, ops.StochasticDepth):  # type: ignore[misc]
         - Output: shape and dtype of the residual, or of the input if there is no residual.
 
     Raises:
-        ValueError: From ``forward``, if ``p`` is outside ``[0, 1]``, or ``mode`` is neither
-            ``"row"`` nor ``"batch"``.
+        ValueError: If ``p`` is outside ``[0, 1]``, or ``mode`` is neither ``"row"`` nor
+            ``"batch"``.
     """
 
     mode: str
+
+    def __init__(self, p: float, mode: str) -> None:
+        super().__init__(
+            check_number("p", p, ge=0, le=1), check_choice("mode", mode, ("batch", "row"))
+        )
 
     @override
     def forward(

@@ -1,16 +1,63 @@
 """Transformer layers with a fused kernel at the end of their branches."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_practices.nn._fused_layer import FusedLayer
+from lightning_practices._arguments import (
+    check_callable,
+    check_choice,
+    check_flag,
+    check_heads,
+    check_number,
+    check_whole,
+)
+from lightning_practices.nn._fused_layer import FusedLayer, refuse_proxy
 from lightning_practices.nn._residual import can_fold, drop_add_norm, norm_of_sum
 
 
-class TransformerEncoderLayer(FusedLayer, nn.TransformerEncoderLayer):
+class FusedTransformerLayer(FusedLayer):
+    """Base class of the two layers below: their constructor, with checks of its arguments."""
+
+    def __init__(
+        self,
+        d_model: int,
+        nhead: int,
+        dim_feedforward: int = 2048,
+        dropout: float = 0.1,
+        activation: str | Callable[[Tensor], Tensor] = F.relu,
+        layer_norm_eps: float = 1e-5,
+        batch_first: bool = False,
+        norm_first: bool = False,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        check_heads("nhead", nhead, "d_model", d_model)
+        if isinstance(activation, str):
+            check_choice("activation", activation, ("relu", "gelu"), "a function")
+        else:
+            check_callable("activation", activation, "'relu', 'gelu' or a function")
+        super().__init__(
+            d_model,
+            nhead,
+            check_whole("dim_feedforward", dim_feedforward, 1),
+            check_number("dropout", dropout, ge=0, le=1),
+            activation,
+            check_number("layer_norm_eps", layer_norm_eps, ge=0),
+            check_flag("batch_first", batch_first),
+            check_flag("norm_first", norm_first),
+            check_flag("bias", bias),
+            device,
+            dtype,
+        )
+
+
+class TransformerEncoderLayer(FusedTransformerLayer, nn.TransformerEncoderLayer):
     r"""Attention and feed forward, with the end of a branch and the norm after it in one kernel.
 
     .. math::
@@ -28,8 +75,8 @@ class TransformerEncoderLayer(FusedLayer, nn.TransformerEncoderLayer):
     addition: the norm after it is part of the next layer, whose parameters may be in another shard
     or whose activations may be checkpointed.
 
-    The layer is a subclass of :class:`torch.nn.TransformerEncoderLayer` and inherits its
-    constructor, children, state and ``repr``. Torch's forward runs in these cases: where the
+    The layer is a subclass of :class:`torch.nn.TransformerEncoderLayer` with its arguments,
+    children, state and ``repr``. Torch's forward runs in these cases: where the
     kernels don't run (see :func:`lightning_kernels.route`); if a subclass has its own ``_sa_block``
     or ``_ff_block``; and in evaluation without autocast, for which torch has one kernel for the
     whole layer. Dropout and norm are called one by one if they have hooks or a class that is
@@ -41,6 +88,9 @@ class TransformerEncoderLayer(FusedLayer, nn.TransformerEncoderLayer):
     Args:
         d_model: Number of features. For all other arguments see
             :class:`torch.nn.TransformerEncoderLayer`.
+
+    Raises:
+        ValueError: If ``nhead`` does not divide ``d_model``, or a number is out of range.
 
     Shape:
         - Input: ``(N, S, d_model)`` with ``batch_first``, else ``(S, N, d_model)``; or without N.
@@ -55,6 +105,7 @@ class TransformerEncoderLayer(FusedLayer, nn.TransformerEncoderLayer):
         src_key_padding_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
+        refuse_proxy(src)
         masks = src_mask, src_key_padding_mask, is_causal
         if not (self.training or torch.is_autocast_enabled()) or not can_fold(
             self, nn.TransformerEncoderLayer, ("_sa_block", "_ff_block"), src
@@ -71,7 +122,7 @@ class TransformerEncoderLayer(FusedLayer, nn.TransformerEncoderLayer):
         return norm_of_sum(_feed_forward(self, x), x, self.dropout2, self.norm2)
 
 
-class TransformerDecoderLayer(FusedLayer, nn.TransformerDecoderLayer):
+class TransformerDecoderLayer(FusedTransformerLayer, nn.TransformerDecoderLayer):
     """Self-attention, attention to a memory, and feed forward, with fused ends of branches.
 
     It is the counterpart of :class:`TransformerEncoderLayer`. With ``norm_first`` the fused kernel

@@ -10,13 +10,13 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 from typing_extensions import override
 
 from lightning_practices._arguments import (
-    as_call,
     check_choice,
     check_listed,
     check_names,
     check_number,
     shown,
 )
+from lightning_practices._calls import as_call
 from lightning_practices.optim._parameter_groups import KINDS, check_groups, parameter_groups
 
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
@@ -178,7 +178,8 @@ def make_optimizer(
     given = list(_listed(params))
     if lr is not None:
         # A tensor is torch's own form of the rate for compiled and capturable optimizers.
-        options["lr"] = lr if isinstance(lr, Tensor) else check_number("lr", lr, ge=0)
+        is_tensor = isinstance(lr, Tensor) and lr.numel() == 1
+        options["lr"] = lr if is_tensor else check_number("lr", lr, ge=0)
     if callable(optimizer):
         made = optimizer(given, **options)
         if not isinstance(made, torch.optim.Optimizer):

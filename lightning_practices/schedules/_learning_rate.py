@@ -7,12 +7,12 @@ from torch.optim.lr_scheduler import LambdaLR, LinearLR, ReduceLROnPlateau
 from typing_extensions import override
 
 from lightning_practices._arguments import (
-    as_call,
     check_choice,
     check_instance,
     check_number,
     check_whole,
 )
+from lightning_practices._calls import as_call
 from lightning_practices.schedules._factors import Factor, learning_rate_factor
 
 LearningRateScheduleName = Literal["power", "exponential", "step", "cosine", "one_cycle", "plateau"]

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from benchmarks.surgery import paired
+from benchmarks.surgery import coverage, paired
 from tests.benchmarks.clock import Clock
 
 
@@ -16,6 +16,16 @@ def test_the_ratio_is_the_median_of_rounds_in_turns() -> None:
     cost: dict[Any, float] = {plain: 1e-3, fused: 1.5e-3}
     ratio = paired(lambda net: clock.pass_by(cost[net]), plain, fused, 9, clock)
     assert ratio == pytest.approx(1.5, rel=1e-3)
+
+
+def test_what_is_served_is_counted_and_summed() -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.BatchNorm2d(2), nn.ReLU6(), nn.BatchNorm2d(2), nn.Hardtanh())
+
+    table = coverage([("first", net()), ("second", nn.Sequential(net(), nn.Dropout()))])
+    rows = [list(column.cells) for column in table.columns]
+    assert rows == [["first", "second"], ["2", "2"], ["2", "3"], ["1", "1"], ["1", "1"]]
+    assert [column.footer for column in table.columns] == ["all", "4", "5", "2", "2"]
 
 
 def test_an_error_is_raised() -> None:

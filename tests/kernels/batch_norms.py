@@ -15,10 +15,12 @@ LAST, LAST_3D = torch.channels_last, torch.channels_last_3d
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "relu6": F.relu6,
     "leaky_relu": F.leaky_relu,
     "elu": F.elu,
     "selu": F.selu,
     "silu": F.silu,
+    "hardswish": F.hardswish,
     "gelu": F.gelu,
 }
 

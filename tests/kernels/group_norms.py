@@ -18,10 +18,12 @@ _CHANNELS = 32  # that a comparison has at least, but for tensors of few element
 _FEW, _MANY = 64, 8192
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
+    "relu6": F.relu6,
     "leaky_relu": F.leaky_relu,
     "elu": F.elu,
     "selu": F.selu,
     "silu": F.silu,
+    "hardswish": F.hardswish,
     "gelu": F.gelu,
 }
 

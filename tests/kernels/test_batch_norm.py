@@ -267,7 +267,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"running_mean": None, "running_var": None, "training": False}, RuntimeError, "evaluation"),
     ({"running_var": None}, ValueError, "both"),
     ({"eps": 0.0}, ValueError, "positive eps.*0.0"),
-    ({"eps": -1.0, "training": False}, ValueError, "positive eps.*-1.0"),
+    ({"eps": -1.0, "training": False}, ValueError, "eps as a number of 0 or more.*-1.0"),
     ({"momentum": None}, TypeError, "momentum.*None"),
     ({"input": torch.ones(1, 8)}, ValueError, "more than 1 value"),
     ({"input": torch.ones(8)}, RuntimeError, r"\(N, C, \*\).*\[8\]"),

@@ -18,6 +18,8 @@ LAYOUTS = [torch.contiguous_format, LAST]
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda z: z,
     "relu": F.relu,
+    "relu6": F.relu6,
+    "hardswish": F.hardswish,
     "leaky_relu": F.leaky_relu,
     "elu": F.elu,
     "gelu": F.gelu,

@@ -136,8 +136,8 @@ def test_nan_stays_in_its_unit(dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"clip_factor": -0.1}, "clip_factor of 0 or more, but got -0.1"),
-        ({"eps": math.nan}, "eps of 0 or more, but got nan"),
+        ({"clip_factor": -0.1}, "clip_factor as a number of 0 or more, but got -0.1"),
+        ({"eps": math.nan}, "eps as a number of 0 or more, but got nan"),
         ({"norm_type": 0}, "positive norm_type, but got 0.0"),
     ],
 )

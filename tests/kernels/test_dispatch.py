@@ -1,5 +1,6 @@
 """Which tensors the kernels serve, and that every other one gets a right answer from ATen."""
 
+import os
 import subprocess
 import sys
 
@@ -80,8 +81,13 @@ def test_without_triton_everything_runs_on_aten(interpret: str) -> None:
         "lk.stochastic_depth(x, rate, 'row', residual=x); "
         "lk.batch_norm(x, None, None, training=True, activation='relu')"
     )
-    environment = {"TRITON_INTERPRET": interpret, "PATH": ""}
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    path = os.pathsep.join(sys.path)  # the package of this run, even if another one is installed
+    environment = {"TRITON_INTERPRET": interpret, "PATH": "", "PYTHONPATH": path}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True
+    )
+    warned = "TRITON_INTERPRET is set, but there is no Triton" in ended.stderr
+    assert warned == (interpret == "1"), ended.stderr
 
 
 @pytest.mark.gpu

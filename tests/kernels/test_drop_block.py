@@ -290,9 +290,13 @@ def test_bad_arguments(device: str) -> None:
     for p in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=f"between 0 and 1, but got {p}"):
             drop_block2d(x, p, 3)
-    with pytest.raises(ValueError, match=r"drop_block3d expects 5 dimensions, but got \[2, 3, 4,"):
+    with pytest.raises(
+        ValueError, match=r"drop_block3d expects an input of 5 dimensions, but got \[2, 3, 4,"
+    ):
         drop_block3d(x, 0.1, 3)
-    with pytest.raises(ValueError, match=r"drop_block2d expects 4 dimensions, but got \[3, 4, 5\]"):
+    with pytest.raises(
+        ValueError, match=r"drop_block2d expects an input of 4 dimensions, but got \[3, 4, 5\]"
+    ):
         drop_block2d(x[0], 0.1, 3, training=False)
     for size in (0, -3, 2.5, None):
         with pytest.raises(ValueError, match=f"at least 1, but got {size}"):

@@ -15,10 +15,12 @@ from tests.kernels.reference import assert_as_right_as_torch
 ACTIVATIONS: dict[str | None, tuple[float | None, Callable[[Tensor], Tensor]]] = {
     None: (None, lambda z: z),
     "relu": (None, F.relu),
+    "relu6": (None, F.relu6),
     "leaky_relu": (0.2, lambda z: F.leaky_relu(z, 0.2)),
     "elu": (0.7, lambda z: F.elu(z, 0.7)),
     "selu": (None, F.selu),
     "silu": (None, F.silu),
+    "hardswish": (None, F.hardswish),
     "gelu": (None, F.gelu),
 }
 

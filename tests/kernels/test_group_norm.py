@@ -61,7 +61,7 @@ def test_types_of_shared_groups(dtype: torch.dtype, layout: Layout, device: str)
 
 
 @pytest.mark.parametrize(
-    ("activation", "layout"), [*zip(ACTIVATIONS, [None, LAST] * 3, strict=True)], ids=str
+    ("activation", "layout"), [*zip(ACTIVATIONS, [None, LAST] * 4, strict=True)], ids=str
 )
 def test_activations(activation: str, layout: Layout, device: str) -> None:
     check((3, 8, 5, 7), 4, layout, device, activation=activation)

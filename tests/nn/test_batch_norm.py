@@ -34,6 +34,8 @@ ACTIVATIONS: list[tuple[dict[str, Any], Callable[[Tensor], Tensor]]] = [
     ({"activation": "elu", "activation_parameter": 1.5}, lambda z: F.elu(z, 1.5)),
     ({"activation": "selu"}, F.selu),
     ({"activation": "silu"}, F.silu),
+    ({"activation": "relu6"}, F.relu6),
+    ({"activation": "hardswish"}, F.hardswish),
     ({"activation": "gelu"}, F.gelu),
 ]
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet
 
 import lightning_kernels
+from lightning_practices.nn import norm_activation
 from lightning_practices.nn.blocks import fingerprint, fused_blocks, unknown_method
 from lightning_practices.surgery import fuse
 from tests.surgery.models import everything, randomise
@@ -56,6 +57,13 @@ def test_what_has_no_source_has_no_fingerprint(thing: Any) -> None:
     assert fingerprint(thing) is None
 
 
+def test_a_function_that_the_kernels_do_not_know_runs_after_the_norm(device: str) -> None:
+    norm, x = nn.BatchNorm1d(3, device=device), torch.randn(5, 3, device=device)
+    expected = torch.tanh(copy.deepcopy(norm)(x))
+    fuse(norm)
+    torch.testing.assert_close(norm_activation(x, norm, "tanh"), expected)
+
+
 timm = pytest.importorskip("timm")
 NORMS = timm.layers.norm_act
 
@@ -66,7 +74,9 @@ NORMS = timm.layers.norm_act
     [
         (lambda: NORMS.BatchNormAct2d(4, momentum=None), 1),
         (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.SiLU, track_running_stats=False), 1),
-        (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.Hardswish), 0),
+        (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.Hardswish), 1),
+        (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.ReLU6), 1),
+        (lambda: NORMS.BatchNormAct2d(4, act_layer=nn.Hardtanh), 0),
         (lambda: NORMS.BatchNormAct2d(4, apply_act=False), 0),
         (lambda: NORMS.BatchNormAct2d(4, drop_layer=lambda: nn.Dropout(0.5)), 0),
         (lambda: NORMS.GroupNormAct(4, 2, act_layer=nn.LeakyReLU), 1),

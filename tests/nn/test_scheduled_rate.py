@@ -111,7 +111,7 @@ def test_copies_have_a_rate_of_their_own(copied: Callable[[nn.Module], Any], dev
 @pytest.mark.parametrize("p", [-0.1, 1.1, float("nan")])
 def test_a_rate_that_none_could_refuse_later_raises_at_once(p: float) -> None:
     layer = scheduled(Dropout, 0.2)
-    with pytest.raises(ValueError, match=f"p has to be between 0 and 1, but got {p}"):
+    with pytest.raises(ValueError, match=f"p has to be a number between 0 and 1, but got {p}"):
         layer.p = p
     assert layer.p == 0.2
     assert layer.rate.item() == pytest.approx(0.2)

@@ -12,7 +12,9 @@ from lightning.pytorch import LightningModule
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torchvision import ops
+from torchvision.models import vision_transformer
 
+from lightning_practices.nn import BatchNorm2d
 from lightning_practices.surgery import fuse, unfuse
 
 pytestmark = [
@@ -114,6 +116,26 @@ def test_a_fused_model_is_exported() -> None:
     fuse(model)
     exported = torch.export.export(model, (x,))
     torch.testing.assert_close(exported.module()(x), expected)
+
+
+def test_torchscript_and_a_layer_that_was_never_fused() -> None:
+    model = nn.Sequential(BatchNorm2d(4))
+    fuse(model)
+    with pytest.raises(RuntimeError, match=r"BatchNorm2d: surgery\.unfuse leaves it.*Make torch's"):
+        torch.jit.script(model)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "layer",
+    [*LAYERS, nn.TransformerEncoderLayer(4, 2), vision_transformer.EncoderBlock(2, 4, 4, 0.1, 0.1)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_fx_says_to_unfuse(layer: nn.Module, training: bool) -> None:
+    model = nn.Sequential(copy.deepcopy(layer)).train(training)
+    fuse(model)
+    with pytest.raises(TypeError, match=r"torch\.fx can't trace a kernel.*surgery\.unfuse"):
+        torch.fx.symbolic_trace(model)
 
 
 def test_an_unfused_model_is_traced_by_fx_and_quantised() -> None:

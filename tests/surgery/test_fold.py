@@ -56,7 +56,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], int, int, int]] = {
     "densenet": (densenet, 11, 11, 0),
     "densenet dropout": (lambda: densenet(drop_rate=0.3), 11, 11, 0),
     "vgg11_bn": (lambda: vgg11_bn().features, 8, 8, 0),
-    "mobilenet_v3_small": (mobilenet_v3_small, 34, 5, 0),
+    "mobilenet_v3_small": (mobilenet_v3_small, 34, 23, 0),
     "inception": (lambda: nn.Sequential(BasicConv2d(3, 4, kernel_size=3)), 1, 1, 0),
     "convnext": (
         lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 1)], num_classes=5),
@@ -92,14 +92,22 @@ def test_networks_compute_the_same(
         (lambda: ResNet(Bottleneck, [3, 4, 6, 3]), 53, 49),
         (lambda: DenseNet(4, (6, 12, 24, 16), 8), 121, 121),
         (lambda: GoogLeNet(init_weights=False), 59, 59),
+        (mobilenet_v2, 52, 35),
+        (timm_net("mobilenetv3_small_050"), 34, 23),
+        (timm_net("efficientnet_b0"), 49, 33),
     ],
 )
 def test_counts_of_large_networks(build: Callable[[], Any], norms: int, folds: int) -> None:
     with torch.device("meta"):
-        report = fuse(build())
+        net = build()
+    before = [type(module) for module in net.modules()], [*net.state_dict()]
+    report = fuse(net)
     assert sum("BatchNorm" in r.before for r in report.replaced) == norms
     assert len(report.folded) == folds
     assert report.skipped == []
+    assert [*net.state_dict()] == before[1]
+    unfuse(net)
+    assert ([type(module) for module in net.modules()], [*net.state_dict()]) == before
 
 
 def test_checkpointed_bottlenecks_are_folded_again_when_they_are_recomputed(
@@ -128,8 +136,8 @@ def test_what_is_not_folded_is_said() -> None:
     assert [s.names for s in report.skipped] == [
         (f"layer{i // 2 + 1}.{i % 2}.bn2",) for i in range(1, 8)
     ]
-    report = fuse(mobilenet_v2())
-    assert {s.reason for s in report.skipped} == {"not folded: ReLU6 can't be fused"}
+    report = fuse(nn.Sequential(nn.BatchNorm2d(2), nn.Hardtanh()))
+    assert {s.reason for s in report.skipped} == {"not folded: Hardtanh can't be fused"}
     assert report.folded == []
 
 

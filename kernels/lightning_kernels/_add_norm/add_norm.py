@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_kernels._add_norm.operator import add_norm_operator
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.parameters import (
+    check_eps,
     check_floating,
     check_residual,
     check_rows,
@@ -156,6 +157,8 @@ def _run(
     """Check the arguments. Call the operator, or :func:`_composed` where the kernels do not run."""
     check_floating(function, x)
     shape = shape_of(normalized_shape)
+    if eps is not None or centred:  # None is a value of RMS norm alone
+        check_eps(function, eps, least=0)
     check_rows(function, x, shape, weight=weight, bias=bias, layer_scale=layer_scale)
     check_residual(function, x, residual)
     p, rate = resolve_rate(function, p, x)

@@ -5,7 +5,13 @@ from torch import Tensor
 
 from lightning_kernels._core.activation import aten_activate
 from lightning_kernels._core.autocast import call_torch
-from lightning_kernels._core.parameters import check_channels, check_residual, check_tensor
+from lightning_kernels._core.parameters import (
+    check_channels,
+    check_eps,
+    check_residual,
+    check_tensor,
+    number_of,
+)
 
 
 def aten_batch_norm(
@@ -41,10 +47,10 @@ def check(
         raise RuntimeError(
             f"batch_norm expects an input of shape (N, C, *), but got {list(x.shape)}"
         )
-    if momentum is None:
-        raise TypeError("batch_norm expects a float as momentum, but got None")
-    if eps < 0.0 or (training and eps == 0.0):
-        raise ValueError(f"batch_norm expects a positive eps, but got {eps}")
+    number_of("batch_norm", "momentum", momentum)
+    check_eps("batch_norm", eps, least=0)
+    if training and eps == 0.0:
+        raise ValueError("batch_norm expects a positive eps in training, but got 0.0")
     if training and not synchronised and not is_empty and x.numel() == x.shape[1]:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"

@@ -58,8 +58,9 @@ def batch_norm(
             statistics.
         momentum: Weight of this batch in the running statistics.
         eps: Number :math:`\epsilon` that is added to the variance.
-        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
-            ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
+        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"relu6"``, ``"leaky_relu"``,
+            ``"elu"``, ``"selu"``, ``"silu"``, ``"hardswish"`` or ``"gelu"`` (exact, not the tanh
+            approximation).
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
         residual: Tensor :math:`r` of the shape and dtype of ``input``, added before the activation.
         process_group: A ``torch.distributed.ProcessGroup``. In training the statistics are those of

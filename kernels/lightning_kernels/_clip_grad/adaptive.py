@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._clip_grad.clip_grad import listed
+from lightning_kernels._clip_grad.clip_grad import listed, not_parameters
 from lightning_kernels._clip_grad.kernels import add_power, reduce_powers, root
 from lightning_kernels._clip_grad.passes import norm_name
 from lightning_kernels._clip_grad.sharded import Group, local_gradients, reduce_shares
@@ -19,6 +19,7 @@ from lightning_kernels._clip_grad.tensor_table import DTYPES, address_of, kept_o
 from lightning_kernels._core.dispatch import is_traced, runs_triton
 from lightning_kernels._core.launch import launch, multiprocessor_count
 from lightning_kernels._core.layout import is_dense
+from lightning_kernels._core.parameters import number_of
 from lightning_kernels._core.triton import tl, triton
 
 Pair = tuple[Tensor, Tensor]  # weight and gradient
@@ -144,19 +145,26 @@ def clip_grad_adaptive_(
         Brock et al., 2021, "High-performance large-scale image recognition without
         normalization", arXiv:2102.06171.
     """
-    clip_factor, eps, norm_type = float(clip_factor), float(eps), float(norm_type)
-    for name, value in (("clip_factor", clip_factor), ("eps", eps)):
-        if not value >= 0:
-            raise ValueError(f"clip_grad_adaptive_ expects {name} of 0 or more, but got {value}")
+    function = "clip_grad_adaptive_"
+    clip_factor = number_of(function, "clip_factor", clip_factor, least=0)
+    eps = number_of(function, "eps", eps, least=0)
+    norm_type = number_of(function, "norm_type", norm_type)
     if not norm_type > 0:
-        raise ValueError(f"clip_grad_adaptive_ expects a positive norm_type, but got {norm_type}")
+        raise ValueError(f"{function} expects a positive norm_type, but got {norm_type}")
+    if not isinstance(exclude, Iterable) or isinstance(exclude, str | bytes):
+        raise TypeError(
+            f"{function} expects exclude as an iterable of parameters, but got {exclude!r}"
+        )
     excluded = {id(p) for p in exclude}
     given = listed(parameters, stacklevel=3)
-    clipped = [
-        p
-        for p in {id(p): p for p in given}.values()
-        if id(p) not in excluded and p.grad is not None and p.grad.numel() > 0
-    ]
+    try:
+        clipped = [
+            p
+            for p in {id(p): p for p in given}.values()
+            if id(p) not in excluded and p.grad is not None and p.grad.numel() > 0
+        ]
+    except AttributeError:
+        raise not_parameters(given) from None
     whole, split = _by_units(clipped)
     served: dict[torch.device, list[Pair]] = {}
     for pair in whole:

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from reprlib import repr  # of a few hundred characters at most
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -22,6 +23,7 @@ from lightning_kernels._clip_grad.passes import (
 )
 from lightning_kernels._clip_grad.sharded import Group, joint_shares, local_gradients
 from lightning_kernels._clip_grad.tensor_table import TensorTable, table_of
+from lightning_kernels._core.parameters import not_a_tensor, number_of
 
 NonFinite = Literal["propagate", "error", "skip", "zero"]
 _NON_FINITE = get_args(NonFinite)
@@ -114,7 +116,7 @@ def clip_grad_norm_(
         networks", arXiv:1211.5063.
     """
     nonfinite = _resolve_nonfinite(nonfinite, error_if_nonfinite)
-    norm_type = float(norm_type)
+    norm_type = number_of("clip_grad_norm_", "norm_type", norm_type)
     grads = gradients(parameters)
     if not grads:
         return torch.tensor(0.0)
@@ -152,6 +154,8 @@ def clip_grads_with_norm_(
     if not grads:
         return
     held = hold(grads)
+    if not isinstance(total_norm, Tensor):
+        raise not_a_tensor("clip_grads_with_norm_", "total_norm", total_norm)
     if hasattr(total_norm, "full_tensor"):  # torch returns a DTensor for sharded gradients
         total_norm = total_norm.full_tensor()
     total_norm = total_norm.detach().reshape(1)
@@ -180,9 +184,7 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     Raises:
         ValueError: If ``clip_value`` is negative or nan.
     """
-    clip_value = float(clip_value)
-    if not clip_value >= 0:
-        raise ValueError(f"clip_grad_value_ expects clip_value of 0 or more, but got {clip_value}")
+    clip_value = number_of("clip_grad_value_", "clip_value", clip_value, least=0)
     grads = gradients(parameters)
     if not grads:
         return
@@ -203,7 +205,11 @@ def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
 
     The public functions that call this function are decorated with ``torch.no_grad``.
     """
-    grads = (p.grad for p in listed(parameters, stacklevel=5))
+    given = listed(parameters, stacklevel=5)
+    try:
+        grads = [p.grad for p in given]
+    except AttributeError:
+        raise not_parameters(given) from None
     return [*{id(g): g for g in grads if g is not None and g.numel() > 0}.values()]
 
 
@@ -216,6 +222,8 @@ def listed(parameters: Tensor | Iterable[Tensor], stacklevel: int) -> Sequence[T
         return [parameters]
     if isinstance(parameters, list):
         return parameters
+    if isinstance(parameters, str | bytes) or not isinstance(parameters, Iterable):
+        raise not_parameters(parameters)
     given = [*parameters]
     if not given and isinstance(parameters, Iterator):
         warnings.warn(
@@ -224,6 +232,14 @@ def listed(parameters: Tensor | Iterable[Tensor], stacklevel: int) -> Sequence[T
             stacklevel=stacklevel,
         )
     return given
+
+
+def not_parameters(given: object) -> TypeError:
+    """Return the error for an argument ``parameters`` that holds something else."""
+    return TypeError(
+        "gradient clipping expects parameters as a tensor or an iterable of tensors, such as"
+        f" model.parameters(), but got {repr(given)}"
+    )
 
 
 def hold(grads: Iterable[Tensor]) -> HeldGradients:

@@ -17,6 +17,7 @@ from lightning_kernels._clip_grad.tensor_table import TensorTable, table_of, wid
 from lightning_kernels._core.dispatch import is_traced, runs_triton
 from lightning_kernels._core.launch import launch, multiprocessor_count, next_power_of_2
 from lightning_kernels._core.layout import is_dense
+from lightning_kernels._core.parameters import number_of
 
 BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
 # Programs of 8 warps that fit a multiprocessor with 48 registers a thread.
@@ -106,10 +107,11 @@ def limit_on(
     """Return (number, ``None``) if ``max_norm`` is a number, or (0, tensor on ``device``).
 
     Raises:
-        ValueError: If ``max_norm`` is a tensor of more or less than one element.
+        TypeError: If ``max_norm`` is neither a number nor a tensor.
+        ValueError: If it is negative or nan, or a tensor of more or less than one element.
     """
     if not isinstance(max_norm, Tensor):
-        return float(max_norm), None
+        return number_of("gradient clipping", "max_norm", max_norm, least=0), None
     if max_norm.numel() != 1:
         raise ValueError(
             "max_norm has to be a number or a tensor of one element, but got the shape"

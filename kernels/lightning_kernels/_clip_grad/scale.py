@@ -10,6 +10,7 @@ from lightning_kernels._clip_grad.clip_grad import gradients, hold
 from lightning_kernels._clip_grad.kernels import _grad_scale_kernel
 from lightning_kernels._clip_grad.passes import limit_on, norm_name, norm_of
 from lightning_kernels._core.launch import launch, next_power_of_2
+from lightning_kernels._core.parameters import number_of
 
 
 class GradScale(NamedTuple):
@@ -69,7 +70,7 @@ def clip_grad_scale(
     Raises:
         ValueError: If ``max_norm`` is a tensor of more than one element.
     """
-    norm_type = float(norm_type)
+    norm_type = number_of("clip_grad_scale", "norm_type", norm_type)
     grads = gradients(parameters)
     if not grads:
         device = loss_scale.device if isinstance(loss_scale, Tensor) else None
@@ -107,5 +108,5 @@ def _on(device: torch.device, loss_scale: float | Tensor) -> Tensor | None:
     if not isinstance(loss_scale, Tensor):
         if loss_scale == 1.0:
             return None
-        loss_scale = torch.tensor(float(loss_scale))
+        loss_scale = torch.tensor(number_of("clip_grad_scale", "loss_scale", loss_scale))
     return loss_scale.detach().reshape(()).to(device, torch.float32, non_blocking=True)

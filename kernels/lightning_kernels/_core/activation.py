@@ -5,20 +5,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_kernels._core.parameters import number_of
 from lightning_kernels._core.triton import tl, triton
 
-Activation = Literal["relu", "leaky_relu", "elu", "selu", "silu", "gelu"]
+Activation = Literal[
+    "relu", "relu6", "leaky_relu", "elu", "selu", "silu", "hardswish", "gelu"
+]  # fmt: skip
 
 # The default parameter of each activation, None for an activation without parameter.
 DEFAULT_PARAMETERS: dict[str, float | None] = {
     "relu": None,
+    "relu6": None,
     "leaky_relu": 0.01,  # negative_slope
     "elu": 1.0,  # alpha
     "selu": None,
     "silu": None,
+    "hardswish": None,
     "gelu": None,
 }
-PIECEWISE_LINEAR = frozenset({"relu", "leaky_relu"})  # one bit per element gives the derivative
+PIECEWISE_LINEAR = frozenset(
+    {"relu", "relu6", "leaky_relu"}
+)  # one bit per element gives the derivative
 
 _SELU_SCALE = tl.constexpr(1.0507009873554805)
 _SELU_ALPHA = tl.constexpr(1.6732632423543772)
@@ -39,6 +46,8 @@ def activate(z, parameter, ACTIVATION: tl.constexpr):
     """Return the activation of ``z`` (float32). nan stays nan."""
     if ACTIVATION == "relu":
         z = tl.where(z <= 0, 0.0, z)
+    elif ACTIVATION == "relu6":
+        z = tl.where(z <= 0, 0.0, tl.where(z >= 6, 6.0, z))
     elif ACTIVATION == "leaky_relu":
         z = tl.where(z > 0, z, z * parameter)
     elif ACTIVATION == "elu":
@@ -47,6 +56,8 @@ def activate(z, parameter, ACTIVATION: tl.constexpr):
         z = _SELU_SCALE * tl.where(z > 0, z, _SELU_ALPHA * _expm1(z))
     elif ACTIVATION == "silu":
         z = z / (1 + tl.exp(-z))
+    elif ACTIVATION == "hardswish":  # the product with 0 makes -inf nan, as in torch
+        z *= tl.where(z <= -3, 0.0, tl.where(z >= 3, 1.0, z * (1 / 6) + 0.5))
     elif ACTIVATION == "gelu":
         z = 0.5 * z * (1 + tl.erf(z * _SQRT_HALF))
     return z
@@ -56,9 +67,15 @@ def activate(z, parameter, ACTIVATION: tl.constexpr):
 def passes(z, ACTIVATION: tl.constexpr):
     """Return a mask: True where a piecewise linear activation has slope 1. nan counts as in torch.
 
-    For nan the mask is True with relu and False with leaky_relu.
+    For nan the mask is True with relu and relu6, and False with leaky_relu.
     """
-    return (z <= 0) == 0 if ACTIVATION == "relu" else z > 0
+    if ACTIVATION == "relu":
+        passed = (z <= 0) == 0
+    elif ACTIVATION == "relu6":
+        passed = ((z <= 0) | (z >= 6)) == 0
+    else:
+        passed = z > 0
+    return passed
 
 
 @triton.jit
@@ -67,7 +84,7 @@ def gradient_where_passed(grad, passed, parameter, ACTIVATION: tl.constexpr):
 
     ``grad`` is the gradient of the output. ``passed`` is the mask that :func:`passes` returns.
     """
-    if ACTIVATION == "relu":
+    if ACTIVATION == "relu" or ACTIVATION == "relu6":
         grad = tl.where(passed, grad, 0.0)
     else:
         grad = tl.where(passed, grad, grad * parameter)
@@ -77,7 +94,7 @@ def gradient_where_passed(grad, passed, parameter, ACTIVATION: tl.constexpr):
 @triton.jit
 def activation_gradient(grad, z, parameter, ACTIVATION: tl.constexpr):
     """Return ``grad`` times the derivative of the activation at ``z`` (float32)."""
-    if ACTIVATION == "relu" or ACTIVATION == "leaky_relu":
+    if ACTIVATION == "relu" or ACTIVATION == "relu6" or ACTIVATION == "leaky_relu":
         grad = gradient_where_passed(grad, passes(z, ACTIVATION), parameter, ACTIVATION)
     elif ACTIVATION == "elu":
         grad = tl.where(z > 0, grad, grad * parameter * tl.exp(z))
@@ -86,6 +103,8 @@ def activation_gradient(grad, z, parameter, ACTIVATION: tl.constexpr):
     elif ACTIVATION == "silu":
         sigmoid = 1 / (1 + tl.exp(-z))
         grad *= sigmoid * (1 + z * (1 - sigmoid))
+    elif ACTIVATION == "hardswish":
+        grad = tl.where(z <= -3, 0.0, tl.where(z < 3, grad * (z * (1 / 3) + 0.5), grad))
     elif ACTIVATION == "gelu":
         density = _DENSITY_AT_ZERO * tl.exp(-0.5 * z * z)
         grad *= 0.5 * (1 + tl.erf(z * _SQRT_HALF)) + z * density
@@ -123,7 +142,9 @@ def resolve_parameter(activation: str | None, parameter: float | None) -> float:
         ValueError: If the activation is unknown. If ``parameter`` is given for an activation
             without parameter.
     """
-    if activation is not None and activation not in DEFAULT_PARAMETERS:
+    if activation is not None and (
+        not isinstance(activation, str) or activation not in DEFAULT_PARAMETERS
+    ):
         known = ", ".join(DEFAULT_PARAMETERS)
         raise ValueError(f"activation must be None or one of {known}, but got {activation!r}")
     default = None if activation is None else DEFAULT_PARAMETERS[activation]
@@ -134,7 +155,7 @@ def resolve_parameter(activation: str | None, parameter: float | None) -> float:
             f"activation_parameter is the slope of leaky_relu or the alpha of elu, but got"
             f" {parameter} with activation {activation!r}"
         )
-    return float(parameter)
+    return number_of("the activation", "activation_parameter", parameter)
 
 
 def aten_activate(z: Tensor, activation: str | None, parameter: float) -> Tensor:
@@ -147,9 +168,5 @@ def aten_activate(z: Tensor, activation: str | None, parameter: float) -> Tensor
         return torch.nn.functional.leaky_relu(z, parameter)
     if activation == "elu":
         return torch.nn.functional.elu(z, parameter)
-    functions = {
-        "selu": torch.selu,
-        "silu": torch.nn.functional.silu,
-        "gelu": torch.nn.functional.gelu,
-    }
-    return functions[activation](z)
+    y: Tensor = getattr(torch.nn.functional, activation)(z)
+    return y

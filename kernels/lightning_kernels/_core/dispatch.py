@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from lightning_kernels._core.parameters import not_a_tensor
 from lightning_kernels._core.triton import HAS_TRITON, INTERPRETED
 
 Route = Literal["triton", "interpreter", "aten"]
@@ -34,6 +35,8 @@ def route(x: Tensor) -> Route:
         ``DTensor`` or another wrapper subclass; forward-mode differentiation or a ``torch.func``
         transform is active.
     """
+    if not isinstance(x, Tensor):
+        raise not_a_tensor("route", "x", x)
     if not runs_triton(x):
         return "aten"
     return "interpreter" if INTERPRETED else "triton"
@@ -79,7 +82,7 @@ def set_compiled_norms(norms: CompiledNorms) -> None:
     global _compiled_norms
     if norms not in get_args(CompiledNorms):
         known = " or ".join(map(repr, get_args(CompiledNorms)))
-        raise ValueError(f"set_compiled_norms expects {known}, but got {norms!r}")
+        raise ValueError(f"set_compiled_norms expects norms as {known}, but got {norms!r}")
     _compiled_norms = norms
 
 

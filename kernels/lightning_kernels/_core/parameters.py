@@ -1,6 +1,8 @@
 """Checks of arguments. Each error names the expected and the actual value."""
 
+import math
 from collections.abc import Sequence
+from reprlib import repr  # of a few hundred characters at most
 
 import torch
 from torch import Tensor
@@ -18,39 +20,75 @@ def check_tensor(function: str, x: Tensor) -> None:
 
 def check_floating(function: str, x: Tensor) -> None:
     """Raise TypeError if ``x`` is not a tensor, NotImplementedError if it is not floating point."""
-    try:
-        is_floating = x.is_floating_point()
-    except AttributeError:
-        raise not_a_tensor(function, "the input", x) from None
-    if not is_floating:
+    check_tensor(function, x)
+    if not x.is_floating_point():
         raise NotImplementedError(f"{function} expects a floating-point input, but got {x.dtype}")
+
+
+def number_of(function: str, name: str, value: object, least: float | None = None) -> float:
+    """Return an argument as a float.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is nan, below ``least``, or too large for a float.
+    """
+    limit = "" if least is None else f" of {least:g} or more"
+    message = f"{function} expects {name} as a number{limit}, but got {repr(value)}"
+    if isinstance(value, str | bytes):  # float would read the text
+        raise TypeError(message)
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(message) from None
+    except OverflowError:
+        raise ValueError(f"{message}, which is too large for a float") from None
+    if math.isnan(number) or (least is not None and number < least):
+        raise ValueError(message)
+    return number
+
+
+def check_eps(function: str, eps: float | None, least: float | None = None) -> None:
+    """Raise TypeError if ``eps`` is not a number, ValueError if it is nan, infinite or too small.
+
+    Functions that replace one of torch's take a negative number where torch's function does.
+    """
+    if type(eps) is float and 0.0 <= eps < math.inf:  # the cheapest test first
+        return
+    if math.isinf(number_of(function, "eps", eps, least)):
+        raise ValueError(f"{function} expects a finite eps, but got {eps}")
 
 
 def dimensions_of(function: str, x: Tensor, name: str = "the input") -> int:
     """Return the number of dimensions of ``x``. Raise TypeError if ``x`` is not a tensor."""
-    try:
-        return x.dim()
-    except AttributeError:
-        raise not_a_tensor(function, name, x) from None
+    if not isinstance(x, Tensor):
+        raise not_a_tensor(function, name, x)
+    return x.dim()
 
 
 def not_a_tensor(function: str, name: str, got: object) -> TypeError:
     """Return the error for an argument that has to be a tensor."""
-    return TypeError(f"{function} expects {name} as a torch.Tensor, but got {type(got).__name__}")
+    message = f"{function} expects {name} as a torch.Tensor, but got {type(got).__name__}"
+    if isinstance(got, torch.fx.Proxy):
+        message += (
+            ": torch.fx can't trace a kernel. Trace torch's own layers (surgery.unfuse(model) of"
+            " lightning_practices restores those that surgery.fuse replaced), name this layer a"
+            " leaf in your Tracer, or use torch.export"
+        )
+    return TypeError(message)
 
 
 def shape_of(normalized_shape: Sequence[int]) -> tuple[int, ...]:
     """Return the dimensions to normalise as a tuple.
 
     Raises:
-        TypeError: If ``normalized_shape`` is a number.
+        TypeError: If ``normalized_shape`` is not a sequence: a number is none.
     """
-    if isinstance(normalized_shape, int):
-        raise TypeError(
-            f"normalized_shape must be a sequence of ints, got {normalized_shape}: pass"
-            f" ({normalized_shape},)"
-        )
-    return tuple(normalized_shape)
+    if isinstance(normalized_shape, Sequence) and not isinstance(normalized_shape, str | bytes):
+        return tuple(normalized_shape)
+    hint = f": pass ({normalized_shape},)" if isinstance(normalized_shape, int) else ""
+    raise TypeError(
+        f"normalized_shape must be a sequence of ints, got {repr(normalized_shape)}{hint}"
+    )
 
 
 def check_rows(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_kernels._core.parameters import not_a_tensor
+from lightning_kernels._core.parameters import not_a_tensor, number_of
 from lightning_kernels._core.triton import tl, triton
 
 _WORDS = 2**32
@@ -14,7 +14,7 @@ def resolve_rate(function: str, p: float | Tensor, x: Tensor) -> tuple[float, Te
     """Return (p, ``None``) if ``p`` is a number, or (0, ``p``) if ``p`` is a tensor.
 
     Raises:
-        TypeError: If ``x`` is not a tensor.
+        TypeError: If ``x`` is not a tensor, or ``p`` neither a number nor a tensor.
         ValueError: If ``p`` is a number outside ``[0, 1]`` or nan.
         RuntimeError: If ``p`` is a tensor, but not a float32 of one element on the device of ``x``,
             or if it requires a gradient.
@@ -22,9 +22,10 @@ def resolve_rate(function: str, p: float | Tensor, x: Tensor) -> tuple[float, Te
     if not isinstance(x, Tensor):
         raise not_a_tensor(function, "the input", x)
     if type(p) is float or not isinstance(p, Tensor):  # the cheaper test first
-        if not 0.0 <= p <= 1.0:
+        number = p if type(p) is float else number_of(function, "p", p)
+        if not 0.0 <= number <= 1.0:
             raise ValueError(f"{function} probability p has to be between 0 and 1, but got {p}")
-        return float(p), None
+        return number, None
     if p.numel() != 1 or p.dtype != torch.float32 or p.device != x.device or p.requires_grad:
         raise RuntimeError(
             f"{function} expects p as a number, or as one torch.float32 on {x.device} without"

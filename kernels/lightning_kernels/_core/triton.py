@@ -4,6 +4,7 @@ With the stand-in the modules that define kernels can be imported. Their kernels
 if :data:`HAS_TRITON` is false, :mod:`lightning_kernels._core.dispatch` sends every tensor to ATen.
 """
 
+import os
 import re
 import warnings
 from typing import Any
@@ -24,6 +25,7 @@ class _Absent:
         return self
 
 
+_TRUE = frozenset({"1", "true", "on", "y", "yes"})  # that Triton takes for yes in a variable
 _OLDEST = (3, 6)  # the Triton of the oldest supported torch
 
 
@@ -52,6 +54,15 @@ else:
     HAS_TRITON = _is_new_enough(triton.__version__)
 if not HAS_TRITON:
     triton = tl = _Absent()
+
+if not HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in _TRUE:
+    warnings.warn(
+        "TRITON_INTERPRET is set, but there is no Triton that could interpret the kernels, so"
+        " PyTorch's own operators compute everything: install Triton (`pip install triton`, on"
+        " Linux), or unset TRITON_INTERPRET",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 # Triton decides when ``jit`` decorates a kernel, at import, whether to compile or interpret it.
 INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lightning_kernels._core.dispatch import runs_triton
-from lightning_kernels._core.parameters import check_floating
+from lightning_kernels._core.parameters import check_eps, check_floating
 from lightning_kernels._core.random import reserve
 from lightning_kernels._core.rate import resolve_rate
 from lightning_kernels._drop_block.aten import aten_drop_block
@@ -106,13 +106,14 @@ def _run(
     """Check the arguments. Call the operator, or torch's functions where the kernels do not run."""
     p, rate = resolve_rate(function, p, x)
     if x.dim() != dimensions:
-        raise ValueError(f"{function} expects {dimensions} dimensions, but got {list(x.shape)}")
-    if not isinstance(block_size, int) or block_size < 1:
+        raise ValueError(
+            f"{function} expects an input of {dimensions} dimensions, but got {list(x.shape)}"
+        )
+    if not isinstance(block_size, int) or isinstance(block_size, bool) or block_size < 1:
         raise ValueError(
             f"{function} expects block_size as an integer of at least 1, but got {block_size!r}"
         )
-    if not eps >= 0:
-        raise ValueError(f"{function} expects eps of at least 0, but got {eps}")
+    check_eps(function, eps, least=0)
     if not training or (p == 0.0 and rate is None):
         return x
     check_floating(function, x)

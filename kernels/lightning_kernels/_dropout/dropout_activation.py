@@ -286,8 +286,9 @@ def dropout_activation(
 
     Args:
         x: Input of shape ``(*, C)``, floating point.
-        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
-            ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
+        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"relu6"``, ``"leaky_relu"``,
+            ``"elu"``, ``"selu"``, ``"silu"``, ``"hardswish"`` or ``"gelu"`` (exact, not the tanh
+            approximation).
         p: Probability of zeroing an element: a number, or a tensor of one float32 on the device of
             ``x`` (see :func:`lightning_kernels.dropout`).
         training: Whether to drop. Everything else is computed in evaluation too.

@@ -5,7 +5,7 @@ from torch import Tensor
 from lightning_kernels._core.activation import aten_activate, resolve_parameter
 from lightning_kernels._core.autocast import Autocast, autocast_dtype
 from lightning_kernels._core.dispatch import norm_runs_triton
-from lightning_kernels._core.parameters import check_channels, check_tensor
+from lightning_kernels._core.parameters import check_channels, check_eps, check_tensor
 from lightning_kernels._group_norm.aten import aten_group_norm
 from lightning_kernels._group_norm.operator import group_norm_operator
 
@@ -42,8 +42,9 @@ def group_norm(
         weight: Scale :math:`\gamma` of shape ``(C,)``, in the dtype of ``input`` or float32.
         bias: Shift :math:`\beta`, like ``weight``.
         eps: Number :math:`\epsilon` that is added to the variance.
-        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
-            ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
+        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"relu6"``, ``"leaky_relu"``,
+            ``"elu"``, ``"selu"``, ``"silu"``, ``"hardswish"`` or ``"gelu"`` (exact, not the tanh
+            approximation).
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
         autocast: Choice of the result's dtype under autocast: see
             :func:`lightning_kernels.layer_norm`.
@@ -68,6 +69,7 @@ def group_norm(
     """
     parameter = resolve_parameter(activation, activation_parameter)
     _check(input, num_groups, weight, bias)
+    check_eps("group_norm", eps)
     dtype = autocast_dtype("group_norm", input, autocast)
     if not norm_runs_triton(input):
         if dtype is not None:
@@ -86,6 +88,8 @@ def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | Non
         raise RuntimeError(
             f"group_norm expects an input of shape (N, C, *), but got {list(x.shape)}"
         )
+    if not isinstance(num_groups, int):
+        raise TypeError(f"group_norm expects num_groups as an int, but got {num_groups!r}")
     if num_groups < 1 or x.shape[1] % num_groups != 0:
         raise RuntimeError(
             f"group_norm expects num_groups, at least 1, to divide the {x.shape[1]} channels,"

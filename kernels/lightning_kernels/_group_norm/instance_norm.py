@@ -7,7 +7,7 @@ from lightning_kernels._batch_norm import batch_norm
 from lightning_kernels._core.activation import aten_activate, resolve_parameter
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.layout import with_format_of
-from lightning_kernels._core.parameters import check_channels, check_tensor
+from lightning_kernels._core.parameters import check_channels, check_eps, check_tensor, number_of
 from lightning_kernels._core.statistics import update_running
 from lightning_kernels._group_norm.aten import aten_group_norm
 from lightning_kernels._group_norm.operator import group_norm_operator
@@ -52,8 +52,9 @@ def instance_norm(
             running statistics.
         momentum: Weight of this batch in the running statistics.
         eps: Number :math:`\epsilon` that is added to the variance.
-        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"leaky_relu"``, ``"elu"``,
-            ``"selu"``, ``"silu"`` or ``"gelu"`` (exact, not the tanh approximation).
+        activation: Activation :math:`a`: ``None``, ``"relu"``, ``"relu6"``, ``"leaky_relu"``,
+            ``"elu"``, ``"selu"``, ``"silu"``, ``"hardswish"`` or ``"gelu"`` (exact, not the tanh
+            approximation).
         activation_parameter: Slope of leaky_relu (default 0.01) or alpha of elu (default 1.0).
 
     Returns:
@@ -78,6 +79,8 @@ def instance_norm(
     """
     parameter = resolve_parameter(activation, activation_parameter)
     _check(input, running_mean, running_var, weight, bias, use_input_stats)
+    check_eps("instance_norm", eps)
+    momentum = number_of("instance_norm", "momentum", momentum)
     if not use_input_stats or input.numel() == 0:  # an empty input has no statistics
         return batch_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps,

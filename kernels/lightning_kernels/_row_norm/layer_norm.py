@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_kernels._core.autocast import Autocast, autocast_dtype, without_autocast
 from lightning_kernels._core.dispatch import norm_runs_triton
-from lightning_kernels._core.parameters import check_rows, check_tensor, shape_of
+from lightning_kernels._core.parameters import check_eps, check_rows, check_tensor, shape_of
 from lightning_kernels._row_norm.operator import row_norm_operator
 
 
@@ -66,6 +66,7 @@ def layer_norm(
     """
     check_tensor("layer_norm", input)
     shape = shape_of(normalized_shape)
+    check_eps("layer_norm", eps)
     dtype = autocast_dtype("layer_norm", input, autocast)
     if not norm_runs_triton(input):
         return _aten_layer_norm(input, shape, weight, bias, eps, dtype)

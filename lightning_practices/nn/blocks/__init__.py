@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_practices.nn._fused_layer import FUSED_FROM
 from lightning_practices.nn._norm_activation import norm_call
 from lightning_practices.nn.blocks.block import (
     Chain,
@@ -24,6 +25,7 @@ from lightning_practices.nn.blocks.block import (
 from lightning_practices.nn.blocks.sequential import Sequential
 
 __all__ = [
+    "FUSED_FROM",
     "Chain",
     "FusedBlock",
     "Sequential",

@@ -1,13 +1,24 @@
 """The block of torchvision's vision transformer, with the fused kernel."""
 
+from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.models import vision_transformer
 from typing_extensions import override
 
+from lightning_practices._arguments import (
+    check_callable,
+    check_heads,
+    check_number,
+    check_whole,
+)
 from lightning_practices.nn._residual import drop_add_norm
 from lightning_practices.nn.blocks.block import FusedBlock
+
+_DEFAULTS = signature(vision_transformer.EncoderBlock).parameters
+_NORM_LAYER: Callable[..., nn.Module] = _DEFAULTS["norm_layer"].default
 
 
 class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore[misc]  # untyped
@@ -29,6 +40,9 @@ class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore
         num_heads: Number of attention heads. For all other arguments see
             :mod:`torchvision.models.vision_transformer`.
 
+    Raises:
+        ValueError: If ``num_heads`` does not divide ``hidden_dim``, or a number is out of range.
+
     Shape:
         - Input: ``(N, S, hidden_dim)``.
         - Output: shape of the input.
@@ -37,9 +51,28 @@ class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore
     original = vision_transformer.EncoderBlock
     sources = {"forward": ("7c331f587035",)}
 
+    def __init__(
+        self,
+        num_heads: int,
+        hidden_dim: int,
+        mlp_dim: int,
+        dropout: float,
+        attention_dropout: float,
+        norm_layer: Callable[..., nn.Module] = _NORM_LAYER,
+    ) -> None:
+        check_heads("num_heads", num_heads, "hidden_dim", hidden_dim)
+        super().__init__(
+            num_heads,
+            hidden_dim,
+            check_whole("mlp_dim", mlp_dim, 1),
+            check_number("dropout", dropout, ge=0, le=1),
+            check_number("attention_dropout", attention_dropout, ge=0, le=1),
+            check_callable("norm_layer", norm_layer, "a function that makes a norm"),
+        )
+
     @override
     def forward(self: Any, input: Tensor) -> Any:
-        if input.dim() != 3 or not self.folds(input):
+        if not self.folds(input) or input.dim() != 3:
             return self.original.forward(self, input)
         x = self.ln_1(input)
         x, _ = self.self_attention(x, x, x, need_weights=False)

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 from torch import nn
 
-from lightning_practices._arguments import shown
+from lightning_practices._arguments import check_listed, shown
 from lightning_practices._names import check_module, module_name, plain_name
 from lightning_practices.surgery._blocks.block import Block
 
@@ -68,13 +68,8 @@ def names_of(where: Iterable[str | Block]) -> list[str]:
     Raises:
         TypeError: If ``where`` is a single name or block, or an item is neither name nor block.
     """
-    if isinstance(where, str | bytes) or not isinstance(where, Iterable):
-        raise TypeError(
-            "where has to be a sequence of names or blocks, as in ['layer4'], but got"
-            f" {shown(where)}"
-        )
     names: list[str] = []
-    for entry in where:
+    for entry in check_listed("where", where, "a sequence of names or blocks, as in ['layer4']"):
         if isinstance(entry, Block):
             names += [*entry.modules, *entry.parameters]
         elif isinstance(entry, str):

@@ -13,13 +13,15 @@ from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizat
 
 from lightning_practices._names import modules_with_names
 from lightning_practices.nn import ScheduledRate
-from lightning_practices.nn.blocks import FusedBlock, folds_of, norm_call, unknown_method
+from lightning_practices.nn.blocks import (
+    FUSED_FROM,
+    FusedBlock,
+    folds_of,
+    norm_call,
+    unknown_method,
+)
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of, twins
-
-# Key in a module's ``__dict__`` that holds its previous class. Deepcopy and pickle keep the key,
-# ``state_dict`` does not.
-_MARK = "_fused_from"
 
 # Methods that define how a class is called, pickled or subclassed. A class that overrides one of
 # them is not fused.
@@ -60,13 +62,14 @@ def fuse(model: nn.Module) -> Report:
     - your own classes, see :func:`register_block`. Blocks that you write with
       ``lightning_practices.nn.BatchNorm2d(activation="relu")`` need no folding.
 
-    The activations are relu, leaky_relu, elu, selu, silu and exact gelu. A folded block gets a
-    subclass of its class with the same state. The subclass's forward was written for one version of
-    the source code of the original forward. If the library has another version, or if a subclass or
-    an instance of the block has its own forward, the block is not folded, and the report lists it
-    as skipped. Each call checks for later changes: hooks, including global hooks, the classes of
-    norm and activation, and the forward of the block's class. After a change, and where the kernels
-    don't run (see :func:`lightning_kernels.route`), the layers run one by one as before.
+    The activations are relu, relu6, leaky_relu, elu, selu, silu, hardswish and exact gelu. A
+    folded block gets a subclass of its class with the same state. The subclass's forward was
+    written for one version of the source code of the original forward. If the library has another
+    version, or if a subclass or an instance of the block has its own forward, the block is not
+    folded, and the report lists it as skipped. Each call checks for later changes: hooks, including
+    global hooks, the classes of norm and activation, and the forward of the block's class. After a
+    change, and where the kernels don't run (see :func:`lightning_kernels.route`), the layers run
+    one by one as before.
 
     **Transformers.** Dropout, the addition to the residual stream and the norm after it are one
     call, :func:`lightning_kernels.add_dropout_layer_norm`. This applies to torch's encoder and
@@ -97,7 +100,7 @@ def fuse(model: nn.Module) -> Report:
     report.replaced.sort(key=lambda replaced: order[replaced.names])
     for module, swap in plan.items():
         _set_class(module, swap.fused)
-        module.__dict__[_MARK] = swap.original
+        module.__dict__[FUSED_FROM] = swap.original
     return report
 
 
@@ -180,7 +183,7 @@ def _folded(
     for own, chain in folds.items():
         full = tuple(".".join(filter(None, (name, own))) for name in names)
         norm = module.get_submodule(own)
-        before = norm.__dict__.get(_MARK, type_before_parametrizations(norm))
+        before = norm.__dict__.get(FUSED_FROM, type_before_parametrizations(norm))
         yield Folded(full, _public(before), _public(block), chain)
 
 
@@ -190,8 +193,9 @@ def unfuse(model: nn.Module) -> Report:
     The change is in place. It affects only modules that :func:`fuse` has changed, including their
     copies and pickles. A layer that was created as a layer of :mod:`lightning_practices.nn` keeps
     its class. Unfuse a model before ``torch.jit.script``, ``torch.fx.symbolic_trace`` or
-    ``torch.ao.quantization.fuse_modules``, which know torch's own layers alone. Fused models work
-    with ``torch.jit.trace``, ``torch.export`` and ``torch.compile``.
+    ``torch.ao.quantization.fuse_modules``, which know torch's own layers alone. For a fused class
+    the last of them says ``did not find fuser method``. Fused models work with
+    ``torch.jit.trace``, ``torch.export`` and ``torch.compile``.
 
     Args:
         model: The model to change.
@@ -206,7 +210,7 @@ def unfuse(model: nn.Module) -> Report:
     table = twins()
     plan: list[tuple[nn.Module, type]] = []
     for module, names in modules_with_names(model):
-        original: type | None = module.__dict__.get(_MARK)
+        original: type | None = module.__dict__.get(FUSED_FROM)
         kind = original and next((cls for cls in original.__mro__ if cls in table), None)
         if original is None or kind is None:
             continue
@@ -223,7 +227,7 @@ def unfuse(model: nn.Module) -> Report:
         if isinstance(module, ScheduledRate):
             module.__dict__.pop("rate", None)  # an attribute that only the fused class reads
         _set_class(module, cls)
-        module.__dict__.pop(_MARK, None)
+        module.__dict__.pop(FUSED_FROM, None)
     return report
 
 
