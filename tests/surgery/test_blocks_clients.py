@@ -66,7 +66,6 @@ BLOCKS = {
     "timm/efficientnet_b0": (18, "classifier", "conv_stem"),
     "timm/mobilenetv3_small_050": (14, "classifier", "conv_stem"),
     "timm/mobilenetv4_conv_small_050": (19, "classifier", "conv_stem"),
-    "timm/mobileone_s0": (44, "head", "stem"),
     "timm/mobilevit_xxs": (12, "head", "stem"),
     "timm/ghostnet_050": (19, "classifier", "conv_stem"),
     "timm/fastvit_t8": (12, "head", "stem"),

@@ -15,18 +15,18 @@
 from lightning_practices.surgery._blocks.block import Block
 from lightning_practices.surgery._blocks.blocks import blocks
 from lightning_practices.surgery._blocks.division import is_list, is_scale
+from lightning_practices.surgery._blocks.heads import side_by_side
 from lightning_practices.surgery._blocks.libraries import (
-    AUXILIARY,
     Library,
     is_auxiliary,
     library_of,
 )
 from lightning_practices.surgery._blocks.names import found, is_within, names_of
 from lightning_practices.surgery._blocks.order import in_evaluation, run
+from lightning_practices.surgery._blocks.sizes import may_feed
 from lightning_practices.surgery._blocks.table import Blocks
 
 __all__ = [
-    "AUXILIARY",
     "Block",
     "Blocks",
     "Library",
@@ -38,6 +38,8 @@ __all__ = [
     "is_scale",
     "is_within",
     "library_of",
+    "may_feed",
     "names_of",
     "run",
+    "side_by_side",
 ]

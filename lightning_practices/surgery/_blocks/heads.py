@@ -17,16 +17,16 @@ def doubt(module: nn.Module, children: Sequence[nn.Module]) -> str | None:
 
     The head takes the features that the backbone puts out, and is smaller than it. So a smaller
     child before the last one may be the head if its input has the size of the last child's output,
-    but its output does not fit the next child; or if it has the name of a head and the last child
-    has not.
+    but its output does not fit the next child; or if it has the name of a head. A last child with
+    the name of a head is the head.
 
     Args:
         module: The parent, whose children are registered in no known order.
         children: The children with weights, in the order of their registration.
     """
-    if len(children) < 2:
-        return None
     names = {child: name for name, child in module.named_children()}
+    if len(children) < 2 or _NAME.search(names[children[-1]]):
+        return None
     last = children[-1]
     size, out = count(last), features_out(last)
     for child, following in pairwise(children):
@@ -34,8 +34,8 @@ def doubt(module: nn.Module, children: Sequence[nn.Module]) -> str | None:
             continue
         takes = features_in(child)
         fits = takes is not None and takes == out and not may_feed(child, following)
-        is_named = _NAME.search(names[child]) and not _NAME.search(names[last])
-        if (fits and library_of(child) is None) or (is_named and 2 * size > count(module)):
+        is_named = _NAME.search(names[child]) and 2 * size > count(module)
+        if (fits and library_of(child) is None) or is_named:
             return (
                 f"{names[last]!r} is the last child of {type(module).__name__} and holds most of"
                 f" its parameters, but {names[child]!r} seems to be the head"
@@ -55,9 +55,10 @@ def side_by_side(module: nn.Module, children: Sequence[nn.Module]) -> list[nn.Mo
     for child in reversed(children[:-1] if heads else []):
         last = heads[0]
         takes, gives, last_takes = features_in(child), features_out(child), features_in(last)
-        if None in (takes, gives, last_takes) or may_feed(child, last):
-            break
         is_named = _NAME.search(names[child]) and _NAME.search(names[last])
+        feeds = gives == last_takes if is_named else may_feed(child, last)
+        if None in (takes, gives, last_takes) or feeds:
+            break
         if not _may_be_head(child, limit) or not (takes == last_takes or is_named):
             break
         heads.insert(0, child)

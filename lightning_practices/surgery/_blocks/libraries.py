@@ -44,7 +44,7 @@ _SEQUENCES = (
     SSDFeatureExtractorVGG,
     SSDLiteFeatureExtractorMobileNet,
 )
-AUXILIARY = (GoogLeNetAux, InceptionAux)
+_AUXILIARY = (GoogLeNetAux, InceptionAux)
 
 
 class Library(Enum):
@@ -79,7 +79,7 @@ def groups_of_timm(model: Any) -> list[Layer]:
 def is_auxiliary(parent: nn.Module, child: nn.Module) -> bool:
     """Return whether a child is an auxiliary classifier, which only training uses."""
     is_second = isinstance(parent, _SimpleSegmentationModel) and child is parent.aux_classifier
-    return isinstance(child, AUXILIARY) or is_second
+    return isinstance(child, _AUXILIARY) or is_second
 
 
 def backbone_of(model: nn.Module) -> nn.Module | None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
+_IMAGE = 4  # the most channels of an image: colours and transparency
+
 
 def count(module: nn.Module) -> int:
     """Return the number of elements of all parameters of a module without its embeddings.
@@ -42,16 +44,17 @@ def features_out(module: nn.Module) -> int | None:
 def may_feed(module: nn.Module, following: nn.Module) -> bool:
     """Return whether the output of a module has the size of the input of the following one.
 
-    A linear layer returns vectors, which don't have the shape of a convolution's input. The number
-    of features may be a multiple of the number of channels, since maps are flattened.
+    Maps may be flattened, so that the number of features is a multiple of the number of channels. A
+    convolution of few channels reads images, and not the output of a linear layer.
     """
     gives, takes = features_out(module), features_in(following)
     if gives is None or takes is None:
         return False
     last, first = next(reversed(list(_leaves(module)))), next(_leaves(following))
     is_flattened = hasattr(last, "out_channels") and hasattr(first, "in_features")
-    has_shape = not (hasattr(last, "out_features") and hasattr(first, "in_channels"))
-    return has_shape and (gives == takes or (is_flattened and takes % gives == 0))
+    if hasattr(last, "out_features") and hasattr(first, "in_channels") and takes <= _IMAGE:
+        return False
+    return gives == takes or (is_flattened and takes % gives == 0)
 
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:
