@@ -90,6 +90,13 @@ TRANSFORMERS: dict[str, tuple[str, str, dict[str, Any]]] = {
     }),
     "yolos": ("yolos", "ObjectDetection", {**_VIT, "image_size": [32, 32],
                                            "num_detection_tokens": 4}),
+    "upernet": ("upernet", "SemanticSegmentation", {
+        "hidden_size": 8, "auxiliary_channels": 8, "auxiliary_in_channels": 16,
+        "backbone_config": {"model_type": "resnet", "embedding_size": 8, "depths": [1, 1, 1, 1],
+                            "hidden_sizes": [8, 8, 16, 16], "layer_type": "basic",
+                            "out_features": ["stage1", "stage2", "stage3", "stage4"]},
+    }),
+    "timm": ("timm_wrapper", "ImageClassification", {"architecture": "resnet18"}),
     "clip": ("clip", "ZeroShotImageClassification", {
         "text_config": {**_BERT, **_IDS}, "vision_config": _VIT, "projection_dim": 8,
     }),

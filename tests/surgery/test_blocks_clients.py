@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
+from lightning_practices.callbacks import unfreezing_schedule
+from lightning_practices.optim import layer_depths
 from lightning_practices.surgery import blocks, feature_extractor
 from tests.surgery.clients import TOKENS, client, needs, package_of
 from tests.surgery.test_blocks import assert_partition, network
@@ -50,6 +52,8 @@ BLOCKS = {
     "transformers/mobilevit": (8, "classifier", "mobilevit.conv_stem"),
     "transformers/segformer": (18, "decode_head.classifier", "segformer.stages.0.patch_embeddings"),
     "transformers/yolos": (6, "bbox_predictor", "vit.embeddings"),
+    "transformers/upernet": (6, "decode_head", "backbone.embedder"),
+    "transformers/timm": (10, "timm_model.fc", "timm_model.conv1"),
     "transformers/clip": (9, "text_projection", "text_model.embeddings"),
     "transformers/wav2vec2": (9, "classifier", "wav2vec2.feature_extractor.conv_layers.0"),
     "transformers/wav2vec2-conformer": (
@@ -197,6 +201,19 @@ def test_only_the_head_is_trained_where_it_is_registered_first(name: str) -> Non
     model(**batch, labels=torch.tensor([0, 1])).loss.backward()
     optimizer.step()
     assert changed(model, before) == set(names)
+
+
+@pytest.mark.parametrize("name", these(SWAPPED))
+def test_unfreezing_starts_at_the_head_and_ends_at_the_embeddings(name: str) -> None:
+    model = client(name)
+    parts = [phase["blocks"] for phase in unfreezing_schedule(model, at_once=4)]
+    layers = [f"roberta.encoder.layer.{i}" for i in (2, 1, 0)]
+    assert parts == [["classifier"], [*layers, "roberta.embeddings"]]
+    found = layer_depths(model)
+    depths = {name: found[p] for name, p in model.named_parameters()}
+    assert depths["classifier.out_proj.weight"] == 0
+    assert depths["roberta.encoder.layer.2.output.dense.weight"] == 1
+    assert depths["roberta.embeddings.word_embeddings.weight"] == 4
 
 
 @pytest.mark.parametrize("name", these(SWAPPED))

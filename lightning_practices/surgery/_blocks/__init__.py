@@ -18,7 +18,7 @@ from lightning_practices.surgery._blocks.division import is_list, is_scale
 from lightning_practices.surgery._blocks.heads import side_by_side
 from lightning_practices.surgery._blocks.libraries import (
     Library,
-    is_auxiliary,
+    auxiliary_in,
     library_of,
 )
 from lightning_practices.surgery._blocks.names import found, is_within, names_of
@@ -30,10 +30,10 @@ __all__ = [
     "Block",
     "Blocks",
     "Library",
+    "auxiliary_in",
     "blocks",
     "found",
     "in_evaluation",
-    "is_auxiliary",
     "is_list",
     "is_scale",
     "is_within",

@@ -10,6 +10,7 @@ from lightning_practices._arguments import check_blocks_by, check_pattern, shown
 from lightning_practices._names import check_module, module_name, plain_name
 from lightning_practices.surgery._blocks.block import Block
 from lightning_practices.surgery._blocks.division import Division, divide
+from lightning_practices.surgery._blocks.libraries import auxiliary_in
 from lightning_practices.surgery._blocks.modules import modules_by_block
 from lightning_practices.surgery._blocks.names import is_within, unknown
 from lightning_practices.surgery._blocks.order import first_uses
@@ -55,7 +56,7 @@ def blocks(
     A module that only scales and shifts (norm, layer scale, ``PReLU``) is in the block of the layer
     before it. If it comes first, it is in the block of the layer after it. Parameters that a module
     itself owns, such as position embeddings, are in the first block of this module. Auxiliary
-    classifiers of Inception and GoogLeNet are in the head. A module without parameters is in the
+    classifiers, as those of Inception and UPerNet, are in the head. A module without parameters is in the
     block after it, or if it has buffers, in the block before it. Layers that share their parameters
     are one block, and the table says so. If layers don't run in the order of their registration,
     give ``example``. If they run in parallel, give ``by``.
@@ -233,6 +234,8 @@ def _label(
         name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in modules
     }
     filled = [name for name, size in within.items() if size]
+    second = auxiliary_in(model) if is_head else []
+    filled = [name for name in filled if name not in second] or filled
     if filled:
         chosen = filled[-1] if is_head else max(filled, key=lambda name: within[name])
         return module_name(chosen) or WHOLE

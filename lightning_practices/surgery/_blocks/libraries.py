@@ -78,8 +78,21 @@ def groups_of_timm(model: Any) -> list[Layer]:
 
 def is_auxiliary(parent: nn.Module, child: nn.Module) -> bool:
     """Return whether a child is an auxiliary classifier, which only training uses."""
-    is_second = isinstance(parent, _SimpleSegmentationModel) and child is parent.aux_classifier
+    if isinstance(parent, _SimpleSegmentationModel) and child is parent.aux_classifier:
+        return True
+    of_transformers = library_of(parent) is Library.TRANSFORMERS
+    is_second = of_transformers and child is parent._modules.get("auxiliary_head")
     return isinstance(child, _AUXILIARY) or is_second
+
+
+def auxiliary_in(model: nn.Module) -> list[str]:
+    """Return the names of all auxiliary classifiers of a model."""
+    return [
+        f"{name}.{key}" if name else key
+        for name, module in model.named_modules()
+        for key, child in module.named_children()
+        if is_auxiliary(module, child)
+    ]
 
 
 def backbone_of(model: nn.Module) -> nn.Module | None:

@@ -33,25 +33,37 @@ def reset_timm(model: nn.Module, network: Any, num_classes: int) -> tuple[str, .
     return tuple(name for name, module in made if any(True for _ in module.parameters(False)))
 
 
+def check_task(network: Any) -> None:
+    """Raise ``ValueError`` if a transformers model has no head for labels, by its class."""
+    name = type(network).__name__
+    if name.endswith("Model"):
+        raise ValueError(
+            f"{name} has no head for labels: load the weights into a class with one, as"
+            " AutoModelForSequenceClassification"
+        )
+    if name.endswith("ForQuestionAnswering"):
+        raise ValueError(f"{name} outputs the starts and ends of answers, and no classes")
+
+
 def check_labels(network: Any, layers: list[Predictor]) -> None:
     """Raise ``ValueError`` if the output layers of a transformers model don't output its labels."""
     labels = network.config.num_labels
-    name = type(network).__name__
-    other = [each for each in layers if each.classes != labels]
-    if other:
+    if other := [each for each in layers if each.classes != labels]:
         raise ValueError(
-            f"{name} ends in {other[0].name!r} with {other[0].classes} outputs, but its"
-            f" config.num_labels is {labels}, so that this layer does not output the labels: load"
-            " the weights into a class with labels, as AutoModelForSequenceClassification"
+            f"{type(network).__name__} ends in {other[0].name!r} with {other[0].classes} outputs,"
+            f" but its config.num_labels is {labels}, so that this layer does not output the"
+            " labels: replace it by assignment, or load the weights into a class with a head for"
+            " labels, as AutoModelForSequenceClassification"
         )
-    if name.endswith("ForQuestionAnswering"):
-        raise ValueError(f"{name} outputs starts and ends of answers, and no classes")
 
 
 def set_labels(network: Any, num_classes: int) -> None:
-    """Set the number of labels in a transformers model's configs, as ``from_pretrained`` does."""
+    """Set the number of labels in a transformers model and in its configs."""
     configs = {id(m.config): m.config for m in network.modules() if hasattr(m, "config")}
     before = network.config.num_labels
+    for module in network.modules():
+        if vars(module).get("num_labels") == before:
+            module.num_labels = num_classes
     for config in configs.values():
         if getattr(config, "num_labels", None) != before:
             continue

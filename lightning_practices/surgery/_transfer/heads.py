@@ -9,8 +9,8 @@ from torch.nn.utils.parametrize import ParametrizationList, is_parametrized
 
 from lightning_practices.surgery._blocks import (
     Library,
+    auxiliary_in,
     blocks,
-    is_auxiliary,
     is_within,
     library_of,
     may_feed,
@@ -95,12 +95,7 @@ def _of_timm(model: nn.Module, head: set[int]) -> list[str]:
 
 def _final(model: nn.Module, head: set[int], owners: Sequence[Named]) -> Iterator[str]:
     """Yield the last layer of each auxiliary classifier, then the output layers of the rest."""
-    auxiliary = [
-        f"{name}.{key}" if name else key
-        for name, module in model.named_modules()
-        for key, child in module.named_children()
-        if is_auxiliary(module, child)
-    ]
+    auxiliary = auxiliary_in(model)
     main = [named for named in owners if not any(is_within(named[0], aux) for aux in auxiliary)]
     for aux in auxiliary:
         yield [name for name, _ in owners if is_within(name, aux)][-1]
@@ -126,10 +121,13 @@ def _outputs(model: nn.Module, head: set[int], layers: Sequence[Named]) -> list[
                 final.append((name, outputs_of(layer)))  # type: ignore[arg-type]
     network = network_of(Library.TRANSFORMERS, model, head)
     labels = None if network is None else network.config.num_labels
+    named = [name for name, outputs in final if outputs == labels]
+    if len(named) == 1 and named[0].rpartition(".")[2] == "classifier":  # wherever it is registered
+        return named
     if len(final) < 2 or final[-1][0] != last[0]:
         return [last[0]]
-    if all(outputs == labels for _, outputs in final):
-        return [name for name, _ in final]
+    if len(named) == len(final):
+        return named
     listed = " and ".join(f"{name!r} with {outputs}" for name, outputs in final)
     raise ValueError(f"the head has several outputs, {listed}: replace them by assignment")
 

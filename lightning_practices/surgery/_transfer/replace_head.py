@@ -6,7 +6,12 @@ from torch import nn
 
 from lightning_practices._arguments import check_flag, check_whole
 from lightning_practices.surgery._blocks import Library, blocks
-from lightning_practices.surgery._transfer.declared import check_labels, reset_timm, set_labels
+from lightning_practices.surgery._transfer.declared import (
+    check_labels,
+    check_task,
+    reset_timm,
+    set_labels,
+)
 from lightning_practices.surgery._transfer.detectors import init_focal
 from lightning_practices.surgery._transfer.freeze import freeze
 from lightning_practices.surgery._transfer.heads import head_of, network_of, output_layers
@@ -29,7 +34,8 @@ def replace_head(model: nn.Module, num_classes: int, *, example: Any = None) -> 
 
     - timm: the model's method ``reset_classifier`` does the work, also for a model without a head.
     - transformers: all layers that output the labels are replaced, and ``config.num_labels``,
-      ``id2label`` and ``label2id`` are set.
+      ``id2label`` and ``label2id`` are set. Other outputs, such as those of a vocabulary, of spans
+      or of boxes, are refused.
     - torchvision: the auxiliary classifiers of GoogLeNet, Inception and segmentation models are
       replaced too. So are all layers of a detector, and of LRASPP, that output values for each
       class. Detectors count the background as a class, as torchvision does.
@@ -58,6 +64,8 @@ def replace_head(model: nn.Module, num_classes: int, *, example: Any = None) -> 
     if of_timm is not None:
         names = reset_timm(model, of_timm, num_classes)
     else:
+        if of_transformers is not None:
+            check_task(of_transformers)
         layers = output_layers(model, head)
         if of_transformers is not None:
             check_labels(of_transformers, layers)
