@@ -173,8 +173,10 @@ def example_of(name: str, model: Any) -> dict[str, Any]:
     return {"input_ids": tokens}
 
 
-# Encoder and decoder both begin with embeddings; the towers of CLIP run side by side.
-SEQUENTIAL = [name for name in of_library("transformers") if not name.endswith("/clip")]
+# The towers of CLIP run side by side, Whisper adds positions after its convolutions, and the
+# Conformer does not use its convolution of positions.
+_APART = {f"transformers/{kind}" for kind in ("clip", "whisper", "wav2vec2-conformer")}
+SEQUENTIAL = [name for name in of_library("transformers") if name not in _APART]
 
 
 @pytest.mark.parametrize("name", these(SEQUENTIAL))
@@ -271,6 +273,54 @@ def test_the_name_of_a_head_makes_an_order_unclear() -> None:
     with pytest.raises(ValueError, match="'fc' seems to be the head"):
         blocks(HeadFirst(square, 3, "fc"))
     assert blocks(HeadFirst(square, 3, "stem"))[0].name == "backbone.2"
+
+
+def generator() -> nn.Module:
+    body = nn.Sequential(nn.ConvTranspose2d(16, 8, 4), nn.ReLU(), nn.ConvTranspose2d(8, 16, 4))
+    return nn.ModuleDict({"fc": nn.Linear(16, 16 * 4), "body": body})
+
+
+def denoiser() -> nn.Module:
+    return nn.ModuleDict({
+        "first": nn.Conv2d(3, 8, 1), "time": nn.Linear(5, 8), "down": nn.Conv2d(8, 16, 3),
+        "up": nn.ConvTranspose2d(16, 8, 3), "last": nn.Conv2d(8, 3, 3),
+    })  # fmt: skip
+
+
+def concatenating() -> nn.Module:
+    return nn.ModuleDict({"fc1": nn.Linear(9, 8), "fc2": nn.Linear(8, 4), "fc3": nn.Linear(6, 2)})
+
+
+def autoencoder() -> nn.Module:
+    return nn.ModuleDict({"encoder": nn.Linear(9, 2), "decoder": nn.Linear(2, 9)})
+
+
+@pytest.mark.parametrize("make", [generator, denoiser, concatenating, autoencoder])
+def test_orders_that_are_clear(make: Any) -> None:
+    model = make()
+    names = dict.fromkeys(block.name.partition(".")[0] for block in blocks(model))
+    assert list(names) == list(model)[::-1]
+
+
+class InTurns(nn.Module):
+    """Runs the layers of two lists in turns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixers = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+        self.channels = nn.ModuleList([nn.Linear(8, 8) for _ in range(2)])
+        self.head = nn.Linear(8, 3)
+        self.spare = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        for mixer, channel in zip(self.mixers, self.channels, strict=True):
+            x = channel(mixer(x))
+        return self.head(x)
+
+
+def test_an_example_shows_the_order_of_layers_of_several_lists() -> None:
+    names = [block.name for block in blocks(InTurns(), example=torch.randn(2, 8))]
+    assert names == ["head", "spare", "channels.1", "mixers.1", "channels.0", "mixers.0"]
 
 
 def test_an_example_that_does_not_run() -> None:

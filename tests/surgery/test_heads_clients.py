@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 from torchvision.models.detection.fcos import FCOSClassificationHead
 from torchvision.models.detection.retinanet import RetinaNetClassificationHead
@@ -138,7 +139,7 @@ class Segmenter(nn.Module):
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
-        self.body = nn.Linear(4, 4)
+        self.body: nn.Module = nn.Linear(4, 4)
         self.head = head
 
 
@@ -204,6 +205,15 @@ def test_an_example_shows_which_layer_is_the_head() -> None:
     assert model(example).shape == (2, 6)
     assert feature_extractor(model, 4, example=example) == ("top.weight", "top.bias")
     assert model(example).shape == (2, 4)
+
+
+def test_auxiliary_classifiers_of_a_backbone_are_not_the_head() -> None:
+    with torch.device("meta"):
+        backbone = torchvision.models.googlenet(weights=None, init_weights=False)
+        model = Segmenter(nn.Linear(1000, 3))
+        model.body = backbone
+    assert replace_head(model, 7) == ("head",)
+    assert backbone.aux1.fc2.out_features == 1000
 
 
 @needs("monai")

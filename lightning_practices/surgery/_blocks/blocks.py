@@ -56,10 +56,10 @@ def blocks(
     A module that only scales and shifts (norm, layer scale, ``PReLU``) is in the block of the layer
     before it. If it comes first, it is in the block of the layer after it. Parameters that a module
     itself owns, such as position embeddings, are in the first block of this module. Auxiliary
-    classifiers, as those of Inception and UPerNet, are in the head. A module without parameters is in the
-    block after it, or if it has buffers, in the block before it. Layers that share their parameters
-    are one block, and the table says so. If layers don't run in the order of their registration,
-    give ``example``. If they run in parallel, give ``by``.
+    classifiers, as those of Inception and UPerNet, are in the head. A module without parameters is
+    in the block after it, or if it has buffers, in the block before it. Layers that share their
+    parameters are one block, and the table says so. If layers don't run in the order of their
+    registration, give ``example``. If they run in parallel, give ``by``.
 
     Args:
         model: The network.

@@ -132,8 +132,9 @@ class _Divider:
             self._look_for_doubt(module, children, library)
             if heads := side_by_side(module, children):
                 units = [unit for unit in units if unit[0] not in heads] + [tuple(heads)]
+        listed = is_list(module) and not _are_stages(children)
         layers = _joined(
-            (unit, self._layers(unit[0], library, listed=is_list(module)))
+            (unit, self._layers(unit[0], library, listed=listed))
             if len(unit) == 1
             else (unit, [[p for part in unit for p in part.parameters()]])
             for unit in units
@@ -186,11 +187,11 @@ class _Divider:
         if library is Library.TRANSFORMERS and (backbone := backbone_of(module)) in children:
             children.sort(key=lambda child: child is not backbone)
         if self._uses is not None:
-            place, places = -1, dict[nn.Module, int]()
-            for child in children:  # a child that doesn't run stays after the one before it
-                place = min((self._uses[m] for m in child.modules() if m in self._uses),
-                            default=place)  # fmt: skip
-                places[child] = place
+            place, places = -1, dict[nn.Module, tuple[int, bool]]()
+            for child in children:  # one that doesn't run stays beside the one before it, below it
+                used = [self._uses[part] for part in child.modules() if part in self._uses]
+                place = min(used, default=place)
+                places[child] = place, bool(used)
             children.sort(key=places.__getitem__)
         return children
 
@@ -204,12 +205,12 @@ class _Divider:
 
 
 class _FirstUse:
-    """Returns when a layer is used first; one that isn't used comes after the one before it."""
+    """Returns when a layer is used first; one that isn't used stays after the one before it."""
 
     def __init__(self, uses: Uses) -> None:
         self._uses: dict[int, int] = {}
         for module, place in uses.items():
-            for p in module.parameters():
+            for p in module.parameters(recurse=False):
                 self._uses[id(p)] = min(place, self._uses.get(id(p), place))
         self._last = -1
 

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
 
 from torch import nn
 
@@ -17,7 +16,7 @@ def doubt(module: nn.Module, children: Sequence[nn.Module]) -> str | None:
 
     The head takes the features that the backbone puts out, and is smaller than it. So a smaller
     child before the last one may be the head if its input has the size of the last child's output,
-    but its output does not fit the next child; or if it has the name of a head. A last child with
+    or if it has the name of a head, and if its output does not fit a later child. A last child with
     the name of a head is the head.
 
     Args:
@@ -29,12 +28,14 @@ def doubt(module: nn.Module, children: Sequence[nn.Module]) -> str | None:
         return None
     last = children[-1]
     size, out = count(last), features_out(last)
-    for child, following in pairwise(children):
+    for index, child in enumerate(children[:-1]):
         if count(child) >= size:
             continue
-        takes = features_in(child)
-        fits = takes is not None and takes == out and not may_feed(child, following)
-        is_named = _NAME.search(names[child]) and 2 * size > count(module)
+        takes, gives = features_in(child), features_out(child)
+        feeds = any(may_feed(child, later) for later in children[index + 1 :])
+        fits = takes is not None and takes == out and not feeds
+        is_named = bool(_NAME.search(names[child])) and (takes == gives or not feeds)
+        is_named = is_named and 2 * size > count(module)
         if (fits and library_of(child) is None) or is_named:
             return (
                 f"{names[last]!r} is the last child of {type(module).__name__} and holds most of"
@@ -55,7 +56,7 @@ def side_by_side(module: nn.Module, children: Sequence[nn.Module]) -> list[nn.Mo
     for child in reversed(children[:-1] if heads else []):
         last = heads[0]
         takes, gives, last_takes = features_in(child), features_out(child), features_in(last)
-        is_named = _NAME.search(names[child]) and _NAME.search(names[last])
+        is_named = all(_NAME.search(names[c]) and not names[c][-1].isdigit() for c in (child, last))
         feeds = gives == last_takes if is_named else may_feed(child, last)
         if None in (takes, gives, last_takes) or feeds:
             break

@@ -44,17 +44,19 @@ def features_out(module: nn.Module) -> int | None:
 def may_feed(module: nn.Module, following: nn.Module) -> bool:
     """Return whether the output of a module has the size of the input of the following one.
 
-    Maps may be flattened, so that the number of features is a multiple of the number of channels. A
-    convolution of few channels reads images, and not the output of a linear layer.
+    Between a convolution and a linear layer maps may be flattened, or made from vectors. Then the
+    number of features is a multiple of the number of channels. But a convolution of few channels
+    reads images, and not the output of a linear layer.
     """
     gives, takes = features_out(module), features_in(following)
     if gives is None or takes is None:
         return False
     last, first = next(reversed(list(_leaves(module)))), next(_leaves(following))
-    is_flattened = hasattr(last, "out_channels") and hasattr(first, "in_features")
-    if hasattr(last, "out_features") and hasattr(first, "in_channels") and takes <= _IMAGE:
-        return False
-    return gives == takes or (is_flattened and takes % gives == 0)
+    if hasattr(last, "out_channels") and hasattr(first, "in_features"):
+        return takes % gives == 0
+    if hasattr(last, "out_features") and hasattr(first, "in_channels"):
+        return takes > _IMAGE and gives % takes == 0
+    return gives == takes
 
 
 def _leaves(module: nn.Module) -> Iterator[nn.Module]:

@@ -98,7 +98,7 @@ def _final(model: nn.Module, head: set[int], owners: Sequence[Named]) -> Iterato
     auxiliary = auxiliary_in(model)
     main = [named for named in owners if not any(is_within(named[0], aux) for aux in auxiliary)]
     for aux in auxiliary:
-        yield [name for name, _ in owners if is_within(name, aux)][-1]
+        yield from [name for name, _ in owners if is_within(name, aux)][-1:]
     of_torchvision = any(
         library_of(module) is Library.TORCHVISION and head & {id(p) for p in module.parameters()}
         for module in model.modules()
