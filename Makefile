@@ -48,13 +48,13 @@ clean:
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[clients,dev]'
 	touch $@
 
 # The oldest supported stack, to prove the lower bounds in pyproject.toml. Triton 3.6's interpreter
 # (not its compiler) needs a NumPy that still turns arrays of one element into scalars.
 $(OLDEST_READY): pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --editable '.[dev]' \
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --editable '.[clients,dev]' \
 		'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' 'lightning==2.6.0' 'numpy<2.4'
 	touch $@

@@ -145,7 +145,8 @@ class Ends(nn.Module):
     [
         (Ends(head=nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))),
          r"the head ends in 'head.1', a BatchNorm1d, but expected nn.Linear"),
-        (Ends(head=nn.Conv2d(4, 2, 3)), "the head ends in 'head', a Conv2d, but expected"),
+        (Ends(head=nn.GRU(4, 2)), "the head ends in 'head', a GRU, but expected nn.Linear"),
+        (Ends(head=nn.Conv2d(4, 4, 3, groups=4)), "the head is a Conv2d of 4 groups, .* of 4, but"),
         (Ends(head=parametrizations.weight_norm(nn.Linear(4, 2))), "parametrized: remove the"),
         (Ends(heads=nn.ModuleDict({"a": nn.Linear(4, 2), "b": nn.Linear(4, 3)})),
          "the head has several outputs, 'a', 'b' of 'heads': replace them"),

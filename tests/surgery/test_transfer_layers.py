@@ -114,11 +114,14 @@ class Called(nn.Module):
         self.second = nn.Linear(4, 4)
         self.head = nn.Linear(4, 2)
 
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.second(self.first(x)))
+
 
 @pytest.mark.parametrize(("model", "n", "given", "message"), [
     (mlp(), 3, batch(), "n has to be an integer from 1 to 2, since Sequential has 4 blocks"),
     (mlp(), 0, batch(), "n has to be an integer from 1 to 2"),
-    (nn.Linear(2, 2), 1, batch(), "n has to be an integer from 1 to 0"),
+    (nn.Linear(4, 2), 1, batch(), "n has to be an integer from 1 to 0"),
     (Called(), 1, batch(), "'second' can't be dropped: 'second' is not an element of an nn.Seq"),
     (network("densenet121"), 1, IMAGES, "'features.denseblock4.denselayer16' is not an element"),
     (network("convnext_tiny"), 4, IMAGES, "without 'features.7.2', .* ConvNeXt doesn't run: "),

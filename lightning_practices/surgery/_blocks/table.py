@@ -20,11 +20,15 @@ class Blocks(Sequence[Block]):
     Args:
         blocks: The blocks in the order of their depth.
         sizes: Number of elements of all parameters of each block.
+        notes: Sentences that the table ends in.
     """
 
-    def __init__(self, blocks: Iterable[Block], sizes: Iterable[int]) -> None:
+    def __init__(
+        self, blocks: Iterable[Block], sizes: Iterable[int], notes: Iterable[str] = ()
+    ) -> None:
         self._blocks = tuple(blocks)
         self._sizes = tuple(sizes)
+        self._notes = tuple(notes)
 
     @overload
     def __getitem__(self, index: int) -> Block: ...
@@ -75,7 +79,7 @@ class Blocks(Sequence[Block]):
         raise ValueError(unknown("name", name, names_there))
 
     def __rich__(self) -> Table:
-        table = Table("depth", "block", "and")
+        table = Table("depth", "block", "and", caption=Text("\n".join(self._notes)) or None)
         table.add_column("parameters", justify="right")
         table.add_column("share", justify="right")
         total = max(sum(self._sizes), 1)

@@ -4,6 +4,10 @@
 - ``input_transform``: the transform of images that pretrained weights require.
 - ``remove_top_blocks``: remove the hidden blocks next to the head.
 - ``replace_head``: replace the layer that outputs the classes; make a fixed feature extractor.
+- ``heads``: find the layers of a head that output the classes.
+- ``detectors``: the layers of torchvision's detectors that output the classes.
+- ``declared``: new heads in the ways of timm and transformers.
+- ``output_layers``: the sizes of layers that output the classes, and new ones in their place.
 - ``share_layers``: share layers between two models.
 """
 

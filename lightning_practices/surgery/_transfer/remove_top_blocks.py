@@ -8,12 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from lightning_practices._arguments import check_whole
-from lightning_practices.surgery._blocks import Block, blocks, is_list, is_scale
-from lightning_practices.surgery._transfer.replace_head import (
+from lightning_practices.surgery._blocks import (
+    Block,
+    blocks,
+    in_evaluation,
+    is_list,
+    is_scale,
+    run,
+)
+from lightning_practices.surgery._transfer.heads import head_of, output_layers
+from lightning_practices.surgery._transfer.output_layers import (
     Output,
     inputs_of,
     new_layer,
-    output_layers,
     outputs_of,
     swap,
 )
@@ -37,7 +44,8 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
         model: The model to change, before an optimizer is made or a strategy wraps it.
         n: Number of blocks to remove, at least 1. At least one hidden block must remain.
         example: A batch for ``model``, on its device. The model runs on it before and after the
-            change, in eval mode and without gradients. A tuple holds several arguments.
+            change, in eval mode and without gradients. A tuple holds several arguments, a mapping
+            holds arguments by name.
 
     Returns:
         The names of the removed blocks, starting at the top.
@@ -48,7 +56,7 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
             doesn't run without the blocks, or its output has another shape. Also as for
             :func:`replace_head`.
     """
-    found = blocks(model)
+    found = blocks(model, example=example)
     n = check_whole("n", n, None)
     if not 1 <= n <= len(found) - 2:
         raise ValueError(
@@ -58,16 +66,15 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
         )
     dropped = found[1 : n + 1]
     places = [place for block in dropped for place in _places(model, block)]
-    main = list(output_layers(model).values())[-1]
-    arguments = example if isinstance(example, tuple) else (example,)
-    with _kept_on_error(model), _in_evaluation(model), torch.no_grad():
-        expected = _shape(model(*arguments))
+    main: Any = model.get_submodule(output_layers(model, head_of(model, example))[-1].name)
+    with _kept_on_error(model), in_evaluation(model), torch.no_grad():
+        expected = _shape(run(model, example))
         _remove(places)
         try:
-            features = _features_into(model, main, arguments)
+            features = _features_into(model, main, example)
             if features != inputs_of(main):
                 swap(model, main, new_layer(main, features, outputs_of(main)))
-            shape = _shape(model(*arguments))
+            shape = _shape(run(model, example))
         except Exception as error:
             names = ", ".join(repr(block.name) for block in dropped)
             raise ValueError(
@@ -109,16 +116,17 @@ class _ReachedError(Exception):
     """Stops the forward pass as soon as the number of features into the head is known."""
 
 
-def _features_into(model: nn.Module, layer: Output, arguments: tuple[Any, ...]) -> int:
+def _features_into(model: nn.Module, layer: Output, example: Any) -> int:
     features: list[int] = []
 
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        features.append(inputs[0].shape[-1 if isinstance(layer, nn.Linear) else -3])
+        dimension = -1 if isinstance(layer, nn.Linear) else -len(layer.kernel_size) - 1
+        features.append(inputs[0].shape[dimension])
         raise _ReachedError
 
     handle = layer.register_forward_pre_hook(look)
     try:
-        model(*arguments)
+        run(model, example)
     except _ReachedError:
         return features[0]
     finally:
@@ -138,17 +146,6 @@ def _kept_on_error(model: nn.Module) -> Iterator[None]:
             module._modules.clear()
             module._modules.update(children)
         raise
-
-
-@contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in [*model.modules(), *modes]:
-            module.training = modes.get(module, modes[model])
 
 
 def _shape(output: Any) -> Any:
