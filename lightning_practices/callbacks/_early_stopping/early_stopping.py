@@ -210,7 +210,7 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
         )
 
     def refuse_others(self, trainer: Trainer) -> None:
-        """Raise ``MisconfigurationException`` if the Trainer has callbacks of finetuning-scheduler."""
+        """Raise ``MisconfigurationException`` beside callbacks of finetuning-scheduler."""
         refuse_finetuning_scheduler(trainer, self, "early_stopping")
 
     @override
