@@ -6,7 +6,6 @@ from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_practices.callbacks import EarlyStopping
-from lightning_practices.callbacks._trainer.others import refuse_finetuning_scheduler
 from lightning_practices.mixins._practice import MonitorMixin, configured
 
 
@@ -54,7 +53,7 @@ class EarlyStoppingMixin(MonitorMixin):
         callbacks = super().configure_callbacks()
         if self._trainer is not None and self._early_stopping is not None:
             # Before its setup, in which it takes our callback for one of Lightning's.
-            refuse_finetuning_scheduler(self._trainer, self._early_stopping, "early_stopping")
+            self._early_stopping.refuse_others(self._trainer)
         return callbacks
 
     @property

@@ -214,10 +214,14 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
             f" {self.best_step} ({self.monitor}={self.best_score.item():.6g})"
         )
 
+    def refuse_others(self, trainer: Trainer) -> None:
+        """Raise ``MisconfigurationException`` beside callbacks of finetuning-scheduler."""
+        refuse_finetuning_scheduler(trainer, self, "early_stopping")
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            refuse_finetuning_scheduler(trainer, self, "early_stopping")
+            self.refuse_others(trainer)
             warn_of_others(trainer, self.monitor)
             if self._weights.are_in(pl_module):
                 self._refuse_retraining(trainer, pl_module)
