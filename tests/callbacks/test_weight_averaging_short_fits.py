@@ -142,15 +142,16 @@ def test_a_warning_when_a_fit_is_over_that_is_shorter_than_known(options: dict[s
 
 
 @pytest.mark.parametrize(
-    ("averaging", "when"),
+    ("arguments", "when"),
     [
-        (WeightAveraging("swa", start=3), "when the fit ends"),
-        (WeightAveraging("swa", start=2), "after this fit"),
-        (WeightAveraging(start=8), "after this fit"),
+        ({"kind": "swa", "start": 3}, "when the fit ends"),
+        ({"kind": "swa", "start": 2}, "after this fit"),
+        ({"start": 8}, "after this fit"),
     ],
     ids=str,
 )
-def test_a_warning_of_one_average_alone(averaging: WeightAveraging, when: str) -> None:
+def test_a_warning_of_one_average_alone(arguments: dict[str, Any], when: str) -> None:
+    averaging = WeightAveraging(**arguments)
     cut = [] if when == "when the fit ends" else [At(8, stop)]
     with pytest.warns(UserWarning, match=f"averages only once, so the average {when}") as caught:
         fit(Net(), averaging, *cut)
