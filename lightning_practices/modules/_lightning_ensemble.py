@@ -22,7 +22,33 @@ from lightning_practices.ensembles import Ensemble, MonteCarloPrediction, Output
 _ADDED = "members"  # the key in a checkpoint of what the hooks of the members add
 
 
-class LightningEnsemble(LightningModule):
+class _OfItsMembersPackage:
+    """Makes an ensemble that is a module of the same package of Lightning as its members.
+
+    It is no part of ``LightningEnsemble``, since tools take the arguments of a class from its own
+    ``__new__`` instead of its constructor.
+    """
+
+    def __new__(cls, members: Any = (), *args: Any, **kwargs: Any) -> Self:
+        """Make an ensemble of the package of Lightning that the members are of."""
+        twin = twin_of(LightningModule)
+        listed = members if isinstance(members, Sequence) else ()
+        kinds: list[Any] = [
+            _imported(str(one.get("class_path"))) if isinstance(one, Mapping) else type(one)
+            for one in listed
+        ]
+        is_twins = twin is not None and any(
+            isinstance(kind, type) and issubclass(kind, twin) for kind in kinds
+        )
+        made: Self = super().__new__(of_both(cls) if is_twins else cls)
+        return made
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        is_twins = hasattr(self, "_public")
+        return reduced(super().__reduce_ex__(protocol), of_both if is_twins else _itself)
+
+
+class LightningEnsemble(_OfItsMembersPackage, LightningModule):
     """An :class:`~lightning_practices.ensembles.Ensemble` that a Trainer tests, predicts and saves.
 
     ::
@@ -71,24 +97,6 @@ class LightningEnsemble(LightningModule):
         ValueError: As for :class:`~lightning_practices.ensembles.Ensemble`. If the loaded file
             names a class that isn't imported.
     """
-
-    def __new__(cls, members: Any = (), *args: Any, **kwargs: Any) -> Self:
-        """Make an ensemble of the package of Lightning that the members are of."""
-        twin = twin_of(LightningModule)
-        listed = members if isinstance(members, Sequence) else ()
-        kinds = {
-            _imported(str(one.get("class_path"))) if isinstance(one, Mapping) else type(one)
-            for one in listed
-        }
-        is_twins = twin is not None and any(
-            isinstance(kind, type) and issubclass(kind, twin) for kind in kinds
-        )
-        made: Self = super().__new__(of_both(cls) if is_twins else cls)
-        return made
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        is_twins = hasattr(self, "_public")
-        return reduced(super().__reduce_ex__(protocol), of_both if is_twins else _itself)
 
     def __init__(
         self,
