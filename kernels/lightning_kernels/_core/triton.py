@@ -50,19 +50,18 @@ try:
     import triton.language as tl
 except ImportError:
     HAS_TRITON = False
+    if os.environ.get("TRITON_INTERPRET", "0").lower() in _TRUE:
+        warnings.warn(
+            "TRITON_INTERPRET is set, but there is no Triton that could interpret the kernels, so"
+            " PyTorch's own operators compute everything: install Triton (`pip install triton`, on"
+            " Linux), or unset TRITON_INTERPRET",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 else:
     HAS_TRITON = _is_new_enough(triton.__version__)
 if not HAS_TRITON:
     triton = tl = _Absent()
-
-if not HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in _TRUE:
-    warnings.warn(
-        "TRITON_INTERPRET is set, but there is no Triton that could interpret the kernels, so"
-        " PyTorch's own operators compute everything: install Triton (`pip install triton`, on"
-        " Linux), or unset TRITON_INTERPRET",
-        RuntimeWarning,
-        stacklevel=2,
-    )
 
 # Triton decides when ``jit`` decorates a kernel, at import, whether to compile or interpret it.
 INTERPRETED: bool = HAS_TRITON and bool(triton.knobs.runtime.interpret)
