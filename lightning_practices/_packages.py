@@ -68,8 +68,8 @@ class OfBothPackages:
 def of_both(cls: Any) -> Any:
     """Return a subclass of ``cls`` with the twin's class as a further base, after all others.
 
-    Its methods are the twin's where ``cls`` overrides none. If the twin isn't imported, it is
-    ``cls`` itself.
+    A module's methods are the twin's where ``cls`` overrides none. If the twin isn't imported, it
+    is ``cls`` itself.
     """
     kind = next(base for base in cls.__mro__ if _package_of(base))
     twin: type | None = twin_of(kind)
@@ -100,17 +100,17 @@ class _End:
 @functools.cache
 def _with_base(cls: type, kind: type, twin: type) -> Any:
     """Make the class of :func:`of_both`; ``cls`` is a subclass of ``kind``."""
-    # Where cls overrides nothing, its attribute is the twin's: so Trainers find nothing overridden.
-    names = {
-        name: getattr_static(twin, name)
-        for name in dir(twin)
-        if not name.startswith("__")
-        and getattr_static(cls, name, None) is getattr_static(kind, name, None)
-    }
-    names |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_public": cls}
-    # The constructors of modules call each other along all classes, to the last one.
-    is_module = hasattr(twin, "named_parameters")
-    bases = (cls, twin) if is_module else (cls, _End, twin)
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "_public": cls}
+    bases: tuple[type, ...] = (cls, _End, twin)
+    if hasattr(twin, "named_parameters"):  # a LightningModule
+        bases = (cls, twin)  # its constructor has to reach that of torch's Module
+        # A Trainer runs each hook that isn't the one of its own LightningModule.
+        names |= {
+            name: getattr_static(twin, name)
+            for name in dir(twin)
+            if not name.startswith("__")
+            and getattr_static(cls, name, None) is getattr_static(kind, name, None)
+        }
     return type(cls)(cls.__name__, bases, names | {"__doc__": cls.__doc__})
 
 

@@ -1,6 +1,10 @@
-"""Files of tests, written for ``lightning.pytorch``, as files for ``pytorch_lightning``."""
+"""Files of tests, written for ``lightning.pytorch``, as files for ``pytorch_lightning``.
+
+``python -m tests.twins FOLDER`` writes all of them to a folder, from which pytest runs them.
+"""
 
 import importlib
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,3 +29,17 @@ def twin_module(name: str) -> ModuleType:
         source = path.read_text().replace("tests.refits", "tests.twin_refits")
         exec(compile(in_twin(source), path, "exec"), vars(module))
     return importlib.import_module(twin)
+
+
+def write(folder: Path) -> None:
+    """Write the files of tests, and what they need, in the twin's names."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name in ("tests", "examples"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in folder.rglob("*.py"):
+        path.write_text(in_twin(path.read_text()))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]))
