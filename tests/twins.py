@@ -4,6 +4,7 @@
 """
 
 import importlib
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -13,9 +14,12 @@ ROOT = Path(__file__).parents[1]
 
 
 def in_twin(source: str) -> str:
-    """Return the source with the names of the twin's packages."""
+    """Return the source with the names of the twin's packages.
+
+    The errors of this package remain those of ``lightning``.
+    """
     source = source.replace("lightning.pytorch", "pytorch_lightning")
-    return source.replace("lightning.fabric", "lightning_fabric")
+    return re.sub(r"lightning\.fabric(?!\.utilities\.exceptions)", "lightning_fabric", source)
 
 
 def twin_module(name: str) -> ModuleType:

@@ -79,6 +79,7 @@ RISING = {"monitor": "val_loss", "patience": 1, "mode": "max"}
             {"max_epochs": 4},
             [("h", 12), ("hs", 4)],
             id="a plateau of what rises, by nan",
+            marks=pytest.mark.filterwarnings("ignore:monitor='val_loss' has mode='max'"),
         ),
         pytest.param(
             [until(HEAD, plateau={**FLAT, "min_delta": 0.5}), STEM],

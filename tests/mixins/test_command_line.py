@@ -78,7 +78,7 @@ model:
     init_args: {percentile: 50}
   weight_averaging:
     class_path: lightning_practices.callbacks.WeightAveraging
-    init_args: {kind: swa, start: 0.5}
+    init_args: {kind: swa, start: 0.5, interval: step}
   penalty:
     class_path: lightning_practices.callbacks.Penalty
     init_args: {l1: 0.001, exclude: [bias]}

@@ -218,7 +218,7 @@ def test_resuming_in_a_new_module_with_more_patience(tmp_path: Path) -> None:
     assert torch.equal(module.layer.weight, best["layer.weight"])
 
 
-class Leaf(EarlyStoppingMixin):
+class Leaf(EarlyStoppingMixin, LightningModule):
     """A leaf with arguments of its own, over the mixin alone."""
 
     def __init__(self, width: int = 2, **kwargs: Any) -> None:

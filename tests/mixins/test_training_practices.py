@@ -89,7 +89,8 @@ def stopping_of(module: EarlyStoppingMixin) -> EarlyStopping:
 
 
 def kinds(trainer: Trainer) -> set[type]:
-    return {type(callback) for callback in trainer.callbacks}  # type: ignore[attr-defined]
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return {kind for callback in callbacks for kind in type(callback).__mro__}
 
 
 def test_what_it_does_by_default() -> None:
