@@ -10,6 +10,8 @@ OLDEST_READY := $(OLDEST)/.ready
 PYTEST := -m pytest --numprocesses logical --dist loadfile
 # The tests of these reach kernels: made again on CPU tensors by Triton's interpreter.
 INTERPRETED := tests/kernels tests/nn tests/surgery
+TWINS := $(CURDIR)/build/twins
+OF_LIGHTNING := tests/callbacks tests/mixins tests/modules tests/plugins tests/test_second_fit.py
 
 .PHONY: demo test test-full test-oldest lint format bench clean
 
@@ -20,11 +22,14 @@ test: $(READY)
 	$(BIN)/python $(PYTEST)
 	TRITON_INTERPRET=1 $(BIN)/python $(PYTEST) $(INTERPRETED)
 
-# Also the machine code of every kernel for all generations of GPU, by both supported compilers.
+# Also the machine code of every kernel for all generations of GPU, by both supported compilers, and
+# the tests of what needs Lightning in the names of its other package.
 test-full: $(READY) $(OLDEST_READY)
 	$(BIN)/python $(PYTEST) --full
 	TRITON_INTERPRET=1 $(BIN)/python $(PYTEST) --full $(INTERPRETED)
 	$(OLDEST)/bin/python $(PYTEST) --full tests/test_machine_code.py
+	$(BIN)/python -m tests.twins $(TWINS)
+	cd $(TWINS) && PYTHONPATH=. $(CURDIR)/$(BIN)/python $(PYTEST) $(OF_LIGHTNING)
 
 test-oldest: $(OLDEST_READY)
 	$(OLDEST)/bin/python $(PYTEST)
@@ -44,7 +49,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) runs dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) runs dist build .mypy_cache .pytest_cache .ruff_cache
 
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -8,6 +8,7 @@ loads the checkpoint.
 
 import os
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,14 +79,15 @@ def hyperparameters_of_next_class(got: Mapping[str, Any]) -> Iterator[None]:
     Args:
         got: The arguments that the next class gets.
     """
-    given = _given_hyperparameters.get()
+    variable = _of_command_line()
+    given = variable.get()
     kept = {*got, *_OF_COMMAND_LINE}
     theirs = None if given is None else {n: v for n, v in given.items() if n in kept}
-    token = _given_hyperparameters.set(theirs)
+    token = variable.set(theirs)
     try:
         yield
     finally:
-        _given_hyperparameters.reset(token)
+        variable.reset(token)
 
 
 def noted(module: LightningModule, own: dict[str, Any], got: dict[str, Any]) -> SavedArguments:
@@ -98,7 +100,7 @@ def noted(module: LightningModule, own: dict[str, Any], got: dict[str, Any]) -> 
         own: The arguments in the call of the module's own class.
         got: The arguments that the next class got.
     """
-    given = _given_hyperparameters.get() or {}  # by LightningCLI, as they are in a file
+    given = _of_command_line().get() or {}  # by LightningCLI, as they are in a file
     own = {name: given.get(name, value) for name, value in own.items()}
     hparams: Any = module.hparams
     configs = frozenset(name for name, value in (own | got).items() if _is_config(value))
@@ -230,6 +232,14 @@ def for_next_class(module: type) -> Mapping[str, Any]:
         return {}
     _given_to_next.set((None, {}))  # the constructor may make further modules of this class
     return given
+
+
+def _of_command_line() -> ContextVar[Any]:
+    """Return the variable in which LightningCLI, of either package, gives hyperparameters."""
+    twin: Any = sys.modules.get("pytorch_lightning.core.mixins.hparams_mixin")
+    if twin is not None and twin._given_hyperparameters.get() is not None:
+        return twin._given_hyperparameters  # type: ignore[no-any-return]
+    return _given_hyperparameters
 
 
 @contextmanager
