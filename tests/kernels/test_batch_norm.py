@@ -303,7 +303,7 @@ def test_bad_arguments(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"activation": "tanh"}, ValueError, "relu, leaky_relu.*'tanh'"),
+        ({"activation": "tanh"}, ValueError, "relu, relu6.*'tanh'"),
         ({"activation": "relu", "activation_parameter": 0.2}, ValueError, "0.2.*'relu'"),
         ({"activation_parameter": 0.2}, ValueError, "0.2.*None"),
         ({"residual": torch.ones(8)}, RuntimeError, r"residual.*\[4, 8\].*\[8\]"),

@@ -302,7 +302,7 @@ def test_bad_arguments(device: str) -> None:
         with pytest.raises(ValueError, match=f"at least 1, but got {size}"):
             drop_block2d(x, 0.1, size)  # type: ignore[arg-type]
     for eps in (-1.0, math.nan):
-        with pytest.raises(ValueError, match=f"eps of at least 0, but got {eps}"):
+        with pytest.raises(ValueError, match=f"eps as a number of 0 or more, but got {eps}"):
             drop_block2d(x, 0.1, 3, eps=eps)
     for dtype in (torch.int64, torch.bool, torch.complex64):
         with pytest.raises(RuntimeError, match=f"drop_block2d expects a floating.*{dtype}"):

@@ -208,7 +208,7 @@ def test_bad_arguments(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"activation": "tanh"}, ValueError, "relu, leaky_relu.*'tanh'"),
+        ({"activation": "tanh"}, ValueError, "relu, relu6.*'tanh'"),
         ({"activation": "relu", "activation_parameter": 0.2}, ValueError, "0.2.*'relu'"),
         ({"num_groups": 0}, RuntimeError, "at least 1.* got 0"),
         ({"bias": torch.ones(8, dtype=torch.float64)}, RuntimeError, "bias.*float32.*float64"),
