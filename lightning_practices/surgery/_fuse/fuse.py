@@ -93,7 +93,7 @@ def fuse(model: nn.Module) -> Report:
     """
     report = Report()
     modules = dict(modules_with_names(model))
-    table = twins()
+    table = twins(map(type, modules))
     plan = _plan_layers(modules, table, report)
     plan |= _plan_blocks(modules, table, plan, report)
     order = {names: place for place, names in enumerate(modules.values())}
@@ -207,9 +207,10 @@ def unfuse(model: nn.Module) -> Report:
         TypeError: If ``model`` is not a module.
     """
     report = Report()
-    table = twins()
+    modules = dict(modules_with_names(model))
+    table = twins(map(type, modules))
     plan: list[tuple[nn.Module, type]] = []
-    for module, names in modules_with_names(model):
+    for module, names in modules.items():
         original: type | None = module.__dict__.get(FUSED_FROM)
         kind = original and next((cls for cls in original.__mro__ if cls in table), None)
         if original is None or kind is None:
