@@ -76,18 +76,18 @@ def _twin_by_source(cls: type) -> type[nn.Module] | None:
     with _lock:
         if cls not in _by_source:
             form = transformers_layers.form_of(cls)
-            _by_source[cls] = form and _subclass(
-                cls,
-                cls,
-                (form.base, cls),
-                {
-                    "forward": form.forward,
-                    "original": cls,
-                    "sources": form.sources,
-                    "__module__": transformers_layers.__name__,
-                },
-            )
+            _by_source[cls] = None if form is None else _written_as(cls, form)
         return _by_source[cls]
+
+
+def _written_as(cls: type, form: transformers_layers.Form) -> type[nn.Module]:
+    members = {
+        "forward": form.forward,
+        "original": cls,
+        "sources": form.sources,
+        "__module__": transformers_layers.__name__,
+    }
+    return _subclass(cls, cls, (form.base, cls), members)
 
 
 def _of_timm(table: str) -> dict[type, Any]:
