@@ -20,7 +20,7 @@ from lightning_practices.nn.blocks import fingerprint
 from lightning_practices.surgery import fuse, unfuse
 from tests.kernels.reference import assert_as_right
 from tests.surgery.clients import client, needs
-from tests.surgery.models import assert_equal, everything, randomise
+from tests.surgery.models import assert_equal, everything, randomise, step
 
 pytestmark = [needs("transformers"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
@@ -269,8 +269,30 @@ def test_a_class_with_other_code_is_left_alone(tmp_path: Path) -> None:
     spec.loader.exec_module(module)
     norm = module.LlamaRMSNorm()
     assert fingerprint(type(norm).forward) is not None
-    assert not fuse(nn.Sequential(norm)).replaced
+    report = fuse(nn.Sequential(norm))
+    assert not report.replaced
+    assert report.count_not_served() == "1 LlamaRMSNorm"
     assert type(norm) is module.LlamaRMSNorm
+
+
+@pytest.mark.plain
+def test_a_norm_with_a_forward_of_its_own_is_skipped() -> None:
+    norm = norm_of("Llama")
+    norm.forward = norm.forward
+    report = fuse(nn.Sequential(norm))
+    assert [skipped.reason for skipped in report.skipped] == ["this instance has its own forward"]
+    assert not report.replaced
+    assert not report.not_served
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("kind", ["Llama", "Gemma", "Cohere"])
+def test_a_compiled_norm_is_one_graph(kind: str, device: str) -> None:
+    model = nn.Sequential(norm_of(kind, device))
+    fuse(model)
+    x = torch.randn(ROWS, device=device).bfloat16()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_equal(step(compiled, x), step(model, x))
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5", "swin", "convnext"])
