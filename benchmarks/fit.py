@@ -170,7 +170,7 @@ class _Run:
         try:
             return work()
         except Exception as error:
-            missing = isinstance(error, _MissingCompilerError)
+            missing = isinstance(error, _MissingCompilerError | ModuleNotFoundError)
             self.failed = failure(error, "missing" if missing else "failed")
         self.release()  # after the except clause, where the traceback would keep tensors alive
         return math.nan

@@ -109,6 +109,47 @@ def _small_gpt() -> nn.Module:
     return CausalTransformer(depth=2, width=64, heads=2, length=32, tokens=64)
 
 
+class Llama(nn.Module):
+    """transformers' Llama with random weights, whose output is the logits alone."""
+
+    def __init__(self, depth: int, width: int, heads: int, length: int, tokens: int) -> None:
+        super().__init__()
+        import transformers
+
+        config = transformers.LlamaConfig(
+            num_hidden_layers=depth, hidden_size=width, intermediate_size=8 * width // 3,
+            num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=length,
+            vocab_size=tokens, use_cache=False,
+        )  # fmt: skip
+        self.model = transformers.LlamaForCausalLM(config)
+
+    @override
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.model(tokens).logits
+        return logits
+
+
+def _llama() -> nn.Module:
+    return Llama(depth=12, width=768, heads=12, length=1024, tokens=16384)
+
+
+def _small_efficientnet() -> nn.Module:
+    return _efficientnet("test_efficientnet", 10)
+
+
+def _small_llama() -> nn.Module:
+    return Llama(depth=2, width=48, heads=2, length=32, tokens=64)
+
+
+def _efficientnet(name: str = "efficientnet_b0", classes: int = 1000) -> nn.Module:
+    import timm
+
+    network: nn.Module = timm.create_model(
+        name, num_classes=classes, drop_rate=0.2, drop_path_rate=0.2
+    )
+    return network
+
+
 def _small_vit() -> nn.Module:
     network: nn.Module = models.VisionTransformer(
         32, 8, 2, 2, 64, 128, dropout=_DROP_RATE, num_classes=10
@@ -126,12 +167,17 @@ _SMALL: dict[str, Any] = {"batch_size": 8, "precision": "32-true"}
 _IMAGE: dict[str, Any] = {"sample": (3, 224, 224), "classes": 1000}
 _SMALL_IMAGE: dict[str, Any] = {"sample": (3, 32, 32), "classes": 10, **_SMALL}
 
-# The workloads by their names in --models. Dropout is on, as in the recipes of these models.
+# The workloads by their names in --models. Dropout is on if the recipe of the model has it. The
+# last two need timm and transformers.
 ON_GPU = {
     "resnet": Workload("resnet50", models.resnet50, 256, channels_last=True, **_IMAGE),
     "vit": Workload("vit_b_16", lambda: models.vit_b_16(dropout=_DROP_RATE), 256, **_IMAGE),
     "convnext": Workload("convnext_tiny", models.convnext_tiny, 128, channels_last=True, **_IMAGE),
     "transformer": Workload("transformer", _gpt, 32, (1024,), 16384, "sequences"),
+    "efficientnet": Workload(
+        "timm efficientnet_b0", _efficientnet, 256, channels_last=True, **_IMAGE
+    ),
+    "llama": Workload("transformers llama", _llama, 32, (1024,), 16384, "sequences"),
 }
 ON_CPU = {
     "resnet": Workload(
@@ -141,6 +187,12 @@ ON_CPU = {
     "convnext": Workload("small convnext 32px", _small_convnext, **_SMALL_IMAGE),
     "transformer": Workload(
         "small transformer", _small_gpt, sample=(32,), classes=64, unit="sequences", **_SMALL
+    ),
+    "efficientnet": Workload(
+        "small efficientnet 32px", _small_efficientnet, channels_last=True, **_SMALL_IMAGE
+    ),
+    "llama": Workload(
+        "small llama", _small_llama, sample=(32,), classes=64, unit="sequences", **_SMALL
     ),
 }
 

@@ -33,6 +33,12 @@ TIMM_NETWORKS = (
     "resnet18", "resnet50", "efficientnet_b0", "regnetx_002", "regnety_002", "densenet121",
     "mobilenetv2_100", "mobilenetv3_large_100", "convnext_tiny", "vit_base_patch16_224",
 )  # fmt: skip
+# Model types of transformers, each with its default configuration.
+TRANSFORMERS_NETWORKS = (
+    "bert", "roberta", "deberta-v2", "modernbert", "gpt2", "t5", "bart", "llama", "mistral",
+    "mixtral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "olmo2", "cohere", "gpt_oss", "mamba",
+    "vit", "dinov2", "swin", "convnext", "segformer", "detr", "clip", "whisper", "wav2vec2",
+)  # fmt: skip
 GUARD_CALLS = 200
 TIMER = time.thread_time  # CPU time of this thread, so that other work of the machine has no effect
 
@@ -70,12 +76,14 @@ def main(arguments: argparse.Namespace) -> int:
 
 def coverage(named: Iterable[tuple[str, nn.Module]]) -> Table:
     """Return a table of what :func:`fuse` serves in each network and in all of them."""
-    table = Table("network", "batch norms", "replaced", "folded", "skipped", show_footer=True)
-    total = [0, 0, 0, 0]
+    heads = ("batch norms", "replaced", "folded", "skipped", "not served")
+    table = Table("network", *heads, show_footer=True)
+    total = [0 for _ in heads]
     for name, net in track(named, "fusing", transient=True):
         norms = sum(isinstance(module, _BatchNorm) for module in net.modules())
         report = fuse(net)
-        counts = [norms, len(report.replaced), len(report.folded), len(report.skipped)]
+        served = [norms, len(report.replaced), len(report.folded)]
+        counts = [*served, len(report.skipped), len(report.not_served)]
         total = [a + b for a, b in zip(total, counts, strict=True)]
         table.add_row(name, *map(str, counts))
     for column, text in zip(table.columns, ["all", *map(str, total)], strict=True):
@@ -94,7 +102,21 @@ def networks() -> list[tuple[str, nn.Module]]:
             import timm
 
             found += [(f"timm {name}", timm.create_model(name)) for name in TIMM_NETWORKS]
+        if find_spec("transformers"):
+            found += [
+                (f"transformers {name}", _transformer(name)) for name in TRANSFORMERS_NETWORKS
+            ]
     return found
+
+
+def _transformer(kind: str) -> nn.Module:
+    import transformers
+
+    # DETR's default backbone would be downloaded.
+    options = {"backbone_config": transformers.ResNetConfig()} if kind == "detr" else {}
+    config = transformers.AutoConfig.for_model(kind, **options)
+    network: nn.Module = transformers.AutoModel.from_config(config)
+    return network
 
 
 def paired(

@@ -82,6 +82,8 @@ def _in_a_line(report: Report) -> str:
         line += f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
     if report.folded:
         line += f", {len(report.folded)} folded with the operations behind them"
+    if report.not_served:
+        line += f", not served: {report.count_not_served()}"
     if not report.skipped:
         return line
     line += f", {len(report.skipped)} skipped: "

@@ -22,10 +22,11 @@ def test_what_is_served_is_counted_and_summed() -> None:
     def net() -> nn.Module:
         return nn.Sequential(nn.BatchNorm2d(2), nn.ReLU6(), nn.BatchNorm2d(2), nn.Hardtanh())
 
-    table = coverage([("first", net()), ("second", nn.Sequential(net(), nn.Dropout()))])
+    second = nn.Sequential(net(), nn.Dropout(), nn.LocalResponseNorm(2))
+    table = coverage([("first", net()), ("second", second)])
     rows = [list(column.cells) for column in table.columns]
-    assert rows == [["first", "second"], ["2", "2"], ["2", "3"], ["1", "1"], ["1", "1"]]
-    assert [column.footer for column in table.columns] == ["all", "4", "5", "2", "2"]
+    assert rows == [["first", "second"], ["2", "2"], ["2", "3"], ["1", "1"], ["1", "1"], ["0", "1"]]
+    assert [column.footer for column in table.columns] == ["all", "4", "5", "2", "2", "1"]
 
 
 def test_an_error_is_raised() -> None:

@@ -2,8 +2,11 @@ import re
 
 import pytest
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+from torchvision.ops import FrozenBatchNorm2d
 from typing_extensions import override
 
+from lightning_practices.nn import DropCluster2d, DropConnectLinear
 from lightning_practices.surgery import Folded, Report, Skipped, fuse, unfuse
 
 pytestmark = pytest.mark.plain
@@ -72,3 +75,31 @@ def test_a_fold_shows_the_class_of_the_norm_in_one_piece(change: str) -> None:
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= 100
     assert any("│ torch.nn.BatchNorm2d " in line and "folded: " in line for line in lines)
+
+
+def test_norms_and_dropouts_without_a_fused_class_are_counted() -> None:
+    model = nn.Sequential(nn.LayerNorm(3), *(FrozenBatchNorm2d(3) for _ in range(4)), OwnForward())
+    report = fuse(model)
+    text = "Report(1 replaced, 0 folded, 1 skipped, not served: 4 FrozenBatchNorm2d)"
+    assert repr(report) == text
+    assert repr(fuse(model)) == text.replace("1 replaced", "0 replaced")
+    assert [left.names for left in report.not_served] == [("1",), ("2",), ("3",), ("4",)]
+    lines = str(report).splitlines()
+    (row,) = (i for i, line in enumerate(lines) if "not served: 4 FrozenBatchNorm2d" in line)
+    assert [line.split()[1] for line in lines[row : row + 3]] == ["1", "2", "and"]
+    assert "and 2 more" in lines[row + 2]
+
+
+def test_a_report_of_nothing_but_unserved_layers_is_a_table() -> None:
+    report = fuse(nn.Sequential(FrozenBatchNorm2d(3)))
+    assert (
+        repr(report) == "Report(0 replaced, 0 folded, 0 skipped, not served: 1 FrozenBatchNorm2d)"
+    )
+    assert "not served: 1 FrozenBatchNorm2d" in str(report)
+
+
+def test_layers_of_this_package_and_parametrizations_are_not_listed() -> None:
+    model = nn.Sequential(
+        weight_norm(nn.Linear(2, 2)), DropConnectLinear(2, 2), DropCluster2d(0.1, 2)
+    )
+    assert not fuse(model).not_served

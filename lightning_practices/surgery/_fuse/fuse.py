@@ -9,7 +9,11 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
+from torch.nn.utils.parametrize import (
+    ParametrizationList,
+    is_parametrized,
+    type_before_parametrizations,
+)
 
 from lightning_practices._names import modules_with_names
 from lightning_practices.nn import ScheduledRate
@@ -26,6 +30,9 @@ from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of
 # Methods that define how a class is called, pickled or subclassed. A class that overrides one of
 # them is not fused.
 _DECIDING = ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__")
+
+# Words in the name of a class, in lower case, that say that it may have a fused twin some day.
+_NAMED_FOR = ("norm", "drop")
 
 Modules = Mapping[nn.Module, tuple[str, ...]]  # each module of a model, and all its names
 
@@ -51,6 +58,14 @@ def fuse(model: nn.Module) -> Report:
     A subclass of torch's layer is fused too, and stays an instance of its own class. If it has its
     own ``forward``, it is not fused, and the report lists it as skipped. Layers that are already
     fused are not listed, so a second call changes nothing. After an error the model is unchanged.
+
+    **transformers.** Its models define norms and stochastic depths anew in each file. Such a layer
+    is replaced if the source code of its ``forward`` is known: the RMS norms of Llama, Mistral,
+    Qwen, Phi-3, Mixtral, Mamba, OLMo, Gemma and T5, the layer norms of Cohere, DeBERTa, ConvNeXt
+    and SAM, the ``DropPath`` of Swin and DINOv2, and all layers that are written like them. The
+    result has the dtype of the original result. In half precision it is rounded once, where most
+    originals round before and after the multiplication by the weight. Where the kernels don't run
+    (see :func:`lightning_kernels.route`), the original forward runs.
 
     **Folding.** A norm and the operations after it (an activation, or the addition of a residual
     and an activation) are one call in blocks whose forward is known. These blocks are
@@ -81,7 +96,8 @@ def fuse(model: nn.Module) -> Report:
         model: The model to change.
 
     Returns:
-        A report of the replaced layers, the folded norms, and the skipped layers with reasons.
+        A report of the replaced layers, the folded norms, the skipped layers with reasons, and the
+        norms and dropouts that no fused class serves.
 
     Raises:
         TypeError: If ``model`` is not a module.
@@ -93,9 +109,10 @@ def fuse(model: nn.Module) -> Report:
     """
     report = Report()
     modules = dict(modules_with_names(model))
-    table = twins()
+    table = twins(map(type, modules))
     plan = _plan_layers(modules, table, report)
     plan |= _plan_blocks(modules, table, plan, report)
+    report.not_served += _not_served(modules, table, plan, report)
     order = {names: place for place, names in enumerate(modules.values())}
     report.replaced.sort(key=lambda replaced: order[replaced.names])
     for module, swap in plan.items():
@@ -143,7 +160,10 @@ def _plan_blocks(
         if not folded and folded is not None and not refused:
             continue
         if refusal := _why_not_block(module, original, kind, twin):
-            report.skipped.append(_not_folded(module, names, refusal))
+            skipped = _not_folded(module, names, refusal)
+            if not any(module.children()):  # a layer, which has nothing to fold
+                skipped = Skipped(names, skipped.cls, refusal)
+            report.skipped.append(skipped)
             continue
         for name, why in refused.items():
             norm = module.get_submodule(name)
@@ -154,6 +174,25 @@ def _plan_blocks(
         if folded or is_layer:
             plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
     return plan
+
+
+def _not_served(
+    modules: Modules, table: Classes, plan: Mapping[nn.Module, _Swap], report: Report
+) -> Iterator[Skipped]:
+    """Yield a report entry for each norm and each dropout that has no fused class.
+
+    Such a layer is known by the name of its class, and has no children.
+    """
+    skipped = {layer.names for layer in report.skipped}
+    lists = [module for module in modules if isinstance(module, ParametrizationList)]
+    parametrizations = {child for each in lists for child in each}  # such as torch's `_WeightNorm`
+    for module, names in modules.items():
+        cls = type_before_parametrizations(module)
+        named = any(word in cls.__name__.lower() for word in _NAMED_FOR)
+        if not named or any(module.children()) or module in plan or names in skipped:
+            continue
+        if not (_is_fused(module, table) or _is_ours(cls) or module in parametrizations):
+            yield Skipped(names, _public(cls), "no fused class is known for it")
 
 
 def _is_listed(module: nn.Module, folded: Mapping[str, str] | None) -> bool:
@@ -207,9 +246,10 @@ def unfuse(model: nn.Module) -> Report:
         TypeError: If ``model`` is not a module.
     """
     report = Report()
-    table = twins()
+    modules = dict(modules_with_names(model))
+    table = twins(map(type, modules))
     plan: list[tuple[nn.Module, type]] = []
-    for module, names in modules_with_names(model):
+    for module, names in modules.items():
         original: type | None = module.__dict__.get(FUSED_FROM)
         kind = original and next((cls for cls in original.__mro__ if cls in table), None)
         if original is None or kind is None:

@@ -1,5 +1,6 @@
 """Report of the changes that surgery made to a model."""
 
+from collections import Counter
 from dataclasses import dataclass, field
 from textwrap import wrap
 
@@ -11,6 +12,7 @@ from lightning_practices._tables import as_text
 
 _REASON_WIDTH = 40  # characters
 _BLOCK_WIDTH = 45  # characters; the name of torchvision's longest block has 41
+_SHOWN = 2  # the most names of layers that are not served, for each class
 _NAMES_WIDTH = 15  # the least width of the names of modules
 _WIDTH = 90  # of a table's text, without its frame
 
@@ -67,32 +69,52 @@ class Skipped:
 class Report:
     """The replaced, folded and skipped layers. ``print`` shows them as a table.
 
+    ``repr`` counts them, as in ``Report(20 replaced, 17 folded, 0 skipped)``. If layers are not
+    served, it ends in ``not served: 14 FrozenBatchNorm2d``.
+
     Attributes:
         replaced: The replaced layers, in the model's order.
         folded: The norms that are one call with the operations after them, in the model's order.
         skipped: The layers that were not changed, then the blocks and norms that are not folded.
+        not_served: The layers without a fused class whose class is named for a norm or for dropout,
+            in the model's order. The table has one row for each class.
         when_empty: The sentence that a report without entries prints.
     """
 
     replaced: list[Replaced] = field(default_factory=list)
     folded: list[Folded] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    not_served: list[Skipped] = field(default_factory=list)
     when_empty: str = field(default="Nothing to replace.", compare=False)
 
+    def count_not_served(self) -> str:
+        """Return the classes of :attr:`not_served` with counts, as ``"14 FrozenBatchNorm2d"``."""
+        counts = Counter(layer.cls.rpartition(".")[2] for layer in self.not_served)
+        return ", ".join(f"{count} {name}" for name, count in counts.most_common())
+
     def __rich__(self) -> Table | Text:
-        if not (self.replaced or self.folded or self.skipped):
+        if not (self.replaced or self.folded or self.skipped or self.not_served):
             return Text(self.when_empty)
         table = Table("module", "before")
         # Reasons are wrapped to a narrow column; the other columns are folded where need be.
         table.add_column("after, or why it was skipped", no_wrap=True)
         for layer in self.replaced:
-            table.add_row(_cell(layer.names), Text(layer.before), Text(layer.after))
+            pieces = wrap(layer.after, _BLOCK_WIDTH)
+            table.add_row(_cell(layer.names), Text(layer.before), Text("\n".join(pieces)))
         for fold in self.folded:
             chain = wrap(f"folded: {fold.chain}, in {fold.block}", _BLOCK_WIDTH)
             table.add_row(_cell(fold.names), Text(fold.norm), Text("\n".join(chain)))
         for left in self.skipped:
             why = wrap(f"skipped: {left.reason}", _REASON_WIDTH)
             table.add_row(_cell(left.names), Text(left.cls), Text("\n".join(why)))
+        for cls in dict.fromkeys(layer.cls for layer in self.not_served):
+            alike = [layer for layer in self.not_served if layer.cls == cls]
+            shown = [name for layer in alike[:_SHOWN] for name in layer.names]
+            if len(alike) > _SHOWN:
+                shown.append(f"and {len(alike) - _SHOWN} more")
+            count = f"not served: {len(alike)} {cls.rpartition('.')[2]}"
+            why = wrap(f"{count}, {alike[0].reason}", _REASON_WIDTH)
+            table.add_row(_cell(tuple(shown)), Text(cls), Text("\n".join(why)))
         for column in table.columns:
             column.overflow = "fold"
         names, before, after = (_widest(column) for column in table.columns)
@@ -109,6 +131,8 @@ class Report:
     def __repr__(self) -> str:
         counts = (self.replaced, "replaced"), (self.folded, "folded"), (self.skipped, "skipped")
         text = ", ".join(f"{len(entries)} {what}" for entries, what in counts)
+        if self.not_served:
+            text += f", not served: {self.count_not_served()}"
         return f"{type(self).__name__}({text})"
 
 

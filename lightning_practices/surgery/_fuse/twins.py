@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from threading import RLock
 from typing import Any
@@ -13,6 +13,7 @@ from torchvision import ops
 from lightning_practices import nn as fused
 from lightning_practices._arguments import check_callable, shown
 from lightning_practices.nn.blocks import FusedBlock, fused_blocks
+from lightning_practices.surgery._fuse import transformers_layers
 
 Classes = dict[type, type[nn.Module]]
 
@@ -41,23 +42,52 @@ _LAYERS: Classes = {
     nn.TransformerEncoderLayer: fused.TransformerEncoderLayer,
 }
 _registered: Classes = {}
+_by_source: dict[type, type[nn.Module] | None] = {}  # ``None``: the source code is unknown
 _of_subclasses: dict[tuple[type, type], type[nn.Module]] = {}
 _lock = RLock()  # so that two threads that fuse at the same time get the same class
 
 
-def twins() -> Classes:
-    """Return the fused class of each class that can be fused, for all imported libraries."""
-    classes: Classes = {**_LAYERS, **fused_blocks()}
+def twins(classes: Iterable[type] = ()) -> Classes:
+    """Return the fused class of each class that can be fused, for all imported libraries.
+
+    Args:
+        classes: Classes to look up by their source code, with their bases. The result has those
+            that are known.
+    """
+    found: Classes = {**_LAYERS, **fused_blocks()}
     if "torchvision.models" in sys.modules:
         from torchvision.models import convnext
 
-        classes[convnext.LayerNorm2d] = fused.LayerNorm2d
-    return classes | _of_timm("TWINS") | _registered
+        found[convnext.LayerNorm2d] = fused.LayerNorm2d
+    found |= _of_timm("TWINS")
+    for cls in {base for each in classes for base in each.__mro__}:
+        if twin := _twin_by_source(cls):
+            found[cls] = twin
+    return found | _registered
 
 
 def left_alone() -> dict[type, str]:
     """Return the classes for which the kernels would compute something else, and why."""
     return _of_timm("LEFT_ALONE")
+
+
+def _twin_by_source(cls: type) -> type[nn.Module] | None:
+    """Return the fused class of a class of transformers, or ``None`` if its source is unknown."""
+    with _lock:
+        if cls not in _by_source:
+            form = transformers_layers.form_of(cls)
+            _by_source[cls] = None if form is None else _written_as(cls, form)
+        return _by_source[cls]
+
+
+def _written_as(cls: type, form: transformers_layers.Form) -> type[nn.Module]:
+    members = {
+        "forward": form.forward,
+        "original": cls,
+        "sources": form.sources,
+        "__module__": transformers_layers.__name__,
+    }
+    return _subclass(cls, cls, (form.base, cls), members)
 
 
 def _of_timm(table: str) -> dict[type, Any]:
@@ -107,7 +137,7 @@ def register_block(block: type[nn.Module], forward: Callable[..., Any]) -> None:
         raise ValueError(f"block must have a forward, but {block.__name__} has none")
     check_callable("forward", forward, "a function of the block and its inputs")
     with _lock:
-        if block in twins():
+        if block in twins([block]):
             raise ValueError(f"{block.__name__} has a fused forward already")
 
         @functools.wraps(forward)
@@ -121,7 +151,7 @@ def register_block(block: type[nn.Module], forward: Callable[..., Any]) -> None:
 
 def twin_of(original: type, kind: type) -> type[nn.Module]:
     """Return the fused class of ``original``: that of ``kind``, or a subclass of both classes."""
-    twin = twins()[kind]
+    twin = twins([kind])[kind]
     if original is kind:
         return twin
     with _lock:
@@ -148,6 +178,6 @@ def _subclass(
 def _blank(original: type, kind: type) -> nn.Module:
     """Return an instance of the fused class of ``original``, without any state yet."""
     # In this process the block may not be registered.
-    cls: Any = twin_of(original, kind) if kind in twins() else original
+    cls: Any = twin_of(original, kind) if kind in twins([kind]) else original
     module: nn.Module = cls.__new__(cls)
     return module
