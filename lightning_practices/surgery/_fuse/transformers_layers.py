@@ -31,6 +31,8 @@ class FusedNorm(FusedBlock):
 
     def serves(self, x: Tensor, *parameters: Tensor) -> bool:
         """Return whether a kernel normalises ``x`` with ``parameters``, one for each channel."""
+        if torch.compiler.is_compiling() and lightning_kernels.get_compiled_norms() == "inductor":
+            return False
         return self.folds(x) and all(
             parameter.shape == x.shape[-1:] and parameter.dtype in _SERVED_DTYPES
             for parameter in parameters
