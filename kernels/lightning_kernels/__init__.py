@@ -13,7 +13,13 @@ from lightning_kernels._clip_grad import (
 )
 from lightning_kernels._core.activation import Activation
 from lightning_kernels._core.autocast import Autocast
-from lightning_kernels._core.dispatch import CompiledNorms, Route, route, set_compiled_norms
+from lightning_kernels._core.dispatch import (
+    CompiledNorms,
+    Route,
+    get_compiled_norms,
+    route,
+    set_compiled_norms,
+)
 from lightning_kernels._drop_block import drop_block2d, drop_block3d
 from lightning_kernels._dropout import (
     alpha_dropout,
@@ -54,6 +60,7 @@ __all__ = [
     "dropout3d",
     "dropout_activation",
     "feature_alpha_dropout",
+    "get_compiled_norms",
     "group_norm",
     "instance_norm",
     "layer_norm",

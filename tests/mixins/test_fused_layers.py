@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 from torchvision.models.resnet import BasicBlock
+from torchvision.ops import FrozenBatchNorm2d
 from typing_extensions import override
 
 from lightning_practices.mixins import FusedLayersMixin
@@ -338,6 +339,14 @@ def test_folds_found_later_are_added_to_the_report(messages: list[str]) -> None:
     assert messages[0] == FOLDED
     assert messages[1].startswith(later)
     assert [fold.names for fold in module.fused_layers.folded][-1] == ("net.3.0",)
+
+
+def test_norms_without_a_fused_class_are_counted(messages: list[str]) -> None:
+    module = Fused()
+    module.net.extend([FrozenBatchNorm2d(1) for _ in range(3)])
+    module.configure_model()
+    assert messages == [f"{FUSED}, not served: 3 FrozenBatchNorm2d"]
+    assert len(module.fused_layers.not_served) == 3
 
 
 class Gathering(Fused):

@@ -86,6 +86,11 @@ def set_compiled_norms(norms: CompiledNorms) -> None:
     _compiled_norms = norms
 
 
+def get_compiled_norms() -> CompiledNorms:
+    """Return the choice of :func:`set_compiled_norms`."""
+    return _compiled_norms
+
+
 def norm_runs_triton(x: Tensor) -> bool:
     """Return whether a norm's kernel computes a call on ``x``: see :func:`set_compiled_norms`."""
     return runs_triton(x) and not (_compiled_norms == "inductor" and torch.compiler.is_compiling())

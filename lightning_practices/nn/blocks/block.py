@@ -43,7 +43,7 @@ class Chain:
 
 
 class FusedBlock(FusedLayer):
-    """A known block whose forward folds norms with the operations after them.
+    """A known block whose forward folds norms with the operations after them, or a known layer.
 
     A subclass inherits from this class and from the block's class, and has no state of its own: a
     block is fused by changing its class. The fused forward replaces methods of the block, and is

@@ -3,6 +3,7 @@
 ``fuse``: replace layers, fold blocks, and report what was skipped and why.
 ``twins``: the fused class of each layer and block, and the registration of custom blocks.
 ``timm_layers``: the fused classes of timm's layers.
+``transformers_layers``: the fused forwards of transformers' layers, known by their source code.
 ``report``: the changes, as a table.
 """
 

@@ -31,7 +31,7 @@ from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of
 # them is not fused.
 _DECIDING = ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__")
 
-# Words in the name of a class, in lower case, that say that it may have a fused twin some day.
+# Words in the name of a class, in lower case, that tell a norm or a dropout without a fused class.
 _NAMED_FOR = ("norm", "drop")
 
 Modules = Mapping[nn.Module, tuple[str, ...]]  # each module of a model, and all its names

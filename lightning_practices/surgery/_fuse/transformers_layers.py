@@ -3,6 +3,10 @@
 transformers defines these layers anew in the file of each model. So a class is known not by its
 name but by the source code of its methods: see :class:`Form`. This file does not import
 transformers.
+
+A fused forward has the original's argument and returns the original's dtype, which depends on the
+dtypes of input and weight. It computes in float32 and rounds once. The originals compute in float32
+too, but most of them also round before the multiplication by the weight.
 """
 
 import inspect
@@ -31,6 +35,8 @@ class FusedNorm(FusedBlock):
 
     def serves(self, x: Tensor, *parameters: Tensor) -> bool:
         """Return whether a kernel normalises ``x`` with ``parameters``, one for each channel."""
+        if torch.compiler.is_compiling() and lightning_kernels.get_compiled_norms() == "inductor":
+            return False
         return self.folds(x) and all(
             parameter.shape == x.shape[-1:] and parameter.dtype in _SERVED_DTYPES
             for parameter in parameters
@@ -108,7 +114,7 @@ def _gemma4(self: Any, hidden_states: Tensor) -> Any:
 
 
 def _t5(self: Any, hidden_states: Tensor) -> Any:
-    """T5 and its kin: the result has the weight's dtype."""
+    """T5, mT5, UMT5, LongT5: the result has the dtype of the weight."""
     if not self.serves(hidden_states, self.weight):
         return self.original.forward(self, hidden_states)
     return _rms_norm(hidden_states, self.weight, self.variance_epsilon, self.weight.dtype)

@@ -42,7 +42,7 @@ _LAYERS: Classes = {
     nn.TransformerEncoderLayer: fused.TransformerEncoderLayer,
 }
 _registered: Classes = {}
-_by_source: dict[type, type[nn.Module] | None] = {}  # ``None``: the source code is unknown
+_by_source: Classes = {}  # of classes whose source code is known
 _of_subclasses: dict[tuple[type, type], type[nn.Module]] = {}
 _lock = RLock()  # so that two threads that fuse at the same time get the same class
 
@@ -76,7 +76,9 @@ def _twin_by_source(cls: type) -> type[nn.Module] | None:
     with _lock:
         if cls not in _by_source:
             form = transformers_layers.form_of(cls)
-            _by_source[cls] = None if form is None else _written_as(cls, form)
+            if form is None:
+                return None
+            _by_source[cls] = _written_as(cls, form)
         return _by_source[cls]
 
 
