@@ -42,6 +42,7 @@ class FoundLearningRate(OfBothPackages, Callback):
         self.part: nn.Module | None = None
         self._given = optimizer.lr
         self._is_assigned = False  # whether the given rate is that of an attribute
+        self._is_hyperparameter = False  # whether it is that of a hyperparameter
         self._is_found = False
         self._is_new = False  # whether the optimizers of the present fit may lack the rate
 
@@ -52,14 +53,37 @@ class FoundLearningRate(OfBothPackages, Callback):
             ValueError: If it is negative or not finite.
         """
         rate, before = check_number(name, rate, ge=0), self.optimizer.lr
-        if before not in (None, rate) and not self._is_assigned:
+        is_of_optimizer = not self._is_assigned and not self._is_hyperparameter
+        if before not in (None, rate) and is_of_optimizer:
             rank_zero_warn(
                 f"the attribute {name}={rate:g} of the module replaces the rate of the Optimizer"
                 f" that the module was given, lr={before:g}: set the rate in one place, the"
                 " attribute or the Optimizer"
             )
         self.optimizer.lr = self._given = rate
-        self._is_assigned = True
+        self._is_assigned, self._is_hyperparameter = True, False
+
+    def complete(self, attributes: Mapping[str, Any], hparams: Mapping[Any, Any]) -> None:
+        """Set the rate of the module's attribute or hyperparameter, if the Optimizer has none.
+
+        Args:
+            attributes: The module's own attributes. The one that was assigned last counts.
+            hparams: The module's hyperparameters. They count if no attribute is a rate.
+
+        Raises:
+            ValueError: If the rate is negative or not finite.
+        """
+        if self.optimizer.lr is not None and not self._is_hyperparameter:
+            return
+        for name in reversed([n for n in attributes if n in _NAMES]):
+            if _is_rate(attributes[name]):
+                self.give(name, attributes[name])
+                return
+        for name in _NAMES:
+            if _is_rate(rate := hparams.get(name)):
+                self.optimizer.lr = self._given = check_number(name, rate, ge=0)
+                self._is_hyperparameter = True
+                return
 
     def set(self, rate: Any, hparams: MutableMapping[Any, Any]) -> None:
         """Set the learning rate of the optimizers that are made from now on.
@@ -74,6 +98,7 @@ class FoundLearningRate(OfBothPackages, Callback):
         """
         self.optimizer.lr = check_number("lr", rate, ge=0)
         self._is_found = self._is_new = True
+        self._is_hyperparameter = False
         for name in _NAMES:
             if name in hparams:
                 hparams[name] = self.optimizer.lr
@@ -86,14 +111,23 @@ class FoundLearningRate(OfBothPackages, Callback):
         if self._is_found and all(hparams.get(name) != rate for name in _NAMES):
             checkpoint[_CHECKPOINT_KEY] = {"given": self._given, "found": rate}
 
-    def load(self, checkpoint: Mapping[str, Any], hparams: MutableMapping[Any, Any]) -> None:
-        """Set the found rate of a checkpoint.
+    def load(
+        self,
+        checkpoint: Mapping[str, Any],
+        attributes: MutableMapping[str, Any],
+        hparams: MutableMapping[Any, Any],
+    ) -> None:
+        """Set the found rate of a checkpoint, in the module's attributes and hyperparameters too.
 
         Another rate in the module's arguments counts more, and so does a rate that was found since.
         """
         rates = checkpoint.get(_CHECKPOINT_KEY)
-        if rates is not None and rates["given"] == self._given and not self._is_found:
-            self.set(rates["found"], hparams)
+        if rates is None or rates["given"] != self._given or self._is_found:
+            return
+        self.set(rates["found"], hparams)
+        for name in _NAMES:
+            if _is_rate(attributes.get(name)):
+                attributes[name] = self.optimizer.lr
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -138,8 +172,10 @@ def with_rate(hook: str, own: _Hook) -> _Hook:
         own(self, checkpoint)
         found: FoundLearningRate | None = vars(self).get("_found_learning_rate")
         if found is not None:
-            act = found.save if hook == "on_save_checkpoint" else found.load
-            act(checkpoint, self.hparams)
+            if hook == "on_save_checkpoint":
+                found.save(checkpoint, self.hparams)
+            else:
+                found.load(checkpoint, vars(self), self.hparams)
 
     return run
 
@@ -148,7 +184,8 @@ class RateAttribute:
     """An attribute of a module, ``lr`` or ``learning_rate``, that gives the optimizer its rate.
 
     The module's class may use it as any attribute, or not at all. A number that is assigned before
-    the first fit, as in the class's ``__init__``, is the rate of the optimizer. Once the module has
+    the first fit, as in the class's ``__init__``, is the rate of the optimizer; if a class after
+    the mixins assigns it, a rate of the Optimizer counts more. Once the module has
     a Trainer:
 
     - If the module has neither of the names, as an attribute or a hyperparameter, ``lr`` is the
@@ -170,17 +207,18 @@ class RateAttribute:
         except AttributeError:
             found = self._stands_for(module)
             if found is not None:
+                found.complete({}, module.hparams)
                 return found.optimizer.lr
             raise  # and Python asks Module.__getattr__, which knows parameters and buffers
 
     def __set__(self, module: Any, value: Any) -> None:
         found = _found_of(module) if _is_from_outside(module) else None
-        is_rate = isinstance(value, Real) and not isinstance(value, bool)
         if found is not None and self._stands_for(module) is not None:
             found.set(value, module.hparams)
-            return
+            if self._name not in vars(module):
+                return
         self._set_own(module, value)
-        if not is_rate:
+        if not _is_rate(value):
             return
         if found is not None:
             found.set(value, module.hparams)
@@ -227,6 +265,10 @@ def _is_from_outside(module: Any) -> bool:
     is_running = trainer.state.status == TrainerStatus.RUNNING
     finder = either(LearningRateFinder)
     return not is_running or any(isinstance(one, finder) for one in trainer.callbacks)
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _members(group: Mapping[str, Any]) -> list[int]:

@@ -48,9 +48,11 @@ class OptimizerMixin(PracticeMixin):
     after one, is the learning rate of the optimizer too, as in ``self.lr = lr`` in your
     ``__init__`` after ``super().__init__(...)``. It replaces the ``lr`` of an
     :class:`~lightning_practices.optim.Optimizer`, with a warning if that has another. A number that
-    your class assigns while a fit runs never reaches the optimizer.
+    your class assigns while a fit runs never reaches the optimizer. A number that ``BaseNet``
+    assigns in its ``__init__`` is the rate if the ``Optimizer`` has no ``lr``. So is the
+    hyperparameter ``lr`` or ``learning_rate`` of your class, if no such attribute is a number.
 
-    Both are for the mixin's optimizer. A ``configure_optimizers`` of ``BaseNet`` or ``Net`` reads
+    This is for the mixin's optimizer. A ``configure_optimizers`` of ``BaseNet`` or ``Net`` reads
     the found rate from an attribute or hyperparameter of its own.
 
     Args:
@@ -88,6 +90,8 @@ class OptimizerMixin(PracticeMixin):
         found = self._bring(FoundLearningRate(given) if given is not None and is_ours else None)
         self._found_learning_rate = found
         self._optimizer = given if found is None else found.optimizer  # a copy
+        if found is not None:
+            found.complete(vars(self), {})  # a class after the mixins has run its __init__
 
     lr = RateAttribute()
     learning_rate = RateAttribute()
@@ -110,6 +114,7 @@ class OptimizerMixin(PracticeMixin):
             )
         if self._found_learning_rate is not None:
             self._found_learning_rate.part = module
+            self._found_learning_rate.complete(vars(self), self.hparams)
         module = self if module is None else module
         by_name = isinstance(self._optimizer.name, str)
         if by_name and (self._clips_unfused() or _has_sparse(module)):
@@ -138,7 +143,7 @@ class OptimizerMixin(PracticeMixin):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         if self._found_learning_rate is not None:
-            self._found_learning_rate.load(checkpoint, self.hparams)
+            self._found_learning_rate.load(checkpoint, vars(self), self.hparams)
 
     def _clips_unfused(self) -> bool:
         """Say whether Lightning has to clip or unscale, which it can't do for a fused optimizer."""

@@ -116,19 +116,21 @@ class PracticeMixin(_NotingItsCall, _Module):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
         check_known(cls, PracticeMixin, kwargs)
-        kwargs.update(for_next_class(cls))
+        given = for_next_class(cls)
+        kwargs.update(given)
         follower = next(iter(next_classes(cls, PracticeMixin)), None)
         names = positional(follower) if follower else []
         call_args, call_kwargs = vars(self).pop("_call", ((), {}))
-        own = called_with(cls, call_args, call_kwargs, names)
+        ours = mixin_arguments(cls, PracticeMixin)
+        own = {n: value for n, value in given.items() if n not in ours}
+        own |= called_with(cls, call_args, call_kwargs, names)
         got = dict(zip(names, args, strict=False)) | kwargs
         with hyperparameters_of_next_class(got):
             # Lightning collects hyperparameters from the frames of constructors, outwards up to the
             # first other frame, here that of the lambda.
             (lambda: super(PracticeMixin, self).__init__(*args, **kwargs))()
-        self._saved_arguments = noted(self, own, got)
+        self._saved_arguments = noted(self, PracticeMixin, own, got)
         # A class after the mixins doesn't take the arguments of the classes before them.
-        ours = mixin_arguments(cls, PracticeMixin)
         before = {*self._saved_arguments.own, *arguments_until(cls, PracticeMixin)}
         self._saved_arguments.others = frozenset(before if follower else ours)
         self._practices: list[Callback] = []

@@ -3,7 +3,8 @@
 A mixin stands between a module's own class and the class that it extends, the *next class*. A
 checkpoint holds the arguments of the call of the own class under ``OWN_KEY``, and under Lightning's
 ``hyper_parameters`` those that a checkpoint of the next class alone would hold. So either class
-loads the checkpoint.
+loads the checkpoint. A hyperparameter that has changed since construction, such as a found learning
+rate, is an argument under ``OWN_KEY`` even if the call left it at its default.
 """
 
 import os
@@ -25,7 +26,9 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.core.saving import load_hparams_from_tags_csv, load_hparams_from_yaml
 
 from lightning_practices.mixins._signatures import (
+    arguments_at_default,
     arguments_until,
+    call_takes,
     mixin_arguments,
     shared_arguments,
     unknown_arguments,
@@ -62,6 +65,8 @@ class SavedArguments:
         others: Names of the arguments that no next class takes.
         theirs: Names of the arguments that the next class got or has saved.
         configs: Names of the arguments that may be the hyperparameters as a whole.
+        defaults: Names of the arguments that the call left at the default.
+        changed: The values of those that the constructor has changed since it saved them.
         values: The values of the own and of the next class, for a name that both have.
     """
 
@@ -69,6 +74,8 @@ class SavedArguments:
     others: frozenset[str] = frozenset()
     theirs: frozenset[str] = frozenset()
     configs: frozenset[str] = frozenset()
+    defaults: frozenset[str] = frozenset()
+    changed: dict[str, Any] = field(default_factory=dict)
     values: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
@@ -90,13 +97,16 @@ def hyperparameters_of_next_class(got: Mapping[str, Any]) -> Iterator[None]:
         variable.reset(token)
 
 
-def noted(module: LightningModule, own: dict[str, Any], got: dict[str, Any]) -> SavedArguments:
+def noted(
+    module: LightningModule, mixin: type, own: dict[str, Any], got: dict[str, Any]
+) -> SavedArguments:
     """Return what checkpoints have to hold, after the constructor of the next class has run.
 
     If it has saved hyperparameters, the arguments of the own class are added to them.
 
     Args:
         module: The module.
+        mixin: The last mixin.
         own: The arguments in the call of the module's own class.
         got: The arguments that the next class got.
     """
@@ -104,9 +114,11 @@ def noted(module: LightningModule, own: dict[str, Any], got: dict[str, Any]) -> 
     own = {name: given.get(name, value) for name, value in own.items()}
     hparams: Any = module.hparams
     configs = frozenset(name for name, value in (own | got).items() if _is_config(value))
+    defaults = arguments_at_default(type(module), mixin, own, got)
     is_by_name = isinstance(hparams, dict) and vars(module).get("_hparams_name") not in configs
     if not hparams or not is_by_name:
-        return SavedArguments(frozenset(own), theirs=frozenset(got), configs=configs)
+        theirs = frozenset(got)
+        return SavedArguments(frozenset(own), theirs=theirs, configs=configs, defaults=defaults)
     theirs = frozenset(hparams) | frozenset(got)
     values = {
         name: (value, hparams[name])
@@ -119,7 +131,8 @@ def noted(module: LightningModule, own: dict[str, Any], got: dict[str, Any]) -> 
     initial = vars(module).get("_hparams_initial")  # for loggers
     if initial is not None:
         initial.update(deepcopy(added))
-    return SavedArguments(frozenset(own), theirs=theirs, configs=configs, values=values)
+    changed = {name: hparams[name] for name in _changed(module, defaults)}
+    return SavedArguments(frozenset(own), frozenset(), theirs, configs, defaults, changed, values)
 
 
 def split(module: LightningModule, checkpoint: dict[str, Any], saved: SavedArguments) -> None:
@@ -136,6 +149,9 @@ def split(module: LightningModule, checkpoint: dict[str, Any], saved: SavedArgum
         return
     kept = {*saved.own, *_OF_COMMAND_LINE}
     own = {name: value for name, value in hparams.items() if name in kept}
+    for name in _changed(module, saved.defaults):
+        if name not in saved.changed or not _same(hparams[name], saved.changed[name]):
+            own[name] = hparams[name]
     theirs = {
         name: value
         for name, value in hparams.items()
@@ -188,10 +204,15 @@ def load(
     if file is None and OWN_KEY not in held and not ours.isdisjoint(found):
         shared = {}  # an old checkpoint, whose hyper_parameters hold the arguments of the mixins
     theirs = {name: found.pop(name) for name in shared if name in found}
+    own = held.get(OWN_KEY) if file is None else None
+    if own is not None:
+        # The class takes none of its own, and the call of the next class leaves it at the default.
+        kept = [n for n in own if n not in _OF_COMMAND_LINE and not call_takes(module, n)]
+        theirs |= {name: own[name] for name in kept}
     with _giving(module, theirs):
-        if file is None and OWN_KEY in held:
+        if own is not None:
             with _reading(OWN_KEY):
-                return read(**options)
+                return _load_without(set(), read, options, own)
         return _load_found(module, mixin, read, options, found, theirs)
 
 
@@ -210,6 +231,16 @@ def _load_found(
     dropped.update(name for name in unknown if name not in {*options, *_OF_COMMAND_LINE})
     if found.get("_class_path") in {f"{b.__module__}.{b.__qualname__}" for b in module.__mro__[1:]}:
         dropped.add("_class_path")
+    return _load_without(dropped, read, options, found)
+
+
+def _load_without(
+    dropped: set[str],
+    read: Callable[..., Any],
+    options: Mapping[str, Any],
+    found: Mapping[str, Any],
+) -> Any:
+    """Load a module with the arguments that were found, except for some."""
     while True:
         try:
             if not dropped:
@@ -222,7 +253,7 @@ def _load_found(
             twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
             if twice is None or twice[1] in dropped or twice[1] not in found.keys() - options:
                 raise
-            dropped.add(twice[1])
+            dropped = {*dropped, twice[1]}
 
 
 def for_next_class(module: type) -> Mapping[str, Any]:
@@ -290,6 +321,24 @@ def _of_file(file: Any) -> Mapping[str, Any]:
 
 def _is_config(value: Any) -> bool:
     return isinstance(value, Mapping | Namespace)
+
+
+def _changed(module: LightningModule, names: Iterable[str]) -> list[str]:
+    """Return the names of hyperparameters that have changed since they were saved."""
+    hparams: Any = module.hparams
+    initial = vars(module).get("_hparams_initial", {})  # a deep copy
+    return [
+        name
+        for name in names
+        if name in hparams and not (name in initial and _equal(hparams[name], initial[name]))
+    ]
+
+
+def _equal(value: Any, other: Any) -> bool:
+    try:
+        return type(value) is type(other) and bool(value == other)
+    except Exception:  # such as that of tensors
+        return False
 
 
 def _same(value: Any, other: Any) -> bool:

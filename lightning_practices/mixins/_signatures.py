@@ -104,13 +104,40 @@ def mixin_arguments(module: type, mixin: type) -> dict[str, type]:
 
 def shared_arguments(module: type, mixin: type) -> dict[str, tuple[type, type]]:
     """Return the arguments of mixins that a class after them takes too, with both classes."""
-    taken: dict[str, type] = {}
-    for base in next_classes(module, mixin):
-        taken = dict.fromkeys(named(base), base) | taken
-        if not any(p.kind is p.VAR_KEYWORD for p in keywords(base).values()):
-            break  # it passes none of its arguments on unseen
+    taken = _taken(next_classes(module, mixin))
     ours = mixin_arguments(module, mixin)
     return {name: (ours[name], taken[name]) for name in ours.keys() & taken}
+
+
+def arguments_at_default(
+    module: type, mixin: type, own: Iterable[str], got: Mapping[str, Any]
+) -> frozenset[str]:
+    """Return the arguments that a call left at the default of the class that takes them.
+
+    Those of the mixins of this package are not among them.
+
+    Args:
+        module: The module's class.
+        mixin: The last mixin.
+        own: Names of the arguments in the call of the class.
+        got: The arguments that the class after the mixins got.
+    """
+    order = module.__mro__
+    before = arguments_until(module, mixin)
+    names = {*_taken(order[: order.index(lightning_module(module))])}
+    names |= _taken(next_classes(module, mixin)).keys()
+    derived = {
+        name
+        for name, value in got.items()
+        if name not in before or keywords(before[name])[name].default is not value
+    }
+    return frozenset(names - {*own} - derived - mixin_arguments(module, mixin).keys())
+
+
+def call_takes(module: type, name: str) -> bool:
+    """Say whether the call of a class takes an argument by keyword."""
+    parameters = inspect.signature(module.__init__).parameters.values()  # type: ignore[misc]
+    return any(p.kind is p.VAR_KEYWORD or p.name == name for p in parameters)
 
 
 def check_shared(module: type, mixin: type, given: Mapping[str, Any]) -> None:
@@ -153,6 +180,20 @@ def check_is_module(module: type) -> None:
 def lightning_module(module: type) -> type:
     """Return the ``LightningModule`` among the bases of a class."""
     return next(base for base in module.__mro__ if base in either(LightningModule))
+
+
+def _taken(bases: Iterable[type]) -> dict[str, type]:
+    """Return the arguments that the first of several classes takes, to pass on too, by keyword.
+
+    Each has the first of the classes that names it.
+    """
+    taken: dict[str, type] = {}
+    for base in bases:
+        taken = dict.fromkeys(named(base), base) | taken
+        passes_on = any(p.kind is p.VAR_KEYWORD for p in keywords(base).values())
+        if "__init__" in vars(base) and not passes_on:
+            break
+    return taken
 
 
 def _parameters(base: type) -> list[inspect.Parameter]:

@@ -247,3 +247,75 @@ def test_rates_by_layer_keep_their_factors(schedule: Any, tmp_path: Path) -> Non
     rate = module.lr
     assert rate != RATE
     assert sorted(set(seen)) == [rate * 0.5, rate]
+
+
+class Holding(Base):
+    """A base that assigns the rate to an attribute and has no optimizer."""
+
+    def __init__(self, lr: float = 0.5) -> None:
+        super().__init__()
+        self.lr = lr
+
+
+class Hyper(Base):
+    """A base with the rate as a hyperparameter alone."""
+
+    def __init__(self, lr: float = 0.5) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+class Both(Base):
+    def __init__(self, lr: float = 0.5) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.lr = lr
+
+
+class Own(OptimizerMixin, Base):
+    """The same without a base: the class itself saves the hyperparameter."""
+
+    def __init__(self, learning_rate: float = 0.5, **practices: Any) -> None:
+        super().__init__(**practices)
+        self.save_hyperparameters()
+
+
+def rate_of(module: Any) -> list[float]:
+    return [group["lr"] for group in module.configure_optimizers().param_groups]
+
+
+@pytest.mark.parametrize("base", [Holding, Hyper, Both, Own])
+@pytest.mark.parametrize("optimizer", [None, "momentum", Optimizer("sgd")])
+def test_the_rate_of_a_base(base: Any, optimizer: Any, tmp_path: Path) -> None:
+    kind: Any = base if base is Own else type("Kind", (OptimizerMixin, base), {})
+    name = "learning_rate" if base is Own else "lr"
+
+    def check(module: Any, rate: float) -> None:
+        assert set(rate_of(module)) == {rate}
+        for holder in (vars(module), module.hparams):
+            assert holder.get(name, rate) == rate
+
+    check(kind(optimizer=optimizer), 0.5)
+    module = kind(optimizer=optimizer, **{name: 0.125})
+    check(module, 0.125)
+    trainer = trainer_of(tmp_path)
+    rate = search(trainer, module)
+    check(module, rate)
+    trainer.save_checkpoint(path := tmp_path / "net.ckpt")
+    given = {name: 0.125} if base is Holding else {}  # it saves no arguments
+    loaded = kind.load_from_checkpoint(path, optimizer=optimizer, **given)
+    check(loaded, rate)
+    check(kind.load_from_checkpoint(path, optimizer=optimizer, **{name: 0.25}), 0.25)
+
+
+@pytest.mark.parametrize("base", [Holding, Hyper, Both])
+def test_a_rate_of_the_optimizer_counts_more_than_that_of_a_base(base: Any) -> None:
+    kind: Any = type("Kind", (OptimizerMixin, base), {})
+    module = kind(optimizer=Optimizer("sgd", 0.25))
+    assert set(rate_of(module)) == {0.25}
+    module.hparams["lr"] = 0.75
+    assert set(rate_of(module)) == {0.25}
+    module = Own()
+    for rate in (0.75, 0.5):  # between fits
+        module.hparams["learning_rate"] = rate
+        assert set(rate_of(module)) == {rate}
