@@ -355,7 +355,7 @@ def test_a_validation_that_logs_nothing_or_is_none(watcher: str, tmp_path: Path)
 
     says = "; validation has logged nothing: call self.log('val_loss', ...) in validation_step"
     assert message("val_loss") == says
-    assert message("accuracy") == says.replace("val_loss", "accuracy")
+    assert message("distance") == says.replace("val_loss", "distance")
     assert message("train_los") == ": did you mean 'train_loss'?"
     if watcher == "EarlyStopping":  # others have no check without validation
         assert message("val_loss", limit_val_batches=0).startswith(": this fit runs no validation")
