@@ -169,7 +169,8 @@ class LearningRateScheduler(PracticeCallback):
             raise MisconfigurationException(
                 f"the {self.schedule.name} schedule ends with the fit, but how many steps that"
                 f" takes isn't known beforehand ({why_unknown(trainer)}): give"
-                f" LearningRateSchedule({self.schedule.name!r}, steps=...)"
+                f" LearningRateSchedule({self.schedule.name!r}, steps=...), or turn this schedule"
+                " off, by schedule=None of the mixin or without the callback"
             )
         # The steps of an earlier fit of this Trainer. Steps of a checkpoint are restored later.
         done = trainer.global_step

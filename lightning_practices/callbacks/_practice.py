@@ -13,6 +13,7 @@ from lightning_practices._left_out import error_of_unfreezing, warning_of_averag
 from lightning_practices._packages import OfBothPackages, check_one_package
 from lightning_practices.callbacks._trainer.modes import Watched, warn_of_modes
 from lightning_practices.callbacks._trainer.others import callbacks_of
+from lightning_practices.callbacks._trainer.strategies import warn_of_other_processes
 
 # Lightning sets the first two, methods of the module, at each run.
 _NOT_COPIED = ("log", "log_dict", "_last_fit")
@@ -25,6 +26,8 @@ class PracticeCallback(OfBothPackages, Callback):
     - A fit continues with the present state if the last fit was of the same module and the same
       Trainer, and the Trainer has taken steps, as after ``max_epochs`` was raised.
     - A fit from a checkpoint has the state in the checkpoint, and no other.
+    - Under ``ddp_spawn``, ``ddp_fork`` and ``ddp_notebook`` the fit runs in other processes, and
+      the state in the calling process stays as before: a warning says so.
     - Validations, tests and predictions don't change the state of a fit, even if they load a
       checkpoint.
 
@@ -53,6 +56,8 @@ class PracticeCallback(OfBothPackages, Callback):
             self._has_fitted = True
             others = callbacks_of(trainer, PracticeCallback)
             earlier = others[: others.index(self)] if self in others else []
+            if not earlier:
+                warn_of_other_processes(trainer)
             warn_of_modes(self._watched(), [pair for one in earlier for pair in one._watched()])
         super().setup(trainer, pl_module, stage)
 

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_practices._arguments import check_whole
 from lightning_practices._copies import copy_of
 from lightning_practices._names import count
+from lightning_practices.callbacks._learning_rate_scheduler import LearningRateScheduler
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.copies import load_copies
 from lightning_practices.callbacks._trainer.horizon import (
@@ -21,6 +22,7 @@ from lightning_practices.callbacks._trainer.horizon import (
     why_unknown,
 )
 from lightning_practices.callbacks._trainer.kept_state import copy_to_cpu
+from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.strategies import FSDP1_OR_DEEPSPEED, refuse
 from lightning_practices.schedules import cosine_restarts, cycle_of
 
@@ -65,8 +67,9 @@ class SnapshotEnsemble(PracticeCallback):
     Raises:
         ValueError: If an argument isn't a whole number from 1 on.
         MisconfigurationException: When the fit starts, if ``configure_optimizers`` returns a
-            scheduler, the strategy shards the weights, there are fewer steps than cycles, the
-            number of steps isn't known beforehand, or a fit with other cycles is resumed.
+            scheduler, the fit has a :class:`LearningRateScheduler`, the strategy shards the
+            weights, there are fewer steps than cycles, the number of steps isn't known beforehand,
+            or a fit with other cycles is resumed.
         TypeError: If the Trainer and the module are of different packages of Lightning.
     """
 
@@ -131,6 +134,12 @@ class SnapshotEnsemble(PracticeCallback):
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for other in callbacks_of(trainer, LearningRateScheduler):
+            raise MisconfigurationException(
+                f"LearningRateScheduler({other.schedule.name!r}) and SnapshotEnsemble would both"
+                " set the learning rates: leave out one of them; schedule=None of the mixin turns"
+                " its schedule off"
+            )
         if trainer.lr_scheduler_configs:
             kind = type(trainer.lr_scheduler_configs[0].scheduler).__name__
             raise MisconfigurationException(

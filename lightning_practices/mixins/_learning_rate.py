@@ -2,9 +2,17 @@
 
 from typing import Any
 
-from lightning_practices.callbacks import LearningRateScheduler
-from lightning_practices.mixins._practice import MonitorMixin, configured
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
+
+from lightning_practices._packages import either
+from lightning_practices.callbacks import LearningRateScheduler, SnapshotEnsemble
+from lightning_practices.mixins._practice import MonitorMixin, check_constructed, configured
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
+
+_SCHEDULE: LearningRateScheduleName = "cosine"
 
 
 class LearningRateScheduleMixin(MonitorMixin):
@@ -13,6 +21,10 @@ class LearningRateScheduleMixin(MonitorMixin):
     List the mixin before the class that it extends: ``class Net(LearningRateScheduleMixin,
     BaseNet)``. The ``configure_optimizers`` of ``Net`` returns the optimizer alone. If ``Net`` has
     its own ``configure_callbacks``, extend the list that ``super().configure_callbacks()`` returns.
+
+    If the Trainer has a :class:`~lightning_practices.callbacks.SnapshotEnsemble`, which sets the
+    rates too, the default ``schedule="cosine"`` is left out, and rank 0 logs this. Any other
+    schedule beside it is an error.
 
     Args:
         *args: Positional arguments for the next base class.
@@ -32,11 +44,12 @@ class LearningRateScheduleMixin(MonitorMixin):
     def __init__(
         self,
         *args: Any,
-        schedule: LearningRateScheduleName | LearningRateSchedule | None = "cosine",
+        schedule: LearningRateScheduleName | LearningRateSchedule | None = _SCHEDULE,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         given = configured("schedule", schedule, LearningRateSchedule, (str,), LearningRateSchedule)
+        self._is_schedule_default = isinstance(schedule, str) and schedule == _SCHEDULE
         self._learning_rate_scheduler: LearningRateScheduler | None = None
         if given is not None:
             callback = LearningRateScheduler(given, self._monitor, self._mode)
@@ -45,4 +58,22 @@ class LearningRateScheduleMixin(MonitorMixin):
     @property
     def learning_rate_scheduler(self) -> LearningRateScheduler | None:
         """The callback, with ``schedule``; ``None`` if off."""
-        return self._learning_rate_scheduler
+        own = self._learning_rate_scheduler
+        return None if own in self._left_out else own
+
+    @override
+    def configure_callbacks(self) -> list[Callback]:
+        check_constructed(self)
+        trainer: Any = self._trainer
+        own = self._learning_rate_scheduler
+        if trainer is not None and own is not None and self._is_schedule_default:
+            is_out = any(isinstance(one, either(SnapshotEnsemble)) for one in trainer.callbacks)
+            self._leave_out(own, is_out)
+            if is_out:
+                trainer.callbacks = [one for one in trainer.callbacks if one is not own]
+            if is_out and trainer.state.fn == TrainerFn.FITTING:
+                rank_zero_info(
+                    "LearningRateScheduleMixin: the Trainer's SnapshotEnsemble sets the learning"
+                    f" rates, so the default schedule={_SCHEDULE!r} is left out"
+                )
+        return super().configure_callbacks()

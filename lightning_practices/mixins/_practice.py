@@ -134,6 +134,7 @@ class PracticeMixin(_NotingItsCall, _Module):
         before = {*self._saved_arguments.own, *arguments_until(cls, PracticeMixin)}
         self._saved_arguments.others = frozenset(before if follower else ours)
         self._practices: list[Callback] = []
+        self._left_out: list[Callback] = []  # of these, in favour of a callback of the Trainer
 
     def _bring(self, callback: _Callback | None) -> _Callback | None:
         """Add a copy of a callback to each run of this module, and return the copy.
@@ -146,6 +147,16 @@ class PracticeMixin(_NotingItsCall, _Module):
             self._practices.append(own)
         return own
 
+    @property
+    def _brought(self) -> list[Callback]:
+        return [one for one in self._practices if one not in self._left_out]
+
+    def _leave_out(self, own: Callback, is_out: bool) -> None:
+        """Leave a callback out of the run that starts, or bring it again."""
+        self._left_out = [one for one in self._left_out if one is not own]
+        if is_out:
+            self._left_out.append(own)
+
     @override
     def configure_callbacks(self) -> list[Callback]:
         check_constructed(self)
@@ -153,7 +164,7 @@ class PracticeMixin(_NotingItsCall, _Module):
         others = [given] if isinstance(given, either(Callback)) else given
         if not others and self._are_attached():
             return []
-        return [*others, *self._practices]  # the same objects at each run
+        return [*others, *self._brought]  # the same objects at each run
 
     def _are_attached(self) -> bool:
         """Say whether a run has all callbacks already, from an earlier run of the same Trainer.
@@ -166,13 +177,13 @@ class PracticeMixin(_NotingItsCall, _Module):
             return False
         owner = next(base for base in type(self).__mro__ if "configure_callbacks" in vars(base))
         is_ours = owner.__module__.startswith(f"{__name__.partition('._')[0]}.")
-        return is_ours and all(one in trainer.callbacks for one in self._practices)
+        return is_ours and all(one in trainer.callbacks for one in self._brought)
 
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
         present = self.trainer.callbacks  # type: ignore[attr-defined]
-        missing = [type(one).__name__ for one in self._practices if one not in present]
+        missing = [type(one).__name__ for one in self._brought if one not in present]
         if missing:
             order = type(self).__mro__
             owner = next(base for base in order if "configure_callbacks" in vars(base)).__name__

@@ -145,7 +145,6 @@ class TrainingPractices(
             checkpoint=checkpoint,
             **kwargs,
         )
-        self._is_schedule_default = isinstance(schedule, str) and schedule == _SCHEDULE
         self._check_patience()
         self._bring(
             configured(
@@ -172,7 +171,7 @@ class TrainingPractices(
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
         made = super().configure_optimizers()
-        own = self._learning_rate_scheduler
+        own = self.learning_rate_scheduler
         if own is not None and self._is_schedule_default and not _is_one_optimizer(made):
             rank_zero_info(
                 f"TrainingPractices: {type(self).__name__} brings its own schedulers or several"

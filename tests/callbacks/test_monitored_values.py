@@ -331,6 +331,36 @@ def test_a_value_of_steps_and_epochs(name: str, end: str) -> None:
     fit(ByBoth(by_suffix), EarlyStopping("loss"))
 
 
+def nothing(module: Net, index: int, count: int) -> None:
+    pass
+
+
+class LogsTraining(Net):
+    @override
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss, on_epoch=True)
+        return loss
+
+
+@pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:.*watches 'val_loss', but this fit runs no validation")
+@pytest.mark.parametrize("watcher", CONSUMERS)
+def test_a_validation_that_logs_nothing_or_is_none(watcher: str, tmp_path: Path) -> None:
+    def message(name: str, **options: Any) -> str:
+        with pytest.raises(MisconfigurationException) as raised:
+            fit(LogsTraining(nothing), CONSUMERS[watcher](name), default_root_dir=tmp_path,
+                **options)  # fmt: skip
+        return str(raised.value).partition("logged are: train_loss")[2]
+
+    says = "; validation has logged nothing: call self.log('val_loss', ...) in validation_step"
+    assert message("val_loss") == says
+    assert message("distance") == says.replace("val_loss", "distance")
+    assert message("train_los") == ": did you mean 'train_loss'?"
+    if watcher == "EarlyStopping":  # others have no check without validation
+        assert message("val_loss", limit_val_batches=0).startswith(": this fit runs no validation")
+
+
 def test_a_value_of_steps_alone() -> None:
     with pytest.raises(MisconfigurationException, match=r": log 'loss' with on_epoch=True$"):
         fit(BySteps(by_suffix), EarlyStopping("loss"))

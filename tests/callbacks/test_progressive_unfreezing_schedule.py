@@ -176,7 +176,7 @@ UNFIT: list[tuple[list[dict[str, Any]], str]] = [
         [HEAD, {"blocks": ["bod"]}],
         "phase 2: there is no block, module or parameter 'bod'; near.*body",
     ),
-    ([{"blocks": ["hea"]}], "no block, module or parameter 'hea'"),  # of whole words
+    ([{"blocks": ["hea"]}], "parameter 'hea'; near it: head$"),  # of whole words
     ([{"blocks": [3]}], "there is no depth 3: the deepest block, 2, is the last"),
     ([{"blocks": ["re:tail"]}], "'re:tail' matches no parameter's name"),
     ([{"blocks": ["body.2"]}], "'body.2' has no parameters"),

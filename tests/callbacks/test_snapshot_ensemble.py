@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, IterableDataset
 from typing_extensions import override
 
-from lightning_practices.callbacks import EarlyStopping, SnapshotEnsemble
+from lightning_practices.callbacks import EarlyStopping, LearningRateScheduler, SnapshotEnsemble
 from lightning_practices.ensembles import Ensemble
 from lightning_practices.schedules import cosine_restarts
 from tests.callbacks.scripted import FILTERS, At, fail, same, state_of, stop, trainer_of
@@ -291,6 +291,15 @@ def test_another_scheduler() -> None:
 
     with pytest.raises(MisconfigurationException, match="returns a LambdaLR, and Snapshot"):
         fit(Scheduled(), SnapshotEnsemble())
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("name", ["cosine", "plateau"])
+def test_a_schedule_in_either_order(is_first: bool, name: Any) -> None:
+    both = [LearningRateScheduler(name), SnapshotEnsemble(2)]
+    message = rf"LearningRateScheduler\('{name}'\) and SnapshotEnsemble would both set"
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(Net(), *(both if is_first else reversed(both)))
 
 
 def test_a_length_that_does_not_do() -> None:

@@ -1,11 +1,13 @@
 """Early stopping by subclassing."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
@@ -169,13 +171,48 @@ def test_another_module_in_the_same_trainer_has_its_own() -> None:
     assert stopping_of(second).best_epoch == 5
 
 
-@pytest.mark.parametrize("kind", [EarlyStopping, LightningEarlyStopping])
-@pytest.mark.parametrize("monitor", ["val_loss", "accuracy"])
-def test_it_replaces_those_of_the_trainer(kind: type[LightningEarlyStopping], monitor: str) -> None:
-    module = Net()
-    trainer = fit(module, kind(monitor, patience=1))
-    assert stoppings(trainer) == [module.early_stopping]
-    assert trainer.current_epoch == 5
+class Default(EarlyStoppingMixin, Base):
+    pass
+
+
+class OwnStopping(EarlyStopping):
+    pass
+
+
+KINDS = (EarlyStopping, LightningEarlyStopping, OwnStopping)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_default_leaves_stopping_to_that_of_the_trainer(
+    kind: type[LightningEarlyStopping], caplog: pytest.LogCaptureFixture
+) -> None:
+    module, theirs = Default(), kind("accuracy", patience=1, mode="max")
+    with caplog.at_level("INFO"):
+        trainer = fit(module, theirs)
+    assert stoppings(trainer) == [theirs]
+    assert trainer.current_epoch == 3
+    assert module.early_stopping is (theirs if isinstance(theirs, EarlyStopping) else None)
+    line = (
+        f"the Trainer's {kind.__name__}('accuracy') stops this fit.*early_stopping=10.*'val_loss'"
+    )
+    found = [r.message for r in caplog.records if "EarlyStoppingMixin" in r.message]
+    assert len(found) == 1
+    assert re.search(line.replace("(", r"\(").replace(")", r"\)"), found[0])
+    assert "will override existing callbacks" not in caplog.text
+    trainer.validate(module, loader(), verbose=False)
+    assert stoppings(trainer) == [theirs]
+    other = fit(module)  # of a Trainer without one
+    assert stoppings(other) == [module.early_stopping]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", [3, EarlyStopping("val_loss", patience=10)])
+def test_two_that_the_user_gave(kind: type[LightningEarlyStopping], given: Any) -> None:
+    module = Default(early_stopping=given)
+    theirs = kind("accuracy", patience=1, mode="max")
+    with pytest.raises(MisconfigurationException, match=r"\('accuracy'\), and early_stopping="):
+        fit(module, theirs)
+    assert fit(Default(early_stopping=None), theirs).current_epoch == 3
 
 
 class Two(Net):

@@ -145,7 +145,10 @@ def test_a_head_within_the_backbone() -> None:
             return torch.optim.SGD(self.parameters(), lr=1e-4)
 
     module = Whole()
-    fit(module, max_epochs=2)
+    trainer = fit(module, max_epochs=2)
+    groups = trainer.optimizers[0].param_groups
+    layers = [f"net.layer{i}.{k}" for i in (4, 3, 2, 1) for k in (1, 0)]
+    assert [group["block"] for group in groups] == ["net.fc", *layers, "net.conv1"]
     head = {"fc.weight", "fc.bias"}
     assert module.trained[0] == head
     assert module.trained[-1] == head | {"layer4.1", "layer4.0"}

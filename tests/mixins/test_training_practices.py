@@ -19,6 +19,7 @@ from lightning_practices.callbacks import (
     LearningCurves,
     Penalty,
     SkipNonFinite,
+    SnapshotEnsemble,
     WeightAveraging,
 )
 from lightning_practices.mixins import (
@@ -195,6 +196,25 @@ def test_the_optimizer_and_scheduler_of_a_base_class(caplog: pytest.LogCaptureFi
     assert "optimizer='adam' replaces Planned.configure_optimizers" in caplog.text
 
 
+def test_snapshots_of_the_trainer_set_the_rates(caplog: pytest.LogCaptureFixture) -> None:
+    for module in (Net(schedule=None), Net()):
+        caplog.clear()
+        trainer = trainer_of(SnapshotEnsemble(2), max_epochs=EPOCHS)
+        with caplog.at_level("INFO"):
+            trainer.fit(module, loader(), loader())
+        assert module.learning_rate_scheduler is None
+        period = EPOCHS * STEPS // 2
+        assert module.rates[:period] == module.rates[period:]
+        assert module.rates[0] > module.rates[1] > 0
+    assert "default schedule='cosine' is left out" in caplog.text
+    fit(module, max_epochs=EPOCHS)  # without snapshots
+    assert module.learning_rate_scheduler is not None
+    assert module.rates[-1] < module.rates[-2]
+    message = r"LearningRateScheduler\('one_cycle'\) and SnapshotEnsemble would both set"
+    with pytest.raises(MisconfigurationException, match=message):
+        trainer_of(SnapshotEnsemble(2)).fit(Net(schedule="one_cycle"), loader(), loader())
+
+
 def test_averages_that_never_begin_leave_the_weights_alone() -> None:
     plain, averaged = Net(), Net(weight_averaging=WeightAveraging(start=10**6))
     fit(plain)
@@ -204,7 +224,9 @@ def test_averages_that_never_begin_leave_the_weights_alone() -> None:
 
 
 def test_the_trainers_threshold() -> None:
-    with pytest.raises(MisconfigurationException, match="would both clip: give the value to one"):
+    with pytest.raises(
+        MisconfigurationException, match=r"of them alone, as by gradient_clipping=None"
+    ):
         fit(Net(), gradient_clip_val=0.5)
     module = Net(gradient_clipping=GradientClipping())
     trainer = fit(module, gradient_clip_val=0.5)

@@ -96,6 +96,8 @@ def test_looking_up() -> None:
         found.of("layer4")
     with pytest.raises(ValueError, match=r"called 'layer4.2'; near it: 'layer4.1'"):
         found.of("layer4.2")
+    with pytest.raises(TypeError, match=r"numbered from the head, 0: .*blocks\(...\).of\('fc'\)"):
+        found["fc"]  # type: ignore[call-overload]
     with pytest.raises(ValueError, match="called 'zzz'; there are: 'fc'"):
         found.of("zzz")
 

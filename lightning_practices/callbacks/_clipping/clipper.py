@@ -82,9 +82,10 @@ class Clipper:
         given = self.settings
         theirs = trainer.gradient_clip_val or None
         if theirs is not None and (given.has_threshold or not self.serves_module):
+            off = ", as by gradient_clipping=None of the mixin" if self.serves_module else ""
             raise MisconfigurationException(
                 f"Trainer(gradient_clip_val={theirs}) and GradientClipping would both clip: give"
-                " the value to one of them alone"
+                f" the value to one of them alone{off}"
             )
         self._engine_clips = isinstance(trainer.strategy, either(DeepSpeedStrategy))
         if given.has_threshold or given.groups or not self.serves_module:

@@ -4,10 +4,11 @@
 - ``loaders``: the training data of a fit, whose epoch can start at any batch.
 - ``loader``: one loader of it.
 - ``indices``: the indices of a loader's batches, each with the seed of its worker process.
+- ``inexact``: why the rest of an epoch may be trained otherwise.
 - ``moments``: the random states of a moment of a fit.
 - ``progress``: how far a fit is within an epoch.
 - ``random_states``: the states of the random number generators.
-- ``reasons``: what can't be resumed exactly, and the remedy.
+- ``reasons``: what can't be resumed exactly of a loader, and the remedy.
 """
 
 from lightning_practices.callbacks._exact_resume.exact_resume import ExactResume

@@ -5,14 +5,13 @@ from typing import Any
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_practices._names import count, some
-from lightning_practices._packages import either
+from lightning_practices.callbacks._exact_resume.inexact import reasons
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
 from lightning_practices.callbacks._exact_resume.moments import (
     devices_of,
@@ -25,11 +24,12 @@ from lightning_practices.callbacks._exact_resume.progress import (
     continue_epoch,
     has_ended,
     is_validation_due,
+    validate_anew,
 )
 from lightning_practices.callbacks._exact_resume.random_states import (
     set_random_states,
 )
-from lightning_practices.callbacks._exact_resume.reasons import changes, description, why_inexact
+from lightning_practices.callbacks._exact_resume.reasons import changes, description
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.ranks import gather_objects
@@ -97,6 +97,10 @@ class ExactResume(PracticeCallback):
     with more steps or epochs. Its ``on_train_epoch_end`` has run then, and runs again when the
     epoch has ended.
 
+    A validation that was interrupted, by an exception for example, is run anew from its first
+    batch, so that its values are means over all batches. Lightning would leave out the batches
+    before the exception.
+
     In the epoch that a fit resumes in its midst, Lightning doesn't call ``on_train_epoch_start`` of
     the module and of other callbacks again.
 
@@ -111,6 +115,7 @@ class ExactResume(PracticeCallback):
         self._final: dict[str, Any] | None = None  # that at which a longer fit would go on
         self._is_loaded = False  # whether the checkpoint that is resumed has a state of ours
         self._has_warned = False
+        self._has_validated = False  # since the latest batch
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -118,7 +123,7 @@ class ExactResume(PracticeCallback):
         if stage != "fit":
             return
         self._saved = self._latest = self._final = None  # a checkpoint is loaded after setup
-        self._is_armed = self._is_loaded = self._has_warned = False
+        self._is_armed = self._is_loaded = self._has_warned = self._has_validated = False
 
         def combine(loaders: Any, mode: str) -> ResumableLoaders:
             return ResumableLoaders(
@@ -151,18 +156,26 @@ class ExactResume(PracticeCallback):
         if is_new_epoch and combined is not None:  # it may lack a length
             # Before the hooks at the start of the epoch, which may draw random numbers.
             self._restore_start(trainer, combined)
+        if self._is_armed and self._saved and self._saved.get("is_validation_interrupted"):
+            validate_anew(trainer)
+            self._latest = self._saved["ranks"][trainer.global_rank]
+            return_to(trainer, self._latest)  # as validation may draw random numbers
         if trainer.fit_loop.is_resuming and not self._is_loaded:
             _warn_of_no_state(trainer)
 
     @override
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._saved, self._is_armed = None, False  # the fit has moved on
-        self._latest = moment(trainer)
+        self._latest, self._has_validated = moment(trainer), False
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        is_in_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if is_in_fit and self._latest is not None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        self._has_validated = True
+        if self._saved is not None:
+            self._saved["is_validation_interrupted"] = False
+        if self._latest is not None:
             return_to(trainer, self._latest)
 
     @override
@@ -222,6 +235,7 @@ class ExactResume(PracticeCallback):
         return {
             "batches": batches,
             "is_validation_due": is_validation_due(trainer),
+            "is_validation_interrupted": trainer.validating and not self._has_validated,
             "loaders": [description(one.loader) for one in loaders],
             "ranks": gather_objects(trainer, rank),
         }
@@ -335,39 +349,13 @@ class ExactResume(PracticeCallback):
         """Warn, once in a fit, if a fit that resumes after ``batches`` batches may be another."""
         if self._has_warned or not batches:
             return
-        reasons = _reasons(trainer, batches)
-        if reasons:
+        found = reasons(trainer, batches)
+        if found:
             self._has_warned = True
             rank_zero_warn(
                 "ExactResume can't tell whether a fit that resumes in mid-epoch trains the rest of"
-                f" the epoch exactly: {'; '.join(reasons)}"
+                f" the epoch exactly: {'; '.join(found)}"
             )
-
-
-def _reasons(trainer: Trainer, batches: int) -> list[str]:
-    """Return why a fit that resumes after ``batches`` batches of an epoch may be another."""
-    loop = trainer.fit_loop
-    combined = loaders_of(trainer)
-    if combined is None:
-        kind = type(loop._combined_loader).__name__
-        return [
-            f"{kind} combines the loaders, so the epoch's data starts from its beginning: use"
-            " CombinedLoader"
-        ]
-    reasons = [why_inexact(one.loader) for one in combined.loaders]
-    if isinstance(loop._data_fetcher, either(_DataLoaderIterDataFetcher)):
-        reasons.append(
-            "training_step(dataloader_iter) may draw batches ahead, which aren't counted: use"
-            " training_step(batch)"
-        )
-    accumulated = trainer.accumulate_grad_batches
-    if trainer.lightning_module.automatic_optimization and batches % accumulated:
-        reasons.append(
-            f"{batches} batches of the epoch are trained, which is no multiple of"
-            f" accumulate_grad_batches={accumulated}, and a checkpoint doesn't hold gradients: save"
-            " after an optimizer step"
-        )
-    return list(dict.fromkeys(reason for reason in reasons if reason))
 
 
 def _warn_of_generators(combined: ResumableLoaders) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage
 
 
 def has_ended(trainer: Trainer) -> bool:
@@ -31,3 +32,18 @@ def continue_epoch(checkpoint: dict[str, Any]) -> None:
     progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
     for counts in (progress["current"], progress["total"]):
         counts["processed"] = counts["completed"] = counts["started"] - 1
+
+
+def validate_anew(trainer: Trainer) -> None:
+    """Let a resumed fit begin with the validation that was interrupted, from its first batch.
+
+    Lightning goes on after the last batch that was validated, and its results hold only the rest.
+    If the exception came between two batches, it leaves out the validation.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop.val_loop
+    total, current = loop.batch_progress.total, loop.batch_progress.current
+    earlier = max(total.completed - current.completed, 0)  # batches of this epoch's validations
+    loop.batch_progress.reset_on_run()
+    total.reset()
+    total.increment_by(earlier)
+    loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION

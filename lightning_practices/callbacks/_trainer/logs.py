@@ -191,9 +191,21 @@ def _described(name: str, trainer: Trainer) -> str:
         return f"{text}: {name!r} is the value of single steps, watch {name[:-5] + '_epoch'!r}"
     if name in logged:
         return f"{text}: log {name!r} with on_epoch=True"
+    lack = _lack_of_validation(name, trainer)
+    if lack and _is_of_validation(name):
+        return text + lack
     names = [*logged, *(fork for fork in forks if fork.endswith("_epoch"))]
     nearest = {one.partition("/dataloader_idx_")[0]: one for one in reversed(names)}
     nearest |= {one: one for one in names}
     if near := get_close_matches(name, nearest, n=1):
         return f"{text}: did you mean {nearest[near[0]]!r}?"
-    return text if trainer.enable_validation else f"{text}: {_NO_VALIDATION}"
+    return text + lack
+
+
+def _lack_of_validation(name: str, trainer: Trainer) -> str:
+    """Return the end of a message if there is no validation, or it logs nothing; else nothing."""
+    if not trainer.enable_validation:
+        return f": {_NO_VALIDATION}"
+    if not trainer.fit_loop.epoch_loop.val_loop._results:  # which keep the names of earlier values
+        return f"; validation has logged nothing: call self.log({name!r}, ...) in validation_step"
+    return ""

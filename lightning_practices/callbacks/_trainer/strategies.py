@@ -1,4 +1,4 @@
-"""The error for a strategy under which a callback can't work."""
+"""Strategies under which a callback can't work, or tell of its results: an error, a warning."""
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -8,6 +8,8 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     Strategy,
 )
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_practices._packages import either
 
@@ -46,4 +48,17 @@ def refuse(
         why = next(why for kind, why in _WHY.items() if isinstance(strategy, either(kind)))
         raise MisconfigurationException(
             f"{who} can't {cannot} under {type(strategy).__name__}, which {why}: {instead}"
+        )
+
+
+def warn_of_other_processes(trainer: Trainer) -> None:
+    """Warn if the fit runs in processes that end with it, and with them the callbacks' results."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, either(_MultiProcessingLauncher)):
+        rank_zero_warn(
+            "this strategy fits in processes of its own, and Lightning brings back only the"
+            " weights, callback_metrics and the best_model_path of the Trainer's own checkpoint"
+            " callback. Other results of callbacks, such as best_step of EarlyStopping or the"
+            " snapshots of SnapshotEnsemble, are lost: read them in on_fit_end or from a"
+            " checkpoint, or run a script with strategy='ddp'"
         )

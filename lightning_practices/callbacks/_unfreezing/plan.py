@@ -112,10 +112,16 @@ def head_and_blocks(model: nn.Module, backbone: str, head: str) -> list[list[str
                 f"{what}={shown(name)} names no module of {type(model).__name__}, which has"
                 f" {children or 'none'}: name one of these, or one below them"
             )
-    inside = blocks(there[backbone])
-    found = [[f"{backbone}.{name}" for name in block.parameters] for block in inside]
-    below = [[name for name in names if not f"{name}.".startswith(f"{head}.")] for names in found]
-    return [[head], *(names for names in below if names)]
+    parts = [[head]]
+    for block in blocks(there[backbone]):
+        # The first name is that of the block. The parameters tell it from a head within its module.
+        own = f"{backbone}.{block.name}" if block.modules != ("",) else backbone
+        names = [f"{backbone}.{name}" for name in block.parameters]
+        names = [name for name in names if not f"{name}.".startswith(f"{head}.")]
+        if names:
+            is_head = f"{own}.".startswith(f"{head}.")
+            parts.append(names if is_head else [*dict.fromkeys([own, *names])])
+    return parts
 
 
 def make_plan(
@@ -198,7 +204,7 @@ class _Places:
     def _unknown(self, entry: str) -> str:
         if entry in self._modules:
             return f"{shown(entry)} has no parameters"
-        known = [*(block.name for block in self._blocks), *sorted(self._modules)]
+        known = [*dict.fromkeys([*(block.name for block in self._blocks), *sorted(self._modules)])]
         near = get_close_matches(entry, known) or known[:_SHOWN]
         return f"there is no block, module or parameter {shown(entry)}; near it: {', '.join(near)}"
 

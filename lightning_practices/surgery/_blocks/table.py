@@ -36,6 +36,10 @@ class Blocks(Sequence[Block]):
     def __getitem__(self, index: slice) -> tuple[Block, ...]: ...
     @override
     def __getitem__(self, index: int | slice) -> Block | tuple[Block, ...]:
+        if isinstance(index, str):
+            raise TypeError(
+                f"blocks are numbered from the head, 0: for a name use blocks(...).of({index!r})"
+            )
         return self._blocks[index]
 
     @override
