@@ -38,6 +38,7 @@ from lightning_practices.mixins._signatures import (
     called_with,
     check_is_module,
     check_known,
+    check_order,
     check_shared,
     mixin_arguments,
     named,
@@ -93,8 +94,9 @@ class PracticeMixin(_NotingItsCall, _Module):
     that may be for either is an error, unless the ``__init__`` of your class takes it.
 
     Raises:
-        TypeError: On subclassing, if bases are of both packages of Lightning. On construction, if
-            an argument is unknown to all classes, or may be for a mixin or for a class after it.
+        TypeError: On subclassing, if bases are of both packages of Lightning, or a class is listed
+            before the mixin that extends it. On construction, if an argument is unknown to all
+            classes, or may be for a mixin or for a class after it.
         RuntimeError: When a Trainer runs the module, if your class has not called
             ``super().__init__``.
         MisconfigurationException: When the fit starts, if your own ``configure_callbacks`` leaves
@@ -107,6 +109,7 @@ class PracticeMixin(_NotingItsCall, _Module):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_bases(cls)
+        check_order(cls, PracticeMixin)
         # A class's own on_save_checkpoint may not call super().
         hook = "on_save_checkpoint"
         owner = next(base for base in cls.__mro__ if hook in vars(base))

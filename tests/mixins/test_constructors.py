@@ -83,3 +83,32 @@ def test_loggers_get_texts_in_place_of_objects(tmp_path: Path) -> None:
         "width": 2,
     }
     assert module.hparams["gradient_clipping"] is clipping
+
+
+@pytest.mark.parametrize("base", [Base, LightningModule])
+@pytest.mark.parametrize("name", mixins.__all__)
+def test_a_class_before_a_mixin_is_refused(name: str, base: type) -> None:
+    mixin = getattr(mixins, name)
+    message = (
+        rf"Net lists {base.__name__} before {name}, which would do nothing: list mixins first, as"
+        rf" in class Net\({name}, {base.__name__}\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        type("Net", (base, mixin), {})
+
+
+def test_a_class_before_one_that_has_mixins() -> None:
+    class Steps(LightningModule):
+        pass
+
+    class Practised(mixins.EarlyStoppingMixin, Base):
+        pass
+
+    class Below(Steps, Practised):
+        pass
+
+    class Further(mixins.GradientClippingMixin, Steps, Practised):
+        pass
+
+    assert len(Below(early_stopping=3).configure_callbacks()) == 1
+    assert len(Further().configure_callbacks()) == 2
