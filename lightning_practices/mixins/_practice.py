@@ -74,6 +74,15 @@ class _NotingItsCall:
         return module
 
 
+class _SetByConstructor:
+    """An attribute that Lightning's constructor sets, and that Lightning reads before any hook."""
+
+    def __get__(self, module: Any, kind: type | None = None) -> Any:
+        if module is not None:
+            check_constructed(module)
+        raise AttributeError  # as without this attribute
+
+
 class PracticeMixin(_NotingItsCall, _Module):
     """Base of the mixins: adds their callbacks to every run, and reports misspelt arguments.
 
@@ -97,14 +106,17 @@ class PracticeMixin(_NotingItsCall, _Module):
         TypeError: On subclassing, if bases are of both packages of Lightning, or a class is listed
             before the mixin that extends it. On construction, if an argument is unknown to all
             classes, or may be for a mixin or for a class after it.
-        RuntimeError: When a Trainer runs the module, if your class has not called
-            ``super().__init__``.
+        RuntimeError: When a Trainer runs the module, or a checkpoint is loaded, if your class has
+            not called ``super().__init__``.
         MisconfigurationException: When the fit starts, if your own ``configure_callbacks`` leaves
             out the callbacks that ``super().configure_callbacks()`` returns.
     """
 
     # Lightning looks for arguments in a checkpoint under this key.
     CHECKPOINT_HYPER_PARAMS_KEY = ArgumentsKey()
+    # When a Trainer gets the module, and when a checkpoint is loaded.
+    _compiler_ctx = _SetByConstructor()
+    _strict_loading = _SetByConstructor()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
