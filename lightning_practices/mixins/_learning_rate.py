@@ -36,7 +36,14 @@ class LearningRateScheduleMixin(MonitorMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        given = configured("schedule", schedule, LearningRateSchedule, (str,), LearningRateSchedule)
+        given = configured(
+            "schedule",
+            schedule,
+            LearningRateSchedule,
+            (str,),
+            LearningRateSchedule,
+            "'cosine' or schedule=LearningRateSchedule('cosine', warmup_steps=100)",
+        )
         self._learning_rate_scheduler: LearningRateScheduler | None = None
         if given is not None:
             callback = LearningRateScheduler(given, self._monitor, self._mode)
