@@ -1,6 +1,8 @@
 """The mixin that saves the best and the last weights."""
 
+import os
 from copy import deepcopy
+from os import PathLike
 from typing import Any, Self, TypeGuard
 from weakref import WeakSet
 
@@ -12,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
-from lightning_practices._packages import either
+from lightning_practices._packages import check_one_package, either
 from lightning_practices.callbacks import BestCheckpoint
 from lightning_practices.mixins._practice import MonitorMixin, check_constructed, configured
 
@@ -107,13 +109,16 @@ class CheckpointMixin(MonitorMixin):
         return module
 
     def _set_checkpoint(self, checkpoint: bool | ModelCheckpoint | None) -> None:
+        folder = os.fspath(checkpoint) if isinstance(checkpoint, str | PathLike) else "checkpoints"
         callback = configured(
             "checkpoint",
             None if checkpoint is False else checkpoint,
             ModelCheckpoint,
             (bool,),
             lambda _: BestCheckpoint(self._monitor, self._mode),
+            f"True or checkpoint=BestCheckpoint({self._monitor!r}, dirpath={folder!r})",
         )
+        check_one_package(self, callback)
         self._by_default = checkpoint is True
         self._checkpoint = deepcopy(callback)
         self._unused: ModelCheckpoint | None = None  # a copy, made when the first fit starts

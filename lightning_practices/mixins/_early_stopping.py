@@ -50,12 +50,14 @@ class EarlyStoppingMixin(MonitorMixin):
         self, *args: Any, early_stopping: int | EarlyStopping | None = _PATIENCE, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        monitor = early_stopping if isinstance(early_stopping, str) else self._monitor
         callback = configured(
             "early_stopping",
             early_stopping,
             EarlyStopping,
             (int,),
             lambda patience: EarlyStopping(self._monitor, patience=patience, mode=self._mode),
+            f"10 or early_stopping=EarlyStopping({monitor!r}, patience=10)",
         )
         self._early_stopping = self._bring(callback)
         self._is_patience_default = type(early_stopping) is int and early_stopping == _PATIENCE

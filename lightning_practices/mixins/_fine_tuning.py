@@ -58,6 +58,7 @@ class FineTuningMixin(PracticeMixin):
             ProgressiveUnfreezing,
             (str, Sequence, Mapping, PathLike),
             lambda schedule: ProgressiveUnfreezing(schedule, backbone="backbone", head="head"),
+            "'auto' or fine_tuning=ProgressiveUnfreezing(backbone='backbone', head='head')",
         )
         self._fine_tuning = self._bring(callback)
 

@@ -52,6 +52,7 @@ class GradientClippingMixin(PracticeMixin):
             GradientClipping,
             (int, float),
             GradientClipping,
+            "1.0 or gradient_clipping=GradientClipping(1.0)",
         )
         self._gradient_clipping = self._bring(callback and callback.for_module())
 

@@ -14,8 +14,8 @@ from lightning_practices.ensembles import MonteCarloDropout
 from lightning_practices.optim import Optimizer
 from lightning_practices.schedules import LearningRateSchedule
 
-# Classes of the objects that arguments may be. By default torch.load refuses them.
-_OBJECTS = (Callback, LearningRateSchedule, MonteCarloDropout, Optimizer)
+# Classes of the objects that arguments may be, beside callbacks. torch.load refuses all of them.
+_OBJECTS = (LearningRateSchedule, MonteCarloDropout, Optimizer)
 
 
 def leave_out_objects(checkpoint: dict[str, Any], keys: Iterable[str]) -> None:
@@ -56,7 +56,7 @@ def as_texts(value: Any) -> Any:
 
 def holds_object(value: Any, outer: tuple[int, ...] = ()) -> bool:
     """Say whether a value is an object of a practice or contains one, at any depth."""
-    if isinstance(value, _OBJECTS):
+    if isinstance(value, (*either(Callback), *_OBJECTS)):
         return True
     if id(value) in outer:  # a value that contains itself
         return False

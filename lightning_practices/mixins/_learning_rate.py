@@ -48,7 +48,14 @@ class LearningRateScheduleMixin(MonitorMixin):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        given = configured("schedule", schedule, LearningRateSchedule, (str,), LearningRateSchedule)
+        given = configured(
+            "schedule",
+            schedule,
+            LearningRateSchedule,
+            (str,),
+            LearningRateSchedule,
+            "'cosine' or schedule=LearningRateSchedule('cosine', warmup_steps=100)",
+        )
         self._is_schedule_default = isinstance(schedule, str) and schedule == _SCHEDULE
         self._learning_rate_scheduler: LearningRateScheduler | None = None
         if given is not None:

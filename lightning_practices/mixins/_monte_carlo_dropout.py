@@ -47,6 +47,7 @@ class MonteCarloDropoutMixin(PracticeMixin):
             MonteCarloDropout,
             (str,),
             MonteCarloDropout,
+            "'multiclass' or monte_carlo_dropout=MonteCarloDropout('multiclass')",
         )
 
     @override

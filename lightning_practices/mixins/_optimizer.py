@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lightning_practices._packages import either
 from lightning_practices.mixins._found_rate import FoundLearningRate, RateAttribute, with_rate
-from lightning_practices.mixins._practice import PracticeMixin, configured
+from lightning_practices.mixins._practice import PracticeMixin, configured, public_name
 from lightning_practices.mixins._signatures import lightning_module
 from lightning_practices.optim import Optimizer, OptimizerName
 
@@ -82,7 +82,15 @@ class OptimizerMixin(PracticeMixin):
         self, *args: Any, optimizer: OptimizerName | Optimizer | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        given = configured("optimizer", optimizer, Optimizer, (str,), Optimizer)
+        given = configured(
+            "optimizer",
+            optimizer,
+            Optimizer,
+            (str,),
+            Optimizer,
+            _example(optimizer),
+            "for the configure_optimizers of the base class",
+        )
         # The class's own configure_optimizers may make an optimizer without the mixin.
         is_ours = given is not None or _owner(type(self)) is OptimizerMixin
         if given is None and _replaced(type(self)) is None:
@@ -152,6 +160,16 @@ class OptimizerMixin(PracticeMixin):
         if trainer is None or not isinstance(plugin, either(MixedPrecision)):
             return False
         return plugin.scaler is not None or bool(trainer.gradient_clip_val)
+
+
+def _example(given: Any) -> str:
+    """Return the right form of an optimizer that is given as torch's class or object."""
+    kind = given if isinstance(given, type) else type(given)
+    if issubclass(kind, torch.optim.Optimizer):
+        return f"Optimizer({public_name(kind)}, lr=...)"
+    name = getattr(given, "__name__", "")
+    function = name if name.isidentifier() else "function"
+    return f"Optimizer({function}, lr=...)" if callable(given) else "Optimizer('adamw', lr=1e-3)"
 
 
 def _has_sparse(module: nn.Module) -> bool:

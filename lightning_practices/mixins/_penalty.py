@@ -1,5 +1,6 @@
 """The mixin that penalises large weights."""
 
+from numbers import Real
 from typing import Any
 
 from lightning_practices.callbacks import Penalty
@@ -26,7 +27,9 @@ class PenaltyMixin(PracticeMixin):
 
     def __init__(self, *args: Any, penalty: Penalty | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._penalty = self._bring(configured("penalty", penalty, Penalty, (), Penalty))
+        is_number = isinstance(penalty, Real) and not isinstance(penalty, bool)
+        example = f"Penalty(l2={penalty if is_number else 1e-4})"
+        self._penalty = self._bring(configured("penalty", penalty, Penalty, (), Penalty, example))
 
     @property
     def penalty(self) -> Penalty | None:

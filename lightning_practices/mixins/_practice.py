@@ -1,7 +1,7 @@
 """The base class of the mixins."""
 
-import inspect
 import re
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from functools import wraps
@@ -38,6 +38,7 @@ from lightning_practices.mixins._signatures import (
     called_with,
     check_is_module,
     check_known,
+    check_order,
     check_shared,
     mixin_arguments,
     named,
@@ -45,6 +46,7 @@ from lightning_practices.mixins._signatures import (
     positional,
 )
 
+_MOST_CHARACTERS = 80  # of an object in an error about its type
 _LOADER = ("map_location", "hparams_file", "strict", "weights_only")  # load_from_checkpoint's
 
 _Callback = TypeVar("_Callback", bound=Callback)
@@ -73,11 +75,23 @@ class _NotingItsCall:
         return module
 
 
+class _SetByConstructor:
+    """An attribute that Lightning's constructor sets, and that Lightning reads before any hook."""
+
+    def __get__(self, module: Any, kind: type | None = None) -> Any:
+        if module is not None:
+            check_constructed(module)
+        raise AttributeError  # as without this attribute
+
+
 class PracticeMixin(_NotingItsCall, _Module):
     """Base of the mixins: adds their callbacks to every run, and reports misspelt arguments.
 
     A mixin takes its own arguments by keyword and passes all other arguments on to the next class.
-    So your own base class gets its arguments too, by position or keyword.
+    So your own base class gets its arguments too, by position or keyword. The argument of a
+    practice is a short value, the configured object, or ``None``, which turns the practice off.
+    ``True`` and ``False`` are only for practices that are nothing but on or off, ``checkpoint`` and
+    ``exact_resume``.
 
     If a class calls ``save_hyperparameters``, checkpoints hold the arguments with which the module
     was made, under the key ``"lightning_practices_arguments"``. Lightning's ``"hyper_parameters"``
@@ -93,20 +107,25 @@ class PracticeMixin(_NotingItsCall, _Module):
     that may be for either is an error, unless the ``__init__`` of your class takes it.
 
     Raises:
-        TypeError: On subclassing, if bases are of both packages of Lightning. On construction, if
-            an argument is unknown to all classes, or may be for a mixin or for a class after it.
-        RuntimeError: When a Trainer runs the module, if your class has not called
-            ``super().__init__``.
+        TypeError: On subclassing, if bases are of both packages of Lightning, or a class is listed
+            before the mixin that extends it. On construction, if an argument is unknown to all
+            classes, or may be for a mixin or for a class after it.
+        RuntimeError: When a Trainer runs the module, or a checkpoint is loaded, if your class has
+            not called ``super().__init__``.
         MisconfigurationException: When the fit starts, if your own ``configure_callbacks`` leaves
             out the callbacks that ``super().configure_callbacks()`` returns.
     """
 
     # Lightning looks for arguments in a checkpoint under this key.
     CHECKPOINT_HYPER_PARAMS_KEY = ArgumentsKey()
+    # When a Trainer gets the module, and when a checkpoint is loaded.
+    _compiler_ctx = _SetByConstructor()
+    _strict_loading = _SetByConstructor()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_bases(cls)
+        check_order(cls, PracticeMixin)
         # A class's own on_save_checkpoint may not call super().
         hook = "on_save_checkpoint"
         owner = next(base for base in cls.__mro__ if hook in vars(base))
@@ -286,8 +305,12 @@ def configured(
     kind: type[_Kind],
     short: tuple[type, ...],
     make: Callable[[Any], _Kind],
+    example: str,
+    none: str = "to turn it off",
 ) -> _Kind | None:
     """Return the object for an argument, which may be a short value, the object or ``None``.
+
+    The object may be of the class's twin in Lightning's other package too.
 
     Args:
         name: Name of the argument.
@@ -295,27 +318,41 @@ def configured(
         kind: Class of the object.
         short: Types of the short value.
         make: Makes the object from the short value.
+        example: A right value, for the error.
+        none: What ``None`` is for, for the error.
 
     Raises:
         TypeError: If the value is none of these three.
     """
-    if given is None or isinstance(given, kind):
+    if given is None or isinstance(given, either(kind)):
         return given
     if isinstance(given, short) and (bool in short or not isinstance(given, bool)):
         try:
             return make(given)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}={shown(given)}: {error}") from error
-    first = next(iter(inspect.signature(kind).parameters.values()), None)
-    has_example = first is not None and isinstance(first.default, short)
-    example = f", as in {name}={first.default!r}" if first is not None and has_example else ""
-    room = kind.__module__.partition("._")[0]
-    types = [*(each.__name__ for each in short), f"{room}.{kind.__name__}", "None"]
-    got = type(given)
+    types = [*(each.__name__ for each in short), f"{public_name(kind)}", "None"]
+    got = shown(given)
+    if isinstance(given, type):
+        got = f"the class {public_name(given)}"
+    elif "\n" in got or len(got) > _MOST_CHARACTERS:
+        got = f"an object of {public_name(type(given))}"
+    elif type(given).__name__ not in got:
+        got += f", of class {public_name(type(given))}"
     raise TypeError(
-        f"{name} has to be of one of the types {', '.join(types)}, but got {shown(given)}, of"
-        f" {got.__module__}.{got.__qualname__}{example}"
+        f"{name} has to be of one of the types {', '.join(types)}, but got {got}: give"
+        f" {name}={example}, or {name}=None {none}"
     )
+
+
+def public_name(kind: type) -> str:
+    """Return the name by which users import a class: of the first package that has it."""
+    parts = kind.__module__.split(".")
+    for count in range(1, len(parts)):
+        package = ".".join(parts[:count])
+        if getattr(sys.modules.get(package), kind.__qualname__, None) is kind:
+            return f"{package}.{kind.__qualname__}"
+    return kind.__qualname__ if parts == ["builtins"] else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _sorting_arguments(save: Callable[[Any, dict[str, Any]], None]) -> Any:

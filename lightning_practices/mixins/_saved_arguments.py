@@ -10,7 +10,6 @@ rate, is an argument under ``OWN_KEY`` even if the call left it at its default.
 import os
 import re
 import sys
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,13 +22,19 @@ import torch
 from lightning.fabric.utilities.cloud_io import _load
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.core.saving import load_hparams_from_tags_csv, load_hparams_from_yaml
+from lightning.pytorch.core.saving import (
+    _convert_loaded_hparams,
+    load_hparams_from_tags_csv,
+    load_hparams_from_yaml,
+)
+from lightning.pytorch.utilities.parsing import AttributeDict
 
 from lightning_practices.mixins._signatures import (
     arguments_at_default,
     arguments_until,
     call_takes,
     mixin_arguments,
+    named,
     shared_arguments,
     unknown_arguments,
 )
@@ -37,6 +42,7 @@ from lightning_practices.mixins._signatures import (
 OWN_KEY = "lightning_practices_arguments"
 _KEY = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
 _NO_KEY = "lightning_practices_no_arguments"  # no checkpoint has it
+_BY_NAME = (None, "kwargs")  # Lightning's names of hyperparameters that are several arguments
 _OF_COMMAND_LINE = ("_class_path", "_instantiator")  # what LightningCLI adds to the arguments
 _LOADER = ("map_location", "hparams_file", "strict", "weights_only")  # load_from_checkpoint's
 
@@ -64,7 +70,7 @@ class SavedArguments:
         own: Names of the arguments in the call of the module's own class.
         others: Names of the arguments that no next class takes.
         theirs: Names of the arguments that the next class got or has saved.
-        configs: Names of the arguments that may be the hyperparameters as a whole.
+        beside: The own arguments, if the hyperparameters are one argument of the next class.
         defaults: Names of the arguments that the call left at the default.
         changed: The values of those that the constructor has changed since it saved them.
         values: The values of the own and of the next class, for a name that both have.
@@ -73,7 +79,7 @@ class SavedArguments:
     own: frozenset[str] = frozenset()
     others: frozenset[str] = frozenset()
     theirs: frozenset[str] = frozenset()
-    configs: frozenset[str] = frozenset()
+    beside: dict[str, Any] = field(default_factory=dict)
     defaults: frozenset[str] = frozenset()
     changed: dict[str, Any] = field(default_factory=dict)
     values: dict[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -113,12 +119,13 @@ def noted(
     given = _of_command_line().get() or {}  # by LightningCLI, as they are in a file
     own = {name: given.get(name, value) for name, value in own.items()}
     hparams: Any = module.hparams
-    configs = frozenset(name for name, value in (own | got).items() if _is_config(value))
     defaults = arguments_at_default(type(module), mixin, own, got)
-    is_by_name = isinstance(hparams, dict) and vars(module).get("_hparams_name") not in configs
-    if not hparams or not is_by_name:
-        theirs = frozenset(got)
-        return SavedArguments(frozenset(own), theirs=theirs, configs=configs, defaults=defaults)
+    is_whole = vars(module).get("_hparams_name") not in _BY_NAME
+    if not hparams or is_whole or not isinstance(hparams, dict):
+        beside = {name: value for name, value in own.items() if hparams and name not in got}
+        return SavedArguments(
+            frozenset(own), theirs=frozenset(got), beside=beside, defaults=defaults
+        )
     theirs = frozenset(hparams) | frozenset(got)
     values = {
         name: (value, hparams[name])
@@ -132,7 +139,7 @@ def noted(
     if initial is not None:
         initial.update(deepcopy(added))
     changed = {name: hparams[name] for name in _changed(module, defaults)}
-    return SavedArguments(frozenset(own), frozenset(), theirs, configs, defaults, changed, values)
+    return SavedArguments(frozenset(own), frozenset(), theirs, {}, defaults, changed, values)
 
 
 def split(module: LightningModule, checkpoint: dict[str, Any], saved: SavedArguments) -> None:
@@ -145,7 +152,9 @@ def split(module: LightningModule, checkpoint: dict[str, Any], saved: SavedArgum
     """
     hparams = checkpoint.get(_KEY)
     whole = checkpoint.get(module.CHECKPOINT_HYPER_PARAMS_NAME)
-    if not hparams or not isinstance(hparams, dict) or whole in saved.configs:
+    if hparams and whole not in _BY_NAME:
+        checkpoint[OWN_KEY] = dict(saved.beside)
+    if not hparams or not isinstance(hparams, dict) or whole not in _BY_NAME:
         return
     kept = {*saved.own, *_OF_COMMAND_LINE}
     own = {name: value for name, value in hparams.items() if name in kept}
@@ -197,8 +206,9 @@ def load(
 
     file, held = options.get("hparams_file"), _held(path, options.get("weights_only"))
     found = dict(held.get(_KEY) or {} if file is None else _of_file(file))
-    if held.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME) not in (None, "kwargs"):
-        return read(**options)  # they are one argument
+    name = held.get(LightningModule.CHECKPOINT_HYPER_PARAMS_NAME)
+    if name not in _BY_NAME:
+        return _load_whole(module, mixin, read, options, held, {name: found})
     shared = shared_arguments(module, mixin)
     ours = mixin_arguments(module, mixin).keys() - shared
     if file is None and OWN_KEY not in held and not ours.isdisjoint(found):
@@ -212,8 +222,27 @@ def load(
     with _giving(module, theirs):
         if own is not None:
             with _reading(OWN_KEY):
-                return _load_without(set(), read, options, own)
+                return _load_without(None, read, options, own)
         return _load_found(module, mixin, read, options, found, theirs)
+
+
+def _load_whole(
+    module: type,
+    mixin: type,
+    read: Callable[..., Any],
+    options: Mapping[str, Any],
+    held: Mapping[str, Any],
+    whole: Mapping[str, Any],
+) -> Any:
+    """Load a module from hyperparameters that are one argument, of its class or the next class."""
+    beside = held.get(OWN_KEY) if options.get("hparams_file") is None else None
+    if not beside and not whole.keys().isdisjoint(named(module)):
+        return read(**options)  # Lightning finds the argument in the class's own __init__
+    unknown = {*unknown_arguments(module, mixin, whole)} - arguments_until(module, mixin).keys()
+    # The class that was saved may have been given a Namespace, whose attributes this dict has too.
+    kind = held.get(LightningModule.CHECKPOINT_HYPER_PARAMS_TYPE, AttributeDict)
+    config = {name: _convert_loaded_hparams(value, kind) for name, value in whole.items()}
+    return _load_without(unknown, read, options, {**(beside or {}), **config})
 
 
 def _load_found(
@@ -231,19 +260,22 @@ def _load_found(
     dropped.update(name for name in unknown if name not in {*options, *_OF_COMMAND_LINE})
     if found.get("_class_path") in {f"{b.__module__}.{b.__qualname__}" for b in module.__mro__[1:]}:
         dropped.add("_class_path")
-    return _load_without(dropped, read, options, found)
+    return _load_without(dropped or None, read, options, found)
 
 
 def _load_without(
-    dropped: set[str],
+    dropped: set[str] | None,
     read: Callable[..., Any],
     options: Mapping[str, Any],
     found: Mapping[str, Any],
 ) -> Any:
-    """Load a module with the arguments that were found, except for some."""
+    """Load a module with the arguments that were found, except for some.
+
+    With ``dropped=None`` Lightning finds them itself.
+    """
     while True:
         try:
-            if not dropped:
+            if dropped is None:
                 return read(**options)
             left = {n: v for n, v in found.items() if n not in {*dropped, *_LOADER, "checkpoint"}}
             with _reading(_NO_KEY):
@@ -251,6 +283,7 @@ def _load_without(
         except TypeError as error:
             # The own class gives this argument to the next class itself.
             twice = re.search(r"multiple values for (?:keyword )?argument '(\w+)'", str(error))
+            dropped = dropped or set()
             if twice is None or twice[1] in dropped or twice[1] not in found.keys() - options:
                 raise
             dropped = {*dropped, twice[1]}
@@ -317,10 +350,6 @@ def _of_file(file: Any) -> Mapping[str, Any]:
     if ending == "csv":
         return load_hparams_from_tags_csv(file)
     return load_hparams_from_yaml(file) if ending in ("yml", "yaml") else {}
-
-
-def _is_config(value: Any) -> bool:
-    return isinstance(value, Mapping | Namespace)
 
 
 def _changed(module: LightningModule, names: Iterable[str]) -> list[str]:

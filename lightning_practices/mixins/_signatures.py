@@ -177,6 +177,32 @@ def check_is_module(module: type) -> None:
         )
 
 
+def check_order(module: type, mixin: type) -> None:
+    """Raise if ``LightningModule`` comes before a mixin among the bases of a class.
+
+    It doesn't call ``super()``, so the mixin would do nothing.
+
+    Args:
+        module: The class.
+        mixin: The base class of all mixins.
+
+    Raises:
+        TypeError: If it does. The error says how to list the bases.
+    """
+    order = module.__mro__
+    ends = [order.index(base) for base in order if base in either(LightningModule)]
+    late = [base for base in order[min(ends, default=len(order)) :] if issubclass(base, mixin)]
+    if late:
+        others = [base for base in module.__bases__ if not issubclass(base, mixin)]
+        first = next(base for base in others if packages_of(base))
+        ours = [base for base in module.__bases__ if base not in others]
+        names = ", ".join(base.__name__ for base in [*ours, *others])
+        raise TypeError(
+            f"{module.__name__} lists {first.__name__} before {late[0].__name__}, which would do"
+            f" nothing: list mixins first, as in class {module.__name__}({names})"
+        )
+
+
 def lightning_module(module: type) -> type:
     """Return the ``LightningModule`` among the bases of a class."""
     return next(base for base in module.__mro__ if base in either(LightningModule))

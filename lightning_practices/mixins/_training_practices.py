@@ -153,10 +153,13 @@ class TrainingPractices(
                 ExactResume,
                 (bool,),
                 lambda _: ExactResume(),
+                "True",
             )
         )
         self._bring(
-            configured("skip_non_finite", skip_non_finite, SkipNonFinite, (int,), SkipNonFinite)
+            configured(
+                "skip_non_finite", skip_non_finite, SkipNonFinite, (int,), SkipNonFinite, "3"
+            )
         )
         self._bring(
             configured(
@@ -165,6 +168,7 @@ class TrainingPractices(
                 LearningCurves,
                 (str, PathLike),
                 lambda path: LearningCurves(path, monitor=monitor, mode=mode),
+                "'curves.svg'",
             )
         )
 

@@ -33,7 +33,12 @@ class WeightAveragingMixin(PracticeMixin):
     ) -> None:
         super().__init__(*args, **kwargs)
         callback = configured(
-            "weight_averaging", weight_averaging, WeightAveraging, (str,), WeightAveraging
+            "weight_averaging",
+            weight_averaging,
+            WeightAveraging,
+            (str,),
+            WeightAveraging,
+            "'ema' or weight_averaging=WeightAveraging('ema')",
         )
         self._weight_averaging = self._bring(callback)
 

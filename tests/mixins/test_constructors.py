@@ -32,19 +32,22 @@ class Base(LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def skipping(mixin: type[Any]) -> LightningModule:
-    """Return a module whose class calls the constructor of LightningModule alone."""
+def skipping(mixin: type[Any], calls: bool) -> LightningModule:
+    """Return a module whose class calls the constructor of LightningModule alone, or none."""
 
     def constructor(self: Any) -> None:
-        LightningModule.__init__(self)
-        self.net = nn.Linear(2, 1)
+        if calls:
+            LightningModule.__init__(self)
+            self.net = nn.Linear(2, 1)
+        self.width = 2
 
     module: LightningModule = type("Skipping", (mixin, Base), {"__init__": constructor})()
     return module
 
 
+@pytest.mark.parametrize("calls", [True, False])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_skipped_constructor_is_one_clear_error(name: str) -> None:
+def test_a_skipped_constructor_is_one_clear_error(name: str, calls: bool, tmp_path: Path) -> None:
     trainer = Trainer(
         accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
@@ -52,9 +55,13 @@ def test_a_skipped_constructor_is_one_clear_error(name: str) -> None:
     data: DataLoader[Any] = DataLoader(list(torch.zeros(2, 2)))  # type: ignore[arg-type]
     message = r"the mixins of Skipping have no settings, .* call super\(\).__init__\(...\) in the"
     with pytest.raises(RuntimeError, match=message):
-        trainer.fit(skipping(getattr(mixins, name)), data)
+        trainer.fit(skipping(getattr(mixins, name), calls), data)
     with pytest.raises(RuntimeError, match=message):
-        trainer.test(skipping(getattr(mixins, name)), data, verbose=False)
+        trainer.test(skipping(getattr(mixins, name), calls), data, verbose=False)
+    if not calls:
+        torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0"}, tmp_path / "net.ckpt")
+        with pytest.raises(RuntimeError, match=message):
+            type(skipping(getattr(mixins, name), calls)).load_from_checkpoint(tmp_path / "net.ckpt")
 
 
 class Saving(mixins.GradientClippingMixin, mixins.OptimizerMixin, Base):
@@ -83,3 +90,32 @@ def test_loggers_get_texts_in_place_of_objects(tmp_path: Path) -> None:
         "width": 2,
     }
     assert module.hparams["gradient_clipping"] is clipping
+
+
+@pytest.mark.parametrize("base", [Base, LightningModule])
+@pytest.mark.parametrize("name", mixins.__all__)
+def test_a_class_before_a_mixin_is_refused(name: str, base: type) -> None:
+    mixin = getattr(mixins, name)
+    message = (
+        rf"Net lists {base.__name__} before {name}, which would do nothing: list mixins first, as"
+        rf" in class Net\({name}, {base.__name__}\)"
+    )
+    with pytest.raises(TypeError, match=message):
+        type("Net", (base, mixin), {})
+
+
+def test_a_class_before_one_that_has_mixins() -> None:
+    class Steps(LightningModule):
+        pass
+
+    class Practised(mixins.EarlyStoppingMixin, Base):
+        pass
+
+    class Below(Steps, Practised):
+        pass
+
+    class Further(mixins.GradientClippingMixin, Steps, Practised):
+        pass
+
+    assert len(Below(early_stopping=3).configure_callbacks()) == 1
+    assert len(Further().configure_callbacks()) == 2
