@@ -106,6 +106,18 @@ def test_a_fit_goes_on_in_the_other_package(tmp_path: Path) -> None:
         assert not refits.differences(expected, run(files, tmp_path / name, then), folders)
 
 
+def test_a_fit_that_ended_goes_on(tmp_path: Path) -> None:
+    def run(files: Any, folder: Path) -> Any:
+        trainer = files.fit(files.Net(), [ExactResume()], "easy", folder, max_steps=refits.STEPS)
+        trainer.save_checkpoint(folder / "saved.ckpt")
+        module = files.Net()
+        trainer = files.trainer_of([ExactResume()], folder, epochs=3)
+        trainer.fit(module, files.data("easy"), ckpt_path=folder / "saved.ckpt")
+        return {**files.outcome(trainer, module), "epoch": trainer.current_epoch}
+
+    assert not in_both(run, tmp_path)
+
+
 def test_the_trainers_know_their_kinds() -> None:
     both: list[tuple[Any, list[type]]] = [
         (EarlyStopping("val_loss"), [lightning.pytorch.callbacks.EarlyStopping, EarlyStopping]),

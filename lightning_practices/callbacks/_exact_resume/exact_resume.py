@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_practices._names import count, some
+from lightning_practices._packages import own_kind
 from lightning_practices.callbacks._exact_resume.inexact import reasons
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
 from lightning_practices.callbacks._exact_resume.moments import (
@@ -271,7 +272,8 @@ class ExactResume(PracticeCallback):
         progress: Any = loop.epoch_progress.current
         if loop.restarting and progress.ready == progress.processed:
             # With max_steps Lightning would continue an epoch that has ended.
-            _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+            kind: Any = own_kind(loop, _Loop)
+            kind.restarting.fset(loop, False)
 
     def _start(self, trainer: Trainer, combined: ResumableLoaders) -> None:
         """Make the iterators of an epoch, at the saved position if there is one."""
