@@ -11,6 +11,7 @@ PYTEST := -m pytest --numprocesses logical --dist loadfile
 # The tests of these reach kernels: made again on CPU tensors by Triton's interpreter.
 INTERPRETED := tests/kernels tests/nn tests/surgery
 TWINS := $(CURDIR)/build/twins
+SERVED := not LightningEnsemble and not command_line
 OF_LIGHTNING := tests/callbacks tests/mixins tests/modules tests/plugins tests/test_second_fit.py
 
 .PHONY: demo test test-full test-oldest lint format bench clean
@@ -29,7 +30,7 @@ test-full: $(READY) $(OLDEST_READY)
 	TRITON_INTERPRET=1 $(BIN)/python $(PYTEST) --full $(INTERPRETED)
 	$(OLDEST)/bin/python $(PYTEST) --full tests/test_machine_code.py
 	$(BIN)/python -m tests.twins $(TWINS)
-	cd $(TWINS) && PYTHONPATH=. $(CURDIR)/$(BIN)/python $(PYTEST) $(OF_LIGHTNING)
+	cd $(TWINS) && PYTHONPATH=. $(CURDIR)/$(BIN)/python $(PYTEST) $(OF_LIGHTNING) -k "$(SERVED)"
 
 test-oldest: $(OLDEST_READY)
 	$(OLDEST)/bin/python $(PYTEST)

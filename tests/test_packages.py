@@ -111,8 +111,8 @@ def test_a_fit_that_ended_goes_on(tmp_path: Path) -> None:
         trainer = files.fit(files.Net(), [ExactResume()], "easy", folder, max_steps=refits.STEPS)
         trainer.save_checkpoint(folder / "saved.ckpt")
         module = files.Net()
-        trainer = files.trainer_of([ExactResume()], folder, epochs=3)
-        trainer.fit(module, files.data("easy"), ckpt_path=folder / "saved.ckpt")
+        trainer = files.trainer_of([ExactResume()], folder, max_steps=refits.STEPS + 1)
+        trainer.fit(module, files.data("easy"), files.data("easy"), ckpt_path=folder / "saved.ckpt")
         return {**files.outcome(trainer, module), "epoch": trainer.current_epoch}
 
     assert not in_both(run, tmp_path)

@@ -16,9 +16,11 @@ ROOT = Path(__file__).parents[1]
 def in_twin(source: str) -> str:
     """Return the source with the names of the twin's packages.
 
-    The errors of this package remain those of ``lightning``.
+    The errors of this package remain those of ``lightning``, and so do the reasons for stopping.
     """
-    source = source.replace("lightning.pytorch", "pytorch_lightning")
+    source = re.sub(
+        r"lightning\.pytorch(?!\.callbacks\.early_stopping)", "pytorch_lightning", source
+    )
     return re.sub(r"lightning\.fabric(?!\.utilities\.exceptions)", "lightning_fabric", source)
 
 
