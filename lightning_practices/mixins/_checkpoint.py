@@ -97,6 +97,16 @@ class CheckpointMixin(MonitorMixin):
         trainer.callbacks = [c for c in trainer.callbacks if c not in found]
         return [*callbacks, *found]
 
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        trainer: Any = self._trainer
+        own = self._checkpoint
+        is_fit = trainer is None or trainer.state.fn == TrainerFn.FITTING
+        if not is_fit and own is not None and own not in trainer.callbacks:
+            # It is for fits alone, and Lightning would warn that it is missing.
+            checkpoint.get("callbacks", {}).pop(own.state_key, None)
+
     @_restricted_classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
         """Load a module, as Lightning does; ``checkpoint`` may be among the arguments."""

@@ -104,6 +104,20 @@ def test_best_is_the_best_and_last_the_last(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("error:.*callbacks used to create the checkpoint")
+def test_a_new_trainer_tests_it_without_a_warning(tmp_path: Path) -> None:
+    module = Practised(weight_averaging="ema")
+    fit(module, trainer_of(tmp_path))
+    last = checkpoint_of(module).last_model_path
+    for other in (module, Practised(weight_averaging="ema")):
+        for run in ("test", "validate"):
+            trainer = trainer_of(tmp_path)
+            getattr(trainer, run)(other, loaders()[1], ckpt_path=last, verbose=False)
+            assert same(state_of(other), weights_in(last))
+    with pytest.raises(UserWarning, match="callbacks used to create the checkpoint"):
+        trainer_of(tmp_path).test(Practised(), loaders()[1], ckpt_path=last, verbose=False)
+
+
 def test_lightnings_own_saves_the_last_only_where_it_is_the_best(tmp_path: Path) -> None:
     """Why there is a subclass."""
     module = Net(checkpoint=ModelCheckpoint(tmp_path, monitor="val_loss", save_last=True))
