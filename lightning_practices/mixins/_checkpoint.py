@@ -3,7 +3,7 @@
 import os
 from copy import deepcopy
 from os import PathLike
-from typing import Any, Self, TypeGuard
+from typing import Any, TypeGuard
 from weakref import WeakSet
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -11,7 +11,6 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from typing_extensions import override
 
 from lightning_practices._packages import check_one_package, either
@@ -60,7 +59,7 @@ class CheckpointMixin(MonitorMixin):
         self, *args: Any, checkpoint: bool | ModelCheckpoint | None = True, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._set_checkpoint(checkpoint)
+        self.set_checkpoint(checkpoint)
 
     @property
     def checkpoint(self) -> ModelCheckpoint | None:
@@ -107,18 +106,12 @@ class CheckpointMixin(MonitorMixin):
             # It is for fits alone, and Lightning would warn that it is missing.
             checkpoint.get("callbacks", {}).pop(own.state_key, None)
 
-    @_restricted_classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:  # noqa: N805
-        """Load a module, as Lightning does; ``checkpoint`` may be among the arguments."""
-        if "checkpoint" not in kwargs:
-            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-        # Lightning passes the arguments on to a function with a parameter named `checkpoint`.
-        checkpoint = kwargs.pop("checkpoint")
-        module: Self = super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
-        module._set_checkpoint(checkpoint)
-        return module
+    def set_checkpoint(self, checkpoint: bool | ModelCheckpoint | None) -> None:
+        """Set the callback anew, before the first fit.
 
-    def _set_checkpoint(self, checkpoint: bool | ModelCheckpoint | None) -> None:
+        Args:
+            checkpoint: As in the constructor.
+        """
         folder = os.fspath(checkpoint) if isinstance(checkpoint, str | PathLike) else "checkpoints"
         callback = configured(
             "checkpoint",

@@ -18,20 +18,23 @@ from lightning_practices.schedules import LearningRateSchedule
 _OBJECTS = (LearningRateSchedule, MonteCarloDropout, Optimizer)
 
 
-def leave_out_objects(checkpoint: dict[str, Any], keys: Iterable[str]) -> None:
+def leave_out_objects(checkpoint: dict[str, Any], key: str) -> list[str]:
     """Remove the arguments that are objects of practices, or hold one, from a checkpoint.
 
     Args:
         checkpoint: The checkpoint.
-        keys: The keys under which the checkpoint holds arguments.
+        key: The key under which the checkpoint holds the arguments.
+
+    Returns:
+        The names of the removed arguments.
     """
-    for key in keys:
-        saved = checkpoint.get(key, {})
-        names = [name for name, value in saved.items() if holds_object(value)]
-        if names:
-            checkpoint[key] = saved = copy(saved)  # it may be the module's own
-            for name in names:
-                del saved[name]
+    saved = checkpoint.get(key, {})
+    names = [name for name, value in saved.items() if holds_object(value)]
+    if names:
+        checkpoint[key] = saved = copy(saved)  # it may be the module's own
+        for name in names:
+            del saved[name]
+    return names
 
 
 def as_texts(value: Any) -> Any:

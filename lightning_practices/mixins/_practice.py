@@ -24,6 +24,7 @@ from lightning_practices._packages import check_bases, either
 from lightning_practices.callbacks import Mode
 from lightning_practices.mixins._hyperparameters import as_texts, leave_out_objects
 from lightning_practices.mixins._saved_arguments import (
+    LEFT_OUT_KEY,
     OWN_KEY,
     ArgumentsKey,
     SavedArguments,
@@ -101,7 +102,8 @@ class PracticeMixin(_NotingItsCall, _Module):
     Checkpoints hold short values, such as ``early_stopping=10``. They don't hold objects, such as
     ``early_stopping=EarlyStopping(...)``, since ``torch.load`` would refuse a checkpoint with such
     an object. Nor do they hold an argument of yours with such an object in it, such as a dict of
-    settings. To continue training, give these arguments to ``load_from_checkpoint`` again.
+    settings. To continue training, give these arguments to ``load_from_checkpoint`` again, which
+    warns of those that are missing.
 
     If a mixin and a class after it take an argument of the same name, the mixin gets it. A value
     that may be for either is an error, unless the ``__init__`` of your class takes it.
@@ -363,7 +365,9 @@ def _sorting_arguments(save: Callable[[Any, dict[str, Any]], None]) -> Any:
         save(self, checkpoint)
         if type(self).on_save_checkpoint is on_save_checkpoint:  # the outermost, which ends last
             split(self, checkpoint, vars(self).get("_saved_arguments", SavedArguments()))
-            leave_out_objects(checkpoint, (OWN_KEY, self.CHECKPOINT_HYPER_PARAMS_KEY))
+            leave_out_objects(checkpoint, self.CHECKPOINT_HYPER_PARAMS_KEY)
+            if names := leave_out_objects(checkpoint, OWN_KEY):
+                checkpoint[LEFT_OUT_KEY] = names
 
     return on_save_checkpoint
 

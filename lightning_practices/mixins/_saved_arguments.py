@@ -27,6 +27,7 @@ from lightning.pytorch.core.saving import (
     load_hparams_from_tags_csv,
     load_hparams_from_yaml,
 )
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.parsing import AttributeDict
 
 from lightning_practices.mixins._signatures import (
@@ -40,6 +41,7 @@ from lightning_practices.mixins._signatures import (
 )
 
 OWN_KEY = "lightning_practices_arguments"
+LEFT_OUT_KEY = "lightning_practices_left_out"  # names of arguments
 _KEY = LightningModule.CHECKPOINT_HYPER_PARAMS_KEY
 _NO_KEY = "lightning_practices_no_arguments"  # no checkpoint has it
 _BY_NAME = (None, "kwargs")  # Lightning's names of hyperparameters that are several arguments
@@ -202,7 +204,14 @@ def load(
     def read(**given: Any) -> Any:
         if begin is not None:
             path.seek(begin)  # the file has been read before
-        return load_from_checkpoint(path, **given)
+        # Lightning passes the arguments on to a function with a parameter named `checkpoint`.
+        names = {"checkpoint"} & given.keys() if hasattr(module, "set_checkpoint") else set()
+        apart = {name: given.pop(name) for name in names}
+        made = load_from_checkpoint(path, **given)
+        if apart:
+            made.set_checkpoint(**apart)
+        _warn_of_objects(module, [n for n in held.get(LEFT_OUT_KEY, ()) if n not in options])
+        return made
 
     file, held = options.get("hparams_file"), _held(path, options.get("weights_only"))
     found = dict(held.get(_KEY) or {} if file is None else _of_file(file))
@@ -224,6 +233,17 @@ def load(
             with _reading(OWN_KEY):
                 return _load_without(None, read, options, own)
         return _load_found(module, mixin, read, options, found, theirs)
+
+
+def _warn_of_objects(module: type, names: list[str]) -> None:
+    """Warn of arguments that a checkpoint leaves out, and that aren't given again."""
+    if names:
+        again = ", ".join(f"{name}=..." for name in names)
+        rank_zero_warn(
+            f"the checkpoint leaves out {' and '.join(names)} of {module.__name__}, as checkpoints"
+            " hold no objects of practices, so that the default is used: give what the module was"
+            f" made with again, as in {module.__name__}.load_from_checkpoint(path, {again})"
+        )
 
 
 def _load_whole(
@@ -277,7 +297,7 @@ def _load_without(
         try:
             if dropped is None:
                 return read(**options)
-            left = {n: v for n, v in found.items() if n not in {*dropped, *_LOADER, "checkpoint"}}
+            left = {n: v for n, v in found.items() if n not in {*dropped, *_LOADER}}
             with _reading(_NO_KEY):
                 return read(**{**left, **options, "hparams_file": None})
         except TypeError as error:

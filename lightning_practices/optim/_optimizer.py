@@ -1,6 +1,8 @@
 """Torch's optimizers by name, in their fastest form, with groups of parameters."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -75,6 +77,8 @@ class Optimizer:
 
     Raises:
         ValueError: If ``name`` is an unknown name, or a number is out of range.
+        TypeError: If the optimizer doesn't take one of the options. A function or class with
+            ``**kwargs`` says so only when it is called.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Optimizer:
         self.name = name
         self.weight_decay, self.layer_decay, self.lr = check_groups(weight_decay, layer_decay, lr)
         self.no_decay = check_names("no_decay", no_decay)
+        _check_options(name, [key for key in options if (key, options[key]) != ("fused", None)])
         self.options = options
 
     @override
@@ -188,6 +193,8 @@ def make_optimizer(
         return made
     kind = _KINDS[optimizer]
     form = {} if "fused" in options or "foreach" in options else _form(kind, list(_tensors(given)))
+    if options.get("fused") is None and not kind.fused:
+        options.pop("fused", None)  # torch's class has no such argument
     return kind.make(given, **{**kind.options, **form, **options})
 
 
@@ -204,6 +211,30 @@ def check_optimizer(optimizer: object, name: str) -> None:
     example = f"torch.optim.{optimizer if isinstance(own, type) else 'NAdam'}"
     instead = f"a class or function that makes one, as in Optimizer({example})"
     check_choice(name, optimizer, get_args(OptimizerName), instead)
+
+
+def _check_options(
+    optimizer: OptimizerName | Callable[..., torch.optim.Optimizer], options: Iterable[str]
+) -> None:
+    """Raise ``TypeError`` if an optimizer doesn't take one of the options."""
+    make = optimizer if callable(optimizer) else _KINDS[optimizer].make
+    try:
+        _, *parameters = inspect.signature(make).parameters.values()  # the first are the weights
+    except ValueError:  # a function without a signature
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    taken = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    for name in options:
+        if name not in taken:
+            near = get_close_matches(name, taken, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(taken)}"
+            of = (
+                shown(optimizer)
+                if isinstance(optimizer, str)
+                else getattr(make, "__name__", shown(make))
+            )
+            raise TypeError(f"the optimizer {of} takes no option {name!r}: {hint}")
 
 
 def _form(kind: _Kind, tensors: list[Tensor]) -> dict[str, bool]:

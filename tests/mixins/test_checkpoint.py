@@ -436,7 +436,8 @@ def test_load_from_checkpoint_takes_the_argument(tmp_path: Path) -> None:
     assert checkpoint_of(loaded).monitor == "accuracy"
     assert same(state_of(loaded), state_of(module))
     assert Width.load_from_checkpoint(path, checkpoint=None).checkpoint is None
-    assert checkpoint_of(Width.load_from_checkpoint(path)).monitor == "val_loss"
+    with pytest.warns(UserWarning, match="leaves out checkpoint of Width"):
+        assert checkpoint_of(Width.load_from_checkpoint(path)).monitor == "val_loss"
     with pytest.raises(TypeError, match="cannot be called on an instance"):
         module.load_from_checkpoint(path)
 

@@ -86,14 +86,15 @@ def fit(module: LightningModule, folder: Path, weights_only: bool = False, **opt
 @pytest.mark.parametrize("weights_only", [False, True])
 @pytest.mark.parametrize("kind", [Saving, SavingAlone, Later, SavingByBase])
 def test_a_hook_without_super(kind: type[Any], weights_only: bool, tmp_path: Path) -> None:
-    module = kind(width=2, optimizer=SGD, gradient_clipping=GradientClipping(0.5))
+    objects = {"optimizer": SGD, "gradient_clipping": GradientClipping(0.5)}
+    module = kind(width=2, **objects)
     path = fit(module, tmp_path, weights_only)
     saved = torch.load(path, weights_only=True)
     assert saved["hyper_parameters"] == {"nested": None, "width": 2}
     assert saved.get("own") == (None if kind is Saving else 1)
     assert saved.get("later") == (1 if kind is Later else None)
     assert module.hparams["optimizer"] is SGD
-    loaded = kind.load_from_checkpoint(path, optimizer=SGD, weights_only=True)
+    loaded = kind.load_from_checkpoint(path, **objects, weights_only=True)
     torch.testing.assert_close(loaded.net.weight, module.net.weight, rtol=0, atol=0)
 
 

@@ -26,7 +26,7 @@ class Later(Configured):
         super().__init__(config)
 
 
-class Through(mixins.OptimizerMixin, mixins.EarlyStoppingMixin, Configured):
+class Through(mixins.CheckpointMixin, mixins.OptimizerMixin, mixins.EarlyStoppingMixin, Configured):
     pass
 
 
@@ -53,7 +53,11 @@ def test_a_config_of_the_next_class(kind: Any, config: Any, tmp_path: Path) -> N
     given = [] if kind is Deriving else [config]
     name = "config" if kind is ThroughLater else "cfg"
     base: Any = Later if kind is ThroughLater else Configured
-    module = kind(*given, early_stopping=7, optimizer="sgd")
+    off = {} if kind is ThroughLater else {"checkpoint": None}
+    module = kind(*given, early_stopping=7, optimizer="sgd", **off)
+    if kind is not ThroughLater:
+        loaded = kind.load_from_checkpoint(saved(module, tmp_path))
+        assert loaded.checkpoint is None
     # Lightning notes the name of the argument of the innermost class.
     again: dict[str, Any] = {name: config} if kind is ThroughLater else {}
     for _ in range(2):  # the loaded module saves it too

@@ -261,6 +261,13 @@ def test_objects_are_given_again(tmp_path: Path) -> None:
     path = saved(Derived(width=2, **objects), tmp_path)
     assert not objects.keys() & {*held(path)[OWN], *held(path)[KEY]}
     assert same(Derived.load_from_checkpoint(path, **objects), Bare(hidden=4))
+    message = r"leaves out early_stopping of Derived, .*load_from_checkpoint\(path, early_stopping="
+    with pytest.warns(UserWarning, match=message):
+        loaded = Derived.load_from_checkpoint(path, gradient_clipping=None, weights_only=True)
+    assert loaded.early_stopping is not None
+    assert loaded.early_stopping.patience == 10
+    with pytest.warns(UserWarning, match="leaves out gradient_clipping and early_stopping of D"):
+        Derived.load_from_checkpoint(path, hparams_file=None)
 
 
 def test_a_changed_hyperparameter_is_that_of_both(tmp_path: Path) -> None:

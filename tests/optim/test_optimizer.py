@@ -203,3 +203,49 @@ def test_shown_in_one_line() -> None:
     given = optim.Optimizer("adam", 0.5, no_decay=["bias"], betas=(0.5, 0.9))
     assert repr(given) == "Optimizer('adam', lr=0.5, no_decay=('bias',), betas=(0.5, 0.9))"
     assert repr(optim.Optimizer(NAdam, weight_decay=0)) == "Optimizer(NAdam, weight_decay=0.0)"
+
+
+def custom(params: Any, rate: float = 0.1) -> torch.optim.Optimizer:
+    return SGD(params, rate)
+
+
+def open_ended(params: Any, **options: Any) -> torch.optim.Optimizer:
+    return SGD(params, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("adamw", {"beta": (0.5, 0.9)}, r"optimizer 'adamw' takes no option 'beta': .* 'betas'\?"),
+        ("sgd", {"betas": (0.5, 0.9)}, "optimizer 'sgd' takes no option 'betas': it takes lr, mo"),
+        ("momentum", {"momentun": 0.5}, r"takes no option 'momentun': did you mean 'momentum'\?"),
+        ("rmsprop", {"params": []}, "takes no option 'params'"),
+        (NAdam, {"decay": 0.5}, "optimizer NAdam takes no option 'decay'"),
+        (custom, {"rates": 0.5}, r"optimizer custom takes no option 'rates': .* 'rate'\?"),
+        (partial(SGD, momentum=0.5), {"momentun": 0.5}, r"takes no option 'momentun': .*um'\?"),
+    ],
+)
+def test_a_misspelt_option_is_refused_at_once(name: Any, options: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        optim.Optimizer(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        (open_ended, {"lr_": 1}),
+        (partial(SGD, momentum=0.5), {"momentum": 0.25, "nesterov": True}),
+        (custom, {"rate": 0.5}),
+        ("rmsprop", {"alpha": 0.5, "centered": True}),
+    ],
+)
+def test_options_that_may_be_right_are_taken(name: Any, options: Any) -> None:
+    assert optim.Optimizer(name, **options).options == options
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_no_fused_form_may_be_asked_of_any_optimizer(name: Any) -> None:
+    made = make_optimizer(name, parameters(), fused=None)
+    assert not made.defaults.get("fused")
+    again = optim.Optimizer(name, fused=None)(nn.Linear(2, 2))
+    assert not again.defaults.get("fused")
