@@ -533,7 +533,7 @@ def test_a_fit_of_unknown_length() -> None:
     for module, epochs in ((Net(), -1), (Streaming(), 2)):
         with pytest.raises(
             MisconfigurationException,
-            match=r"isn't known .* LearningRateSchedule\('cosine', steps=",
+            match=r"isn't known .* LearningRateSchedule\('cosine', steps=.*schedule=None",
         ):
             fit(module, max_epochs=epochs)
     module = Streaming()
