@@ -93,7 +93,8 @@ def test_configure_callbacks() -> None:
 def test_hyperparameters_and_load_from_checkpoint(tmp_path: Path) -> None:
     penalty = Penalty(l1=0.1, l2=0.3, proximal=True)
     fit(module := Penalised(penalty=penalty), ModelCheckpoint(tmp_path, "net"))
-    loaded = Penalised.load_from_checkpoint(tmp_path / "net.ckpt")  # without objects
+    with pytest.warns(UserWarning, match="leaves out penalty of Penalised"):
+        loaded = Penalised.load_from_checkpoint(tmp_path / "net.ckpt")
     assert loaded.penalty is None
     loaded = Penalised.load_from_checkpoint(tmp_path / "net.ckpt", penalty=penalty)
     assert loaded.penalty is not None

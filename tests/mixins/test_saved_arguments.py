@@ -396,6 +396,5 @@ def test_a_value_that_may_be_for_both_is_refused() -> None:
 
     made = Named(optimizer="sgd", lr=0.25)
     assert made._optimizer is not None
-    assert (made._optimizer.name, made.optimizer, made.hparams["learning_rate"]) == (
-        "sgd", "adam", 0.25
-    )  # fmt: skip
+    assert (made._optimizer.name, made.optimizer) == ("sgd", "adam")
+    assert made.hparams["learning_rate"] == 0.25
