@@ -311,6 +311,8 @@ def _texts(value: Any) -> list[str]:
     """Return how an error may quote a value: as a whole, or the item that is wrong."""
     items = list(value) if isinstance(value, list | dict) else [value]
     quoted = [shown(value), *map(shown, items)]
+    if "\n" in quoted[0]:
+        quoted.append(f"an object of torch.{type(value).__name__}")  # in place of many lines
     return [*quoted, *(item.__name__ for item in items if isinstance(item, type))] + (
         [] if items else ["()", "it is empty"]
     )
