@@ -53,7 +53,7 @@ def refuse(
 
 def warn_of_other_processes(trainer: Trainer) -> None:
     """Warn if the fit runs in processes that end with it, and with them the callbacks' results."""
-    launcher = trainer.strategy.launcher
+    launcher = getattr(trainer.strategy, "launcher", None)
     if isinstance(launcher, either(_MultiProcessingLauncher)):
         rank_zero_warn(
             "this strategy fits in processes of its own, and Lightning brings back only the"
