@@ -32,19 +32,25 @@ def number_of(function: str, name: str, value: object, least: float | None = Non
         TypeError: If it is not a number.
         ValueError: If it is nan, below ``least``, or too large for a float.
     """
-    limit = "" if least is None else f" of {least:g} or more"
-    message = f"{function} expects {name} as a number{limit}, but got {repr(value)}"
+    if type(value) is float and (value >= least if least is not None else value == value):
+        return value  # the cheapest test first; nan fails it
     if isinstance(value, str | bytes):  # float would read the text
-        raise TypeError(message)
+        raise TypeError(_no_number(function, name, value, least))
     try:
         number = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(message) from None
+        raise TypeError(_no_number(function, name, value, least)) from None
     except OverflowError:
+        message = _no_number(function, name, value, least)
         raise ValueError(f"{message}, which is too large for a float") from None
     if math.isnan(number) or (least is not None and number < least):
-        raise ValueError(message)
+        raise ValueError(_no_number(function, name, value, least))
     return number
+
+
+def _no_number(function: str, name: str, value: object, least: float | None) -> str:
+    limit = "" if least is None else f" of {least:g} or more"
+    return f"{function} expects {name} as a number{limit}, but got {repr(value)}"
 
 
 def check_eps(function: str, eps: float | None, least: float | None = None) -> None:
