@@ -62,5 +62,6 @@ $(READY): pyproject.toml
 $(OLDEST_READY): pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check --editable '.[clients,dev]' \
-		'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' 'lightning==2.6.0' 'numpy<2.4'
+		'torch==2.11.*' 'torchvision==0.26.*' 'triton==3.6.*' 'lightning==2.6.0' 'pytorch-lightning==2.6.0' \
+		'numpy<2.4'
 	touch $@
