@@ -106,15 +106,12 @@ def _constants(name: str, p: float) -> tuple[float, float, float]:
     return scale, -p * scale * _SATURATION, (1 - p) * scale * _SATURATION
 
 
-@pytest.mark.parametrize("index", range(7))
-def test_errors_are_those_of_torch(index: int, device: str) -> None:
-    name, (positional, keywords), expected = torch_cases.errors("functions")[index]
-    positional = torch_cases.mapped(lambda t: t.to(device), positional)
-    with pytest.raises(expected) as theirs:
-        getattr(F, name)(*positional, **keywords)
-    with pytest.raises(type(theirs.value)):
-        getattr(lightning_kernels, name)(*positional, **keywords)
-
-
-def test_no_erroneous_case_is_left_out() -> None:
-    assert len(torch_cases.errors("functions")) == 7
+def test_errors_are_those_of_torch(device: str) -> None:
+    cases = torch_cases.errors("functions")
+    assert len(cases) >= 5  # torch 2.11's; newer releases have more
+    for name, (positional, keywords), expected in cases:
+        positional = torch_cases.mapped(lambda t: t.to(device), positional)
+        with pytest.raises(expected) as theirs:
+            getattr(F, name)(*positional, **keywords)
+        with pytest.raises(type(theirs.value)):
+            getattr(lightning_kernels, name)(*positional, **keywords)
