@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from lightning_utilities.core.rank_zero import rank_zero_only
 
-_LOOK = 0.3  # seconds, for the end of a process to be seen
+_LOOK = 2  # seconds, for the end of a process to be seen
 DEADLINE = 1800  # seconds: only what hangs takes so long, on a busy machine too
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -61,9 +61,12 @@ def run(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> l
             if error:
                 # It may have lost the connection to one that has died, which is the reason then.
                 for other in wait([one for one in waiting if one is not pipe], _LOOK):
-                    dead = pipes.index(other)  # type: ignore[arg-type]
-                    if (code := ranks[dead][0].exitcode) is not None and code < 0:
-                        raise RuntimeError(f"rank {dead} has died: {code}")
+                    assert isinstance(other, Connection)
+                    with suppress(EOFError):
+                        other.recv_bytes()
+                        continue
+                    dead = pipes.index(other)
+                    raise RuntimeError(f"rank {dead} has died: {_exit_code(ranks[dead][0])}")
                 raise RuntimeError(f"rank {rank} raised:\n{error}")
         return [values[pipe] for pipe in pipes]
 
