@@ -7,7 +7,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
-from lightning_practices._packages import either
 from lightning_practices.callbacks import LearningRateScheduler, SnapshotEnsemble
 from lightning_practices.mixins._practice import MonitorMixin, check_constructed, configured
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
@@ -74,7 +73,7 @@ class LearningRateScheduleMixin(MonitorMixin):
         trainer: Any = self._trainer
         own = self._learning_rate_scheduler
         if trainer is not None and own is not None and self._is_schedule_default:
-            is_out = any(isinstance(one, either(SnapshotEnsemble)) for one in trainer.callbacks)
+            is_out = any(isinstance(one, SnapshotEnsemble) for one in trainer.callbacks)
             self._leave_out(own, is_out)
             if is_out:
                 trainer.callbacks = [one for one in trainer.callbacks if one is not own]

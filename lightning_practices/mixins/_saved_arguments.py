@@ -11,12 +11,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from copy import deepcopy
 from dataclasses import dataclass, field
 from os import PathLike, fspath
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning.fabric.utilities.cloud_io import _load
@@ -39,6 +39,8 @@ from lightning_practices.mixins._signatures import (
     shared_arguments,
     unknown_arguments,
 )
+
+_Value = TypeVar("_Value")
 
 OWN_KEY = "lightning_practices_arguments"
 LEFT_OUT_KEY = "lightning_practices_left_out"  # names of arguments
@@ -87,8 +89,7 @@ class SavedArguments:
     values: dict[str, tuple[Any, Any]] = field(default_factory=dict)
 
 
-@contextmanager
-def hyperparameters_of_next_class(got: Mapping[str, Any]) -> Iterator[None]:
+def hyperparameters_of_next_class(got: Mapping[str, Any]) -> AbstractContextManager[None]:
     """Leave out arguments of the own class from those that LightningCLI gives as hyperparameters.
 
     Args:
@@ -98,11 +99,7 @@ def hyperparameters_of_next_class(got: Mapping[str, Any]) -> Iterator[None]:
     given = variable.get()
     kept = {*got, *_OF_COMMAND_LINE}
     theirs = None if given is None else {n: v for n, v in given.items() if n in kept}
-    token = variable.set(theirs)
-    try:
-        yield
-    finally:
-        variable.reset(token)
+    return _holding(variable, theirs)
 
 
 def noted(
@@ -228,9 +225,9 @@ def load(
         # The class takes none of its own, and the call of the next class leaves it at the default.
         kept = [n for n in own if n not in _OF_COMMAND_LINE and not call_takes(module, n)]
         theirs |= {name: own[name] for name in kept}
-    with _giving(module, theirs):
+    with _holding(_given_to_next, (module, theirs)):
         if own is not None:
-            with _reading(OWN_KEY):
+            with _holding(_key, OWN_KEY):
                 return _load_without(None, read, options, own)
         return _load_found(module, mixin, read, options, found, theirs)
 
@@ -298,7 +295,7 @@ def _load_without(
             if dropped is None:
                 return read(**options)
             left = {n: v for n, v in found.items() if n not in {*dropped, *_LOADER}}
-            with _reading(_NO_KEY):
+            with _holding(_key, _NO_KEY):
                 return read(**{**left, **options, "hparams_file": None})
         except TypeError as error:
             # The own class gives this argument to the next class itself.
@@ -327,21 +324,13 @@ def _of_command_line() -> ContextVar[Any]:
 
 
 @contextmanager
-def _giving(module: type, arguments: Mapping[str, Any]) -> Iterator[None]:
-    token = _given_to_next.set((module, arguments))
+def _holding(variable: ContextVar[_Value], value: _Value) -> Iterator[None]:
+    """Give a variable a value for a while."""
+    token = variable.set(value)
     try:
         yield
     finally:
-        _given_to_next.reset(token)
-
-
-@contextmanager
-def _reading(key: str) -> Iterator[None]:
-    token = _key.set(key)
-    try:
-        yield
-    finally:
-        _key.reset(token)
+        variable.reset(token)
 
 
 def _held(path: Any, weights_only: bool | None) -> Mapping[str, Any]:
