@@ -23,7 +23,7 @@ from lightning_practices.surgery._blocks.libraries import (
 )
 from lightning_practices.surgery._blocks.names import found, is_within, names_of
 from lightning_practices.surgery._blocks.order import in_evaluation, run
-from lightning_practices.surgery._blocks.sizes import may_feed
+from lightning_practices.surgery._blocks.sizes import children_with_parameters, leaves, may_feed
 from lightning_practices.surgery._blocks.table import Blocks
 
 __all__ = [
@@ -32,11 +32,13 @@ __all__ = [
     "Library",
     "auxiliary_in",
     "blocks",
+    "children_with_parameters",
     "found",
     "in_evaluation",
     "is_list",
     "is_scale",
     "is_within",
+    "leaves",
     "library_of",
     "may_feed",
     "names_of",

@@ -20,7 +20,7 @@ from lightning_practices.surgery._blocks.libraries import (
     notes_of,
     units_of,
 )
-from lightning_practices.surgery._blocks.sizes import count, features_out
+from lightning_practices.surgery._blocks.sizes import children_with_parameters, count, features_out
 
 Unit = tuple[nn.Module, ...]
 Uses = Mapping[nn.Module, int]
@@ -63,7 +63,7 @@ def network_in(model: nn.Module) -> nn.Module:
     """Return the network in wrappers, such as a ``LightningModule`` with a single child."""
     model = _unwrapped(model)
     while library_of(model) is None:
-        children = _children(model)
+        children = children_with_parameters(model)
         if len(children) != 1 or any(True for _ in model.parameters(recurse=False)):
             break
         model = _unwrapped(children[0])
@@ -167,7 +167,7 @@ class _Divider:
         if library_of(module) is not None:
             return self.network(module, library)
         if library is not Library.TORCHVISION and (2 * count(module) > self._total or not listed):
-            children = _children(module)
+            children = children_with_parameters(module)
             is_wrapper = len(children) == 1 and not any(True for _ in module.parameters(False))
             if is_wrapper and is_list(_unwrapped(children[0])):
                 return self._layers(children[0], library, listed=True)
@@ -177,7 +177,7 @@ class _Divider:
 
     def _children(self, module: nn.Module, library: Library | None) -> list[nn.Module]:
         """Return the children that have parameters, as far as is known in the order of the data."""
-        children = _children(module)
+        children = children_with_parameters(module)
         times, parts = len(module._modules), len({*module._modules.values()})
         if is_list(module) and parts < times:
             self.notes.append(
@@ -249,8 +249,8 @@ def _has_layers(module: nn.Module) -> bool:
 def _lists(module: nn.Module) -> list[nn.Module]:
     """Return the outermost lists that have several elements of the same class."""
     found: list[nn.Module] = []
-    for child in _children(module):
-        classes = [type(part) for part in _children(child)] if is_list(child) else []
+    for child in children_with_parameters(module):
+        classes = [type(part) for part in children_with_parameters(child)] if is_list(child) else []
         found += [child] if len(set(classes)) < len(classes) else _lists(child)
     return found
 
@@ -262,18 +262,18 @@ def _are_stages(parts: Sequence[nn.Module]) -> bool:
     """
     if len(parts) < 2 or len({type(part) for part in parts}) > 1:
         return False
-    inner = [layer for part in parts for found in _lists(part) for layer in _children(found)]
+    inner = [
+        layer
+        for part in parts
+        for found in _lists(part)
+        for layer in children_with_parameters(found)
+    ]
     widths = {features_out(part) for part in parts}
     return len(widths) > 1 and bool(inner) and all(map(_is_composite, inner))
 
 
 def _is_composite(layer: nn.Module) -> bool:
     return sum(p.dim() > 1 for p in layer.parameters()) > 1
-
-
-def _children(module: nn.Module) -> list[nn.Module]:
-    """Return the children that have parameters."""
-    return [child for child in module.children() if any(True for _ in child.parameters())]
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -24,7 +24,7 @@ def count(module: nn.Module) -> int:
 
 def features_in(module: nn.Module) -> int | None:
     """Return the number of features or channels that the first layer takes; ``None`` if unknown."""
-    for leaf in _leaves(module):
+    for leaf in leaves(module):
         for name in ("in_features", "in_channels", "nx", "input_size", "embed_dim"):
             if isinstance(size := getattr(leaf, name, None), int):
                 return size
@@ -34,7 +34,7 @@ def features_in(module: nn.Module) -> int | None:
 
 def features_out(module: nn.Module) -> int | None:
     """Return the number of features or channels of the last layer; ``None`` if unknown."""
-    leaf = next(reversed(list(_leaves(module))), None)
+    leaf = next(reversed(list(leaves(module))), None)
     for name in ("out_features", "out_channels", "nf", "embedding_dim", "embed_dim"):
         if isinstance(size := getattr(leaf, name, None), int):
             return size
@@ -51,7 +51,7 @@ def may_feed(module: nn.Module, following: nn.Module) -> bool:
     gives, takes = features_out(module), features_in(following)
     if gives is None or takes is None:
         return False
-    last, first = next(reversed(list(_leaves(module)))), next(_leaves(following))
+    last, first = next(reversed(list(leaves(module)))), next(leaves(following))
     if hasattr(last, "out_channels") and hasattr(first, "in_features"):
         return takes % gives == 0
     if hasattr(last, "out_features") and hasattr(first, "in_channels"):
@@ -59,7 +59,12 @@ def may_feed(module: nn.Module, following: nn.Module) -> bool:
     return gives == takes
 
 
-def _leaves(module: nn.Module) -> Iterator[nn.Module]:
+def children_with_parameters(module: nn.Module) -> list[nn.Module]:
+    """Return the children that have parameters."""
+    return [child for child in module.children() if any(True for _ in child.parameters())]
+
+
+def leaves(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules that own parameters, in the order of their registration."""
     return (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
 

@@ -11,7 +11,9 @@ from lightning_practices.surgery._blocks import (
     Library,
     auxiliary_in,
     blocks,
+    children_with_parameters,
     is_within,
+    leaves,
     library_of,
     may_feed,
     side_by_side,
@@ -86,11 +88,7 @@ def _of_timm(model: nn.Module, head: set[int]) -> list[str]:
     if network is None:
         return []
     names = {module: name for name, module in model.named_modules()}
-    owners = [
-        [part for part in each.modules() if any(True for _ in part.parameters(recurse=False))]
-        for each in classifiers_of_timm(network)
-    ]
-    return [names[parts[-1]] for parts in owners]
+    return [names[[*leaves(each)][-1]] for each in classifiers_of_timm(network)]
 
 
 def _final(model: nn.Module, head: set[int], owners: Sequence[Named]) -> Iterator[str]:
@@ -138,10 +136,7 @@ def _side_by_side(
     """Return the layers of each head, where several run side by side; otherwise all in one."""
     for module in reversed(list(model.modules())):  # the innermost module with all layers
         if head <= {id(p) for p in module.parameters()}:
-            children = [
-                child for child in module.children() if any(True for _ in child.parameters())
-            ]
-            heads = side_by_side(module, children)
+            heads = side_by_side(module, children_with_parameters(module))
             parts = [[named for named in layers if named[1] in set(h.modules())] for h in heads]
             return [part for part in parts if part] or [layers]
     return [layers]

@@ -1,6 +1,6 @@
 """Layers that output the classes: their sizes, and new ones in their place."""
 
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -13,15 +13,7 @@ Output = (
     | nn.ConvTranspose2d
     | nn.ConvTranspose3d
 )
-_CLASSES: tuple[type[Output], ...] = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
+_CLASSES: tuple[type[Output], ...] = get_args(Output)
 
 
 def class_of(layer: nn.Module) -> type[Output] | None:
