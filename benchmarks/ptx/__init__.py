@@ -52,7 +52,7 @@ from benchmarks.ptx.machine import Options, StuckError, run
 from benchmarks.ptx.memory import GlobalMemory
 from benchmarks.ptx.on_cpu import Record, compiled_on_cpu
 from benchmarks.ptx.parser import Program, UnsupportedPtxError, parse
-from benchmarks.ptx.report import Counters, Finding, Findings
+from benchmarks.ptx.report import Counters, Finding, Findings, Traffic
 
 __all__ = [
     "Counters",
@@ -63,6 +63,7 @@ __all__ = [
     "Program",
     "Record",
     "StuckError",
+    "Traffic",
     "UnsupportedPtxError",
     "compiled_on_cpu",
     "parse",

@@ -9,7 +9,13 @@ from benchmarks.ptx import floats
 from benchmarks.ptx.registers import DTYPES, Array
 
 Function = Callable[..., Array]
-_FLOATS = frozenset({"f16", "bf16", "f32", "f64", "f16x2", "bf16x2"})
+# Types of two numbers in one register, and NumPy's types of the number and the register.
+_PACKED: dict[str, tuple[type[np.generic], type[np.generic]]] = {
+    "f16x2": (np.float16, np.uint32),
+    "bf16x2": (np.uint16, np.uint32),
+    "f32x2": (np.float32, np.uint64),
+}
+_FLOATS = frozenset({"f16", "bf16", "f32", "f64", *_PACKED})
 
 _PLAIN: dict[str, Function] = {
     "add": np.add, "sub": np.subtract, "and": np.bitwise_and, "or": np.bitwise_or,
@@ -39,9 +45,9 @@ def function_of(opcode: str, approximation: floats.Approximation) -> Function | 
 def _float_function(
     name: str, modifiers: list[str], type_name: str, approximation: floats.Approximation
 ) -> Function | None:
-    if type_name.endswith("x2"):
-        half = _float_function(name, modifiers, type_name[:-2], approximation)
-        return half and _packed(half, np.float16 if type_name == "f16x2" else np.uint16)
+    if type_name in _PACKED:
+        single = _float_function(name, modifiers, type_name[:-2], approximation)
+        return single and _packed(single, *_PACKED[type_name])
     function = _float_core(name, modifiers, type_name, approximation)
     if function is None:
         return None
@@ -102,12 +108,12 @@ def _fma_f16(a: Array, b: Array, c: Array) -> Array:
     return floats.fma_f64(*(x.astype(np.float64) for x in (a, b, c))).astype(np.float16)
 
 
-def _packed(function: Function, dtype: type[np.generic]) -> Function:
-    """Apply a function of halves to both halves of 32 bits."""
+def _packed(function: Function, number: type[np.generic], register: type[np.generic]) -> Function:
+    """Return ``function`` for registers that hold two numbers each."""
 
     def both(*sources: Array) -> Array:
-        halves = [np.ascontiguousarray(np.atleast_1d(s)).view(dtype) for s in sources]
-        return np.ascontiguousarray(function(*halves)).view(np.uint32)
+        numbers = [np.ascontiguousarray(np.atleast_1d(s)).view(number) for s in sources]
+        return np.ascontiguousarray(function(*numbers)).view(register)
 
     return both
 

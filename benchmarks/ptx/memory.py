@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.ptx.parser import Instruction
 from benchmarks.ptx.registers import WARP, Array
-from benchmarks.ptx.report import Counters, Findings
+from benchmarks.ptx.report import Counters, Findings, Traffic
 
 SECTOR = 32
 _PAGE = 512  # bytes that the first byte of a buffer is a multiple of, as torch's allocator has it
@@ -91,9 +91,11 @@ class GlobalMemory:
 
     def end_launch(self) -> Counters:
         """Return what was counted."""
-        for buffer in self.buffers:
-            self.counters.read_bytes += SECTOR * int(buffer.read.sum())
-            self.counters.written_bytes += SECTOR * int(buffer.written.sum())
+        self.counters.traffic = [
+            Traffic(buffer.name, len(buffer.data), SECTOR * read, SECTOR * written)
+            for buffer in self.buffers
+            if (read := int(buffer.read.sum())) + (written := int(buffer.written.sum()))
+        ]
         return self.counters
 
     def load(self, access: Access) -> Array:

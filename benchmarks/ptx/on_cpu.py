@@ -7,6 +7,7 @@ and executes the PTX on the memory of the CPU tensors.
 import contextlib
 import dataclasses
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -70,12 +71,13 @@ def compiled_on_cpu(
     record = Record(Findings(), [])
     device = _Device(record, target, options or Options())
     replaced: tuple[tuple[Any, str, Any], ...] = (
-        (_dispatch, "INTERPRETED", True),
+        *((module, "INTERPRETED", True) for module in _kernel_modules("INTERPRETED")),
         (_launch, "_INTERPRETED_MULTIPROCESSORS", multiprocessors),
         (_launch, "_interpret", device.launch),
         (_tensor_table, "_tables", type(_tensor_table._tables)()),
         (_tensor_table, "address_of", device.address_of),
         (_adaptive, "address_of", device.address_of),
+        (_adaptive, "widened_tensors", contextlib.nullcontext),
         (_passes, "widened", contextlib.nullcontext),
         *((module, name, device.marking(getattr(module, name))) for module, name in _EMPTY),
     )
@@ -86,6 +88,12 @@ def compiled_on_cpu(
         for module, name, value in replaced:
             stack.enter_context(mock.patch.object(module, name, value))
         yield record
+
+
+def _kernel_modules(name: str) -> list[Any]:
+    """Return the modules of ``lightning_kernels`` that have imported ``name``."""
+    modules = [m for key, m in sys.modules.items() if key.startswith("lightning_kernels.")]
+    return [module for module in modules if name in vars(module)]
 
 
 class _Device:

@@ -1,25 +1,27 @@
-"""What a launch did: counters, and findings of what it must not do."""
+"""The results of a launch: counters of its work, and findings of its errors."""
 
 import collections
 import dataclasses
-from typing import Any
 
 from benchmarks.ptx.parser import Instruction
 
 
 @dataclasses.dataclass
 class Finding:
-    """Something that a kernel must not do.
+    """An error of a kernel.
 
     Attributes:
-        kind: ``"bounds"``, ``"alignment"``, ``"uninitialised"``, ``"race"`` (the order of threads
-            or CTAs decides), ``"conflict"`` (one instruction writes different values to one place)
-            or ``"barrier"``.
-        kernel: Its name.
-        instruction: Its text.
+        kind: ``"bounds"``: an access outside of all tensors. ``"alignment"``: an address that is
+            not a multiple of the access's width. ``"uninitialised"``: a read of bytes that were
+            never written, of a tensor from ``torch.empty`` or of shared memory. ``"race"``: an
+            access whose result depends on the order of threads or CTAs. ``"conflict"``: one
+            instruction that writes different values to the same bytes. ``"barrier"``: threads
+            that wait at different barriers.
+        kernel: Name of the kernel.
+        instruction: Text of the instruction.
         line: Number of its line in the Python source.
-        detail: What happened first.
-        count: How many times a warp-wide instruction did so.
+        detail: Description of the first occurrence.
+        count: Number of executed instructions, of a warp or more, with this error.
     """
 
     kind: str
@@ -36,25 +38,53 @@ class Finding:
         )
 
 
-@dataclasses.dataclass
-class Counters:
-    """What a launch did, all CTAs together.
+class Findings(list[Finding]):
+    """Findings: one of each kind for each instruction."""
+
+    def note(self, kind: str, kernel: str, instruction: Instruction, detail: str) -> None:
+        """Add a finding, or count it if it is known."""
+        for known in self:
+            if (known.kind, known.kernel, known.instruction) == (kind, kernel, instruction.text):
+                known.count += 1
+                return
+        self.append(Finding(kind, kernel, instruction.text, instruction.line, detail))
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """The traffic between a tensor and the chip, for a cache that keeps everything.
 
     Attributes:
-        kernel: Its name.
-        ctas: How many ran.
-        threads: Of a CTA.
-        instructions: Issued by warps, by class.
-        load_bytes: Asked for from global memory, by active lanes.
-        store_bytes: Likewise.
-        load_sectors: 32-byte sectors of each warp's loads, each once per instruction.
-        store_sectors: Likewise.
-        read_bytes: 32 times the sectors that anything was loaded from, once per launch: what a
-            cache that keeps everything reads from memory.
-        written_bytes: Likewise of stores.
-        shared_wavefronts: Passes that shared memory needed.
-        shared_ideal: Passes that it needs without bank conflicts.
-        barriers: ``bar.sync``, counted once per CTA.
+        name: Type and shape of the tensor.
+        size: Bytes of its storage.
+        read_bytes: 32 times the number of sectors from which anything was loaded.
+        written_bytes: 32 times the number of sectors to which anything was stored.
+    """
+
+    name: str
+    size: int
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclasses.dataclass
+class Counters:
+    """The work of a launch: the sum over all CTAs.
+
+    Attributes:
+        kernel: Name of the kernel.
+        ctas: Number of CTAs.
+        threads: Threads per CTA.
+        instructions: Number of instructions that warps issued, by class.
+        load_bytes: Bytes that threads loaded from global memory.
+        store_bytes: Bytes that threads stored to global memory.
+        load_sectors: Number of 32-byte sectors of all loads. An instruction of a warp counts each
+            of its sectors once.
+        store_sectors: Likewise, of all stores.
+        traffic: Each tensor that was accessed.
+        shared_wavefronts: Number of wavefronts of shared memory.
+        shared_ideal: Their number without bank conflicts.
+        barriers: Number of barriers, counted once per CTA.
     """
 
     kernel: str = ""
@@ -65,24 +95,17 @@ class Counters:
     store_bytes: int = 0
     load_sectors: int = 0
     store_sectors: int = 0
-    read_bytes: int = 0
-    written_bytes: int = 0
+    traffic: list[Traffic] = dataclasses.field(default_factory=list)
     shared_wavefronts: int = 0
     shared_ideal: int = 0
     barriers: int = 0
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return all of it, for a table or JSON."""
-        return {**dataclasses.asdict(self), "instructions": dict(self.instructions)}
+    @property
+    def read_bytes(self) -> int:
+        """Bytes read from memory by a launch with a cache that keeps everything."""
+        return sum(tensor.read_bytes for tensor in self.traffic)
 
-
-class Findings(list[Finding]):
-    """Findings, one for each kind at each instruction."""
-
-    def note(self, kind: str, kernel: str, instruction: Instruction, detail: str) -> None:
-        """Add one, or count it if it is known."""
-        for known in self:
-            if (known.kind, known.kernel, known.instruction) == (kind, kernel, instruction.text):
-                known.count += 1
-                return
-        self.append(Finding(kind, kernel, instruction.text, instruction.line, detail))
+    @property
+    def written_bytes(self) -> int:
+        """Bytes written to memory by a launch with a cache that keeps everything."""
+        return sum(tensor.written_bytes for tensor in self.traffic)

@@ -372,4 +372,6 @@ def class_of(opcode: str) -> str:
     if name in _IGNORED:
         return "other"
     kind = modifiers[-1] if modifiers else ""
-    return {"f32": "float32", "f64": "float64"}.get(kind, "half" if "f16" in kind else "integer")
+    return {"f32": "float32", "f32x2": "float32", "f64": "float64"}.get(
+        kind, "half" if "f16" in kind else "integer"
+    )

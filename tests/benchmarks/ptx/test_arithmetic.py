@@ -50,6 +50,10 @@ def _f32(*values: float) -> Array:
     return np.array(values, np.float32)
 
 
+def _u64(low: float, high: float) -> Array:
+    return _f32(low, high).view(np.uint64)
+
+
 def _apply(opcode: str, *sources: Array) -> Any:
     function = function_of(opcode, floats.Approximation())
     assert function is not None
@@ -74,6 +78,8 @@ def _apply(opcode: str, *sources: Array) -> Any:
         ("min.relu.s32", (_s32(-4, 9), _s32(3, 3)), [0, 3]),
         ("max.f32", (_f32(np.nan), _f32(2)), [2.0]),
         ("add.bf16x2", (_u32(0x3F803F80), _u32(0x40003F80)), [0x40404000]),
+        ("fma.rn.f32x2", (_u64(1.5, -2.0), _u64(2.0, 4.0), _u64(0.25, 1.0)),
+         _u64(3.25, -7.0).tolist()),
         ("popc.b32", (_u32(255),), [8]),
         ("clz.b32", (_u32(1),), [31]),
     ],
