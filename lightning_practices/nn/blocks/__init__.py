@@ -4,7 +4,8 @@
 ``sequential``: any :class:`torch.nn.Sequential` with a norm directly before an activation.
 ``resnet``, ``densenet``, ``googlenet``, ``inception``, ``vision_transformer``: torchvision's
 blocks.
-``timm_resnet``, ``timm_norm_act``: timm's blocks.
+``pre_norm``: the base class of blocks whose branches begin with a norm.
+``timm_resnet``, ``timm_norm_act``, ``timm_transformers``: timm's blocks.
 """
 
 import sys
@@ -15,6 +16,7 @@ from torch import nn
 
 from lightning_practices.nn._fused_layer import FUSED_FROM
 from lightning_practices.nn._norm_activation import norm_call
+from lightning_practices.nn._residual import ADD_NORMS, AddNorm, add_layer_norm, add_rms_norm
 from lightning_practices.nn.blocks.block import (
     Chain,
     FusedBlock,
@@ -25,10 +27,14 @@ from lightning_practices.nn.blocks.block import (
 from lightning_practices.nn.blocks.sequential import Sequential
 
 __all__ = [
+    "ADD_NORMS",
     "FUSED_FROM",
+    "AddNorm",
     "Chain",
     "FusedBlock",
     "Sequential",
+    "add_layer_norm",
+    "add_rms_norm",
     "fingerprint",
     "folds_of",
     "fused_blocks",
@@ -46,6 +52,7 @@ _FILES = {
     "torchvision.models.vision_transformer": "vision_transformer",
     "timm.models.resnet": "timm_resnet",
     "timm.layers.norm_act": "timm_norm_act",
+    "timm.models.vision_transformer": "timm_transformers",
 }
 
 

@@ -4,7 +4,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
@@ -21,6 +21,7 @@ from lightning_practices.nn._norm_activation import (
     kernel_activation,
     norm_call,
 )
+from lightning_practices.nn._residual import ADD_NORMS
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,21 @@ class FusedBlock(FusedLayer):
             The chains, or ``None`` if they are unknown outside of the fused forward.
         """
         return None
+
+    @classmethod
+    def added_norms(
+        cls, block: nn.Module, classes: Mapping[nn.Module, type]
+    ) -> Iterable[tuple[str, str]]:
+        """Return the norms that the fused forward folds with an addition before them.
+
+        Args:
+            block: A block, fused or not.
+            classes: Future class of each module whose class is about to change.
+
+        Returns:
+            The name of each norm, and the operations before it, such as ``"Dropout + add"``.
+        """
+        return ()
 
     def is_original(self) -> bool:
         """Return whether the replaced methods are still those for which the forward was written."""
@@ -133,7 +149,7 @@ def folds_of(
     Args:
         twin: Fused class for ``block``.
         block: A block, fused or not.
-        classes: Future class of each norm whose class is about to change.
+        classes: Future class of each module whose class is about to change.
 
     Returns:
         Two mappings by the name of a norm. The first has the folded operations, such as
@@ -159,6 +175,16 @@ def folds_of(
             folded[chain.norm] = f"{type(norm).__name__} + {name}"
         else:
             refused[chain.norm] = reason
+    for name, before in twin.added_norms(block, classes):
+        norm = children[name]
+        if classes.get(norm, type(norm)) not in ADD_NORMS:
+            continue  # the report lists it separately
+        if is_touched(norm.__dict__):
+            refused[name] = "it has hooks or a forward of its own"
+        elif getattr(norm, "_fast_norm", False):
+            refused[name] = "it is in timm's fast mode"
+        else:
+            folded[name] = f"{before} + {type(norm).__name__}"
     return folded, refused
 
 

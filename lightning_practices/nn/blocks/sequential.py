@@ -1,5 +1,9 @@
-"""Layers that run one after another. A norm and the activation directly after it are one call."""
+"""Layers that run one after another. A norm and the activation directly after it are one call.
 
+So are the last addition of a block and the norm that begins the block after it.
+"""
+
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from itertools import pairwise
 from typing import Any
@@ -12,6 +16,7 @@ from typing_extensions import override
 import lightning_kernels
 from lightning_practices.nn._norm_activation import is_activation, norm_activation, norm_call
 from lightning_practices.nn.blocks.block import Chain, FusedBlock
+from lightning_practices.nn.blocks.pre_norm import next_norm, runs_branches
 
 
 class Sequential(FusedBlock, nn.Sequential):
@@ -30,6 +35,18 @@ class Sequential(FusedBlock, nn.Sequential):
             and type(layer).__module__ == activations.__name__
         )
 
+    @classmethod
+    @override
+    def added_norms(
+        cls, block: nn.Module, classes: Mapping[nn.Module, type]
+    ) -> Iterator[tuple[str, str]]:
+        for (_, first), (name, second) in pairwise(block._modules.items()):
+            if first is None or second is None:
+                continue
+            its_class: Any = classes.get(second, type(second))
+            if runs_branches(first, classes.get(first)) and runs_branches(second, its_class):
+                yield f"{name}.{its_class.branches[0].norm}", "add"
+
     @override
     def forward(self: Any, input: Any) -> Any:
         if not self.is_original():
@@ -38,8 +55,9 @@ class Sequential(FusedBlock, nn.Sequential):
 
 
 def run(layers: SequenceOf[Any], x: Any) -> Any:
-    """Run ``layers`` one after another, and fold each norm with an activation that follows it."""
+    """Run ``layers`` one after another, and fold norms with what is before or after them."""
     place, last = 0, len(layers) - 1
+    y: Tensor | None = None  # ``x`` after the norm that begins the next block, where that is known
     while place <= last:
         layer = layers[place]
         if (
@@ -51,7 +69,11 @@ def run(layers: SequenceOf[Any], x: Any) -> Any:
         ):
             x = norm_activation(x, layer, layers[place + 1])
             place += 2
-        else:
+            continue
+        following = next_norm(layer, layers[place + 1], x) if place < last else None
+        if y is None and following is None:
             x = layer(x)
-            place += 1
+        else:
+            x, y = layer.run_branches(x, y, following)
+        place += 1
     return x

@@ -113,8 +113,7 @@ def fuse(model: nn.Module) -> Report:
     plan = _plan_layers(modules, table, report)
     plan |= _plan_blocks(modules, table, plan, report)
     report.not_served += _not_served(modules, table, plan, report)
-    order = {names: place for place, names in enumerate(modules.values())}
-    report.replaced.sort(key=lambda replaced: order[replaced.names])
+    report.sort(modules.values())
     for module, swap in plan.items():
         _set_class(module, swap.fused)
         module.__dict__[FUSED_FROM] = swap.original
@@ -145,7 +144,10 @@ def _plan_blocks(
     """Return the blocks to change, and list folded and skipped norms and blocks in ``report``."""
     plan: dict[nn.Module, _Swap] = {}
     classes = {layer: swap.fused for layer, swap in layers.items()}
-    for module, names in modules.items():
+    # A Sequential folds norms of the blocks that it calls, so their classes are chosen first.
+    for module, names in sorted(
+        modules.items(), key=lambda item: isinstance(item[0], nn.Sequential)
+    ):
         kind = _kind(module, table)
         if _is_fused(module, table) or (kind and not issubclass(table[kind], FusedBlock)):
             continue
@@ -173,6 +175,7 @@ def _plan_blocks(
             report.replaced.append(Replaced(names, _public(original), _shown(twin)))
         if folded or is_layer:
             plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
+            classes[module] = plan[module].fused
     return plan
 
 
@@ -263,6 +266,7 @@ def unfuse(model: nn.Module) -> Report:
         report.folded += _folded(module, names, original, folded or {})
         if _is_listed(module, folded):
             report.replaced.append(Replaced(names, _shown(table[kind]), _public(original)))
+    report.sort(modules.values())
     for module, cls in plan:
         if isinstance(module, ScheduledRate):
             module.__dict__.pop("rate", None)  # an attribute that only the fused class reads

@@ -1,6 +1,7 @@
 """Report of the changes that surgery made to a model."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from textwrap import wrap
 
@@ -86,6 +87,12 @@ class Report:
     skipped: list[Skipped] = field(default_factory=list)
     not_served: list[Skipped] = field(default_factory=list)
     when_empty: str = field(default="Nothing to replace.", compare=False)
+
+    def sort(self, names: Iterable[tuple[str, ...]]) -> None:
+        """Sort replaced layers and folded norms by the names of all modules, in their order."""
+        order = {name: place for place, aliases in enumerate(names) for name in aliases}
+        self.replaced.sort(key=lambda layer: order[layer.names[0]])
+        self.folded.sort(key=lambda fold: order[fold.names[0]])
 
     def count_not_served(self) -> str:
         """Return the classes of :attr:`not_served` with counts, as ``"14 FrozenBatchNorm2d"``."""
