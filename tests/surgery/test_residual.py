@@ -19,7 +19,7 @@ from lightning_practices.nn import EncoderBlock, TransformerDecoderLayer, Transf
 from lightning_practices.surgery import Folded, Replaced, Report, fuse, unfuse
 from tests import processes
 from tests.nn.transformer_layers import count_folds
-from tests.surgery.models import assert_equal, step
+from tests.surgery.models import assert_equal, near, step
 
 WIDTH = 8
 LAYERS = (TransformerEncoderLayer, TransformerDecoderLayer, EncoderBlock)
@@ -66,17 +66,6 @@ each_model = pytest.mark.parametrize(
     [(transformer, sequences, 10), (pre_norm, sequences, 6), (vit, images, 3)],
 )
 Build = Callable[..., Any]
-
-
-def near(model: Any, plain: Any, x: Tensor) -> None:
-    """Check that results and gradients are as right as those of ``plain``, by float64."""
-    exact = step(copy.deepcopy(plain).double(), x.double())
-    ours, torchs, truth = (
-        torch.cat([t.double().flatten() for t in tensors])
-        for tensors in (step(model, x), step(plain, x), exact)
-    )
-    rounding = torch.finfo(x.dtype).eps * truth.norm()
-    assert (ours - truth).norm() <= 1.5 * (torchs - truth).norm() + rounding
 
 
 @pytest.mark.filterwarnings(WARNING)

@@ -8,21 +8,38 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.modules import module as hooks
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 from typing_extensions import override
 
 import lightning_kernels
-from lightning_practices.nn import blocks
+from lightning_practices.nn import ScheduledRate, blocks
 from lightning_practices.surgery import Folded, Report, fuse, unfuse
-from tests.surgery.models import assert_equal, everything, randomise
+from tests import processes
+from tests.nn.transformer_layers import count_folds
+from tests.surgery.models import assert_equal, everything, near, step
 
-timm = pytest.importorskip("timm")
+timm: Any = pytest.importorskip("timm")
 pytestmark = [pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")]
 kernel = pytest.mark.kernel
-MODELS, VIT = timm.models, timm.models.vision_transformer
+MODELS: Any = timm.models
+VIT: Any = MODELS.vision_transformer
 DIM = 8
+
+
+def given(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def small(model: nn.Module) -> Any:
+    """Return ``model`` with random parameters for which float32 is precise."""
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 def maxvit(cls: Any) -> Any:
@@ -37,12 +54,12 @@ BLOCKS: dict[str, tuple[Callable[[], Any], tuple[int, ...], tuple[Any, ...]]] = 
     "eva.EvaBlock": (
         lambda: MODELS.eva.EvaBlock(DIM, 2, init_values=0.5, num_prefix_tokens=0),
         TOKENS,
-        (torch.randn(16, 8),),
+        (given(16, 8),),
     ),
     "deepseek_vit.DeepseekVitBlock": (
         lambda: MODELS.deepseek_vit.DeepseekVitBlock(DIM, 2, norm_layer=timm.layers.RmsNorm),
         TOKENS,
-        (torch.randn(16, 8),),
+        (given(16, 8),),
     ),
     "beit.Block": (lambda: MODELS.beit.Block(DIM, 2, init_values=0.5), TOKENS, ()),
     "vision_transformer_relpos.RelPosBlock": (
@@ -62,7 +79,7 @@ BLOCKS: dict[str, tuple[Callable[[], Any], tuple[int, ...], tuple[Any, ...]]] = 
             DIM, (4, 4), 2, window_size=4, layer_scale=0.5
         ),
         MAP,
-        (torch.randn(2, 16, DIM),),
+        (given(2, 16, DIM),),
     ),
     "cait.LayerScaleBlock": (lambda: MODELS.cait.LayerScaleBlock(DIM, 2), TOKENS, ()),
     "convit.Block": (lambda: MODELS.convit.Block(DIM, 2, use_gpsa=False), TOKENS, ()),
@@ -95,7 +112,7 @@ BLOCKS: dict[str, tuple[Callable[[], Any], tuple[int, ...], tuple[Any, ...]]] = 
     "gemma4_vit.Gemma4Block": (
         lambda: MODELS.gemma4_vit.Gemma4Block(DIM, 2, 8, 16),
         TOKENS,
-        (torch.randn(1, 16, 8), torch.randn(1, 16, 8)),
+        (given(1, 16, 8), given(1, 16, 8)),
     ),
 }  # fmt: skip
 each_block = pytest.mark.parametrize("name", BLOCKS)
@@ -119,17 +136,16 @@ class Given(nn.Module):
 def built(name: str) -> tuple[Given, Tensor]:
     """Return a block with random parameters, and an input."""
     build, shape, arguments = BLOCKS[name]
-    model = Given(build(), arguments)
-    randomise(model)
-    return model, torch.randn(2, *shape)
+    return small(Given(build(), arguments)), torch.randn(2, *shape)
 
 
 def vit(depth: int = 3, **options: Any) -> Any:
-    model = VIT.VisionTransformer(
-        img_size=16, patch_size=8, embed_dim=DIM, depth=depth, num_heads=2, num_classes=5, **options
-    )
-    randomise(model)
-    return model
+    return small(
+        VIT.VisionTransformer(
+            img_size=16, patch_size=8, embed_dim=DIM, depth=depth, num_heads=2, num_classes=5,
+            **options,
+        )
+    )  # fmt: skip
 
 
 def rms_vit() -> Any:
@@ -137,12 +153,12 @@ def rms_vit() -> Any:
 
 
 def swin() -> Any:
-    model = MODELS.SwinTransformer(
-        img_size=32, patch_size=4, window_size=4, embed_dim=DIM, depths=(2, 2), num_heads=(2, 2),
-        num_classes=5,
+    return small(
+        MODELS.SwinTransformer(
+            img_size=32, patch_size=4, window_size=4, embed_dim=DIM, depths=(2, 2),
+            num_heads=(2, 2), num_classes=5, drop_path_rate=0.0,
+        )
     )  # fmt: skip
-    randomise(model)
-    return model
 
 
 def images(size: int = 16) -> Tensor:
@@ -199,24 +215,13 @@ def close(actual: list[Tensor], expected: list[Tensor]) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
 
 
-def near(model: Any, plain: Any, x: Tensor) -> None:
-    """Check that results and gradients are as right as those of ``plain``, by float64."""
-    exact = everything(copy.deepcopy(plain).double(), x.double())
-    ours, torchs = everything(model, x), everything(plain, x)
-    for mine, theirs, truth in zip(ours, torchs, exact, strict=True):
-        rounding = torch.finfo(mine.dtype).eps * truth.norm() * 4
-        assert (mine - truth).norm() <= 1.5 * (theirs - truth).norm() + rounding
-
-
 def sums(report: Report) -> list[Folded]:
     return [fold for fold in report.folded if "add + " in fold.chain and "Norm" in fold.chain[6:]]
 
 
 def test_each_class_is_tested() -> None:
     twins = [twin for twin in blocks.fused_blocks().values() if "timm_transf" in twin.__module__]
-    assert sorted(twin.__qualname__.replace("_", ".", 0) for twin in twins) == sorted(
-        name.replace(".", "_") for name in BLOCKS
-    )
+    assert {twin.__qualname__ for twin in twins} == {name.replace(".", "_") for name in BLOCKS}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -387,8 +392,8 @@ class OwnName(VIT.Block):  # type: ignore[misc]  # untyped
 
 
 def test_subclasses(folding: list[str]) -> None:
-    plain = nn.Sequential(OwnName(DIM, 2), VIT.Block(DIM, 2), OwnForward(DIM, 2)).double()
-    randomise(plain)
+    plain = nn.Sequential(OwnName(DIM, 2), VIT.Block(DIM, 2), OwnForward(DIM, 2))
+    plain = small(plain).double()
     fused, x = copy.deepcopy(plain), torch.randn(2, *TOKENS).double()
     report = fuse(fused)
     assert [fold.names for fold in report.folded] == [("0.norm2",), ("1.norm1",), ("1.norm2",)]
@@ -456,10 +461,9 @@ def test_drops_draw_the_same_numbers(
     model = vit(drop_path_rate=0.6, proj_drop_rate=0.3, pos_drop_rate=0.2, init_values=0.5)
     model, x = model.double(), images().double()
     fuse(model)
-    if scheduled:
-        for module in model.modules():
-            if hasattr(module, "schedule_rate"):
-                module.schedule_rate()
+    for module in model.modules():
+        if scheduled and isinstance(module, ScheduledRate):
+            module.schedule_rate()
     folded = everything(model, x)
     assert len(folding) == 5
     global_hook()
@@ -502,7 +506,8 @@ def test_gradient_checkpointing(reentrant: bool, folding: list[str]) -> None:
     for weight in weights:
         weight.grad = None
     run(x).square().sum().backward()
-    close([weight.grad for weight in weights], everything(plain, x.detach())[3:])  # type: ignore[misc]
+    grads = [weight.grad for weight in weights if weight.grad is not None]
+    close(grads, everything(plain, x.detach())[3:])
     assert len(folding) == 10
 
 
@@ -529,3 +534,97 @@ def test_scripting_says_what_to_do() -> None:
         torch.jit.script(model)
     unfuse(model)
     torch.jit.script(model)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # of torch.compile
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@each_model
+def test_compiled_in_one_graph(
+    build: Callable[[], Any], size: int, folds: int, backend: str, folding: list[str]
+) -> None:
+    plain, x = build().double(), images(size).double()
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    torch.compiler.reset()
+    close(
+        everything(torch.compile(fused, backend=backend, fullgraph=True), x), everything(plain, x)
+    )
+    assert len(folding) == folds
+
+
+@kernel
+@pytest.mark.parametrize("init_values", [None, 0.5])
+def test_autocast_keeps_the_precision_of_the_stream(
+    init_values: float | None, calls: list[str], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, x = vit(init_values=init_values).to(device), images().to(device)
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    exact = everything(copy.deepcopy(plain).double(), x.double())
+    streams: set[torch.dtype] = set()
+    function = lightning_kernels.add_dropout_layer_norm
+
+    def noted(branch: Tensor, stream: Tensor, *args: Any, **options: Any) -> Any:
+        y, z = function(branch, stream, *args, **options)
+        streams.update((stream.dtype, z.dtype))
+        assert (branch.dtype is torch.bfloat16) == (init_values is None) == (y.dtype is not z.dtype)
+        return y, z
+
+    monkeypatch.setattr(lightning_kernels, "add_dropout_layer_norm", noted)
+    with torch.autocast(device, torch.bfloat16):
+        ours, theirs = everything(fused, x), everything(plain, x)
+    assert len(calls) == 5
+    assert streams == {torch.float32}
+    total = [
+        sum(
+            (a.double() - b).square().sum() / b.square().sum()
+            for a, b in zip(each, exact, strict=True)
+        )
+        for each in (ours, theirs)
+    ]
+    assert total[0] <= 1.5**2 * total[1]
+
+
+def sharded_step(shards_blocks: bool, shards_norms: bool) -> tuple[list[Tensor], int]:
+    """Return output and whole gradients of a fused, sharded model, and the number of its folds."""
+    torch.manual_seed(0)
+    model, x = vit(), images()
+    fuse(model)
+    mesh = init_device_mesh("cpu", (2,))
+    for block in model.blocks:
+        if shards_norms:
+            fully_shard(block.norm1, mesh=mesh)
+        if shards_blocks:
+            fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = count_folds(patch)
+        patch.setattr(lightning_kernels, "route", lambda x: "triton")
+        y = model(x)
+    y.square().sum().backward()
+    grads = [p.grad for p in model.parameters()]
+    return [y.detach(), *(g.full_tensor() for g in grads if isinstance(g, DTensor))], len(calls)
+
+
+@pytest.mark.parametrize(
+    ("shards_blocks", "shards_norms", "folds"),
+    [(False, False, 5), (True, False, 3), (False, True, 3), (True, True, 3)],
+)
+def test_under_fsdp2(shards_blocks: bool, shards_norms: bool, folds: int) -> None:
+    """A block in a shard of its own has its parameters only while it is called."""
+    torch.manual_seed(0)
+    model, x = vit(), images()
+    expected = step(model, x)
+    for results, calls in processes.run(sharded_step, [(shards_blocks, shards_norms)] * 2):
+        assert calls == folds
+        for mine, right in zip(results, expected, strict=True):
+            assert (mine - right).norm() <= 1e-4 * right.norm()
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of timm's checks of shapes
+def test_traced() -> None:
+    model, x = vit().eval(), images()
+    fuse(model)
+    y = model(x)
+    torch.testing.assert_close(torch.jit.trace(model, x)(x), y, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), y)

@@ -153,8 +153,8 @@ def folds_of(
 
     Returns:
         Two mappings by the name of a norm. The first has the folded operations, such as
-        ``"BatchNorm2d + add + ReLU"``; it is ``None`` if they are unknown outside of the fused
-        forward. The second has the reason why a norm is not folded.
+        ``"BatchNorm2d + add + ReLU"`` or ``"add + LayerNorm"``; it is ``None`` if they are unknown
+        outside of the fused forward. The second has the reason why a norm is not folded.
     """
     chains = twin.chains(block)  # type: ignore[arg-type]
     if chains is None:

@@ -20,7 +20,11 @@ from lightning_practices.nn.blocks.pre_norm import next_norm, runs_branches
 
 
 class Sequential(FusedBlock, nn.Sequential):
-    """:class:`torch.nn.Sequential`, and its subclasses that inherit its forward."""
+    """:class:`torch.nn.Sequential`, and its subclasses that inherit its forward.
+
+    Two blocks in a row hand over the normalised input of the second. So the second block is not
+    called with its input alone, but by :meth:`PreNormBlock.run_branches`.
+    """
 
     original = nn.Sequential
     sources = {"forward": ("95e8a9b3e99c",), "__iter__": ("bb6893ab34c6",)}

@@ -86,11 +86,14 @@ def fuse(model: nn.Module) -> Report:
     change, and where the kernels don't run (see :func:`lightning_kernels.route`), the layers run
     one by one as before.
 
-    **Transformers.** Dropout, the addition to the residual stream and the norm after it are one
-    call, :func:`lightning_kernels.add_dropout_layer_norm`. This applies to torch's encoder and
-    decoder layers and to the blocks of torchvision's vision transformer, wherever the norm belongs
-    to the same layer. The report lists them as replaced layers, see
-    :class:`lightning_practices.nn.TransformerEncoderLayer`.
+    **Transformers.** The addition to the residual stream, with a dropout directly before it, and
+    the norm after it are one call, :func:`lightning_kernels.add_dropout_layer_norm` or
+    :func:`~lightning_kernels.add_dropout_rms_norm`. This applies to torch's encoder and decoder
+    layers, to the blocks of torchvision's vision transformer, and to the blocks of timm whose
+    branches begin with a norm (ViT, DeiT, EVA, BEiT, Swin, CaiT, XCiT, MLP-Mixer and others). The
+    norm has to belong to the same block, or to begin the next block of one
+    :class:`torch.nn.Sequential`. The report lists torch's layers as replaced layers, see
+    :class:`lightning_practices.nn.TransformerEncoderLayer`, and the norms of all others as folded.
 
     Args:
         model: The model to change.

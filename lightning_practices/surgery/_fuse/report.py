@@ -35,13 +35,14 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Folded:
-    """A norm that is one call with the operations after it.
+    """A norm that is one call with the operations after it, or with an addition before it.
 
     Attributes:
         names: All names of the norm in the model.
         norm: Class of the norm, before it was fused.
         block: Class of the block that calls the norm.
-        chain: The operations of the call, such as ``"BatchNorm2d + add + ReLU"``.
+        chain: The operations of the call, such as ``"BatchNorm2d + add + ReLU"`` or
+            ``"add + LayerNorm"``.
     """
 
     names: tuple[str, ...]
@@ -75,7 +76,7 @@ class Report:
 
     Attributes:
         replaced: The replaced layers, in the model's order.
-        folded: The norms that are one call with the operations after them, in the model's order.
+        folded: The norms that are one call with other operations, in the model's order.
         skipped: The layers that were not changed, then the blocks and norms that are not folded.
         not_served: The layers without a fused class whose class is named for a norm or for dropout,
             in the model's order. The table has one row for each class.
