@@ -32,7 +32,7 @@ NETWORKS = (
 TIMM_NETWORKS = (
     "resnet18", "resnet50", "efficientnet_b0", "regnetx_002", "regnety_002", "densenet121",
     "mobilenetv2_100", "mobilenetv3_large_100", "convnext_tiny", "vit_base_patch16_224",
-    "eva02_base_patch14_448", "beit_base_patch16_224", "swin_tiny_patch4_window7_224", "mixer_b16_224",
+    "eva02_base_patch14_448", "beit_base_patch16_224", "swin_tiny_patch4_window7_224",
 )  # fmt: skip
 # Model types of transformers, each with its default configuration.
 TRANSFORMERS_NETWORKS = (
