@@ -61,7 +61,7 @@ def sum_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def fused_sum_calls(sum_calls: list[str], monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return ``calls``, where fused forwards run also in float64 and where no kernels run.
+    """Return ``sum_calls``, where fused forwards run also in float64 and where no kernels run.
 
     torch's functions then compute the calls, and float64 shows that the forwards are right.
     """
