@@ -18,8 +18,8 @@ from benchmarks import cpu
 from benchmarks.layers import LAYERS
 from benchmarks.ops import OPS, Op
 from benchmarks.rows import Row
-from benchmarks.timing import Budget
 from lightning_practices import nn
+from lightning_practices._timing import Budget
 from tests.benchmarks.clock import Clock
 
 FORWARD: dict[str, Any] = {"cpu": ((2, 3),), "directions": ("forward",)}

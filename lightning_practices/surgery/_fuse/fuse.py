@@ -9,14 +9,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import (
-    ParametrizationList,
-    is_parametrized,
-    type_before_parametrizations,
-)
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from lightning_practices._names import modules_with_names
-from lightning_practices.nn import ScheduledRate
 from lightning_practices.nn.blocks import (
     FUSED_FROM,
     FusedBlock,
@@ -24,6 +19,7 @@ from lightning_practices.nn.blocks import (
     norm_call,
     unknown_method,
 )
+from lightning_practices.surgery._fuse.classes import give, is_changed, kind_of, restore, with_base
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of, twins
 
@@ -116,8 +112,7 @@ def fuse(model: nn.Module) -> Report:
     order = {names: place for place, names in enumerate(modules.values())}
     report.replaced.sort(key=lambda replaced: order[replaced.names])
     for module, swap in plan.items():
-        _set_class(module, swap.fused)
-        module.__dict__[FUSED_FROM] = swap.original
+        give(module, *swap)
     return report
 
 
@@ -134,7 +129,7 @@ def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Mo
         if reason := _why_not(module, original, kind, table[kind], ("forward", *_DECIDING)):
             report.skipped.append(Skipped(names, _public(original), reason))
         else:
-            plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
+            plan[module] = _Swap(original, with_base(module, twin_of(original, kind)))
             report.replaced.append(Replaced(names, _public(original), _public(table[kind])))
     return plan
 
@@ -172,7 +167,7 @@ def _plan_blocks(
         if is_layer := _is_listed(module, folded):
             report.replaced.append(Replaced(names, _public(original), _shown(twin)))
         if folded or is_layer:
-            plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
+            plan[module] = _Swap(original, with_base(module, twin_of(original, kind)))
     return plan
 
 
@@ -248,26 +243,23 @@ def unfuse(model: nn.Module) -> Report:
     report = Report()
     modules = dict(modules_with_names(model))
     table = twins(map(type, modules))
-    plan: list[tuple[nn.Module, type]] = []
+    fused: list[nn.Module] = []
     for module, names in modules.items():
-        original: type | None = module.__dict__.get(FUSED_FROM)
-        kind = original and next((cls for cls in original.__mro__ if cls in table), None)
-        if original is None or kind is None:
+        kind = kind_of(module, table)
+        if kind is None:
             continue
-        if type_before_parametrizations(module) is not twin_of(original, kind):
+        if is_changed(module, kind):
             reason = "its class was changed after it was fused"
             report.skipped.append(Skipped(names, _public(type(module)), reason))
             continue
-        plan.append((module, _with_base(module, original)))
+        fused.append(module)
+        original = module.__dict__[FUSED_FROM]
         folded = folds_of(type(module), module, {})[0] if isinstance(module, FusedBlock) else None
         report.folded += _folded(module, names, original, folded or {})
         if _is_listed(module, folded):
             report.replaced.append(Replaced(names, _shown(table[kind]), _public(original)))
-    for module, cls in plan:
-        if isinstance(module, ScheduledRate):
-            module.__dict__.pop("rate", None)  # an attribute that only the fused class reads
-        _set_class(module, cls)
-        module.__dict__.pop(FUSED_FROM, None)
+    for module in fused:
+        restore(module)
     return report
 
 
@@ -348,23 +340,6 @@ def _why_not_block(
     if method is None:
         return None
     return f"{_public(kind)}.{method} is not the one that the fused forward was written for"
-
-
-def _with_base(module: nn.Module, base: type) -> type:
-    """Return ``base``. For a parametrized ``module``, return its class rebuilt with this base.
-
-    A parametrized module has a class of its own, whose properties are the parametrizations and
-    whose first base ``remove_parametrizations`` restores. Copies of the module share this class, so
-    it is not modified but rebuilt.
-    """
-    if not is_parametrized(module):
-        return base
-    return type(type(module).__name__, (base,), dict(vars(type(module))))
-
-
-def _set_class(module: nn.Module, cls: type) -> None:
-    """Assign ``module.__class__``, bypassing the module's own ``__setattr__``."""
-    object.__setattr__(module, "__class__", cls)
 
 
 def _shown(twin: type[nn.Module]) -> str:
