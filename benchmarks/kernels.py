@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
+import lightning_kernels
 from benchmarks import report, screen
 from benchmarks.cases import Case
 from benchmarks.kernel_rows import CRASHED, TIMEOUT, blank_row
@@ -58,6 +59,7 @@ def main(
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    lightning_kernels.set_kernel_policy("always")
     if not torch.cuda.is_available():
         print(
             "No GPU: wall-clock times on the CPU, of shapes made small. They test the benchmarks"

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 Clock = Callable[[], float]  # returns seconds
 Lap = Callable[[], float]  # runs the measured code once and returns the seconds it took
 
+FASTER = 0.97  # ours is used if it takes at most this part of torch's time, beyond the noise
+
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
@@ -20,6 +22,31 @@ class Budget:
     seconds: float
     least: int = 5
     most: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """The times of a call, or of a step: the medians of rounds.
+
+    Attributes:
+        torch: Seconds of torch's way.
+        ours: Seconds of ours.
+        ratio: Ours by torch's: the median of the ratios of rounds.
+        noise: Standard error of the ratio, from the spread of rounds.
+    """
+
+    torch: float
+    ours: float
+    ratio: float
+    noise: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether ours is faster by 3 % at least, beyond the noise."""
+        return self.ratio + self.noise <= FASTER
+
+    def __str__(self) -> str:
+        return f"{_microseconds(self.ours)} us, torch {_microseconds(self.torch)} us"
 
 
 def take_turns(laps: Sequence[Lap]) -> list[float]:
@@ -88,3 +115,7 @@ def _paused_collector() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.3g}" if seconds < 1e-3 else f"{seconds * 1e6:,.0f}"

@@ -24,7 +24,7 @@ def with_base(module: nn.Module, base: type) -> type:
 
 def give(module: nn.Module, original: type, cls: type) -> None:
     """Give ``module`` the fused class ``cls``, and note its ``original`` class."""
-    _set_class(module, cls)
+    set_class(module, cls)
     module.__dict__[FUSED_FROM] = original
 
 
@@ -40,16 +40,21 @@ def is_changed(module: nn.Module, kind: type) -> bool:
     return type_before_parametrizations(module) is not twin_of(original, kind)
 
 
+def plain_class(module: nn.Module) -> type:
+    """Return the class that a fused module had before."""
+    return with_base(module, module.__dict__[FUSED_FROM])
+
+
 def restore(module: nn.Module) -> None:
     """Give a fused module the class that it had before."""
     state: dict[str, Any] = module.__dict__
-    cls = with_base(module, state[FUSED_FROM])
+    cls = plain_class(module)
     if isinstance(module, ScheduledRate):
         state.pop("rate", None)  # an attribute that only the fused class reads
-    _set_class(module, cls)
+    set_class(module, cls)
     del state[FUSED_FROM]
 
 
-def _set_class(module: nn.Module, cls: type) -> None:
+def set_class(module: nn.Module, cls: type) -> None:
     """Assign ``module.__class__``, bypassing the module's own ``__setattr__``."""
     object.__setattr__(module, "__class__", cls)
