@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def use_twin(monkeypatch: pytest.MonkeyPatch, twin: type) -> None:
 
 
 def measured(model: nn.Module, batch: Any, clock: Clock, cache: Path | None = None) -> Report:
+    unfuse(model)
     report = fuse(model)
     measure(model, batch, report, Means(clock, lambda device: cache, shown=False))
     return report
@@ -102,6 +104,11 @@ def test_a_layer_is_kept_if_it_is_faster(
         not kept
     )
     assert (report.step is not None) is kept
+    assert not fuse(model).replaced  # a layer that was restored is left alone
+    assert is_fused(model[0]) is kept
+    assert len(measured(model, torch.randn(2, 4), clock).measured) == 1
+    unfuse(model)
+    assert fuse(model).replaced
     if kept:
         assert report.step is not None
         assert report.step.ratio == pytest.approx(ours / SLOW)
@@ -229,7 +236,8 @@ def test_on_the_cpu_tiny_layers_are_left_and_drop_block_is_taken() -> None:
         nn.Conv2d(3, 8, 3), torchvision.ops.DropBlock2d(0.2, 5), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(), nn.LayerNorm(8),
     )  # fmt: skip
-    report = fuse(model, torch.randn(8, 3, 64, 64))
+    report = fuse(model)
+    measure(model, torch.randn(8, 3, 64, 64), report, Means(time.thread_time))
     assert [layer.after for layer in report.replaced] == ["lightning_practices.nn.DropBlock2d"]
     assert type(model[4]) is nn.LayerNorm
     assert unfuse(model).replaced

@@ -9,6 +9,10 @@ from lightning_practices.nn import ScheduledRate
 from lightning_practices.nn.blocks import FUSED_FROM
 from lightning_practices.surgery._fuse.twins import Classes, twin_of
 
+# Key in a module's ``__dict__``: why measurements have restored its class. Deepcopy and pickle keep
+# it, and ``fuse`` without a batch leaves such a layer alone.
+LEFT = "_left_by_measurement"
+
 
 def with_base(module: nn.Module, base: type) -> type:
     """Return ``base``. For a parametrized ``module``, return its class rebuilt with this base.

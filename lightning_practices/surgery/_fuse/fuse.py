@@ -19,7 +19,14 @@ from lightning_practices.nn.blocks import (
     norm_call,
     unknown_method,
 )
-from lightning_practices.surgery._fuse.classes import give, is_changed, kind_of, restore, with_base
+from lightning_practices.surgery._fuse.classes import (
+    LEFT,
+    give,
+    is_changed,
+    kind_of,
+    restore,
+    with_base,
+)
 from lightning_practices.surgery._fuse.measure import measure
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of, twins
@@ -103,7 +110,8 @@ def fuse(model: nn.Module, batch: Any = None) -> Report:
     package. In several processes call :func:`fuse` in all of them: rank 0 measures layers, and all
     ranks choose alike. ``SyncBatchNorm`` and whole steps are not measured there. With
     ``torch.use_deterministic_algorithms`` only kept times are used. Without a batch and without
-    kept times, see :func:`lightning_kernels.set_kernel_policy`.
+    kept times, see :func:`lightning_kernels.set_kernel_policy`. A layer that was
+    restored stays so: later calls without a batch leave it alone.
 
     Args:
         model: The model to change.
@@ -126,6 +134,8 @@ def fuse(model: nn.Module, batch: Any = None) -> Report:
     """
     report = Report()
     modules = dict(modules_with_names(model))
+    if batch is not None:
+        _forget_measurements(modules)
     table = twins(map(type, modules))
     plan = _plan_layers(modules, table, report)
     plan |= _plan_blocks(modules, table, plan, report)
@@ -150,6 +160,9 @@ def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Mo
     other = left_alone()
     for module, names in modules.items():
         original, kind = type_before_parametrizations(module), _kind(module, table)
+        if left := vars(module).get(LEFT):
+            report.skipped.append(Skipped(names, _public(original), left))
+            continue
         if reason := next((why for cls, why in other.items() if isinstance(module, cls)), None):
             report.skipped.append(Skipped(names, _public(original), reason))
         if kind is None or issubclass(table[kind], FusedBlock) or _is_fused(module, table):
@@ -170,7 +183,11 @@ def _plan_blocks(
     classes = {layer: swap.fused for layer, swap in layers.items()}
     for module, names in modules.items():
         kind = _kind(module, table)
-        if _is_fused(module, table) or (kind and not issubclass(table[kind], FusedBlock)):
+        if (
+            LEFT in vars(module)
+            or _is_fused(module, table)
+            or (kind and not issubclass(table[kind], FusedBlock))
+        ):
             continue
         if kind is None:
             if _normalises(module, classes):
@@ -288,7 +305,13 @@ def unfuse(model: nn.Module) -> Report:
             report.replaced.append(Replaced(names, _shown(table[kind]), _public(original)))
     for module in fused:
         restore(module)
+    _forget_measurements(modules)
     return report
+
+
+def _forget_measurements(modules: Modules) -> None:
+    for module in modules:
+        vars(module).pop(LEFT, None)
 
 
 def _is_fused(module: nn.Module, table: Classes) -> bool:

@@ -15,10 +15,11 @@ from rich.progress import track
 from torch import nn
 
 from lightning_kernels._core.crossover import keep, noting
+from lightning_practices._names import check_module
 from lightning_practices._timing import Clock, Times
 from lightning_practices.nn.blocks import FUSED_FROM, FusedBlock, folds_of
 from lightning_practices.surgery._blocks import run
-from lightning_practices.surgery._fuse.classes import plain_class, restore, set_class
+from lightning_practices.surgery._fuse.classes import LEFT, plain_class, restore, set_class
 from lightning_practices.surgery._fuse.race import call_and_differentiate, race, time_use
 from lightning_practices.surgery._fuse.report import Measured, Report, Skipped
 from lightning_practices.surgery._fuse.routes import cache_file, load, store
@@ -43,6 +44,56 @@ class Means:
 DEFAULT = Means()
 
 
+@contextlib.contextmanager
+def measure_fused(model: nn.Module, report: Report | None = None) -> Iterator[Report]:
+    """Observe a training step, and afterwards restore the fused layers that are not faster.
+
+    It is for a training loop of your own; :func:`fuse` with a batch does this by itself. Within the
+    context run one step of the fused model, forward at least. When the context ends, the calls of
+    each layer are timed both ways, and a layer stays fused only if it is at least 3 % faster,
+    beyond the noise, and its results and gradients agreed with torch's on the tensors of the step.
+    In several processes all must do so. ``SyncBatchNorm`` is not measured there.
+
+    Within the context blocks call their layers one by one, and each layer's first call is computed
+    a few times more. That doesn't change the step's results.
+
+    Args:
+        model: A fused model.
+        report: Report of :func:`fuse`, which is changed accordingly; ``None`` for a new one.
+
+    Yields:
+        The report. It has the times when the context has ended.
+
+    Raises:
+        TypeError: If ``model`` is not a module.
+
+    Example:
+        >>> model, x = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), torch.randn(4, 8)
+        >>> with measure_fused(model, fuse(model)) as report:
+        ...     model(x).sum().backward()
+    """
+    check_module(model)
+    with measuring(model, Report() if report is None else report, DEFAULT) as report:
+        yield report
+
+
+@contextlib.contextmanager
+def measuring(
+    model: nn.Module, report: Report, means: Means, *, layers: bool = True
+) -> Iterator[Report]:
+    """Do what :func:`measure_fused` describes. Without ``layers``, compare but don't time them."""
+    targets = [
+        target
+        for target in targets_of(model)
+        if _processes() == 1 or not isinstance(target.module, nn.SyncBatchNorm)
+    ]
+    with observe(targets) as observed:
+        yield report
+    device = _device_of(model)
+    with _same_random_numbers(device):
+        _decide(model, targets, observed, device, report, means, layers)
+
+
 def measure(model: nn.Module, batch: Any, report: Report, means: Means = DEFAULT) -> None:
     """Run ``model`` on ``batch``, and restore each fused layer that is not faster than torch's.
 
@@ -57,44 +108,40 @@ def measure(model: nn.Module, batch: Any, report: Report, means: Means = DEFAULT
     Raises:
         ValueError: If the model does not run on the batch.
     """
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    device, compiled = _device_of(model), _is_compiled(model)
 
     def step() -> object:
         return call_and_differentiate(lambda *_: run(model, batch), model, ((), {}))
 
-    with _unchanged(model, device), torch.set_grad_enabled(model.training):
-        targets = measurable(model)
-        with observe(targets) as observed, torch.compiler.set_stance("force_eager"):
+    with (
+        _same_buffers(model),
+        _same_random_numbers(device),
+        torch.set_grad_enabled(model.training),
+    ):
+        with (
+            measuring(model, report, means, layers=not compiled),
+            torch.compiler.set_stance("force_eager"),
+        ):
             try:
                 run(model, batch)
             except Exception as error:
                 raise ValueError(
                     f"{type(model).__name__} doesn't run on the batch: {error}"
                 ) from error
-        compiled = _is_compiled(model)
-        apply(model, targets, observed, device, report, means, times_too=not compiled)
+        fused = targets_of(model)
         # In several processes a step may have collectives, which all ranks must run alike.
-        alone = _processes() == 1
-        if alone and targets_of(model) and not torch.are_deterministic_algorithms_enabled():
-            report.step = _time_step(model, step, device, means)
-            slower = report.step.ratio - report.step.noise > 1
-            if (compiled and not report.step.faster) or slower:
-                reason = f"the whole step gains nothing: {report.step}"
-                _restore(dict.fromkeys(targets_of(model), reason), model, report)
+        if not fused or _processes() > 1 or torch.are_deterministic_algorithms_enabled():
+            return
+        report.step = _time_step(model, step, device, means)
+        slower = report.step.ratio - report.step.noise > 1
+        if slower or (compiled and not report.step.faster):
+            reason = f"the whole step gains nothing: {report.step}"
+            _restore(dict.fromkeys(fused, reason), model, report)
 
 
-def measurable(model: nn.Module) -> list[Target]:
-    """Return the layers of ``model`` that one process can time by itself."""
-    return [
-        target
-        for target in targets_of(model)
-        if _processes() == 1 or not isinstance(target.module, nn.SyncBatchNorm)
-    ]
-
-
-def apply(
+def _decide(
     model: nn.Module, targets: list[Target], observed: Observed, device: torch.device,
-    report: Report, means: Means = DEFAULT, *, times_too: bool = True,
+    report: Report, means: Means, layers: bool,
 ) -> None:  # fmt: skip
     """Time what was observed, and restore the layers that are not faster or don't agree.
 
@@ -104,7 +151,7 @@ def apply(
     """
     refused = {target.names: reason for target, reason in observed.refused.items()}
     times: dict[tuple[str, ...], Times] = {}
-    if times_too and _rank() == 0:
+    if layers and _rank() == 0:
         times = _times_of(observed, device, means)
     refused, times = _agreed(refused, times)
     left: dict[Target, str] = {}
@@ -175,6 +222,7 @@ def _restore(left: dict[Target, str], model: nn.Module, report: Report) -> None:
     for target, reason in left.items():
         original = vars(target.module)[FUSED_FROM]
         restore(target.module)
+        vars(target.module)[LEFT] = reason
         cls = f"{original.__module__}.{original.__qualname__}"
         report.skipped.append(Skipped(target.names, cls, reason))
     for module in model.modules():
@@ -231,15 +279,22 @@ def _is_compiled(model: nn.Module) -> bool:
     )
 
 
+def _device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
 @contextlib.contextmanager
-def _unchanged(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore the buffers and the random generators at the end."""
+def _same_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers at the end."""
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    devices = [device.index] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=devices):
-            yield
+        yield
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
+
+
+def _same_random_numbers(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Return a context that restores the random generators at its end."""
+    return torch.random.fork_rng(devices=[device.index] if device.type == "cuda" else [])

@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_flatten
 from lightning_practices._timing import Budget, Clock, Times, interleave, spread_of
 from lightning_practices.surgery._fuse.uses import Function, Use
 
-_ROUNDS = Budget(0.1, least=5, most=20)
-_LAP_SECONDS = 1e-3  # so that the resolution of the clock hardly matters
+_ROUNDS = Budget(0.1, least=7, most=100)
+# So long that the resolution of the clock hardly matters, and so short that a busy machine takes
+# the processor away in few laps alone, which the median leaves out.
+_LAP_SECONDS = 3e-4
 _MOST_CALLS = 200  # in a lap
 _CACHES = 4  # the inputs of a lap have this many times the size of the GPU's last cache
 _MOST_SETS, _MOST_BYTES = 16, 1 << 28  # of these inputs
