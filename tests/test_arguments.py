@@ -47,7 +47,7 @@ OTHERS: list[Any] = [
 
 # What is made rather than given: results, and base classes that have no arguments of their own.
 RESULTS = {
-    "Block", "Blocks", "Folded", "MonteCarloPrediction", "NonFiniteParameter", "NonFiniteReport",
+    "Block", "Blocks", "Folded", "Measured", "MonteCarloPrediction", "NonFiniteParameter", "NonFiniteReport",
     "Replaced", "Report", "ScheduledRate", "Skipped",
 }  # fmt: skip
 

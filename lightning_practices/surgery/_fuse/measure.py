@@ -15,6 +15,7 @@ from rich.progress import track
 from torch import nn
 
 from lightning_kernels._core.crossover import keep, noting
+from lightning_practices._arguments import check_instance
 from lightning_practices._names import check_module
 from lightning_practices._timing import Clock, Times
 from lightning_practices.nn.blocks import FUSED_FROM, FusedBlock, folds_of
@@ -44,8 +45,9 @@ class Means:
 DEFAULT = Means()
 
 
-@contextlib.contextmanager
-def measure_fused(model: nn.Module, report: Report | None = None) -> Iterator[Report]:
+def measure_fused(
+    model: nn.Module, report: Report | None = None
+) -> contextlib.AbstractContextManager[Report]:
     """Observe a training step, and afterwards restore the fused layers that are not faster.
 
     It is for a training loop of your own; :func:`fuse` with a batch does this by itself. Within the
@@ -61,11 +63,11 @@ def measure_fused(model: nn.Module, report: Report | None = None) -> Iterator[Re
         model: A fused model.
         report: Report of :func:`fuse`, which is changed accordingly; ``None`` for a new one.
 
-    Yields:
-        The report. It has the times when the context has ended.
+    Returns:
+        A context with the report, which has the times when the context has ended.
 
     Raises:
-        TypeError: If ``model`` is not a module.
+        TypeError: If ``model`` is not a module, or ``report`` is no report.
 
     Example:
         >>> model, x = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), torch.randn(4, 8)
@@ -73,8 +75,9 @@ def measure_fused(model: nn.Module, report: Report | None = None) -> Iterator[Re
         ...     model(x).sum().backward()
     """
     check_module(model)
-    with measuring(model, Report() if report is None else report, DEFAULT) as report:
-        yield report
+    if report is not None:
+        check_instance("report", report, Report, "a report of surgery.fuse")
+    return measuring(model, Report() if report is None else report, DEFAULT)
 
 
 @contextlib.contextmanager
