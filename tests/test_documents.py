@@ -18,7 +18,7 @@ def test_the_readmes_code_runs(code: str, tmp_path: Path) -> None:
     command: list[str | Path] = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 0, result.stderr
-    # Both print a report: one of a fit, one of measurements, which on a CPU leave most layers alone.
+    # Both print a report. On a CPU measurements leave most layers alone.
     assert re.search(r"lightning_practices\.nn\.LayerNorm|no measured gain", result.stdout)
 
 
