@@ -28,6 +28,7 @@ from triton.runtime.jit import JITFunction, MockTensor
 
 from lightning_kernels._clip_grad import adaptive as _clip_grad_adaptive
 from lightning_kernels._clip_grad import tensor_table as _tensor_table
+from lightning_kernels._core import crossover as _crossover
 from lightning_kernels._core import dispatch as _dispatch
 from lightning_kernels._core import launch as _launch
 
@@ -193,6 +194,7 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
     for module in (_tensor_table, _clip_grad_adaptive):  # they read addresses, and copy to a GPU
         stack.enter_context(mock.patch.object(module, "kept_on_device", _table))
     stack.enter_context(mock.patch.object(_dispatch, "_probe_device", return_value=True))
+    stack.enter_context(mock.patch.object(_crossover, "_policy", "always"))
     _launch.multiprocessor_count.cache_clear()
     stack.callback(_launch.multiprocessor_count.cache_clear)
 

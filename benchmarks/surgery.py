@@ -20,7 +20,7 @@ from torchvision import models
 from benchmarks import screen
 from benchmarks.options import whole
 from benchmarks.timers import CpuTimer
-from benchmarks.timing import Budget, Clock, interleave
+from lightning_practices._timing import Budget, Clock, interleave
 from lightning_practices.nn import BatchNorm2d, norm_activation
 from lightning_practices.surgery import fuse
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import lightning_kernels
 from lightning_practices.nn._dropout import Dropout
+from lightning_practices.nn._fused_layer import LEFT
 from lightning_practices.nn._hooks import any_hook_on_all, is_touched
 from lightning_practices.nn._layer_norm import LayerNorm
 from lightning_practices.nn._rms_norm import RMSNorm
@@ -86,6 +87,7 @@ def add_norm_call(norm: nn.Module) -> AddNorm | None:
     call = ADD_NORMS.get(type(norm))
     if (
         call is None
+        or LEFT in norm.__dict__  # it was measured to be slower so
         or "autocast" in norm.__dict__  # only the norm's own forward uses this attribute
         or is_touched(norm.__dict__)
         or any_hook_on_all()

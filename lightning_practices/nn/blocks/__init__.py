@@ -14,9 +14,15 @@ from typing import Any
 
 from torch import nn
 
-from lightning_practices.nn._fused_layer import FUSED_FROM
+from lightning_practices.nn._fused_layer import FUSED_FROM, LEFT
 from lightning_practices.nn._norm_activation import norm_call
-from lightning_practices.nn._residual import ADD_NORMS, AddNorm, add_layer_norm, add_rms_norm
+from lightning_practices.nn._residual import (
+    ADD_NORMS,
+    AddNorm,
+    add_layer_norm,
+    add_rms_norm,
+    drop_add_norm,
+)
 from lightning_practices.nn.blocks.block import (
     Chain,
     FusedBlock,
@@ -29,12 +35,14 @@ from lightning_practices.nn.blocks.sequential import Sequential
 __all__ = [
     "ADD_NORMS",
     "FUSED_FROM",
+    "LEFT",
     "AddNorm",
     "Chain",
     "FusedBlock",
     "Sequential",
     "add_layer_norm",
     "add_rms_norm",
+    "drop_add_norm",
     "fingerprint",
     "folds_of",
     "fused_blocks",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 import lightning_kernels
-from lightning_practices.nn._fused_layer import FusedLayer
+from lightning_practices.nn._fused_layer import LEFT, FusedLayer
 from lightning_practices.nn._hooks import is_touched
 from lightning_practices.nn._norm_activation import (
     activation_name,
@@ -177,7 +177,7 @@ def folds_of(
             refused[chain.norm] = reason
     for name, before in twin.added_norms(block, classes):
         norm = children[name]
-        if classes.get(norm, type(norm)) not in ADD_NORMS:
+        if classes.get(norm, type(norm)) not in ADD_NORMS or LEFT in norm.__dict__:
             continue  # the report lists it separately
         if is_touched(norm.__dict__):
             refused[name] = "it has hooks or a forward of its own"

@@ -8,7 +8,18 @@
 """
 
 from lightning_practices.surgery._fuse.fuse import fuse, unfuse
-from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
+from lightning_practices.surgery._fuse.measure import measure_fused
+from lightning_practices.surgery._fuse.report import Folded, Measured, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import register_block
 
-__all__ = ["Folded", "Replaced", "Report", "Skipped", "fuse", "register_block", "unfuse"]
+__all__ = [
+    "Folded",
+    "Measured",
+    "Replaced",
+    "Report",
+    "Skipped",
+    "fuse",
+    "measure_fused",
+    "register_block",
+    "unfuse",
+]
