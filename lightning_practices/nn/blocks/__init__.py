@@ -18,6 +18,7 @@ from lightning_practices.nn._fused_layer import FUSED_FROM
 from lightning_practices.nn._norm_activation import norm_call
 from lightning_practices.nn._residual import ADD_NORMS, AddNorm, add_layer_norm, add_rms_norm
 from lightning_practices.nn.blocks.block import (
+    DECIDING,
     Chain,
     FusedBlock,
     fingerprint,
@@ -28,6 +29,7 @@ from lightning_practices.nn.blocks.sequential import Sequential
 
 __all__ = [
     "ADD_NORMS",
+    "DECIDING",
     "FUSED_FROM",
     "AddNorm",
     "Chain",

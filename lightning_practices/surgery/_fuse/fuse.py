@@ -18,6 +18,7 @@ from torch.nn.utils.parametrize import (
 from lightning_practices._names import modules_with_names
 from lightning_practices.nn import ScheduledRate
 from lightning_practices.nn.blocks import (
+    DECIDING,
     FUSED_FROM,
     FusedBlock,
     folds_of,
@@ -26,10 +27,6 @@ from lightning_practices.nn.blocks import (
 )
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of, twins
-
-# Methods that define how a class is called, pickled or subclassed. A class that overrides one of
-# them is not fused.
-_DECIDING = ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__")
 
 # Words in the name of a class, in lower case, that tell a norm or a dropout without a fused class.
 _NAMED_FOR = ("norm", "drop")
@@ -133,7 +130,7 @@ def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Mo
             report.skipped.append(Skipped(names, _public(original), reason))
         if kind is None or issubclass(table[kind], FusedBlock) or _is_fused(module, table):
             continue
-        if reason := _why_not(module, original, kind, table[kind], ("forward", *_DECIDING)):
+        if reason := _why_not(module, original, kind, table[kind], ("forward", *DECIDING)):
             report.skipped.append(Skipped(names, _public(original), reason))
         else:
             plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
@@ -349,7 +346,7 @@ def _why_not_block(
 ) -> str | None:
     """Return why a block can't get the fused class ``twin``, or ``None`` if it can."""
     methods = [name for name, _ in twin.methods]
-    if reason := _why_not(module, original, kind, twin, (*methods, *_DECIDING)):
+    if reason := _why_not(module, original, kind, twin, (*methods, *DECIDING)):
         return reason
     method = unknown_method(twin)
     if method is None:
