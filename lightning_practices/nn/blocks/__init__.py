@@ -15,8 +15,15 @@ from typing import Any
 from torch import nn
 
 from lightning_practices.nn._fused_layer import FUSED_FROM
+from lightning_practices.nn._hooks import is_touched
 from lightning_practices.nn._norm_activation import norm_call
-from lightning_practices.nn._residual import ADD_NORMS, AddNorm, add_layer_norm, add_rms_norm
+from lightning_practices.nn._residual import (
+    ADD_NORMS,
+    AddNorm,
+    add_layer_norm,
+    add_norm_call,
+    add_rms_norm,
+)
 from lightning_practices.nn.blocks.block import (
     DECIDING,
     Chain,
@@ -36,10 +43,12 @@ __all__ = [
     "FusedBlock",
     "Sequential",
     "add_layer_norm",
+    "add_norm_call",
     "add_rms_norm",
     "fingerprint",
     "folds_of",
     "fused_blocks",
+    "is_touched",
     "norm_call",
     "unknown_method",
 ]

@@ -86,9 +86,12 @@ def fuse(model: nn.Module) -> Report:
     **Transformers.** The addition to the residual stream, with a dropout directly before it, and
     the norm after it are one call, :func:`lightning_kernels.add_dropout_layer_norm` or
     :func:`~lightning_kernels.add_dropout_rms_norm`. This applies to torch's encoder and decoder
-    layers, to the blocks of torchvision's vision transformer, and to the blocks of timm whose
-    branches begin with a norm (ViT, DeiT, EVA, BEiT, Swin, CaiT, XCiT, MLP-Mixer and others). The
-    norm has to belong to the same block, or to begin the next block of one
+    layers, to the blocks of torchvision's vision transformer, to the blocks of timm whose branches
+    begin with a norm (ViT, DeiT, EVA, BEiT, Swin, CaiT, XCiT, MLP-Mixer and others), and to the
+    blocks of transformers whose source code is known: those of BERT, DistilBERT, ALBERT, BART,
+    Whisper, wav2vec 2.0, GPT-2, OPT, Llama, Qwen, Mixtral, Gemma, ViT, DINOv2, CLIP, Swin, SAM, and
+    all that are written like them. There, stochastic depth and layer scale are part of the call
+    too. The norm has to belong to the same block, or to begin the next block of one
     :class:`torch.nn.Sequential`. The report lists torch's layers as replaced layers, see
     :class:`lightning_practices.nn.TransformerEncoderLayer`, and the norms of all others as folded.
 
@@ -144,10 +147,7 @@ def _plan_blocks(
     """Return the blocks to change, and list folded and skipped norms and blocks in ``report``."""
     plan: dict[nn.Module, _Swap] = {}
     classes = {layer: swap.fused for layer, swap in layers.items()}
-    # A Sequential folds norms of the blocks that it calls, so their classes are chosen first.
-    for module, names in sorted(
-        modules.items(), key=lambda item: isinstance(item[0], nn.Sequential)
-    ):
+    for module, names in sorted(modules.items(), key=_folds_after):
         kind = _kind(module, table)
         if _is_fused(module, table) or (kind and not issubclass(table[kind], FusedBlock)):
             continue
@@ -177,6 +177,14 @@ def _plan_blocks(
             plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
             classes[module] = plan[module].fused
     return plan
+
+
+def _folds_after(item: tuple[nn.Module, tuple[str, ...]]) -> tuple[bool, bool]:
+    """Return a key that sorts a module behind those whose norms it folds.
+
+    A block folds norms that are its children, and a Sequential norms of the blocks that it calls.
+    """
+    return any(item[0].children()), isinstance(item[0], nn.Sequential)
 
 
 def _not_served(

@@ -18,7 +18,7 @@ _PACKAGES = ("transformers", "transformers_modules")
 
 # The bases of classes with a form: torch's, and transformers' for layers with checkpointed
 # activations. The latter wraps the forward of each subclass, also of the fused class.
-_MODULE = "torch.nn.modules.module.Module"
+MODULE = "torch.nn.modules.module.Module"
 LAYER_NORM = "torch.nn.modules.normalization.LayerNorm"
 CHECKPOINTED = "transformers.modeling_layers.GradientCheckpointingLayer"
 
@@ -39,7 +39,7 @@ class Form:
     forward: Callable[..., Any]
     sources: Mapping[str, tuple[str, ...]]
     base: type[FusedBlock]
-    parent: str = _MODULE
+    parent: str = MODULE
     functions: Mapping[str, str] = field(default_factory=dict)
     members: Mapping[str, Any] = field(default_factory=dict)
 

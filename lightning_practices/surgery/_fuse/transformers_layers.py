@@ -46,7 +46,9 @@ class NormCall(NamedTuple):
 
     def arguments(self, x: Tensor) -> list[Any]:
         """Return shape and parameters for a row of ``x``, in dtypes that the kernels take."""
-        weight = self.origin + self.weight.float() if self.origin else self.weight
+        weight = self.weight
+        if weight is not None and self.origin:
+            weight = self.origin + weight.float()
         parameters = [weight] if self.function == "rms_norm" else [weight, self.bias]
         fitting = (p if p is None or p.dtype == x.dtype else p.float() for p in parameters)
         return [self.shape or x.shape[-1:], *fitting]
@@ -77,6 +79,19 @@ class FusedNorm(FusedBlock):
         x = x if x.dtype == call.dtype else x.float()
         norm = getattr(lightning_kernels, call.function)
         return norm(x, *call.arguments(x), call.eps).to(call.dtype)
+
+    def add(
+        self: Any, branch: Tensor, stream: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return norm and sum of a branch and the stream by one kernel, or ``None``."""
+        call = self.call(stream.dtype)
+        if call.dtype != stream.dtype or not self.serves(branch, call.weight, call.bias):
+            return None
+        function = getattr(lightning_kernels, f"add_dropout_{call.function}")
+        results: tuple[Tensor, Tensor] = function(
+            branch, stream, *call.arguments(branch), eps=call.eps, **options
+        )
+        return results
 
 
 class FusedDropPath(ScheduledRate, FusedBlock):

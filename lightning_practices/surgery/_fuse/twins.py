@@ -12,9 +12,15 @@ from torchvision import ops
 
 from lightning_practices import nn as fused
 from lightning_practices._arguments import check_callable, shown
-from lightning_practices.nn.blocks import FusedBlock, fused_blocks
-from lightning_practices.surgery._fuse import transformers_layers
+from lightning_practices.nn.blocks import ADD_NORMS, FusedBlock, fused_blocks
+from lightning_practices.surgery._fuse import (
+    transformers_decoders,
+    transformers_encoders,
+    transformers_layers,
+    transformers_post_norm,
+)
 from lightning_practices.surgery._fuse.transformers_forms import Form, form_of
+from lightning_practices.surgery._fuse.transformers_layers import FusedNorm
 
 Classes = dict[type, type[nn.Module]]
 
@@ -42,7 +48,12 @@ _LAYERS: Classes = {
     nn.TransformerDecoderLayer: fused.TransformerDecoderLayer,
     nn.TransformerEncoderLayer: fused.TransformerEncoderLayer,
 }
-_FORMS = transformers_layers.FORMS
+_FORMS = (
+    *transformers_layers.FORMS,
+    *transformers_post_norm.FORMS,
+    *transformers_decoders.FORMS,
+    *transformers_encoders.FORMS,
+)
 _registered: Classes = {}
 _by_source: Classes = {}  # of classes whose source code is known
 _of_subclasses: dict[tuple[type, type], type[nn.Module]] = {}
@@ -92,7 +103,10 @@ def _written_as(cls: type, form: Form) -> type[nn.Module]:
         "__module__": form.forward.__module__,
         **form.members,
     }
-    return _subclass(cls, cls, (form.base, cls), members)
+    twin = _subclass(cls, cls, (form.base, cls), members)
+    if issubclass(twin, FusedNorm) and "call" in form.members:
+        ADD_NORMS[twin] = twin.add
+    return twin
 
 
 def _of_timm(table: str) -> dict[type, Any]:
