@@ -15,15 +15,18 @@ from typing import Any
 from torch import nn
 
 from lightning_practices.nn._fused_layer import FUSED_FROM, LEFT
+from lightning_practices.nn._hooks import is_touched
 from lightning_practices.nn._norm_activation import norm_call
 from lightning_practices.nn._residual import (
     ADD_NORMS,
     AddNorm,
     add_layer_norm,
+    add_norm_call,
     add_rms_norm,
     drop_add_norm,
 )
 from lightning_practices.nn.blocks.block import (
+    DECIDING,
     Chain,
     FusedBlock,
     fingerprint,
@@ -34,6 +37,7 @@ from lightning_practices.nn.blocks.sequential import Sequential
 
 __all__ = [
     "ADD_NORMS",
+    "DECIDING",
     "FUSED_FROM",
     "LEFT",
     "AddNorm",
@@ -41,11 +45,13 @@ __all__ = [
     "FusedBlock",
     "Sequential",
     "add_layer_norm",
+    "add_norm_call",
     "add_rms_norm",
     "drop_add_norm",
     "fingerprint",
     "folds_of",
     "fused_blocks",
+    "is_touched",
     "norm_call",
     "unknown_method",
 ]

@@ -23,6 +23,14 @@ from lightning_practices.nn._norm_activation import (
 )
 from lightning_practices.nn._residual import ADD_NORMS
 
+# Methods that define how a class is called, pickled or subclassed. A class that overrides one of
+# them is not fused.
+DECIDING = ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__")
+
+# Modules of transformers with wrappers of a layer's forward. One checkpoints the activations and
+# wraps the fused forward in turn. The other renames an argument, which fused forwards do not take.
+_WRAPPERS = frozenset({"transformers.modeling_layers", "transformers.utils.deprecation"})
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -118,13 +126,16 @@ def unknown_method(twin: type[FusedBlock]) -> str | None:
 def fingerprint(function: Any) -> str | None:
     """Return a short hash of a function's source code, the same in every version of Python.
 
-    Comments, annotations, the docstring and the formatting don't affect it.
+    Comments, annotations, the docstring and the formatting don't affect it, nor do transformers'
+    own wrappers of a layer's forward.
 
     Returns:
         The hash, or ``None`` if the source code is not available.
     """
     if not isinstance(function, FunctionType):
         return None
+    if function.__globals__.get("__name__") in _WRAPPERS:
+        return fingerprint(getattr(function, "__wrapped__", None))
     try:
         # `getsource` of the function itself would return the source of the function that it wraps.
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function.__code__))).body

@@ -3,7 +3,11 @@
 ``fuse``: replace layers, fold blocks, and report what was skipped and why.
 ``twins``: the fused class of each layer and block, and the registration of custom blocks.
 ``timm_layers``: the fused classes of timm's layers.
-``transformers_layers``: the fused forwards of transformers' layers, known by their source code.
+``transformers_forms``: the source code by which classes of transformers are known.
+``transformers_layers``: the fused forwards of transformers' norms and stochastic depths.
+``branch_ends``: the ends of branches of transformers' blocks, in one call each.
+``transformers_post_norm``, ``transformers_decoders``, ``transformers_encoders``: the fused forwards
+of these blocks.
 ``report``: the changes, as a table.
 """
 

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import ParametrizationList, type_before_parametr
 
 from lightning_practices._names import modules_with_names
 from lightning_practices.nn.blocks import (
+    DECIDING,
     FUSED_FROM,
     LEFT,
     FusedBlock,
@@ -30,10 +31,6 @@ from lightning_practices.surgery._fuse.classes import (
 from lightning_practices.surgery._fuse.measure import measure
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of, twins
-
-# Methods that define how a class is called, pickled or subclassed. A class that overrides one of
-# them is not fused.
-_DECIDING = ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__")
 
 # Words in the name of a class, in lower case, that tell a norm or a dropout without a fused class.
 _NAMED_FOR = ("norm", "drop")
@@ -93,9 +90,12 @@ def fuse(model: nn.Module, batch: Any = None) -> Report:
     **Transformers.** The addition to the residual stream, with a dropout directly before it, and
     the norm after it are one call, :func:`lightning_kernels.add_dropout_layer_norm` or
     :func:`~lightning_kernels.add_dropout_rms_norm`. This applies to torch's encoder and decoder
-    layers, to the blocks of torchvision's vision transformer, and to the blocks of timm whose
-    branches begin with a norm (ViT, DeiT, EVA, BEiT, Swin, CaiT, XCiT, MLP-Mixer and others). The
-    norm has to belong to the same block, or to begin the next block of one
+    layers, to the blocks of torchvision's vision transformer, to the blocks of timm whose branches
+    begin with a norm (ViT, DeiT, EVA, BEiT, Swin, CaiT, XCiT, MLP-Mixer and others), and to the
+    blocks of transformers whose source code is known: those of BERT, DistilBERT, ALBERT, BART,
+    Whisper, wav2vec 2.0, GPT-2, OPT, Llama, Qwen, Mixtral, Gemma, ViT, DINOv2, CLIP, Swin, SAM, and
+    all that are written like them. There, stochastic depth and layer scale are part of the call
+    too. The norm has to belong to the same block, or to begin the next block of one
     :class:`torch.nn.Sequential`. The report lists torch's layers as replaced layers, see
     :class:`lightning_practices.nn.TransformerEncoderLayer`, and the norms of all others as folded.
 
@@ -169,7 +169,7 @@ def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Mo
             report.skipped.append(Skipped(names, _public(original), reason))
         if kind is None or issubclass(table[kind], FusedBlock) or _is_fused(module, table):
             continue
-        if reason := _why_not(module, original, kind, table[kind], ("forward", *_DECIDING)):
+        if reason := _why_not(module, original, kind, table[kind], ("forward", *DECIDING)):
             report.skipped.append(Skipped(names, _public(original), reason))
         else:
             plan[module] = _Swap(original, with_base(module, twin_of(original, kind)))
@@ -183,10 +183,7 @@ def _plan_blocks(
     """Return the blocks to change, and list folded and skipped norms and blocks in ``report``."""
     plan: dict[nn.Module, _Swap] = {}
     classes = {layer: swap.fused for layer, swap in layers.items()}
-    # A Sequential folds norms of the blocks that it calls, so their classes are chosen first.
-    for module, names in sorted(
-        modules.items(), key=lambda item: isinstance(item[0], nn.Sequential)
-    ):
+    for module, names in sorted(modules.items(), key=_folds_after):
         kind = _kind(module, table)
         if (
             LEFT in vars(module)
@@ -220,6 +217,14 @@ def _plan_blocks(
             plan[module] = _Swap(original, with_base(module, twin_of(original, kind)))
             classes[module] = plan[module].fused
     return plan
+
+
+def _folds_after(item: tuple[nn.Module, tuple[str, ...]]) -> tuple[bool, bool]:
+    """Return a key that sorts a module behind those whose norms it folds.
+
+    A block folds norms that are its children, and a Sequential norms of the blocks that it calls.
+    """
+    return any(item[0].children()), isinstance(item[0], nn.Sequential)
 
 
 def _not_served(
@@ -392,7 +397,7 @@ def _why_not_block(
 ) -> str | None:
     """Return why a block can't get the fused class ``twin``, or ``None`` if it can."""
     methods = [name for name, _ in twin.methods]
-    if reason := _why_not(module, original, kind, twin, (*methods, *_DECIDING)):
+    if reason := _why_not(module, original, kind, twin, (*methods, *DECIDING)):
         return reason
     method = unknown_method(twin)
     if method is None:
