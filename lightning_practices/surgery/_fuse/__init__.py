@@ -1,6 +1,7 @@
 """Fuse the layers and blocks of a model, and undo it.
 
 ``fuse``: replace layers, fold blocks, and report what was skipped and why.
+``refusals``: why a module gets no fused class.
 ``twins``: the fused class of each layer and block, and the registration of custom blocks.
 ``timm_layers``: the fused classes of timm's layers.
 ``transformers_forms``: the source code by which classes of transformers are known.

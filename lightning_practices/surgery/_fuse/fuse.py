@@ -1,7 +1,5 @@
 """Replace a model's layers by fused layers, and undo it."""
 
-import functools
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +17,6 @@ from lightning_practices.nn.blocks import (
     FusedBlock,
     folds_of,
     norm_call,
-    unknown_method,
 )
 from lightning_practices.surgery._fuse.classes import (
     give,
@@ -29,6 +26,7 @@ from lightning_practices.surgery._fuse.classes import (
     with_base,
 )
 from lightning_practices.surgery._fuse.measure import measure
+from lightning_practices.surgery._fuse.refusals import is_ours, public_name, why_not, why_not_block
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of, twins
 
@@ -163,17 +161,17 @@ def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Mo
     for module, names in modules.items():
         original, kind = type_before_parametrizations(module), _kind(module, table)
         if left := vars(module).get(LEFT):
-            report.skipped.append(Skipped(names, _public(original), left))
+            report.skipped.append(Skipped(names, public_name(original), left))
             continue
         if reason := next((why for cls, why in other.items() if isinstance(module, cls)), None):
-            report.skipped.append(Skipped(names, _public(original), reason))
+            report.skipped.append(Skipped(names, public_name(original), reason))
         if kind is None or issubclass(table[kind], FusedBlock) or _is_fused(module, table):
             continue
-        if reason := _why_not(module, original, kind, table[kind], ("forward", *DECIDING)):
-            report.skipped.append(Skipped(names, _public(original), reason))
+        if reason := why_not(module, original, kind, table[kind], ("forward", *DECIDING)):
+            report.skipped.append(Skipped(names, public_name(original), reason))
         else:
             plan[module] = _Swap(original, with_base(module, twin_of(original, kind)))
-            report.replaced.append(Replaced(names, _public(original), _public(table[kind])))
+            report.replaced.append(Replaced(names, public_name(original), public_name(table[kind])))
     return plan
 
 
@@ -201,7 +199,7 @@ def _plan_blocks(
         folded, refused = folds_of(twin, module, classes)
         if not folded and folded is not None and not refused:
             continue
-        if refusal := _why_not_block(module, original, kind, twin):
+        if refusal := why_not_block(module, original, kind, twin):
             skipped = _not_folded(module, names, refusal)
             if not any(module.children()):  # a layer, which has nothing to fold
                 skipped = Skipped(names, skipped.cls, refusal)
@@ -212,7 +210,7 @@ def _plan_blocks(
             report.skipped.append(_not_folded(norm, modules[norm], why))
         report.folded += _folded(module, names, original, folded or {})
         if is_layer := _is_listed(module, folded):
-            report.replaced.append(Replaced(names, _public(original), _shown(twin)))
+            report.replaced.append(Replaced(names, public_name(original), _shown(twin)))
         if folded or is_layer:
             plan[module] = _Swap(original, with_base(module, twin_of(original, kind)))
             classes[module] = plan[module].fused
@@ -242,8 +240,8 @@ def _not_served(
         named = any(word in cls.__name__.lower() for word in _NAMED_FOR)
         if not named or any(module.children()) or module in plan or names in skipped:
             continue
-        if not (_is_fused(module, table) or _is_ours(cls) or module in parametrizations):
-            yield Skipped(names, _public(cls), "no fused class is known for it")
+        if not (_is_fused(module, table) or is_ours(cls) or module in parametrizations):
+            yield Skipped(names, public_name(cls), "no fused class is known for it")
 
 
 def _is_listed(module: nn.Module, folded: Mapping[str, str] | None) -> bool:
@@ -263,7 +261,7 @@ def _normalises(module: nn.Module, classes: Mapping[nn.Module, type]) -> bool:
 
 def _not_folded(module: nn.Module, names: tuple[str, ...], reason: str) -> Skipped:
     cls = type_before_parametrizations(module)
-    return Skipped(names, _public(cls), f"not folded: {reason}")
+    return Skipped(names, public_name(cls), f"not folded: {reason}")
 
 
 def _folded(
@@ -274,7 +272,7 @@ def _folded(
         full = tuple(".".join(filter(None, (name, own))) for name in names)
         norm = module.get_submodule(own)
         before = norm.__dict__.get(FUSED_FROM, type_before_parametrizations(norm))
-        yield Folded(full, _public(before), _public(block), chain)
+        yield Folded(full, public_name(before), public_name(block), chain)
 
 
 def unfuse(model: nn.Module) -> Report:
@@ -306,14 +304,14 @@ def unfuse(model: nn.Module) -> Report:
             continue
         if is_changed(module, kind):
             reason = "its class was changed after it was fused"
-            report.skipped.append(Skipped(names, _public(type(module)), reason))
+            report.skipped.append(Skipped(names, public_name(type(module)), reason))
             continue
         fused.append(module)
         original = module.__dict__[FUSED_FROM]
         folded = folds_of(type(module), module, {})[0] if isinstance(module, FusedBlock) else None
         report.folded += _folded(module, names, original, folded or {})
         if _is_listed(module, folded):
-            report.replaced.append(Replaced(names, _shown(table[kind]), _public(original)))
+            report.replaced.append(Replaced(names, _shown(table[kind]), public_name(original)))
     report.sort(modules.values())
     for module in fused:
         restore(module)
@@ -340,83 +338,9 @@ def _kind(module: nn.Module, table: Classes) -> type | None:
     return next((cls for cls in type(module).__mro__ if cls in table), None)
 
 
-def _why_not(
-    module: nn.Module, original: type, kind: type, twin: type, deciding: tuple[str, ...]
-) -> str | None:
-    """Return why ``module`` can't get a fused subclass, or ``None`` if it can.
-
-    Args:
-        module: The layer or block.
-        original: Class of the module.
-        kind: The library's class from which ``original`` is derived.
-        twin: Fused class for ``kind``.
-        deciding: Methods that ``original`` may not override.
-    """
-    if isinstance(module, torch.jit.ScriptModule):
-        return "TorchScript has already compiled it"
-    if isinstance(module, LazyModuleMixin):
-        return "it has no parameters yet: run a batch through the model first"
-    if "forward" in module.__dict__:
-        return "this instance has its own forward"
-    if not issubclass(original, kind):
-        return f"its class {type(module).__name__} wraps a parametrized one"
-    own = original.__mro__[: original.__mro__.index(kind)]
-    for name in deciding:
-        for cls in own:
-            if name in vars(cls) and not _is_ours(cls):
-                return f"{cls.__name__} overrides {name}"
-    if type(original) is not type:
-        return f"{original.__name__} has the metaclass {type(original).__name__}"
-    state = vars(module), module._modules, module._parameters, module._buffers
-    theirs = [*state, *(vars(cls) for cls in own if not _is_ours(cls))]
-    for name in _added_names(kind, twin):
-        if any(name in names for names in theirs):
-            return f"it has an attribute {name!r}, which means something else to a fused layer"
-    return None
-
-
-@functools.cache
-def _added_names(kind: type, twin: type) -> tuple[str, ...]:
-    """Return the attributes that ``twin`` adds to those of ``kind``, without its properties."""
-    added = (cls for cls in twin.__mro__ if not issubclass(kind, cls))
-    names = {name: value for cls in added for name, value in vars(cls).items()}
-    return tuple(
-        name
-        for name, value in names.items()
-        if not (name.startswith("__") or hasattr(kind, name) or isinstance(value, property))
-    )
-
-
-def _is_ours(cls: type) -> bool:
-    """Return whether ``cls`` is from this package, whose mixins may override methods."""
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-def _why_not_block(
-    module: nn.Module, original: type, kind: type, twin: type[FusedBlock]
-) -> str | None:
-    """Return why a block can't get the fused class ``twin``, or ``None`` if it can."""
-    methods = [name for name, _ in twin.methods]
-    if reason := _why_not(module, original, kind, twin, (*methods, *DECIDING)):
-        return reason
-    method = unknown_method(twin)
-    if method is None:
-        return None
-    return f"{_public(kind)}.{method} is not the one that the fused forward was written for"
-
-
 def _shown(twin: type[nn.Module]) -> str:
     """Return the name of a fused class, or of the forward that was registered for a block."""
     forward: Any = twin.forward
     if issubclass(twin, FusedBlock) and not twin.sources:
         return f"{forward.__module__}.{forward.__qualname__}"
-    return _public(twin)
-
-
-def _public(cls: type) -> str:
-    """Return the shortest name under which ``cls`` can be imported, as ``torch.nn.LayerNorm``."""
-    parent = shortest = cls.__module__
-    while parent := parent.rpartition(".")[0]:
-        if getattr(sys.modules.get(parent), cls.__name__, None) is cls:
-            shortest = parent
-    return f"{shortest}.{cls.__qualname__}"
+    return public_name(twin)

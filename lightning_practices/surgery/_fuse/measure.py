@@ -22,6 +22,7 @@ from lightning_practices.nn.blocks import FUSED_FROM, LEFT, FusedBlock, folds_of
 from lightning_practices.surgery._blocks import run
 from lightning_practices.surgery._fuse.classes import plain_class, restore, set_class
 from lightning_practices.surgery._fuse.race import call_and_differentiate, race, time_use
+from lightning_practices.surgery._fuse.refusals import public_name
 from lightning_practices.surgery._fuse.report import Measured, Report, Skipped
 from lightning_practices.surgery._fuse.routes import cache_file, load, store
 from lightning_practices.surgery._fuse.uses import Observed, Target, observe, targets_of
@@ -226,8 +227,7 @@ def _restore(left: dict[Target, str], model: nn.Module, report: Report) -> None:
         original = vars(target.module)[FUSED_FROM]
         restore(target.module)
         vars(target.module)[LEFT] = reason
-        cls = f"{original.__module__}.{original.__qualname__}"
-        report.skipped.append(Skipped(target.names, cls, reason))
+        report.skipped.append(Skipped(target.names, public_name(original), reason))
     for module in model.modules():
         if FUSED_FROM in vars(module) and isinstance(module, FusedBlock):
             folded, _ = folds_of(type(module), module, {})
