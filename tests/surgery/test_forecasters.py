@@ -12,8 +12,8 @@ from tests.surgery.clients import needs
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # these projects warn much
 
-_TRANSFORMER: dict[str, Any] = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1,
-                "dim_feedforward": 16}  # fmt: skip
+_TRANSFORMER: dict[str, Any] = {"d_model": 8, "nhead": 2, "num_encoder_layers": 1,
+                                "num_decoder_layers": 1, "dim_feedforward": 16}  # fmt: skip
 # The model, its options, the number of replaced layers, and the classes that aren't served.
 NEURALFORECAST: dict[str, tuple[dict[str, Any], int, set[str]]] = {
     "NHITS": ({"mlp_units": 3 * [[8, 8]], "dropout_prob_theta": 0.1}, 9, {"TemporalNorm"}),
