@@ -2,9 +2,13 @@
 
 ``block``: the base class, and the check that a block's code is the known version.
 ``sequential``: any :class:`torch.nn.Sequential` with a norm directly before an activation.
+``steps``: the base class of blocks that call one child after another.
 ``resnet``, ``densenet``, ``googlenet``, ``inception``, ``vision_transformer``: torchvision's
 blocks.
-``timm_resnet``, ``timm_norm_act``: timm's blocks.
+``layer_getter``: torchvision's backbones of detection and segmentation.
+``timm_resnet``, ``timm_norm_act``, ``timm_convolutions``: timm's blocks.
+``monai_resnet``: MONAI's residual networks.
+``transformers_activations``: transformers' activations, for the blocks of all libraries.
 """
 
 import sys
@@ -23,12 +27,14 @@ from lightning_practices.nn.blocks.block import (
     unknown_method,
 )
 from lightning_practices.nn.blocks.sequential import Sequential
+from lightning_practices.nn.blocks.steps import Steps
 
 __all__ = [
     "FUSED_FROM",
     "Chain",
     "FusedBlock",
     "Sequential",
+    "Steps",
     "fingerprint",
     "folds_of",
     "fused_blocks",
@@ -45,7 +51,11 @@ _FILES = {
     "torchvision.models.inception": "inception",
     "torchvision.models.vision_transformer": "vision_transformer",
     "timm.models.resnet": "timm_resnet",
+    "torchvision.models._utils": "layer_getter",
     "timm.layers.norm_act": "timm_norm_act",
+    "timm.models": "timm_convolutions",
+    "transformers.activations": "transformers_activations",
+    "monai.networks.nets.resnet": "monai_resnet",
 }
 
 

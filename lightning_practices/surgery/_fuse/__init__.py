@@ -4,6 +4,7 @@
 ``twins``: the fused class of each layer and block, and the registration of custom blocks.
 ``timm_layers``: the fused classes of timm's layers.
 ``transformers_layers``: the fused forwards of transformers' layers, known by their source code.
+``transformers_convolutions``: those of its blocks of convolution, norm and activation.
 ``report``: the changes, as a table.
 """
 

@@ -10,7 +10,7 @@ too, but most of them also round before the multiplication by the weight.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -263,8 +263,8 @@ FORMS = (
 )
 
 
-def form_of(cls: type) -> Form | None:
+def form_of(cls: type, forms: Iterable[Form]) -> Form | None:
     """Return the form of a class of transformers, or ``None`` if its source code is unknown."""
     if cls.__module__.partition(".")[0] not in _PACKAGES or "forward" not in vars(cls):
         return None
-    return next((form for form in FORMS if form.matches(cls)), None)
+    return next((form for form in forms if form.matches(cls)), None)
