@@ -72,8 +72,8 @@ def fuse(model: nn.Module) -> Report:
 
     - any :class:`torch.nn.Sequential` with a batch, group or instance norm directly before an
       activation, and its subclasses, such as torchvision's ``Conv2dNormActivation``;
-    - torchvision's ResNets, DenseNets, the convolutions of GoogLeNet and Inception, and backbones of
-      detection and segmentation;
+    - torchvision's ResNets, DenseNets, the convolutions of GoogLeNet and Inception, and backbones
+      of detection and segmentation;
     - timm's ResNets, DLA, HGNet, Xception, ``BatchNormAct2d``, ``GroupNormAct`` and all blocks that
       use them, also as backbones with ``features_only=True``;
     - the convolutions of transformers' ResNet, RegNet, MobileNet, MobileViT, EfficientNet, RT-DETR,
