@@ -2,10 +2,14 @@
 
 ``block``: the base class, and the check that a block's code is the known version.
 ``sequential``: any :class:`torch.nn.Sequential` with a norm directly before an activation.
+``steps``: the base class of blocks that call one child after another.
 ``resnet``, ``densenet``, ``googlenet``, ``inception``, ``vision_transformer``: torchvision's
 blocks.
 ``pre_norm``: the base class of blocks whose branches begin with a norm.
-``timm_resnet``, ``timm_norm_act``, ``timm_transformers``: timm's blocks.
+``layer_getter``: torchvision's backbones of detection and segmentation.
+``timm_resnet``, ``timm_norm_act``, ``timm_convolutions``, ``timm_transformers``: timm's blocks.
+``monai_resnet``: MONAI's residual networks.
+``transformers_activations``: transformers' activations, for the blocks of all libraries.
 """
 
 import sys
@@ -34,6 +38,7 @@ from lightning_practices.nn.blocks.block import (
     unknown_method,
 )
 from lightning_practices.nn.blocks.sequential import Sequential
+from lightning_practices.nn.blocks.steps import Steps
 
 __all__ = [
     "ADD_NORMS",
@@ -44,6 +49,7 @@ __all__ = [
     "Chain",
     "FusedBlock",
     "Sequential",
+    "Steps",
     "add_layer_norm",
     "add_norm_call",
     "add_rms_norm",
@@ -65,8 +71,12 @@ _FILES = {
     "torchvision.models.inception": "inception",
     "torchvision.models.vision_transformer": "vision_transformer",
     "timm.models.resnet": "timm_resnet",
+    "torchvision.models._utils": "layer_getter",
     "timm.layers.norm_act": "timm_norm_act",
     "timm.models.vision_transformer": "timm_transformers",
+    "timm.models": "timm_convolutions",
+    "transformers.activations": "transformers_activations",
+    "monai.networks.nets.resnet": "monai_resnet",
 }
 
 

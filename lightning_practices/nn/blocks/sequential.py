@@ -3,7 +3,7 @@
 So are the last addition of a block and the norm that begins the block after it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from itertools import pairwise
 from typing import Any
@@ -31,13 +31,7 @@ class Sequential(FusedBlock, nn.Sequential):
 
     @override
     def chains(self) -> tuple[Chain, ...]:
-        layers = list(self._modules.items())
-        return tuple(
-            Chain(name, following)
-            for (name, norm), (following, layer) in pairwise(layers)
-            if isinstance(norm, (_NormBase, nn.GroupNorm))
-            and type(layer).__module__ == activations.__name__
-        )
+        return chains_of(self._modules.items())
 
     @classmethod
     @override
@@ -56,6 +50,20 @@ class Sequential(FusedBlock, nn.Sequential):
         if not self.is_original():
             return self.original.forward(self, input)
         return run(tuple(self._modules.values()), input)
+
+
+def chains_of(layers: Iterable[tuple[str, nn.Module | None]]) -> tuple[Chain, ...]:
+    """Return the folds of layers with their names, which are called one after another.
+
+    ``None`` in place of a layer is not called.
+    """
+    called = ((name, layer) for name, layer in layers if layer is not None)
+    return tuple(
+        Chain(name, following)
+        for (name, norm), (following, layer) in pairwise(called)
+        if isinstance(norm, (_NormBase, nn.GroupNorm))
+        and (type(layer).__module__ == activations.__name__ or is_activation(layer))
+    )
 
 
 def run(layers: SequenceOf[Any], x: Any) -> Any:

@@ -6,6 +6,7 @@
 ``timm_layers``: the fused classes of timm's layers.
 ``transformers_forms``: the source code by which classes of transformers are known.
 ``transformers_layers``: the fused forwards of transformers' norms and stochastic depths.
+``transformers_convolutions``: those of its blocks of convolution, norm and activation.
 ``branch_ends``: the ends of branches of transformers' blocks, in one call each.
 ``transformers_post_norm``, ``transformers_decoders``, ``transformers_encoders``: the fused forwards
 of these blocks.

@@ -71,8 +71,12 @@ def fuse(model: nn.Module, batch: Any = None) -> Report:
 
     - any :class:`torch.nn.Sequential` with a batch, group or instance norm directly before an
       activation, and its subclasses, such as torchvision's ``Conv2dNormActivation``;
-    - torchvision's ResNets, DenseNets, and the convolutions of GoogLeNet and Inception;
-    - timm's ResNets, ``BatchNormAct2d``, ``GroupNormAct`` and all blocks that use them;
+    - torchvision's ResNets, DenseNets, the convolutions of GoogLeNet and Inception, and backbones
+      of detection and segmentation;
+    - timm's ResNets, DLA, HGNet, Xception, ``BatchNormAct2d``, ``GroupNormAct`` and all blocks that
+      use them, also as backbones with ``features_only=True``;
+    - the convolutions of transformers' ResNet, RegNet, MobileNet, MobileViT, EfficientNet, RT-DETR,
+      Wav2Vec2-Conformer and others written like them, and MONAI's ResNets;
     - your own classes, see :func:`register_block`. Blocks that you write with
       ``lightning_practices.nn.BatchNorm2d(activation="relu")`` need no folding.
 

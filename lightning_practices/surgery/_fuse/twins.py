@@ -14,6 +14,7 @@ from lightning_practices import nn as fused
 from lightning_practices._arguments import check_callable, shown
 from lightning_practices.nn.blocks import ADD_NORMS, FusedBlock, fused_blocks
 from lightning_practices.surgery._fuse import (
+    transformers_convolutions,
     transformers_decoders,
     transformers_encoders,
     transformers_layers,
@@ -50,6 +51,7 @@ _LAYERS: Classes = {
 }
 _FORMS = (
     *transformers_layers.FORMS,
+    *transformers_convolutions.FORMS,
     *transformers_post_norm.FORMS,
     *transformers_decoders.FORMS,
     *transformers_encoders.FORMS,
