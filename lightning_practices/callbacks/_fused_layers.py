@@ -129,8 +129,12 @@ class FusedLayers(PracticeCallback):
     def _leave(self, error: BaseException | None) -> None:
         """End the observation: measure, or with an ``error`` only remove the hooks."""
         observed, self._observed = self._observed, None
-        if observed is not None:
-            observed.__exit__(error and type(error), error, error and error.__traceback__)
+        if observed is None:
+            return
+        if error is None:
+            observed.__exit__(None, None, None)
+        else:
+            observed.__exit__(type(error), error, error.__traceback__)
 
     def _measures(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         sharded = isinstance(trainer.strategy, either(FSDPStrategy, DeepSpeedStrategy))

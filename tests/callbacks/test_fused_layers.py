@@ -110,7 +110,8 @@ def test_measuring_does_not_change_the_training(tmp_path: Path) -> None:
         torch.manual_seed(0)
         module = Net().double()
         module.net[1] = nn.Dropout(0.5)
-        batches: Any = DataLoader([x.double() for x in data().dataset], batch_size=4)
+        samples: Any = [sample.double() for batch in data() for sample in batch]
+        batches = DataLoader(samples, batch_size=4)
         fit = trainer(tmp_path, callbacks=[FusedLayers(measure=measured)], precision="64-true")
         torch.manual_seed(5)
         fit.fit(module, batches, batches)
