@@ -12,17 +12,17 @@ from torch import Tensor
 from lightning_kernels._clip_grad.kernels import _clip_value_kernel
 from lightning_kernels._clip_grad.passes import (
     BLOCK,
-    are_served,
     aten_clip_by_norm_,
     clip_by_shares_,
     launch_on,
     norm_of,
     programs_for,
+    served_table,
     table_shares,
     total_norm,
 )
 from lightning_kernels._clip_grad.sharded import Group, joint_shares, local_gradients
-from lightning_kernels._clip_grad.tensor_table import TensorTable, table_of
+from lightning_kernels._clip_grad.tensor_table import TensorTable
 from lightning_kernels._core.parameters import not_a_tensor, number_of
 
 NonFinite = Literal["propagate", "error", "skip", "zero"]
@@ -246,7 +246,7 @@ def hold(grads: Iterable[Tensor]) -> HeldGradients:
     """Return the gradients or shards of ``grads``, at least one, that this process holds."""
     groups = local_gradients(grads)
     present = [grad for tensors in groups.values() for grad in tensors if grad.numel() > 0]
-    table = table_of(present) if present and are_served(present) else None
+    table = served_table(present) if present else None
     return HeldGradients(groups, present, table, any(axes for _, axes in groups))
 
 
