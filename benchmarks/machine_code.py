@@ -26,8 +26,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
 
-from lightning_kernels._clip_grad import adaptive as _clip_grad_adaptive
 from lightning_kernels._clip_grad import tensor_table as _tensor_table
+from lightning_kernels._core import compiled as _compiled
 from lightning_kernels._core import crossover as _crossover
 from lightning_kernels._core import dispatch as _dispatch
 from lightning_kernels._core import launch as _launch
@@ -168,6 +168,7 @@ def record_launches() -> Iterator[list[Launch]]:
         enter = stack.enter_context
         _pretend_gpu(stack)
         enter(mock.patch.object(JITFunction, "__getitem__", record))
+        enter(mock.patch.object(_compiled, "_IS_KNOWN", False))  # launch by __getitem__
         # Treat fake tensors like real tensors, so that operators launch as in eager mode.
         plain = _dispatch._PLAIN_TYPES | {FakeTensor}
         enter(mock.patch.object(_dispatch, "_PLAIN_TYPES", plain))
@@ -178,8 +179,12 @@ def record_launches() -> Iterator[list[Launch]]:
 
 def _pretend_gpu(stack: contextlib.ExitStack) -> None:
     """Replace the functions by which the host code queries a GPU."""
+    seed, offset, none = (SimpleNamespace(item=lambda n=n: n) for n in (2**63 + 1, 4, 0))
     generator = SimpleNamespace(
-        initial_seed=lambda: 2**63 + 1, get_offset=lambda: 4, set_offset=lambda offset: None
+        initial_seed=lambda: 2**63 + 1,
+        get_offset=lambda: 4,
+        set_offset=lambda offset: None,
+        philox_state=lambda increment: (seed, offset, none),
     )
     answers = {
         "get_device_properties": lambda device=None: SimpleNamespace(
@@ -191,15 +196,16 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
     }
     for name, answer in answers.items():
         stack.enter_context(mock.patch.object(torch.cuda, name, answer))
-    for module in (_tensor_table, _clip_grad_adaptive):  # they read addresses, and copy to a GPU
-        stack.enter_context(mock.patch.object(module, "kept_on_device", _table))
+    # They read addresses, and copy to a GPU.
+    stack.enter_context(mock.patch.object(_tensor_table, "_key", return_value=()))
+    stack.enter_context(mock.patch.object(_tensor_table, "_kept", _table))
     stack.enter_context(mock.patch.object(_dispatch, "_probe_device", return_value=True))
     stack.enter_context(mock.patch.object(_crossover, "_policy", "always"))
     _launch.multiprocessor_count.cache_clear()
     stack.callback(_launch.multiprocessor_count.cache_clear)
 
 
-def _table(tensors: Sequence[torch.Tensor], _: Any) -> torch.Tensor:
+def _table(tensors: Sequence[torch.Tensor], *_: Any) -> torch.Tensor:
     return torch.empty(len(tensors), 5, dtype=torch.int64, device="cuda")
 
 
