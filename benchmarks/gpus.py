@@ -1,4 +1,4 @@
-"""The GPUs that ``static`` predicts for: their sizes and limits, and how many programs they hold."""
+"""The GPUs that ``static`` predicts for: sizes and limits, and how many programs they hold."""
 
 import dataclasses
 

@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -63,7 +64,7 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
 }
 
 _DEFAULT_WARPS = 4  # Triton's default
-_MULTIPROCESSORS = 132  # an H200's; it determines grids, which don't affect the machine code
+MULTIPROCESSORS = 132  # an H200's; it determines grids, which don't affect the machine code
 _UNCOUNTED = (
     (r"\bscf\.(for|while)\b", "it loops: how often depends on its arguments"),
     (r"\b(scf\.if|cf\.cond_br|cf\.switch)\b", "it branches: which way depends on its arguments"),
@@ -89,6 +90,7 @@ class Launch:
         args: The arguments in order, with dtypes in place of tensors.
         constants: ``constexpr`` arguments and compiler options.
         numels: Number of elements of each tensor among the arguments, in order.
+        backward: Whether it belongs to a backward pass.
     """
 
     kernel: Any
@@ -96,6 +98,7 @@ class Launch:
     args: tuple[Any, ...]
     constants: dict[str, Any]
     numels: tuple[int, ...] = ()
+    backward: bool = False
 
     @property
     def num_warps(self) -> int:
@@ -117,6 +120,19 @@ class Launch:
     def name(self) -> str:
         """Name of the kernel function."""
         return str(self.kernel.fn.__name__)
+
+
+_backward: ContextVar[bool] = ContextVar("_backward", default=False)
+
+
+@contextlib.contextmanager
+def backward_launches() -> Iterator[None]:
+    """Mark the launches that are recorded in this context as those of a backward pass."""
+    token = _backward.set(True)
+    try:
+        yield
+    finally:
+        _backward.reset(token)
 
 
 class Traffic(NamedTuple):
@@ -179,8 +195,11 @@ def most_spills(kernel: str, version: str = triton.__version__) -> int:
 
 
 @contextlib.contextmanager
-def record_launches() -> Iterator[list[Launch]]:
+def record_launches(multiprocessors: int = MULTIPROCESSORS) -> Iterator[list[Launch]]:
     """Record kernel launches instead of running them, for fake ``cuda`` tensors made inside.
+
+    Args:
+        multiprocessors: Number of multiprocessors of the GPU, on which grids depend.
 
     Yields:
         A list to which each kernel launch inside the context is appended.
@@ -191,13 +210,13 @@ def record_launches() -> Iterator[list[Launch]]:
         def keep(*args: Any, **constants: Any) -> None:
             dtypes = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in args)
             numels = tuple(a.numel() for a in args if isinstance(a, torch.Tensor))
-            launches.append(Launch(kernel, grid, dtypes, constants, numels))
+            launches.append(Launch(kernel, grid, dtypes, constants, numels, _backward.get()))
 
         return keep
 
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        _pretend_gpu(stack)
+        _pretend_gpu(stack, multiprocessors)
         enter(mock.patch.object(JITFunction, "__getitem__", record))
         # Treat fake tensors like real tensors, so that operators launch as in eager mode.
         plain = _dispatch._PLAIN_TYPES | {FakeTensor}
@@ -207,14 +226,14 @@ def record_launches() -> Iterator[list[Launch]]:
         yield launches
 
 
-def _pretend_gpu(stack: contextlib.ExitStack) -> None:
+def _pretend_gpu(stack: contextlib.ExitStack, multiprocessors: int) -> None:
     """Replace the functions by which the host code queries a GPU."""
     generator = SimpleNamespace(
         initial_seed=lambda: 2**63 + 1, get_offset=lambda: 4, set_offset=lambda offset: None
     )
     answers = {
         "get_device_properties": lambda device=None: SimpleNamespace(
-            multi_processor_count=_MULTIPROCESSORS
+            multi_processor_count=multiprocessors
         ),
         "current_device": lambda: 0,
         "is_current_stream_capturing": lambda: False,

@@ -3,15 +3,16 @@
 The model: ``time = max(memory, issue, latency) + launch``, where
 
 - memory is the bytes of all tensors of the launch, once each, at the GPU's copy bandwidth;
-- issue is the number of executed warp instructions at four per cycle and multiprocessor;
-- latency is the time of one program, times the number of waves in which the programs run. A program
-  waits for its loads, and for the results of its instructions, in the order of its code. By Little's
-  law this is the time in which the loads in flight move all bytes;
+- issue is the number of executed warp instructions at 70 % of four per cycle and multiprocessor;
+- latency is the time of one program, times the number of waves in which the programs run. A
+  program waits for its loads, and for the results of its instructions, in the order of its code. By
+  Little's law this is the time in which the loads in flight move all bytes;
 - launch is a constant.
 
 The largest of the three bounds the kernel, as if the other two were free. So a percentage is rather
-too high where two of them are close. Loads whose address is the same for all programs, such as those
-of parameters, come from L2; all others come from memory, also those that a launch just wrote.
+too high where two of them are close. Loads whose address is the same for all programs, such as
+those of parameters, come from L2; all others come from memory, also those that a launch just wrote.
+Each tensor moves once: a second sweep over it within a launch counts as a hit of L2.
 """
 
 import dataclasses
@@ -19,13 +20,14 @@ import functools
 import math
 import struct
 
-
 from benchmarks.gpus import Gpu, programs_per_multiprocessor
 from benchmarks.machine_code import Launch, MachineCode
 from benchmarks.sass.instructions import Instruction, registers
 from benchmarks.sass.path import Path, follow
 
 LAUNCH_MICROSECONDS = 2.0  # assumed, from one kernel of a stream to the next
+
+ISSUED = 0.7  # assumed share of the four instructions a cycle, since not all units take one each
 
 # Between 270 ns without other traffic (479 cycles of an H100 in Luo et al., "Benchmarking and
 # Dissecting the Nvidia Hopper GPU Architecture", arXiv:2402.13499) and over 1000 ns at the full
@@ -98,7 +100,7 @@ def predict(launch: Launch, code: MachineCode, gpu: Gpu) -> Prediction:
     issue = programs * launch.num_warps * len(path) / gpu.issues_per_s
     parts = {
         "memory": floor,
-        "issue": issue,
+        "issue": issue / ISSUED,
         "latency": math.ceil(waves) * seconds,
         "launch": LAUNCH_MICROSECONDS * 1e-6,
     }

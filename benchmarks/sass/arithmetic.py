@@ -61,8 +61,8 @@ class Thread:
     def read(self, operand: str, exact: bool = False) -> Value:
         """Return the value of an operand as an unsigned number of 32 bits, a predicate as 0 or 1.
 
-        With ``exact`` a negative operand is its complement plus 1, which may take 33 bits: so adders
-        carry.
+        With ``exact`` a negative operand is its complement plus 1, which may take 33 bits: so
+        adders carry.
         """
         if operand.startswith("c["):
             return self.constant(operand)
@@ -196,7 +196,7 @@ def _shift_and_add(t: Thread, modifiers: Sequence[str], sources: Sequence[str]) 
 
 
 def _logic(t: Thread, modifiers: Sequence[str], sources: Sequence[str]) -> list[Value]:
-    """``LOP3``: each bit by a table of eight entries; the predicate tells whether any bit is set."""
+    """``LOP3``: each bit by a table of eight entries; the predicate tells if any bit is set."""
     a, b, c, table = (t.read(s) for s in sources[:4])
     if a is None or b is None or c is None or table is None:
         return []
