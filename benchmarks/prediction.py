@@ -10,38 +10,32 @@ The model: ``time = max(memory, issue, latency) + launch``, where
 - launch is a constant.
 
 The largest of the three bounds the kernel, as if the other two were free. So a percentage is rather
-too high where two of them are close. Loads whose address is the same for all programs, such as
-those of parameters, come from L2; all others come from memory, also those that a launch just wrote.
-Each tensor moves once: a second sweep over it within a launch counts as a hit of L2.
+too high where two of them are close. Tensors of less than 1 MiB, such as parameters and statistics,
+come from L2; all others come from memory, also those that a launch just wrote. Each tensor moves
+once: a second sweep over it within a launch costs no memory time.
 """
 
 import dataclasses
 import functools
 import math
 import struct
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
 
 from benchmarks.gpus import Gpu, programs_per_multiprocessor
 from benchmarks.machine_code import Launch, MachineCode
-from benchmarks.sass.instructions import Instruction, registers
+from benchmarks.sass.instructions import Instruction
 from benchmarks.sass.path import Path, follow
+from benchmarks.sass.schedule import schedule
 
 LAUNCH_MICROSECONDS = 2.0  # assumed, from one kernel of a stream to the next
 
 ISSUED = 0.7  # assumed share of the four instructions a cycle, since not all units take one each
 
-# Between 270 ns without other traffic (479 cycles of an H100 in Luo et al., "Benchmarking and
-# Dissecting the Nvidia Hopper GPU Architecture", arXiv:2402.13499) and over 1000 ns at the full
-# bandwidth. Assumed for all GPUs.
-LOAD_NANOSECONDS = 800.0
-
-# Cycles until the result of an instruction can be used: 29 for shared memory and 263
-# for L2 in the same paper, about 4 for arithmetic since Volta. The others are assumed.
-_L2_CYCLES, _SHARED_CYCLES, _SLOW_CYCLES, _CYCLES = 263, 29, 20, 4
-_SHARED = {"LDS", "LDSM", "SHFL", "ATOMS", "LDC", "LDCU", "ULDC"}
-_SLOW = {"MUFU", "F2F", "F2I", "I2F", "S2R", "S2UR", "R2UR", "DADD", "DMUL", "DFMA", "DSETP"}
-_GLOBAL = {"LDG", "LDGSTS", "LD", "ATOM", "ATOMG"}
-_TIMED = 20_000  # instructions of a program; the rest is assumed to run at the same pace
-
+_LARGE = 2**20  # bytes
 _PARAMETERS = {80: 0x160, 90: 0x210, 100: 0x380}  # where arguments start in constant bank 0
 _LAUNCH_SIZES = {80: 0x0, 90: 0x0, 100: 0x360}  # where the sizes of program and grid are
 _FORMATS = {"i1": "B", "i8": "b", "i16": "h", "i32": "i", "i64": "q", "fp32": "f", "fp64": "d",
@@ -95,7 +89,9 @@ def predict(launch: Launch, code: MachineCode, gpu: Gpu) -> Prediction:
     programs = math.prod(launch.grid)
     held = occupancy(launch, code, gpu)
     waves = programs / max(1, held * gpu.multiprocessors)
-    seconds, bytes_in_flight = _run(path, launch.num_warps, gpu)
+    seconds, bytes_in_flight = schedule(
+        path, launch.num_warps, gpu.gigahertz, large_pointers(launch, code)
+    )
     floor = launch.floor_bytes / gpu.copy_bytes_per_s
     issue = programs * launch.num_warps * len(path) / gpu.issues_per_s
     parts = {
@@ -122,6 +118,19 @@ def predict(launch: Launch, code: MachineCode, gpu: Gpu) -> Prediction:
     )
 
 
+def predict_pass(predictions: Sequence[Prediction]) -> tuple[float, float, str]:
+    """Return the floor and the predicted time of launches that follow each other, and their bound.
+
+    Both times are in microseconds. The bound is that of most of the predicted time.
+    """
+    times: Counter[str] = Counter()
+    for prediction in predictions:
+        launch = LAUNCH_MICROSECONDS if prediction.bound != "launch" else prediction.predicted_us
+        times["launch"] += launch
+        times[prediction.bound] += prediction.predicted_us - launch
+    return sum(p.floor_us for p in predictions), sum(times.values()), times.most_common(1)[0][0]
+
+
 def occupancy(launch: Launch, code: MachineCode, gpu: Gpu) -> int:
     """Return how many programs of a launch a multiprocessor holds at a time."""
     return programs_per_multiprocessor(gpu, code.registers, launch.num_warps, code.shared)
@@ -143,76 +152,38 @@ def _path(
     return follow(code, dict(constants), dict.fromkeys(zeros, 0))
 
 
+def large_pointers(launch: Launch, code: MachineCode) -> frozenset[int]:
+    """Return where in constant bank 0 the pointers to tensors of 1 MiB and more are."""
+    numels = iter(launch.numels)
+    sizes = [
+        next(numels) * arg.itemsize if isinstance(arg, torch.dtype) else 0 for arg in launch.args
+    ]
+    return frozenset(place for i, place, _, _ in _passed(launch, code) if sizes[i] >= _LARGE)
+
+
 def _constants(launch: Launch, code: MachineCode) -> dict[int, int]:
     """Return the words of constant bank 0: the sizes of program and grid, and the arguments."""
     start = _LAUNCH_SIZES[code.target]
-    grid = (*launch.grid, 1, 1)[:3]
-    sizes = (launch.num_warps * 32, 1, 1)
     gap = 16 if code.target >= 100 else 12
-    words = {start + 4 * i: size for i, size in enumerate(sizes)}
-    words |= {start + gap + 4 * i: size for i, size in enumerate(grid)}
-    data = bytearray()
-    for i, (kind, value) in enumerate(zip(code.types, launch.args, strict=False)):
-        if kind == "constexpr":
-            continue
-        pointer = kind.startswith("*")
-        form = "Q" if pointer else _FORMATS[kind]
-        data += b"\0" * (-len(data) % struct.calcsize(form))
-        data += struct.pack(form, (i + 1) << 40 if pointer else value)
-    data += b"\0" * (-len(data) % 4)
-    base = _PARAMETERS[code.target]
-    found = struct.unpack(f"{len(data) // 4}I", data)
-    return words | {base + 4 * i: word for i, word in enumerate(found)}
+    words = {start + 4 * i: size for i, size in enumerate((launch.num_warps * 32, 1, 1))}
+    words |= {start + gap + 4 * i: size for i, size in enumerate((*launch.grid, 1, 1)[:3])}
+    for i, place, form, value in _passed(launch, code):
+        data = struct.pack(form, (i + 1) << 40 if isinstance(value, torch.dtype) else value)
+        padded = data.ljust(-(-len(data) // 4) * 4, b"\0")
+        for j, word in enumerate(struct.unpack(f"{len(padded) // 4}I", padded)):
+            words[place + 4 * j] = word
+    return words
 
 
-def _run(path: Path, warps: int, gpu: Gpu) -> tuple[float, int]:
-    """Return the seconds of one program, and the most bytes of loads that a thread waits for.
+def _passed(launch: Launch, code: MachineCode) -> Iterator[tuple[int, int, str, Any]]:
+    """Yield the index, the place in constant bank 0, the format and the value of each argument.
 
-    The instructions are issued in order, each when its sources are there. The warps of a program
-    take turns on the four schedulers of a multiprocessor; other programs are not counted.
+    Pointers have numbers of their own in place of addresses.
     """
-    uses = _uses(path.code)
-    interval = max(1.0, warps / 4)
-    load = LOAD_NANOSECONDS * gpu.gigahertz
-    ready: dict[str, float] = {}
-    moving: set[str] = set()  # registers that depend on the program's id
-    flying: list[tuple[float, int]] = []
-    groups: list[float] = []  # when each group of asynchronous copies to shared memory is complete
-    now, copied, most, count = 0.0, 0.0, 0, 0
-    for count, position in enumerate(path, 1):
-        instruction, (written, read) = path.code[position], uses[position]
-        name = instruction.name
-        start = max((ready[r] for r in read if r in ready), default=0.0)
-        if name == "DEPBAR" and groups:
-            left = int(instruction.operands[-1], 0)
-            start = max([start, *(groups[:-left] if left else groups)])
-            groups = groups[-left:] if left else []
-        if start > now + _L2_CYCLES:  # a wait for loads
-            most = max(most, sum(size for end, size in flying if end > now))
-            flying = [(end, size) for end, size in flying if end > start]
-        now = max(now, start)
-        end = now + _cycles(name)
-        moves = not moving.isdisjoint(read) or any("CTAID" in o for o in instruction.operands)
-        if name in _GLOBAL and moves:
-            end = copied = now + load
-            flying.append((end, instruction.bytes))
-        if name == "LDGDEPBAR":
-            groups.append(copied)
-        ready.update(dict.fromkeys(written, end))
-        (moving.update if moves else moving.difference_update)(written)
-        now += interval + (_SLOW_CYCLES if name == "BAR" else 0)
-        if count == _TIMED:
-            break
-    most = max(most, sum(size for end, size in flying if end > now))
-    return now * len(path) / max(count, 1) / (gpu.gigahertz * 1e9), most
-
-
-@functools.lru_cache(maxsize=8)
-def _uses(code: tuple[Instruction, ...]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    return [registers(instruction) for instruction in code]
-
-
-def _cycles(name: str) -> int:
-    if name in _GLOBAL:
-        return _L2_CYCLES
-    return _SHARED_CYCLES if name in _SHARED else _SLOW_CYCLES if name in _SLOW else _CYCLES
+    place = _PARAMETERS[code.target]
+    for i, (kind, value) in enumerate(zip(code.types, launch.args, strict=False)):
+        if kind != "constexpr":
+            form = "Q" if kind.startswith("*") else _FORMATS[kind]
+            place += -place % struct.calcsize(form)
+            yield i, place, form, value
+            place += struct.calcsize(form)
