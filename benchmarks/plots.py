@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # its default canvas is Agg, which needs no display
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
+from benchmarks.prediction import BOUNDS
 from benchmarks.rows import COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
 from lightning_practices.files import replacing
 
@@ -183,9 +184,8 @@ def _predictions(rows: Sequence[Row]) -> Figure:
     gpus = grouped(rows, "predicted_for")
     lines = list(dict.fromkeys(map(_function_and_direction, rows)))
     figure, grid = _panels(1, len(gpus), (4.0, 1.0 + 0.22 * len(lines)))
-    bounds = ("memory", "issue", "latency", "launch")
     for axes, ((gpu,), of_gpu) in zip(grid[0], gpus.items(), strict=True):
-        for i, bound in enumerate(bounds):
+        for i, bound in enumerate(BOUNDS):
             mine = [row for row in of_gpu if row["predicted_bound"] == bound]
             axes.scatter(
                 [row["predicted_percent"] for row in mine],

@@ -19,7 +19,6 @@ import dataclasses
 import functools
 import math
 import struct
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from benchmarks.sass.instructions import Instruction
 from benchmarks.sass.path import Path, follow
 from benchmarks.sass.schedule import schedule
 
+BOUNDS = ("memory", "issue", "latency", "launch")
 LAUNCH_MICROSECONDS = 2.0  # assumed, from one kernel of a stream to the next
 
 ISSUED = 0.7  # assumed share of the four instructions a cycle, since not all units take one each
@@ -123,12 +123,16 @@ def predict_pass(predictions: Sequence[Prediction]) -> tuple[float, float, str]:
 
     Both times are in microseconds. The bound is that of most of the predicted time.
     """
-    times: Counter[str] = Counter()
+    times = dict.fromkeys(BOUNDS, 0.0)
     for prediction in predictions:
         launch = LAUNCH_MICROSECONDS if prediction.bound != "launch" else prediction.predicted_us
         times["launch"] += launch
         times[prediction.bound] += prediction.predicted_us - launch
-    return sum(p.floor_us for p in predictions), sum(times.values()), times.most_common(1)[0][0]
+    return (
+        sum(p.floor_us for p in predictions),
+        sum(times.values()),
+        max(BOUNDS, key=lambda bound: times[bound]),
+    )
 
 
 def occupancy(launch: Launch, code: MachineCode, gpu: Gpu) -> int:
