@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # its default canvas is Agg, which needs no display
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
-from benchmarks.prediction import BOUNDS
-from benchmarks.rows import COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
+from benchmarks.rows import BOUNDS, COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
 from lightning_practices.files import replacing
 
 _DPI = 110

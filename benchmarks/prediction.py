@@ -26,11 +26,11 @@ import torch
 
 from benchmarks.gpus import Gpu, programs_per_multiprocessor
 from benchmarks.machine_code import Launch, MachineCode
+from benchmarks.rows import BOUNDS
 from benchmarks.sass.instructions import Instruction
 from benchmarks.sass.path import Path, follow
 from benchmarks.sass.schedule import schedule
 
-BOUNDS = ("memory", "issue", "latency", "launch")
 LAUNCH_MICROSECONDS = 2.0  # assumed, from one kernel of a stream to the next
 
 ISSUED = 0.7  # assumed share of the four instructions a cycle, since not all units take one each

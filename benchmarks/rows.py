@@ -11,6 +11,8 @@ OURS = "ours"
 EAGER = "eager"
 COPY = "copy"  # the op of the rows that measure the copy bandwidth
 
+BOUNDS = ("memory", "issue", "latency", "launch")  # what a prediction names as the limit
+
 # The fields that identify a row among the rows of its kind, in the order of the tables' columns.
 IDENTITY = (
     "op", "call", "kernel", "launch", "target", "predicted_for", "model", "practice", "dtype",

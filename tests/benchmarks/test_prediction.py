@@ -28,8 +28,8 @@ def _copy_kernel(  # type: ignore[no-untyped-def]
         tl.store(y_ptr + at, tl.load(x_ptr + at) + 1.0)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _search_kernel(x_ptr, y_ptr):
+@triton.jit
+def _search_kernel(x_ptr, y_ptr):  # type: ignore[no-untyped-def]
     """Loop as often as a number in memory says."""
     for i in range(tl.load(x_ptr)):
         tl.store(y_ptr + i, i)
@@ -139,6 +139,7 @@ def test_asynchronous_copies_are_waited_for_by_group() -> None:
     ("registers", "warps", "shared", "programs"),
     [
         (32, 4, 0, 16), (32, 1, 0, 32), (64, 8, 0, 4), (128, 8, 0, 2), (129, 8, 0, 1),
+        (88, 1, 0, 20),
         (168, 4, 0, 3), (255, 8, 0, 1), (80, 8, 0, 3), (32, 4, 100 * 1024, 2),
         (32, 4, 227 * 1024, 1),
     ],
