@@ -84,6 +84,14 @@ def split_operands(instruction: Instruction) -> tuple[tuple[str, ...], tuple[str
     return operands[:count], operands[count:]
 
 
+@functools.lru_cache(maxsize=8)
+def registers_of(
+    code: tuple[Instruction, ...],
+) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Return :func:`registers` of every instruction."""
+    return [registers(instruction) for instruction in code]
+
+
 def registers(instruction: Instruction) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return the names of the registers and predicates that are written, and those that are read.
 

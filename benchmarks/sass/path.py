@@ -1,17 +1,18 @@
 """The instructions that one thread of a launch executes, loops included."""
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from benchmarks.sass.arithmetic import Thread
-from benchmarks.sass.instructions import Instruction, registers
+from benchmarks.sass.instructions import Instruction, registers_of
 
 _MOST_BLOCKS = 2_000_000  # a longer path is an endless loop
 _ENDS = {"BRA", "EXIT", "BSYNC", "CALL", "RET", "BRX", "JMP", "KILL"}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Path:
     """The instructions that one thread executes.
 
@@ -72,7 +73,7 @@ def follow(
         ValueError: If the path doesn't end, or has a branch that is not known.
     """
     at = {instruction.address: position for position, instruction in enumerate(code)}
-    relevant, starts = _relevant(code, at), _starts(code, at)
+    relevant, starts = _relevant(code), _starts(code, at)
     thread = Thread(constants, special)
     blocks: list[tuple[int, int]] = []
     meeting: dict[str, int] = {}  # where threads meet after a branch, by barrier register
@@ -146,9 +147,12 @@ def _starts(code: Sequence[Instruction], at: Mapping[int, int]) -> set[int]:
     return {at[i.target] for i in code if i.name in ("BRA", "BSSY", "CALL") and i.target in at}
 
 
-def _relevant(code: Sequence[Instruction], at: Mapping[int, int]) -> set[int]:
+@functools.lru_cache(maxsize=8)
+def _relevant(code: tuple[Instruction, ...]) -> set[int]:
     """Return the positions of the instructions on which any branch depends."""
-    uses = [registers(instruction) for instruction in code]
+    at = {instruction.address: position for position, instruction in enumerate(code)}
+    uses = registers_of(code)
+    ends = [instruction.name in _ENDS for instruction in code]
     following = [_following(code, at, position) for position in range(len(code))]
     needed: list[frozenset[str]] = [frozenset()] * (len(code) + 1)
     relevant: set[int] = set()
@@ -156,15 +160,15 @@ def _relevant(code: Sequence[Instruction], at: Mapping[int, int]) -> set[int]:
     while changed:
         changed = False
         for position in reversed(range(len(code))):
-            instruction, (written, read) = code[position], uses[position]
+            written, read = uses[position]
             after = frozenset().union(*(needed[p] for p in following[position]))
-            if instruction.name in _ENDS:
+            if ends[position]:
                 before = after.union(read)
             elif after.isdisjoint(written):
                 before = after
             else:
                 relevant.add(position)
-                before = (after if instruction.guard else after.difference(written)).union(read)
+                before = (after if code[position].guard else after.difference(written)).union(read)
             if before != needed[position]:
                 needed[position], changed = before, True
     return relevant

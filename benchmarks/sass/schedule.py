@@ -3,7 +3,7 @@
 import functools
 import re
 
-from benchmarks.sass.instructions import Instruction, registers
+from benchmarks.sass.instructions import Instruction, registers_of
 from benchmarks.sass.path import Path
 
 # Between 270 ns without other traffic (479 cycles of an H100 in Luo et al., "Benchmarking and
@@ -11,8 +11,8 @@ from benchmarks.sass.path import Path
 # bandwidth. Assumed for all GPUs.
 LOAD_NANOSECONDS = 800.0
 
-# Cycles until the result of an instruction can be used: 29 for shared memory and 263
-# for L2 in the same paper, about 4 for arithmetic since Volta. The others are assumed.
+# Cycles until the result of an instruction can be used: 29 for shared memory and 263 for L2 in the
+# same paper, about 4 for arithmetic since Volta. The others are assumed.
 _L2_CYCLES, _SHARED_CYCLES, _SLOW_CYCLES, _CYCLES = 263, 29, 20, 4
 _SHARED = {"LDS", "LDSM", "SHFL", "ATOMS", "LDC", "LDCU", "ULDC"}
 _SLOW = {"MUFU", "F2F", "F2I", "I2F", "S2R", "S2UR", "R2UR", "DADD", "DMUL", "DFMA", "DSETP"}
@@ -20,19 +20,22 @@ _GLOBAL = {"LDG", "LDGSTS", "LD", "ATOM", "ATOMG"}
 _TIMED = 20_000  # instructions of a program; the rest is assumed to run at the same pace
 
 
+@functools.lru_cache(maxsize=64)
 def schedule(path: Path, warps: int, gigahertz: float, large: frozenset[int]) -> tuple[float, int]:
     """Return the seconds of one program, and the most bytes of loads that a thread waits for.
+
+    The instructions are issued in order, each when its sources are there. The warps of a program
+    take turns on the four schedulers of a multiprocessor; other programs are not counted.
 
     Args:
         path: The instructions that a thread of the program executes.
         warps: Number of warps of the program.
         gigahertz: The clock.
         large: Addresses in constant bank 0 of the pointers to tensors that no cache holds.
-
-    The instructions are issued in order, each when its sources are there. The warps of a program
-    take turns on the four schedulers of a multiprocessor; other programs are not counted.
     """
-    uses = _uses(path.code)
+    uses, constants = registers_of(path.code), _constants_of(path.code)
+    names = [instruction.name for instruction in path.code]
+    words = {address + offset for address in large for offset in (0, 4)}
     interval = max(1.0, warps / 4)
     load = LOAD_NANOSECONDS * gigahertz
     ready: dict[str, float] = {}
@@ -41,11 +44,10 @@ def schedule(path: Path, warps: int, gigahertz: float, large: frozenset[int]) ->
     groups: list[float] = []  # when each group of asynchronous copies to shared memory is complete
     now, copied, most, count = 0.0, 0.0, 0, 0
     for count, position in enumerate(path, 1):
-        instruction, (written, read) = path.code[position], uses[position]
-        name = instruction.name
+        name, (written, read) = names[position], uses[position]
         start = max((ready[r] for r in read if r in ready), default=0.0)
         if name == "DEPBAR" and groups:
-            left = int(instruction.operands[-1], 0)
+            left = int(path.code[position].operands[-1], 0)
             start = max([start, *(groups[:-left] if left else groups)])
             groups = groups[-left:] if left else []
         if start > now + _L2_CYCLES:  # a wait for loads
@@ -53,10 +55,12 @@ def schedule(path: Path, warps: int, gigahertz: float, large: frozenset[int]) ->
             flying = [(end, size) for end, size in flying if end > start]
         now = max(now, start)
         end = now + _cycles(name)
-        points = not pointers.isdisjoint(read) or _reads_constant(instruction, large)
+        points = not pointers.isdisjoint(read) or not words.isdisjoint(constants[position])
         if name in _GLOBAL and points:
-            end = copied = now + load
-            flying.append((end, instruction.bytes))
+            end = now + load
+            flying.append((end, path.code[position].bytes))
+        if name == "LDGSTS":
+            copied = max(copied, end)
         if name == "LDGDEPBAR":
             groups.append(copied)
         ready.update(dict.fromkeys(written, end))
@@ -69,18 +73,18 @@ def schedule(path: Path, warps: int, gigahertz: float, large: frozenset[int]) ->
 
 
 @functools.lru_cache(maxsize=8)
-def _uses(code: tuple[Instruction, ...]) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-    return [registers(instruction) for instruction in code]
+def _constants_of(code: tuple[Instruction, ...]) -> list[range]:
+    """Return the addresses in the constant bank that each instruction reads."""
+    return [_constants(instruction) for instruction in code]
 
 
-def _reads_constant(instruction: Instruction, addresses: frozenset[int]) -> bool:
-    """Return whether a word of the constant bank that is read belongs to one of the addresses."""
+def _constants(instruction: Instruction) -> range:
     found = re.search(r"c\[0x0\]\[(0x[0-9a-f]+)\]", " ".join(instruction.operands))
     if found is None:
-        return False
-    size = instruction.bytes if instruction.name in ("LDC", "LDCU", "ULDC") else 4
+        return range(0)
     first = int(found[1], 16)
-    return any(first - 4 <= address < first + size for address in addresses)
+    size = instruction.bytes if instruction.name in ("LDC", "LDCU", "ULDC") else 4
+    return range(first, first + size)
 
 
 def _cycles(name: str) -> int:
