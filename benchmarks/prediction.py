@@ -83,8 +83,13 @@ def predict(launch: Launch, code: MachineCode, gpu: Gpu) -> Prediction:
     """Predict the time of a launch from its machine code, see the module's docstring.
 
     Raises:
-        ValueError: If the path through the machine code can't be followed.
+        ValueError: If the path through the machine code can't be followed, or the launch gets the
+            addresses of its tensors in a table, so that their sizes are not known.
     """
+    if torch.int64 in launch.args:
+        raise ValueError(
+            "the addresses of its tensors are in a table, so their sizes are not known"
+        )
     path = path_of(launch, code)
     programs = math.prod(launch.grid)
     held = occupancy(launch, code, gpu)

@@ -169,6 +169,12 @@ def test_a_planted_copy_is_bound_by_memory_and_a_small_one_by_its_launch() -> No
     assert share * prediction.floor_us == pytest.approx(prediction.instructions * warps / slots)
 
 
+def test_a_table_of_tensors_is_not_predicted() -> None:
+    launch = launches_of("clip_grad_value_")[0]
+    with pytest.raises(ValueError, match="in a table"):
+        predict(launch, compile_launch(launch, 90), GPUS["H200"])
+
+
 def test_a_pass_is_bound_by_what_takes_most_of_it() -> None:
     def part(floor: float, predicted: float, bound: str) -> Prediction:
         return Prediction(1, 1.0, 1, 1.0, "", 0, 1.0, 1.0, floor, predicted, bound)
