@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
 
+from benchmarks.sass.instructions import Instruction, parse
 from lightning_kernels._clip_grad import tensor_table as _tensor_table
 from lightning_kernels._core import compiled as _compiled
 from lightning_kernels._core import crossover as _crossover
@@ -62,7 +64,8 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
     },
 }
 
-_MULTIPROCESSORS = 132  # an H200's; it determines grids, which don't affect the machine code
+_DEFAULT_WARPS = 4  # Triton's default
+MULTIPROCESSORS = 132  # an H200's; it determines grids, which don't affect the machine code
 _UNCOUNTED = (
     (r"\bscf\.(for|while)\b", "it loops: how often depends on its arguments"),
     (r"\b(scf\.if|cf\.cond_br|cf\.switch)\b", "it branches: which way depends on its arguments"),
@@ -80,17 +83,57 @@ _BITS = {"b8": 8, "b16": 16, "b32": 32, "b64": 64, "b128": 128}
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One kernel launch, with dtypes in place of its tensors."""
+    """One kernel launch, with dtypes in place of its tensors.
+
+    Attributes:
+        kernel: The kernel.
+        grid: Number of programs along each axis.
+        args: The arguments in order, with dtypes in place of tensors.
+        constants: ``constexpr`` arguments and compiler options.
+        numels: Number of elements of each tensor among the arguments, in order.
+        backward: Whether it belongs to a backward pass.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     constants: dict[str, Any]
+    numels: tuple[int, ...] = ()
+    backward: bool = False
+
+    @property
+    def num_warps(self) -> int:
+        """Number of warps of a program."""
+        return int(self.constants.get("num_warps", _DEFAULT_WARPS))
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the largest tensor."""
+        return max(self.numels, default=0)
+
+    @property
+    def floor_bytes(self) -> int:
+        """Bytes of all tensors: the launch reads or writes each of them at least once."""
+        dtypes = [arg for arg in self.args if isinstance(arg, torch.dtype)]
+        return sum(n * d.itemsize for n, d in zip(self.numels, dtypes, strict=True))
 
     @property
     def name(self) -> str:
         """Name of the kernel function."""
         return str(self.kernel.fn.__name__)
+
+
+_backward: ContextVar[bool] = ContextVar("_backward", default=False)
+
+
+@contextlib.contextmanager
+def backward_launches() -> Iterator[None]:
+    """Mark the launches that are recorded in this context as those of a backward pass."""
+    token = _backward.set(True)
+    try:
+        yield
+    finally:
+        _backward.reset(token)
 
 
 class Traffic(NamedTuple):
@@ -125,6 +168,8 @@ class MachineCode:
         load_bits: Width in bits of each instruction that loads from global memory.
         store_bits: Width in bits of each instruction that stores to global memory.
         traffic: Bytes of global memory accesses, counted in the code.
+        types: Triton's types of the arguments, with ``"constexpr"`` for those that are not passed.
+        sass: The instructions.
     """
 
     kernel: str
@@ -135,6 +180,8 @@ class MachineCode:
     load_bits: tuple[int, ...]
     store_bits: tuple[int, ...]
     traffic: Traffic
+    types: tuple[str, ...] = ()
+    sass: tuple[Instruction, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def vector_bits(self) -> int:
@@ -149,8 +196,11 @@ def most_spills(kernel: str, version: str = triton.__version__) -> int:
 
 
 @contextlib.contextmanager
-def record_launches() -> Iterator[list[Launch]]:
+def record_launches(multiprocessors: int = MULTIPROCESSORS) -> Iterator[list[Launch]]:
     """Record kernel launches instead of running them, for fake ``cuda`` tensors made inside.
+
+    Args:
+        multiprocessors: Number of multiprocessors of the GPU, on which grids depend.
 
     Yields:
         A list to which each kernel launch inside the context is appended.
@@ -160,13 +210,14 @@ def record_launches() -> Iterator[list[Launch]]:
     def record(kernel: Any, grid: tuple[int, ...]) -> Any:
         def keep(*args: Any, **constants: Any) -> None:
             dtypes = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in args)
-            launches.append(Launch(kernel, grid, dtypes, constants))
+            numels = tuple(a.numel() for a in args if isinstance(a, torch.Tensor))
+            launches.append(Launch(kernel, grid, dtypes, constants, numels, _backward.get()))
 
         return keep
 
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        _pretend_gpu(stack)
+        _pretend_gpu(stack, multiprocessors)
         enter(mock.patch.object(JITFunction, "__getitem__", record))
         enter(mock.patch.object(_compiled, "_IS_KNOWN", False))  # launch by __getitem__
         # Treat fake tensors like real tensors, so that operators launch as in eager mode.
@@ -177,7 +228,7 @@ def record_launches() -> Iterator[list[Launch]]:
         yield launches
 
 
-def _pretend_gpu(stack: contextlib.ExitStack) -> None:
+def _pretend_gpu(stack: contextlib.ExitStack, multiprocessors: int) -> None:
     """Replace the functions by which the host code queries a GPU."""
     seed, offset, none = (SimpleNamespace(item=lambda n=n: n) for n in (2**63 + 1, 4, 0))
     generator = SimpleNamespace(
@@ -188,7 +239,7 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
     )
     answers = {
         "get_device_properties": lambda device=None: SimpleNamespace(
-            multi_processor_count=_MULTIPROCESSORS
+            multi_processor_count=multiprocessors
         ),
         "current_device": lambda: 0,
         "is_current_stream_capturing": lambda: False,
@@ -226,7 +277,8 @@ def compile_launch(launch: Launch, target: int) -> MachineCode:
 
 @functools.cache  # Triton returns the same object for launches with the same specialisation
 def _read(compiled: Any, name: str, target: int) -> MachineCode:
-    usage = _resource_usage(compiled.asm["cubin"])
+    text = _cuobjdump(compiled.asm["cubin"], "-res-usage", "-sass")
+    usage = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
     return MachineCode(
         kernel=name,
         target=target,
@@ -236,6 +288,8 @@ def _read(compiled: Any, name: str, target: int) -> MachineCode:
         load_bits=_access_bits(compiled.asm["ptx"], "ld"),
         store_bits=_access_bits(compiled.asm["ptx"], "st"),
         traffic=count_traffic(compiled.asm["ttir"]),
+        types=tuple(compiled.src.signature.values()),
+        sass=parse(text),
     )
 
 
@@ -255,19 +309,14 @@ class _Driver:
         return 0
 
 
-@functools.cache
-def _cuobjdump() -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
-
-
-def _resource_usage(cubin: bytes) -> dict[str, int]:
-    """Return ``REG``, ``STACK``, ``LOCAL`` and other usage of the only kernel in ``cubin``."""
+def _cuobjdump(cubin: bytes, *options: str) -> str:
+    """Return what ``cuobjdump`` prints about the only kernel in ``cubin``."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [_cuobjdump(), "-res-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
+        command = [str(tool), *options, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _access_bits(ptx: str, kind: str) -> tuple[int, ...]:
