@@ -267,9 +267,16 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
 
 
 def _access_bits(ptx: str, kind: str) -> tuple[int, ...]:
-    """Return the width in bits of each global ``ld`` or ``st`` in ``ptx``."""
+    """Return the width in bits of each global ``ld`` or ``st`` in ``ptx``.
+
+    Loads include copies to shared memory, by which a loop loads tiles ahead.
+    """
     pattern = rf"\b{kind}\.global[.\w:]*?(?:\.v(\d))?\.(b\d+)\b"
-    return tuple(int(count or 1) * _BITS[unit] for count, unit in re.findall(pattern, ptx))
+    bits = [int(count or 1) * _BITS[unit] for count, unit in re.findall(pattern, ptx)]
+    if kind == "ld":
+        copies = re.findall(r"\bcp\.async\.c[ag]\.shared\.global.*?\], (0x[0-9a-f]+)", ptx)
+        bits += [8 * int(count, 16) for count in copies]
+    return tuple(bits)
 
 
 def count_traffic(ttir: str) -> Traffic:

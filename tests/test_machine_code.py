@@ -83,3 +83,22 @@ def test_a_version_is_held_to_the_newest_limits_up_to_it(version: str, listed: s
     kernel = "_batch_norm_statistics_kernel"
     assert most_spills(kernel, version) == MOST_SPILLS[listed].get(kernel, 0)
     assert most_spills("_dropout_kernel", version) == 0
+
+
+PERSISTENT = {"_row_norm_backward_kernel", "_add_norm_backward_kernel"}
+REGISTERS, SHARED = 65536, 227 * 1024  # of a multiprocessor of compute capability 9.0
+
+
+@pytest.mark.parametrize(
+    "name", ["layer_norm bf16 256x197x768", "rms_norm bf16 8192x4096", "add_norm bf16 8x1024x4096"]
+)
+def test_persistent_programs_run_all_at_once(name: str) -> None:
+    """A program more than fits would run after the others, a whole round later."""
+    tested = [launch for launch in launches_of(name) if launch.name in PERSISTENT]
+    assert tested
+    for launch in tested:
+        code = compile_launch(launch, 90)
+        warps = launch.constants["num_warps"]
+        by_registers = REGISTERS // (-(-code.registers // 8) * 8 * 32) // warps
+        by_memory = SHARED // (code.shared + 1024)
+        assert launch.grid[0] <= 132 * min(by_registers, by_memory), code
