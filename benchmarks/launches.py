@@ -314,7 +314,7 @@ CALLS: dict[str, Call] = dict(
         _call(_add_norm, BF16, (8, 1024, 4096)),
         _call(_add_norm, BF16, (8, 1024, 8192)),
         _call(_add_norm, BF16, (256, 1024)),
-        _call(_add_norm, BF16, (256, 197, 768), layer_scale=True),
+        _call(_add_norm, BF16, (256, 197, 768), layer_scale=True, bits=64),
         _call(_add_norm, BF16, (8, 1024, 4096), layer_scale=True),
         _call(_add_norm, BF16, (256, 197, 768), residual=FP32),
         _call(_add_norm, BF16, (8, 1024, 4096), residual=FP32),

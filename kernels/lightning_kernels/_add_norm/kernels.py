@@ -15,9 +15,12 @@ from lightning_kernels._core.row_tiles import (
     load_normalised_rows,
     load_parameter,
     load_rows,
+    no_pieces,
     norm_gradient,
     plus,
     plus_products,
+    reciprocal,
+    reciprocal_sqrt,
     row_sums,
     row_sums_of_products,
     rows_where,
@@ -52,8 +55,8 @@ def _branch_factors(
     if DROPS:
         threshold, scale = load_rate(rate_ptr, threshold, scale)
     first = tl.cdiv(num_rows // rows_per_sample, 4) + row.to(tl.int64) * tl.cdiv(size, 4)
-    factors = ()
-    products = ()
+    factors = no_pieces()
+    products = no_pieces()
     for piece in tl.static_range(PIECES):
         factor = of_row
         if DROPS:
@@ -98,7 +101,7 @@ def _add_norm_forward_kernel(
     x = load_rows(x_ptr + place, 1, read, size, ROWS, PIECES, BLOCK_SIZE, FULL)
     if residual_ptr is not None:
         residual = load_rows(residual_ptr + place, 1, in_rows, size, ROWS, PIECES, BLOCK_SIZE, FULL)
-    z = ()
+    z = no_pieces()
     for piece in tl.static_range(PIECES):
         column, in_columns = columns_of(piece, size, ROWS, PIECES, BLOCK_SIZE, FULL)
         total = x[piece] * factors[piece]
@@ -113,7 +116,8 @@ def _add_norm_forward_kernel(
         tl.store(statistics_ptr + row, mean, mask=in_rows)
         statistics_ptr += num_rows
         z = centred_rows(z, mean, size, PIECES, BLOCK_SIZE, FULL)
-    rstd = tl.rsqrt(row_sums_of_products(z, z) * (1.0 / size) + eps)
+    mean_square = row_sums_of_products(z, z) * reciprocal(size, FULL)
+    rstd = reciprocal_sqrt(mean_square + eps)
     tl.store(statistics_ptr + row, rstd, mask=in_rows)
     for piece in tl.static_range(PIECES):
         column, in_columns = columns_of(piece, size, ROWS, PIECES, BLOCK_SIZE, FULL)
@@ -160,7 +164,7 @@ def _add_norm_backward_kernel(
                 sum_weight = plus_products(sum_weight, grad, normalised)
             if partial_bias_ptr is not None:
                 sum_bias = plus(sum_bias, grad)
-            grad = norm_gradient(grad, normalised, rstd, weight, size, CENTRED)
+            grad = norm_gradient(grad, normalised, rstd, weight, size, CENTRED, FULL)
         if grad_z_ptr is not None:
             grad_z = load_rows(grad_z_ptr + place, 1, in_rows, size, ROWS, PIECES, BLOCK_SIZE, FULL)
             grad = plus(grad, grad_z)

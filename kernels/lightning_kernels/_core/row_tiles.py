@@ -83,6 +83,12 @@ def resident(warps: int, tile: dict[str, int]) -> tuple[int, dict[str, int]]:
 
 
 @triton.jit
+def no_pieces():
+    """Return a tuple to which pieces are added. A literal ``()`` would be of another type."""
+    return ()
+
+
+@triton.jit
 def columns_of(
     piece, size, height: tl.constexpr, PIECES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     FULL: tl.constexpr,
@@ -110,7 +116,7 @@ def load_rows(
 
     ``row_ptr`` points to the first element of each row. The next one is ``stride`` elements on.
     """
-    tile = ()
+    tile = no_pieces()
     for piece in tl.static_range(PIECES):
         column, in_columns = columns_of(piece, size, 1, PIECES, BLOCK_SIZE, FULL)
         values = tl.load(row_ptr + column * stride, mask=in_rows & in_columns, other=0.0)
@@ -121,7 +127,7 @@ def load_rows(
 @triton.jit
 def full_rows(value, height: tl.constexpr, PIECES: tl.constexpr, BLOCK_SIZE: tl.constexpr):
     """Return a tuple of float32 pieces, all elements of which are ``value``."""
-    tile = ()
+    tile = no_pieces()
     for _ in tl.static_range(PIECES):
         tile += (tl.full((height, BLOCK_SIZE), value, tl.float32),)
     return tile
@@ -151,13 +157,35 @@ def row_sums_of_products(a, b):
 
 
 @triton.jit
+def reciprocal_sqrt(values):
+    """Return ``1 / sqrt(values)``, right to a unit in the last place.
+
+    The instruction may be off by two units, in all elements of a row alike. A step of Newton's
+    method corrects it. For 0 and infinity the step would be nan.
+    """
+    root = tl.rsqrt(values)
+    error = tl.fma(-values * root, root, 1.0)
+    return tl.where(error == error, tl.fma(0.5 * root, error, root), root)
+
+
+@triton.jit
+def reciprocal(size, FULL: tl.constexpr):
+    """Return ``1 / size``, right to a unit in the last place. With ``FULL`` it is a constant."""
+    inverse = tl.full((1, 1), 1.0, tl.float32) / size
+    if not FULL:
+        count = tl.zeros((1, 1), tl.float32) + size
+        inverse = tl.fma(inverse, tl.fma(-count, inverse, 1.0), inverse)
+    return inverse
+
+
+@triton.jit
 def times(a, b):
     """Return the products of two tuples of pieces, each rounded to float32.
 
     The addition of 0 keeps the compiler from fusing a product with a later addition. Then a product
     would have two values, and the difference of equal products would not be 0.
     """
-    tile = ()
+    tile = no_pieces()
     for piece in tl.static_range(len(a)):
         first, second = tl.broadcast(a[piece], b[piece])
         tile += (tl.fma(first, second, 0.0),)
@@ -167,7 +195,7 @@ def times(a, b):
 @triton.jit
 def rows_where(kept, tile):
     """Return the tile, with 0 in rows that are not ``kept``."""
-    rows = ()
+    rows = no_pieces()
     for piece in tl.static_range(len(tile)):
         rows += (tl.where(kept, tile[piece], 0.0),)
     return rows
@@ -176,7 +204,7 @@ def rows_where(kept, tile):
 @triton.jit
 def plus(total, a):
     """Return ``total + a``."""
-    tile = ()
+    tile = no_pieces()
     for piece in tl.static_range(len(total)):
         tile += (total[piece] + a[piece],)
     return tile
@@ -185,7 +213,7 @@ def plus(total, a):
 @triton.jit
 def plus_products(total, a, b):
     """Return ``total + a * b``."""
-    tile = ()
+    tile = no_pieces()
     for piece in tl.static_range(len(total)):
         tile += (total[piece] + a[piece] * b[piece],)
     return tile
@@ -202,7 +230,7 @@ def load_parameter(
     """
     tile = full_rows(default, height, PIECES, BLOCK_SIZE)
     if pointer is not None:
-        tile = ()
+        tile = no_pieces()
         for piece in tl.static_range(PIECES):
             column, in_columns = columns_of(piece, size, height, PIECES, BLOCK_SIZE, FULL)
             values = tl.load(pointer + column, mask=in_columns, other=0.0)
@@ -239,7 +267,7 @@ def centred_rows(
     tile, mean, size, PIECES: tl.constexpr, BLOCK_SIZE: tl.constexpr, FULL: tl.constexpr
 ):
     """Return the rows minus their means, and 0 beyond the end of a row."""
-    centred = ()
+    centred = no_pieces()
     for piece in tl.static_range(PIECES):
         _, in_columns = columns_of(piece, size, 1, PIECES, BLOCK_SIZE, FULL)
         centred += (tl.where(in_columns, tile[piece] - mean, 0.0),)
@@ -257,21 +285,22 @@ def load_normalised_rows(
         statistics_ptr += num_rows
         tile = centred_rows(tile, mean, size, PIECES, BLOCK_SIZE, FULL)
     rstd = tl.load(statistics_ptr + row, mask=in_rows, other=0.0)
-    normalised = ()
+    normalised = no_pieces()
     for piece in tl.static_range(PIECES):
         normalised += (tile[piece] * rstd,)
     return normalised, rstd
 
 
 @triton.jit
-def norm_gradient(grad, normalised, rstd, weight, size, CENTRED: tl.constexpr):
+def norm_gradient(grad, normalised, rstd, weight, size, CENTRED: tl.constexpr, FULL: tl.constexpr):
     """Return the gradient of a norm's input, given the gradient of its output."""
     grad = times(grad, weight)
-    projection = row_sums_of_products(grad, normalised) * (1.0 / size)
+    per_element = reciprocal(size, FULL)
+    projection = row_sums_of_products(grad, normalised) * per_element
     mean = 0.0
     if CENTRED:
-        mean = row_sums(grad) * (1.0 / size)
-    tile = ()
+        mean = row_sums(grad) * per_element
+    tile = no_pieces()
     for piece in tl.static_range(len(grad)):
         tile += ((grad[piece] - normalised[piece] * projection - mean) * rstd,)
     return tile

@@ -20,6 +20,8 @@ from lightning_kernels._core.row_tiles import (
     norm_gradient,
     plus,
     plus_products,
+    reciprocal,
+    reciprocal_sqrt,
     row_sums,
     row_sums_of_products,
     store_column_sums,
@@ -97,7 +99,8 @@ def _row_norm_forward_kernel(
         tl.store(statistics_ptr + row, mean, mask=in_rows)
         statistics_ptr += num_rows
         x = centred_rows(x, mean, size, PIECES, BLOCK_SIZE, FULL)
-    rstd = tl.rsqrt(row_sums_of_products(x, x) * (1.0 / size) + eps)
+    mean_square = row_sums_of_products(x, x) * reciprocal(size, FULL)
+    rstd = reciprocal_sqrt(mean_square + eps)
     tl.store(statistics_ptr + row, rstd, mask=in_rows)
     y_ptr += row.to(tl.int64) * size
     for piece in tl.static_range(PIECES):
@@ -146,7 +149,7 @@ def _row_norm_backward_kernel(
         if partial_bias_ptr is not None:
             sum_bias = plus(sum_bias, grad)
         if grad_x_ptr is not None:
-            grad = norm_gradient(grad, normalised, rstd, weight, size, CENTRED)
+            grad = norm_gradient(grad, normalised, rstd, weight, size, CENTRED, FULL)
             store_rows(grad_x_ptr + row_place, grad, in_rows, size, PIECES, BLOCK_SIZE, FULL)
     place = tl.program_id(0).to(tl.int64) * size
     store_column_sums(partial_weight_ptr, place, sum_weight, size, PIECES, BLOCK_SIZE, FULL)
