@@ -11,6 +11,9 @@ from lightning_kernels._core.triton import tl, triton
 
 WORDS_PER_CALL = 4  # a Philox call returns four words of 32 bits
 _MAX_SEED, _BITS = 2**63 - 1, 2**64 - 1
+# The constants of Philox4x32-10 (Salmon et al., 2011).
+_LEFT, _RIGHT = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
+_FIRST_STEP, _SECOND_STEP = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
 
 # It advances the generator in one step. `set_offset` makes torch prepare the dropout of cuDNN's
 # recurrent networks anew at their next call, with a synchronisation.
@@ -81,14 +84,21 @@ def _philox(state_ptr, seed, offset, group):
         offset = tl.load(state_ptr + 1)
     group = group.to(tl.uint64)
     counter = offset.to(tl.uint64) // 4
-    zero = (group * 0).to(tl.uint32)
-    return tl.philox(
-        seed.to(tl.uint64),
-        zero + (counter & 0xFFFFFFFF).to(tl.uint32),
-        zero + (counter >> 32).to(tl.uint32),
-        (group & 0xFFFFFFFF).to(tl.uint32),
-        (group >> 32).to(tl.uint32),
-    )
+    seed = seed.to(tl.uint64)
+    a, b = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+    c, d = group.to(tl.uint32), (group >> 32).to(tl.uint32)
+    first_key, second_key = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        # One multiplication to 64 bits gives the high and the low word. tl.philox multiplies twice.
+        left = a.to(tl.uint64) * _LEFT
+        right = c.to(tl.uint64) * _RIGHT
+        a = (right >> 32).to(tl.uint32) ^ b ^ first_key
+        b = right.to(tl.uint32)
+        c = (left >> 32).to(tl.uint32) ^ d ^ second_key
+        d = left.to(tl.uint32)
+        first_key += _FIRST_STEP
+        second_key += _SECOND_STEP
+    return a, b, c, d
 
 
 @triton.jit
