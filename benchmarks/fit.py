@@ -24,7 +24,7 @@ from benchmarks.options import add_names
 from benchmarks.replaced import ShareOfReplacedOps
 from benchmarks.results import Results, add_out
 from benchmarks.rows import Row, failure, is_ok
-from benchmarks.timing import Clock, spread_of, take_turns
+from lightning_practices._timing import Clock, spread_of, take_turns
 from lightning_practices.mixins import FusedLayersMixin
 
 _PROFILED = 3  # steps of the fit that are profiled

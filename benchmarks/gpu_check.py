@@ -29,7 +29,7 @@ from benchmarks import report, screen
 from benchmarks.options import positive
 from benchmarks.results import Results, describe_environment
 from benchmarks.rows import cell
-from benchmarks.timing import Clock
+from lightning_practices._timing import Clock
 from lightning_practices.files import replacing, write_file
 
 ROOT = Path(__file__).parents[1]

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
+import lightning_kernels
 from benchmarks import report, screen
 from benchmarks.cases import Case
 from benchmarks.kernel_rows import CRASHED, TIMEOUT, blank_row
@@ -18,7 +19,7 @@ from benchmarks.race import GpuLostError, Race, Settings, copies
 from benchmarks.results import Results, add_out
 from benchmarks.rows import COPY, OURS, Row
 from benchmarks.timers import Timer, make_timer
-from benchmarks.timing import Budget, Clock, interleave, spread_of
+from lightning_practices._timing import Budget, Clock, interleave, spread_of
 
 INTERRUPTED = 130
 QUICK_MINUTES = 7.5
@@ -58,6 +59,7 @@ def main(
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    lightning_kernels.set_kernel_policy("always")
     if not torch.cuda.is_available():
         print(
             "No GPU: wall-clock times on the CPU, of shapes made small. They test the benchmarks"

@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -26,8 +27,10 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction, MockTensor
 
-from lightning_kernels._clip_grad import adaptive as _clip_grad_adaptive
+from benchmarks.sass.instructions import Instruction, parse
 from lightning_kernels._clip_grad import tensor_table as _tensor_table
+from lightning_kernels._core import compiled as _compiled
+from lightning_kernels._core import crossover as _crossover
 from lightning_kernels._core import dispatch as _dispatch
 from lightning_kernels._core import launch as _launch
 
@@ -38,10 +41,12 @@ TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 # release here applies.
 # - Statistics of batch norm: a multiprocessor holds four programs of 8 warps with 64 registers, but
 #   three with 72. The few spill instructions are outside of the loop, and cost less than that.
+# - Backward of add_norm, with a limit of registers: a value or two in a tile of rows.
 # - The other kernels have no limit of registers. ptxas itself spills a value or two so that a
 #   multiprocessor holds one more program. A higher register limit would remove this program again.
 MOST_SPILLS: dict[str, dict[str, int]] = {
     "3.6": {
+        "_add_norm_backward_kernel": 16,
         "_add_norm_forward_kernel": 8,
         "_batch_norm_statistics_kernel": 8,
         "_group_norm_sum_kernel": 8,
@@ -51,17 +56,20 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
         "_group_norm_sum_kernel": 16,
     },
     "3.8": {
+        "_add_norm_backward_kernel": 8,
         "_add_norm_forward_kernel": 8,
         "_batch_norm_statistics_kernel": 16,
         "_group_norm_forward_kernel": 16,
         "_group_norm_sum_kernel": 16,
+        "_row_norm_forward_kernel": 8,
     },
     "3.9": {
         "_batch_norm_statistics_kernel": 8,
     },
 }
 
-_MULTIPROCESSORS = 132  # an H200's; it determines grids, which don't affect the machine code
+_DEFAULT_WARPS = 4  # Triton's default
+MULTIPROCESSORS = 132  # an H200's; it determines grids, which don't affect the machine code
 _UNCOUNTED = (
     (r"\bscf\.(for|while)\b", "it loops: how often depends on its arguments"),
     (r"\b(scf\.if|cf\.cond_br|cf\.switch)\b", "it branches: which way depends on its arguments"),
@@ -79,17 +87,57 @@ _BITS = {"b8": 8, "b16": 16, "b32": 32, "b64": 64, "b128": 128}
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """One kernel launch, with dtypes in place of its tensors."""
+    """One kernel launch, with dtypes in place of its tensors.
+
+    Attributes:
+        kernel: The kernel.
+        grid: Number of programs along each axis.
+        args: The arguments in order, with dtypes in place of tensors.
+        constants: ``constexpr`` arguments and compiler options.
+        numels: Number of elements of each tensor among the arguments, in order.
+        backward: Whether it belongs to a backward pass.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     args: tuple[Any, ...]
     constants: dict[str, Any]
+    numels: tuple[int, ...] = ()
+    backward: bool = False
+
+    @property
+    def num_warps(self) -> int:
+        """Number of warps of a program."""
+        return int(self.constants.get("num_warps", _DEFAULT_WARPS))
+
+    @property
+    def elements(self) -> int:
+        """Number of elements of the largest tensor."""
+        return max(self.numels, default=0)
+
+    @property
+    def floor_bytes(self) -> int:
+        """Bytes of all tensors: the launch reads or writes each of them at least once."""
+        dtypes = [arg for arg in self.args if isinstance(arg, torch.dtype)]
+        return sum(n * d.itemsize for n, d in zip(self.numels, dtypes, strict=True))
 
     @property
     def name(self) -> str:
         """Name of the kernel function."""
         return str(self.kernel.fn.__name__)
+
+
+_backward: ContextVar[bool] = ContextVar("_backward", default=False)
+
+
+@contextlib.contextmanager
+def backward_launches() -> Iterator[None]:
+    """Mark the launches that are recorded in this context as those of a backward pass."""
+    token = _backward.set(True)
+    try:
+        yield
+    finally:
+        _backward.reset(token)
 
 
 class Traffic(NamedTuple):
@@ -124,6 +172,8 @@ class MachineCode:
         load_bits: Width in bits of each instruction that loads from global memory.
         store_bits: Width in bits of each instruction that stores to global memory.
         traffic: Bytes of global memory accesses, counted in the code.
+        types: Triton's types of the arguments, with ``"constexpr"`` for those that are not passed.
+        sass: The instructions.
     """
 
     kernel: str
@@ -134,6 +184,8 @@ class MachineCode:
     load_bits: tuple[int, ...]
     store_bits: tuple[int, ...]
     traffic: Traffic
+    types: tuple[str, ...] = ()
+    sass: tuple[Instruction, ...] = dataclasses.field(default=(), repr=False)
 
     @property
     def vector_bits(self) -> int:
@@ -148,8 +200,11 @@ def most_spills(kernel: str, version: str = triton.__version__) -> int:
 
 
 @contextlib.contextmanager
-def record_launches() -> Iterator[list[Launch]]:
+def record_launches(multiprocessors: int = MULTIPROCESSORS) -> Iterator[list[Launch]]:
     """Record kernel launches instead of running them, for fake ``cuda`` tensors made inside.
+
+    Args:
+        multiprocessors: Number of multiprocessors of the GPU, on which grids depend.
 
     Yields:
         A list to which each kernel launch inside the context is appended.
@@ -159,14 +214,16 @@ def record_launches() -> Iterator[list[Launch]]:
     def record(kernel: Any, grid: tuple[int, ...]) -> Any:
         def keep(*args: Any, **constants: Any) -> None:
             dtypes = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in args)
-            launches.append(Launch(kernel, grid, dtypes, constants))
+            numels = tuple(a.numel() for a in args if isinstance(a, torch.Tensor))
+            launches.append(Launch(kernel, grid, dtypes, constants, numels, _backward.get()))
 
         return keep
 
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
-        _pretend_gpu(stack)
+        _pretend_gpu(stack, multiprocessors)
         enter(mock.patch.object(JITFunction, "__getitem__", record))
+        enter(mock.patch.object(_compiled, "_IS_KNOWN", False))  # launch by __getitem__
         # Treat fake tensors like real tensors, so that operators launch as in eager mode.
         plain = _dispatch._PLAIN_TYPES | {FakeTensor}
         enter(mock.patch.object(_dispatch, "_PLAIN_TYPES", plain))
@@ -175,14 +232,18 @@ def record_launches() -> Iterator[list[Launch]]:
         yield launches
 
 
-def _pretend_gpu(stack: contextlib.ExitStack) -> None:
+def _pretend_gpu(stack: contextlib.ExitStack, multiprocessors: int) -> None:
     """Replace the functions by which the host code queries a GPU."""
+    seed, offset, none = (SimpleNamespace(item=lambda n=n: n) for n in (2**63 + 1, 4, 0))
     generator = SimpleNamespace(
-        initial_seed=lambda: 2**63 + 1, get_offset=lambda: 4, set_offset=lambda offset: None
+        initial_seed=lambda: 2**63 + 1,
+        get_offset=lambda: 4,
+        set_offset=lambda offset: None,
+        philox_state=lambda increment: (seed, offset, none),
     )
     answers = {
         "get_device_properties": lambda device=None: SimpleNamespace(
-            multi_processor_count=_MULTIPROCESSORS
+            multi_processor_count=multiprocessors
         ),
         "current_device": lambda: 0,
         "is_current_stream_capturing": lambda: False,
@@ -190,14 +251,16 @@ def _pretend_gpu(stack: contextlib.ExitStack) -> None:
     }
     for name, answer in answers.items():
         stack.enter_context(mock.patch.object(torch.cuda, name, answer))
-    for module in (_tensor_table, _clip_grad_adaptive):  # they read addresses, and copy to a GPU
-        stack.enter_context(mock.patch.object(module, "kept_on_device", _table))
+    # They read addresses, and copy to a GPU.
+    stack.enter_context(mock.patch.object(_tensor_table, "_key", return_value=()))
+    stack.enter_context(mock.patch.object(_tensor_table, "_kept", _table))
     stack.enter_context(mock.patch.object(_dispatch, "_probe_device", return_value=True))
+    stack.enter_context(mock.patch.object(_crossover, "_policy", "always"))
     _launch.multiprocessor_count.cache_clear()
     stack.callback(_launch.multiprocessor_count.cache_clear)
 
 
-def _table(tensors: Sequence[torch.Tensor], _: Any) -> torch.Tensor:
+def _table(tensors: Sequence[torch.Tensor], *_: Any) -> torch.Tensor:
     return torch.empty(len(tensors), 5, dtype=torch.int64, device="cuda")
 
 
@@ -233,7 +296,8 @@ def compile_kernel(
 
 @functools.cache  # Triton returns the same object for launches with the same specialisation
 def _read(compiled: Any, name: str, target: int) -> MachineCode:
-    usage = _resource_usage(compiled.asm["cubin"])
+    text = _cuobjdump(compiled.asm["cubin"], "-res-usage", "-sass")
+    usage = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
     return MachineCode(
         kernel=name,
         target=target,
@@ -243,6 +307,8 @@ def _read(compiled: Any, name: str, target: int) -> MachineCode:
         load_bits=_access_bits(compiled.asm["ptx"], "ld"),
         store_bits=_access_bits(compiled.asm["ptx"], "st"),
         traffic=count_traffic(compiled.asm["ttir"]),
+        types=tuple(compiled.src.signature.values()),
+        sass=parse(text),
     )
 
 
@@ -262,25 +328,27 @@ class _Driver:
         return 0
 
 
-@functools.cache
-def _cuobjdump() -> str:
-    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
-
-
-def _resource_usage(cubin: bytes) -> dict[str, int]:
-    """Return ``REG``, ``STACK``, ``LOCAL`` and other usage of the only kernel in ``cubin``."""
+def _cuobjdump(cubin: bytes, *options: str) -> str:
+    """Return what ``cuobjdump`` prints about the only kernel in ``cubin``."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [_cuobjdump(), "-res-usage", file.name]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
+        command = [str(tool), *options, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
 def _access_bits(ptx: str, kind: str) -> tuple[int, ...]:
-    """Return the width in bits of each global ``ld`` or ``st`` in ``ptx``."""
+    """Return the width in bits of each global ``ld`` or ``st`` in ``ptx``.
+
+    Loads include copies to shared memory, by which a loop loads tiles ahead.
+    """
     pattern = rf"\b{kind}\.global[.\w:]*?(?:\.v(\d))?\.(b\d+)\b"
-    return tuple(int(count or 1) * _BITS[unit] for count, unit in re.findall(pattern, ptx))
+    bits = [int(count or 1) * _BITS[unit] for count, unit in re.findall(pattern, ptx)]
+    if kind == "ld":
+        copies = re.findall(r"\bcp\.async\.c[ag]\.shared\.global.*?\], (0x[0-9a-f]+)", ptx)
+        bits += [8 * int(count, 16) for count in copies]
+    return tuple(bits)
 
 
 def count_traffic(ttir: str) -> Traffic:

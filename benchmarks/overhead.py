@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from benchmarks.models import Training, train
 from benchmarks.rows import Row, Verdict, failure, verdict
-from benchmarks.timing import Clock, spread_of, take_turns
+from lightning_practices._timing import Clock, spread_of, take_turns
 from lightning_practices.callbacks import (
     DropRateSchedule,
     EarlyStopping,

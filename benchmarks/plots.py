@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # its default canvas is Agg, which needs no display
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
-from benchmarks.rows import COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
+from benchmarks.rows import BOUNDS, COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
 from lightning_practices.files import replacing
 
 _DPI = 110
@@ -178,10 +178,44 @@ def _overhead(rows: Sequence[Row]) -> Figure | None:
     return figure
 
 
+def _predictions(rows: Sequence[Row]) -> Figure:
+    """Draw a point for each pass, in lines by function, with a panel for each GPU."""
+    gpus = grouped(rows, "predicted_for")
+    lines = list(dict.fromkeys(map(_function_and_direction, rows)))
+    figure, grid = _panels(1, len(gpus), (4.0, 1.0 + 0.22 * len(lines)))
+    for axes, ((gpu,), of_gpu) in zip(grid[0], gpus.items(), strict=True):
+        for i, bound in enumerate(BOUNDS):
+            mine = [row for row in of_gpu if row["predicted_bound"] == bound]
+            axes.scatter(
+                [row["predicted_percent"] for row in mine],
+                [lines.index(_function_and_direction(row)) for row in mine],
+                color=COLOURS[i], marker=_MARKERS[i], s=22, alpha=0.8, label=f"bound by {bound}",
+            )  # fmt: skip
+        axes.set_title(f"{gpu}, predicted")
+        axes.set_xlabel("predicted % of the floor")
+        axes.set_xlim(0, 102)
+        axes.set_yticks(range(len(lines)), lines, fontsize=8)
+        axes.set_ylim(len(lines) - 0.5, -0.5)
+        axes.grid(alpha=0.3)
+    for axes in grid[0][1:]:
+        axes.set_yticklabels([])
+    figure.suptitle(
+        "PREDICTION from machine code, not measured: each point is a pass over one shape",
+        fontweight="bold", fontsize=11,
+    )  # fmt: skip
+    _add_legend(figure, grid[0])
+    return figure
+
+
+def _function_and_direction(row: Row) -> str:
+    return f"{row['call'].partition(' ')[0]} {row['direction']}"
+
+
 _FIGURES: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
     "cpu": _cpu,
     "fit": _fit,
     "overhead": _overhead,
+    "prediction": _predictions,
 }
 
 

@@ -6,6 +6,7 @@ import sys
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
+import lightning_kernels
 from benchmarks.cases import Case, make_calls
 from benchmarks.ops import DTYPES, OPS
 from benchmarks.options import quoted
@@ -42,6 +43,7 @@ def main(arguments: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         print("No GPU: the CPU's operators, not the kernels, on a shape made small.")
+    lightning_kernels.set_kernel_policy("always")
     arguments.out.mkdir(parents=True, exist_ok=True)
     failed = False
     for provider in providers:

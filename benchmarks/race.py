@@ -18,8 +18,9 @@ from benchmarks.ops import DTYPES
 from benchmarks.providers import AUTOTUNED, COMPILED, Function, Inputs, Provider
 from benchmarks.results import Results, version_of
 from benchmarks.rows import COPY, EAGER, OURS, Row, first_line
+from benchmarks.time_limit import time_limit
 from benchmarks.timers import Call, Prepared, Timer
-from benchmarks.timing import Budget, Clock, Lap, interleave, time_limit
+from lightning_practices._timing import Budget, Clock, Lap, interleave
 
 # Bytes that the calls of a lap move: several times the cache, and long compared with a launch.
 _LAP_BYTES = 1 << 30

@@ -222,11 +222,42 @@ def _plain(title: str, note: str) -> Callable[[Sequence[Row]], Iterator[str]]:
     return section
 
 
+def _predictions(rows: Sequence[Row]) -> Iterator[str]:
+    yield "## Predictions, not measurements"
+    yield PREDICTED
+    yield table(*pivot(rows), text_columns=2)
+
+
+PREDICTED = (
+    "Predicted percent of the floor, and what bounds the pass, from the machine code of its"
+    " launches (benchmarks/prediction.py). No GPU has measured any of it."
+)
+
+
+def pivot(rows: Sequence[Row]) -> tuple[list[str], list[list[Any]]]:
+    """Return the headings and lines of a table of predictions, with a column for each GPU."""
+    gpus = [gpu for (gpu,) in grouped(rows, "predicted_for")]
+    headings = ["call", "direction", *(f"{gpu}, predicted %" for gpu in gpus)]
+    lines = []
+    for key, of_pass in grouped(rows, "call", "direction").items():
+        cells = {
+            row["predicted_for"]: f"{row['predicted_percent']:.0f} {row['predicted_bound']}"
+            for row in of_pass
+        }
+        lines.append([*key, *map(cells.get, gpus)])
+    return headings, lines
+
+
 _SECTIONS: dict[str, Callable[[Sequence[Row]], Iterator[str]]] = {
     "kernels": _kernels,
     "cpu": _plain("CPU", "Ratios are our time over the peer's: below 1 is faster than the peer."),
     "fit": _plain("Training steps", "Medians over the steps of one Lightning fit for each row."),
     "overhead": _plain("What a practice adds", "Per step, over a bare Lightning fit."),
-    "static": _plain("Machine code", "As the compiler made it; spills are bytes a thread."),
+    "prediction": _predictions,
+    "static": _plain(
+        "Machine code",
+        "As the compiler made it; spills are bytes a thread. All columns from predicted for on are"
+        " predictions, see benchmarks/prediction.py: nothing was measured.",
+    ),
     "other": _plain("Other", "Rows of no kind that this report knows."),
 }

@@ -11,10 +11,13 @@ OURS = "ours"
 EAGER = "eager"
 COPY = "copy"  # the op of the rows that measure the copy bandwidth
 
+BOUNDS = ("memory", "issue", "latency", "launch")  # what a prediction names as the limit
+
 # The fields that identify a row among the rows of its kind, in the order of the tables' columns.
 IDENTITY = (
-    "op", "call", "kernel", "launch", "target", "model", "practice", "dtype", "layout", "direction",
-    "shape", "peer", "variant", "provider", "device", "short", "batch_size", "precision",
+    "op", "call", "kernel", "launch", "target", "predicted_for", "model", "practice", "dtype",
+    "layout", "direction", "shape", "peer", "variant", "provider", "device", "short", "batch_size",
+    "precision",
 )  # fmt: skip
 
 _KIND_OF_FIELD = {
@@ -23,11 +26,12 @@ _KIND_OF_FIELD = {
     "practice": "overhead",
     "variant": "fit",
     "kernel": "static",
+    "predicted_for": "prediction",
 }
 
 
 def kind_of(row: Row) -> str:
-    """Return the kind of ``row``: kernels, cpu, fit, overhead, static or other."""
+    """Return the kind of ``row``: kernels, cpu, fit, overhead, static, prediction or other."""
     return next((kind for field, kind in _KIND_OF_FIELD.items() if field in row), "other")
 
 

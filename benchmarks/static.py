@@ -1,9 +1,12 @@
-"""``static``: compile every kernel without a GPU, and report its machine code."""
+"""``static``: compile every kernel without a GPU, report its machine code and a prediction.
+
+The prediction is explained in :mod:`benchmarks.prediction`. Nothing of it was measured.
+"""
 
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from rich.console import Console
@@ -12,18 +15,17 @@ from rich.table import Table
 
 import lightning_kernels
 from benchmarks import report, screen
+from benchmarks.gpus import GPUS, Gpu
 from benchmarks.launches import CALLS, launches_of
 from benchmarks.machine_code import (
     TARGETS,
-    Launch,
     MachineCode,
     compile_launch,
     most_spills,
 )
+from benchmarks.prediction import Prediction, predict, predict_pass
 from benchmarks.results import Results, add_out
 from benchmarks.rows import Row, cell
-
-_DEFAULT_WARPS = 4  # Triton's default
 
 _COLUMNS = {
     "target": "sm",
@@ -37,7 +39,24 @@ _COLUMNS = {
     "bytes_per_element": "bytes per\nelement",
     "other_bytes_per_element": "smaller\naccesses'",
 }
+_PREDICTED_COLUMNS = {
+    "predicted_for": "for",
+    "programs_per_sm": "programs\nper SM",
+    "waves": "waves",
+    "instructions_per_element": "instr. per\nelement",
+    "kib_in_flight": "KiB in\nflight",
+    "issue_share": "issue\nshare",
+    "predicted_percent": "predicted\n%",
+    "predicted_bound": "predicted\nbound",
+}
 _CAPTION = "loads and stores: how many instructions x bits"
+_PREDICTED_CAPTION = (
+    "PREDICTIONS, not measured. Instructions: of all threads, per element of the largest tensor."
+    " Issue share: time to issue them over the memory time"
+)
+
+
+_Predictions = dict[tuple[str, bool, Gpu], list[Prediction | None]]  # of each pass
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Report every launch; return 1 if a launch doesn't compile or spills more than allowed."""
+    """Report every launch and the predictions.
+
+    Returns:
+        1 if a launch doesn't compile or spills more than allowed, else 0.
+    """
     if lightning_kernels.route(torch.ones(1)) == "interpreter":
         print("static compiles kernels: unset TRITON_INTERPRET", file=sys.stderr)
         return 2
@@ -69,11 +92,17 @@ def main(arguments: argparse.Namespace) -> int:
     console = screen.console()
     calls = [name for name in CALLS if name.startswith(tuple(arguments.calls or [""]))]
     work = list(_work(calls, arguments.targets))
-    for call, index, launch, target in track(work, "compiling", console=console, transient=True):
-        results.add({"call": call, "launch": index, **_measure(launch, target)})
-    _print(results.rows, console)
+    predictions: _Predictions = {}
+    for call, index, target in track(work, "compiling", console=console, transient=True):
+        results.add({"call": call, "launch": index, **_measure(call, index, target, predictions)})
+    rows = list(results.rows)
+    _print(rows, _COLUMNS, _CAPTION, console)
+    _print([row for row in rows if "waves" in row], _PREDICTED_COLUMNS, _PREDICTED_CAPTION, console)
+    results.rows += _passes(predictions)
+    results.save()
+    _print_passes([row for row in results.rows if "direction" in row], console)
     console.print("wrote", *map(str, [results.path, *report.write(results, arguments.out)]))
-    return _verdict(results.rows, console)
+    return _verdict(rows, console)
 
 
 def _known(name: str) -> str:
@@ -84,25 +113,64 @@ def _known(name: str) -> str:
     return name
 
 
-def _work(calls: Sequence[str], targets: Sequence[int]) -> Iterator[tuple[str, int, Launch, int]]:
+def _work(calls: Sequence[str], targets: Sequence[int]) -> Iterator[tuple[str, int, int]]:
     for call in calls:
-        for index, launch in enumerate(launches_of(call)):
+        for index in range(len(launches_of(call))):
             for target in targets:
-                yield call, index, launch, target
+                yield call, index, target
 
 
-def _measure(launch: Launch, target: int) -> Row:
-    """Return the row of one launch, also if the launch does not compile."""
-    row: Row = {
-        "kernel": launch.name,
-        "target": target,
-        "num_warps": launch.constants.get("num_warps", _DEFAULT_WARPS),
-    }
+def _measure(call: str, index: int, target: int, predictions: _Predictions) -> Row:
+    """Return the row of one launch, also if the launch does not compile.
+
+    The predictions for all GPUs of the target are added to ``predictions``. The row has that for
+    the last one.
+    """
+    launch = launches_of(call)[index]
+    row: Row = {"kernel": launch.name, "target": target, "num_warps": launch.num_warps}
     try:
         code = compile_launch(launch, target)
     except Exception as error:
         return {**row, "status": "failed", "reason": f"{type(error).__name__}: {error}"[:500]}
-    return {**row, "status": "ok", "reason": None, **_describe(code)}
+    row |= {"status": "ok", "reason": None, **_describe(code)}
+    for gpu in (gpu for gpu in GPUS.values() if gpu.target == target):
+        launch = launches_of(call, gpu.multiprocessors)[index]
+        try:
+            prediction = predict(launch, code, gpu)
+        except ValueError as error:
+            predictions.setdefault((call, launch.backward, gpu), []).append(None)
+            row |= {"predicted_for": gpu.name, "not_predicted": str(error)}
+        else:
+            predictions.setdefault((call, launch.backward, gpu), []).append(prediction)
+            row |= {"predicted_for": gpu.name, **_describe_prediction(prediction)}
+    return row
+
+
+def _passes(predictions: _Predictions) -> Iterator[Row]:
+    """Yield a row for each pass and GPU whose launches could all be predicted."""
+    for (call, backward, gpu), of_pass in predictions.items():
+        known = [p for p in of_pass if p is not None]
+        if len(known) < len(of_pass) or not sum(p.floor_us for p in known):
+            continue
+        floor, predicted, bound = predict_pass(known)
+        yield {
+            "call": call, "direction": "backward" if backward else "forward",
+            "predicted_for": gpu.name, "status": "ok", "floor_us": floor, "predicted_us": predicted,
+            "predicted_percent": 100 * floor / predicted, "predicted_bound": bound,
+            "guesses": sum(p.guesses for p in known),
+        }  # fmt: skip
+
+
+def _describe_prediction(prediction: Prediction) -> Row:
+    names = (
+        "programs_per_sm", "waves", "instructions", "instructions_per_element", "loops", "guesses",
+        "kib_in_flight", "issue_share", "floor_us", "predicted_us",
+    )  # fmt: skip
+    return {
+        **{name: getattr(prediction, name) for name in names},
+        "predicted_percent": prediction.percent_of_floor,
+        "predicted_bound": prediction.bound,
+    }
 
 
 def _describe(code: MachineCode) -> Row:
@@ -122,17 +190,26 @@ def _count(widths: Sequence[int]) -> str:
     return " ".join(f"{count}x{bits}" for bits, count in sorted(Counter(widths).items())[::-1])
 
 
-def _print(rows: Sequence[Row], console: Console) -> None:
-    table = Table("call", caption=_CAPTION)
+def _print_passes(passes: Sequence[Row], console: Console) -> None:
+    """Print the predictions of whole passes."""
+    headings, lines = report.pivot(passes)
+    table = Table(*headings, caption=report.PREDICTED)
+    for line in lines:
+        table.add_row(*map(cell, line))
+    console.print(table)
+
+
+def _print(rows: Sequence[Row], columns: Mapping[str, str], caption: str, console: Console) -> None:
+    table = Table("call", caption=caption)
     table.add_column("kernel", no_wrap=True)
-    for heading in _COLUMNS.values():
+    for heading in columns.values():
         table.add_column(heading, justify="right")
     previous = None
     for row in rows:
         if previous not in (None, row["call"]):
             table.add_section()
         style = "bold red" if _is_bad(row) else None
-        cells = (cell(row.get(name)) for name in _COLUMNS)
+        cells = (cell(row.get(name)) for name in columns)
         call = "" if row["call"] == previous else row["call"]
         table.add_row(call, row["kernel"], *cells, style=style)
         previous = row["call"]

@@ -6,8 +6,8 @@ import functools
 import statistics
 import time
 import timeit
-from collections.abc import Callable, Iterable
-from importlib.util import find_spec
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,27 +18,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision import models
 
 from benchmarks import screen
+from benchmarks.networks import Network, networks
 from benchmarks.options import whole
 from benchmarks.timers import CpuTimer
-from benchmarks.timing import Budget, Clock, interleave
+from lightning_practices._timing import Budget, Clock, interleave
 from lightning_practices.nn import BatchNorm2d, norm_activation
 from lightning_practices.surgery import fuse
 
-NETWORKS = (
-    "resnet18", "resnet50", "densenet121", "vgg11_bn", "googlenet", "inception_v3",
-    "efficientnet_b0", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large",
-    "mnasnet1_0", "shufflenet_v2_x1_0", "convnext_tiny", "vit_b_16", "swin_t",
-)  # fmt: skip
-TIMM_NETWORKS = (
-    "resnet18", "resnet50", "efficientnet_b0", "regnetx_002", "regnety_002", "densenet121",
-    "mobilenetv2_100", "mobilenetv3_large_100", "convnext_tiny", "vit_base_patch16_224",
-)  # fmt: skip
-# Model types of transformers, each with its default configuration.
-TRANSFORMERS_NETWORKS = (
-    "bert", "roberta", "deberta-v2", "modernbert", "gpt2", "t5", "bart", "llama", "mistral",
-    "mixtral", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "olmo2", "cohere", "gpt_oss", "mamba",
-    "vit", "dinov2", "swin", "convnext", "segformer", "detr", "clip", "whisper", "wav2vec2",
-)  # fmt: skip
+HEADS = ("batch norms", "replaced", "folded", "with a sum", "skipped", "not served")
+SHOWN = 40  # classes of layers that are left
 GUARD_CALLS = 200
 TIMER = time.thread_time  # CPU time of this thread, so that other work of the machine has no effect
 
@@ -52,10 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Print a table of the folds in many networks, and one of the costs of a fused ResNet-18."""
+    """Print tables of the folds in many networks, and one of the costs of a fused ResNet-18."""
     torch.set_num_threads(1)
     console = screen.console()
-    console.print(coverage(networks()))
+    for table in coverage(networks()):
+        console.print(table)
     costs = Table("fused ResNet-18", "of the plain one")
     plain: nn.Module = models.resnet18().eval()
     fused: Any = copy.deepcopy(plain)
@@ -74,49 +63,35 @@ def main(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def coverage(named: Iterable[tuple[str, nn.Module]]) -> Table:
-    """Return a table of what :func:`fuse` serves in each network and in all of them."""
-    heads = ("batch norms", "replaced", "folded", "skipped", "not served")
-    table = Table("network", *heads, show_footer=True)
-    total = [0 for _ in heads]
-    for name, net in track(named, "fusing", transient=True):
+def coverage(networks: Iterable[Network]) -> Iterator[Table]:
+    """Yield tables of what :func:`fuse` serves in each family of networks, and of what is left.
+
+    Args:
+        networks: The family, the name and the module of each network.
+    """
+    served = Table("family", "networks", *HEADS, show_footer=True)
+    families: dict[str, list[int]] = {}
+    left: Counter[tuple[str, str]] = Counter()
+    for family, _, net in track(networks, "fusing", transient=True):
         norms = sum(isinstance(module, _BatchNorm) for module in net.modules())
         report = fuse(net)
-        served = [norms, len(report.replaced), len(report.folded)]
-        counts = [*served, len(report.skipped), len(report.not_served)]
-        total = [a + b for a, b in zip(total, counts, strict=True)]
-        table.add_row(name, *map(str, counts))
-    for column, text in zip(table.columns, ["all", *map(str, total)], strict=True):
+        sums = sum(" + add + " in folded.chain for folded in report.folded)
+        counts = [
+            1, norms, len(report.replaced), len(report.folded), sums, len(report.skipped),
+            len(report.not_served),
+        ]  # fmt: skip
+        known = families.get(family, [0] * len(counts))
+        families[family] = [a + b for a, b in zip(known, counts, strict=True)]
+        left.update((one.cls, one.reason) for one in (*report.skipped, *report.not_served))
+    for family, counts in families.items():
+        served.add_row(family, *map(str, counts))
+    total = [sum(column) for column in zip(*families.values(), strict=True)]
+    for column, text in zip(served.columns, ["all", *map(str, total)], strict=True):
         column.footer = text
-    return table
-
-
-def networks() -> list[tuple[str, nn.Module]]:
-    """Return networks with their names. Their weights take no memory."""
-    found = []
-    with torch.device("meta"):
-        for name in NETWORKS:
-            options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-            found.append((name, models.get_model(name, **options)))
-        if find_spec("timm"):
-            import timm
-
-            found += [(f"timm {name}", timm.create_model(name)) for name in TIMM_NETWORKS]
-        if find_spec("transformers"):
-            found += [
-                (f"transformers {name}", _transformer(name)) for name in TRANSFORMERS_NETWORKS
-            ]
-    return found
-
-
-def _transformer(kind: str) -> nn.Module:
-    import transformers
-
-    # DETR's default backbone would be downloaded.
-    options = {"backbone_config": transformers.ResNetConfig()} if kind == "detr" else {}
-    config = transformers.AutoConfig.for_model(kind, **options)
-    network: nn.Module = transformers.AutoModel.from_config(config)
-    return network
+    remaining = Table("layers", "class", "why it is left")
+    for (cls, reason), count in left.most_common(SHOWN):
+        remaining.add_row(str(count), cls, reason)
+    yield from (served, remaining)
 
 
 def paired(

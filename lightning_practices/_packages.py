@@ -131,7 +131,8 @@ def check_one_package(*objects: object) -> None:
         names = ", ".join(f"{type(one).__name__} of {' and '.join(of)}" for one, of in found)
         raise TypeError(
             f"got {names}: a Trainer takes the objects of its own package of Lightning, so import"
-            " LightningModule and Trainer from one package, before callbacks are made"
+            " LightningModule and Trainer, or a library that is built on them, from one package,"
+            " before callbacks are made"
         )
 
 

@@ -47,8 +47,8 @@ OTHERS: list[Any] = [
 
 # What is made rather than given: results, and base classes that have no arguments of their own.
 RESULTS = {
-    "Block", "Blocks", "Folded", "MonteCarloPrediction", "NonFiniteParameter", "NonFiniteReport",
-    "Replaced", "Report", "ScheduledRate", "Skipped",
+    "Block", "Blocks", "Folded", "Measured", "MonteCarloPrediction", "NonFiniteParameter",
+    "NonFiniteReport", "Replaced", "Report", "ScheduledRate", "Skipped",
 }  # fmt: skip
 
 # The arguments that torch and a process group check.

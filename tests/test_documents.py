@@ -18,7 +18,8 @@ def test_the_readmes_code_runs(code: str, tmp_path: Path) -> None:
     command: list[str | Path] = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 0, result.stderr
-    assert "lightning_practices.nn.LayerNorm" in result.stdout  # both print a report
+    # Both print a report. On a CPU measurements leave most layers alone.
+    assert re.search(r"lightning_practices\.nn\.LayerNorm|no measured gain", result.stdout)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])

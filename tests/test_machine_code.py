@@ -1,6 +1,7 @@
 """The compiler's output for every kernel and class of shapes, built without a GPU."""
 
 import inspect
+import math
 import pkgutil
 from importlib import import_module
 
@@ -8,8 +9,10 @@ import pytest
 from triton.runtime.jit import JITFunction
 
 import lightning_kernels
+from benchmarks.gpus import GPUS
 from benchmarks.launches import CALLS, launches_of
 from benchmarks.machine_code import MOST_SPILLS, TARGETS, compile_launch, most_spills
+from benchmarks.prediction import occupancy
 
 # Each of their programs stores a few sums, a thread or so each: nothing to widen.
 REDUCTIONS = {
@@ -27,6 +30,15 @@ REDUCTIONS = {
 # numbers from each program that ran before.
 NARROW = {"_drop_block_mask_kernel", "_grad_scale_kernel", "_group_norm_sum_kernel"}
 
+
+# Persistent kernels whose grid can exceed the programs that the GPU holds at a time. The last
+# programs then run alone. An entry is deleted with the kernel's correction.
+TOO_MANY_PROGRAMS = {
+    "_batch_norm_statistics_kernel",
+    "_group_norm_reduce_kernel",
+    "_group_norm_statistics_kernel",
+    "_stochastic_depth_backward_kernel",
+}
 
 # Calls of an operation differ in shapes and types, so `make test` compiles every second of them.
 OPERATIONS = {name.split()[0] for name in CALLS}
@@ -58,6 +70,28 @@ def test_few_spills_and_wide_accesses(name: str, target: int) -> None:
         assert max(code.load_bits) >= CALLS[name].bits, code
         if launch.name not in REDUCTIONS:
             assert max(code.store_bits) >= CALLS[name].bits, code
+
+
+@pytest.mark.parametrize(
+    "gpu", ["H200", *(pytest.param(name, marks=pytest.mark.full) for name in ("A100", "B200"))]
+)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.full) if name in ONLY_IN_FULL else name
+        for name in CALLS
+    ],
+)
+def test_persistent_programs_run_at_the_same_time(name: str, gpu: str) -> None:
+    """A kernel whose grid grows with the GPU is persistent: its grid must fit on the GPU."""
+    device = GPUS[gpu]
+    larger = launches_of(name, 2 * device.multiprocessors)
+    for launch, other in zip(launches_of(name, device.multiprocessors), larger, strict=True):
+        if launch.grid == other.grid or launch.name in TOO_MANY_PROGRAMS:
+            continue
+        code = compile_launch(launch, device.target)
+        held = occupancy(launch, code, device) * device.multiprocessors
+        assert math.prod(launch.grid) <= held, code
 
 
 def test_every_kernel_is_compiled() -> None:

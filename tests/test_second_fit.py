@@ -20,6 +20,7 @@ from lightning_practices.callbacks import (
     DropRateSchedule,
     EarlyStopping,
     ExactResume,
+    FusedLayers,
     GradientClipping,
     LearningCurves,
     LearningRateScheduler,
@@ -100,6 +101,7 @@ CASES: dict[str, Make] = {
     "GradientClipping": lambda: [GradientClipping(percentile=50, warmup_steps=8)],
     "SkipNonFinite": lambda: [SkipNonFinite(), Poison()],
     "Penalty": lambda: [Penalty(l1=0.1, l2=0.1, proximal=True)],
+    "FusedLayers": lambda: [FusedLayers()],
     "RecalibrateBatchNorm": lambda: [RecalibrateBatchNorm()],
     "ProgressiveUnfreezing": lambda: [
         ProgressiveUnfreezing(PHASES, backbone="backbone", head="head")

@@ -13,6 +13,11 @@ from lightning_kernels._clip_grad import (
 )
 from lightning_kernels._core.activation import Activation
 from lightning_kernels._core.autocast import Autocast
+from lightning_kernels._core.crossover import (
+    KernelPolicy,
+    get_kernel_policy,
+    set_kernel_policy,
+)
 from lightning_kernels._core.dispatch import (
     CompiledNorms,
     Route,
@@ -41,6 +46,7 @@ __all__ = [
     "Autocast",
     "CompiledNorms",
     "GradScale",
+    "KernelPolicy",
     "NonFinite",
     "Route",
     "add_dropout_layer_norm",
@@ -61,11 +67,13 @@ __all__ = [
     "dropout_activation",
     "feature_alpha_dropout",
     "get_compiled_norms",
+    "get_kernel_policy",
     "group_norm",
     "instance_norm",
     "layer_norm",
     "rms_norm",
     "route",
     "set_compiled_norms",
+    "set_kernel_policy",
     "stochastic_depth",
 ]

@@ -12,6 +12,7 @@ from typing_extensions import override
 from lightning_practices._arguments import check_choice, check_name, check_path
 from lightning_practices.callbacks._early_stopping import RetrainFor
 from lightning_practices.callbacks._practice import PracticeCallback
+from lightning_practices.callbacks._trainer.horizon import runs_validation
 from lightning_practices.callbacks._trainer.logs import MonitoredValues
 from lightning_practices.callbacks._trainer.others import callbacks_of, refuse_finetuning_scheduler
 from lightning_practices.callbacks._types import Mode
@@ -104,7 +105,7 @@ class BestCheckpoint(PracticeCallback, ModelCheckpoint):
         super().on_train_start(trainer, pl_module)
         if trainer.fast_dev_run or callbacks_of(trainer, RetrainFor):  # type: ignore[attr-defined]
             self._values.missing = "ignore"
-        elif not trainer.enable_validation:
+        elif not runs_validation(trainer):
             self._values.missing = "warning"  # the last weights are saved all the same
         self._values.on_train_epoch_end = self._should_save_on_train_epoch_end(trainer) or None
         self._values.at_start(trainer)

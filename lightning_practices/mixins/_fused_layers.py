@@ -1,29 +1,28 @@
 """The mixin that runs a LightningModule on fused layers instead of torch's."""
 
-from collections import Counter
+from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
 from lightning_practices._packages import either, own_kind
-from lightning_practices.mixins._practice import PracticeMixin
-from lightning_practices.surgery import Report, fuse
-
-_NOT_YET = "Nothing is fused yet: layers are fused in configure_model, when a fit or test starts."
-_SHOWN = 3  # the most skipped layers, or reasons, in the line on rank 0
+from lightning_practices.callbacks import FusedLayers
+from lightning_practices.mixins._practice import PracticeMixin, configured
+from lightning_practices.surgery import Report
 
 
 class FusedLayersMixin(PracticeMixin):
-    """Run the module's layers on fused kernels, by :func:`lightning_practices.surgery.fuse`.
+    """Add :class:`~lightning_practices.callbacks.FusedLayers` to every run of the module.
 
     List the mixin before the class that it extends: ``class Net(FusedLayersMixin, BaseNet)``.
     Layers are swapped in ``configure_model``, before the strategy wraps the model, and in
     ``load_from_checkpoint`` too. Each layer is swapped only once, however many times the Trainer
-    calls ``configure_model``. Parameters and checkpoints stay those of the plain module. Rank 0
-    logs one line about the fused and the skipped layers; :attr:`fused_layers` has the whole table.
+    calls ``configure_model``. On a GPU the callback measures the layers at the first training
+    batch, and keeps those that are faster. Parameters and checkpoints stay those of the plain
+    module. Rank 0 logs lines about the fused and the skipped layers; :attr:`fused_layers` has the
+    whole table.
 
     If your class defines ``configure_model``, call ``super().configure_model()`` at its end, so
     that the layers made in it are swapped too.
@@ -34,6 +33,12 @@ class FusedLayersMixin(PracticeMixin):
     ``configure_model`` that applies the parallelism, which this mixin doesn't. If no other class
     defines it, the mixin raises the strategy's error.
 
+    Args:
+        *args: Positional arguments for the next base class.
+        fuse_layers: ``True``; or a :class:`~lightning_practices.callbacks.FusedLayers`; or ``None``
+            or ``False``, to leave the layers as they are.
+        **kwargs: Keyword arguments for the next base class.
+
     Raises:
         TypeError: On subclassing, if bases are of both packages of Lightning. In
             ``configure_model`` under ``ModelParallelStrategy``, if no class but this mixin
@@ -43,22 +48,33 @@ class FusedLayersMixin(PracticeMixin):
     # Lightning's list of the properties that TorchScript doesn't compile.
     __jit_unused_properties__ = [*LightningModule.__jit_unused_properties__, "fused_layers"]  # noqa: RUF012
 
+    def __init__(
+        self, *args: Any, fuse_layers: bool | FusedLayers | None = True, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._fused_layers = self._bring(
+            configured(
+                "fuse_layers",
+                None if fuse_layers is False else fuse_layers,
+                FusedLayers,
+                (bool,),
+                lambda _: FusedLayers(),
+                "True",
+            )
+        )
+
     @property
     def fused_layers(self) -> Report:
         """The layers that have been fused so far, and those skipped, with the reasons."""
-        report: Report | None = vars(self).get("_fused_layers")
-        return Report(when_empty=_NOT_YET) if report is None else report
+        callback: FusedLayers | None = vars(self).get("_fused_layers")
+        return Report() if callback is None else callback.report
 
     @override
     def configure_model(self) -> None:
         super().configure_model()
         self._refuse_unparallelised()
-        report = fuse(self)
-        if report.replaced or report.folded or "_fused_layers" not in vars(self):
-            rank_zero_info(_in_a_line(report))
-        report.replaced[:0] = self.fused_layers.replaced
-        report.folded[:0] = self.fused_layers.folded
-        self._fused_layers = report
+        if self._fused_layers is not None:
+            self._fused_layers.fuse(self)
 
     def _refuse_unparallelised(self) -> None:
         """Raise the error of ModelParallelStrategy if only this mixin overrides configure_model."""
@@ -73,27 +89,3 @@ class FusedLayersMixin(PracticeMixin):
                 f"{type(self).__name__} must override configure_model() and apply the parallelism "
                 "there: under ModelParallelStrategy nothing else does, and ranks would drift apart"
             )
-
-
-def _in_a_line(report: Report) -> str:
-    kinds = Counter(layer.after.rpartition(".")[2] for layer in report.replaced)
-    line = f"FusedLayersMixin: {len(report.replaced)} layer{'s' * (kinds.total() != 1)} fused"
-    if kinds:
-        line += f" ({', '.join(f'{count} {kind}' for kind, count in kinds.most_common())})"
-    if report.folded:
-        line += f", {len(report.folded)} folded with the operations behind them"
-    if report.not_served:
-        line += f", not served: {report.count_not_served()}"
-    if not report.skipped:
-        return line
-    line += f", {len(report.skipped)} skipped: "
-    if len(report.skipped) <= _SHOWN:
-        return line + "; ".join(
-            f"{' = '.join(layer.names) or 'the module itself'} ({layer.reason})"
-            for layer in report.skipped
-        )
-    reasons = Counter(layer.reason for layer in report.skipped).most_common()
-    line += "; ".join(f"{count} ({reason})" for reason, count in reasons[:_SHOWN])
-    if len(reasons) > _SHOWN:
-        line += f"; {sum(count for _, count in reasons[_SHOWN:])} for other reasons"
-    return f"{line}; print(module.fused_layers) for the table"

@@ -14,6 +14,7 @@ from lightning_practices.callbacks import (
     AveragingKind,
     EarlyStopping,
     ExactResume,
+    FusedLayers,
     GradientClipping,
     LearningCurves,
     Mode,
@@ -63,9 +64,9 @@ class TrainingPractices(
         )
 
     List the mixin before the class that it extends. ``Net`` or its base class defines the layers, a
-    ``training_step``, and a ``validation_step`` that logs ``monitor``. The layers are fused, see
-    :class:`FusedLayersMixin`. Each other practice has one argument. It is a short value, or an
-    object with all options of the practice, or ``None``, which turns the practice off. Each
+    ``training_step``, and a ``validation_step`` that logs ``monitor``. Each practice has one
+    argument. It is a short value, or an object with all options of the practice, or ``None``, which
+    turns the practice off. Each
     practice also has its own mixin, except ``exact_resume``, ``skip_non_finite`` and
     ``learning_curves``, which are only callbacks.
 
@@ -105,6 +106,7 @@ class TrainingPractices(
             each step.
         learning_curves: Path of the picture of the learning curves; or a
             :class:`~lightning_practices.callbacks.LearningCurves`.
+        fuse_layers: See :class:`FusedLayersMixin`.
         **kwargs: Keyword arguments for the next base class.
 
     Raises:
@@ -130,10 +132,12 @@ class TrainingPractices(
         exact_resume: bool | ExactResume | None = True,
         skip_non_finite: int | SkipNonFinite | None = None,
         learning_curves: str | LearningCurves | Path | None = None,
+        fuse_layers: bool | FusedLayers | None = True,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             *args,
+            fuse_layers=fuse_layers,
             monitor=monitor,
             mode=mode,
             optimizer=optimizer,

@@ -11,6 +11,10 @@ from lightning_practices._arguments import check_flag
 # pickle keep the key, ``state_dict`` does not.
 FUSED_FROM = "_fused_from"
 
+# Key that holds why measurements have restored a layer's class. `surgery.fuse` without a batch
+# leaves such a layer alone, and blocks don't fold it.
+LEFT = "_left_by_measurement"
+
 
 class FusedLayer(nn.Module):
     """Base class of layers and blocks whose forward calls the kernels.

@@ -19,7 +19,8 @@ Activation = tuple[str, float | None]  # name and parameter, in the form of the 
 
 _NAMES = frozenset(get_args(lightning_kernels.Activation))  # that the kernels know
 
-# The activation of each layer class, and the layer's attribute that holds the parameter or variant.
+# The activation of each layer class, and the layer's attribute that holds the parameter, variant or
+# function.
 _ACTIVATIONS: dict[type, tuple[Activation, str | None]] = {
     nn.ReLU: (("relu", None), None),
     nn.ReLU6: (("relu6", None), None),
@@ -30,6 +31,19 @@ _ACTIVATIONS: dict[type, tuple[Activation, str | None]] = {
     nn.Hardswish: (("hardswish", None), None),
     nn.GELU: (("gelu", None), "approximate"),
 }
+
+
+def add_activation(
+    layer: type[nn.Module], activation: lightning_kernels.Activation, attribute: str | None = None
+) -> None:
+    """Add the layer class of a library to the known activations.
+
+    Args:
+        layer: The class.
+        activation: Name of the kernels' activation, which has no parameter.
+        attribute: Attribute of a layer that has to be torch's function of this name.
+    """
+    _ACTIVATIONS[layer] = ((activation, None), attribute)
 
 
 def norm_activation(
@@ -115,6 +129,8 @@ def kernel_activation(activation: nn.Module | str) -> Activation | None:
     value = state[attribute]
     if attribute == "approximate":
         return plain if value == "none" else None
+    if callable(value):
+        return plain if value is getattr(functional, plain[0]) else None
     return (plain[0], float(value)) if type(value) in (float, int) else None
 
 

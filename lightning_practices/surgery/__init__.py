@@ -10,10 +10,12 @@
 from lightning_practices.surgery._blocks import Block, Blocks, blocks
 from lightning_practices.surgery._fuse import (
     Folded,
+    Measured,
     Replaced,
     Report,
     Skipped,
     fuse,
+    measure_fused,
     register_block,
     unfuse,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "Block",
     "Blocks",
     "Folded",
+    "Measured",
     "Parametrization",
     "Replaced",
     "Report",
@@ -42,6 +45,7 @@ __all__ = [
     "freeze",
     "fuse",
     "input_transform",
+    "measure_fused",
     "parametrize",
     "recalibrate_batch_norm",
     "register_block",

@@ -18,8 +18,8 @@ from benchmarks import cpu
 from benchmarks.layers import LAYERS
 from benchmarks.ops import OPS, Op
 from benchmarks.rows import Row
-from benchmarks.timing import Budget
 from lightning_practices import nn
+from lightning_practices._timing import Budget
 from tests.benchmarks.clock import Clock
 
 FORWARD: dict[str, Any] = {"cpu": ((2, 3),), "directions": ("forward",)}
@@ -172,8 +172,17 @@ def test_both_passes_are_differentiated(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(backwards) >= 5 * 4  # rounds of four blocks
 
 
-_TYPES = {"Activation", "Autocast", "CompiledNorms", "GradScale", "NonFinite", "Route"}
-_NO_OPS = {*_TYPES, "get_compiled_norms", "route", "set_compiled_norms"}
+_TYPES = {
+    "Activation",
+    "Autocast",
+    "CompiledNorms",
+    "GradScale",
+    "KernelPolicy",
+    "NonFinite",
+    "Route",
+}
+_SETTINGS = {"compiled_norms", "kernel_policy"}
+_NO_OPS = {*_TYPES, "route", *(f"{verb}_{name}" for name in _SETTINGS for verb in ("get", "set"))}
 
 
 def test_every_public_function_and_layer_is_there() -> None:

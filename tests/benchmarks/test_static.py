@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import static
 from benchmarks.__main__ import main
+from benchmarks.gpus import GPUS
 from benchmarks.machine_code import MachineCode, Traffic, compile_launch, count_traffic
 from benchmarks.results import Results
 from benchmarks.rows import Row
@@ -25,7 +26,8 @@ def test_every_launch_of_a_call_is_a_row(tmp_path: Path) -> None:
     options = ("--calls", "layer_norm bf16 8x1024x768", "dropout fp32", "--targets", "80", "90")
     status, rows = run(tmp_path, *options)
     assert status == 0
-    kernels = [(row["call"], row["kernel"], row["target"]) for row in rows]
+    launches = [row for row in rows if "kernel" in row]
+    kernels = [(row["call"], row["kernel"], row["target"]) for row in launches]
     norms = ("_row_norm_forward_kernel", "_row_norm_backward_kernel", "_sum_partials_kernel")
     for target in (80, 90):
         for kernel in norms:
@@ -33,15 +35,66 @@ def test_every_launch_of_a_call_is_a_row(tmp_path: Path) -> None:
         assert (
             kernels.count(("dropout fp32 256x197x768", "_dropout_kernel", target)) == 2
         )  # and backward
-    for row in rows:
+    for row in launches:
         assert row["spills"] == 0
         assert 16 <= row["registers"] <= 255
         assert row["num_warps"] == 4
         assert row["vector_bits"] == (32 if row["kernel"] == "_sum_partials_kernel" else 128)
+        assert row["predicted_for"] == {80: "A100", 90: "H200"}[row["target"]]
+        assert 0 < row["predicted_percent"] < 100
+        assert row["floor_us"] < row["predicted_us"]
     assert (
         "| dropout fp32 256x197x768 | 0 | _dropout_kernel | 80 |"
         in (tmp_path / "static.md").read_text()
     )
+
+
+def test_every_pass_has_a_prediction_for_each_gpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, rows = run(tmp_path, "--calls", "layer_norm bf16 8192x4096")
+    assert status == 0
+    passes = {(row["direction"], row["predicted_for"]): row for row in rows if "direction" in row}
+    assert list(passes) == [
+        (direction, gpu)
+        for direction, gpus in (("forward", GPUS), ("backward", GPUS))
+        for gpu in gpus
+    ]
+    for (direction, gpu), row in passes.items():
+        launches = [
+            r for r in rows
+            if r.get("kernel") and r["predicted_for"] == gpu
+            and (r["launch"] > 0) == (direction == "backward")
+        ]  # fmt: skip
+        if gpu != "H100":  # which has the machine code of an H200
+            assert row["predicted_us"] == pytest.approx(sum(r["predicted_us"] for r in launches))
+        assert row["predicted_percent"] == pytest.approx(
+            100 * row["floor_us"] / row["predicted_us"]
+        )
+        tensors = 2 if direction == "forward" else 3  # in bf16, with small ones beside them
+        least = tensors * 2 * 8192 * 4096 / GPUS[gpu].copy_bytes_per_s * 1e6
+        assert least < row["floor_us"] < 1.15 * least
+    report = (tmp_path / "static.md").read_text()
+    assert "## Predictions, not measurements" in report
+    assert "| call | direction | A100, predicted % | H100, predicted % |" in report
+    assert "![prediction](static_prediction.png)" in report
+    assert (tmp_path / "static_prediction.png").stat().st_size > 10_000
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "PREDICTIONS, not measured." in printed
+    assert "No GPU has measured any of it." in printed
+
+
+def test_a_launch_that_cannot_be_followed_is_not_predicted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = MachineCode("_k", 90, 32, 0, 0, (128,), (128,), Traffic(None, None, "it loops"))
+    monkeypatch.setattr(static, "compile_launch", lambda launch, target: code)
+    status, rows = run(tmp_path, "--calls", "dropout fp16", "--targets", "90")
+    assert status == 0
+    assert len(rows) == 2  # the two launches, and no pass
+    assert {row["not_predicted"] for row in rows} == {
+        "the path through the machine code does not end"
+    }
 
 
 def test_bytes_are_counted_from_the_code_or_there_is_a_reason(tmp_path: Path) -> None:
@@ -49,6 +102,7 @@ def test_bytes_are_counted_from_the_code_or_there_is_a_reason(tmp_path: Path) ->
         tmp_path, "--calls", "layer_norm", "dropout fp32", "dropout fp16", "--targets", "90"
     )
     counted = 0
+    rows = [row for row in rows if "kernel" in row]
     for row in rows:
         itemsize = 4 if "fp32" in row["call"] else 2
         if row["kernel"] in ("_dropout_kernel", "_row_norm_forward_kernel"):
@@ -130,7 +184,8 @@ def test_a_launch_that_does_not_compile_costs_the_others_nothing(
     monkeypatch.setattr(static, "compile_launch", compile_some)
     status, rows = run(tmp_path, "--calls", "dropout fp16")
     assert status == 1
-    assert [row["status"] for row in rows] == ["ok", "ok", "failed"] * 2
+    launches = [row for row in rows if "kernel" in row]
+    assert [row["status"] for row in launches] == ["ok", "ok", "failed"] * 2
     assert rows[2]["reason"] == "RuntimeError: no such [target]"
     assert "sm_100: RuntimeError: no such [target]" in capsys.readouterr().out
     assert "no such [target]" in (tmp_path / "static.md").read_text()

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from torch import nn
+from torchvision.models import resnet18
 
 from benchmarks.surgery import coverage, paired
 from tests.benchmarks.clock import Clock
@@ -23,10 +24,20 @@ def test_what_is_served_is_counted_and_summed() -> None:
         return nn.Sequential(nn.BatchNorm2d(2), nn.ReLU6(), nn.BatchNorm2d(2), nn.Hardtanh())
 
     second = nn.Sequential(net(), nn.Dropout(), nn.LocalResponseNorm(2))
-    table = coverage([("first", net()), ("second", second)])
-    rows = [list(column.cells) for column in table.columns]
-    assert rows == [["first", "second"], ["2", "2"], ["2", "3"], ["1", "1"], ["1", "1"], ["0", "1"]]
-    assert [column.footer for column in table.columns] == ["all", "4", "5", "2", "2", "1"]
+    third = resnet18()
+    served, left = coverage([("a", "first", net()), ("b", "second", second), ("a", "third", third)])
+    rows = list(zip(*(column.cells for column in served.columns), strict=True))
+    assert rows == [
+        ("a", "2", "22", "22", "18", "8", "1", "0"),
+        ("b", "1", "2", "3", "1", "0", "1", "1"),
+    ]
+    total = [column.footer for column in served.columns]
+    assert total == ["all", "3", "24", "25", "19", "8", "2", "1"]
+    rows = list(zip(*(column.cells for column in left.columns), strict=True))
+    assert rows == [
+        ("2", "torch.nn.BatchNorm2d", "not folded: Hardtanh can't be fused"),
+        ("1", "torch.nn.LocalResponseNorm", "no fused class is known for it"),
+    ]
 
 
 def test_an_error_is_raised() -> None:

@@ -8,7 +8,8 @@ import statistics
 
 import pytest
 
-from benchmarks.timing import Budget, Lap, interleave, spread_of, take_turns, time_limit
+from benchmarks.time_limit import time_limit
+from lightning_practices._timing import Budget, Lap, interleave, spread_of, take_turns
 from tests.benchmarks.clock import Clock
 
 

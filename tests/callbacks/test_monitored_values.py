@@ -343,7 +343,14 @@ class LogsTraining(Net):
         return loss
 
 
+# How a fit has no validation: by an option of the Trainer, or with a dataloader of no batches.
+NO_VALIDATION: dict[str, dict[str, Any]] = {
+    "limit": {"limit_val_batches": 0}, "no batches": {"val": loader(0)}
+}  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
+@pytest.mark.filterwarnings("ignore:Total length of .* across ranks is zero")
 @pytest.mark.filterwarnings("ignore:.*watches 'val_loss', but this fit runs no validation")
 @pytest.mark.parametrize("watcher", CONSUMERS)
 def test_a_validation_that_logs_nothing_or_is_none(watcher: str, tmp_path: Path) -> None:
@@ -358,7 +365,8 @@ def test_a_validation_that_logs_nothing_or_is_none(watcher: str, tmp_path: Path)
     assert message("distance") == says.replace("val_loss", "distance")
     assert message("train_los") == ": did you mean 'train_loss'?"
     if watcher == "EarlyStopping":  # others have no check without validation
-        assert message("val_loss", limit_val_batches=0).startswith(": this fit runs no validation")
+        for options in NO_VALIDATION.values():
+            assert message("val_loss", **options).startswith(": this fit runs no validation")
 
 
 def test_a_value_of_steps_alone() -> None:
@@ -378,19 +386,25 @@ def test_a_validation_in_mid_epoch_warns_at_once(watcher: str, tmp_path: Path) -
     assert module.validations == 1
 
 
+@pytest.mark.parametrize("how", NO_VALIDATION)
 @pytest.mark.parametrize("watcher", CONSUMERS)
 @pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`")
-def test_a_fit_without_validation_warns_before_it_begins(watcher: str, tmp_path: Path) -> None:
-    options: Any = {"default_root_dir": tmp_path, "limit_val_batches": 0}
+@pytest.mark.filterwarnings("ignore:Total length of .* across ranks is zero")
+def test_a_fit_without_validation_warns_before_it_begins(
+    watcher: str, how: str, tmp_path: Path
+) -> None:
+    options: Any = {"default_root_dir": tmp_path, **NO_VALIDATION[how]}
     with pytest.raises(UserWarning, match=f"^{watcher} watches 'val_loss', but this fit runs no"):
         fit(module := Net(by_suffix), CONSUMERS[watcher]("val_loss"), **options)
     assert not module.trained
 
 
+@pytest.mark.parametrize("how", NO_VALIDATION)
+@pytest.mark.filterwarnings("ignore:Total length of .* across ranks is zero")
 @pytest.mark.filterwarnings("ignore:.*watches 'val_loss', but this fit runs no validation")
-def test_without_validation_the_last_weights_are_saved(tmp_path: Path) -> None:
+def test_without_validation_the_last_weights_are_saved(how: str, tmp_path: Path) -> None:
     best = BestCheckpoint("val_loss", dirpath=tmp_path)
-    fit(Net(by_suffix), best, limit_val_batches=0, max_epochs=2)
+    fit(Net(by_suffix), best, max_epochs=2, **NO_VALIDATION[how])
     assert best.best_model_path == ""
     assert torch.load(best.last_model_path, weights_only=True)["global_step"] == 2 * STEPS
 

@@ -19,7 +19,8 @@ from lightning_kernels import (
 from lightning_kernels._clip_grad import clip_grad as _clip_grad
 from lightning_kernels._clip_grad import passes as _clip_grad_passes
 from lightning_kernels._clip_grad import tensor_table as _tensor_table
-from lightning_kernels._clip_grad.tensor_table import CHUNK_SIZE, TensorTable, table_of
+from lightning_kernels._clip_grad.passes import served_table
+from lightning_kernels._clip_grad.tensor_table import CHUNK_SIZE, TensorTable
 
 NORMS = [0.5, 1, 2, 3.0, math.inf]
 SIZES: list[tuple[int, ...]] = [(1,), (3, 5), (127,), (CHUNK_SIZE + 21,), (2, 16, 3), (), (0,)]
@@ -280,7 +281,7 @@ def test_many_sets_of_tensors_leak_nothing(device: str) -> None:
     _tensor_table._tables.clear()
     keep = [torch.ones(8, device=device) for _ in range(200)]
     for i in range(100):
-        table_of(keep[i:] + keep[:i])
+        served_table(keep[i:] + keep[:i])
     gc.collect()
     assert len(_tensor_table._tables) <= _tensor_table._MAX_TABLES
     assert all(not isinstance(part, Tensor) for key in _tensor_table._tables for part in key)
@@ -292,7 +293,9 @@ def test_pieces_cover_every_element_once_and_are_aligned(device: str) -> None:
     half = torch.zeros(100, device=device, dtype=torch.float16)
     tensors = [base[1 : 2 * CHUNK_SIZE], base[2 * CHUNK_SIZE :], half[3:90], half[95:96]]
     seen: list[range] = []
-    for address, size, code in table_of(tensors).pieces.tolist():
+    table = served_table(tensors)
+    assert table is not None
+    for address, size, code in table.pieces.tolist():
         item = _tensor_table.DTYPES[code].itemsize
         assert 0 < size <= CHUNK_SIZE
         assert address % 16 == 0 or size * item < 16
@@ -330,6 +333,52 @@ def test_no_wait_for_the_device() -> None:
         clip_grad_value_(params, 0.1)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("clip", [clip_grad_norm_, clip_grad_value_, clip_grad_adaptive_])
+def test_a_captured_graph_keeps_its_table(clip: Any) -> None:
+    params = parameters("cuda", (torch.float32, torch.bfloat16))
+    grads = grads_of(params)
+    before = [grad.clone() for grad in grads]
+    clip(params, 0.01)  # compiles, outside of the capture
+    expected = [grad.clone() for grad in grads]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        clip(params, 0.01)
+    for size in range(2 * _tensor_table._MAX_TABLES):  # other tables, in the memory of old ones
+        other = [torch.ones(size + 1, device="cuda", requires_grad=True)]
+        other[0].grad = torch.ones_like(other[0])
+        clip(other, 0.01)
+    for _ in range(2):
+        for grad, value in zip(grads, before, strict=True):
+            grad.copy_(value)
+        graph.replay()
+        assert all(map(torch.equal, grads, expected))
+    for grad, value in zip(grads, before, strict=True):
+        grad.copy_(value)
+    clip(params, 0.01)  # an eager call after the capture has a table of its own
+    assert all(map(torch.equal, grads, expected))
+
+
+@pytest.mark.gpu
+def test_each_stream_has_a_table_of_its_own() -> None:
+    params = parameters("cuda", (torch.float32,))
+    _tensor_table._tables.clear()
+    clip_grad_norm_(params, 1.0)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        clip_grad_norm_(params, 1.0)
+    torch.cuda.synchronize()
+    assert len(_tensor_table._tables) == 2
+
+
+@pytest.mark.kernel
+def test_a_tensor_of_the_same_address_that_is_not_dense_has_no_table(device: str) -> None:
+    memory = torch.zeros(64, device=device)
+    assert served_table([memory[:8].view(2, 4)]) is not None
+    assert served_table([torch.as_strided(memory, (2, 4), (8, 1))]) is None
 
 
 @pytest.mark.gpu

@@ -96,7 +96,8 @@ def test_parameters_in_the_inputs_own_type(dtype: torch.dtype, device: str) -> N
 @pytest.mark.parametrize("eps", [1e-5, 1e-12, 0.1])
 def test_a_large_mean_keeps_the_variance(eps: float, device: str) -> None:
     def draw() -> tuple[list[Tensor | None], Tensor]:
-        x, weight, bias = make((8, 257), (257,), torch.float32, device)
+        # The mean's last digit decides, so many rows: a few could be luckier in torch.
+        x, weight, bias = make((64, 257), (257,), torch.float32, device)
         return [x + 1e4, weight, bias], torch.randn_like(x)
 
     assert_as_right_as_torch(*both((257,), eps=eps), draw)

@@ -1,5 +1,7 @@
 """The stream of random words against the definition of Philox."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -97,3 +99,23 @@ def test_a_reservation_advances_torchs_own_generator() -> None:
     stream = reserve(torch.empty(1, device="cuda:0"))
     assert stream == (None, generator.initial_seed(), before)
     assert generator.get_offset() == before + WORDS_PER_CALL
+
+
+@pytest.mark.gpu
+def test_positions_follow_each_other_as_torchs_own() -> None:
+    x = torch.empty(8, device="cuda")
+    for seed in (0, 7, 2**64 - 1):
+        torch.cuda.manual_seed(seed)
+        first, second = reserve(x), reserve(x)
+        assert (first.seed, first.offset) == (seed, 0)
+        assert (second.seed, second.offset) == (seed, WORDS_PER_CALL)
+        generator = torch.cuda.default_generators[0]
+        assert generator.get_offset() == 2 * WORDS_PER_CALL
+
+
+@pytest.mark.gpu
+def test_threads_get_different_positions() -> None:
+    x = torch.empty(8, device="cuda")
+    with ThreadPoolExecutor(8) as pool:
+        places = list(pool.map(lambda _: reserve(x).offset, range(400)))
+    assert len(set(places)) == 400

@@ -19,9 +19,9 @@ from lightning_practices.nn import BatchNorm2d, Dropout, LayerNorm
 from lightning_practices.surgery import Report, unfuse
 from tests import processes
 
-FUSED = "FusedLayersMixin: 2 layers fused (1 LayerNorm, 1 Dropout)"
+FUSED = "FusedLayers: 2 layers fused (1 LayerNorm, 1 Dropout)"
 FOLDED = (
-    "FusedLayersMixin: 3 layers fused (3 BatchNorm2d), 2 folded with the operations behind them,"
+    "FusedLayers: 3 layers fused (3 BatchNorm2d), 2 folded with the operations behind them,"
     " 1 skipped: the module itself (not folded: no fused forward is known for its class, see"
     " surgery.register_block)"
 )
@@ -112,7 +112,7 @@ def fitted(module: Plain, root: Path, **kwargs: Any) -> Trainer:
 def messages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the list in which this test's reports will be."""
     said: list[str] = []
-    monkeypatch.setattr("lightning_practices.mixins._fused_layers.rank_zero_info", said.append)
+    monkeypatch.setattr("lightning_practices.callbacks._fused_layers.rank_zero_info", said.append)
     return said
 
 
@@ -226,7 +226,7 @@ def test_later_layers_are_fused_and_added_to_the_report(
     run = fitted(module, tmp_path, enable_checkpointing=False)
     module.net.append(nn.Dropout(0.1))
     run.validate(module, data(), verbose=False)
-    assert messages == [FUSED, "FusedLayersMixin: 1 layer fused (1 Dropout)"]
+    assert messages == [FUSED, "FusedLayers: 1 layer fused (1 Dropout)"]
     names = [r.names for r in module.fused_layers.replaced]
     assert names == [("net.1",), ("net.2",), ("net.4",)]
 
@@ -250,18 +250,17 @@ def test_message_counts_many_skipped_layers_by_reason(messages: list[str]) -> No
     module.kept = nn.ModuleList(Kept() for _ in range(50))
     module.configure_model()
     assert messages == [
-        f"{FUSED}, 50 skipped: 50 (Kept overrides forward);"
-        " print(module.fused_layers) for the table"
+        f"{FUSED}, 50 skipped: 50 (Kept overrides forward); print the report for the table"
     ]
     assert len(module.fused_layers.skipped) == 50
 
 
 def test_module_without_such_layers_says_so(messages: list[str]) -> None:
     module = Fused()
-    assert str(module.fused_layers).startswith("Nothing is fused yet: layers are fused in conf")
+    assert str(module.fused_layers).startswith("Nothing is fused yet: layers are fused when a run")
     module.net = nn.Linear(4, 1)
     module.configure_model()
-    assert messages == ["FusedLayersMixin: 0 layers fused"]
+    assert messages == ["FusedLayers: 0 layers fused"]
     assert str(module.fused_layers) == "Nothing to replace."
 
 
@@ -335,7 +334,7 @@ def test_folds_found_later_are_added_to_the_report(messages: list[str]) -> None:
     module.configure_model()
     module.net.append(nn.Sequential(nn.BatchNorm1d(1), nn.SiLU()))
     module.configure_model()
-    later = "FusedLayersMixin: 1 layer fused (1 BatchNorm1d), 1 folded with the operations behind"
+    later = "FusedLayers: 1 layer fused (1 BatchNorm1d), 1 folded with the operations behind"
     assert messages[0] == FOLDED
     assert messages[1].startswith(later)
     assert [fold.names for fold in module.fused_layers.folded][-1] == ("net.3.0",)
@@ -370,7 +369,7 @@ def test_two_processes_report_once_and_train_alike(
 ) -> None:
     processes.run(two_processes, [(tmp_path,)] * 2)
     output = capsys.readouterr().out
-    assert output.count("FusedLayersMixin:") == 1
+    assert output.count("FusedLayers:") == 1
     assert FUSED in output
     assert {path.name for path in tmp_path.iterdir()} == {"rank 0", "rank 1"}
 

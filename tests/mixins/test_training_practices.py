@@ -273,6 +273,7 @@ def test_all_off() -> None:
         "gradient_clipping",
         "checkpoint",
         "exact_resume",
+        "fuse_layers",
     ]
     off: Any = dict.fromkeys(names)
     module = Plain(**off)

@@ -53,7 +53,15 @@ class Off(TrainingPractices, WithRate):
 
 
 OFF: dict[str, Any] = dict.fromkeys(
-    ("optimizer", "schedule", "early_stopping", "gradient_clipping", "checkpoint", "exact_resume")
+    (
+        "optimizer",
+        "schedule",
+        "early_stopping",
+        "gradient_clipping",
+        "checkpoint",
+        "exact_resume",
+        "fuse_layers",
+    )
 )
 
 

@@ -1,5 +1,6 @@
 """Models to operate on, and how to compare what they compute."""
 
+import copy
 from typing import Any
 
 import torch
@@ -43,6 +44,17 @@ def step(model: Any, x: Tensor) -> list[Tensor]:
         y = model(x)
         grads = torch.autograd.grad(y.square().sum(), list(model.parameters()))
     return [y.detach(), *grads]
+
+
+def near(model: Any, plain: Any, x: Tensor) -> None:
+    """Check that results and gradients are as right as those of ``plain``, by float64."""
+    exact = step(copy.deepcopy(plain).double(), x.double())
+    ours, torchs, truth = (
+        torch.cat([t.double().flatten() for t in tensors])
+        for tensors in (step(model, x), step(plain, x), exact)
+    )
+    rounding = torch.finfo(x.dtype).eps * truth.norm()
+    assert (ours - truth).norm() <= 1.5 * (torchs - truth).norm() + rounding
 
 
 def assert_equal(actual: list[Tensor], expected: list[Tensor]) -> None:

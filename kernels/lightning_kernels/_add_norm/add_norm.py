@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._add_norm.operator import add_norm_operator
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.parameters import (
     check_eps,
@@ -176,7 +177,9 @@ def _run(
     drops = drops_paths or p != 0.0 or rate is not None
     scaled = layer_scale is not None and layer_scale.requires_grad
     is_bare = residual is None and layer_scale is None and not drops
-    if is_bare or size > (_LONGEST_SCALED if scaled else _LONGEST) or not norm_runs_triton(x):
+    longest = _LONGEST_SCALED if scaled else _LONGEST
+    serves = not is_bare and size <= longest and norm_runs_triton(x)
+    if not (serves and pays("add_norm", x)):
         rates = p if rate is None else rate, drop_path if path_rate is None else path_rate
         return _composed(x, residual, shape, weight, bias, *rates, layer_scale, eps, centred)
     if eps is None:

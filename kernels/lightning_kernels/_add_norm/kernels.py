@@ -8,39 +8,68 @@ functions of seed, offset, row and column alone.
 
 from lightning_kernels._core.random import random_word_at, words_of_groups
 from lightning_kernels._core.rate import load_rate
+from lightning_kernels._core.row_tiles import (
+    centred_rows,
+    columns_of,
+    full_rows,
+    load_normalised_rows,
+    load_parameter,
+    load_rows,
+    no_pieces,
+    norm_gradient,
+    plus,
+    plus_products,
+    reciprocal,
+    reciprocal_sqrt,
+    row_sums,
+    row_sums_of_products,
+    rows_where,
+    store_column_sums,
+    store_rows,
+    times,
+)
 from lightning_kernels._core.tiles import scaled, shifted
 from lightning_kernels._core.triton import tl, triton
 
 
 @triton.jit
-def _branch_factor(
-    row, column, in_columns, layer_scale_ptr, num_rows, size, rows_per_sample,
-    threshold, scale, rate_ptr, path_threshold, path_scale, path_rate_ptr, state_ptr, seed, offset,
-    DROPS: tl.constexpr, DROPS_PATHS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+def _branch_factors(
+    row, layer_scale_ptr, num_rows, size, rows_per_sample, threshold, scale, rate_ptr,
+    path_threshold, path_scale, path_rate_ptr, state_ptr, seed, offset, DROPS: tl.constexpr,
+    DROPS_PATHS: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    FULL: tl.constexpr,
 ):  # fmt: skip
-    """Return the factors of the branch.
+    """Return the factors of the branch, as tuples of pieces.
 
     Returns:
-        The factor of dropout and stochastic depth. This factor times the layer scale. The mask of
-        rows that stochastic depth keeps.
+        The factors of dropout and stochastic depth. These times the layer scale. The mask of rows
+        that stochastic depth keeps.
     """
     kept = row >= 0
-    factor = tl.full((1, 1), 1.0, tl.float32)
+    of_row = tl.full((1, 1), 1.0, tl.float32)
     if DROPS_PATHS:
         path_threshold, path_scale = load_rate(path_rate_ptr, path_threshold, path_scale)
         word = random_word_at(state_ptr, seed, offset, row // rows_per_sample)
         kept = word >= path_threshold
-        factor = tl.where(kept, path_scale, 0.0)
+        of_row = tl.where(kept, path_scale, 0.0)
     if DROPS:
         threshold, scale = load_rate(rate_ptr, threshold, scale)
-        first = tl.cdiv(num_rows // rows_per_sample, 4) + row * tl.cdiv(size, 4)
-        group = first + tl.arange(0, BLOCK_SIZE // 4)[None, :]
-        word = words_of_groups(state_ptr, seed, offset, group)
-        factor = tl.where(word < threshold, 0.0, scale) * factor
-    product = scaled(factor, layer_scale_ptr, column, in_columns)
-    if DROPS_PATHS:
-        product = tl.where(kept, product, 0.0)  # 0 times an infinite layer scale would be nan
-    return factor, product, kept
+    first = tl.cdiv(num_rows // rows_per_sample, 4) + row.to(tl.int64) * tl.cdiv(size, 4)
+    factors = no_pieces()
+    products = no_pieces()
+    for piece in tl.static_range(PIECES):
+        factor = of_row
+        if DROPS:
+            group = first + (piece * BLOCK_SIZE // 4 + tl.arange(0, BLOCK_SIZE // 4)[None, :])
+            word = words_of_groups(state_ptr, seed, offset, group)
+            factor = tl.where(word < threshold, 0.0, scale) * of_row
+        column, in_columns = columns_of(piece, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+        product = scaled(factor, layer_scale_ptr, column, in_columns)
+        if DROPS_PATHS:
+            product = tl.where(kept, product, 0.0)  # 0 times an infinite layer scale would be nan
+        factors += (factor,)
+        products += (product,)
+    return factors, products, kept
 
 
 @triton.jit(do_not_specialize=["threshold", "path_threshold", "seed", "offset"])
@@ -49,135 +78,115 @@ def _add_norm_forward_kernel(
     num_rows, size, rows_per_sample, eps, threshold: tl.uint32, scale, rate_ptr,
     path_threshold: tl.uint32, path_scale, path_rate_ptr, state_ptr, seed: tl.uint64,
     offset: tl.uint64, DROPS: tl.constexpr, DROPS_PATHS: tl.constexpr, CENTRED: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    ROWS: tl.constexpr, PIECES: tl.constexpr, BLOCK_SIZE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Store the sum ``z`` and the normalised sum ``y`` of ``ROWS`` rows, and their statistics.
 
     The norm is that of ``z`` after rounding to its dtype, because the backward pass reads this
     ``z``.
     """
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    column = tl.arange(0, BLOCK_SIZE)[None, :]
-    in_rows, in_columns = row < num_rows, column < size
-    in_bounds = in_rows & in_columns
-    place = row * size + column
-    _, factor, kept = _branch_factor(
-        row, column, in_columns, layer_scale_ptr, num_rows, size, rows_per_sample,
+    if FULL:
+        size = PIECES * BLOCK_SIZE  # a constant
+    row = (tl.program_id(0) + 0 * num_rows) * ROWS + tl.arange(0, ROWS)[:, None]
+    in_rows = row < num_rows
+    place = row.to(tl.int64) * size
+    _, factors, kept = _branch_factors(
+        row, layer_scale_ptr, num_rows, size, rows_per_sample,
         threshold, scale, rate_ptr, path_threshold, path_scale, path_rate_ptr,
-        state_ptr, seed, offset, DROPS, DROPS_PATHS, BLOCK_SIZE,
+        state_ptr, seed, offset, DROPS, DROPS_PATHS, ROWS, PIECES, BLOCK_SIZE, FULL,
     )  # fmt: skip
-    read = in_bounds
+    read = in_rows
     if residual_ptr is not None:
-        read = in_bounds & kept  # without a residual all rows are read, so dropped nan stays nan
-    z = tl.load(x_ptr + place, mask=read, other=0.0).to(tl.float32) * factor
+        read = in_rows & kept  # without a residual all rows are read, so dropped nan stays nan
+    x = load_rows(x_ptr + place, 1, read, size, ROWS, PIECES, BLOCK_SIZE, FULL)
     if residual_ptr is not None:
-        z += tl.load(residual_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
-    stored = z.to(z_ptr.dtype.element_ty)
-    tl.store(z_ptr + place, stored, mask=in_bounds)
-    # Out of bounds z may be nan: 0 times an infinite factor.
-    z = tl.where(in_columns, stored.to(tl.float32), 0.0)
+        residual = load_rows(residual_ptr + place, 1, in_rows, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+    z = no_pieces()
+    for piece in tl.static_range(PIECES):
+        column, in_columns = columns_of(piece, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+        total = x[piece] * factors[piece]
+        if residual_ptr is not None:
+            total += residual[piece]
+        stored = total.to(z_ptr.dtype.element_ty)
+        tl.store(z_ptr + place + column, stored, mask=in_rows & in_columns)
+        # Out of bounds z may be nan: 0 times an infinite factor.
+        z += (tl.where(in_columns, stored.to(tl.float32), 0.0),)
     if CENTRED:
-        mean = tl.sum(z, axis=1, keep_dims=True) / size
+        mean = row_sums(z) / size
         tl.store(statistics_ptr + row, mean, mask=in_rows)
         statistics_ptr += num_rows
-        z = tl.where(in_columns, z - mean, 0.0)
-    rstd = tl.rsqrt(tl.sum(z * z, axis=1, keep_dims=True) / size + eps)
+        z = centred_rows(z, mean, size, PIECES, BLOCK_SIZE, FULL)
+    mean_square = row_sums_of_products(z, z) * reciprocal(size, FULL)
+    rstd = reciprocal_sqrt(mean_square + eps)
     tl.store(statistics_ptr + row, rstd, mask=in_rows)
-    y = shifted(scaled(z * rstd, weight_ptr, column, in_columns), bias_ptr, column, in_columns)
-    tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=in_bounds)
-
-
-@triton.jit
-def _load_normalised(
-    z_ptr, statistics_ptr, place, row, in_bounds, in_rows, num_rows, CENTRED: tl.constexpr
-):
-    """Return the normalised sum, which is 0 out of bounds, and 1/sqrt(...) of each row."""
-    z = tl.load(z_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
-    rstd_ptr = statistics_ptr
-    if CENTRED:
-        z -= tl.load(statistics_ptr + row, mask=in_rows, other=0.0)
-        rstd_ptr += num_rows
-    rstd = tl.load(rstd_ptr + row, mask=in_rows, other=0.0)
-    return tl.where(in_bounds, z * rstd, 0.0), rstd
-
-
-@triton.jit
-def _norm_gradient(
-    grad_y, normalised, rstd, weight_ptr, column, in_columns, size, CENTRED: tl.constexpr
-):
-    """Return the gradient of the sum ``z``, given the gradient of the normalised sum ``y``."""
-    grad_y = scaled(grad_y, weight_ptr, column, in_columns)
-    projection = tl.sum(grad_y * normalised, axis=1, keep_dims=True) / size
-    grad = grad_y - normalised * projection
-    if CENTRED:
-        grad -= tl.sum(grad_y, axis=1, keep_dims=True) / size
-    return grad * rstd
+    for piece in tl.static_range(PIECES):
+        column, in_columns = columns_of(piece, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+        y = scaled(z[piece] * rstd, weight_ptr, column, in_columns)
+        y = shifted(y, bias_ptr, column, in_columns).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + place + column, y, mask=in_rows & in_columns)
 
 
 @triton.jit(do_not_specialize=["threshold", "path_threshold", "seed", "offset"])
 def _add_norm_backward_kernel(
-    grad_y_ptr, grad_z_ptr, x_ptr, z_ptr, layer_scale_ptr, weight_ptr, statistics_ptr, grad_x_ptr,
-    grad_residual_ptr, partial_scale_ptr, partial_weight_ptr, partial_bias_ptr, num_rows, size,
-    rows_per_sample, threshold: tl.uint32, scale, rate_ptr, path_threshold: tl.uint32, path_scale,
-    path_rate_ptr, state_ptr, seed: tl.uint64, offset: tl.uint64, DROPS: tl.constexpr,
-    DROPS_PATHS: tl.constexpr, SKIPS: tl.constexpr, CENTRED: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
+    grad_y_ptr, grad_z_ptr, x_ptr, z_ptr, layer_scale_ptr, weight_ptr, statistics_ptr,
+    grad_x_ptr, grad_residual_ptr, partial_scale_ptr, partial_weight_ptr, partial_bias_ptr,
+    num_rows, size, rows_per_sample, threshold: tl.uint32, scale, rate_ptr,
+    path_threshold: tl.uint32, path_scale, path_rate_ptr, state_ptr, seed: tl.uint64,
+    offset: tl.uint64, SKIPS: tl.constexpr, DROPS: tl.constexpr, DROPS_PATHS: tl.constexpr,
+    CENTRED: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    FULL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """Store the gradients of x and residual, and partial sums of the parameters' gradients.
+    """Store the gradients of x and the residual, and partial sums of the parameters' gradients.
 
     Program ``i`` takes every ``num_programs``-th tile of rows, from tile ``i`` on. It reads each
     tensor once, and stores its partial sums as one float32 row per parameter. With ``SKIPS`` it
     does not read ``x`` in dropped rows.
     """
-    column = tl.arange(0, BLOCK_SIZE)[None, :]
-    in_columns = column < size
-    sum_scale = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
-    sum_weight = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
-    sum_bias = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
-    for index in range(tl.program_id(0), tl.cdiv(num_rows, ROWS), tl.num_programs(0)):
-        row = index * tl.full((), ROWS, tl.int64) + tl.arange(0, ROWS)[:, None]
+    if FULL:
+        size = PIECES * BLOCK_SIZE  # a constant
+    sum_scale = full_rows(0.0, ROWS, PIECES, BLOCK_SIZE)
+    sum_weight = full_rows(0.0, ROWS, PIECES, BLOCK_SIZE)
+    sum_bias = full_rows(0.0, ROWS, PIECES, BLOCK_SIZE)
+    weight = load_parameter(weight_ptr, 1.0, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+    tiles = (num_rows - 1) // ROWS + 1
+    for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
+        row = (index + 0 * num_rows) * ROWS + tl.arange(0, ROWS)[:, None]
         in_rows = row < num_rows
-        in_bounds = in_rows & in_columns
-        place = row * size + column
-        grad = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
+        place = row.to(tl.int64) * size
+        grad = full_rows(0.0, ROWS, PIECES, BLOCK_SIZE)
         if grad_y_ptr is not None:
-            grad_y = tl.load(grad_y_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
-            normalised, rstd = _load_normalised(
-                z_ptr, statistics_ptr, place, row, in_bounds, in_rows, num_rows, CENTRED
+            grad = load_rows(grad_y_ptr + place, 1, in_rows, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+            z = load_rows(z_ptr + place, 1, in_rows, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+            normalised, rstd = load_normalised_rows(
+                z, statistics_ptr, row, in_rows, num_rows, size, CENTRED, PIECES, BLOCK_SIZE, FULL
             )
             if partial_weight_ptr is not None:
-                sum_weight += grad_y * normalised
+                sum_weight = plus_products(sum_weight, grad, normalised)
             if partial_bias_ptr is not None:
-                sum_bias += grad_y
-            grad = _norm_gradient(
-                grad_y, normalised, rstd, weight_ptr, column, in_columns, size, CENTRED
-            )
+                sum_bias = plus(sum_bias, grad)
+            grad = norm_gradient(grad, normalised, rstd, weight, size, CENTRED, FULL)
         if grad_z_ptr is not None:
-            grad += tl.load(grad_z_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
+            grad_z = load_rows(grad_z_ptr + place, 1, in_rows, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+            grad = plus(grad, grad_z)
         if grad_residual_ptr is not None:
-            grad_residual = grad.to(grad_residual_ptr.dtype.element_ty)
-            tl.store(grad_residual_ptr + place, grad_residual, mask=in_bounds)
+            store_rows(grad_residual_ptr + place, grad, in_rows, size, PIECES, BLOCK_SIZE, FULL)
         if grad_x_ptr is not None or partial_scale_ptr is not None:
-            unscaled, factor, kept = _branch_factor(
-                row, column, in_columns, layer_scale_ptr, num_rows, size, rows_per_sample,
+            unscaled, factors, kept = _branch_factors(
+                row, layer_scale_ptr, num_rows, size, rows_per_sample,
                 threshold, scale, rate_ptr, path_threshold, path_scale, path_rate_ptr,
-                state_ptr, seed, offset, DROPS, DROPS_PATHS, BLOCK_SIZE,
+                state_ptr, seed, offset, DROPS, DROPS_PATHS, ROWS, PIECES, BLOCK_SIZE, FULL,
             )  # fmt: skip
-            read = in_bounds
+            read = in_rows
             if SKIPS:
-                grad = tl.where(kept, grad, 0.0)
-                read = in_bounds & kept
+                grad = rows_where(kept, grad)
+                read = in_rows & kept
             if partial_scale_ptr is not None:
-                x = tl.load(x_ptr + place, mask=read, other=0.0).to(tl.float32)
-                sum_scale += tl.where(in_bounds, grad * unscaled * x, 0.0)
+                x = load_rows(x_ptr + place, 1, read, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+                sum_scale = plus_products(sum_scale, times(grad, unscaled), x)
             if grad_x_ptr is not None:
-                grad_x = (grad * factor).to(grad_x_ptr.dtype.element_ty)
-                tl.store(grad_x_ptr + place, grad_x, mask=in_bounds)
-    column = tl.arange(0, BLOCK_SIZE)
-    partial = tl.program_id(0).to(tl.int64) * size + column
-    if partial_scale_ptr is not None:
-        tl.store(partial_scale_ptr + partial, tl.sum(sum_scale, axis=0), mask=column < size)
-    if partial_weight_ptr is not None:
-        tl.store(partial_weight_ptr + partial, tl.sum(sum_weight, axis=0), mask=column < size)
-    if partial_bias_ptr is not None:
-        tl.store(partial_bias_ptr + partial, tl.sum(sum_bias, axis=0), mask=column < size)
+                grad_x = times(grad, factors)
+                store_rows(grad_x_ptr + place, grad_x, in_rows, size, PIECES, BLOCK_SIZE, FULL)
+    place = tl.program_id(0).to(tl.int64) * size
+    store_column_sums(partial_scale_ptr, place, sum_scale, size, PIECES, BLOCK_SIZE, FULL)
+    store_column_sums(partial_weight_ptr, place, sum_weight, size, PIECES, BLOCK_SIZE, FULL)
+    store_column_sums(partial_bias_ptr, place, sum_bias, size, PIECES, BLOCK_SIZE, FULL)

@@ -18,12 +18,13 @@ from lightning_kernels._core.layout import contiguous
 from lightning_kernels._core.operator import Operator
 from lightning_kernels._core.partial_sums import sum_partials
 from lightning_kernels._core.rate import survivors_scale, threshold_of
-from lightning_kernels._core.tiles import tile_of_rows
+from lightning_kernels._core.row_tiles import resident, stages_of, tile_of_rows
 from lightning_kernels._dropout import dropout_operator
 from lightning_kernels._row_norm import row_norm_gradients
 
-# Warps of the backward kernel that fit a multiprocessor, with 102 registers per thread.
-_WARPS = 20
+# Warps of the backward kernel that a multiprocessor holds, almost without spills, by the number of
+# pieces of a row.
+_WARPS = {1: 16, 2: 16, 3: 12, 5: 16, 7: 8}
 
 
 def _rates(
@@ -38,9 +39,10 @@ def _rates(
     return arguments, {"DROPS": drops, "DROPS_PATHS": drops_paths}
 
 
-def _tile_of(num_rows: int, size: int, elements: int) -> dict[str, int]:
+def _tile_of(num_rows: int, size: int, elements: int, most: int) -> dict[str, int]:
     # Tiles are at least four elements wide, because a Philox call returns four words.
-    return tile_of_rows(num_rows, max(size, 4), elements)
+    tile = tile_of_rows(num_rows, max(size, 4), elements, most)
+    return {**tile, "FULL": tile["PIECES"] * tile["BLOCK_SIZE"] == size}
 
 
 def _forward(
@@ -52,7 +54,7 @@ def _forward(
     tensors = contiguous(residual, layer_scale, weight, bias)
     rates, drops = _rates(p, rate, drop_path, path_rate)
     num_rows = x.numel() // size
-    tile = _tile_of(num_rows, size, elements=4096)
+    tile = _tile_of(num_rows, size, elements=24, most=4)
     launch(
         _add_norm_forward_kernel, (cdiv(num_rows, tile["ROWS"]),), x.device,
         x.contiguous(), *tensors, y, z, statistics, num_rows, size, num_rows // _samples(x, size),
@@ -94,14 +96,11 @@ def _forward_of_backward(
     needed = only_needed(gradients, needs)
     centred, num_rows = statistics.shape[0] == 2, statistics.shape[1]
     size = z.numel() // num_rows
-    # Tiles of short rows are smaller, because they leave more registers free.
-    tile = _tile_of(num_rows, size, elements=1024 if size <= 1024 or needs[2] else 2048)
-    if needs[2]:
-        tile = {**tile, "maxnreg": 128}  # with fewer registers the kernel spills
-    num_programs = min(
-        cdiv(num_rows, tile["ROWS"]),
-        multiprocessor_count(z.device) * (_WARPS // tile["num_warps"]),  # as many as run at once
-    )
+    # The sums for the layer scale take registers from the elements.
+    tile = _tile_of(num_rows, size, elements=8 if needs[2] else 16, most=2)
+    read = (z if grad_y is not None else None, grad_y, grad_z, x if needs[2] else None)
+    programs, limit = resident(16 if needs[2] else _WARPS[tile["PIECES"]], tile)
+    num_programs = min(cdiv(num_rows, tile["ROWS"]), multiprocessor_count(z.device) * programs)
     partials = [
         None if gradient is None else z.new_empty((num_programs, size), dtype=torch.float32)
         for gradient in needed[2:]
@@ -112,7 +111,7 @@ def _forward_of_backward(
         _add_norm_backward_kernel, (num_programs,), z.device,
         *tensors, statistics, *needed[:2], *partials, num_rows, size,
         num_rows // _samples(z, size), *rates, state, seed, offset,
-        SKIPS=skips, CENTRED=centred, **drops, **tile,
+        SKIPS=skips, CENTRED=centred, **drops, STAGES=stages_of(tile, *read), **tile, **limit,
     )  # fmt: skip
     sum_partials(partials[:1], needed[2:3])
     sum_partials(partials[1:], needed[3:])

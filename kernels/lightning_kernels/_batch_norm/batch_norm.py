@@ -10,6 +10,7 @@ from lightning_kernels._batch_norm.aten import aten_batch_norm, check
 from lightning_kernels._batch_norm.operator import batch_norm_operator
 from lightning_kernels._batch_norm.sync import aten_sync_batch_norm, group_name
 from lightning_kernels._core.activation import PIECEWISE_LINEAR, resolve_parameter
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import is_traced, norm_runs_triton
 from lightning_kernels._core.statistics import update_running
 
@@ -99,7 +100,8 @@ def batch_norm(
         input, running_mean, running_var, weight, bias, residual, training, momentum, eps,
         group is not None,
     )  # fmt: skip
-    if not norm_runs_triton(input):
+    folded = activation, residual is not None
+    if not (norm_runs_triton(input) and pays("batch_norm", input, *folded)):
         normalise = aten_batch_norm
         if group is not None:
             normalise = functools.partial(aten_sync_batch_norm, group)

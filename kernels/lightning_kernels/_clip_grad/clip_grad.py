@@ -12,21 +12,25 @@ from torch import Tensor
 from lightning_kernels._clip_grad.kernels import _clip_value_kernel
 from lightning_kernels._clip_grad.passes import (
     BLOCK,
-    are_served,
     aten_clip_by_norm_,
     clip_by_shares_,
     launch_on,
     norm_of,
     programs_for,
+    served_table,
     table_shares,
     total_norm,
 )
 from lightning_kernels._clip_grad.sharded import Group, joint_shares, local_gradients
-from lightning_kernels._clip_grad.tensor_table import TensorTable, table_of
+from lightning_kernels._clip_grad.tensor_table import TensorTable
+from lightning_kernels._core.dispatch import runs_triton
 from lightning_kernels._core.parameters import not_a_tensor, number_of
 
 NonFinite = Literal["propagate", "error", "skip", "zero"]
 _NON_FINITE = get_args(NonFinite)
+
+# Elements of a gradient from which one pass over it takes less time than two without a call.
+_SMALL = 1 << 15
 
 
 class HeldGradients(NamedTuple):
@@ -188,16 +192,30 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
     grads = gradients(parameters)
     if not grads:
         return
+    if not runs_triton(grads[0]) and all(type(g) is Tensor for g in grads):
+        _aten_clip_by_value_(grads, clip_value)  # without more checks, which take time
+        return
     held = hold(grads)
     table = held.table
     if table is None:
-        for grad in held.present:
-            grad.clamp_(-clip_value, clip_value)
+        _aten_clip_by_value_(held.present, clip_value)
         return
     launch_on(
         table, _clip_value_kernel, programs_for(table), len(table.pieces), clip_value, **BLOCK
     )
     torch.autograd.graph.increment_version(held.present)
+
+
+def _aten_clip_by_value_(grads: Sequence[Tensor], clip_value: float) -> None:
+    """Clamp gradients by torch's functions, the small ones by two calls for all of them."""
+    small = [g for g in grads if g.numel() < _SMALL]
+    if small:
+        torch._foreach_clamp_min_(small, -clip_value)
+        torch._foreach_clamp_max_(small, clip_value)
+    if len(small) < len(grads):
+        for grad in grads:
+            if grad.numel() >= _SMALL:
+                grad.clamp_(-clip_value, clip_value)
 
 
 def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
@@ -207,10 +225,12 @@ def gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     """
     given = listed(parameters, stacklevel=5)
     try:
-        grads = [p.grad for p in given]
+        grads = [g for p in given if (g := p.grad) is not None and g.numel() > 0]
     except AttributeError:
         raise not_parameters(given) from None
-    return [*{id(g): g for g in grads if g is not None and g.numel() > 0}.values()]
+    if len(set(map(id, grads))) < len(grads):
+        return [*{id(g): g for g in grads}.values()]
+    return grads
 
 
 def listed(parameters: Tensor | Iterable[Tensor], stacklevel: int) -> Sequence[Tensor]:
@@ -246,7 +266,7 @@ def hold(grads: Iterable[Tensor]) -> HeldGradients:
     """Return the gradients or shards of ``grads``, at least one, that this process holds."""
     groups = local_gradients(grads)
     present = [grad for tensors in groups.values() for grad in tensors if grad.numel() > 0]
-    table = table_of(present) if present and are_served(present) else None
+    table = served_table(present) if present else None
     return HeldGradients(groups, present, table, any(axes for _, axes in groups))
 
 

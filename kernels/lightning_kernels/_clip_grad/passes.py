@@ -32,22 +32,25 @@ def norm_name(norm_type: float) -> str:
     return _NORMS.get(norm_type, "p")
 
 
-def are_served(grads: Sequence[Tensor]) -> bool:
-    """Return whether the kernels support all gradients: dense, on one device, no float64.
+def served_table(grads: Sequence[Tensor]) -> TensorTable | None:
+    """Return the table of gradients, or ``None`` if the kernels don't support all of them.
 
-    They read addresses, so fake tensors and calls that are traced are left to torch.
+    The kernels support gradients that are dense, on one device and not float64. They read
+    addresses, so fake tensors and calls that are traced are left to torch.
     """
     if not runs_triton(grads[0]):  # the cheapest test first: calls on the CPU must stay cheap
+        return None
+    examples = {(g.layout, type(g)): g for g in grads}.values()
+    if not all(runs_triton(g) and not is_traced(g) for g in examples):
+        return None
+    return table_of(grads, _are_served)
+
+
+def _are_served(grads: Sequence[Tensor]) -> bool:
+    kinds = {(g.device, g.dtype): g for g in grads}
+    if len({device for device, _ in kinds}) > 1:
         return False
-    kinds = {(g.device, g.dtype, g.layout, type(g)) for g in grads}
-    if len({device for device, *_ in kinds}) > 1:
-        return False
-    examples = {(g.dtype, type(g)): g for g in grads}.values()
-    return (
-        all(layout is torch.strided for *_, layout, _ in kinds)
-        and all(runs_triton(g) and not is_traced(g) for g in examples)
-        and all(is_dense(g) for g in grads)
-    )
+    return all(map(runs_triton, kinds.values())) and all(map(is_dense, grads))
 
 
 def programs_for(table: TensorTable) -> int:
@@ -77,10 +80,11 @@ def power_shares(grads: Sequence[Tensor], norm_type: float) -> Tensor:
         grads: Gradients, at least one. None of them is empty.
         norm_type: Order of the norm.
     """
-    if not are_served(grads):
+    table = served_table(grads)
+    if table is None:
         total = total_norm(grads, norm_type).double()
         return (total if norm_type == math.inf else total**norm_type).reshape(1)
-    return table_shares(table_of(grads), norm_type)
+    return table_shares(table, norm_type)
 
 
 def table_shares(table: TensorTable, norm_type: float) -> Tensor:

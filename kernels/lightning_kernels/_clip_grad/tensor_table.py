@@ -31,17 +31,28 @@ class TensorTable(NamedTuple):
 
 
 _tables: OrderedDict[tuple[object, ...], Tensor] = OrderedDict()
+_of_graphs: list[Tensor] = []  # tables that CUDA graphs copy at each replay, and their sources
 
 
-def table_of(tensors: Sequence[Tensor]) -> TensorTable:
-    """Return the table of dense tensors with dtypes of :data:`DTYPES` on one device.
+def table_of(
+    tensors: Sequence[Tensor], are_served: Callable[[Sequence[Tensor]], bool]
+) -> TensorTable | None:
+    """Return the table of tensors, or ``None`` if the kernels don't support all of them.
 
-    If the tensors have the same addresses as at an earlier call, the cached table is returned.
-    Gradients keep their addresses with ``zero_grad(set_to_none=False)``, and mostly with torch's
-    caching allocator. Otherwise a new table is copied to the device, from pinned memory, without a
-    synchronisation.
+    If the tensors have the same addresses and layouts as at an earlier call, the cached table is
+    returned at once. Gradients keep their addresses with ``zero_grad(set_to_none=False)``, and
+    mostly with torch's caching allocator. Otherwise a new table is copied to the device, from
+    pinned memory, without a synchronisation.
+
+    Args:
+        tensors: Tensors. The first is on a device whose tensors the kernels can read.
+        are_served: Function that returns whether the kernels support all tensors: dense, with
+            dtypes of :data:`DTYPES`, and on one device.
     """
-    return TensorTable(tensors, kept_on_device(tensors, _describe))
+    key = _key(tensors, _describe)
+    if key not in _tables and not are_served(tensors):
+        return None
+    return TensorTable(tensors, _kept(tensors, _describe, key))
 
 
 def kept_on_device(
@@ -49,10 +60,36 @@ def kept_on_device(
 ) -> Tensor:
     """Return ``describe(tensors)`` on the device of the tensors.
 
-    The result is cached by the addresses, shapes and dtypes of the tensors.
+    The result is cached by the addresses, layouts and dtypes of the tensors, and by the current
+    stream, on which it is copied.
     """
+    return _kept(tensors, describe, _key(tensors, describe))
+
+
+def _key(
+    tensors: Sequence[Tensor], describe: Callable[[Sequence[Tensor]], Tensor]
+) -> tuple[object, ...]:
     device = tensors[0].device
-    key = (describe, device, *((address_of(t), t.shape, t.dtype) for t in tensors))
+    # A stream does not wait for the copy that another stream has queued.
+    stream = torch._C._cuda_getCurrentRawStream(device.index) if device.type == "cuda" else 0
+    places = [(address_of(t), t.dtype, t.shape, t.stride()) for t in tensors]
+    return describe, device, stream, *places
+
+
+def _kept(
+    tensors: Sequence[Tensor],
+    describe: Callable[[Sequence[Tensor]], Tensor],
+    key: tuple[object, ...],
+) -> Tensor:
+    device = tensors[0].device
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # The graph copies the source at each replay, so the source must live as long as the graph,
+        # which can't be told from here. Before the first replay the table has no content, so eager
+        # calls can't use it.
+        source = describe(tensors).pin_memory()
+        table = source.to(device, non_blocking=True)
+        _of_graphs.extend((source, table))
+        return table
     table = _tables.pop(key, None)
     if table is None:
         table = describe(tensors)

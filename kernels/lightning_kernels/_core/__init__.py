@@ -3,6 +3,7 @@
 - ``triton``: Triton, or a stand-in where Triton is not installed.
 - ``dispatch``: decides whether Triton, Triton's interpreter or ATen computes a call.
 - ``launch``: launches kernels, and computes the sizes of grids.
+- ``compiled``: launches compiled kernels with little work for the host.
 - ``operator``: wraps kernel launches as operators for eager mode, compilers and in-place calls.
 - ``gradients``: gradients of backward operators, and gradients of higher order.
 - ``autocast``: the dtype of results under autocast.

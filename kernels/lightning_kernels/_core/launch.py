@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_kernels._core.compiled import launch_compiled
+
 # The interpreter has no multiprocessors. A small number of programs makes kernels loop over the
 # tiles of small tensors too, so that tests cover the loops.
 _INTERPRETED_MULTIPROCESSORS = 2
@@ -51,10 +53,10 @@ def launch(
     # Fused multiply-add: a * b + c with one rounding. Triton 3.10 turns it off by default.
     constants["enable_fp_fusion"] = True
     if device.index == torch.cuda.current_device():
-        kernel[grid](*args, **constants)
+        launch_compiled(kernel, grid, device.index, args, constants)
     else:
         with torch.cuda.device(device):  # Triton launches on the current device
-            kernel[grid](*args, **constants)
+            launch_compiled(kernel, grid, device.index, args, constants)
 
 
 def _interpret(

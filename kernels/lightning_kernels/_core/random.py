@@ -1,5 +1,6 @@
 """Random words for kernels, drawn by Philox from the stream of torch's generator."""
 
+import threading
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,15 @@ from lightning_kernels._core.dispatch import is_traced
 from lightning_kernels._core.triton import tl, triton
 
 WORDS_PER_CALL = 4  # a Philox call returns four words of 32 bits
-_MAX_SEED = 2**63 - 1
+_MAX_SEED, _BITS = 2**63 - 1, 2**64 - 1
+# The constants of Philox4x32-10 (Salmon et al., 2011).
+_LEFT, _RIGHT = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
+_FIRST_STEP, _SECOND_STEP = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
+
+# It advances the generator in one step. `set_offset` makes torch prepare the dropout of cuDNN's
+# recurrent networks anew at their next call, with a synchronisation.
+_HAS_PHILOX_STATE = hasattr(torch.Generator, "philox_state")
+_lock = threading.Lock()  # two threads must not get the same position
 
 
 class Stream(NamedTuple):
@@ -33,18 +42,34 @@ def reserve(x: Tensor) -> Stream:
 
     On a GPU in eager mode the host reads and advances the generator, without a launch or a
     synchronisation. The state is that of torch's generator, so ``torch.manual_seed``, ``fork_rng``,
-    activation checkpointing and a separate seed for each rank work. During the capture of a CUDA
-    graph and under a compiler the device draws the seed and offset, so that each replay gets new
-    numbers.
+    activation checkpointing and a separate seed for each rank work. A CUDA graph reads seed and
+    offset from the device, so that each replay gets new numbers: since torch 2.14 those that the
+    generator reserves for the graph, and before that numbers that the graph draws, as under a
+    compiler.
     """
-    if is_traced(x) or (x.is_cuda and torch.cuda.is_current_stream_capturing()):
-        return Stream(torch.randint(_MAX_SEED, (2,), device=x.device), 0, 0)
+    if is_traced(x):
+        return _drawn(x)
     if x.is_cuda:
         generator = torch.cuda.default_generators[x.device.index]
-        offset = generator.get_offset()
-        generator.set_offset(offset + WORDS_PER_CALL)
-        return Stream(None, generator.initial_seed(), offset)
+        capturing = torch.cuda.is_current_stream_capturing()
+        if _HAS_PHILOX_STATE:
+            seed, offset, within_graph = generator.philox_state(WORDS_PER_CALL)
+            if capturing:
+                return Stream(torch.cat((seed, offset + within_graph.item())), 0, 0)
+            # The tensors hold the bits of unsigned numbers.
+            return Stream(None, seed.item() & _BITS, offset.item() & _BITS)
+        if capturing:
+            return _drawn(x)
+        with _lock:
+            position = generator.get_offset()
+            generator.set_offset(position + WORDS_PER_CALL)
+        return Stream(None, generator.initial_seed(), position)
     return Stream(None, int(torch.randint(_MAX_SEED, ())), 0)  # the CPU's generator has no offset
+
+
+def _drawn(x: Tensor) -> Stream:
+    """Return a position that the device draws, when this operation runs."""
+    return Stream(torch.randint(_MAX_SEED, (2,), device=x.device), 0, 0)
 
 
 @triton.jit
@@ -59,14 +84,21 @@ def _philox(state_ptr, seed, offset, group):
         offset = tl.load(state_ptr + 1)
     group = group.to(tl.uint64)
     counter = offset.to(tl.uint64) // 4
-    zero = (group * 0).to(tl.uint32)
-    return tl.philox(
-        seed.to(tl.uint64),
-        zero + (counter & 0xFFFFFFFF).to(tl.uint32),
-        zero + (counter >> 32).to(tl.uint32),
-        (group & 0xFFFFFFFF).to(tl.uint32),
-        (group >> 32).to(tl.uint32),
-    )
+    seed = seed.to(tl.uint64)
+    a, b = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
+    c, d = group.to(tl.uint32), (group >> 32).to(tl.uint32)
+    first_key, second_key = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(10):
+        # One multiplication to 64 bits gives the high and the low word. tl.philox multiplies twice.
+        left = a.to(tl.uint64) * _LEFT
+        right = c.to(tl.uint64) * _RIGHT
+        a = (right >> 32).to(tl.uint32) ^ b ^ first_key
+        b = right.to(tl.uint32)
+        c = (left >> 32).to(tl.uint32) ^ d ^ second_key
+        d = left.to(tl.uint32)
+        first_key += _FIRST_STEP
+        second_key += _SECOND_STEP
+    return a, b, c, d
 
 
 @triton.jit

@@ -30,22 +30,6 @@ def tile_of(rows: int, columns: int, num_warps: int = 4) -> dict[str, int]:
     return {"ROWS": height, "COLUMNS": width, "ALIGNMENT": alignment, "num_warps": num_warps}
 
 
-@functools.lru_cache(maxsize=4096)
-def tile_of_rows(num_rows: int, size: int, elements: int, least: int = 1) -> dict[str, int]:
-    """Return the kernel's constants for tiles of whole rows, which a program holds in registers.
-
-    Args:
-        num_rows: Number of rows of the matrix.
-        size: Length of a row.
-        elements: Number of elements in a tile of four warps. A longer row gets more warps.
-        least: Smallest number of rows in a tile.
-    """
-    block_size = next_power_of_2(size)
-    rows = max(least, min(elements // block_size, next_power_of_2(num_rows)))
-    num_warps = max(4, min(16, rows * block_size * 4 // elements))
-    return {"ROWS": rows, "BLOCK_SIZE": block_size, "num_warps": num_warps}
-
-
 @triton.jit
 def place_of_tile(row_tile, column_tile, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Return the rows, columns, bounds mask and memory offsets of the elements of a tile."""

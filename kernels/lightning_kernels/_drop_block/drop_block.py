@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import runs_triton
 from lightning_kernels._core.parameters import check_eps, check_floating
 from lightning_kernels._core.random import reserve
@@ -120,7 +121,7 @@ def _run(
     if x.numel() == 0:
         return x if inplace else x.clone()
     block = [min(block_size, *x.shape[2:])] * (dimensions - 2)
-    if not (runs_triton(x) and _fits(x)):
+    if not (runs_triton(x) and _fits(x) and pays("drop_block", x)):
         ratio = seeds_per_rate(tuple(x.shape[2:]), tuple(block))
         gamma = p * ratio if rate is None else rate * ratio
         return aten_drop_block(x, gamma, tuple(block), inplace, eps, per_channel)

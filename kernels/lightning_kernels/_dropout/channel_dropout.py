@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._core.autocast import call_torch
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import runs_triton
 from lightning_kernels._core.launch import cdiv, launch
 from lightning_kernels._core.operator import Operator
@@ -283,7 +284,7 @@ def _drop_channels(
         raise RuntimeError(
             f"{function} expects at least {leading} dimensions, but got {list(x.shape)}"
         )
-    if is_flat or not runs_triton(x):
+    if is_flat or not (runs_triton(x) and pays("channel_dropout", x, leading, alpha)):
         return _aten(x, leading, p, rate, alpha, inplace)
     if x.is_contiguous() and x.shape[leading:].numel() == 1:
         # A channel is one element. The words are the same, but one Philox call draws four of them.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._core.autocast import call_torch
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import runs_triton
 from lightning_kernels._core.launch import cdiv, launch
 from lightning_kernels._core.layout import is_dense, with_strides
@@ -187,7 +188,7 @@ def dropout(
     p, rate = resolve_rate("dropout", p, input)
     if not training or (p == 0.0 and rate is None):
         return input
-    if runs_triton(input):
+    if runs_triton(input) and pays("dropout", input):
         return drop_elements(input, p, rate, False, inplace)
     if rate is None:
         return call_torch(torch.nn.functional.dropout, input, p, True, inplace)
@@ -213,7 +214,7 @@ def alpha_dropout(
     p, rate = resolve_rate("alpha_dropout", p, input)
     if not training or (p == 0.0 and rate is None):
         return input
-    if runs_triton(input):
+    if runs_triton(input) and pays("dropout", input, "alpha"):
         return drop_elements(input, p, rate, True, inplace)
     if rate is None:
         return call_torch(torch.nn.functional.alpha_dropout, input, p, True, inplace)

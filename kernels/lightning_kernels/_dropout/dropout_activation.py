@@ -11,6 +11,7 @@ from lightning_kernels._core.activation import (
     aten_activate,
     resolve_parameter,
 )
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import runs_triton
 from lightning_kernels._core.gradients import empty_gradients, only_needed, recompute_gradients
 from lightning_kernels._core.launch import cdiv, launch, multiprocessor_count
@@ -323,7 +324,7 @@ def dropout_activation(
     if not training:
         p, rate = 0.0, None
     drops = p != 0.0 or rate is not None
-    if runs_triton(x):
+    if runs_triton(x) and pays("dropout_activation", x, activation, drops):
         stream = reserve(x) if drops else (None, 0, 0)
         return _dropout_activation(x, bias, activation, parameter, drops, p, rate, *stream)
     y = _activated(x, bias, activation, parameter)

@@ -4,6 +4,7 @@ from torch import Tensor
 
 from lightning_kernels._core.activation import aten_activate, resolve_parameter
 from lightning_kernels._core.autocast import Autocast, autocast_dtype
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.parameters import check_channels, check_eps, check_tensor
 from lightning_kernels._group_norm.aten import aten_group_norm
@@ -71,7 +72,7 @@ def group_norm(
     _check(input, num_groups, weight, bias)
     check_eps("group_norm", eps)
     dtype = autocast_dtype("group_norm", input, autocast)
-    if not norm_runs_triton(input):
+    if not (norm_runs_triton(input) and pays("group_norm", input, num_groups, activation)):
         if dtype is not None:
             input = input.to(dtype)
         y = aten_group_norm(input, num_groups, weight, bias, eps)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lightning_kernels._batch_norm import batch_norm
 from lightning_kernels._core.activation import aten_activate, resolve_parameter
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.layout import with_format_of
 from lightning_kernels._core.parameters import check_channels, check_eps, check_tensor, number_of
@@ -87,7 +88,7 @@ def instance_norm(
             activation=activation, activation_parameter=activation_parameter,
         )  # fmt: skip
     channels = input.shape[1]
-    if not norm_runs_triton(input):
+    if not (norm_runs_triton(input) and pays("instance_norm", input, activation)):
         y = _aten_instance_norm(input, running_mean, running_var, weight, bias, momentum, eps)
         return aten_activate(y, activation, parameter)
     y, statistics = group_norm_operator(

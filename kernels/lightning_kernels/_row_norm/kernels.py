@@ -10,6 +10,23 @@ With ``CENTRED`` (layer norm) the statistics are the means of all rows, followed
 ``1/sqrt(variance + eps)`` of all rows. Without (RMS norm) they are ``1/sqrt(mean square + eps)``.
 """
 
+from lightning_kernels._core.row_tiles import (
+    centred_rows,
+    columns_of,
+    full_rows,
+    load_normalised_rows,
+    load_parameter,
+    load_rows,
+    norm_gradient,
+    plus,
+    plus_products,
+    reciprocal,
+    reciprocal_sqrt,
+    row_sums,
+    row_sums_of_products,
+    store_column_sums,
+    store_rows,
+)
 from lightning_kernels._core.tiles import scaled, shifted
 from lightning_kernels._core.triton import tl, triton
 
@@ -17,16 +34,17 @@ from lightning_kernels._core.triton import tl, triton
 @triton.jit
 def _offset(row, inner, last, stride_outer, stride_inner, stride_last):
     """Return the memory offset of the first element of a row."""
-    outer = row // (inner * last)
-    return outer * stride_outer + row // last % inner * stride_inner + row % last * stride_last
+    outer = (row // (inner * last)).to(tl.int64)
+    middle = (row // last % inner).to(tl.int64)
+    return outer * stride_outer + middle * stride_inner + (row % last).to(tl.int64) * stride_last
 
 
 @triton.jit
 def _tiles(num_rows, last, ROWS: tl.constexpr, TRANSPOSED: tl.constexpr):
     """Return the number of tiles of ``ROWS`` rows."""
-    tiles = tl.cdiv(num_rows, ROWS)
+    tiles = (num_rows - 1) // ROWS + 1
     if TRANSPOSED:
-        tiles = num_rows // last * tl.cdiv(last, ROWS)
+        tiles = num_rows // last * ((last - 1) // ROWS + 1)
     return tiles
 
 
@@ -37,18 +55,21 @@ def _tile(
 ):  # fmt: skip
     """Return the rows of a tile, the mask of valid rows, and the offsets where rows begin.
 
+    Rows have the integer type of ``num_rows``: 32 bits cost half of the instructions of 64 bits.
     With ``TRANSPOSED`` all rows of a tile have the same outer and inner index, so that the compiler
     can see that they are neighbours in memory.
     """
-    index = index * tl.full((), 1, tl.int64)
+    index += 0 * num_rows
     place = tl.arange(0, ROWS)[:, None]
     if TRANSPOSED:
-        tiles = tl.cdiv(last, ROWS)
+        tiles = (last - 1) // ROWS + 1
         outer = index // tiles
         place = index % tiles * ROWS + place
         row = outer * last + place
         in_rows = place < last
-        first = outer // inner * stride_outer + outer % inner * stride_inner + place * stride_last
+        first = (outer // inner).to(tl.int64) * stride_outer
+        first += (outer % inner).to(tl.int64) * stride_inner
+        first = first + place.to(tl.int64) * stride_last
     else:
         row = index * ROWS + place
         in_rows = row < num_rows
@@ -60,79 +81,79 @@ def _tile(
 def _row_norm_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, num_rows, size, eps,
     inner, last, stride_outer, stride_inner, stride_last, stride_column,
-    CENTRED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    CENTRED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, FULL: tl.constexpr,
 ):  # fmt: skip
     """Normalise ``ROWS`` rows, which the program holds in registers. Store their statistics."""
-    column = tl.arange(0, BLOCK_SIZE)[None, :]
-    in_columns = column < size
+    if FULL:
+        size = PIECES * BLOCK_SIZE  # a constant
+    if TRANSPOSED:
+        stride_column = stride_column.to(tl.int64)
     row, in_rows, first = _tile(
         tl.program_id(0), num_rows, inner, last, stride_outer, stride_inner, stride_last,
         ROWS, TRANSPOSED,
     )  # fmt: skip
-    x_ptr += first + column.to(tl.int64) * stride_column
-    x = tl.load(x_ptr, mask=in_rows & in_columns, other=0.0).to(tl.float32)
+    x = load_rows(x_ptr + first, stride_column, in_rows, size, ROWS, PIECES, BLOCK_SIZE, FULL)
     if CENTRED:
-        mean = tl.sum(x, axis=1, keep_dims=True) / size
+        mean = row_sums(x) / size  # the product with 1 / size would be less exact
         tl.store(statistics_ptr + row, mean, mask=in_rows)
         statistics_ptr += num_rows
-        x = tl.where(in_columns, x - mean, 0.0)
-    rstd = tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / size + eps)
+        x = centred_rows(x, mean, size, PIECES, BLOCK_SIZE, FULL)
+    mean_square = row_sums_of_products(x, x) * reciprocal(size, FULL)
+    rstd = reciprocal_sqrt(mean_square + eps)
     tl.store(statistics_ptr + row, rstd, mask=in_rows)
-    y = shifted(scaled(x * rstd, weight_ptr, column, in_columns), bias_ptr, column, in_columns)
-    y = y.to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + row * size + column, y, mask=in_rows & in_columns)
+    y_ptr += row.to(tl.int64) * size
+    for piece in tl.static_range(PIECES):
+        column, in_columns = columns_of(
+            piece, size, 1 if TRANSPOSED else ROWS, PIECES, BLOCK_SIZE, FULL
+        )
+        y = scaled(x[piece] * rstd, weight_ptr, column, in_columns)
+        y = shifted(y, bias_ptr, column, in_columns).to(y_ptr.dtype.element_ty)
+        tl.store(y_ptr + column, y, mask=in_rows & in_columns)
 
 
 @triton.jit
 def _row_norm_backward_kernel(
     grad_ptr, x_ptr, weight_ptr, statistics_ptr, grad_x_ptr, partial_weight_ptr, partial_bias_ptr,
     num_rows, size, inner, last, stride_outer, stride_inner, stride_last, stride_column,
-    CENTRED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    CENTRED: tl.constexpr, TRANSPOSED: tl.constexpr, ROWS: tl.constexpr, PIECES: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, FULL: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient of x, and partial sums of the gradients of weight and bias.
 
     Program ``i`` takes every ``num_programs``-th tile of rows, from tile ``i`` on. It reads ``x``
-    and ``grad`` once, and stores its partial sums as one float32 row.
+    and ``grad`` once, ``STAGES - 1`` tiles ahead, and stores its partial sums as one float32 row.
     """
-    column = tl.arange(0, BLOCK_SIZE)[None, :]
-    in_columns = column < size
-    weight = scaled(tl.full((1, BLOCK_SIZE), 1.0, tl.float32), weight_ptr, column, in_columns)
-    sum_weight = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
-    sum_bias = tl.zeros((ROWS, BLOCK_SIZE), tl.float32)
+    if FULL:
+        size = PIECES * BLOCK_SIZE  # a constant
+    if TRANSPOSED:
+        stride_column = stride_column.to(tl.int64)
+    height: tl.constexpr = 1 if TRANSPOSED else ROWS
+    weight = load_parameter(weight_ptr, 1.0, size, height, PIECES, BLOCK_SIZE, FULL)
+    sum_weight = full_rows(0.0, ROWS, PIECES, BLOCK_SIZE)
+    sum_bias = full_rows(0.0, ROWS, PIECES, BLOCK_SIZE)
     tiles = _tiles(num_rows, last, ROWS, TRANSPOSED)
-    for index in range(tl.program_id(0), tiles, tl.num_programs(0)):
+    for index in tl.range(tl.program_id(0), tiles, tl.num_programs(0), num_stages=STAGES):
         row, in_rows, first = _tile(
             index, num_rows, inner, last, stride_outer, stride_inner, stride_last,
             ROWS, TRANSPOSED,
         )  # fmt: skip
-        in_bounds = in_rows & in_columns
-        grad = tl.load(grad_ptr + row * size + column, mask=in_bounds, other=0.0).to(tl.float32)
-        x_tile_ptr = x_ptr + first + column.to(tl.int64) * stride_column
-        x = tl.load(x_tile_ptr, mask=in_bounds, other=0.0).to(tl.float32)
-        if CENTRED:
-            x -= tl.load(statistics_ptr + row, mask=in_rows, other=0.0)
-            rstd = tl.load(statistics_ptr + num_rows + row, mask=in_rows, other=0.0)
-        else:
-            rstd = tl.load(statistics_ptr + row, mask=in_rows, other=0.0)
-        normalised = tl.where(in_bounds, x * rstd, 0.0)
+        row_place = row.to(tl.int64) * size
+        grad = load_rows(grad_ptr + row_place, 1, in_rows, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+        x = load_rows(x_ptr + first, stride_column, in_rows, size, ROWS, PIECES, BLOCK_SIZE, FULL)
+        normalised, rstd = load_normalised_rows(
+            x, statistics_ptr, row, in_rows, num_rows, size, CENTRED, PIECES, BLOCK_SIZE, FULL
+        )
         if partial_weight_ptr is not None:
-            sum_weight += grad * normalised
+            sum_weight = plus_products(sum_weight, grad, normalised)
         if partial_bias_ptr is not None:
-            sum_bias += grad
+            sum_bias = plus(sum_bias, grad)
         if grad_x_ptr is not None:
-            grad *= weight
-            projection = tl.sum(grad * normalised, axis=1, keep_dims=True) / size
-            grad_x = grad - normalised * projection
-            if CENTRED:
-                grad_x -= tl.sum(grad, axis=1, keep_dims=True) / size
-            grad_x = (grad_x * rstd).to(grad_x_ptr.dtype.element_ty)
-            tl.store(grad_x_ptr + row * size + column, grad_x, mask=in_bounds)
-    column = tl.arange(0, BLOCK_SIZE)
-    partial = tl.program_id(0).to(tl.int64) * size + column
-    if partial_weight_ptr is not None:
-        tl.store(partial_weight_ptr + partial, tl.sum(sum_weight, axis=0), mask=column < size)
-    if partial_bias_ptr is not None:
-        tl.store(partial_bias_ptr + partial, tl.sum(sum_bias, axis=0), mask=column < size)
+            grad = norm_gradient(grad, normalised, rstd, weight, size, CENTRED, FULL)
+            store_rows(grad_x_ptr + row_place, grad, in_rows, size, PIECES, BLOCK_SIZE, FULL)
+    place = tl.program_id(0).to(tl.int64) * size
+    store_column_sums(partial_weight_ptr, place, sum_weight, size, PIECES, BLOCK_SIZE, FULL)
+    store_column_sums(partial_bias_ptr, place, sum_bias, size, PIECES, BLOCK_SIZE, FULL)
 
 
 @triton.jit

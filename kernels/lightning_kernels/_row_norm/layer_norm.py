@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._core.autocast import Autocast, autocast_dtype, without_autocast
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.parameters import check_eps, check_rows, check_tensor, shape_of
 from lightning_kernels._row_norm.operator import row_norm_operator
@@ -68,7 +69,7 @@ def layer_norm(
     shape = shape_of(normalized_shape)
     check_eps("layer_norm", eps)
     dtype = autocast_dtype("layer_norm", input, autocast)
-    if not norm_runs_triton(input):
+    if not (norm_runs_triton(input) and pays("layer_norm", input)):
         return _aten_layer_norm(input, shape, weight, bias, eps, dtype)
     check_rows("layer_norm", input, shape, weight=weight, bias=bias)
     return row_norm_operator(input, math.prod(shape), weight, bias, eps, True, dtype)[0]

@@ -10,7 +10,7 @@ from lightning_kernels._core.launch import cdiv, launch, multiprocessor_count
 from lightning_kernels._core.layout import contiguous
 from lightning_kernels._core.operator import Operator
 from lightning_kernels._core.partial_sums import sum_partials
-from lightning_kernels._core.tiles import tile_of_rows
+from lightning_kernels._core.row_tiles import resident, stages_of, tile_of_rows
 from lightning_kernels._row_norm.kernels import (
     _long_row_norm_backward_kernel,
     _long_row_norm_forward_kernel,
@@ -24,6 +24,9 @@ from lightning_kernels._row_norm.kernels import (
 _LONGEST = 8192
 # A tile of transposed rows has at least 8 rows, so that 16 bytes or more are neighbours in memory.
 _NEIGHBOURS = 8
+# Warps of the backward kernel that a multiprocessor holds without spills: of layer norm (True) and
+# RMS norm (False), by the number of pieces of a row. Transposed rows leave room for 8.
+_WARPS = {True: {1: 16, 2: 16, 3: 12, 5: 16, 7: 8}, False: {1: 20, 2: 20, 3: 16, 5: 16, 7: 12}}
 # Longer transposed rows, in tiles of 8 rows, would spill registers.
 _LONGEST_TRANSPOSED = 256
 _LONG_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
@@ -48,14 +51,20 @@ class Rows(NamedTuple):
         """Whether the elements of a row are not neighbours in memory."""
         return self.stride_column != 1
 
-    def tile(self, num_rows: int, size: int, elements: int) -> dict[str, int]:
-        """Return the kernel's constants for tiles of about ``elements`` elements.
+    def forward_tile(self, num_rows: int, size: int) -> dict[str, int]:
+        """Return the constants of the forward kernel.
 
         All rows in a tile of transposed rows have the same outer and the same inner index.
         """
         if self.transposed:
-            return tile_of_rows(self.last, size, elements, _NEIGHBOURS)
-        return tile_of_rows(num_rows, size, elements)
+            return tile_of_rows(self.last, size, 48, least=_NEIGHBOURS)
+        return tile_of_rows(num_rows, size, 24)
+
+    def backward_tile(self, num_rows: int, size: int) -> dict[str, int]:
+        """Return the constants of the backward kernel, which holds more per element."""
+        if self.transposed:
+            return tile_of_rows(self.last, size, 20, least=_NEIGHBOURS)
+        return tile_of_rows(num_rows, size, 16, most=2)
 
     def places(self) -> tuple[int, ...]:
         """Return the arguments of the kernels for long rows, which can't be transposed."""
@@ -128,7 +137,7 @@ def _forward(
             CENTRED=centred, **_LONG_BLOCK,
         )  # fmt: skip
     else:
-        tile = rows.tile(num_rows, size, 2048 if rows.transposed else 4096)
+        tile = rows.forward_tile(num_rows, size)
         launch(
             _row_norm_forward_kernel, (_tiles(num_rows, rows, tile),), x.device, *arguments, *rows,
             CENTRED=centred, TRANSPOSED=rows.transposed, **tile,
@@ -174,16 +183,17 @@ def _backward_of_rows(
     grad: Tensor, x: Tensor, weight: Tensor | None, statistics: Tensor,
     needed: list[Tensor | None], num_rows: int, size: int, rows: Rows,
 ) -> list[Tensor | None]:  # fmt: skip
-    tile = rows.tile(num_rows, size, 2048)
-    num_programs = min(
-        _tiles(num_rows, rows, tile),
-        multiprocessor_count(x.device) * (16 // tile["num_warps"]),  # as many as run at once
-    )
+    centred = len(statistics) == 2
+    tile = rows.backward_tile(num_rows, size)
+    warps = 8 if rows.transposed else _WARPS[centred][tile["PIECES"]]
+    programs, limit = resident(warps, tile)
+    num_programs = min(_tiles(num_rows, rows, tile), multiprocessor_count(x.device) * programs)
     partials = _partials(x, num_programs, size, needed)
     launch(
         _row_norm_backward_kernel, (num_programs,), x.device,
         grad, x, weight, statistics, needed[0], *partials, num_rows, size, *rows,
-        CENTRED=len(statistics) == 2, TRANSPOSED=rows.transposed, **tile,
+        CENTRED=centred, TRANSPOSED=rows.transposed, STAGES=stages_of(tile, grad, x),
+        **tile, **limit,
     )  # fmt: skip
     return partials
 

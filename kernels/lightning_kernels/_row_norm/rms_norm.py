@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_kernels._core.autocast import Autocast, autocast_dtype, without_autocast
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.parameters import check_eps, check_rows, check_tensor, shape_of
 from lightning_kernels._row_norm.operator import row_norm_operator
@@ -62,7 +63,7 @@ def rms_norm(
     if eps is not None:
         check_eps("rms_norm", eps)
     dtype = autocast_dtype("rms_norm", input, autocast)
-    if not norm_runs_triton(input):
+    if not (norm_runs_triton(input) and pays("rms_norm", input)):
         return _aten_rms_norm(input, shape, weight, eps, dtype)
     check_rows("rms_norm", input, shape, weight=weight)
     if eps is None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import norm_runs_triton, runs_triton
 from lightning_kernels._core.parameters import check_floating, check_residual, dimensions_of
 from lightning_kernels._core.random import reserve
@@ -82,7 +83,7 @@ def stochastic_depth(
     # Without a drop, the addition follows set_compiled_norms, so that Inductor can fuse it with the
     # norm that comes next.
     serves = runs_triton if drops else norm_runs_triton
-    if not serves(input):
+    if not (serves(input) and pays("stochastic_depth", input, residual is not None)):
         return _aten(input, mode, drops, p, rate, residual, layer_scale)
     place = reserve(input) if drops else (None, 0, 0)
     dtype = input.dtype if residual is None else residual.dtype

@@ -126,7 +126,7 @@ def checks_of_fit(trainer: Trainer) -> int | None:
     this in ``on_train_start`` or later.
     """
     epochs = epochs_of_fit(trainer)
-    if epochs is None or not trainer.enable_validation:
+    if epochs is None or not runs_validation(trainer):
         return epochs
     batches, interval = trainer.num_training_batches, trainer.val_check_batch
     every = trainer.check_val_every_n_epoch
@@ -136,6 +136,12 @@ def checks_of_fit(trainer: Trainer) -> int | None:
         return int(epochs * batches // interval)
     within = 1 if math.isinf(interval) else int(batches // interval)
     return epochs // every * within
+
+
+def runs_validation(trainer: Trainer) -> bool:
+    """Return whether the fit validates: not with empty dataloaders, once they have been set up."""
+    batches = trainer.num_val_batches
+    return trainer.enable_validation and (not batches or sum(batches) > 0)
 
 
 def warn_if_too_short(

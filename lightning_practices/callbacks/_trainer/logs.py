@@ -13,14 +13,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_practices._arguments import shown
+from lightning_practices.callbacks._trainer.horizon import runs_validation
 from lightning_practices.callbacks._trainer.others import callbacks_of
 from lightning_practices.callbacks._trainer.ranks import mean_over_ranks
 
 Missing = Literal["error", "warning", "ignore"]
 
 _NO_VALIDATION = (
-    "this fit runs no validation: give it a val_dataloader and the module a validation_step, watch"
-    " a value that training logs, or leave this callback out"
+    "this fit runs no validation: give it a val_dataloader with batches and the module a"
+    " validation_step, watch a value that training logs, or leave this callback out"
 )
 
 
@@ -87,7 +88,7 @@ class MonitoredValues:
     def at_start(self, trainer: Trainer) -> None:
         """Warn if a name is one of validation and the fit runs no validation."""
         named = [name for name in self._names if _is_of_validation(name)]
-        if named and not trainer.enable_validation:
+        if named and not runs_validation(trainer):
             self._warn(f"{self._watcher} watches {named[0]!r}, but {_NO_VALIDATION}")
 
     def at_validation_end(self, trainer: Trainer) -> dict[str, Tensor] | None:
@@ -118,7 +119,7 @@ class MonitoredValues:
         """
         self._read(trainer)
         missing = self._unseen()
-        if missing and (self._has_validated or not trainer.enable_validation):
+        if missing and (self._has_validated or not runs_validation(trainer)):
             message = (
                 f"{self._watcher} watches {shown(missing[0])}, but neither validation nor the"
                 f" training steps of a whole epoch (on_epoch=True) have logged it"
@@ -204,7 +205,7 @@ def _described(name: str, trainer: Trainer) -> str:
 
 def _lack_of_validation(name: str, trainer: Trainer) -> str:
     """Return the end of a message if there is no validation, or it logs nothing; else nothing."""
-    if not trainer.enable_validation:
+    if not runs_validation(trainer):
         return f": {_NO_VALIDATION}"
     if not trainer.fit_loop.epoch_loop.val_loop._results:  # which keep the names of earlier values
         return f"; validation has logged nothing: call self.log({name!r}, ...) in validation_step"

@@ -4,7 +4,7 @@ import ast
 import hashlib
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import FunctionType
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 import lightning_kernels
-from lightning_practices.nn._fused_layer import FusedLayer
+from lightning_practices.nn._fused_layer import LEFT, FusedLayer
 from lightning_practices.nn._hooks import is_touched
 from lightning_practices.nn._norm_activation import (
     activation_name,
@@ -21,6 +21,15 @@ from lightning_practices.nn._norm_activation import (
     kernel_activation,
     norm_call,
 )
+from lightning_practices.nn._residual import ADD_NORMS
+
+# Methods that define how a class is called, pickled or subclassed. A class that overrides one of
+# them is not fused.
+DECIDING = ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__")
+
+# Modules of transformers with wrappers of a layer's forward. One checkpoints the activations and
+# wraps the fused forward in turn. The other renames an argument, which fused forwards do not take.
+_WRAPPERS = frozenset({"transformers.modeling_layers", "transformers.utils.deprecation"})
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,21 @@ class FusedBlock(FusedLayer):
         """
         return None
 
+    @classmethod
+    def added_norms(
+        cls, block: nn.Module, classes: Mapping[nn.Module, type]
+    ) -> Iterable[tuple[str, str]]:
+        """Return the norms that the fused forward folds with an addition before them.
+
+        Args:
+            block: A block, fused or not.
+            classes: Future class of each module whose class is about to change.
+
+        Returns:
+            The name of each norm, and the operations before it, such as ``"Dropout + add"``.
+        """
+        return ()
+
     def is_original(self) -> bool:
         """Return whether the replaced methods are still those for which the forward was written."""
         original, own = self.original, self.__dict__
@@ -102,13 +126,16 @@ def unknown_method(twin: type[FusedBlock]) -> str | None:
 def fingerprint(function: Any) -> str | None:
     """Return a short hash of a function's source code, the same in every version of Python.
 
-    Comments, annotations, the docstring and the formatting don't affect it.
+    Comments, annotations, the docstring and the formatting don't affect it, nor do transformers'
+    own wrappers of a layer's forward.
 
     Returns:
         The hash, or ``None`` if the source code is not available.
     """
     if not isinstance(function, FunctionType):
         return None
+    if function.__globals__.get("__name__") in _WRAPPERS:
+        return fingerprint(getattr(function, "__wrapped__", None))
     try:
         # `getsource` of the function itself would return the source of the function that it wraps.
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function.__code__))).body
@@ -133,12 +160,12 @@ def folds_of(
     Args:
         twin: Fused class for ``block``.
         block: A block, fused or not.
-        classes: Future class of each norm whose class is about to change.
+        classes: Future class of each module whose class is about to change.
 
     Returns:
         Two mappings by the name of a norm. The first has the folded operations, such as
-        ``"BatchNorm2d + add + ReLU"``; it is ``None`` if they are unknown outside of the fused
-        forward. The second has the reason why a norm is not folded.
+        ``"BatchNorm2d + add + ReLU"`` or ``"add + LayerNorm"``; it is ``None`` if they are unknown
+        outside of the fused forward. The second has the reason why a norm is not folded.
     """
     chains = twin.chains(block)  # type: ignore[arg-type]
     if chains is None:
@@ -159,6 +186,16 @@ def folds_of(
             folded[chain.norm] = f"{type(norm).__name__} + {name}"
         else:
             refused[chain.norm] = reason
+    for name, before in twin.added_norms(block, classes):
+        norm = children[name]
+        if classes.get(norm, type(norm)) not in ADD_NORMS or LEFT in norm.__dict__:
+            continue  # the report lists it separately
+        if is_touched(norm.__dict__):
+            refused[name] = "it has hooks or a forward of its own"
+        elif getattr(norm, "_fast_norm", False):
+            refused[name] = "it is in timm's fast mode"
+        else:
+            folded[name] = f"{before} + {type(norm).__name__}"
     return folded, refused
 
 

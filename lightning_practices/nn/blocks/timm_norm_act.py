@@ -2,15 +2,22 @@
 
 from typing import Any
 
-from timm.layers import norm_act
+from timm.layers import activations, norm_act
 from torch import Tensor, nn
 from typing_extensions import override
 
 import lightning_kernels
 from lightning_practices.nn._batch_norm import FusedBatchNorm
 from lightning_practices.nn._hooks import any_hook_on_all
-from lightning_practices.nn._norm_activation import kernel_activation, passes_on
-from lightning_practices.nn.blocks.block import Chain, FusedBlock
+from lightning_practices.nn._norm_activation import (
+    add_activation,
+    kernel_activation,
+    passes_on,
+)
+from lightning_practices.nn.blocks.block import Chain, FusedBlock, fingerprint
+
+if fingerprint(activations.GELU.forward) == "842e096e5792":
+    add_activation(activations.GELU, "gelu")
 
 
 class BatchNormAct2d(FusedBlock, FusedBatchNorm, norm_act.BatchNormAct2d):  # type: ignore[misc]

@@ -14,14 +14,23 @@ from lightning_practices._arguments import (
     check_number,
     check_whole,
 )
-from lightning_practices.nn._residual import drop_add_norm
-from lightning_practices.nn.blocks.block import FusedBlock
+from lightning_practices.nn.blocks.pre_norm import Branch, PreNormBlock
 
 _DEFAULTS = signature(vision_transformer.EncoderBlock).parameters
 _NORM_LAYER: Callable[..., nn.Module] = _DEFAULTS["norm_layer"].default
 
 
-class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore[misc]  # untyped
+def _attend(block: Any, x: Tensor) -> Tensor:
+    attended: Tensor = block.self_attention(x, x, x, need_weights=False)[0]
+    return attended
+
+
+def _feed_forward(block: Any, x: Tensor) -> Tensor:
+    result: Tensor = block.mlp(x)
+    return result
+
+
+class EncoderBlock(PreNormBlock, vision_transformer.EncoderBlock):  # type: ignore[misc]  # untyped
     r"""Attention and feed forward, with the end of the first branch and the norm in one kernel.
 
     .. math::
@@ -50,6 +59,7 @@ class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore
 
     original = vision_transformer.EncoderBlock
     sources = {"forward": ("7c331f587035",)}
+    branches = Branch("ln_1", _attend, dropout="dropout"), Branch("ln_2", _feed_forward)
 
     def __init__(
         self,
@@ -71,11 +81,9 @@ class EncoderBlock(FusedBlock, vision_transformer.EncoderBlock):  # type: ignore
         )
 
     @override
-    def forward(self: Any, input: Tensor) -> Any:
-        if not self.folds(input) or input.dim() != 3:
-            return self.original.forward(self, input)
-        x = self.ln_1(input)
-        x, _ = self.self_attention(x, x, x, need_weights=False)
-        x, z = drop_add_norm(x, input, self.dropout, self.ln_2)
-        branch: Tensor = self.mlp(x)
-        return z + branch
+    def folds(self, x: Tensor) -> bool:
+        return super().folds(x) and x.dim() == 3
+
+    @override
+    def forward(self: Any, input: Tensor) -> Any:  # torchvision's name of the argument
+        return super().forward(input)

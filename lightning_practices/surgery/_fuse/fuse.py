@@ -1,7 +1,5 @@
 """Replace a model's layers by fused layers, and undo it."""
 
-import functools
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -9,27 +7,28 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import (
-    ParametrizationList,
-    is_parametrized,
-    type_before_parametrizations,
-)
+from torch.nn.utils.parametrize import ParametrizationList, type_before_parametrizations
 
 from lightning_practices._names import modules_with_names
-from lightning_practices.nn import ScheduledRate
 from lightning_practices.nn.blocks import (
+    DECIDING,
     FUSED_FROM,
+    LEFT,
     FusedBlock,
     folds_of,
     norm_call,
-    unknown_method,
 )
+from lightning_practices.surgery._fuse.classes import (
+    give,
+    is_changed,
+    kind_of,
+    restore,
+    with_base,
+)
+from lightning_practices.surgery._fuse.measure import measure
+from lightning_practices.surgery._fuse.refusals import is_ours, public_name, why_not, why_not_block
 from lightning_practices.surgery._fuse.report import Folded, Replaced, Report, Skipped
 from lightning_practices.surgery._fuse.twins import Classes, left_alone, twin_of, twins
-
-# Methods that define how a class is called, pickled or subclassed. A class that overrides one of
-# them is not fused.
-_DECIDING = ("__call__", "__reduce__", "__reduce_ex__", "__init_subclass__")
 
 # Words in the name of a class, in lower case, that tell a norm or a dropout without a fused class.
 _NAMED_FOR = ("norm", "drop")
@@ -44,7 +43,7 @@ class _Swap(NamedTuple):
     fused: type
 
 
-def fuse(model: nn.Module) -> Report:
+def fuse(model: nn.Module, batch: Any = None) -> Report:
     """Replace layers of ``model`` by fused layers, and fold norms with the operations after them.
 
     The fused layers are those of :mod:`lightning_practices.nn`. The change is in place and includes
@@ -72,8 +71,12 @@ def fuse(model: nn.Module) -> Report:
 
     - any :class:`torch.nn.Sequential` with a batch, group or instance norm directly before an
       activation, and its subclasses, such as torchvision's ``Conv2dNormActivation``;
-    - torchvision's ResNets, DenseNets, and the convolutions of GoogLeNet and Inception;
-    - timm's ResNets, ``BatchNormAct2d``, ``GroupNormAct`` and all blocks that use them;
+    - torchvision's ResNets, DenseNets, the convolutions of GoogLeNet and Inception, and backbones
+      of detection and segmentation;
+    - timm's ResNets, DLA, HGNet, Xception, ``BatchNormAct2d``, ``GroupNormAct`` and all blocks that
+      use them, also as backbones with ``features_only=True``;
+    - the convolutions of transformers' ResNet, RegNet, MobileNet, MobileViT, EfficientNet, RT-DETR,
+      Wav2Vec2-Conformer and others written like them, and MONAI's ResNets;
     - your own classes, see :func:`register_block`. Blocks that you write with
       ``lightning_practices.nn.BatchNorm2d(activation="relu")`` need no folding.
 
@@ -86,38 +89,72 @@ def fuse(model: nn.Module) -> Report:
     change, and where the kernels don't run (see :func:`lightning_kernels.route`), the layers run
     one by one as before.
 
-    **Transformers.** Dropout, the addition to the residual stream and the norm after it are one
-    call, :func:`lightning_kernels.add_dropout_layer_norm`. This applies to torch's encoder and
-    decoder layers and to the blocks of torchvision's vision transformer, wherever the norm belongs
-    to the same layer. The report lists them as replaced layers, see
-    :class:`lightning_practices.nn.TransformerEncoderLayer`.
+    **Transformers.** The addition to the residual stream, with a dropout directly before it, and
+    the norm after it are one call, :func:`lightning_kernels.add_dropout_layer_norm` or
+    :func:`~lightning_kernels.add_dropout_rms_norm`. This applies to torch's encoder and decoder
+    layers, to the blocks of torchvision's vision transformer, to the blocks of timm whose branches
+    begin with a norm (ViT, DeiT, EVA, BEiT, Swin, CaiT, XCiT, MLP-Mixer and others), and to the
+    blocks of transformers whose source code is known: those of BERT, DistilBERT, ALBERT, BART,
+    Whisper, wav2vec 2.0, GPT-2, OPT, Llama, Qwen, Mixtral, Gemma, ViT, DINOv2, CLIP, Swin, SAM, and
+    all that are written like them. There, stochastic depth and layer scale are part of the call
+    too. The norm has to belong to the same block, or to begin the next block of one
+    :class:`torch.nn.Sequential`. The report lists torch's layers as replaced layers, see
+    :class:`lightning_practices.nn.TransformerEncoderLayer`, and the norms of all others as folded.
+
+    **Measured.** No kernel is faster than torch for every shape on every GPU. With a ``batch``,
+    :func:`fuse` runs the model on it, times each call of a layer both ways, forward and backward,
+    on the device of the batch, and keeps a fused layer only if it is at least 3 % faster, beyond
+    the noise. It also compares results and gradients on the layer's input, and keeps no layer for
+    which they don't agree. If the whole step is not faster at the end, all layers are restored. A
+    model under ``torch.compile`` is timed compiled, as a whole: there the choice is between all of
+    the kernels and Inductor. The report has all times. A forward and backward pass runs a few
+    times; parameters, gradients, buffers and random generators are as before.
+
+    Times on a GPU are kept in a file in the user's cache folder (on Linux
+    ``~/.cache/lightning-practices``), for this GPU and these versions of torch, Triton and this
+    package. In several processes call :func:`fuse` in all of them: rank 0 measures layers, and all
+    ranks choose alike. ``SyncBatchNorm`` and whole steps are not measured there. With
+    ``torch.use_deterministic_algorithms`` only kept times are used. Without a batch and without
+    kept times, see :func:`lightning_kernels.set_kernel_policy`. A layer that was restored stays
+    so: later calls without a batch leave it alone.
 
     Args:
         model: The model to change.
+        batch: What the model is called with in training: a tensor, a tuple of positional arguments,
+            or a mapping of keyword arguments. ``None``: nothing is measured.
 
     Returns:
-        A report of the replaced layers, the folded norms, the skipped layers with reasons, and the
-        norms and dropouts that no fused class serves.
+        A report of the replaced layers, the folded norms, the skipped layers with reasons, the
+        norms and dropouts that no fused class serves, and the times.
 
     Raises:
         TypeError: If ``model`` is not a module.
+        ValueError: If the model does not run on the batch.
 
     Example:
         >>> model = torchvision.models.resnet18()
         >>> fuse(model)
         Report(20 replaced, 17 folded, 0 skipped)
+        >>> report = fuse(model, torch.randn(8, 3, 64, 64))  # measured
     """
     report = Report()
     modules = dict(modules_with_names(model))
+    if batch is not None:
+        _forget_measurements(modules)
     table = twins(map(type, modules))
     plan = _plan_layers(modules, table, report)
     plan |= _plan_blocks(modules, table, plan, report)
     report.not_served += _not_served(modules, table, plan, report)
-    order = {names: place for place, names in enumerate(modules.values())}
-    report.replaced.sort(key=lambda replaced: order[replaced.names])
+    report.sort(modules.values())
     for module, swap in plan.items():
-        _set_class(module, swap.fused)
-        module.__dict__[FUSED_FROM] = swap.original
+        give(module, *swap)
+    if batch is not None:
+        try:
+            measure(model, batch, report)
+        except BaseException:
+            for module in plan:
+                restore(module)
+            raise
     return report
 
 
@@ -127,15 +164,18 @@ def _plan_layers(modules: Modules, table: Classes, report: Report) -> dict[nn.Mo
     other = left_alone()
     for module, names in modules.items():
         original, kind = type_before_parametrizations(module), _kind(module, table)
+        if left := vars(module).get(LEFT):
+            report.skipped.append(Skipped(names, public_name(original), left))
+            continue
         if reason := next((why for cls, why in other.items() if isinstance(module, cls)), None):
-            report.skipped.append(Skipped(names, _public(original), reason))
+            report.skipped.append(Skipped(names, public_name(original), reason))
         if kind is None or issubclass(table[kind], FusedBlock) or _is_fused(module, table):
             continue
-        if reason := _why_not(module, original, kind, table[kind], ("forward", *_DECIDING)):
-            report.skipped.append(Skipped(names, _public(original), reason))
+        if reason := why_not(module, original, kind, table[kind], ("forward", *DECIDING)):
+            report.skipped.append(Skipped(names, public_name(original), reason))
         else:
-            plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
-            report.replaced.append(Replaced(names, _public(original), _public(table[kind])))
+            plan[module] = _Swap(original, with_base(module, twin_of(original, kind)))
+            report.replaced.append(Replaced(names, public_name(original), public_name(table[kind])))
     return plan
 
 
@@ -145,9 +185,13 @@ def _plan_blocks(
     """Return the blocks to change, and list folded and skipped norms and blocks in ``report``."""
     plan: dict[nn.Module, _Swap] = {}
     classes = {layer: swap.fused for layer, swap in layers.items()}
-    for module, names in modules.items():
+    for module, names in sorted(modules.items(), key=_folds_after):
         kind = _kind(module, table)
-        if _is_fused(module, table) or (kind and not issubclass(table[kind], FusedBlock)):
+        if (
+            LEFT in vars(module)
+            or _is_fused(module, table)
+            or (kind and not issubclass(table[kind], FusedBlock))
+        ):
             continue
         if kind is None:
             if _normalises(module, classes):
@@ -159,7 +203,7 @@ def _plan_blocks(
         folded, refused = folds_of(twin, module, classes)
         if not folded and folded is not None and not refused:
             continue
-        if refusal := _why_not_block(module, original, kind, twin):
+        if refusal := why_not_block(module, original, kind, twin):
             skipped = _not_folded(module, names, refusal)
             if not any(module.children()):  # a layer, which has nothing to fold
                 skipped = Skipped(names, skipped.cls, refusal)
@@ -170,10 +214,19 @@ def _plan_blocks(
             report.skipped.append(_not_folded(norm, modules[norm], why))
         report.folded += _folded(module, names, original, folded or {})
         if is_layer := _is_listed(module, folded):
-            report.replaced.append(Replaced(names, _public(original), _shown(twin)))
+            report.replaced.append(Replaced(names, public_name(original), _shown(twin)))
         if folded or is_layer:
-            plan[module] = _Swap(original, _with_base(module, twin_of(original, kind)))
+            plan[module] = _Swap(original, with_base(module, twin_of(original, kind)))
+            classes[module] = plan[module].fused
     return plan
+
+
+def _folds_after(item: tuple[nn.Module, tuple[str, ...]]) -> tuple[bool, bool]:
+    """Return a key that sorts a module behind those whose norms it folds.
+
+    A block folds norms that are its children, and a Sequential norms of the blocks that it calls.
+    """
+    return any(item[0].children()), isinstance(item[0], nn.Sequential)
 
 
 def _not_served(
@@ -191,8 +244,8 @@ def _not_served(
         named = any(word in cls.__name__.lower() for word in _NAMED_FOR)
         if not named or any(module.children()) or module in plan or names in skipped:
             continue
-        if not (_is_fused(module, table) or _is_ours(cls) or module in parametrizations):
-            yield Skipped(names, _public(cls), "no fused class is known for it")
+        if not (_is_fused(module, table) or is_ours(cls) or module in parametrizations):
+            yield Skipped(names, public_name(cls), "no fused class is known for it")
 
 
 def _is_listed(module: nn.Module, folded: Mapping[str, str] | None) -> bool:
@@ -212,7 +265,7 @@ def _normalises(module: nn.Module, classes: Mapping[nn.Module, type]) -> bool:
 
 def _not_folded(module: nn.Module, names: tuple[str, ...], reason: str) -> Skipped:
     cls = type_before_parametrizations(module)
-    return Skipped(names, _public(cls), f"not folded: {reason}")
+    return Skipped(names, public_name(cls), f"not folded: {reason}")
 
 
 def _folded(
@@ -223,7 +276,7 @@ def _folded(
         full = tuple(".".join(filter(None, (name, own))) for name in names)
         norm = module.get_submodule(own)
         before = norm.__dict__.get(FUSED_FROM, type_before_parametrizations(norm))
-        yield Folded(full, _public(before), _public(block), chain)
+        yield Folded(full, public_name(before), public_name(block), chain)
 
 
 def unfuse(model: nn.Module) -> Report:
@@ -248,27 +301,31 @@ def unfuse(model: nn.Module) -> Report:
     report = Report()
     modules = dict(modules_with_names(model))
     table = twins(map(type, modules))
-    plan: list[tuple[nn.Module, type]] = []
+    fused: list[nn.Module] = []
     for module, names in modules.items():
-        original: type | None = module.__dict__.get(FUSED_FROM)
-        kind = original and next((cls for cls in original.__mro__ if cls in table), None)
-        if original is None or kind is None:
+        kind = kind_of(module, table)
+        if kind is None:
             continue
-        if type_before_parametrizations(module) is not twin_of(original, kind):
+        if is_changed(module, kind):
             reason = "its class was changed after it was fused"
-            report.skipped.append(Skipped(names, _public(type(module)), reason))
+            report.skipped.append(Skipped(names, public_name(type(module)), reason))
             continue
-        plan.append((module, _with_base(module, original)))
+        fused.append(module)
+        original = module.__dict__[FUSED_FROM]
         folded = folds_of(type(module), module, {})[0] if isinstance(module, FusedBlock) else None
         report.folded += _folded(module, names, original, folded or {})
         if _is_listed(module, folded):
-            report.replaced.append(Replaced(names, _shown(table[kind]), _public(original)))
-    for module, cls in plan:
-        if isinstance(module, ScheduledRate):
-            module.__dict__.pop("rate", None)  # an attribute that only the fused class reads
-        _set_class(module, cls)
-        module.__dict__.pop(FUSED_FROM, None)
+            report.replaced.append(Replaced(names, _shown(table[kind]), public_name(original)))
+    report.sort(modules.values())
+    for module in fused:
+        restore(module)
+    _forget_measurements(modules)
     return report
+
+
+def _forget_measurements(modules: Modules) -> None:
+    for module in modules:
+        vars(module).pop(LEFT, None)
 
 
 def _is_fused(module: nn.Module, table: Classes) -> bool:
@@ -285,100 +342,9 @@ def _kind(module: nn.Module, table: Classes) -> type | None:
     return next((cls for cls in type(module).__mro__ if cls in table), None)
 
 
-def _why_not(
-    module: nn.Module, original: type, kind: type, twin: type, deciding: tuple[str, ...]
-) -> str | None:
-    """Return why ``module`` can't get a fused subclass, or ``None`` if it can.
-
-    Args:
-        module: The layer or block.
-        original: Class of the module.
-        kind: The library's class from which ``original`` is derived.
-        twin: Fused class for ``kind``.
-        deciding: Methods that ``original`` may not override.
-    """
-    if isinstance(module, torch.jit.ScriptModule):
-        return "TorchScript has already compiled it"
-    if isinstance(module, LazyModuleMixin):
-        return "it has no parameters yet: run a batch through the model first"
-    if "forward" in module.__dict__:
-        return "this instance has its own forward"
-    if not issubclass(original, kind):
-        return f"its class {type(module).__name__} wraps a parametrized one"
-    own = original.__mro__[: original.__mro__.index(kind)]
-    for name in deciding:
-        for cls in own:
-            if name in vars(cls) and not _is_ours(cls):
-                return f"{cls.__name__} overrides {name}"
-    if type(original) is not type:
-        return f"{original.__name__} has the metaclass {type(original).__name__}"
-    state = vars(module), module._modules, module._parameters, module._buffers
-    theirs = [*state, *(vars(cls) for cls in own if not _is_ours(cls))]
-    for name in _added_names(kind, twin):
-        if any(name in names for names in theirs):
-            return f"it has an attribute {name!r}, which means something else to a fused layer"
-    return None
-
-
-@functools.cache
-def _added_names(kind: type, twin: type) -> tuple[str, ...]:
-    """Return the attributes that ``twin`` adds to those of ``kind``, without its properties."""
-    added = (cls for cls in twin.__mro__ if not issubclass(kind, cls))
-    names = {name: value for cls in added for name, value in vars(cls).items()}
-    return tuple(
-        name
-        for name, value in names.items()
-        if not (name.startswith("__") or hasattr(kind, name) or isinstance(value, property))
-    )
-
-
-def _is_ours(cls: type) -> bool:
-    """Return whether ``cls`` is from this package, whose mixins may override methods."""
-    return cls.__module__.partition(".")[0] == __name__.partition(".")[0]
-
-
-def _why_not_block(
-    module: nn.Module, original: type, kind: type, twin: type[FusedBlock]
-) -> str | None:
-    """Return why a block can't get the fused class ``twin``, or ``None`` if it can."""
-    methods = [name for name, _ in twin.methods]
-    if reason := _why_not(module, original, kind, twin, (*methods, *_DECIDING)):
-        return reason
-    method = unknown_method(twin)
-    if method is None:
-        return None
-    return f"{_public(kind)}.{method} is not the one that the fused forward was written for"
-
-
-def _with_base(module: nn.Module, base: type) -> type:
-    """Return ``base``. For a parametrized ``module``, return its class rebuilt with this base.
-
-    A parametrized module has a class of its own, whose properties are the parametrizations and
-    whose first base ``remove_parametrizations`` restores. Copies of the module share this class, so
-    it is not modified but rebuilt.
-    """
-    if not is_parametrized(module):
-        return base
-    return type(type(module).__name__, (base,), dict(vars(type(module))))
-
-
-def _set_class(module: nn.Module, cls: type) -> None:
-    """Assign ``module.__class__``, bypassing the module's own ``__setattr__``."""
-    object.__setattr__(module, "__class__", cls)
-
-
 def _shown(twin: type[nn.Module]) -> str:
     """Return the name of a fused class, or of the forward that was registered for a block."""
     forward: Any = twin.forward
     if issubclass(twin, FusedBlock) and not twin.sources:
         return f"{forward.__module__}.{forward.__qualname__}"
-    return _public(twin)
-
-
-def _public(cls: type) -> str:
-    """Return the shortest name under which ``cls`` can be imported, as ``torch.nn.LayerNorm``."""
-    parent = shortest = cls.__module__
-    while parent := parent.rpartition(".")[0]:
-        if getattr(sys.modules.get(parent), cls.__name__, None) is cls:
-            shortest = parent
-    return f"{shortest}.{cls.__qualname__}"
+    return public_name(twin)

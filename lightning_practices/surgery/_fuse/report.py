@@ -1,6 +1,7 @@
 """Report of the changes that surgery made to a model."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from textwrap import wrap
 
@@ -9,6 +10,7 @@ from rich.text import Text
 from typing_extensions import override
 
 from lightning_practices._tables import as_text
+from lightning_practices._timing import Times
 
 _REASON_WIDTH = 40  # characters
 _BLOCK_WIDTH = 45  # characters; the name of torchvision's longest block has 41
@@ -34,13 +36,14 @@ class Replaced:
 
 @dataclass(frozen=True)
 class Folded:
-    """A norm that is one call with the operations after it.
+    """A norm that is one call with the operations after it, or with an addition before it.
 
     Attributes:
         names: All names of the norm in the model.
         norm: Class of the norm, before it was fused.
         block: Class of the block that calls the norm.
-        chain: The operations of the call, such as ``"BatchNorm2d + add + ReLU"``.
+        chain: The operations of the call, such as ``"BatchNorm2d + add + ReLU"`` or
+            ``"add + LayerNorm"``.
     """
 
     names: tuple[str, ...]
@@ -65,6 +68,21 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class Measured:
+    """The times of a layer's calls in one step, forward and backward.
+
+    Attributes:
+        names: All names of the layer in the model.
+        call: The operations that were timed, such as ``"BatchNorm2d + add + ReLU"``.
+        times: Seconds of the fused call and of torch's layers.
+    """
+
+    names: tuple[str, ...]
+    call: str
+    times: Times
+
+
 @dataclass(repr=False)
 class Report:
     """The replaced, folded and skipped layers. ``print`` shows them as a table.
@@ -74,10 +92,14 @@ class Report:
 
     Attributes:
         replaced: The replaced layers, in the model's order.
-        folded: The norms that are one call with the operations after them, in the model's order.
+        folded: The norms that are one call with other operations, in the model's order.
         skipped: The layers that were not changed, then the blocks and norms that are not folded.
         not_served: The layers without a fused class whose class is named for a norm or for dropout,
             in the model's order. The table has one row for each class.
+        measured: The times of the layers that were measured, also of those that are skipped because
+            torch's are not slower.
+        step: The times of the whole step, with the fused layers that are left and with torch's;
+            ``None`` if it was not measured.
         when_empty: The sentence that a report without entries prints.
     """
 
@@ -85,7 +107,15 @@ class Report:
     folded: list[Folded] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     not_served: list[Skipped] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
+    step: Times | None = None
     when_empty: str = field(default="Nothing to replace.", compare=False)
+
+    def sort(self, names: Iterable[tuple[str, ...]]) -> None:
+        """Sort replaced layers and folded norms by the names of all modules, in their order."""
+        order = {name: place for place, aliases in enumerate(names) for name in aliases}
+        self.replaced.sort(key=lambda layer: order[layer.names[0]])
+        self.folded.sort(key=lambda fold: order[fold.names[0]])
 
     def count_not_served(self) -> str:
         """Return the classes of :attr:`not_served` with counts, as ``"14 FrozenBatchNorm2d"``."""
@@ -99,10 +129,11 @@ class Report:
         # Reasons are wrapped to a narrow column; the other columns are folded where need be.
         table.add_column("after, or why it was skipped", no_wrap=True)
         for layer in self.replaced:
-            pieces = wrap(layer.after, _BLOCK_WIDTH)
+            pieces = [*wrap(layer.after, _BLOCK_WIDTH), *self._times_of(layer.names)]
             table.add_row(_cell(layer.names), Text(layer.before), Text("\n".join(pieces)))
         for fold in self.folded:
             chain = wrap(f"folded: {fold.chain}, in {fold.block}", _BLOCK_WIDTH)
+            chain += self._times_of(fold.names)
             table.add_row(_cell(fold.names), Text(fold.norm), Text("\n".join(chain)))
         for left in self.skipped:
             why = wrap(f"skipped: {left.reason}", _REASON_WIDTH)
@@ -117,11 +148,16 @@ class Report:
             table.add_row(_cell(tuple(shown)), Text(cls), Text("\n".join(why)))
         for column in table.columns:
             column.overflow = "fold"
+        if self.step is not None:
+            table.caption = f"a step: {self.step} ({self.step.ratio:.2f} of torch's)"
         names, before, after = (_widest(column) for column in table.columns)
         room = _WIDTH - before - after
         if _NAMES_WIDTH <= room < names:  # only names of modules are folded, not those of classes
             table.columns[0].max_width, table.columns[1].no_wrap = room, True
         return table
+
+    def _times_of(self, names: tuple[str, ...]) -> list[str]:
+        return [str(layer.times) for layer in self.measured if layer.names == names]
 
     @override
     def __str__(self) -> str:
@@ -133,6 +169,8 @@ class Report:
         text = ", ".join(f"{len(entries)} {what}" for entries, what in counts)
         if self.not_served:
             text += f", not served: {self.count_not_served()}"
+        if self.step is not None:
+            text += f", step {self.step.ratio:.2f}"
         return f"{type(self).__name__}({text})"
 
 

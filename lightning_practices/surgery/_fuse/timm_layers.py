@@ -9,6 +9,7 @@ from typing_extensions import override
 import lightning_kernels
 from lightning_practices import nn as fused  # the classes below have the same names
 from lightning_practices.nn import ScheduledRate
+from lightning_practices.nn.blocks import ADD_NORMS, AddNorm, add_layer_norm, add_rms_norm
 
 
 class DropPath(ScheduledRate, layers.DropPath):  # type: ignore[misc]  # untyped
@@ -41,11 +42,23 @@ def _norm(name: str, ours: Any) -> Any:
     return type(name, (base,), members)
 
 
+def _unless_fast(add_norm: AddNorm) -> AddNorm:
+    """Return ``add_norm`` with no call for norms in timm's ``fast`` mode."""
+
+    def call(norm: Any, *args: Any, **options: Any) -> Any:
+        return None if norm._fast_norm else add_norm(norm, *args, **options)
+
+    return call
+
+
 GroupNorm = _norm("GroupNorm", fused.GroupNorm)
 GroupNorm1 = _norm("GroupNorm1", fused.GroupNorm)
 LayerNorm = _norm("LayerNorm", fused.LayerNorm)
 LayerNorm2d = _norm("LayerNorm2d", fused.LayerNorm2d)
 RmsNorm = _norm("RmsNorm", fused.RMSNorm)
+
+ADD_NORMS[LayerNorm] = _unless_fast(add_layer_norm)
+ADD_NORMS[RmsNorm] = _unless_fast(add_rms_norm)
 
 TWINS = {
     layers.DropPath: DropPath,

@@ -1,31 +1,57 @@
 """Fused forwards of the norms and stochastic depths of transformers.
 
-transformers defines these layers anew in the file of each model. So a class is known not by its
-name but by the source code of its methods: see :class:`Form`. This file does not import
-transformers.
+A class is known by the source code of its methods, see :class:`Form`.
 
 A fused forward has the original's argument and returns the original's dtype, which depends on the
 dtypes of input and weight. It computes in float32 and rounds once. The originals compute in float32
 too, but most of them also round before the multiplication by the weight.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import lightning_kernels
 from lightning_kernels import Autocast
 from lightning_practices.nn import ScheduledRate
-from lightning_practices.nn.blocks import FusedBlock, fingerprint
+from lightning_practices.nn.blocks import FusedBlock
+from lightning_practices.surgery._fuse.transformers_forms import LAYER_NORM, Form
 
-# Packages whose classes are compared with the forms. The second holds the code of models that
-# transformers has downloaded.
-_PACKAGES = ("transformers", "transformers_modules")
 _SERVED_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class NormCall(NamedTuple):
+    """The call of a kernel that computes a norm over the last dimension.
+
+    Attributes:
+        function: Name of the kernel's function in :mod:`lightning_kernels`.
+        eps: Number added to the variance or the mean square.
+        dtype: Dtype of the result.
+        weight: Scale, or ``None``.
+        bias: Shift, or ``None``.
+        shape: Shape of the row, if no parameter has it.
+        origin: Number added to ``weight``.
+    """
+
+    function: str
+    eps: float
+    dtype: torch.dtype
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    shape: tuple[int, ...] | None = None
+    origin: float = 0.0
+
+    def arguments(self, x: Tensor) -> list[Any]:
+        """Return shape and parameters for a row of ``x``, in dtypes that the kernels take."""
+        weight = self.weight
+        if weight is not None and self.origin:
+            weight = self.origin + weight.float()
+        parameters = [weight] if self.function == "rms_norm" else [weight, self.bias]
+        fitting = (p if p is None or p.dtype == x.dtype else p.float() for p in parameters)
+        return [self.shape or x.shape[-1:], *fitting]
 
 
 class FusedNorm(FusedBlock):
@@ -33,14 +59,39 @@ class FusedNorm(FusedBlock):
 
     autocast: Autocast = "input"
 
-    def serves(self, x: Tensor, *parameters: Tensor) -> bool:
+    def call(self, dtype: torch.dtype) -> NormCall | None:
+        """Return the call that normalises an input of ``dtype``, or ``None`` if it is no row."""
+        return None
+
+    def serves(self, x: Tensor, *parameters: Tensor | None) -> bool:
         """Return whether a kernel normalises ``x`` with ``parameters``, one for each channel."""
         if torch.compiler.is_compiling() and lightning_kernels.get_compiled_norms() == "inductor":
             return False
         return self.folds(x) and all(
-            parameter.shape == x.shape[-1:] and parameter.dtype in _SERVED_DTYPES
-            for parameter in parameters
+            p is None or (p.shape == x.shape[-1:] and p.dtype in _SERVED_DTYPES) for p in parameters
         )
+
+    def normalise(self: Any, x: Tensor) -> Any:
+        """Return ``x`` normalised over its last dimension, by a kernel if one serves it."""
+        call = self.call(x.dtype)
+        if not self.serves(x, call.weight, call.bias):
+            return self.original.forward(self, x)
+        x = x if x.dtype == call.dtype else x.float()
+        norm = getattr(lightning_kernels, call.function)
+        return norm(x, *call.arguments(x), call.eps).to(call.dtype)
+
+    def add(
+        self: Any, branch: Tensor, stream: Tensor, **options: Any
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return norm and sum of a branch and the stream by one kernel, or ``None``."""
+        call = self.call(stream.dtype)
+        if call.dtype != stream.dtype or not self.serves(branch, call.weight, call.bias):
+            return None
+        function = getattr(lightning_kernels, f"add_dropout_{call.function}")
+        results: tuple[Tensor, Tensor] = function(
+            branch, stream, *call.arguments(branch), eps=call.eps, **options
+        )
+        return results
 
 
 class FusedDropPath(ScheduledRate, FusedBlock):
@@ -49,115 +100,71 @@ class FusedDropPath(ScheduledRate, FusedBlock):
     rate_name = "drop_prob"
 
 
-def _normalised(
-    norm: Callable[..., Tensor], x: Tensor, *parameters: Tensor | None, eps: float,
-    dtype: torch.dtype,
-) -> Tensor:  # fmt: skip
-    """Return ``x`` normalised over its last dimension, in ``dtype``, which is rounded to once."""
-    x = x if x.dtype == dtype else x.float()
-    fitting = (p if p is None or p.dtype == x.dtype else p.float() for p in parameters)
-    return norm(x, x.shape[-1:], *fitting, eps).to(dtype)
-
-
-def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, dtype: torch.dtype) -> Tensor:
-    return _normalised(lightning_kernels.rms_norm, x, weight, eps=eps, dtype=dtype)
-
-
-def _llama(self: Any, hidden_states: Tensor) -> Any:
+def _llama(self: Any, dtype: torch.dtype) -> NormCall:
     """Llama, Mistral, Qwen, Phi-3, Mixtral, Mamba: scale after the cast to the input's dtype."""
-    if not self.serves(hidden_states, self.weight):
-        return self.original.forward(self, hidden_states)
-    dtype = torch.promote_types(hidden_states.dtype, self.weight.dtype)
-    return _rms_norm(hidden_states, self.weight, self.variance_epsilon, dtype)
+    dtype = torch.promote_types(dtype, self.weight.dtype)
+    return NormCall("rms_norm", self.variance_epsilon, dtype, self.weight)
 
 
-def _cpm_ant(self: Any, hidden_states: Tensor) -> Any:
-    """CPM-Ant: as Llama's, with ``eps``."""
-    if not self.serves(hidden_states, self.weight):
-        return self.original.forward(self, hidden_states)
-    dtype = torch.promote_types(hidden_states.dtype, self.weight.dtype)
-    return _rms_norm(hidden_states, self.weight, self.eps, dtype)
+def _cpm_ant(self: Any, dtype: torch.dtype) -> NormCall:
+    """CPM-Ant, Llama 4: as Llama's, with ``eps``."""
+    dtype = torch.promote_types(dtype, self.weight.dtype)
+    return NormCall("rms_norm", self.eps, dtype, self.weight)
 
 
-def _llama4(self: Any, x: Tensor) -> Any:
-    """Llama 4: as Llama's, with ``eps``."""
-    return _cpm_ant(self, x)
-
-
-def _olmo2(self: Any, hidden_states: Tensor) -> Any:
+def _olmo2(self: Any, dtype: torch.dtype) -> NormCall:
     """OLMo 2 and 3, gpt-oss, Helium: scale before the cast to the input's dtype."""
-    if not self.serves(hidden_states, self.weight):
-        return self.original.forward(self, hidden_states)
-    return _rms_norm(hidden_states, self.weight, self.variance_epsilon, hidden_states.dtype)
+    return NormCall("rms_norm", self.variance_epsilon, dtype, self.weight)
 
 
-def _moshi(self: Any, x: Tensor) -> Any:
+def _moshi(self: Any, dtype: torch.dtype) -> NormCall:
     """Moshi, Gemma 3n of transformers 5.0: as OLMo 2's, with ``eps``."""
-    if not self.serves(x, self.weight):
-        return self.original.forward(self, x)
-    return _rms_norm(x, self.weight, self.eps, x.dtype)
+    return NormCall("rms_norm", self.eps, dtype, self.weight)
 
 
-def _gemma(self: Any, x: Tensor) -> Any:
+def _gemma(self: Any, dtype: torch.dtype) -> NormCall:
     """Gemma 1 to 3, Qwen3-Next: scale by ``1 + weight`` before the cast."""
-    if not self.serves(x, self.weight):
-        return self.original.forward(self, x)
-    return _rms_norm(x, 1.0 + self.weight.float(), self.eps, x.dtype)
+    return NormCall("rms_norm", self.eps, dtype, self.weight, origin=1.0)
 
 
-def _gemma4(self: Any, hidden_states: Tensor) -> Any:
+def _gemma4(self: Any, dtype: torch.dtype) -> NormCall:
     """Gemma 3n and 4: scale before the cast, or don't scale."""
-    weight = self.weight if self.with_scale else None
-    if not self.serves(hidden_states, *() if weight is None else (weight,)):
-        return self.original.forward(self, hidden_states)
-    return _rms_norm(hidden_states, weight, self.eps, hidden_states.dtype)
+    return NormCall("rms_norm", self.eps, dtype, self.weight if self.with_scale else None)
 
 
-def _t5(self: Any, hidden_states: Tensor) -> Any:
+def _t5(self: Any, dtype: torch.dtype) -> NormCall:
     """T5, mT5, UMT5, LongT5: the result has the dtype of the weight."""
-    if not self.serves(hidden_states, self.weight):
-        return self.original.forward(self, hidden_states)
-    return _rms_norm(hidden_states, self.weight, self.variance_epsilon, self.weight.dtype)
+    return NormCall("rms_norm", self.variance_epsilon, self.weight.dtype, self.weight)
 
 
-def _unweighted(self: Any, x: Tensor) -> Any:
-    """Llama 4's queries and keys, nanochat, DeepSeek-V4: no scale."""
-    if not self.serves(x):
-        return self.original.forward(self, x)
-    return _rms_norm(x, None, self.eps, x.dtype)
+def _unweighted(self: Any, dtype: torch.dtype) -> NormCall:
+    """Llama 4's queries and keys, nanochat, DeepSeek-V4, Inkling 2: no scale."""
+    return NormCall("rms_norm", self.eps, dtype)
 
 
-def _inkling(self: Any, hidden_states: Tensor) -> Any:
-    """Inkling 2: no scale."""
-    return _unweighted(self, hidden_states)
-
-
-def _cohere(self: Any, hidden_states: Tensor) -> Any:
+def _cohere(self: Any, dtype: torch.dtype) -> NormCall:
     """Cohere: layer norm without bias, scale before the cast."""
-    if not self.serves(hidden_states, self.weight):
-        return self.original.forward(self, hidden_states)
-    return _normalised(
-        lightning_kernels.layer_norm, hidden_states, self.weight, None,
-        eps=self.variance_epsilon, dtype=hidden_states.dtype,
-    )  # fmt: skip
+    return NormCall("layer_norm", self.variance_epsilon, dtype, self.weight)
 
 
-def _deberta(self: Any, hidden_states: Tensor) -> Any:
+def _deberta(self: Any, dtype: torch.dtype) -> NormCall:
     """DeBERTa: layer norm, scale and bias after the cast."""
-    if not self.serves(hidden_states, self.weight, self.bias):
-        return self.original.forward(self, hidden_states)
-    dtype = torch.promote_types(hidden_states.dtype, self.weight.dtype)
-    return _normalised(
-        lightning_kernels.layer_norm, hidden_states, self.weight, self.bias,
-        eps=self.variance_epsilon, dtype=torch.promote_types(dtype, self.bias.dtype),
-    )  # fmt: skip
+    for parameter in (self.weight, self.bias):
+        dtype = torch.promote_types(dtype, parameter.dtype)
+    return NormCall("layer_norm", self.variance_epsilon, dtype, self.weight, self.bias)
 
 
-def _olmo(self: Any, hidden_states: Tensor) -> Any:
+def _olmo(self: Any, dtype: torch.dtype) -> NormCall:
     """OLMo 1: layer norm without parameters."""
-    if not self.serves(hidden_states):
-        return self.original.forward(self, hidden_states)
-    return lightning_kernels.layer_norm(hidden_states, self.normalized_shape, eps=1e-5)
+    return NormCall("layer_norm", 1e-5, dtype, shape=self.normalized_shape)
+
+
+def _of_hidden_states(self: Any, hidden_states: Tensor) -> Any:
+    return self.normalise(hidden_states)
+
+
+def _of_x(self: Any, x: Tensor) -> Any:
+    return self.normalise(x)
 
 
 def _layer_norm(layer: Any, x: Tensor) -> Tensor:
@@ -197,62 +204,36 @@ def _drop_path(self: Any, hidden_states: Tensor) -> Any:
     return lightning_kernels.stochastic_depth(hidden_states, rate, "row", self.training)
 
 
-@dataclass(frozen=True)
-class Form:
-    """One way to write a layer, which classes of many models share.
-
-    Attributes:
-        forward: Fused forward. Where the kernels don't run, it calls the original forward.
-        sources: Known fingerprints of each method that the fused forward replaces.
-        base: Base class of the fused class, besides the original class.
-        parent: The one base class of the original class.
-        functions: Known fingerprint of each function of its module that the original forward calls.
-    """
-
-    forward: Callable[..., Any]
-    sources: Mapping[str, tuple[str, ...]]
-    base: type[FusedBlock] = FusedNorm
-    parent: type[nn.Module] = nn.Module
-    functions: Mapping[str, str] = field(default_factory=dict)
-
-    def matches(self, cls: type) -> bool:
-        """Return whether ``cls`` is written in this form."""
-        if cls.__bases__ != (self.parent,):
-            return False
-        return all(
-            fingerprint(inspect.getattr_static(cls, name, None)) in known
-            for name, known in self.sources.items()
-        ) and all(
-            fingerprint(_globals(cls).get(name)) == known for name, known in self.functions.items()
-        )
+def _rows(
+    forward: Callable[..., Any], call: Callable[..., NormCall], *sources: str, **methods: str
+) -> Form:
+    """Return the form of a norm over the last dimension."""
+    others = {name: (source,) for name, source in methods.items()}
+    return Form(forward, {"forward": sources, **others}, FusedNorm, members={"call": call})
 
 
-def _globals(cls: Any) -> dict[str, Any]:
-    return getattr(cls.forward, "__globals__", {})
-
-
-_SQUARES = ("6dc7d2ba16b4",)  # the method `_norm` of many RMS norms
-_OF_LAYER_NORM: dict[str, Any] = {"parent": nn.LayerNorm}
+_h, _x = partial(_rows, _of_hidden_states), partial(_rows, _of_x)
+_SQUARES = "6dc7d2ba16b4"  # the method `_norm` of many RMS norms
 
 FORMS = (
-    Form(_llama, {"forward": ("9635bcd843f3",)}),
-    Form(_cpm_ant, {"forward": ("cd89819860dd",)}),
-    Form(_llama4, {"forward": ("08e8868b5ae3",), "_norm": _SQUARES}),
-    Form(_olmo2, {"forward": ("eef4e978a32a", "b6d7ab076811")}),
-    Form(_moshi, {"forward": ("7ba3b3ea45ac",), "_norm": _SQUARES}),
-    Form(_moshi, {"forward": ("c3f94aeaa12d",), "_norm": ("3c99d84226e6",)}),
-    Form(_gemma, {"forward": ("2dad5f576075",), "_norm": _SQUARES}),
-    Form(_gemma4, {"forward": ("a40eed024292",), "_norm": ("4c9e92e3757c",)}),
-    Form(_t5, {"forward": ("3152525beceb",)}),
-    Form(_unweighted, {"forward": ("7ff42f05720e",), "_norm": _SQUARES}),
-    Form(_unweighted, {"forward": ("08c50f9bfaca",)}),
-    Form(_inkling, {"forward": ("2c0d5a3de6fa",)}),
-    Form(_cohere, {"forward": ("ec976d1bff62",)}),
-    Form(_deberta, {"forward": ("114c8768a627",)}),
-    Form(_olmo, {"forward": ("b8440eb33e1a",)}),
-    Form(_convnext, {"forward": ("47110db86b0b",)}, **_OF_LAYER_NORM),
-    Form(_eomt, {"forward": ("f3e44ddb9f8c",)}, **_OF_LAYER_NORM),
-    Form(_squeezebert, {"forward": ("52c9652c8a45",)}, **_OF_LAYER_NORM),
+    _h(_llama, "9635bcd843f3"),
+    _h(_cpm_ant, "cd89819860dd"),
+    _x(_cpm_ant, "08e8868b5ae3", _norm=_SQUARES),
+    _h(_olmo2, "eef4e978a32a", "b6d7ab076811"),
+    _x(_moshi, "7ba3b3ea45ac", _norm=_SQUARES),
+    _x(_moshi, "c3f94aeaa12d", _norm="3c99d84226e6"),
+    _x(_gemma, "2dad5f576075", _norm=_SQUARES),
+    _h(_gemma4, "a40eed024292", _norm="4c9e92e3757c"),
+    _h(_t5, "3152525beceb"),
+    _x(_unweighted, "7ff42f05720e", _norm=_SQUARES),
+    _x(_unweighted, "08c50f9bfaca"),
+    _h(_unweighted, "2c0d5a3de6fa"),
+    _h(_cohere, "ec976d1bff62"),
+    _h(_deberta, "114c8768a627"),
+    _h(_olmo, "b8440eb33e1a"),
+    Form(_convnext, {"forward": ("47110db86b0b",)}, FusedNorm, LAYER_NORM),
+    Form(_eomt, {"forward": ("f3e44ddb9f8c",)}, FusedNorm, LAYER_NORM),
+    Form(_squeezebert, {"forward": ("52c9652c8a45",)}, FusedNorm, LAYER_NORM),
     Form(_drop_path, {"forward": ("baa4d67c11a0", "eedb88ffd7db")}, FusedDropPath),
     Form(
         _drop_path,
@@ -261,10 +242,3 @@ FORMS = (
         functions={"drop_path": "ae59d9e74cc6"},
     ),
 )
-
-
-def form_of(cls: type) -> Form | None:
-    """Return the form of a class of transformers, or ``None`` if its source code is unknown."""
-    if cls.__module__.partition(".")[0] not in _PACKAGES or "forward" not in vars(cls):
-        return None
-    return next((form for form in FORMS if form.matches(cls)), None)

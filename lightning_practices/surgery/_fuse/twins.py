@@ -12,8 +12,16 @@ from torchvision import ops
 
 from lightning_practices import nn as fused
 from lightning_practices._arguments import check_callable, shown
-from lightning_practices.nn.blocks import FusedBlock, fused_blocks
-from lightning_practices.surgery._fuse import transformers_layers
+from lightning_practices.nn.blocks import ADD_NORMS, FusedBlock, fused_blocks
+from lightning_practices.surgery._fuse import (
+    transformers_convolutions,
+    transformers_decoders,
+    transformers_encoders,
+    transformers_layers,
+    transformers_post_norm,
+)
+from lightning_practices.surgery._fuse.transformers_forms import Form, form_of
+from lightning_practices.surgery._fuse.transformers_layers import FusedNorm
 
 Classes = dict[type, type[nn.Module]]
 
@@ -41,6 +49,13 @@ _LAYERS: Classes = {
     nn.TransformerDecoderLayer: fused.TransformerDecoderLayer,
     nn.TransformerEncoderLayer: fused.TransformerEncoderLayer,
 }
+_FORMS = (
+    *transformers_layers.FORMS,
+    *transformers_convolutions.FORMS,
+    *transformers_post_norm.FORMS,
+    *transformers_decoders.FORMS,
+    *transformers_encoders.FORMS,
+)
 _registered: Classes = {}
 _by_source: Classes = {}  # of classes whose source code is known
 _of_subclasses: dict[tuple[type, type], type[nn.Module]] = {}
@@ -75,21 +90,25 @@ def _twin_by_source(cls: type) -> type[nn.Module] | None:
     """Return the fused class of a class of transformers, or ``None`` if its source is unknown."""
     with _lock:
         if cls not in _by_source:
-            form = transformers_layers.form_of(cls)
+            form = form_of(cls, _FORMS)
             if form is None:
                 return None
             _by_source[cls] = _written_as(cls, form)
         return _by_source[cls]
 
 
-def _written_as(cls: type, form: transformers_layers.Form) -> type[nn.Module]:
+def _written_as(cls: type, form: Form) -> type[nn.Module]:
     members = {
         "forward": form.forward,
         "original": cls,
         "sources": form.sources,
-        "__module__": transformers_layers.__name__,
+        "__module__": form.forward.__module__,
+        **form.members,
     }
-    return _subclass(cls, cls, (form.base, cls), members)
+    twin = _subclass(cls, cls, (form.base, cls), members)
+    if issubclass(twin, FusedNorm) and "call" in form.members:
+        ADD_NORMS[twin] = twin.add
+    return twin
 
 
 def _of_timm(table: str) -> dict[type, Any]:

@@ -5,15 +5,14 @@ import dataclasses
 import functools
 import gc
 import math
-import signal
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
 
 Clock = Callable[[], float]  # returns seconds
 Lap = Callable[[], float]  # runs the measured code once and returns the seconds it took
+
+FASTER = 0.97  # ours is used if it takes at most this part of torch's time, beyond the noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +22,31 @@ class Budget:
     seconds: float
     least: int = 5
     most: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """The times of a call, or of a step: the medians of rounds.
+
+    Attributes:
+        torch: Seconds of torch's way.
+        ours: Seconds of ours.
+        ratio: Ours by torch's: the median of the ratios of rounds.
+        noise: Standard error of the ratio, from the spread of rounds.
+    """
+
+    torch: float
+    ours: float
+    ratio: float
+    noise: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether ours is faster by 3 % at least, beyond the noise."""
+        return self.ratio + self.noise <= FASTER
+
+    def __str__(self) -> str:
+        return f"{_microseconds(self.ours)} us, torch {_microseconds(self.torch)} us"
 
 
 def take_turns(laps: Sequence[Lap]) -> list[float]:
@@ -93,23 +117,5 @@ def _paused_collector() -> Iterator[None]:
             gc.enable()
 
 
-@contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise :class:`TimeoutError` in code that takes longer, as soon as it returns to Python.
-
-    It has no effect outside of the main thread, and on systems without ``SIGALRM``.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
-        yield
-        return
-
-    def expire(signum: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"took more than {seconds:g} s")
-
-    previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.3g}" if seconds < 1e-3 else f"{seconds * 1e6:,.0f}"
