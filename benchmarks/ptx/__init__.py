@@ -19,8 +19,8 @@ result that depends on any of them is wrong, or changes with ``Options.seed``.
 
 **Conflicts** are mostly Triton's. If a sum follows a product, ``mul`` and the first ``add`` of a
 butterfly become one ``fma``, which is not symmetric. Lanes that should hold copies of one sum then
-differ in the last digits, and all of them store it to the same address. The finding says by how
-much they differ.
+differ in the last digits, and all of them store it to the same address. ``Finding.apart`` says by
+how much they differ.
 
 **Modelled**: what Triton 3.6 to 3.8 compile the kernels of this project to, for the compute
 capabilities 8.0, 9.0 and 10.0. Every other instruction raises :class:`UnsupportedPtxError` before

@@ -15,6 +15,8 @@ _PACKED: dict[str, tuple[type[np.generic], type[np.generic]]] = {
     "bf16x2": (np.uint16, np.uint32),
     "f32x2": (np.float32, np.uint64),
 }
+_FLOAT_MODIFIERS = frozenset({"rn", "approx", "full", "ftz", "sat", "NaN"})
+_INTEGER_MODIFIERS = frozenset({"lo", "hi", "wide", "relu", "l", "r", "wrap", "clamp"})
 _FLOATS = frozenset({"f16", "bf16", "f32", "f64", *_PACKED})
 
 _PLAIN: dict[str, Function] = {
@@ -33,10 +35,21 @@ def is_float(type_name: str) -> bool:
     return type_name in _FLOATS
 
 
+def is_mixed(name: str, modifiers: list[str]) -> bool:
+    """Return whether an instruction has float32 numbers, but for its first sources.
+
+    Such as ``add.rn.f32.bf16 d, a, c`` and ``fma.rn.f32.bf16 d, a, b, c``: only ``d`` and ``c`` are
+    float32.
+    """
+    return name in {"add", "sub", "fma"} and modifiers[-2:] in (["f32", "f16"], ["f32", "bf16"])
+
+
 def function_of(opcode: str, approximation: floats.Approximation) -> Function | None:
     """Return what computes the result of ``opcode``, or ``None`` if it is not known."""
     name, *modifiers = opcode.split(".")
-    type_name = modifiers[-1] if modifiers else ""
+    type_name = modifiers.pop() if modifiers else ""
+    if is_mixed(name, [*modifiers, type_name]):
+        return _mixed(_float_function(name, modifiers[:-1], "f32", approximation), type_name)
     if is_float(type_name):
         return _float_function(name, modifiers, type_name, approximation)
     return _integer_function(name, modifiers, type_name)
@@ -45,6 +58,8 @@ def function_of(opcode: str, approximation: floats.Approximation) -> Function | 
 def _float_function(
     name: str, modifiers: list[str], type_name: str, approximation: floats.Approximation
 ) -> Function | None:
+    if not _FLOAT_MODIFIERS.issuperset(modifiers):
+        return None
     if type_name in _PACKED:
         single = _float_function(name, modifiers, type_name[:-2], approximation)
         return single and _packed(single, *_PACKED[type_name])
@@ -56,6 +71,18 @@ def _float_function(
     if "sat" in modifiers:
         function = _saturating(function)
     return _in_bf16(function) if type_name == "bf16" else function
+
+
+def _mixed(function: Function | None, type_name: str) -> Function | None:
+    """Return ``function`` of float32 for sources of which only the last is float32."""
+    if function is None:
+        return None
+    widen = floats.widen_bf16 if type_name == "bf16" else _widen_f16
+    return lambda *sources: function(*map(widen, sources[:-1]), sources[-1])
+
+
+def _widen_f16(x: Array) -> Array:
+    return x.astype(np.float32)
 
 
 def _float_core(
@@ -119,6 +146,8 @@ def _packed(function: Function, number: type[np.generic], register: type[np.gene
 
 
 def _integer_function(name: str, modifiers: list[str], type_name: str) -> Function | None:
+    if not _INTEGER_MODIFIERS.issuperset(modifiers):
+        return None
     if name in _PLAIN:
         return _PLAIN[name]
     if name == "not":
@@ -136,8 +165,6 @@ def _integer_function(name: str, modifiers: list[str], type_name: str) -> Functi
     if name in {"shl", "shr"}:
         shift = np.left_shift if name == "shl" else np.right_shift
         return lambda a, amount: shift(a, np.minimum(amount, 64).astype(a.dtype))
-    if name == "prmt" and len(modifiers) > 1:
-        return None
     if name == "shf":
         return _funnel("l" in modifiers, "wrap" in modifiers)
     return _INTEGER.get(name)

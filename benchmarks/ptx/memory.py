@@ -178,12 +178,12 @@ def note_conflict(
     differ = (there != values).any(1)
     if not differ.any():
         return
-    detail = "threads write different values at once"
-    if access.width % 4 == 0:  # as Triton does with copies of a sum that rounding made unequal
+    apart = float("inf")
+    if access.width % 4 == 0:
         a, b = (np.ascontiguousarray(v[differ]).view(np.float32) for v in (there, values))
         apart = np.nanmax(np.abs(a - b) / np.maximum(np.abs(a), np.float32(1e-30)), initial=0)
-        detail += f", as float32 up to {apart:.1e} of them apart"
-    findings.note("conflict", kernel, access.instruction, detail)
+    detail = "threads write different values at once"
+    findings.note("conflict", kernel, access.instruction, detail, float(apart))
 
 
 def mark_reader(readers: Array, places: Array, owner: Array) -> None:

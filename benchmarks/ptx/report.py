@@ -22,6 +22,8 @@ class Finding:
         line: Number of its line in the Python source.
         detail: Description of the first occurrence.
         count: Number of executed instructions, of a warp or more, with this error.
+        apart: Largest relative difference between the values of a conflict, taken for float32;
+            infinite if they can't be float32.
     """
 
     kind: str
@@ -30,6 +32,7 @@ class Finding:
     line: int
     detail: str
     count: int = 1
+    apart: float = 0.0
 
     def __str__(self) -> str:
         return (
@@ -41,13 +44,17 @@ class Finding:
 class Findings(list[Finding]):
     """Findings: one of each kind for each instruction."""
 
-    def note(self, kind: str, kernel: str, instruction: Instruction, detail: str) -> None:
+    def note(
+        self, kind: str, kernel: str, instruction: Instruction, detail: str, apart: float = 0.0
+    ) -> None:
         """Add a finding, or count it if it is known."""
         for known in self:
             if (known.kind, known.kernel, known.instruction) == (kind, kernel, instruction.text):
                 known.count += 1
+                known.apart = max(known.apart, apart)
                 return
-        self.append(Finding(kind, kernel, instruction.text, instruction.line, detail))
+        line = instruction.line
+        self.append(Finding(kind, kernel, instruction.text, line, detail, apart=apart))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.ptx import warp
-from benchmarks.ptx.arithmetic import comparison, conversion, function_of
+from benchmarks.ptx.arithmetic import comparison, conversion, function_of, is_mixed
 from benchmarks.ptx.copies import Copies
 from benchmarks.ptx.floats import Approximation
 from benchmarks.ptx.memory import Access, GlobalMemory
@@ -128,7 +128,9 @@ class Steps:
             return conversion(modifiers), [target, *[source] * count]
         function = function_of(instruction.opcode, self._approximation)
         types = [kind] * (count + 1)
-        if name in {"shl", "shr"}:
+        if is_mixed(name, modifiers):
+            types[0] = types[-1] = "f32"
+        elif name in {"shl", "shr"}:
             types[2] = "u32"
         elif name in {"bfe", "bfi"}:
             types[-2:] = ["u32", "u32"]

@@ -50,6 +50,10 @@ def _f32(*values: float) -> Array:
     return np.array(values, np.float32)
 
 
+def _u16(*values: int) -> Array:
+    return np.array(values, np.uint16)
+
+
 def _u64(low: float, high: float) -> Array:
     return _f32(low, high).view(np.uint64)
 
@@ -80,6 +84,8 @@ def _apply(opcode: str, *sources: Array) -> Any:
         ("add.bf16x2", (_u32(0x3F803F80), _u32(0x40003F80)), [0x40404000]),
         ("fma.rn.f32x2", (_u64(1.5, -2.0), _u64(2.0, 4.0), _u64(0.25, 1.0)),
          _u64(3.25, -7.0).tolist()),
+        ("sub.rn.f32.bf16", (_u16(0x4040), _f32(2.0**-20)), [3 - 2.0**-20]),
+        ("fma.rn.f32.bf16", (_u16(0x4040), _u16(0x3F80), _f32(2.0**-20)), [3 + 2.0**-20]),
         ("popc.b32", (_u32(255),), [8]),
         ("clz.b32", (_u32(1),), [31]),
     ],
@@ -96,7 +102,7 @@ def test_arithmetic(opcode: str, sources: tuple[Array, ...], expected: list[floa
         ("u64.u32", (_u32(2**32 - 1),), [2**32 - 1]),
         ("s64.s32", (_s32(-1),), [-1]),
         ("rn.bf16x2.f32", (_f32(2.0), _f32(1.0)), [0x40003F80]),
-        ("f32.bf16", (np.array([0x3F80], np.uint16),), [1.0]),
+        ("f32.bf16", (_u16(0x3F80),), [1.0]),
     ],
 )
 def test_conversions(opcode: str, sources: tuple[Array, ...], expected: list[float]) -> None:
@@ -128,3 +134,8 @@ def test_approximations_err_by_what_they_may() -> None:
     off = floats.Approximation(1.0)("ex2", exact)
     error = np.abs(off - exact) / exact * 2**23
     assert 1 < error.min() <= error.max() < 3
+
+
+@pytest.mark.parametrize("opcode", ["add.rz.f32", "add.cc.u32", "fma.rn.bf16.f32", "prmt.b32.f4e"])
+def test_unknown_modifiers_are_not_ignored(opcode: str) -> None:
+    assert function_of(opcode, floats.Approximation()) is None
