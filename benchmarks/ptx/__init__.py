@@ -26,7 +26,7 @@ how much they differ.
 capabilities 8.0, 9.0 and 10.0. Every other instruction raises :class:`UnsupportedPtxError` before
 the first one is executed. ``fma.rn.f32`` and all roundings are exact. An approximate instruction
 returns the rounded exact result, or one that is wrong by the largest error of the PTX manual
-(``Options(approximate_ulps=1.0)``).
+(``Options(approximation_error=1.0)``).
 
 **Not modelled**: TMA, ``mbarrier``, tensor cores, atomics, clusters, local memory, time, and races
 on global memory within one program. The threads of a warp run in step unless they branch

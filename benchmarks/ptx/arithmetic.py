@@ -1,4 +1,4 @@
-"""What instructions compute that look at one thread alone, as functions of arrays."""
+"""The instructions that compute in one thread alone, as functions of arrays."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +15,8 @@ _PACKED: dict[str, tuple[type[np.generic], type[np.generic]]] = {
     "bf16x2": (np.uint16, np.uint32),
     "f32x2": (np.float32, np.uint64),
 }
-_FLOAT_MODIFIERS = frozenset({"rn", "approx", "full", "ftz", "sat", "NaN"})
-_INTEGER_MODIFIERS = frozenset({"lo", "hi", "wide", "relu", "l", "r", "wrap", "clamp"})
+_FLOAT_MODIFIERS = frozenset({"rn", "approx", "full", "ftz", "NaN"})
+_INTEGER_MODIFIERS = frozenset({"lo", "hi", "wide", "relu", "l", "wrap"})
 _FLOATS = frozenset({"f16", "bf16", "f32", "f64", *_PACKED})
 
 _PLAIN: dict[str, Function] = {
@@ -45,7 +45,7 @@ def is_mixed(name: str, modifiers: list[str]) -> bool:
 
 
 def function_of(opcode: str, approximation: floats.Approximation) -> Function | None:
-    """Return what computes the result of ``opcode``, or ``None`` if it is not known."""
+    """Return the function of an instruction, or ``None`` if it is not known."""
     name, *modifiers = opcode.split(".")
     type_name = modifiers.pop() if modifiers else ""
     if is_mixed(name, [*modifiers, type_name]):
@@ -68,8 +68,6 @@ def _float_function(
         return None
     if "ftz" in modifiers:
         function = _flushing(function)
-    if "sat" in modifiers:
-        function = _saturating(function)
     return _in_bf16(function) if type_name == "bf16" else function
 
 
@@ -119,10 +117,6 @@ def _flushing(function: Function) -> Function:
     return lambda *sources: floats.flush(function(*map(floats.flush, sources)))
 
 
-def _saturating(function: Function) -> Function:
-    return lambda *sources: np.fmin(np.fmax(function(*sources), np.float32(0)), np.float32(1))
-
-
 def _in_bf16(function: Function) -> Function:
     return lambda *sources: floats.narrow_bf16(function(*map(floats.widen_bf16, sources)))
 
@@ -166,7 +160,7 @@ def _integer_function(name: str, modifiers: list[str], type_name: str) -> Functi
         shift = np.left_shift if name == "shl" else np.right_shift
         return lambda a, amount: shift(a, np.minimum(amount, 64).astype(a.dtype))
     if name == "shf":
-        return _funnel("l" in modifiers, "wrap" in modifiers)
+        return _rotate_left if modifiers == ["l", "wrap"] else None
     return _INTEGER.get(name)
 
 
@@ -187,7 +181,7 @@ def _high_product(a: Array, b: Array) -> Array:
 
 
 def quotient(a: Array, b: Array) -> Array:
-    """Divide integers towards zero; by zero it is all ones, as GPUs make it."""
+    """Divide integers, rounded towards zero. The quotient by zero has all bits set, as on GPUs."""
     if a.dtype.kind == "u":
         return np.where(b == 0, ~np.zeros((), a.dtype), a // np.where(b == 0, b + 1, b))
     unsigned = np.dtype(f"u{a.dtype.itemsize}")
@@ -196,26 +190,12 @@ def quotient(a: Array, b: Array) -> Array:
 
 
 def remainder(a: Array, b: Array) -> Array:
-    """Return what :func:`quotient` leaves, of the sign of ``a``."""
+    """Return the remainder of :func:`quotient`, which has the sign of ``a``."""
     return np.asarray(a - quotient(a, b) * b)
 
 
 def _popc(a: Array) -> Array:
     return np.asarray(np.bitwise_count(a), np.uint32)
-
-
-def _clz(a: Array) -> Array:
-    bits = 8 * a.dtype.itemsize
-    unsigned = np.asarray(a, f"u{a.dtype.itemsize}")
-    return np.asarray(sum((unsigned >> s == 0) for s in range(bits)), np.uint32)
-
-
-def _brev(a: Array) -> Array:
-    bits = 8 * a.dtype.itemsize
-    result = np.zeros_like(a)
-    for place in range(bits):
-        result |= ((a >> place) & 1) << (bits - 1 - place)
-    return result
 
 
 def _bfe(a: Array, position: Array, length: Array) -> Array:
@@ -231,15 +211,6 @@ def _bfe(a: Array, position: Array, length: Array) -> Array:
     return np.asarray(np.where(size == 0, a.dtype.type(0), field))
 
 
-def _bfi(field: Array, base: Array, position: Array, length: Array) -> Array:
-    bits = 8 * field.dtype.itemsize
-    start, size = (np.minimum(x & 0xFF, bits).astype(field.dtype) for x in (position, length))
-    one = field.dtype.type(1)
-    mask = np.where(size >= bits, ~field.dtype.type(0), np.left_shift(one, size) - one)
-    mask = np.left_shift(mask, start)
-    return np.asarray(base & ~mask | np.left_shift(field, start) & mask)
-
-
 def _prmt(a: Array, b: Array, selector: Array) -> Array:
     both = a.astype(np.uint64) | b.astype(np.uint64) << np.uint64(32)
     result = np.zeros(np.broadcast(a, b, selector).shape, np.uint32)
@@ -252,35 +223,19 @@ def _prmt(a: Array, b: Array, selector: Array) -> Array:
     return result
 
 
-def _lop3(a: Array, b: Array, c: Array, table: Array) -> Array:
-    result = np.zeros_like(a)
-    for row in range(8):
-        if int(table) >> row & 1:
-            term = a if row & 4 else ~a
-            term = term & (b if row & 2 else ~b)
-            result = result | term & (c if row & 1 else ~c)
-    return result
-
-
-def _funnel(left: bool, wrap: bool) -> Function:
-    def shift(low: Array, high: Array, amount: Array) -> Array:
-        both = high.astype(np.uint64) << np.uint64(32) | low
-        places = (amount & 31 if wrap else np.minimum(amount, 32)).astype(np.uint64)
-        if left:
-            return (both << places >> np.uint64(32)).astype(np.uint32)
-        return (both >> places).astype(np.uint32)
-
-    return shift
+def _rotate_left(low: Array, high: Array, amount: Array) -> Array:
+    """Return the upper half of two registers, shifted to the left (``shf.l.wrap``)."""
+    both = high.astype(np.uint64) << np.uint64(32) | low
+    return (both << (amount & 31).astype(np.uint64) >> np.uint64(32)).astype(np.uint32)
 
 
 _INTEGER: dict[str, Function] = {
-    "div": quotient, "rem": remainder, "popc": _popc, "clz": _clz, "brev": _brev, "bfe": _bfe,
-    "bfi": _bfi, "prmt": _prmt, "lop3": _lop3,
+    "div": quotient, "rem": remainder, "popc": _popc, "bfe": _bfe, "prmt": _prmt,
 }  # fmt: skip
 
 
 def comparison(modifiers: list[str], type_name: str) -> Function | None:
-    """Return what ``setp`` with these modifiers computes of two numbers."""
+    """Return the function of a ``setp``, or ``None`` if it is not known."""
     name = modifiers[0]
     widen = floats.widen_bf16 if type_name == "bf16" else np.asarray
     if name in {"nan", "num"}:
@@ -302,12 +257,12 @@ def comparison(modifiers: list[str], type_name: str) -> Function | None:
 
 
 _ROUND_TO_INTEGER: dict[str, Function] = {
-    "rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil,
+    "div": quotient, "rem": remainder, "popc": _popc, "bfe": _bfe, "prmt": _prmt,
 }  # fmt: skip
 
 
 def conversion(modifiers: list[str]) -> Function | None:
-    """Return what ``cvt`` with these modifiers computes, the last two of them its types."""
+    """Return the function of a ``cvt``, whose last two modifiers are its types, or ``None``."""
     target, source = modifiers[-2:]
     if target.endswith("x2"):
         narrow = floats.narrow_bf16 if target == "bf16x2" else _half_bits
@@ -316,20 +271,14 @@ def conversion(modifiers: list[str]) -> Function | None:
         return lambda high, low: narrow(high).astype(np.uint32) << np.uint32(16) | narrow(low)
     if not is_float(target):
         return _to_integer(modifiers, target, source)
-    rounding = next((_ROUND_TO_INTEGER[m] for m in modifiers if m in _ROUND_TO_INTEGER), None)
 
     def convert(x: Array) -> Array:
         x = floats.widen_bf16(x) if source == "bf16" else x
-        if rounding is not None:
-            x = rounding(x)
         if "ftz" in modifiers and x.dtype == np.float32:
             x = floats.flush(x)
-        if "sat" in modifiers:
-            x = np.clip(np.where(np.isnan(x), 0, x), 0, 1).astype(x.dtype)
         return floats.narrow_bf16(x) if target == "bf16" else x.astype(DTYPES[target])
 
-    known = {"rn", "ftz", "sat", "rzi", "rni", "rmi", "rpi", target, source}
-    return convert if known.issuperset(modifiers) else None
+    return convert if {"rn", "ftz", target, source}.issuperset(modifiers) else None
 
 
 def _half_bits(x: Array) -> Array:
@@ -339,16 +288,12 @@ def _half_bits(x: Array) -> Array:
 def _to_integer(modifiers: list[str], target: str, source: str) -> Function | None:
     dtype: np.dtype[Any] = np.dtype(DTYPES[target])
     if not is_float(source):
-        limits = np.iinfo(dtype)
-        if "sat" not in modifiers:
-            return lambda x: x.astype(dtype)
-        return lambda x: np.clip(x.astype(object), limits.min, limits.max).astype(dtype)
-    rounding = next((_ROUND_TO_INTEGER[m] for m in modifiers if m in _ROUND_TO_INTEGER), None)
-    if rounding is None:
+        return (lambda x: x.astype(dtype)) if modifiers == [target, source] else None
+    if modifiers != ["rzi", target, source]:
         return None
 
     def convert(x: Array) -> Array:
-        wide = rounding(np.asarray(floats.widen_bf16(x) if source == "bf16" else x, np.float64))
+        wide = np.trunc(np.asarray(floats.widen_bf16(x) if source == "bf16" else x, np.float64))
         limits = np.iinfo(dtype)
         inside = np.clip(np.where(np.isnan(wide), 0, wide), limits.min, limits.max)
         top = wide >= float(limits.max)  # float64 can't tell the largest 64-bit integers apart

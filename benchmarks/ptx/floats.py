@@ -15,7 +15,7 @@ def widen_bf16(bits: Array) -> Array:
 
 
 def narrow_bf16(x: Array) -> Array:
-    """Round float32 (or float64, once) to bfloat16, to nearest even, and return its bits."""
+    """Round float32 or float64 once, to nearest even, to bfloat16. Return the bits."""
     x = np.asarray(x)
     if x.dtype == np.float64:
         x = round_to_odd(x)
@@ -25,7 +25,7 @@ def narrow_bf16(x: Array) -> Array:
 
 
 def round_to_odd(x: Array) -> Array:
-    """Round float64 to float32 so that rounding once more is as rounding once."""
+    """Round float64 to float32 so that another rounding, to fewer bits, gives the right result."""
     y = x.astype(np.float32)
     bits = y.view(np.int32)
     inexact = (y != x) & np.isfinite(x) & np.isfinite(y)
@@ -35,7 +35,7 @@ def round_to_odd(x: Array) -> Array:
 
 
 def flush(x: Array) -> Array:
-    """Return float32 with subnormal numbers made zeros of their sign (``.ftz``)."""
+    """Return float32 numbers with zeros in place of subnormal ones (``.ftz``)."""
     x = np.asarray(x, np.float32)
     return np.where(np.abs(x) < _F32_TINY, np.copysign(np.float32(0), x), x)
 
@@ -54,7 +54,7 @@ def fma_f32(a: Array, b: Array, c: Array) -> Array:
 
 
 def fma_f64(a: Array, b: Array, c: Array) -> Array:
-    """Return ``a * b + c`` of float64, within a hair of one rounding."""
+    """Return ``a * b + c`` of float64, almost always as if rounded once."""
     product = np.asarray(a * b)
     high_a, high_b = _high(a), _high(b)
     low_a, low_b = a - high_a, b - high_b
@@ -70,32 +70,28 @@ def _high(x: Array) -> Array:
     return np.asarray(scaled - (scaled - x))
 
 
-# What the approximate instructions approximate, and the error that the PTX manual allows, in units
-# of the last place of the result (2**-23 of it).
+# The exact function of each approximate instruction, and the largest error in the PTX manual, in
+# units of 2**-23 of the result.
 APPROXIMATE: dict[str, tuple[Callable[[Array], Array], float]] = {
     "ex2": (np.exp2, 2.0),
-    "lg2": (np.log2, 2.0),
-    "rcp": (np.reciprocal, 1.0),
     "rsqrt": (lambda x: 1 / np.sqrt(x), 1.1),
     "sqrt": (np.sqrt, 1.0),
     "tanh": (np.tanh, 2.0**12),
-    "sin": (np.sin, 4.0),
-    "cos": (np.cos, 4.0),
     "div": (lambda x: x, 2.0),
 }
 
 
 class Approximation:
-    """How approximate instructions err.
+    """The results of approximate instructions.
 
     Args:
-        ulps: ``None`` for results rounded from exact ones; else the share of the allowed error, 1
-            for all of it, by which each result is off. Equal results are off alike.
-        seed: Of the choice between up and down.
+        share: Error of each result, as a share of the largest error in the PTX manual. Equal
+            results have equal errors. ``None`` for rounded exact results.
+        seed: Seed of the signs of the errors.
     """
 
-    def __init__(self, ulps: float | None = None, seed: int = 0) -> None:
-        self._share = ulps
+    def __init__(self, share: float | None = None, seed: int = 0) -> None:
+        self._share = share
         self._factor = np.uint64(0x9E3779B97F4A7C15 + 2 * seed)
 
     def __call__(self, name: str, exact: Array) -> Array:

@@ -1,4 +1,4 @@
-"""In which order groups of threads run, so that they meet again where branches do."""
+"""The order in which groups of threads run, so that they meet where their branches join."""
 
 from collections import deque
 
@@ -6,11 +6,13 @@ from benchmarks.ptx.parser import Program
 
 
 def blocks(program: Program, control: frozenset[str]) -> dict[int, tuple[int, list[int]]]:
-    """Return basic blocks by their first instruction: one past their last, and what follows them.
+    """Return the end of each basic block and the blocks that may follow it.
+
+    A block is named by the index of its first instruction. Its end is the index after its last one.
 
     Args:
-        program: Whose.
-        control: Names of instructions that end a block.
+        program: The kernel.
+        control: Names of the instructions that end a block.
     """
     instructions = program.instructions
     ends = [i.opcode.split(".")[0] in control for i in instructions]
@@ -30,16 +32,16 @@ def _successors(program: Program, last: int) -> list[int]:
         targets = [program.labels[instruction.operands[0]]]
     elif name == "brx":
         targets = [program.labels[label] for label in program.tables[instruction.operands[1]]]
-    if name not in {"bra", "brx", "ret", "exit"} or instruction.guard is not None:
+    if name not in {"bra", "brx", "ret"} or instruction.guard is not None:
         targets.append(last + 1)
     return [t for t in dict.fromkeys(targets) if t < len(program.instructions)]
 
 
 def ranks(graph: dict[int, tuple[int, list[int]]]) -> dict[int, int]:
-    """Return each block's place in an order in which a join comes after all that leads to it.
+    """Return the rank of each block, in an order in which a join comes after all its branches.
 
-    Of what follows a block, what comes back to it sooner goes first, so that loops end before what
-    is after them begins.
+    Of the blocks that follow a block, the one from which the way back is shortest comes first, so
+    that a loop ends before the code after it begins.
     """
     after = {
         start: sorted(next_, key=lambda s: -_distance(graph, s, start))
@@ -61,7 +63,7 @@ def ranks(graph: dict[int, tuple[int, list[int]]]) -> dict[int, int]:
 
 
 def _distance(graph: dict[int, tuple[int, list[int]]], start: int, goal: int) -> float:
-    """Return how many blocks lie between, infinity if there is no way."""
+    """Return the number of blocks between two blocks; infinity if there is no way."""
     seen = {start}
     queue = deque([(start, 0)])
     while queue:

@@ -1,4 +1,4 @@
-"""A multiprocessor: runs the threads of one CTA after another through a program."""
+"""Runs the threads of a launch, one CTA after another."""
 
 import dataclasses
 import math
@@ -21,39 +21,39 @@ _LIMIT = 10_000_000  # instructions after which a CTA counts as stuck
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to run.
+    """How a launch is executed.
 
     Attributes:
         seed: Seed of the order of CTAs and of the noise in registers.
-        approximate_ulps: See :class:`benchmarks.ptx.floats.Approximation`.
+        approximation_error: See :class:`benchmarks.ptx.floats.Approximation`.
         warp_synchronous: See :class:`benchmarks.ptx.shared.SharedMemory`.
     """
 
     seed: int = 0
-    approximate_ulps: float | None = None
+    approximation_error: float | None = None
     warp_synchronous: bool = True
 
 
 class StuckError(RuntimeError):
-    """Threads wait for others that never come, or a loop does not end."""
+    """Threads wait for others that never arrive, or a loop does not end."""
 
 
 def run(
     program: Program, grid: Sequence[int], params: Sequence[int | float], memory: GlobalMemory,
     dynamic_shared: int = 0, options: Options | None = None,
 ) -> Counters:  # fmt: skip
-    """Run a kernel.
+    """Execute a launch.
 
     Args:
-        program: What :func:`benchmarks.ptx.parser.parse` returned.
-        grid: CTAs along up to three axes.
-        params: Its parameters, addresses as integers.
-        memory: What the addresses are of; its findings say what went wrong.
-        dynamic_shared: Bytes of shared memory beside the program's own.
-        options: How.
+        program: The kernel.
+        grid: Number of CTAs along up to three axes.
+        params: Its parameters. Addresses are integers.
+        memory: Global memory, to whose findings errors are added.
+        dynamic_shared: Bytes of dynamic shared memory.
+        options: How the launch is executed.
 
     Returns:
-        What it did.
+        The counters of the launch.
 
     Raises:
         StuckError: If a CTA does not end.
@@ -86,7 +86,7 @@ class _Machine:
         )
         self._steps = Steps(
             program, params, memory, self._shared,
-            Approximation(options.approximate_ulps, options.seed), options.seed,
+            Approximation(options.approximation_error, options.seed), options.seed,
         )  # fmt: skip
         self._registers = self._steps.registers
         self._warps = program.threads // WARP
@@ -99,14 +99,14 @@ class _Machine:
         self._issued = np.zeros(len(names), np.int64)
 
     def finish(self) -> Counters:
-        """Return what the launch did."""
+        """Return the counters of the launch."""
         for instruction, count in zip(self._program.instructions, self._issued, strict=True):
             if count:
                 self._counters.instructions[class_of(instruction.opcode)] += int(count)
         return self._memory.end_launch()
 
     def run_cta(self, number: int, axes: tuple[int, ...]) -> None:
-        """Run one CTA to its end."""
+        """Run a CTA to its end."""
         self._steps.cta = number
         self._counters.ctas += 1
         self._registers.scramble()
@@ -131,7 +131,7 @@ class _Schedule:
         self._groups: dict[int, Array] = {0: np.ones(machine._program.threads, np.bool_)}
         self._live = self._groups[0].copy()
         self._at_barrier: dict[int, Array] = {}
-        self._halved: dict[int, Array] = {}  # warps that wait for the rest of themselves
+        self._halved: dict[int, Array] = {}  # threads that wait for the others of their warp
         self._budget = _LIMIT
 
     def run(self) -> None:
@@ -185,7 +185,7 @@ class _Schedule:
             self._groups[place] = group if known is None else known | group
 
     def _join_warps(self, place: int, group: Array) -> Array:
-        """Return the warps of which all threads are here; keep the others until they are."""
+        """Return the warps whose threads are all here. The threads of other warps wait."""
         waiting = self._halved.pop(place, None)
         if waiting is not None:
             group = group | waiting
@@ -207,7 +207,7 @@ class _Schedule:
             self._add(self._m._program.labels[instruction.operands[0]], taken)
         elif name == "brx":
             self._branch_by_table(instruction, taken)
-        elif name in {"ret", "exit"}:
+        elif name == "ret":
             self._live = self._live & ~taken
             self._release()
         else:
@@ -220,7 +220,7 @@ class _Schedule:
             self._add(self._m._program.labels[label], taken & (index == number))
 
     def _release(self) -> None:
-        """Open the barrier if all live threads are there."""
+        """Open the barrier if all threads that have not ended wait there."""
         if not self._at_barrier:
             return
         arrived = np.logical_or.reduce(list(self._at_barrier.values()))

@@ -20,10 +20,10 @@ class Access:
     """A load or store of some threads.
 
     Attributes:
-        instruction: Which.
-        threads: Those that take part.
-        addresses: Of each, in bytes.
-        width: Bytes that each accesses.
+        instruction: The instruction.
+        threads: Numbers of the threads that take part.
+        addresses: Address of each thread.
+        width: Bytes per thread.
         cta: Number of the CTA.
     """
 
@@ -36,13 +36,13 @@ class Access:
 
 @dataclasses.dataclass(eq=False)
 class Buffer:
-    """A stretch of global memory.
+    """The storage of a tensor.
 
     Attributes:
-        base: Address of its first byte.
-        data: Its bytes, shared with whoever made it.
-        known: Which bytes have been written.
-        name: For messages.
+        base: Address of the first byte.
+        data: The bytes themselves.
+        known: Whether each byte has been written.
+        name: Name, for messages.
     """
 
     base: int
@@ -54,7 +54,7 @@ class Buffer:
         self.begin_launch()
 
     def begin_launch(self) -> None:
-        """Forget who accessed what."""
+        """Forget the accesses of the launch before."""
         self.writer = np.full(len(self.data), NOBODY, np.int32)
         self.reader = np.full(len(self.data), NOBODY, np.int32)
         sectors = len(self.data) // SECTOR + 2
@@ -62,10 +62,10 @@ class Buffer:
 
 
 class GlobalMemory:
-    """Buffers at addresses of their own, with nothing between them.
+    """Buffers far from each other, so that accesses out of bounds reach none of them.
 
     Args:
-        findings: Where what is wrong is noted.
+        findings: List to which errors are added.
     """
 
     def __init__(self, findings: Findings) -> None:
@@ -75,7 +75,7 @@ class GlobalMemory:
         self._bases: list[int] = []
 
     def add(self, data: Array, name: str, initialised: bool = True) -> Buffer:
-        """Give bytes an address."""
+        """Return a new buffer for these bytes."""
         end = self.buffers[-1].base + len(self.buffers[-1].data) if self.buffers else 1 << 36
         base = (end + _RED_ZONE) // _PAGE * _PAGE + _PAGE
         buffer = Buffer(base, data, np.full(len(data), initialised), name)
@@ -84,13 +84,13 @@ class GlobalMemory:
         return buffer
 
     def begin_launch(self, kernel: str) -> None:
-        """Count from zero."""
+        """Begin to count from zero."""
         self.counters = Counters(kernel)
         for buffer in self.buffers:
             buffer.begin_launch()
 
     def end_launch(self) -> Counters:
-        """Return what was counted."""
+        """Return the counters."""
         self.counters.traffic = [
             Traffic(buffer.name, len(buffer.data), SECTOR * read, SECTOR * written)
             for buffer in self.buffers
@@ -99,7 +99,7 @@ class GlobalMemory:
         return self.counters
 
     def load(self, access: Access) -> Array:
-        """Return the bytes of each thread, ``(threads, width)``; noise from where nothing is."""
+        """Return the bytes of each thread, ``(threads, width)``, and noise out of bounds."""
         self._check_alignment(access)
         self.counters.load_bytes += access.width * len(access.threads)
         self.counters.load_sectors += _sectors(access)
@@ -134,7 +134,7 @@ class GlobalMemory:
             buffer.written[_touched(places)] = True
 
     def _places(self, access: Access) -> list[tuple[Buffer, Array | slice, Array]]:
-        """Return for each buffer that is accessed by which threads and where in it."""
+        """Return each accessed buffer, the threads that access it, and the places of the bytes."""
         first, last = int(access.addresses.min()), int(access.addresses.max())
         number = bisect.bisect_right(self._bases, first) - 1
         span = np.arange(access.width)
@@ -197,7 +197,7 @@ def mark_reader(readers: Array, places: Array, owner: Array) -> None:
 
 
 def _sectors(access: Access) -> int:
-    """Return how many sectors the warps touch."""
+    """Return the number of sectors that each warp accesses, summed over warps."""
     warp = (access.threads // WARP).astype(np.uint64) << np.uint64(48)
     first = access.addresses // np.uint64(SECTOR)
     last = (access.addresses + np.uint64(access.width - 1)) // np.uint64(SECTOR)
@@ -205,5 +205,5 @@ def _sectors(access: Access) -> int:
 
 
 def _touched(places: Array) -> Array:
-    """Return the sectors of a buffer, whose first byte begins one."""
+    """Return the numbers of the accessed sectors. The first byte of a buffer begins a sector."""
     return np.asarray(places[:, [0, -1]] // SECTOR)

@@ -1,4 +1,4 @@
-"""Registers of all threads of a CTA, as arrays that operands are views of."""
+"""Registers of all threads of a CTA, as arrays. Operands are views of them."""
 
 import re
 from typing import Any
@@ -11,7 +11,7 @@ from benchmarks.ptx.parser import Program, UnsupportedPtxError
 Array = NDArray[Any]
 WARP = 32
 
-# PTX's types and NumPy's. bf16 is its bits, for NumPy has no such type; so is a bare b32.
+# NumPy's type for each type of PTX: integers for bf16, which NumPy doesn't have, and for bits.
 DTYPES: dict[str, type[np.generic]] = {
     "pred": np.bool_,
     "b8": np.uint8, "u8": np.uint8, "s8": np.int8,
@@ -25,16 +25,20 @@ _CLASSES = {"p": np.bool_, "rs": np.uint16, "r": np.uint32, "rd": np.uint64, "f"
 
 
 class Registers:
-    """All registers of a CTA, an array of one value per thread each.
+    """All registers of a CTA: for each an array with a value per thread.
 
-    Registers begin as noise, so that what depends on one that was never written is not repeatable.
-    It is the same for all threads, for some hold copies of each other's numbers, the undefined ones
-    of masked loads among them.
+    Registers begin as noise, so a result that depends on a register that was never written changes
+    with the seed. The noise is the same in all threads, because some threads hold copies of the
+    numbers of others, also of the undefined results of masked loads.
 
     Args:
-        program: Whose registers.
-        symbols: Values of names (shared arrays) that stand as operands.
-        seed: Of the noise.
+        program: The kernel.
+        symbols: Values of the names that stand as operands.
+        seed: Seed of the noise.
+
+    Attributes:
+        threads: Number of threads.
+        special: Arrays of the special registers.
     """
 
     def __init__(self, program: Program, symbols: dict[str, int], seed: int = 0) -> None:
@@ -73,7 +77,7 @@ class Registers:
         return self._arrays[name]
 
     def read(self, operand: str, type_name: str) -> Array:
-        """Return ``operand`` as PTX's type: a view of a register, or one number."""
+        """Return an operand in a type of PTX: a view of a register, or one number."""
         dtype = np.dtype(DTYPES[type_name])
         if operand.startswith("%"):
             return _part(self.register(operand), dtype)

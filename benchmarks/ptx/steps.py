@@ -1,4 +1,4 @@
-"""What each instruction does to the registers and memory of a CTA, as a function of a mask."""
+"""Each instruction as a function that changes the registers and the memory of a CTA."""
 
 import struct
 from collections.abc import Callable, Sequence
@@ -18,25 +18,24 @@ from benchmarks.ptx.shared import SharedMemory
 Mask = Array | Literal[True]  # the threads that take part; True for all
 Step = Callable[[Any], None]
 
-CONTROL = frozenset({"bra", "brx", "ret", "exit", "bar", "barrier"})
-_IGNORED = frozenset({"createpolicy", "membar", "fence", "nanosleep", "prefetch", "griddepcontrol",
-                      "pragma", "discard", "applypriority"})  # fmt: skip
+CONTROL = frozenset({"bra", "brx", "ret", "bar"})
+_IGNORED = frozenset({"createpolicy"})
 
 
 class Steps:
-    """Makes a function of each instruction.
+    """Makes the functions of instructions.
 
     Args:
-        program: Whose instructions.
+        program: The kernel.
         params: Its parameters.
         memory: Global memory.
         shared: Shared memory.
-        approximation: Of approximate instructions.
-        seed: Of the noise in registers.
+        approximation: Error of approximate instructions.
+        seed: Seed of the noise in registers.
 
     Attributes:
         cta: Number of the CTA that runs.
-        registers: Its own.
+        registers: Registers of the CTA.
     """
 
     def __init__(
@@ -57,10 +56,10 @@ class Steps:
         self._copies = Copies(memory, shared, program.threads)
 
     def of(self, instruction: Instruction) -> Step:
-        """Return what the instruction does; nothing, if it decides where threads go.
+        """Return the function of an instruction. That of a branch or barrier does nothing.
 
         Raises:
-            UnsupportedPtxError: If it is not modelled.
+            UnsupportedPtxError: If the instruction is not modelled.
         """
         if instruction.opcode.split(".")[0] in CONTROL:
             return _nothing
@@ -114,7 +113,7 @@ class Steps:
     def _function(
         self, name: str, modifiers: list[str], instruction: Instruction, count: int
     ) -> tuple[Callable[..., Array] | None, list[str]]:
-        """Return what computes the result, and the types of the result and of each source."""
+        """Return the function of the result, and the types of the result and of each source."""
         kind = modifiers[-1] if modifiers else ""
         if name == "setp":
             function = comparison(modifiers, kind)
@@ -132,9 +131,9 @@ class Steps:
             types[0] = types[-1] = "f32"
         elif name in {"shl", "shr"}:
             types[2] = "u32"
-        elif name in {"bfe", "bfi"}:
+        elif name == "bfe":
             types[-2:] = ["u32", "u32"]
-        elif name in {"popc", "clz"}:
+        elif name == "popc":
             types[0] = "u32"
         elif "wide" in modifiers:
             wide = kind[0] + str(2 * int(kind[1:]))
@@ -284,10 +283,8 @@ class Steps:
             return self._matrix_step(instruction, "trans" in modifiers)
         read = self.registers.read
         target, *sources = instruction.operands
-        result = self.registers.write(target.split("|")[0], "b32" if name != "vote" else
-                                       ("pred" if modifiers[-1] == "pred" else "b32"))  # fmt: skip
-        kind = "pred" if name == "vote" else modifiers[-1]
-        value = read(sources[0], kind)
+        result = self.registers.write(target.split("|")[0], "b32")
+        value = read(sources[0], modifiers[-1])
         options = [read(s, "u32") for s in sources[1:]]
 
         def step(mask: Mask) -> None:
@@ -333,14 +330,14 @@ def _combined(function: Callable[..., Array], name: str) -> Callable[..., Array]
 
 
 def _extended(values: Array, dtype: np.dtype[Any]) -> Array:
-    """Return numbers as a register holds them: bits of floats, integers with their sign."""
+    """Return numbers as registers hold them: the bits of floats, integers with their sign."""
     if values.dtype.kind == "f":
         values = np.ascontiguousarray(values).view(f"u{values.itemsize}")
     return values.astype(dtype)
 
 
 def _packed_params(program: Program, params: Sequence[int | float]) -> Array:
-    """Return the bytes of parameters, eight for each."""
+    """Return the bytes of the parameters, eight for each."""
     if len(params) != len(program.params):
         raise ValueError(f"{program.name} has {len(program.params)} parameters, not {len(params)}")
     packed = [
@@ -355,20 +352,20 @@ def _packed_params(program: Program, params: Sequence[int | float]) -> Array:
 
 
 def class_of(opcode: str) -> str:
-    """Return the class that an instruction is counted in."""
+    """Return the class in which an instruction is counted."""
     name, *modifiers = opcode.split(".")
     if name in {"ld", "st"}:
         return f"{name}.{modifiers[0].split('::')[0]}"
     if name == "cp":
         return "copy" if "global" in modifiers else "other"
     if name in warp.NAMES:
-        return "shuffle" if name in {"shfl", "redux", "vote"} else name
-    if name in {"ex2", "lg2", "rcp", "rsqrt", "sqrt", "tanh", "sin", "cos"}:
+        return "shuffle" if name in {"shfl", "redux"} else name
+    if name in {"ex2", "rsqrt", "sqrt", "tanh"}:
         return "special function"
     if name == "cvt":
         return "convert"
     if name in CONTROL:
-        return "barrier" if name.startswith("bar") else "branch"
+        return "barrier" if name == "bar" else "branch"
     if name in {"mov", "selp", "setp"}:
         return name
     if name in _IGNORED:

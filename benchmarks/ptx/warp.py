@@ -1,4 +1,4 @@
-"""What the threads of a warp do together: exchange registers, and matrices with shared memory."""
+"""The instructions of whole warps: shuffles, votes, and matrices in shared memory."""
 
 import functools
 
@@ -7,35 +7,27 @@ import numpy as np
 from benchmarks.ptx.parser import UnsupportedPtxError
 from benchmarks.ptx.registers import WARP, Array
 
-NAMES = frozenset({"shfl", "redux", "vote", "match", "activemask", "elect", "ldmatrix", "stmatrix"})
+NAMES = frozenset({"shfl", "redux", "ldmatrix", "stmatrix"})
 
 
 def exchange(name: str, modifiers: list[str], value: Array, options: list[Array]) -> Array:
-    """Return what each thread gets of ``value``, one of each thread.
+    """Return the result of each thread.
 
     Args:
-        name: Of the instruction.
-        modifiers: Its own.
+        name: Name of the instruction.
+        modifiers: Its modifiers.
         value: Its first source.
         options: Its other sources.
 
     Raises:
-        UnsupportedPtxError: If it is not known.
+        UnsupportedPtxError: If the instruction is not known.
     """
     lanes = value.reshape(-1, WARP)
     if name == "shfl":
         return _shuffle(modifiers[1], value, options)
     if name == "redux":
-        reduce = {
-            "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and,
-            "or": np.bitwise_or, "xor": np.bitwise_xor,
-        }[modifiers[1]].reduce  # fmt: skip
+        reduce = {"add": np.add, "min": np.minimum, "max": np.maximum}[modifiers[1]].reduce
         return np.repeat(np.asarray(reduce(lanes, axis=1, dtype=value.dtype)), WARP)
-    if name == "vote":
-        if modifiers[1] == "ballot":
-            bits = (lanes.astype(np.uint32) << np.arange(WARP, dtype=np.uint32)).sum(1)
-            return np.repeat(bits.astype(np.uint32), WARP)
-        return np.repeat(lanes.all(1) if modifiers[1] == "all" else lanes.any(1), WARP)
     raise UnsupportedPtxError(name)
 
 
@@ -53,7 +45,7 @@ def _fixed_source(mode: str, threads: int, other: int, clamp: int) -> Array:
 
 
 def _source(mode: str, threads: int, other: Array, clamp: Array) -> Array:
-    """Return the thread that each thread gets the value of, as the PTX manual has it."""
+    """Return the thread from which each thread gets a value, by the rule of the PTX manual."""
     thread = np.arange(threads)
     lane = thread % WARP
     segment, clamp, other = clamp >> 8 & 31, clamp & 31, other & 31
@@ -71,11 +63,11 @@ def _source(mode: str, threads: int, other: Array, clamp: Array) -> Array:
 
 
 def fragments(matrix: Array, transposed: bool) -> Array:
-    """Return the 32 bits of each thread of 8 by 8 matrices of 16 bits.
+    """Return the two 16-bit elements of an 8 by 8 matrix that each thread of a warp holds.
 
     Args:
-        matrix: Bytes of their rows, 8 of each warp, ``(8 * warps, 16)``.
-        transposed: Whether threads hold columns.
+        matrix: Bytes of the rows, one matrix per warp: ``(8 * warps, 16)``.
+        transposed: Whether the threads hold columns.
     """
     squares = np.ascontiguousarray(matrix).view(np.uint16).reshape(-1, 8, 8)
     if transposed:
@@ -84,7 +76,7 @@ def fragments(matrix: Array, transposed: bool) -> Array:
 
 
 def rows(registers: Array, transposed: bool) -> Array:
-    """Return the bytes of rows that :func:`fragments` makes these registers of."""
+    """Return the bytes of the rows, the inverse of :func:`fragments`."""
     squares = np.ascontiguousarray(registers).view(np.uint16).reshape(-1, 8, 8)
     if transposed:
         squares = np.ascontiguousarray(squares.transpose(0, 2, 1))

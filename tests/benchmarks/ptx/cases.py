@@ -122,7 +122,7 @@ FEW = [
 _RANDOM = ("dropout1d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
 _OF_IMAGES = ("batch_norm", "group_norm", "instance_norm", "layer_norm2d", "dropout2d")
 _ROWS: list[Dims] = [
-    (1, 1), (7, 1), (1, 128), (64, 128), (9, 1000), (5, 1280), (3, 4096), (2, 8200), (33, 127),
+    (70, 1), (1, 128), (64, 128), (9, 1000), (5, 1280), (3, 4096), (2, 8200), (33, 127),
 ]  # fmt: skip
 _IMAGES: list[Dims] = [
     (2, 8, 4, 4), (3, 5, 7, 9), (4, 64, 14, 14), (2, 32, 33, 33), (1, 2, 130, 131), (8, 32, 7, 7),

@@ -78,7 +78,6 @@ def _apply(opcode: str, *sources: Array) -> Any:
         ("bfe.s32", (_s32(0xF0), _u32(4), _u32(4)), [-1]),
         ("prmt.b32", (_u32(0x33221100), _u32(0x77665544), _u32(0x5410)),
          [0x55441100]),
-        ("lop3.b32", (_u32(12), _u32(10), _u32(6), np.uint32(0x96)), [0]),
         ("min.relu.s32", (_s32(-4, 9), _s32(3, 3)), [0, 3]),
         ("max.f32", (_f32(np.nan), _f32(2)), [2.0]),
         ("add.bf16x2", (_u32(0x3F803F80), _u32(0x40003F80)), [0x40404000]),
@@ -87,7 +86,6 @@ def _apply(opcode: str, *sources: Array) -> Any:
         ("sub.rn.f32.bf16", (_u16(0x4040), _f32(2.0**-20)), [3 - 2.0**-20]),
         ("fma.rn.f32.bf16", (_u16(0x4040), _u16(0x3F80), _f32(2.0**-20)), [3 + 2.0**-20]),
         ("popc.b32", (_u32(255),), [8]),
-        ("clz.b32", (_u32(1),), [31]),
     ],
 )  # fmt: skip
 def test_arithmetic(opcode: str, sources: tuple[Array, ...], expected: list[float]) -> None:
