@@ -270,13 +270,28 @@ def compile_launch(launch: Launch, target: int) -> MachineCode:
     Pointers are assumed to be aligned to 16 bytes, as torch's allocator aligns them.
     """
     args = [MockTensor(a) if isinstance(a, torch.dtype) else a for a in launch.args]
+    compiled = compile_kernel(launch.kernel, launch.grid, args, launch.constants, target)
+    return _read(compiled, launch.name, target)
+
+
+def compile_kernel(
+    kernel: Any, grid: tuple[int, ...], args: Sequence[Any], constants: dict[str, Any], target: int
+) -> Any:
+    """Return Triton's compiled kernel for a launch on a GPU that need not be there.
+
+    Args:
+        kernel: A function decorated with ``triton.jit``.
+        grid: Number of programs along each axis.
+        args: The arguments in order. A tensor is an object with a ``dtype`` and a ``data_ptr()``.
+        constants: The ``constexpr`` arguments and compiler options.
+        target: Compute capability times ten.
+    """
     previous = triton.runtime.driver._active
     triton.runtime.driver.set_active(_Driver(target))
     try:
-        compiled = launch.kernel.warmup(*args, grid=launch.grid, **launch.constants)
+        return kernel.warmup(*args, grid=grid, **constants)
     finally:
         triton.runtime.driver._active = previous
-    return _read(compiled, launch.name, target)
 
 
 @functools.cache  # Triton returns the same object for launches with the same specialisation

@@ -4,6 +4,7 @@ A unit is a row of the first dimension of a parameter, or a whole parameter of f
 dimensions.
 """
 
+import contextlib
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -15,7 +16,12 @@ from lightning_kernels._clip_grad.clip_grad import listed, not_parameters
 from lightning_kernels._clip_grad.kernels import add_power, reduce_powers, root
 from lightning_kernels._clip_grad.passes import norm_name
 from lightning_kernels._clip_grad.sharded import Group, local_gradients, reduce_shares
-from lightning_kernels._clip_grad.tensor_table import DTYPES, address_of, kept_on_device
+from lightning_kernels._clip_grad.tensor_table import (
+    DTYPES,
+    address_of,
+    kept_on_device,
+    widened_tensors,
+)
 from lightning_kernels._core.dispatch import is_traced, runs_triton
 from lightning_kernels._core.launch import launch, multiprocessor_count
 from lightning_kernels._core.layout import is_dense
@@ -248,23 +254,17 @@ def _rows_are_dense(t: Tensor) -> bool:
 def _clip(pairs: Sequence[Pair], clip_factor: float, eps: float, norm_type: float) -> None:
     """Clip the gradients of ``pairs``, which are on one device, in one launch."""
     weights, grads = zip(*pairs, strict=True)
+    tensors = [*weights, *grads]
     device = weights[0].device
-    if device.type == "cpu":  # float32 copies, because the interpreter rounds bfloat16 wrongly
-        wide = [t.float() if t.dtype == torch.bfloat16 else t for t in (*weights, *grads)]
-    else:
-        wide = [*weights, *grads]
-    counts = [_units(p) for p in weights]
-    table = kept_on_device(wide, _describe)
-    owners = kept_on_device(wide, _owners)
-    units = sum(counts)
+    units = sum(map(_units, weights))
     programs = min(units, _PROGRAMS_PER_MULTIPROCESSOR * multiprocessor_count(device))
-    launch(
-        _clip_adaptive_kernel, (programs,), device, table, owners, units, clip_factor, eps,
-        norm_type, NORM=norm_name(norm_type), **_BLOCK,
-    )  # fmt: skip
-    for grad, copy in zip(grads, wide[len(weights) :], strict=True):
-        if grad is not copy:
-            grad.data.copy_(copy)
+    on_cpu = device.type == "cpu"  # where the interpreter rounds bfloat16 wrongly
+    with widened_tensors(tensors) if on_cpu else contextlib.nullcontext(tensors) as read:
+        launch(
+            _clip_adaptive_kernel, (programs,), device, kept_on_device(read, _describe),
+            kept_on_device(read, _owners), units, clip_factor, eps, norm_type,
+            NORM=norm_name(norm_type), **_BLOCK,
+        )  # fmt: skip
     torch.autograd.graph.increment_version(grads)
 
 

@@ -128,12 +128,19 @@ def _pieces(addresses: list[int], sizes: list[int], codes: list[int]) -> Tensor:
 @contextlib.contextmanager
 def widened(table: TensorTable) -> Iterator[TensorTable]:
     """Yield a table with float32 copies of the bfloat16 tensors. Copy them back at the end."""
-    if all(t.dtype != torch.bfloat16 for t in table.tensors):
-        yield table
+    with widened_tensors(table.tensors) as wide:
+        yield table if wide is table.tensors else TensorTable(wide, _describe(wide))
+
+
+@contextlib.contextmanager
+def widened_tensors(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Yield dense tensors with float32 copies of the bfloat16 ones. Copy them back at the end."""
+    if all(t.dtype != torch.bfloat16 for t in tensors):
+        yield tensors
         return
-    wide = [t.float() if t.dtype == torch.bfloat16 else t for t in table.tensors]
-    yield TensorTable(wide, _describe(wide))
-    for tensor, copy in zip(table.tensors, wide, strict=True):
+    wide = [t.float() if t.dtype == torch.bfloat16 else t for t in tensors]
+    yield wide
+    for tensor, copy in zip(tensors, wide, strict=True):
         if tensor is not copy:
             tensor.data.copy_(copy)
 

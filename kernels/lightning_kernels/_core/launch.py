@@ -69,15 +69,38 @@ def _interpret(
     """
     import numpy  # a dependency of the interpreter, not of this package
 
-    widened = [
-        (i, arg, arg.float())
-        for i, arg in enumerate(args)
+    widened = {
+        place: _Widened(arg)
+        for place, arg in enumerate(args)
         if isinstance(arg, Tensor) and arg.dtype == torch.bfloat16
-    ]
-    arguments = list(args)
-    for i, _, wide in widened:
-        arguments[i] = wide
+    }
+    arguments = [widened[place].view if place in widened else a for place, a in enumerate(args)]
     with numpy.errstate(all="ignore"):  # no warnings of nan and overflow, as on a GPU
         kernel[grid](*arguments, **constants)
-    for _, narrow, wide in widened:
-        narrow.data.copy_(wide)  # .data, because autograd forbids writes to some inputs
+    for tensor in widened.values():
+        tensor.write_back()
+
+
+class _Widened:
+    """A float32 copy of the memory from the first to the last element of a bfloat16 tensor.
+
+    Attributes:
+        view: The copy of the tensor. It has the same strides, on which the kernel relies.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        steps = zip(tensor.shape, tensor.stride(), strict=True)
+        size = 1 + sum((count - 1) * stride for count, stride in steps)
+        # .data, because autograd forbids writes to some inputs
+        self._narrow = tensor.data.as_strided((size,), (1,))
+        self._before = self._narrow.float()
+        self._wide = self._before.clone()
+        self.view = self._wide.as_strided(tensor.shape, tensor.stride())
+
+    def write_back(self) -> None:
+        """Write the elements that the kernel has changed.
+
+        The others may have several places in the view, or belong to other tensors.
+        """
+        changed = self._wide.view(torch.int32) != self._before.view(torch.int32)
+        self._narrow[changed] = self._wide[changed].bfloat16()
