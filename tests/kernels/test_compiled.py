@@ -26,8 +26,8 @@ VALUES: list[Any] = [
 ]  # fmt: skip
 
 
-@triton.jit
-def _one_argument_kernel(value, BLOCK: tl.constexpr):
+@triton.jit  # type: ignore[untyped-decorator]
+def _one_argument_kernel(value, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     pass
 
 

@@ -90,15 +90,16 @@ def _kept(
         table = source.to(device, non_blocking=True)
         _of_graphs.extend((source, table))
         return table
-    table = _tables.pop(key, None)
-    if table is None:
-        table = describe(tensors)
-        if device.type == "cuda":
-            table = table.pin_memory()
-        table = table.to(device, non_blocking=True)
-        if len(_tables) >= _MAX_TABLES:
-            _tables.popitem(last=False)
-    _tables[key] = table  # ordered by last use
+    if key in _tables:
+        _tables.move_to_end(key)  # ordered by last use
+        return _tables[key]
+    table = describe(tensors)
+    if device.type == "cuda":
+        table = table.pin_memory()
+    table = table.to(device, non_blocking=True)
+    if len(_tables) >= _MAX_TABLES:
+        _tables.popitem(last=False)
+    _tables[key] = table
     return table
 
 

@@ -57,7 +57,7 @@ def reserve(x: Tensor) -> Stream:
             if capturing:
                 return Stream(torch.cat((seed, offset + within_graph.item())), 0, 0)
             # The tensors hold the bits of unsigned numbers.
-            return Stream(None, seed.item() & _BITS, offset.item() & _BITS)
+            return Stream(None, int(seed.item()) & _BITS, int(offset.item()) & _BITS)
         if capturing:
             return _drawn(x)
         with _lock:
