@@ -1,9 +1,12 @@
 """Functions of ``lightning_kernels`` whose compiled kernels are executed on the CPU."""
 
+import math
+
 import pytest
 import torch
 
 import lightning_kernels
+from benchmarks.machine_code import compile_launch, record_launches
 from benchmarks.ptx import Options, compiled_on_cpu
 
 pytestmark = pytest.mark.plain
@@ -54,6 +57,22 @@ def test_two_sets_of_gradients_get_their_own_table() -> None:
             assert norm.item() == pytest.approx(55**0.5, rel=1e-3)
             torch.testing.assert_close(parameters[0].grad, torch.full((40,), 55**-0.5))
     assert {f.kind for f in record.findings} <= {"conflict"}
+
+
+def test_the_traffic_is_that_of_the_static_report() -> None:
+    size = 4 * 4096
+    with record_launches() as launches:
+        x = torch.empty(size, dtype=torch.bfloat16, device="cuda")
+        lightning_kernels.dropout(x, 0.3, training=True)
+    (launch,) = launches
+    with compiled_on_cpu(multiprocessors=132) as record:
+        lightning_kernels.dropout(torch.ones(size, dtype=torch.bfloat16), 0.3, training=True)
+    (counters,) = record.launches
+    assert counters.ctas == math.prod(launch.grid)
+    traffic = compile_launch(launch, 90).traffic
+    assert traffic.bytes_per_element == 4
+    assert (counters.load_bytes, counters.store_bytes) == (2 * size, 2 * size)
+    assert (counters.read_bytes, counters.written_bytes) == (2 * size, 2 * size)
 
 
 def test_the_interpreter_can_not_compile(monkeypatch: pytest.MonkeyPatch) -> None:
