@@ -14,10 +14,12 @@ _PACKED: dict[str, tuple[type[np.generic], type[np.generic]]] = {
     "f16x2": (np.float16, np.uint32),
     "bf16x2": (np.uint16, np.uint32),
     "f32x2": (np.float32, np.uint64),
+    "s16x2": (np.int16, np.uint32),
+    "u16x2": (np.uint16, np.uint32),
 }
 _FLOAT_MODIFIERS = frozenset({"rn", "approx", "full", "ftz", "NaN"})
 _INTEGER_MODIFIERS = frozenset({"lo", "hi", "wide", "relu", "l", "wrap"})
-_FLOATS = frozenset({"f16", "bf16", "f32", "f64", *_PACKED})
+_FLOATS = frozenset({"f16", "bf16", "f32", "f64"})
 
 _PLAIN: dict[str, Function] = {
     "add": np.add, "sub": np.subtract, "and": np.bitwise_and, "or": np.bitwise_or,
@@ -48,6 +50,9 @@ def function_of(opcode: str, approximation: floats.Approximation) -> Function | 
     """Return the function of an instruction, or ``None`` if it is not known."""
     name, *modifiers = opcode.split(".")
     type_name = modifiers.pop() if modifiers else ""
+    if type_name in _PACKED:
+        single = function_of(opcode.removesuffix("x2"), approximation)
+        return single and _packed(single, *_PACKED[type_name])
     if is_mixed(name, [*modifiers, type_name]):
         return _mixed(_float_function(name, modifiers[:-1], "f32", approximation), type_name)
     if is_float(type_name):
@@ -60,9 +65,6 @@ def _float_function(
 ) -> Function | None:
     if not _FLOAT_MODIFIERS.issuperset(modifiers):
         return None
-    if type_name in _PACKED:
-        single = _float_function(name, modifiers, type_name[:-2], approximation)
-        return single and _packed(single, *_PACKED[type_name])
     function = _float_core(name, modifiers, type_name, approximation)
     if function is None:
         return None

@@ -105,6 +105,11 @@ class Steps:
             raise UnsupportedPtxError(instruction.text)
         read, write = self.registers.read, self.registers.write
         values = [read(s, t) for s, t in zip(sources, types[1:], strict=True)]
+        if name == "cvt":
+            whole = self.registers.register(target)  # the sign of a narrow integer fills it
+            return lambda mask: np.copyto(
+                whole, _extended(function(*values), whole.dtype), where=mask
+            )
         result = write(target, types[0])
         if isinstance(function, np.ufunc):
             return lambda mask: function(*values, out=result, where=mask)

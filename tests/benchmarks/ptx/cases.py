@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from benchmarks.ops import DTYPES, OPS
+import lightning_kernels as lk
+from benchmarks.ops import DTYPES, OPS, Op
 from benchmarks.ptx import Record, compiled_on_cpu
 from benchmarks.shapes import Dims
 from tests.kernels.reference import assert_as_right, run
@@ -26,12 +28,37 @@ LAYOUTS: dict[str, Callable[[Dims], Tensor]] = {
     "repeated": lambda dims: torch.randn(1, *dims[1:]).expand(dims),
 }
 
+# Functions whose optional tensors are left out, besides those of `benchmarks.ops`, with torch's.
+_BARE: dict[str, Op] = {
+    "layer_norm, bare": Op(
+        lambda x: lk.layer_norm(x, x.shape[-1:]), lambda x: F.layer_norm(x, x.shape[-1:])
+    ),
+    "rms_norm, bare": Op(
+        lambda x: lk.rms_norm(x, x.shape[-1:], eps=1e-5),
+        lambda x: F.rms_norm(x, [*x.shape[-1:]], eps=1e-5),
+    ),
+    "add_dropout_layer_norm, bare": Op(
+        lambda x: lk.add_dropout_layer_norm(x, x, x.shape[-1:])[0],
+        lambda x: F.layer_norm(x + x, x.shape[-1:]),
+    ),
+    "batch_norm, bare": Op(
+        lambda x: lk.batch_norm(x, None, None, training=True),
+        lambda x: F.batch_norm(x, None, None, training=True),
+    ),
+    "group_norm, bare": Op(lambda x: lk.group_norm(x, 4), lambda x: F.group_norm(x, 4)),
+    "instance_norm, bare": Op(lk.instance_norm, F.instance_norm),
+    "dropout_activation, bare": Op(
+        lambda x: lk.dropout_activation(x, "silu", training=False), F.silu
+    ),
+}
+ALL_OPS = OPS | _BARE
+
 
 class Case(NamedTuple):
-    """A function of :data:`benchmarks.ops.OPS`, forward and backward.
+    """A function, forward and backward.
 
     Attributes:
-        op: Key of :data:`benchmarks.ops.OPS`.
+        op: Key of :data:`ALL_OPS`.
         dims: Dimensions of the first input.
         dtype: Key of :data:`benchmarks.ops.DTYPES`.
         layout: Key of :data:`LAYOUTS`, for each input of these dimensions.
@@ -54,7 +81,7 @@ class Case(NamedTuple):
 
     def draw(self) -> tuple[Tensor, ...]:
         """Return new inputs."""
-        sizes = self.dims, *OPS[self.op].parameters(self.dims)
+        sizes = self.dims, *ALL_OPS[self.op].parameters(self.dims)
         return tuple(
             _in_type(LAYOUTS[self.layout if size == self.dims else "contiguous"](size), self.dtype)
             for size in sizes
@@ -78,7 +105,7 @@ def executed(case: Case) -> Record:
 
     The limit of errors is that of :func:`tests.kernels.reference.assert_as_right`.
     """
-    op = OPS[case.op]
+    op = ALL_OPS[case.op]
     records = []
 
     def results() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -113,6 +140,8 @@ FEW = [
     Case("group_norm", (2, 64, 5, 7), "fp32"),
     Case("group_norm_silu", (2, 64, 12, 12), layout="channels last", at_the_floor=True),
     Case("instance_norm", (1, 2, 136, 140)),
+    Case("batch_norm, bare", (4, 8, 5, 5), "fp32"),
+    Case("group_norm, bare", (2, 16, 9, 9)),
     Case("stochastic_depth", (8, 24, 14, 14), at_the_floor=True),
     Case("dropout_activation", (40, 384), at_the_floor=True),
     Case("dropout2d", (4, 32, 7, 7), "fp32"),
@@ -147,6 +176,8 @@ def _many() -> Iterator[Case]:
                 yield Case(name, last, "fp32", layout)
         for target in (80, 100):
             yield Case(name, others[-3], target=target)
+    for name in _BARE:
+        yield from (Case(name, (4, 16, 9, 12), dtype) for dtype in DTYPES)
 
 
 MANY = [case for case in _many() if case not in FEW]

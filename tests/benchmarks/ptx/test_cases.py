@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import lightning_kernels
-from benchmarks.ops import OPS
 from benchmarks.ptx import Finding, Record, compiled_on_cpu
 from benchmarks.replaced import our_kernels
 from tests.benchmarks.ptx import cases, clips, drops
@@ -47,7 +46,7 @@ def test_no_errors_and_as_right_as_torch(case: Case) -> None:
     assert record.launches
     assert not errors(record)
     if case.at_the_floor:
-        assert moves(record, case.input_bytes) == sum(OPS[case.op].moves)
+        assert moves(record, case.input_bytes) == sum(cases.ALL_OPS[case.op].moves)
 
 
 @pytest.mark.parametrize("name", few_and_many(clips.FEW, clips.MANY))

@@ -19,6 +19,18 @@ def test_every_thread_stores_its_number_plus_a_parameter() -> None:
     assert counters.instructions["st.global"] == 2
 
 
+def test_a_narrow_integer_fills_its_register_with_its_sign() -> None:
+    out = numbers()
+    body = """
+    add.s32 %r4, %r2, 100;
+    cvt.s8.s32 %rs1, %r4;
+    shr.u16 %rs2, %rs1, 12;
+    cvt.u32.u16 %r5, %rs2;
+    st.global.b32 [ %rd2 + 0 ], { %r5 };"""
+    execute(body, out)
+    np.testing.assert_array_equal(out, np.where(np.arange(64) + 100 < 128, 0, 15))
+
+
 def test_branches_diverge_and_meet_again() -> None:
     out = numbers()
     body = """
