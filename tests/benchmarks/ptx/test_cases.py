@@ -24,9 +24,21 @@ pytestmark = pytest.mark.plain
 ROOT = Path(__file__).parents[3]
 
 
+# Kernels in which lanes store copies of one sum that differ in the last digits, see
+# `benchmarks.ptx`. An error in a layout would make them differ by much more than the limit.
+UNEQUAL_SUMS = {"_group_norm_forward_kernel", "_group_norm_backward_kernel"}
+ROUNDING = 2.0**-12
+
+
 def errors(record: Record) -> list[Finding]:
-    """Return the findings but the conflicts, which :mod:`benchmarks.ptx` explains."""
-    return [finding for finding in record.findings if finding.kind != "conflict"]
+    """Return the findings but the conflicts of :data:`UNEQUAL_SUMS`."""
+    return [
+        finding
+        for finding in record.findings
+        if finding.kind != "conflict"
+        or finding.kernel not in UNEQUAL_SUMS
+        or finding.apart > ROUNDING
+    ]
 
 
 def moves(record: Record, size: int) -> float:
