@@ -148,7 +148,7 @@ FEW = [
 ]
 
 # Ops with random results, besides those with a drop rate.
-_RANDOM = ("dropout1d", "dropout3d", "alpha_dropout", "feature_alpha_dropout")
+_RANDOM = ("dropout1d", "dropout3d", "alpha_dropout", "feature_alpha_dropout", "drop_block3d")
 _OF_IMAGES = ("batch_norm", "group_norm", "instance_norm", "layer_norm2d", "dropout2d")
 _ROWS: list[Dims] = [
     (70, 1), (1, 128), (64, 128), (9, 1000), (5, 1280), (3, 4096), (2, 8200), (33, 127),

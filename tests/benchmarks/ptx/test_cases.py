@@ -25,9 +25,10 @@ ROOT = Path(__file__).parents[3]
 
 
 # Kernels in which lanes store copies of one sum that differ in the last digits, see
-# `benchmarks.ptx`. An error in a layout would make them differ by much more than the limit.
+# `benchmarks.ptx`: by 1e-3 of a sum whose terms cancel, and by 1e-6 of most. An error in a layout
+# would make them differ by much more than the limit.
 UNEQUAL_SUMS = {"_group_norm_forward_kernel", "_group_norm_backward_kernel"}
-ROUNDING = 2.0**-12
+ROUNDING = 2.0**-8
 
 
 def errors(record: Record) -> list[Finding]:
