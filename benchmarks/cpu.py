@@ -22,7 +22,7 @@ from benchmarks.results import Results, add_out
 from benchmarks.rows import EAGER, OURS, Row, Verdict, failure, is_ok, verdict
 from benchmarks.shapes import Dims
 from benchmarks.timers import CpuTimer
-from lightning_practices._timing import Budget, Clock, interleave, spread_of
+from lightning_practices.timing import Budget, Clock, interleave, spread_of
 
 GOAL = 1.05  # limit of our time, as a multiple of the peer's time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -24,8 +24,8 @@ from benchmarks.options import add_names
 from benchmarks.replaced import ShareOfReplacedOps
 from benchmarks.results import Results, add_out
 from benchmarks.rows import Row, failure, is_ok
-from lightning_practices._timing import Clock, spread_of, take_turns
 from lightning_practices.mixins import FusedLayersMixin
+from lightning_practices.timing import Clock, spread_of, take_turns
 
 _PROFILED = 3  # steps of the fit that are profiled
 

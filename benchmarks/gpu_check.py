@@ -29,8 +29,8 @@ from benchmarks import report, screen
 from benchmarks.options import positive
 from benchmarks.results import Results, describe_environment
 from benchmarks.rows import cell
-from lightning_practices._timing import Clock
 from lightning_practices.files import replacing, write_file
+from lightning_practices.timing import Clock
 
 ROOT = Path(__file__).parents[1]
 Status = Literal["passed", "failed", "timed out", "no time left", "not possible"]

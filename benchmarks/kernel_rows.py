@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 
 from benchmarks.rows import EAGER, OURS, Row
-from lightning_practices._timing import spread_of
+from lightning_practices.timing import spread_of
 
 CRASHED = "crashed"  # broke the GPU for the whole process; not tried again on this case
 TIMEOUT = "timeout"  # no time was left; tried again when the run is resumed

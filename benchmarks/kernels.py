@@ -19,7 +19,7 @@ from benchmarks.race import GpuLostError, Race, Settings, copies
 from benchmarks.results import Results, add_out
 from benchmarks.rows import COPY, OURS, Row
 from benchmarks.timers import Timer, make_timer
-from lightning_practices._timing import Budget, Clock, interleave, spread_of
+from lightning_practices.timing import Budget, Clock, interleave, spread_of
 
 INTERRUPTED = 130
 QUICK_MINUTES = 7.5

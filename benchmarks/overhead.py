@@ -19,7 +19,6 @@ from typing_extensions import override
 
 from benchmarks.models import Training, train
 from benchmarks.rows import Row, Verdict, failure, verdict
-from lightning_practices._timing import Clock, spread_of, take_turns
 from lightning_practices.callbacks import (
     DropRateSchedule,
     EarlyStopping,
@@ -42,6 +41,7 @@ from lightning_practices.mixins import (
     TrainingPractices,
     WeightAveragingMixin,
 )
+from lightning_practices.timing import Clock, spread_of, take_turns
 
 STEP_MICROSECONDS = 20_000  # a step of a fast training
 GOAL_PERCENT = 1.0  # percent by which a practice may lengthen that step

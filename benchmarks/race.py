@@ -20,7 +20,7 @@ from benchmarks.results import Results, version_of
 from benchmarks.rows import COPY, EAGER, OURS, Row, first_line
 from benchmarks.time_limit import time_limit
 from benchmarks.timers import Call, Prepared, Timer
-from lightning_practices._timing import Budget, Clock, Lap, interleave
+from lightning_practices.timing import Budget, Clock, Lap, interleave
 
 # Bytes that the calls of a lap move: several times the cache, and long compared with a launch.
 _LAP_BYTES = 1 << 30

@@ -21,9 +21,9 @@ from benchmarks import screen
 from benchmarks.networks import Network, networks
 from benchmarks.options import whole
 from benchmarks.timers import CpuTimer
-from lightning_practices._timing import Budget, Clock, interleave
 from lightning_practices.nn import BatchNorm2d, norm_activation
 from lightning_practices.surgery import fuse
+from lightning_practices.timing import Budget, Clock, interleave
 
 HEADS = ("batch norms", "replaced", "folded", "with a sum", "skipped", "not served")
 SHOWN = 40  # classes of layers that are left

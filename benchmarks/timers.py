@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from benchmarks.rows import first_line
-from lightning_practices._timing import Clock, Lap
+from lightning_practices.timing import Clock, Lap
 
 Call = Callable[[], object]
 

@@ -16,6 +16,8 @@ from lightning_kernels._core.autocast import Autocast
 from lightning_kernels._core.crossover import (
     KernelPolicy,
     get_kernel_policy,
+    keep_kernels,
+    run_all_kernels,
     set_kernel_policy,
 )
 from lightning_kernels._core.dispatch import (
@@ -70,9 +72,11 @@ __all__ = [
     "get_kernel_policy",
     "group_norm",
     "instance_norm",
+    "keep_kernels",
     "layer_norm",
     "rms_norm",
     "route",
+    "run_all_kernels",
     "set_compiled_norms",
     "set_kernel_policy",
     "stochastic_depth",

@@ -58,6 +58,10 @@ class FusedLayers(PracticeCallback):
         self._is_measured = False
         self._observed: AbstractContextManager[Report] | None = None  # within the first batch
 
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_observed": None}
+
     def fuse(self, pl_module: LightningModule) -> Report:
         """Fuse the layers that are not fused yet. Rank 0 logs a line if there are any.
 

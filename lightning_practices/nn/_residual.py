@@ -72,7 +72,7 @@ def drop_add_norm(
         call is not None
         and (dropout is None or (type(dropout) in _DROPOUTS and not is_touched(dropout.__dict__)))
         and branch.shape == stream.shape
-        and (branch.dtype == stream.dtype or (branch.itemsize, stream.dtype) == (2, torch.float32))
+        and (branch.dtype == stream.dtype or _is_cast(branch, stream))
     ):
         drops = {} if dropout is None else {"p": _rate(dropout), "training": dropout.training}
         results = call(norm, branch, stream, **drops)
@@ -80,6 +80,15 @@ def drop_add_norm(
             return results
     z = stream + (branch if dropout is None else dropout(branch))
     return norm(z), z
+
+
+def _is_cast(branch: Tensor, stream: Tensor) -> bool:
+    """Return whether autocast has cast the branch, as it will cast the next one's input."""
+    return (
+        branch.itemsize == 2
+        and stream.dtype == torch.float32
+        and torch.is_autocast_enabled(branch.device.type)
+    )
 
 
 def add_norm_call(norm: nn.Module) -> AddNorm | None:

@@ -22,7 +22,7 @@ from benchmarks.race import Settings, reason_to_skip
 from benchmarks.results import Results
 from benchmarks.rows import EAGER, OURS
 from benchmarks.timers import CpuTimer, make_timer
-from lightning_practices._timing import Budget
+from lightning_practices.timing import Budget
 from tests.benchmarks.clock import Clock
 from tests.benchmarks.conftest import Take
 from tests.benchmarks.fake_op import CASES, NAME, FragileTimer, double

@@ -17,7 +17,7 @@ from benchmarks.race import GpuLostError, Race, Settings, copies
 from benchmarks.results import Results
 from benchmarks.rows import COPY, EAGER, OURS, Row
 from benchmarks.timers import CpuTimer, make_timer
-from lightning_practices._timing import Budget
+from lightning_practices.timing import Budget
 from tests.benchmarks.clock import Clock
 from tests.benchmarks.conftest import Take
 from tests.benchmarks.fake_op import NAME, SHAPES, FragileTimer, double

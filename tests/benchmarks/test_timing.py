@@ -9,7 +9,7 @@ import statistics
 import pytest
 
 from benchmarks.time_limit import time_limit
-from lightning_practices._timing import Budget, Lap, interleave, spread_of, take_turns
+from lightning_practices.timing import Budget, Lap, interleave, spread_of, take_turns
 from tests.benchmarks.clock import Clock
 
 

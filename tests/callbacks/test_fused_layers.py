@@ -96,7 +96,7 @@ def test_the_first_batch_is_measured(tmp_path: Path, messages: list[str]) -> Non
     assert messages[0] == "FusedLayers: 2 layers fused (1 DropBlock2d, 1 LayerNorm)"
     assert messages[1].startswith(
         "FusedLayers: after the first batch 1 layer fused (1 DropBlock2d), 2 measured, 1 skipped:"
-        " net.4 (no measured gain: "
+        " net.4 (no gain of 3 % beyond the noise: "
     )
     assert len(messages) == 2
     assert not any(module._forward_pre_hooks for module in module.modules())

@@ -2,7 +2,7 @@
 
 No kernel has been measured on every GPU and in every model. So where nothing was measured, a small
 table decides, and all inputs that it does not list go to torch. Shapes for which a measurement has
-shown that the kernel is faster (:func:`keep`) run the kernel, whatever the table says.
+shown that the kernel is faster (:func:`keep_kernels`) run the kernel, whatever the table says.
 """
 
 import contextlib
@@ -140,13 +140,17 @@ def _was_faster(operation: str, x: Tensor, folded: tuple[Any, ...]) -> bool:
 
 
 @contextlib.contextmanager
-def noting() -> Iterator[set[Call]]:
+def run_all_kernels() -> Iterator[set[Call]]:
     """Run kernels for all inputs, and collect the calls for which the table names torch.
 
-    It concerns the current thread, or the current task, alone.
+    It concerns the current thread, or the current task, alone, and no compiled functions.
 
     Yields:
-        The calls, for :func:`keep`.
+        The calls on these inputs, for :func:`keep_kernels`.
+
+    Example:
+        >>> with run_all_kernels() as calls:
+        ...     y = layer_norm(torch.randn(2, 8), (8,))  # by the kernel, on a GPU
     """
     calls: set[Call] = set()
     token = _noted.set(calls)
@@ -156,10 +160,23 @@ def noting() -> Iterator[set[Call]]:
         _noted.reset(token)
 
 
-def keep(calls: set[Call]) -> None:
+def keep_kernels(calls: set[Call]) -> None:
     """Run the kernel for these calls from now on, because it was measured to be faster.
 
     Args:
-        calls: Calls that :func:`noting` collected.
+        calls: Calls that :func:`run_all_kernels` has collected. A call stands for all calls with
+            the same operation, shape, memory layout, dtype and device.
+
+    Raises:
+        TypeError: If ``calls`` is no set.
+
+    Example:
+        >>> with run_all_kernels() as calls:
+        ...     y = layer_norm(torch.randn(2, 8), (8,))
+        >>> keep_kernels(calls)
     """
+    if not isinstance(calls, set):
+        raise TypeError(
+            f"keep_kernels expects calls as the set that run_all_kernels yields, but got {calls!r}"
+        )
     _kept.update(calls)

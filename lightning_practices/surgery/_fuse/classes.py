@@ -1,12 +1,13 @@
 """Change the class of a module, and change it back."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from lightning_practices.nn import ScheduledRate
-from lightning_practices.nn.blocks import FUSED_FROM
+from lightning_practices.nn.blocks import FUSED_FROM, LEFT
 from lightning_practices.surgery._fuse.twins import Classes, twin_of
 
 
@@ -53,6 +54,25 @@ def restore(module: nn.Module) -> None:
         state.pop("rate", None)  # an attribute that only the fused class reads
     set_class(module, cls)
     del state[FUSED_FROM]
+
+
+def snapshot(modules: Iterable[nn.Module]) -> list[tuple[nn.Module, type, dict[str, Any]]]:
+    """Return the class of each module, and what fusing has noted in it."""
+    keys = (FUSED_FROM, LEFT)
+    return [
+        (module, type(module), {key: vars(module)[key] for key in keys if key in vars(module)})
+        for module in modules
+    ]
+
+
+def bring_back(before: Iterable[tuple[nn.Module, type, dict[str, Any]]]) -> None:
+    """Undo all changes since :func:`snapshot`."""
+    for module, cls, noted in before:
+        if type(module) is not cls:
+            set_class(module, cls)
+        for key in (FUSED_FROM, LEFT):
+            vars(module).pop(key, None)
+        vars(module).update(noted)
 
 
 def set_class(module: nn.Module, cls: type) -> None:

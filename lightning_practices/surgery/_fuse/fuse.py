@@ -19,10 +19,12 @@ from lightning_practices.nn.blocks import (
     norm_call,
 )
 from lightning_practices.surgery._fuse.classes import (
+    bring_back,
     give,
     is_changed,
     kind_of,
     restore,
+    snapshot,
     with_base,
 )
 from lightning_practices.surgery._fuse.measure import measure
@@ -56,7 +58,8 @@ def fuse(model: nn.Module, batch: Any = None) -> Report:
 
     A subclass of torch's layer is fused too, and stays an instance of its own class. If it has its
     own ``forward``, it is not fused, and the report lists it as skipped. Layers that are already
-    fused are not listed, so a second call changes nothing. After an error the model is unchanged.
+    fused are not listed, so a second call changes nothing, unless it measures. After an error the
+    model is unchanged.
 
     **transformers.** Its models define norms and stochastic depths anew in each file. Such a layer
     is replaced if the source code of its ``forward`` is known: the RMS norms of Llama, Mistral,
@@ -105,10 +108,12 @@ def fuse(model: nn.Module, batch: Any = None) -> Report:
     :func:`fuse` runs the model on it, times each call of a layer both ways, forward and backward,
     on the device of the batch, and keeps a fused layer only if it is at least 3 % faster, beyond
     the noise. It also compares results and gradients on the layer's input, and keeps no layer for
-    which they don't agree. If the whole step is not faster at the end, all layers are restored. A
-    model under ``torch.compile`` is timed compiled, as a whole: there the choice is between all of
-    the kernels and Inductor. The report has all times. A forward and backward pass runs a few
-    times; parameters, gradients, buffers and random generators are as before.
+    which they don't agree. If the whole step does not take less time then, all layers are restored.
+    A model under ``torch.compile`` is timed compiled, as a whole: there the choice is between all
+    of the kernels and Inductor. The report has all times. Parameters, gradients, buffers and
+    torch's random generators are as before. It takes about twenty steps of the model, and a tenth
+    of a second or more for each different call of a layer; on a CPU, where the kernels don't run,
+    few layers gain anything.
 
     Times on a GPU are kept in a file in the user's cache folder (on Linux
     ``~/.cache/lightning-practices``), for this GPU and these versions of torch, Triton and this
@@ -139,6 +144,7 @@ def fuse(model: nn.Module, batch: Any = None) -> Report:
     """
     report = Report()
     modules = dict(modules_with_names(model))
+    before = snapshot(modules)
     if batch is not None:
         _forget_measurements(modules)
     table = twins(map(type, modules))
@@ -152,8 +158,7 @@ def fuse(model: nn.Module, batch: Any = None) -> Report:
         try:
             measure(model, batch, report)
         except BaseException:
-            for module in plan:
-                restore(module)
+            bring_back(before)
             raise
     return report
 

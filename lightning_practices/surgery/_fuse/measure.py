@@ -3,29 +3,40 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.utils._pytree import tree_map
 
-from lightning_kernels._core.crossover import keep, noting
+from lightning_kernels import keep_kernels, run_all_kernels
 from lightning_practices._arguments import check_instance
 from lightning_practices._names import check_module
-from lightning_practices._timing import Clock, Times
 from lightning_practices.nn.blocks import FUSED_FROM, LEFT, FusedBlock, folds_of
 from lightning_practices.surgery._blocks import run
 from lightning_practices.surgery._fuse.classes import plain_class, restore, set_class
-from lightning_practices.surgery._fuse.race import call_and_differentiate, race, time_use
+from lightning_practices.surgery._fuse.race import (
+    STEPS,
+    call_and_differentiate,
+    forget_ones,
+    race,
+    time_use,
+)
 from lightning_practices.surgery._fuse.refusals import public_name
 from lightning_practices.surgery._fuse.report import Measured, Report, Skipped
 from lightning_practices.surgery._fuse.routes import cache_file, load, store
-from lightning_practices.surgery._fuse.uses import Observed, Target, observe, targets_of
+from lightning_practices.surgery._fuse.uses import Observed, Target, Use, observe, targets_of
+from lightning_practices.timing import Clock, Times
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def measuring(
 def measure(model: nn.Module, batch: Any, report: Report, means: Means = DEFAULT) -> None:
     """Run ``model`` on ``batch``, and restore each fused layer that is not faster than torch's.
 
-    Parameters, gradients, buffers and random generators are as before.
+    Parameters, gradients, buffers and torch's random generators are as before.
 
     Args:
         model: A fused model.
@@ -111,11 +122,15 @@ def measure(model: nn.Module, batch: Any, report: Report, means: Means = DEFAULT
 
     Raises:
         ValueError: If the model does not run on the batch.
+        RuntimeError: If it does not in another process.
     """
     device, compiled = _device_of(model), _is_compiled(model)
 
     def step() -> object:
-        return call_and_differentiate(lambda *_: run(model, batch), model, ((), {}))
+        result = call_and_differentiate(lambda *_: run(model, _copied(batch)), model, ((), {}))
+        if isinstance(result, tuple) and all(gradient is None for gradient in result):
+            raise RuntimeError("no gradient reaches the parameters, as with reentrant checkpoints")
+        return result
 
     with (
         _same_buffers(model),
@@ -126,21 +141,50 @@ def measure(model: nn.Module, batch: Any, report: Report, means: Means = DEFAULT
             measuring(model, report, means, layers=not compiled),
             torch.compiler.set_stance("force_eager"),
         ):
-            try:
-                run(model, batch)
-            except Exception as error:
-                raise ValueError(
-                    f"{type(model).__name__} doesn't run on the batch: {error}"
-                ) from error
+            _run_everywhere(model, batch)
         fused = targets_of(model)
         # In several processes a step may have collectives, which all ranks must run alike.
         if not fused or _processes() > 1 or torch.are_deterministic_algorithms_enabled():
             return
-        report.step = _time_step(model, step, device, means)
-        slower = report.step.ratio - report.step.noise > 1
-        if slower or (compiled and not report.step.faster):
+        try:
+            report.step = _time_step(model, step, device, means)
+        except Exception as error:  # of the user's model, such as a checkpoint that refuses
+            warnings.warn(
+                f"the layers are measured, but not the whole step: {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            return
+        if report.step.ratio >= 1 or (compiled and not report.step.faster):
             reason = f"the whole step gains nothing: {report.step}"
             _restore(dict.fromkeys(fused, reason), model, report)
+
+
+def _run_everywhere(model: nn.Module, batch: Any) -> None:
+    """Run the model once. If it fails in one process, all of them raise."""
+    error: Exception | None = None
+    try:
+        run(model, _copied(batch))
+    except Exception as raised:
+        error = raised
+    texts = _gathered(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        hint = ""
+        if isinstance(batch, list):
+            hint = " (a list is one argument: give its first item, or a tuple of all arguments)"
+        raise ValueError(
+            f"{type(model).__name__} doesn't run on the batch: {error}{hint}"
+        ) from error
+    for rank, text in enumerate(texts):
+        if text is not None:
+            raise RuntimeError(f"the model doesn't run on the batch of rank {rank}: {text}")
+
+
+def _copied(batch: Any) -> Any:
+    """Return a batch with copies of its tensors, which the model may change."""
+    if isinstance(batch, Mapping):
+        batch = dict(batch)
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, batch)
 
 
 def _decide(
@@ -153,11 +197,12 @@ def _decide(
     With ``torch.use_deterministic_algorithms`` only kept times are used: new ones could choose
     another way than in the run before.
     """
-    refused = {target.names: reason for target, reason in observed.refused.items()}
     times: dict[tuple[str, ...], Times] = {}
     if layers and _rank() == 0:
         times = _times_of(observed, device, means)
-    refused, times = _agreed(refused, times)
+    refused = {target.names: reason for target, reason in observed.refused.items()}
+    everywhere, (times, *_) = _gathered(refused), _gathered(times)
+    refused = {names: reason for each in everywhere for names, reason in each.items()}
     left: dict[Target, str] = {}
     for target in targets:
         measured = times.get(target.names)
@@ -166,7 +211,11 @@ def _decide(
         elif measured is not None:
             report.measured.append(Measured(target.names, target.text, measured))
             if not measured.faster:
-                left[target] = f"no measured gain: {measured}"
+                left[target] = f"no gain of 3 % beyond the noise: {measured}"
+    for target in targets:  # a block that was timed with its layers keeps them
+        if target not in left and target.names in times:
+            inside = set(target.module.modules()) - {target.module}
+            left = {one: why for one, why in left.items() if one.module not in inside}
     _restore(left, model, report)
     for use in observed.uses.values():  # small inputs, for which the table would name torch
         if any(target not in left and target.names in times for target in use.counts):
@@ -187,13 +236,21 @@ def _times_of(
     missing: Iterable[str] = [key for key in uses if key not in known]
     if torch.are_deterministic_algorithms_enabled():
         missing = []
-    if means.shown:
-        missing = track(missing, "measuring layers", transient=True, console=Console(stderr=True))
+    console = Console(stderr=True)
+    if means.shown and console.is_terminal:
+        missing = track(missing, "measuring layers", transient=True, console=console)
     new: dict[str, Times] = {}
-    for key in missing:
-        with contextlib.suppress(torch.OutOfMemoryError), noting():  # then it is not measured
-            new[key] = time_use(uses[key], means.clock)
-    store(path, new)
+    try:
+        for key in missing:
+            with run_all_kernels():
+                try:
+                    new[key] = time_use(uses[key], means.clock)
+                except Exception as error:  # of the user's layer, or out of memory
+                    reason = f"not measured: {type(error).__name__}: {error}"
+                    observed.refused |= dict.fromkeys(uses[key].counts, reason)
+    finally:
+        forget_ones()
+        store(path, new)
     known |= new
     by_target: dict[Target, list[Times]] = {}
     for key, use in uses.items():
@@ -206,16 +263,15 @@ def _sum(times: list[Times]) -> Times:
     if len(times) == 1:
         return times[0]
     ours, theirs = sum(each.ours for each in times), sum(each.torch for each in times)
-    noise = math.hypot(*(each.noise * each.torch for each in times)) / theirs
-    return Times(theirs, ours, sum(each.ratio * each.torch for each in times) / theirs, noise)
+    return Times(theirs, ours, math.hypot(*(each.noise * each.torch for each in times)) / theirs)
 
 
-def _keep_small(use: Any) -> None:
+def _keep_small(use: Use) -> None:
     _, fused = use.target.ways()
     args, kwargs = use.arguments()
-    with use.context(), torch.no_grad(), noting() as calls:
+    with use.context(), torch.no_grad(), run_all_kernels() as calls:
         fused(*args, **kwargs)
-    keep(calls)
+    keep_kernels(calls)
 
 
 def _restore(left: dict[Target, str], model: nn.Module, report: Report) -> None:
@@ -250,22 +306,20 @@ def _time_step(
             set_class(module, ways[name])
 
     try:
-        return race({"torch": [step], "ours": [step]}, device, means.clock, prepare)
+        calls = {"torch": [step], "ours": [step]}
+        return race(calls, device, means.clock, STEPS, prepare)
     finally:
         prepare("ours")
+        forget_ones()
 
 
-def _agreed(
-    refused: dict[tuple[str, ...], str], times: dict[tuple[str, ...], Times]
-) -> tuple[dict[tuple[str, ...], str], dict[tuple[str, ...], Times]]:
-    """Return the layers that any rank refuses, and the times that rank 0 measured."""
+def _gathered(value: _Value) -> list[_Value]:
+    """Return the values of all processes, by rank."""
     if _processes() == 1:
-        return refused, times
+        return [value]
     everywhere: list[Any] = [None] * _processes()
-    dist.all_gather_object(everywhere, refused)
-    measured = [times]
-    dist.broadcast_object_list(measured, src=0)
-    return {names: why for each in everywhere for names, why in each.items()}, measured[0]
+    dist.all_gather_object(everywhere, value)
+    return everywhere
 
 
 def _rank() -> int:
@@ -288,14 +342,21 @@ def _device_of(model: nn.Module) -> torch.device:
 
 @contextlib.contextmanager
 def _same_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore the buffers at the end."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    """Restore the buffers at the end, also those that the model has replaced."""
+    before = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None and not isinstance(buffer, UninitializedTensorMixin)
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
+            for module, name, buffer, values in before:
+                module._buffers[name] = buffer
+                if not torch.equal(buffer, values):
+                    buffer.copy_(values)
 
 
 def _same_random_numbers(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from lightning_practices._timing import Budget, Clock, Times, interleave, spread_of
 from lightning_practices.surgery._fuse.uses import Function, Use
+from lightning_practices.timing import Budget, Clock, Times, interleave, spread_of
 
-_ROUNDS = Budget(0.1, least=7, most=100)
+_ROUNDS = Budget(0.1, least=5, most=100)
+STEPS = Budget(1.0, least=3, most=20)  # rounds of a whole step
 # So long that the resolution of the clock hardly matters, and so short that a busy machine takes
 # the processor away in few laps alone, which the median leaves out.
 _LAP_SECONDS = 3e-4
@@ -42,7 +43,7 @@ def time_use(use: Use, clock: Clock) -> Times:
 
 def race(
     calls: Mapping[str, Sequence[Callable[[], object]]], device: torch.device, clock: Clock,
-    prepare: Callable[[str], None] = lambda name: None,
+    budget: Budget = _ROUNDS, prepare: Callable[[str], None] = lambda name: None,
 ) -> Times:  # fmt: skip
     """Time the calls named ``"torch"`` and ``"ours"``, which run one after another in a lap.
 
@@ -50,6 +51,7 @@ def race(
         calls: The calls of a lap, by name. Both have the same number.
         device: The device that computes them.
         clock: Function that returns seconds.
+        budget: Number of rounds.
         prepare: Function of the name that runs before each lap, and is not timed.
     """
     count = len(calls["torch"])
@@ -64,18 +66,17 @@ def race(
         _wait(device)
         return (clock() - start) / count
 
-    for name in calls:
-        lap(name)  # the first calls compile and allocate
-    seconds = min(lap(name) for name in calls)
+    seconds = min([lap(name) for name in calls])  # the first calls compile and allocate
+    if seconds < _LAP_SECONDS:
+        seconds = min(lap(name) for name in calls)
     count = max(count, min(_MOST_CALLS, math.ceil(_LAP_SECONDS / max(seconds, 1e-9))))
     laps = {name: functools.partial(lap, name) for name in calls}
-    samples, errors = interleave(laps, _ROUNDS, clock)
+    samples, errors = interleave(laps, budget, clock)
     for error in errors.values():
         raise error
     ratios = [a / b for a, b in zip(samples["ours"], samples["torch"], strict=True)]
     torchs, ours = (statistics.median(samples[name]) for name in ("torch", "ours"))
-    noise = spread_of(ratios) / math.sqrt(len(ratios))
-    return Times(torchs, ours, statistics.median(ratios), noise)
+    return Times(torchs, ours, spread_of(ratios) / math.sqrt(len(ratios)))
 
 
 def call_and_differentiate(way: Function, layer: nn.Module, arguments: tuple[Any, Any]) -> object:
@@ -97,6 +98,11 @@ def call_and_differentiate(way: Function, layer: nn.Module, arguments: tuple[Any
 
 def _as_result(x: Any) -> Any:
     return x.view_as(x) if isinstance(x, Tensor) and x.requires_grad else x
+
+
+def forget_ones() -> None:
+    """Free the tensors that :func:`call_and_differentiate` keeps."""
+    _one.cache_clear()
 
 
 @functools.lru_cache(maxsize=4)

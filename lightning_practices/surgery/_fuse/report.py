@@ -10,7 +10,7 @@ from rich.text import Text
 from typing_extensions import override
 
 from lightning_practices._tables import as_text
-from lightning_practices._timing import Times
+from lightning_practices.timing import Times
 
 _REASON_WIDTH = 40  # characters
 _BLOCK_WIDTH = 45  # characters; the name of torchvision's longest block has 41
@@ -149,7 +149,7 @@ class Report:
         for column in table.columns:
             column.overflow = "fold"
         if self.step is not None:
-            table.caption = f"a step: {self.step} ({self.step.ratio:.2f} of torch's)"
+            table.caption = f"a step: {self.step}"
         names, before, after = (_widest(column) for column in table.columns)
         room = _WIDTH - before - after
         if _NAMES_WIDTH <= room < names:  # only names of modules are folded, not those of classes

@@ -1,6 +1,7 @@
 """A file of measured times for each kind of GPU, so that later processes need not measure again."""
 
 import json
+import math
 import os
 import re
 import warnings
@@ -11,8 +12,8 @@ import platformdirs
 import torch
 
 import lightning_kernels
-from lightning_practices._timing import Times
 from lightning_practices.files import write_file
+from lightning_practices.timing import Times
 
 _FORM = 1  # of the file
 
@@ -41,7 +42,9 @@ def load(path: Path | None) -> dict[str, Times]:
         if not isinstance(content, dict) or content.get("form") != _FORM:
             return {}
         return {key: _times(value) for key, value in content["times"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError
+    ):  # fmt: skip
         return {}
 
 
@@ -55,7 +58,7 @@ def store(path: Path | None, times: dict[str, Times]) -> None:
     merged = load(path) | times
     content = {
         "form": _FORM,
-        "times": {key: [t.torch, t.ours, t.ratio, t.noise] for key, t in sorted(merged.items())},
+        "times": {key: [t.torch, t.ours, t.noise] for key, t in sorted(merged.items())},
     }
     try:
         os.makedirs(path.parent, exist_ok=True)
@@ -69,7 +72,9 @@ def store(path: Path | None, times: dict[str, Times]) -> None:
 
 
 def _times(value: Any) -> Times:
-    numbers = [float(number) for number in value]
-    if len(numbers) != 4 or not all(0 <= number < float("inf") for number in numbers):
-        raise ValueError(f"expected four numbers, but got {value!r}")
-    return Times(*numbers)
+    if not isinstance(value, list) or len(value) != 3:
+        raise ValueError(f"expected three numbers, but got {value!r}")
+    times = Times(*(float(number) for number in value))
+    if not (0 < times.torch < math.inf and 0 < times.ours < math.inf and 0 <= times.noise < 1e9):
+        raise ValueError(f"expected times, but got {value!r}")
+    return times

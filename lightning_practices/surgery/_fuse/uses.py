@@ -27,6 +27,7 @@ from lightning_practices.surgery._fuse.classes import restore
 
 Function = Callable[..., Any]
 
+_PLAIN = (bool, int, float, complex, str, torch.dtype, torch.device, torch.Size, slice)
 _RATE = 0.1  # of a dropout in the call with a norm; its time doesn't depend on the rate
 
 # The attributes of a module that hold its hooks.
@@ -133,8 +134,10 @@ class Blank:
 
     def fill(self) -> Tensor:
         """Return a tensor of random normal values."""
-        x = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
-        return x.normal_().requires_grad_(self.requires_grad)
+        pairs = list(zip(self.shape, self.stride, strict=True))
+        sizes = [size if stride else min(size, 1) for size, stride in pairs]
+        x = torch.empty_strided(sizes, self.stride, dtype=self.dtype, device=self.device)
+        return x.normal_().expand(self.shape).requires_grad_(self.requires_grad)
 
 
 @dataclass
@@ -229,13 +232,18 @@ def observe(targets: Sequence[Target]) -> Iterator[Observed]:
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if torch.compiler.is_compiling() or target in observed.refused:
                 return
-            if target.adds or target.added is not None:
-                args = (*args, args[0])  # stands for the other summand
-            _note(observed, target, args, kwargs)
-            if target not in seen:
-                seen.add(target)
-                if reason := disagreement(target.ways, args, kwargs):
-                    observed.refused[target] = reason
+            reason = _unknown(args, kwargs)
+            if reason is None:
+                if target.adds or target.added is not None:
+                    args = (*args, *args[:1])  # stands for the other summand
+                _note(observed, target, args, kwargs)
+                if target not in seen:
+                    seen.add(target)
+                    # The step may keep activations by hooks, such as those of checkpointing.
+                    with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+                        reason = disagreement(target.ways, args, kwargs)
+            if reason is not None:
+                observed.refused[target] = reason
 
         return look
 
@@ -247,6 +255,22 @@ def observe(targets: Sequence[Target]) -> Iterator[Observed]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _same(x: Any) -> Any:
+    return x
+
+
+def _unknown(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+    """Return why a call with these arguments can't be made again, or ``None`` if it can."""
+    for leaf in tree_flatten((args, kwargs))[0]:
+        if isinstance(leaf, Tensor):
+            plain = type(leaf) in (Tensor, nn.Parameter) and leaf.layout is torch.strided
+            if not plain or leaf.is_nested:
+                return "not measured: an argument is no plain tensor"
+        elif leaf is not None and not isinstance(leaf, _PLAIN):
+            return f"not measured: an argument is a {type(leaf).__name__}, which a call may change"
+    return None
 
 
 def _note(observed: Observed, target: Target, args: Any, kwargs: Any) -> None:
@@ -299,4 +323,7 @@ def _copy(module: nn.Module) -> nn.Module:
         for name in _HOOKS
         if name in vars(child)
     }
+    for child in module.modules():  # what the user keeps on a layer, such as its last output
+        kept = (value for value in vars(child).values() if isinstance(value, Tensor))
+        memo |= {id(value): value.detach() for value in kept if not value.is_leaf}
     return copy.deepcopy(module, memo)

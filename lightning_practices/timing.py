@@ -1,4 +1,7 @@
-"""Measure several functions in turns in one process, so that drift affects all of them alike."""
+"""Measure several functions in turns in one process, so that drift affects all of them alike.
+
+This module is not private, so that benchmarks can use it too.
+"""
 
 import contextlib
 import dataclasses
@@ -31,14 +34,17 @@ class Times:
     Attributes:
         torch: Seconds of torch's way.
         ours: Seconds of ours.
-        ratio: Ours by torch's: the median of the ratios of rounds.
-        noise: Standard error of the ratio, from the spread of rounds.
+        noise: Standard error of the ratio, from the spread of its values in the rounds.
     """
 
     torch: float
     ours: float
-    ratio: float
     noise: float
+
+    @property
+    def ratio(self) -> float:
+        """Our time by torch's."""
+        return self.ours / self.torch
 
     @property
     def faster(self) -> bool:
@@ -46,7 +52,8 @@ class Times:
         return self.ratio + self.noise <= FASTER
 
     def __str__(self) -> str:
-        return f"{_microseconds(self.ours)} us, torch {_microseconds(self.torch)} us"
+        ratio = f"{self.ratio:.2f} of it, +/- {self.noise:.2f}"
+        return f"{_shown(self.ours)}, torch {_shown(self.torch)} ({ratio})"
 
 
 def take_turns(laps: Sequence[Lap]) -> list[float]:
@@ -117,5 +124,8 @@ def _paused_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _microseconds(seconds: float) -> str:
-    return f"{seconds * 1e6:.3g}" if seconds < 1e-3 else f"{seconds * 1e6:,.0f}"
+def _shown(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
