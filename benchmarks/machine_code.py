@@ -45,7 +45,6 @@ TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 MOST_SPILLS: dict[str, dict[str, int]] = {
     "3.6": {
         "_add_norm_forward_kernel": 8,
-        "_batch_norm_statistics_kernel": 8,
         "_group_norm_sum_kernel": 8,
     },
     "3.7": {
@@ -54,7 +53,6 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
     },
     "3.8": {
         "_add_norm_forward_kernel": 8,
-        "_batch_norm_statistics_kernel": 16,
         "_group_norm_forward_kernel": 16,
         "_group_norm_sum_kernel": 16,
     },
