@@ -312,7 +312,11 @@ def _cuobjdump(cubin: bytes, *options: str) -> str:
 def _access_bits(ptx: str, kind: str) -> tuple[int, ...]:
     """Return the width in bits of each global ``ld`` or ``st`` in ``ptx``."""
     pattern = rf"\b{kind}\.global[.\w:]*?(?:\.v(\d))?\.(b\d+)\b"
-    return tuple(int(count or 1) * _BITS[unit] for count, unit in re.findall(pattern, ptx))
+    bits = [int(count or 1) * _BITS[unit] for count, unit in re.findall(pattern, ptx)]
+    if kind == "ld":  # a pipelined loop copies to shared memory
+        pattern = r"\bcp\.async\.c[ag]\.shared\.global[^;]*\], (0x[\da-f]+|\d+)"
+        bits += [int(size, 0) * 8 for size in re.findall(pattern, ptx)]
+    return tuple(bits)
 
 
 def count_traffic(ttir: str) -> Traffic:

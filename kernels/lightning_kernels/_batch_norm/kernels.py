@@ -113,7 +113,7 @@ def _count_of_tile(
         first = -(index % tiles) * PIXELS
         if RUN == 1:
             channel = group * CHANNELS + tl.arange(0, CHANNELS)[None, :]
-            first += channel % 8 * (plane % 8) % 8
+            first += channel * plane & 7
         count = tl.maximum(tl.minimum(first + plane, PIXELS) - tl.maximum(first, 0), 0)
     return count
 
@@ -131,7 +131,7 @@ def _sum(values, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
 def _batch_norm_statistics_kernel(
     x_ptr, partial_ptr, rows, columns, plane, channels, groups, tiles,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
-    RUN: tl.constexpr, ALIGNMENT: tl.constexpr,
+    RUN: tl.constexpr, ALIGNMENT: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Store mean, sum of squared deviations and count of a program's part of each channel.
 
@@ -154,7 +154,7 @@ def _batch_norm_statistics_kernel(
     total = tl.zeros((ROWS, CHANNELS * PIXELS), tl.float32)
     squares = tl.zeros((ROWS, CHANNELS * PIXELS), tl.float32)
     count *= 0
-    for index in range(split, tl.cdiv(rows, ROWS) * tiles, splits):
+    for index in tl.range(split, tl.cdiv(rows, ROWS) * tiles, splits, num_stages=STAGES):
         _, _, place, in_bounds, in_sum = _tile_of_group(
             index, group, rows, columns, plane, channels, tiles, ROWS, CHANNELS, PIXELS, RUN,
             ALIGNMENT,
@@ -251,7 +251,7 @@ def _batch_norm_reduce_kernel(
     grad_ptr, x_ptr, residual_ptr, signs_ptr, weight_ptr, bias_ptr, mean_ptr, variance_ptr,
     partial_ptr, rows, columns, plane, channels, groups, tiles, eps, parameter,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
-    RUN: tl.constexpr, ALIGNMENT: tl.constexpr,
+    RUN: tl.constexpr, ALIGNMENT: tl.constexpr, STAGES: tl.constexpr,
     TRAINING: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
     """Store partial sums per channel: of the gradient, and of the gradient times normalised x."""
@@ -268,7 +268,7 @@ def _batch_norm_reduce_kernel(
     means, scales, biases = _spread(mean, PIXELS), _spread(scale, PIXELS), _spread(bias, PIXELS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     products = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for index in range(split, tl.cdiv(rows, ROWS) * tiles, splits):
+    for index in tl.range(split, tl.cdiv(rows, ROWS) * tiles, splits, num_stages=STAGES):
         tile, row, place, in_bounds, in_sum = _tile_of_group(
             index, group, rows, columns, plane, channels, tiles, ROWS, CHANNELS, PIXELS, RUN,
             ALIGNMENT,

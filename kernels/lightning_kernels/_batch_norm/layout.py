@@ -14,9 +14,14 @@ from lightning_kernels._core.launch import cdiv
 _TILE = 4096  # elements per tile
 _VECTOR = 8  # elements of the widest access to 16-bit tensors
 _WIDTHS = (64, 32, 16)  # columns of a tile in channels last
-# Programs of 8 warps that fit a multiprocessor: four of the kernel for statistics, with 64
-# registers per thread; two of the kernel for gradients, which reads two tensors and needs 128.
-_STATISTICS_PROGRAMS, _REDUCE_PROGRAMS = 4, 2
+# Programs per multiprocessor of the kernels that sum, which have 8 warps, and the registers per
+# thread that leave space for them. Tensors of 4 bytes per element need fewer programs to have as
+# many bytes on their way, as does the kernel for gradients, which reads two tensors.
+_STATISTICS_PROGRAMS = {2: 4, 4: 3}
+STATISTICS_REGISTERS = {2: 64, 4: 80}
+_REDUCE_PROGRAMS, REDUCE_REGISTERS = 2, 128
+# A loop computes one tile while the next ones are on their way: with three stages two of them.
+_STAGES = {2: 3, 4: 2}
 
 
 class Plan(NamedTuple):
@@ -40,7 +45,9 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_of(shape: torch.Size, channels_last: bool, multiprocessors: int) -> Plan:
+def plan_of(
+    shape: torch.Size, channels_last: bool, element_size: int, multiprocessors: int
+) -> Plan:
     """Return how a dense tensor of ``shape`` is cut into programs and tiles."""
     rows, channels, plane = shape[0], shape[1], shape[2:].numel()
     if channels_last:
@@ -57,7 +64,7 @@ def plan_of(shape: torch.Size, channels_last: bool, multiprocessors: int) -> Pla
         matrix=(rows, columns, plane, channels),
         groups=(groups, tiles),
         splits=(
-            max(1, min(most, _STATISTICS_PROGRAMS * multiprocessors // groups)),
+            max(1, min(most, _STATISTICS_PROGRAMS[element_size] * multiprocessors // groups)),
             max(1, min(most, _REDUCE_PROGRAMS * multiprocessors // groups)),
         ),
         sum_tile={
@@ -66,6 +73,7 @@ def plan_of(shape: torch.Size, channels_last: bool, multiprocessors: int) -> Pla
             "PIXELS": pixels,
             "RUN": _run(plane),
             "ALIGNMENT": tile["ALIGNMENT"],
+            "STAGES": _STAGES[element_size],
             "num_warps": 8,
         },
         programs=cdiv(rows, tile["ROWS"]) * cdiv(columns, tile["COLUMNS"]),

@@ -13,7 +13,12 @@ from lightning_kernels._batch_norm.kernels import (
     _batch_norm_statistics_kernel,
     _batch_norm_sum_kernel,
 )
-from lightning_kernels._batch_norm.layout import Plan, plan_of
+from lightning_kernels._batch_norm.layout import (
+    REDUCE_REGISTERS,
+    STATISTICS_REGISTERS,
+    Plan,
+    plan_of,
+)
 from lightning_kernels._batch_norm.signs import signs_shape, unpack
 from lightning_kernels._batch_norm.sync import average, gather, no_second_derivative
 from lightning_kernels._core.gradients import empty_gradients, only_needed, recompute_gradients
@@ -50,7 +55,7 @@ def _forward(
     y, statistics, signs = _fake(
         x, residual, weight, bias, mean, variance, eps, activation, parameter, keep_signs, group
     )
-    plan = plan_of(x.shape, has_channels_innermost(x), multiprocessor_count(x.device))
+    plan = _plan(x)
     training = mean is None
     if training:
         _measure(x, plan, statistics, group, running)
@@ -63,17 +68,21 @@ def _forward(
     return y, statistics, signs
 
 
+def _plan(x: Tensor) -> Plan:
+    multiprocessors = multiprocessor_count(x.device)
+    return plan_of(x.shape, has_channels_innermost(x), x.element_size(), multiprocessors)
+
+
 def _measure(
     x: Tensor, plan: Plan, statistics: Tensor, group: str | None, running: Running | None
 ) -> None:
     """Write the batch statistics to ``statistics``, and update the running statistics, if given."""
     channels, splits = x.shape[1], plan.splits[0]
     partial = x.new_empty((3, splits, channels), dtype=torch.float32).transpose(0, 1)
-    # float32 needs fewer programs to load as many bytes, so each may take more registers.
-    maxnreg = 64 if x.element_size() == 2 else 80
     launch(
         _batch_norm_statistics_kernel, (plan.groups[0] * splits,), x.device,
-        x, partial, *plan.matrix, *plan.groups, **plan.sum_tile, maxnreg=maxnreg,
+        x, partial, *plan.matrix, *plan.groups, **plan.sum_tile,
+        maxnreg=STATISTICS_REGISTERS[x.element_size()],
     )  # fmt: skip
     if group is not None:
         merge_statistics(partial, statistics)
@@ -107,7 +116,7 @@ def _forward_of_backward(
         parameter, group, needs,
     )  # fmt: skip
     grad_x, grad_residual, grad_weight, grad_bias = only_needed(gradients, needs)
-    plan = plan_of(x.shape, has_channels_innermost(x), multiprocessor_count(x.device))
+    plan = _plan(x)
     training = mean is None
     if mean is None or variance is None:
         mean = variance = statistics
@@ -122,7 +131,7 @@ def _forward_of_backward(
         launch(
             _batch_norm_reduce_kernel, (plan.groups[0] * splits,), x.device,
             *inputs, partial, *plan.matrix, *plan.groups, eps, parameter,
-            **plan.sum_tile, **constants, maxnreg=128,
+            **plan.sum_tile, **constants, maxnreg=REDUCE_REGISTERS,
         )  # fmt: skip
         launch(
             _batch_norm_sum_kernel, (cdiv(channels, _SUM["CHANNELS"]),), x.device,

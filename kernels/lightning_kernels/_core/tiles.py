@@ -59,9 +59,10 @@ def place_of_tile(row_tile, column_tile, rows, columns, ROWS: tl.constexpr, COLU
 @triton.jit
 def load_or(pointer, index, in_bounds, default):
     """Load elements as float32. Return ``default`` if ``pointer`` is ``None``."""
-    if pointer is None:
-        return default
-    return tl.load(pointer + index, mask=in_bounds, other=default).to(tl.float32)
+    values = default
+    if pointer is not None:
+        values = tl.load(pointer + index, mask=in_bounds, other=default).to(tl.float32)
+    return values
 
 
 @triton.jit
