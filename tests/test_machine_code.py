@@ -35,9 +35,6 @@ NARROW = {"_drop_block_mask_kernel", "_grad_scale_kernel", "_group_norm_sum_kern
 # programs then run alone. An entry is deleted with the kernel's correction.
 TOO_MANY_PROGRAMS = {
     "_add_norm_backward_kernel",
-    "_batch_norm_statistics_kernel",
-    "_group_norm_reduce_kernel",
-    "_group_norm_statistics_kernel",
     "_row_norm_backward_kernel",
     "_stochastic_depth_backward_kernel",
 }

@@ -120,14 +120,24 @@ def _count_of_tile(
 
 @triton.jit
 def _sum(values, CHANNELS: tl.constexpr, PIXELS: tl.constexpr):
-    """Return the sum of a tile for each channel of a group."""
+    """Return the sum of a tile for each channel of a group.
+
+    A thread adds pairs of its elements as float32, since some GPUs have few adders for float64.
+    """
     if PIXELS > 1:
+        values = tl.sum(tl.reshape(values, (CHANNELS, PIXELS // 2, 2)), axis=2)
+        values = tl.sum(values.to(tl.float64), axis=1)
+    else:
         ROWS: tl.constexpr = values.shape[0]
-        values = tl.sum(tl.reshape(values, (ROWS, CHANNELS, PIXELS)), axis=2)
-    return tl.sum(values, axis=0, keep_dims=True)
+        values = tl.sum(tl.reshape(values, (2, ROWS // 2, CHANNELS)), axis=0)
+        values = tl.sum(values.to(tl.float64), axis=0)
+    return values.to(tl.float32)[None, :]
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "channels", "groups", "tiles"])
+@triton.jit(
+    do_not_specialize=["rows", "columns", "channels", "groups", "tiles"],
+    do_not_specialize_on_alignment=["plane"],
+)
 def _batch_norm_statistics_kernel(
     x_ptr, partial_ptr, rows, columns, plane, channels, groups, tiles,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
@@ -196,7 +206,9 @@ def _tile_of_matrix(
     return row, first, row * columns + column, (row < rows) & (column < columns), channel
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "channels"])
+@triton.jit(
+    do_not_specialize=["rows", "columns", "channels"], do_not_specialize_on_alignment=["plane"]
+)
 def _batch_norm_forward_kernel(
     x_ptr, residual_ptr, weight_ptr, bias_ptr, mean_ptr, variance_ptr, y_ptr, signs_ptr,
     rows, columns, plane, channels, eps, parameter,
@@ -246,7 +258,10 @@ def _load_gradient(
     return grad, centred
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "channels", "groups", "tiles"])
+@triton.jit(
+    do_not_specialize=["rows", "columns", "channels", "groups", "tiles"],
+    do_not_specialize_on_alignment=["plane"],
+)
 def _batch_norm_reduce_kernel(
     grad_ptr, x_ptr, residual_ptr, signs_ptr, weight_ptr, bias_ptr, mean_ptr, variance_ptr,
     partial_ptr, rows, columns, plane, channels, groups, tiles, eps, parameter,
@@ -292,7 +307,7 @@ def _batch_norm_reduce_kernel(
     tl.store(out_ptr + splits * channels, products, mask=in_channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _batch_norm_sum_kernel(
     partial_ptr, sums_ptr, grad_weight_ptr, grad_bias_ptr, splits, channels,
     SPLITS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -324,7 +339,9 @@ def _batch_norm_sum_kernel(
         tl.store(grad_bias_ptr + channel, grad_bias, mask=in_channels)
 
 
-@triton.jit(do_not_specialize=["rows", "columns", "channels"])
+@triton.jit(
+    do_not_specialize=["rows", "columns", "channels"], do_not_specialize_on_alignment=["plane"]
+)
 def _batch_norm_backward_kernel(
     grad_ptr, x_ptr, residual_ptr, signs_ptr, weight_ptr, bias_ptr, mean_ptr, variance_ptr,
     sums_ptr, grad_x_ptr, grad_residual_ptr, rows, columns, plane, channels, count, eps, parameter,

@@ -14,12 +14,11 @@ from lightning_kernels._core.launch import cdiv
 _TILE = 4096  # elements per tile
 _VECTOR = 8  # elements of the widest access to 16-bit tensors
 _WIDTHS = (64, 32, 16)  # columns of a tile in channels last
-# Programs per multiprocessor of the kernels that sum, which have 8 warps, and the registers per
-# thread that leave space for them. Tensors of 4 bytes per element need fewer programs to have as
-# many bytes on their way, as does the kernel for gradients, which reads two tensors.
-_STATISTICS_PROGRAMS = {2: 4, 4: 3}
-STATISTICS_REGISTERS = {2: 64, 4: 80}
-_REDUCE_PROGRAMS, REDUCE_REGISTERS = 2, 128
+# Programs of 8 warps per multiprocessor, and the registers per thread that leave space for them, of
+# the kernel for statistics, by the size of an element in bytes, and of the kernel for gradients,
+# which reads two tensors. The larger a tile is in bytes, the fewer programs are needed.
+_STATISTICS, REDUCE_REGISTERS = {2: (4, 64), 4: (3, 80)}, 128
+_REDUCE_PROGRAMS = 2
 # A loop computes one tile while the next ones are on their way: with three stages two of them.
 _STAGES = {2: 3, 4: 2}
 
@@ -32,6 +31,7 @@ class Plan(NamedTuple):
         groups: Number of groups, and number of tiles of a group per row.
         splits: Number of programs per group: for the statistics, and for the gradients.
         sum_tile: Constants of the kernels that sum.
+        registers: Most registers per thread of the kernel for statistics.
         programs: Number of programs of the elementwise kernels.
         map_tile: Constants of the elementwise kernels.
     """
@@ -40,6 +40,7 @@ class Plan(NamedTuple):
     groups: tuple[int, int]
     splits: tuple[int, int]
     sum_tile: dict[str, Any]
+    registers: int
     programs: int
     map_tile: dict[str, Any]
 
@@ -59,13 +60,17 @@ def plan_of(
     else:
         tile_rows, (block, pixels), tiles = 1, *_block(channels, plane)
     groups = cdiv(channels, block)
+    warps, (programs, registers) = 8, _STATISTICS[element_size]
+    if tile["ALIGNMENT"] == 1:  # narrow loads hold an address per element
+        warps, (programs, registers) = 16, (_REDUCE_PROGRAMS, REDUCE_REGISTERS)
+    slots = 8 * multiprocessors // warps
     most = cdiv(rows, tile_rows) * tiles
     return Plan(
         matrix=(rows, columns, plane, channels),
         groups=(groups, tiles),
         splits=(
-            max(1, min(most, _STATISTICS_PROGRAMS[element_size] * multiprocessors // groups)),
-            max(1, min(most, _REDUCE_PROGRAMS * multiprocessors // groups)),
+            max(1, min(most, programs * slots // groups)),
+            max(1, min(most, _REDUCE_PROGRAMS * slots // groups)),
         ),
         sum_tile={
             "ROWS": tile_rows,
@@ -74,8 +79,9 @@ def plan_of(
             "RUN": _run(plane),
             "ALIGNMENT": tile["ALIGNMENT"],
             "STAGES": _STAGES[element_size],
-            "num_warps": 8,
+            "num_warps": warps,
         },
+        registers=registers,
         programs=cdiv(rows, tile["ROWS"]) * cdiv(columns, tile["COLUMNS"]),
         map_tile=tile,
     )

@@ -13,12 +13,7 @@ from lightning_kernels._batch_norm.kernels import (
     _batch_norm_statistics_kernel,
     _batch_norm_sum_kernel,
 )
-from lightning_kernels._batch_norm.layout import (
-    REDUCE_REGISTERS,
-    STATISTICS_REGISTERS,
-    Plan,
-    plan_of,
-)
+from lightning_kernels._batch_norm.layout import REDUCE_REGISTERS, Plan, plan_of
 from lightning_kernels._batch_norm.signs import signs_shape, unpack
 from lightning_kernels._batch_norm.sync import average, gather, no_second_derivative
 from lightning_kernels._core.gradients import empty_gradients, only_needed, recompute_gradients
@@ -81,8 +76,7 @@ def _measure(
     partial = x.new_empty((3, splits, channels), dtype=torch.float32).transpose(0, 1)
     launch(
         _batch_norm_statistics_kernel, (plan.groups[0] * splits,), x.device,
-        x, partial, *plan.matrix, *plan.groups, **plan.sum_tile,
-        maxnreg=STATISTICS_REGISTERS[x.element_size()],
+        x, partial, *plan.matrix, *plan.groups, **plan.sum_tile, maxnreg=plan.registers,
     )  # fmt: skip
     if group is not None:
         merge_statistics(partial, statistics)
@@ -128,10 +122,13 @@ def _forward_of_backward(
     if (training and needs[0]) or needs[2] or needs[3]:
         partial = x.new_empty((2, splits, channels), dtype=torch.float32)
         sums = x.new_empty((2, channels), dtype=torch.float32)
+        tile = plan.sum_tile
+        if residual is not None:  # a third tensor is on its way
+            tile = {**tile, "STAGES": 2}
         launch(
             _batch_norm_reduce_kernel, (plan.groups[0] * splits,), x.device,
             *inputs, partial, *plan.matrix, *plan.groups, eps, parameter,
-            **plan.sum_tile, **constants, maxnreg=REDUCE_REGISTERS,
+            **tile, **constants, maxnreg=REDUCE_REGISTERS,
         )  # fmt: skip
         launch(
             _batch_norm_sum_kernel, (cdiv(channels, _SUM["CHANNELS"]),), x.device,
