@@ -48,7 +48,6 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
     "3.6": {
         "_add_norm_backward_kernel": 16,
         "_add_norm_forward_kernel": 8,
-        "_batch_norm_statistics_kernel": 8,
         "_group_norm_sum_kernel": 8,
     },
     "3.7": {
@@ -58,7 +57,6 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
     "3.8": {
         "_add_norm_backward_kernel": 8,
         "_add_norm_forward_kernel": 8,
-        "_batch_norm_statistics_kernel": 16,
         "_group_norm_forward_kernel": 16,
         "_group_norm_sum_kernel": 16,
         "_row_norm_forward_kernel": 8,
@@ -345,9 +343,9 @@ def _access_bits(ptx: str, kind: str) -> tuple[int, ...]:
     """
     pattern = rf"\b{kind}\.global[.\w:]*?(?:\.v(\d))?\.(b\d+)\b"
     bits = [int(count or 1) * _BITS[unit] for count, unit in re.findall(pattern, ptx)]
-    if kind == "ld":
-        copies = re.findall(r"\bcp\.async\.c[ag]\.shared\.global.*?\], (0x[0-9a-f]+)", ptx)
-        bits += [8 * int(count, 16) for count in copies]
+    if kind == "ld":  # a pipelined loop copies to shared memory
+        pattern = r"\bcp\.async\.c[ag]\.shared\.global[^;]*\], (0x[\da-f]+|\d+)"
+        bits += [int(size, 0) * 8 for size in re.findall(pattern, ptx)]
     return tuple(bits)
 
 

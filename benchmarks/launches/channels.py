@@ -24,11 +24,12 @@ def _batch_norm(
     residual: bool = False,
     activation: str | None = "relu",
     training: bool = True,
+    affine: bool = True,
 ) -> None:
     x, other = (tensor(dtype, shape, layout) for _ in range(2))
     mean, var = (torch.empty(shape[1], device="cuda") for _ in range(2))
     y = lightning_kernels.batch_norm(
-        x, mean, var, *parameters(shape[1]), training,
+        x, mean, var, *(parameters(shape[1]) if affine else (None, None)), training,
         activation=activation, residual=other if residual else None,
     )  # fmt: skip
     backward(y, torch.empty_like(y), None, None)
@@ -44,9 +45,11 @@ def _group_norm(
     layout: str,
     groups: int = 32,
     activation: str | None = "silu",
+    affine: bool = True,
 ) -> None:
     x = tensor(dtype, shape, layout)
-    y = lightning_kernels.group_norm(x, groups, *parameters(shape[1]), activation=activation)
+    scale_and_shift = parameters(shape[1]) if affine else (None, None)
+    y = lightning_kernels.group_norm(x, groups, *scale_and_shift, activation=activation)
     backward(y, torch.empty_like(y), None)
 
 
@@ -77,26 +80,32 @@ CALLS: dict[str, Call] = dict(
         call(_batch_norm, FP16, (256, 64, 56, 56), NHWC),
         call(_batch_norm, FP32, (256, 64, 56, 56), NHWC),
         # Contiguous: planes of 112x112, 56x56 and 28x28 begin at multiples of 16 elements, planes
-        # of 14x14 at multiples of 4 elements (64 bits), planes of 7x7 at any element.
+        # of 14x14 at multiples of 4 elements, planes of 7x7 at any element. Accesses are as wide in
+        # all of them, if a sample has a multiple of 8 elements.
         call(_batch_norm, BF16, (256, 64, 112, 112), NCHW),
         call(_batch_norm, BF16, (256, 64, 56, 56), NCHW),
         call(_batch_norm, BF16, (256, 128, 28, 28), NCHW),
-        call(_batch_norm, BF16, (256, 256, 14, 14), NCHW, bits=64),
-        call(_batch_norm, BF16, (256, 512, 7, 7), NCHW, bits=16),
+        call(_batch_norm, BF16, (256, 256, 14, 14), NCHW),
+        call(_batch_norm, BF16, (256, 512, 7, 7), NCHW),
         call(_batch_norm, BF16, (256, 64, 112, 112), NCHW, residual=True),
         call(_batch_norm, BF16, (256, 256, 56, 56), NCHW, residual=True),
         call(_batch_norm, BF16, (256, 512, 28, 28), NCHW, residual=True),
-        call(_batch_norm, BF16, (256, 1024, 14, 14), NCHW, residual=True, bits=64),
-        call(_batch_norm, BF16, (256, 2048, 7, 7), NCHW, residual=True, bits=16),
+        call(_batch_norm, BF16, (256, 1024, 14, 14), NCHW, residual=True),
+        call(_batch_norm, BF16, (256, 2048, 7, 7), NCHW, residual=True),
         call(_batch_norm, BF16, (256, 256, 56, 56), NCHW, activation=None),
         call(_batch_norm, BF16, (32, 64, 56, 56), NCHW),
         call(_batch_norm, BF16, (32, 128, 28, 28), NCHW),
-        call(_batch_norm, BF16, (32, 256, 14, 14), NCHW, bits=64),
-        call(_batch_norm, BF16, (32, 512, 7, 7), NCHW, bits=16),
+        call(_batch_norm, BF16, (32, 256, 14, 14), NCHW),
+        call(_batch_norm, BF16, (32, 512, 7, 7), NCHW),
         call(_batch_norm, BF16, (32, 64, 56, 56), NCHW, residual=True),
-        call(_batch_norm, BF16, (32, 512, 7, 7), NCHW, residual=True, bits=16),
-        call(_batch_norm, BF16, (64, 1024, 7, 7), NCHW, bits=16),
+        call(_batch_norm, BF16, (32, 512, 7, 7), NCHW, residual=True),
+        call(_batch_norm, BF16, (64, 1024, 7, 7), NCHW),
         call(_batch_norm, BF16, (1024, 64, 192, 192), NHWC),
+        call(_batch_norm, BF16, (4, 256, 14, 14), NCHW),
+        call(_batch_norm, BF16, (64, 33, 15, 15), NCHW, residual=True, bits=16),
+        call(_batch_norm, BF16, (64, 33, 15, 15), NHWC, residual=True, bits=16),
+        call(_batch_norm, BF16, (256, 48, 112, 112), NCHW, residual=True),
+        call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, affine=False),
         call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, residual=True, activation="gelu"),
         call(_batch_norm, BF16, (256, 64, 56, 56), NCHW, activation="hardswish", training=False),
         call(_batch_norm, FP32, (256, 64, 56, 56), NCHW),
@@ -116,6 +125,8 @@ CALLS: dict[str, Call] = dict(
         call(_group_norm, BF16, (256, 256, 56, 56), NCHW),
         call(_group_norm, BF16, (256, 1024, 14, 14), NCHW, bits=64),
         call(_group_norm, BF16, (32, 256, 16, 16), NCHW, activation="gelu"),
+        call(_group_norm, BF16, (32, 256, 16, 16), NCHW, affine=False),
+        call(_group_norm, BF16, (2, 960, 96, 96), NHWC, affine=False),
         call(_group_norm, BF16, (32, 256, 16, 16), NCHW, groups=1, activation=None),
         call(_group_norm, FP32, (8, 320, 64, 64), NHWC),
         call(_group_norm, FP32, (8, 1280, 16, 16), NCHW),

@@ -13,7 +13,8 @@ from lightning_kernels._batch_norm.kernels import (
     _batch_norm_statistics_kernel,
     _batch_norm_sum_kernel,
 )
-from lightning_kernels._batch_norm.layout import Plan, plan_of
+from lightning_kernels._batch_norm.layout import REDUCE_REGISTERS, Plan, plan_of
+from lightning_kernels._batch_norm.signs import signs_shape, unpack
 from lightning_kernels._batch_norm.sync import average, gather, no_second_derivative
 from lightning_kernels._core.gradients import empty_gradients, only_needed, recompute_gradients
 from lightning_kernels._core.launch import cdiv, launch, multiprocessor_count
@@ -49,7 +50,7 @@ def _forward(
     y, statistics, signs = _fake(
         x, residual, weight, bias, mean, variance, eps, activation, parameter, keep_signs, group
     )
-    plan = plan_of(x.shape, has_channels_innermost(x), multiprocessor_count(x.device))
+    plan = _plan(x)
     training = mean is None
     if training:
         _measure(x, plan, statistics, group, running)
@@ -62,19 +63,20 @@ def _forward(
     return y, statistics, signs
 
 
+def _plan(x: Tensor) -> Plan:
+    multiprocessors = multiprocessor_count(x.device)
+    return plan_of(x.shape, has_channels_innermost(x), x.element_size(), multiprocessors)
+
+
 def _measure(
     x: Tensor, plan: Plan, statistics: Tensor, group: str | None, running: Running | None
 ) -> None:
     """Write the batch statistics to ``statistics``, and update the running statistics, if given."""
     channels, splits = x.shape[1], plan.splits[0]
     partial = x.new_empty((3, splits, channels), dtype=torch.float32).transpose(0, 1)
-    # float32 needs fewer programs to load as many bytes, so each may take more registers.
-    maxnreg = 64 if x.element_size() == 2 else 80
-    if plan.sum_tile["ALIGNMENT"] < 4:
-        maxnreg = 96  # narrow loads hold an address per element; with fewer registers they spill
     launch(
-        _batch_norm_statistics_kernel, (plan.groups * splits,), x.device,
-        x, partial, *plan.sizes, plan.groups, **plan.sum_tile, maxnreg=maxnreg,
+        _batch_norm_statistics_kernel, (plan.groups[0] * splits,), x.device,
+        x, partial, *plan.matrix, *plan.groups, **plan.sum_tile, maxnreg=plan.registers,
     )  # fmt: skip
     if group is not None:
         merge_statistics(partial, statistics)
@@ -88,16 +90,9 @@ def _fake(
     activation: str | None, parameter: float, keep_signs: bool, group: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     x = to_dense(x)
-    signs = x.new_empty(_signs_shape(x) if keep_signs else (0,), dtype=torch.uint8)
+    signs = x.new_empty(signs_shape(x) if keep_signs else (0,), dtype=torch.uint8)
     statistics = x.new_empty((3 if mean is None else 0, x.shape[1]), dtype=torch.float32)
     return torch.empty_like(x, memory_format=output_format(x)), statistics, signs
-
-
-def _signs_shape(x: Tensor) -> tuple[int, int]:
-    """Return the number of rows of the kernels' matrix, and the bytes of one bit per column."""
-    if has_channels_innermost(x):
-        return x.numel() // x.shape[1], cdiv(x.shape[1], 8)
-    return x.shape[0] * x.shape[1], cdiv(x.shape[2:].numel(), 8)
 
 
 def _forward_of_backward(
@@ -115,7 +110,7 @@ def _forward_of_backward(
         parameter, group, needs,
     )  # fmt: skip
     grad_x, grad_residual, grad_weight, grad_bias = only_needed(gradients, needs)
-    plan = plan_of(x.shape, has_channels_innermost(x), multiprocessor_count(x.device))
+    plan = _plan(x)
     training = mean is None
     if mean is None or variance is None:
         mean = variance = statistics
@@ -127,10 +122,13 @@ def _forward_of_backward(
     if (training and needs[0]) or needs[2] or needs[3]:
         partial = x.new_empty((2, splits, channels), dtype=torch.float32)
         sums = x.new_empty((2, channels), dtype=torch.float32)
+        tile = plan.sum_tile
+        if residual is not None:  # a third tensor is on its way
+            tile = {**tile, "STAGES": 2}
         launch(
-            _batch_norm_reduce_kernel, (plan.groups * splits,), x.device,
-            *inputs, partial, *plan.sizes, plan.groups, eps, parameter,
-            **plan.sum_tile, **constants, maxnreg=128,
+            _batch_norm_reduce_kernel, (plan.groups[0] * splits,), x.device,
+            *inputs, partial, *plan.matrix, *plan.groups, eps, parameter,
+            **tile, **constants, maxnreg=REDUCE_REGISTERS,
         )  # fmt: skip
         launch(
             _batch_norm_sum_kernel, (cdiv(channels, _SUM["CHANNELS"]),), x.device,
@@ -141,7 +139,7 @@ def _forward_of_backward(
     if needs[0] or needs[1]:
         tile = plan.map_tile
         if residual is not None:  # more warps, because a tile of one more tensor is in registers
-            tile = {**tile, "num_warps": min(16, 4 * tile["num_warps"])}
+            tile = {**tile, "num_warps": 8}
         launch(
             _batch_norm_backward_kernel, (plan.programs,), x.device,
             *inputs, sums, grad_x, grad_residual, *plan.matrix, count, eps,
@@ -212,7 +210,7 @@ def _differentiable_backward(
     """Return the gradients by torch's functions, which can be differentiated again."""
     x, residual, weight, bias, mean, variance, _, signs = saved
     if signs.numel() > 0:  # the activation is piecewise linear, so its slope has no gradient
-        slope = torch.where(_unpack(signs, x), 1.0, parameter)
+        slope = torch.where(unpack(signs, x), 1.0, parameter)
         grad, activation = grad * slope, None
     mean, variance = (None if t is None else t.float() for t in (mean, variance))
 
@@ -227,17 +225,6 @@ def _differentiable_backward(
     if needs[1] and activation is None:
         results[1] = grad.to(x.dtype)
     return tuple(results)
-
-
-def _unpack(signs: Tensor, x: Tensor) -> Tensor:
-    """Return the bits in ``signs`` as booleans of the shape of ``x``."""
-    x = to_dense(x)
-    bits = (signs.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=x.device)) & 1
-    bits = bits.flatten(1)
-    if not has_channels_innermost(x):
-        return bits[:, : x.shape[2:].numel()].reshape(x.shape).bool()
-    rows = bits[:, : x.shape[1]].reshape(x.shape[0], *x.shape[2:], x.shape[1])
-    return rows.movedim(-1, 1).bool()
 
 
 batch_norm_operator = Operator(

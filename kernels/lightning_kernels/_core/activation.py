@@ -111,30 +111,6 @@ def activation_gradient(grad, z, parameter, ACTIVATION: tl.constexpr):
     return grad
 
 
-@triton.jit
-def store_signs(
-    signs_ptr, positive, row, first_column, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Store a tile of booleans as bits, 8 columns in a byte."""
-    octets = tl.reshape(positive.to(tl.int32), (ROWS, COLUMNS // 8, 8))
-    packed = tl.sum(octets << tl.arange(0, 8)[None, None, :], axis=2).to(tl.uint8)
-    octet = first_column // 8 + tl.arange(0, COLUMNS // 8)[None, :]
-    size = tl.cdiv(columns, 8)
-    tl.store(signs_ptr + row * size + octet, packed, mask=(row < rows) & (octet < size))
-
-
-@triton.jit
-def load_signs(
-    signs_ptr, row, first_column, in_rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Load a tile of booleans that :func:`store_signs` packed."""
-    octet = first_column // 8 + tl.arange(0, COLUMNS // 8)[None, :]
-    size = tl.cdiv(columns, 8)
-    packed = tl.load(signs_ptr + row * size + octet, mask=in_rows & (octet < size), other=0)
-    octets = (packed.to(tl.int32)[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
-    return tl.reshape(octets, (ROWS, COLUMNS)) != 0
-
-
 def resolve_parameter(activation: str | None, parameter: float | None) -> float:
     """Return the activation's parameter as a float: the given one, the default, or 0 without one.
 

@@ -12,7 +12,7 @@ Running = tuple[Tensor, Tensor, float]  # running mean, running variance, moment
 _MERGE = {"SPLITS": 128, "CHANNELS": 16, "num_warps": 8}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits"])
 def _merge_statistics_kernel(
     partial_ptr,
     statistics_ptr,
