@@ -39,6 +39,7 @@ def parameters() -> list[torch.nn.Parameter]:
 
 
 NEEDED: dict[str, Callable[[int], Any]] = {
+    "calls": lambda dims: set(),
     "activation": lambda dims: "relu",
     "block_size": lambda dims: 2,
     "clip_value": lambda dims: 0.1,
@@ -46,6 +47,7 @@ NEEDED: dict[str, Callable[[int], Any]] = {
     "max_norm": lambda dims: 0.1,
     "mode": lambda dims: "row",
     "norms": lambda dims: "kernels",
+    "policy": lambda dims: "auto",
     "normalized_shape": lambda dims: (8,),
     "num_groups": lambda dims: 2,
     "p": lambda dims: 0.5,
