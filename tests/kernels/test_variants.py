@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -52,9 +53,8 @@ def count_variants(
 
 def _backward(y: Tensor) -> None:
     """Run only the backward of ``y``'s own node, since autograd's engine needs a real device."""
-    node = y.grad_fn
-    assert node is not None
-    others = len(node._input_metadata) - 1  # type: ignore[attr-defined]
+    node: Any = y.grad_fn
+    others = len(node._input_metadata) - 1
     node.apply(torch.empty_like(y), *[None] * others)
 
 

@@ -458,8 +458,9 @@ def test_checkpointing_takes_no_notice(reentrant: bool) -> None:
     with measure_fused(model, fuse(model)) as report:
         model(x).sum().backward()
     assert report.measured
-    found = [p.grad for p in model.parameters()]
-    assert all(map(torch.equal, found, expected))
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, gradient)
 
 
 def test_a_step_that_cannot_be_differentiated_so_is_not_timed(

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from lightning_kernels import keep_kernels, run_all_kernels
@@ -347,7 +347,7 @@ def _same_buffers(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, buffer.detach().clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
-        if buffer is not None and not isinstance(buffer, UninitializedTensorMixin)
+        if buffer is not None and not is_lazy(buffer)
     ]
     try:
         yield
