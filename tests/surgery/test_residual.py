@@ -15,7 +15,13 @@ from torchvision.models import VisionTransformer, vision_transformer
 from typing_extensions import override
 
 import lightning_kernels
-from lightning_practices.nn import EncoderBlock, TransformerDecoderLayer, TransformerEncoderLayer
+from lightning_practices.nn import (
+    EncoderBlock,
+    LayerNorm,
+    TransformerDecoderLayer,
+    TransformerEncoderLayer,
+)
+from lightning_practices.nn.blocks import drop_add_norm
 from lightning_practices.surgery import Folded, Replaced, Report, fuse, unfuse
 from tests import processes
 from tests.nn.transformer_layers import count_folds
@@ -215,3 +221,16 @@ def test_under_fsdp2(shards_norms: bool, norm_first: bool) -> None:
     for results in processes.run(sharded_step, [(shards_norms, norm_first)] * 2):
         for mine, right in zip(results, expected, strict=True):
             torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.kernel
+def test_a_branch_of_16_bits_is_one_call_under_autocast_alone(device: str) -> None:
+    """Without autocast nobody casts the input of the next layer: it has to be the stream's dtype."""
+    branch = torch.randn(4, 8, device=device, dtype=torch.bfloat16)
+    stream, norm = torch.randn(4, 8, device=device), LayerNorm(8, device=device)
+    y, z = drop_add_norm(branch, stream, None, norm)
+    assert (y.dtype, z.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(y, norm(stream + branch))
+    with torch.autocast(device, torch.bfloat16):
+        y, z = drop_add_norm(branch, stream, None, norm)
+    assert (y.dtype, z.dtype) == (torch.bfloat16, torch.float32)
