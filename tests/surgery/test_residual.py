@@ -225,7 +225,7 @@ def test_under_fsdp2(shards_norms: bool, norm_first: bool) -> None:
 
 @pytest.mark.kernel
 def test_a_branch_of_16_bits_is_one_call_under_autocast_alone(device: str) -> None:
-    """Without autocast nobody casts the input of the next layer: it has to be the stream's dtype."""
+    """Without autocast nobody casts the input of the next layer."""
     branch = torch.randn(4, 8, device=device, dtype=torch.bfloat16)
     stream, norm = torch.randn(4, 8, device=device), LayerNorm(8, device=device)
     y, z = drop_add_norm(branch, stream, None, norm)
