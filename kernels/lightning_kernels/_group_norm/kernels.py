@@ -20,15 +20,6 @@ def _sum_pixels(tile):
 
 
 @triton.jit
-def _sum_all_pixels(tile):
-    """Return the sum of a tile for each channel, computed in float64.
-
-    Kernels call it outside of loops, so float64 costs little time.
-    """
-    return _sum_pixels(tile.to(tl.float64)).to(tl.float32)
-
-
-@triton.jit
 def _to_groups(values, member, PADDED: tl.constexpr):
     """Return the sum of the channels' values for each group. nan affects its own group alone."""
     same = tl.arange(0, PADDED)[:, None] == member[None, :]
@@ -92,7 +83,7 @@ def _aligned(channels, pixels, width, ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl
     return channels, pixels, width
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs"])
 def _group_norm_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, all_groups, groups, channels, pixels, slabs,
     width, group_size, size, eps, parameter,
@@ -121,7 +112,7 @@ def _group_norm_forward_kernel(
     tl.store(y_ptr + place, y, mask=in_bounds)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs", "blocks", "splits"])
 def _group_norm_statistics_kernel(
     x_ptr, partial_ptr, all_groups, groups, channels, pixels, slabs, width, group_size,
     blocks, splits,
@@ -162,8 +153,8 @@ def _group_norm_statistics_kernel(
         squares += centred * centred
         count += tl.minimum(pixels - index * PIXELS, PIXELS)
     counts = held * count
-    offset = _to_groups(_sum_all_pixels(total), member, PADDED) / counts
-    deviations = _to_groups(_sum_all_pixels(squares), member, PADDED)
+    offset = _to_groups(_sum_pixels(total), member, PADDED) / counts
+    deviations = _to_groups(_sum_pixels(squares), member, PADDED)
     deviations -= offset * offset * counts
     out_ptr = partial_ptr + part.to(tl.int64) * 3 * all_groups + group
     tl.store(out_ptr, shift + offset, mask=in_groups)
@@ -171,7 +162,7 @@ def _group_norm_statistics_kernel(
     tl.store(out_ptr + 2 * all_groups, counts, mask=in_groups)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs", "blocks"])
 def _group_norm_apply_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, all_groups, groups, channels, pixels, slabs,
     width, group_size, blocks, eps, parameter,
@@ -231,7 +222,7 @@ def _load_gradient(
     return grad, normalised
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs", "partial_stride"])
 def _group_norm_backward_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, grad_x_ptr, partial_ptr,
     all_groups, groups, channels, pixels, slabs, width, group_size, size, partial_stride,
@@ -272,7 +263,9 @@ def _group_norm_backward_kernel(
         tl.store(grad_x_ptr + place, (grad * rstd).to(grad_x_ptr.dtype.element_ty), mask=in_bounds)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["all_groups", "pixels", "slabs", "blocks", "splits", "partial_stride"]
+)
 def _group_norm_reduce_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, partial_ptr,
     all_groups, groups, channels, pixels, slabs, width, group_size, blocks, splits,
@@ -305,12 +298,12 @@ def _group_norm_reduce_kernel(
         total += grad
         products += grad * normalised
     out_ptr = partial_ptr + (sample * splits + split) * channels + channel
-    tl.store(out_ptr, _sum_all_pixels(products), mask=in_channels)
+    tl.store(out_ptr, _sum_pixels(products), mask=in_channels)
     out_ptr += partial_stride
-    tl.store(out_ptr, _sum_all_pixels(total), mask=in_channels)
+    tl.store(out_ptr, _sum_pixels(total), mask=in_channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "slabs", "splits", "partial_stride"])
 def _group_norm_sum_kernel(
     partial_ptr, weight_ptr, sums_ptr, all_groups, groups, channels, slabs, width, group_size, size,
     splits, partial_stride,
@@ -342,7 +335,7 @@ def _group_norm_sum_kernel(
     tl.store(out_ptr + all_groups, total / size, mask=in_groups)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs", "blocks"])
 def _group_norm_apply_backward_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, sums_ptr, grad_x_ptr,
     all_groups, groups, channels, pixels, slabs, width, group_size, blocks, eps, parameter,
