@@ -34,8 +34,6 @@ NARROW = {"_drop_block_mask_kernel", "_grad_scale_kernel", "_group_norm_sum_kern
 # Persistent kernels whose grid can exceed the programs that the GPU holds at a time. The last
 # programs then run alone. An entry is deleted with the kernel's correction.
 TOO_MANY_PROGRAMS = {
-    "_group_norm_reduce_kernel",
-    "_group_norm_statistics_kernel",
     "_stochastic_depth_backward_kernel",
 }
 
