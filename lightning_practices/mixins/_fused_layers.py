@@ -12,6 +12,8 @@ from lightning_practices.callbacks import FusedLayers
 from lightning_practices.mixins._practice import PracticeMixin, configured
 from lightning_practices.surgery import Report
 
+_OFF = "The layers are left as they are: fuse_layers is off."
+
 
 class FusedLayersMixin(PracticeMixin):
     """Add :class:`~lightning_practices.callbacks.FusedLayers` to every run of the module.
@@ -67,7 +69,7 @@ class FusedLayersMixin(PracticeMixin):
     def fused_layers(self) -> Report:
         """The layers that have been fused so far, and those skipped, with the reasons."""
         callback: FusedLayers | None = vars(self).get("_fused_layers")
-        return Report() if callback is None else callback.report
+        return Report(when_empty=_OFF) if callback is None else callback.report
 
     @override
     def configure_model(self) -> None:

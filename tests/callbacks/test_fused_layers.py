@@ -15,7 +15,7 @@ from typing_extensions import override
 from lightning_practices import nn as fused
 from lightning_practices.callbacks import FusedLayers
 from lightning_practices.mixins import FusedLayersMixin
-from lightning_practices.surgery import Report, measure_fused
+from lightning_practices.surgery import measure_fused
 from lightning_practices.surgery._fuse import measure
 from lightning_practices.surgery._fuse.measure import Means
 from tests import processes
@@ -136,7 +136,7 @@ def test_the_mixin_brings_the_callback(tmp_path: Path) -> None:
     off = Measured(fuse_layers=None)
     trainer(tmp_path).fit(off, data(), data())
     assert kinds(off) == [torchvision.ops.DropBlock2d, nn.LayerNorm]
-    assert off.fused_layers == Report()
+    assert str(off.fused_layers) == "The layers are left as they are: fuse_layers is off."
     assert kinds(Measured(fuse_layers=False)) == kinds(off)
 
 
@@ -215,5 +215,8 @@ def test_a_loop_of_ones_own() -> None:
         assert not report.measured
     assert len(report.measured) == 2
     assert type(module[4]) is nn.LayerNorm
+    with measure_fused(nn.Linear(2, 2)) as empty:
+        pass
+    assert str(empty) == "Nothing is fused: call surgery.fuse(model) first."
     with pytest.raises(TypeError, match=r"model has to be a torch\.nn\.Module"), measure_fused(1):  # type: ignore[arg-type]
         pass

@@ -89,7 +89,9 @@ def measure_fused(
     check_module(model)
     if report is not None:
         check_instance("report", report, Report, "a report of surgery.fuse")
-    return measuring(model, Report() if report is None else report, DEFAULT)
+    if report is None:
+        report = Report(when_empty="Nothing is fused: call surgery.fuse(model) first.")
+    return measuring(model, report, DEFAULT)
 
 
 @contextlib.contextmanager
