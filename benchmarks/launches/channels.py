@@ -28,8 +28,9 @@ def _batch_norm(
 ) -> None:
     x, other = (tensor(dtype, shape, layout) for _ in range(2))
     mean, var = (torch.empty(shape[1], device="cuda") for _ in range(2))
+    weight, bias = parameters(shape[1]) if affine else (None, None)
     y = lightning_kernels.batch_norm(
-        x, mean, var, *(parameters(shape[1]) if affine else (None, None)), training,
+        x, mean, var, weight, bias, training,
         activation=activation, residual=other if residual else None,
     )  # fmt: skip
     backward(y, torch.empty_like(y), None, None)
@@ -48,8 +49,8 @@ def _group_norm(
     affine: bool = True,
 ) -> None:
     x = tensor(dtype, shape, layout)
-    scale_and_shift = parameters(shape[1]) if affine else (None, None)
-    y = lightning_kernels.group_norm(x, groups, *scale_and_shift, activation=activation)
+    weight, bias = parameters(shape[1]) if affine else (None, None)
+    y = lightning_kernels.group_norm(x, groups, weight, bias, activation=activation)
     backward(y, torch.empty_like(y), None)
 
 

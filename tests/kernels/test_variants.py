@@ -54,8 +54,8 @@ def _backward(y: Tensor) -> None:
     """Run only the backward of ``y``'s own node, since autograd's engine needs a real device."""
     node = y.grad_fn
     assert node is not None
-    others = len(node._input_metadata) - 1  # type: ignore[attr-defined]
-    node.apply(torch.empty_like(y), *[None] * others)
+    others = len(node._input_metadata) - 1
+    node.apply(torch.empty_like(y), *[None] * others)  # type: ignore[attr-defined]
 
 
 def batch_norm(x: Tensor) -> Tensor:

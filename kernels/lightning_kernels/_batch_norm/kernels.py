@@ -38,7 +38,7 @@ def _load_parameters(
     weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, in_channels, channels, eps,
     TRAINING: tl.constexpr,
 ):  # fmt: skip
-    """Return mean, 1/sqrt(variance + eps), its product with the weight, and bias of each channel.
+    """Return mean, 1/sqrt(variance + eps), weight and bias of each channel.
 
     In training one tensor holds the means and then the variances, and ``mean_ptr`` and
     ``variance_ptr`` both point to it.
@@ -47,8 +47,9 @@ def _load_parameters(
         variance_ptr += channels
     mean = load_or(mean_ptr, channel, in_channels, 0.0)
     rstd = tl.rsqrt(load_or(variance_ptr, channel, in_channels, 1.0) + eps)
-    scale = rstd * load_or(weight_ptr, channel, in_channels, 1.0)
-    return mean, rstd, scale, load_or(bias_ptr, channel, in_channels, tl.zeros_like(mean))
+    zero = tl.zeros_like(mean)
+    weight = load_or(weight_ptr, channel, in_channels, zero + 1.0)
+    return mean, rstd, weight, load_or(bias_ptr, channel, in_channels, zero)
 
 
 @triton.jit
@@ -145,7 +146,8 @@ def _batch_norm_statistics_kernel(
 ):  # fmt: skip
     """Store mean, sum of squared deviations and count of a program's part of each channel.
 
-    The kernel sums differences to the mean of the first tile of a row. If this tile has one of T
+    The mean is the sum of two numbers, so that it is not rounded before all are merged. The kernel
+    sums differences to the mean of the first tile of a row. If this tile has one of T
     elements of the channel, its mean is at most sqrt(T) standard deviations from the mean of all,
     so the subtraction for the variance loses few digits, however large the mean.
     """
@@ -178,9 +180,10 @@ def _batch_norm_statistics_kernel(
     deviations = _sum(squares, CHANNELS, PIXELS) - offset * offset * count
     channel = group * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     out_ptr = partial_ptr + split * channels + channel
-    tl.store(out_ptr, shift + offset, mask=channel < channels)
+    tl.store(out_ptr, shift, mask=channel < channels)
     tl.store(out_ptr + splits * channels, deviations, mask=channel < channels)
     tl.store(out_ptr + 2 * splits * channels, count.to(tl.float32), mask=channel < channels)
+    tl.store(out_ptr + 3 * splits * channels, offset, mask=channel < channels)
 
 
 @triton.jit
@@ -223,12 +226,13 @@ def _batch_norm_forward_kernel(
     row, first, place, in_bounds, channel = _tile_of_matrix(
         rows, columns, plane, ROWS, COLUMNS, RUN
     )
-    mean, _, scale, bias = _load_parameters(
+    mean, rstd, weight, bias = _load_parameters(
         weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, channel < channels, channels, eps,
         TRAINING,
     )  # fmt: skip
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
-    z = (x - _spread(mean, RUN)) * _spread(scale, RUN) + _spread(bias, RUN)
+    normalised = (x - _spread(mean, RUN)) * _spread(rstd, RUN)
+    z = normalised * _spread(weight, RUN) + _spread(bias, RUN)
     if residual_ptr is not None:
         z += tl.load(residual_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     if signs_ptr is not None:
@@ -241,21 +245,22 @@ def _batch_norm_forward_kernel(
 @triton.jit
 def _load_gradient(
     grad_ptr, x_ptr, residual_ptr, signs_ptr, row, octet, in_octets, place, in_bounds, columns,
-    mean, scale, bias, parameter,
+    mean, rstd, weight, bias, parameter,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, ACTIVATION: tl.constexpr,
 ):  # fmt: skip
-    """Return the gradient of the activation's input, and x minus its mean, of a tile."""
+    """Return the gradient of the activation's input, and the normalised x, of a tile."""
     grad = tl.load(grad_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
-    centred = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32) - mean
+    x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
+    normalised = (x - mean) * rstd
     if signs_ptr is not None:
         passed = load_signs(signs_ptr, row, octet, in_octets, columns, ROWS, COLUMNS)
         grad = gradient_where_passed(grad, passed, parameter, ACTIVATION)
     elif ACTIVATION is not None:
-        z = centred * scale + bias
+        z = normalised * weight + bias
         if residual_ptr is not None:
             z += tl.load(residual_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
         grad = activation_gradient(grad, z, parameter, ACTIVATION)
-    return grad, centred
+    return grad, normalised
 
 
 @triton.jit(
@@ -277,10 +282,11 @@ def _batch_norm_reduce_kernel(
     splits = tl.num_programs(0) // groups
     channel = group * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     in_channels = channel < channels
-    mean, rstd, scale, bias = _load_parameters(
+    mean, rstd, weight, bias = _load_parameters(
         weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING
     )
-    means, scales, biases = _spread(mean, PIXELS), _spread(scale, PIXELS), _spread(bias, PIXELS)
+    mean, rstd = _spread(mean, PIXELS), _spread(rstd, PIXELS)
+    weight, bias = _spread(weight, PIXELS), _spread(bias, PIXELS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     products = tl.zeros((ROWS, COLUMNS), tl.float32)
     for index in tl.range(split, tl.cdiv(rows, ROWS) * tiles, splits, num_stages=STAGES):
@@ -294,17 +300,16 @@ def _batch_norm_reduce_kernel(
         )  # fmt: skip
         if ROWS > 1:
             in_octets &= row < rows
-        grad, centred = _load_gradient(
+        grad, normalised = _load_gradient(
             grad_ptr, x_ptr, residual_ptr, signs_ptr, row, column // 8, in_octets, place, in_bounds,
-            columns, means, scales, biases, parameter, ROWS, COLUMNS, ACTIVATION,
+            columns, mean, rstd, weight, bias, parameter, ROWS, COLUMNS, ACTIVATION,
         )  # fmt: skip
         grad = tl.where(in_sum, grad, 0.0)
         total += grad
-        products += tl.where(in_sum, grad * centred, 0.0)
+        products += tl.where(in_sum, grad * normalised, 0.0)
     out_ptr = partial_ptr + split * channels + channel
     tl.store(out_ptr, _sum(total, CHANNELS, PIXELS), mask=in_channels)
-    products = _sum(products, CHANNELS, PIXELS) * rstd
-    tl.store(out_ptr + splits * channels, products, mask=in_channels)
+    tl.store(out_ptr + splits * channels, _sum(products, CHANNELS, PIXELS), mask=in_channels)
 
 
 @triton.jit(do_not_specialize=["splits"])
@@ -354,15 +359,16 @@ def _batch_norm_backward_kernel(
         rows, columns, plane, ROWS, COLUMNS, RUN
     )
     in_channels = channel < channels
-    mean, rstd, scale, bias = _load_parameters(
+    mean, rstd, weight, bias = _load_parameters(
         weight_ptr, bias_ptr, mean_ptr, variance_ptr, channel, in_channels, channels, eps, TRAINING
     )
-    scales = _spread(scale, RUN)
+    scale = _spread(rstd * weight, RUN)
     octet = first // 8 + tl.arange(0, COLUMNS // 8)[None, :]
     in_octets = (row < rows) & (octet * 8 < columns)
-    grad, centred = _load_gradient(
+    grad, normalised = _load_gradient(
         grad_ptr, x_ptr, residual_ptr, signs_ptr, row, octet, in_octets, place, in_bounds, columns,
-        _spread(mean, RUN), scales, _spread(bias, RUN), parameter, ROWS, COLUMNS, ACTIVATION,
+        _spread(mean, RUN), _spread(rstd, RUN), _spread(weight, RUN), _spread(bias, RUN), parameter,
+        ROWS, COLUMNS, ACTIVATION,
     )  # fmt: skip
     if grad_residual_ptr is not None:
         grad_residual = grad.to(grad_residual_ptr.dtype.element_ty)
@@ -370,7 +376,7 @@ def _batch_norm_backward_kernel(
     if grad_x_ptr is not None:
         if TRAINING:
             total = load_or(sums_ptr, channel, in_channels, 0.0) / count
-            slope = load_or(sums_ptr + channels, channel, in_channels, 0.0) / count * rstd
-            grad -= _spread(total, RUN) + centred * _spread(slope, RUN)
-        grad_x = (grad * scales).to(grad_x_ptr.dtype.element_ty)
+            slope = load_or(sums_ptr + channels, channel, in_channels, 0.0) / count
+            grad -= _spread(total, RUN) + normalised * _spread(slope, RUN)
+        grad_x = (grad * scale).to(grad_x_ptr.dtype.element_ty)
         tl.store(grad_x_ptr + place, grad_x, mask=in_bounds)
