@@ -20,12 +20,13 @@ def _sum_pixels(tile):
 
 
 @triton.jit
-def _sum_all_pixels(tile):
-    """Return the sum of a tile for each channel, computed in float64.
+def _product(a, b):
+    """Return ``a * b``, rounded once.
 
-    Kernels call it outside of loops, so float64 costs little time.
+    As a product, the compiler would fuse it with the first addition of a sum over threads. Then
+    each thread would round its copy of the sum in another place.
     """
-    return _sum_pixels(tile.to(tl.float64)).to(tl.float32)
+    return tl.fma(a, b, 0.0)
 
 
 @triton.jit
@@ -92,7 +93,7 @@ def _aligned(channels, pixels, width, ALIGNMENT: tl.constexpr, CHANNELS_LAST: tl
     return channels, pixels, width
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs"])
 def _group_norm_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, all_groups, groups, channels, pixels, slabs,
     width, group_size, size, eps, parameter,
@@ -110,7 +111,7 @@ def _group_norm_forward_kernel(
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     mean = _to_groups(_sum_pixels(x), member, PADDED) / size
     x = tl.where(in_bounds, x - _to_channels(mean, member, PADDED), 0.0)
-    variance = _to_groups(_sum_pixels(x * x), member, PADDED) / size
+    variance = _to_groups(_sum_pixels(_product(x, x)), member, PADDED) / size
     tl.store(statistics_ptr + group, mean, mask=in_groups)
     tl.store(statistics_ptr + all_groups + group, variance, mask=in_groups)
     rstd = _to_channels(tl.rsqrt(variance + eps), member, PADDED)
@@ -121,7 +122,7 @@ def _group_norm_forward_kernel(
     tl.store(y_ptr + place, y, mask=in_bounds)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs", "blocks", "splits"])
 def _group_norm_statistics_kernel(
     x_ptr, partial_ptr, all_groups, groups, channels, pixels, slabs, width, group_size,
     blocks, splits,
@@ -162,8 +163,8 @@ def _group_norm_statistics_kernel(
         squares += centred * centred
         count += tl.minimum(pixels - index * PIXELS, PIXELS)
     counts = held * count
-    offset = _to_groups(_sum_all_pixels(total), member, PADDED) / counts
-    deviations = _to_groups(_sum_all_pixels(squares), member, PADDED)
+    offset = _to_groups(_sum_pixels(total), member, PADDED) / counts
+    deviations = _to_groups(_sum_pixels(squares), member, PADDED)
     deviations -= offset * offset * counts
     out_ptr = partial_ptr + part.to(tl.int64) * 3 * all_groups + group
     tl.store(out_ptr, shift + offset, mask=in_groups)
@@ -171,7 +172,7 @@ def _group_norm_statistics_kernel(
     tl.store(out_ptr + 2 * all_groups, counts, mask=in_groups)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs", "blocks"])
 def _group_norm_apply_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, all_groups, groups, channels, pixels, slabs,
     width, group_size, blocks, eps, parameter,
@@ -231,7 +232,7 @@ def _load_gradient(
     return grad, normalised
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs", "partial_stride"])
 def _group_norm_backward_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, grad_x_ptr, partial_ptr,
     all_groups, groups, channels, pixels, slabs, width, group_size, size, partial_stride,
@@ -258,21 +259,23 @@ def _group_norm_backward_kernel(
         grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter, ACTIVATION
     )
     total = _sum_pixels(grad)
-    products = _sum_pixels(grad * normalised)
+    products = _sum_pixels(_product(grad, normalised))
     if partial_ptr is not None:
         out_ptr = partial_ptr + sample * channels + channel
         tl.store(out_ptr, products, mask=in_channels)
         tl.store(out_ptr + partial_stride, total, mask=in_channels)
     if grad_x_ptr is not None:
         scale = load_or(weight_ptr, channel, in_channels, 1.0)
-        total = _to_groups(total * scale, member, PADDED) / size
-        products = _to_groups(products * scale, member, PADDED) / size
+        total = _to_groups(_product(total, scale), member, PADDED) / size
+        products = _to_groups(_product(products, scale), member, PADDED) / size
         grad = grad * weight - _to_channels(total, member, PADDED)
         grad -= normalised * _to_channels(products, member, PADDED)
         tl.store(grad_x_ptr + place, (grad * rstd).to(grad_x_ptr.dtype.element_ty), mask=in_bounds)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["all_groups", "pixels", "slabs", "blocks", "splits", "partial_stride"]
+)
 def _group_norm_reduce_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, partial_ptr,
     all_groups, groups, channels, pixels, slabs, width, group_size, blocks, splits,
@@ -305,12 +308,12 @@ def _group_norm_reduce_kernel(
         total += grad
         products += grad * normalised
     out_ptr = partial_ptr + (sample * splits + split) * channels + channel
-    tl.store(out_ptr, _sum_all_pixels(products), mask=in_channels)
+    tl.store(out_ptr, _sum_pixels(products), mask=in_channels)
     out_ptr += partial_stride
-    tl.store(out_ptr, _sum_all_pixels(total), mask=in_channels)
+    tl.store(out_ptr, _sum_pixels(total), mask=in_channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "slabs", "splits", "partial_stride"])
 def _group_norm_sum_kernel(
     partial_ptr, weight_ptr, sums_ptr, all_groups, groups, channels, slabs, width, group_size, size,
     splits, partial_stride,
@@ -330,10 +333,10 @@ def _group_norm_sum_kernel(
             in_bounds = (first + split < splits) & in_channels[None, :]
             in_ptr = partial_ptr + (sample * splits + first + split) * channels + channel[None, :]
             share = tl.sum(tl.load(in_ptr, mask=in_bounds, other=0.0), axis=0)
-            products += _to_groups(share * weight, member, PADDED)
+            products += _to_groups(_product(share, weight), member, PADDED)
             in_ptr += partial_stride
             share = tl.sum(tl.load(in_ptr, mask=in_bounds, other=0.0), axis=0)
-            total += _to_groups(share * weight, member, PADDED)
+            total += _to_groups(_product(share, weight), member, PADDED)
     number = tl.arange(0, PADDED)
     group = tl.program_id(0) % slabs * GROUPS + number
     in_groups = (number < GROUPS) & (group < groups)
@@ -342,7 +345,7 @@ def _group_norm_sum_kernel(
     tl.store(out_ptr + all_groups, total / size, mask=in_groups)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["all_groups", "pixels", "slabs", "blocks"])
 def _group_norm_apply_backward_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, sums_ptr, grad_x_ptr,
     all_groups, groups, channels, pixels, slabs, width, group_size, blocks, eps, parameter,

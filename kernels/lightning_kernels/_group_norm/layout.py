@@ -13,7 +13,7 @@ _TILE = 4096  # elements per tile if a program can't hold a slab
 _LINE = 64  # number of neighbouring channels that a program must read for full bandwidth
 _SECTOR = 16  # number of 16-bit channels in a memory sector of 32 bytes
 _MEMBERS = 8192  # most elements of the (groups, channels) matrix by which kernels sum over groups
-_PROGRAMS = 4  # programs per multiprocessor, if several programs share a slab
+_PROGRAMS = 2  # programs of 8 warps per multiprocessor, if several programs share a slab
 
 
 class Plan(NamedTuple):
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 @functools.lru_cache(maxsize=4096)
 def plan_of(
     samples: int, channels: int, pixels: int, groups: int, channels_last: bool, held: int,
-    multiprocessors: int,
+    element_size: int, multiprocessors: int,
 ) -> Plan:  # fmt: skip
     """Return how a tensor is cut. ``held`` is the size of the largest slab that a program holds."""
     group_size = channels // groups
@@ -52,18 +52,24 @@ def plan_of(
     if not is_held:
         block, tile = _tile(block, tile, channels_last, several=count > 1)
     blocks, tiles = cdiv(width, block), cdiv(pixels, tile)
+    share = 512  # elements per warp
+    if is_held:  # more elements per warp only where a thread's registers can hold them
+        share = held // (8 if channels_last and element_size == 2 else 16)
     strides = (channels | width) if channels_last else pixels
     constants = {
         "GROUPS": count,
         "PADDED": next_power_of_2(count),
         "CHANNELS": block,
         "PIXELS": tile,
-        "ALIGNMENT": min(strides & -strides, 16),
+        "ALIGNMENT": next(n for n in (8, 4, 1) if strides % n == 0),
         "CHANNELS_LAST": channels_last,
-        "num_warps": max(1, min(16, block * tile // (held // 16 if is_held else 512))),
+        "num_warps": max(1, min(16, block * tile // share)),
     }
     programs = samples * slabs * blocks
-    splits = max(1, min(tiles, _PROGRAMS * multiprocessors // programs))
+    slots = _PROGRAMS * multiprocessors
+    if held == HELD_BACKWARD:  # for float32 its kernel has twice as many warps
+        slots = slots * 2 // element_size
+    splits = max(1, min(tiles, slots // programs))
     return Plan(slabs, width, blocks, splits, tiles, constants, is_held)
 
 

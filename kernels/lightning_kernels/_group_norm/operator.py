@@ -49,7 +49,7 @@ def _cut(x: Tensor, groups: int, held: int) -> tuple[Plan, int, tuple[int, ...],
     pixels = x.shape[2:].numel()
     plan = plan_of(
         samples, channels, pixels, groups, has_channels_innermost(x), held,
-        multiprocessor_count(x.device),
+        x.element_size(), multiprocessor_count(x.device),
     )  # fmt: skip
     sizes = (samples * groups, groups, channels, pixels, plan.slabs, plan.width, channels // groups)
     return plan, samples * plan.slabs, sizes, float(channels // groups * pixels)
@@ -71,14 +71,14 @@ def _forward(
         launch(
             _group_norm_forward_kernel, (programs,), x.device,
             x, weight, bias, y, statistics, *sizes, size, eps, parameter,
-            **plan.constants, ACTIVATION=activation,
+            **plan.constants, ACTIVATION=activation, maxnreg=_REGISTERS,
         )  # fmt: skip
         return y, statistics
     statistics = _measure(x, plan, programs, sizes)
     launch(
         _group_norm_apply_kernel, (programs * plan.blocks * plan.tiles,), x.device,
         x, weight, bias, y, statistics, *sizes, plan.blocks, eps, parameter,
-        **plan.constants, ACTIVATION=activation,
+        **{**plan.constants, "num_warps": 4}, ACTIVATION=activation,
     )  # fmt: skip
     return y, statistics
 
@@ -142,7 +142,8 @@ def _forward_of_backward(
             sums = _sums_of_groups(partial, weight, plan, programs, sizes, size)
             launch(
                 _group_norm_apply_backward_kernel, (programs * plan.blocks * plan.tiles,), x.device,
-                *tensors, sums, grad_x, *sizes, plan.blocks, eps, parameter, **constants,
+                *tensors, sums, grad_x, *sizes, plan.blocks, eps, parameter,
+                **{**constants, "num_warps": 4},
             )  # fmt: skip
     if partial is not None:
         sum_partials(only_needed(partial.unbind(), needs[1:]), (grad_weight, grad_bias))
