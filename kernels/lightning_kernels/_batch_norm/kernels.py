@@ -146,7 +146,8 @@ def _batch_norm_statistics_kernel(
 ):  # fmt: skip
     """Store mean, sum of squared deviations and count of a program's part of each channel.
 
-    The kernel sums differences to the mean of the first tile of a row. If this tile has one of T
+    The mean is the sum of two numbers, so that it is not rounded before all are merged. The kernel
+    sums differences to the mean of the first tile of a row. If this tile has one of T
     elements of the channel, its mean is at most sqrt(T) standard deviations from the mean of all,
     so the subtraction for the variance loses few digits, however large the mean.
     """
@@ -179,9 +180,10 @@ def _batch_norm_statistics_kernel(
     deviations = _sum(squares, CHANNELS, PIXELS) - offset * offset * count
     channel = group * CHANNELS + tl.arange(0, CHANNELS)[None, :]
     out_ptr = partial_ptr + split * channels + channel
-    tl.store(out_ptr, shift + offset, mask=channel < channels)
+    tl.store(out_ptr, shift, mask=channel < channels)
     tl.store(out_ptr + splits * channels, deviations, mask=channel < channels)
     tl.store(out_ptr + 2 * splits * channels, count.to(tl.float32), mask=channel < channels)
+    tl.store(out_ptr + 3 * splits * channels, offset, mask=channel < channels)
 
 
 @triton.jit

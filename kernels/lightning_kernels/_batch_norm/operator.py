@@ -73,7 +73,7 @@ def _measure(
 ) -> None:
     """Write the batch statistics to ``statistics``, and update the running statistics, if given."""
     channels, splits = x.shape[1], plan.splits[0]
-    partial = x.new_empty((3, splits, channels), dtype=torch.float32).transpose(0, 1)
+    partial = x.new_empty((4, splits, channels), dtype=torch.float32).transpose(0, 1)
     launch(
         _batch_norm_statistics_kernel, (plan.groups[0] * splits,), x.device,
         x, partial, *plan.matrix, *plan.groups, **plan.sum_tile, maxnreg=plan.registers,

@@ -25,6 +25,7 @@ def _merge_statistics_kernel(
     momentum,
     SPLITS: tl.constexpr,
     CHANNELS: tl.constexpr,
+    KINDS: tl.constexpr,
 ):
     """Merge the statistics of programs or processes (splits), and update the running statistics.
 
@@ -41,6 +42,8 @@ def _merge_statistics_kernel(
         in_bounds = (first + split < splits) & in_channels
         in_ptr = partial_ptr + (first + split) * split_stride + channel
         mean = tl.load(in_ptr, mask=in_bounds, other=0.0).to(tl.float64)
+        if KINDS == 4:
+            mean += tl.load(in_ptr + 3 * kind_stride, mask=in_bounds, other=0.0)
         deviations = tl.load(in_ptr + kind_stride, mask=in_bounds, other=0.0)
         count = tl.load(in_ptr + 2 * kind_stride, mask=in_bounds, other=0.0)
         total += count * mean
@@ -70,17 +73,18 @@ def merge_statistics(partial: Tensor, statistics: Tensor, running: Running | Non
 
     Args:
         partial: float32 of shape ``(splits, 3, C)``: mean, sum of squared deviations and count of
-            the values that each program or process (split) has read of each channel.
+            the values that each program or process (split) has read of each channel. Or
+            ``(splits, 4, C)``: the last row is added to the mean, whose float32 would be rounded.
         statistics: float32 of shape ``(3, C)`` to write to: mean, biased variance and count of each
             channel.
         running: The running statistics to update, or ``None``.
     """
-    splits, _, channels = partial.shape
+    splits, kinds, channels = partial.shape
     mean, variance, momentum = running or (None, None, 0.0)
     launch(
         _merge_statistics_kernel, (cdiv(channels, _MERGE["CHANNELS"]),), partial.device,
         partial, statistics, mean, variance, splits, channels, *partial.stride()[:2], momentum,
-        **_MERGE,
+        **_MERGE, KINDS=kinds,
     )  # fmt: skip
     if mean is not None and variance is not None:
         # Autograd must notice the change if a graph has saved the running statistics.

@@ -20,6 +20,16 @@ def _sum_pixels(tile):
 
 
 @triton.jit
+def _product(a, b):
+    """Return ``a * b``, rounded once.
+
+    As a product, the compiler would fuse it with the first addition of a sum over threads. Then
+    each thread would round its copy of the sum in another place.
+    """
+    return tl.fma(a, b, 0.0)
+
+
+@triton.jit
 def _to_groups(values, member, PADDED: tl.constexpr):
     """Return the sum of the channels' values for each group. nan affects its own group alone."""
     same = tl.arange(0, PADDED)[:, None] == member[None, :]
@@ -101,7 +111,7 @@ def _group_norm_forward_kernel(
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     mean = _to_groups(_sum_pixels(x), member, PADDED) / size
     x = tl.where(in_bounds, x - _to_channels(mean, member, PADDED), 0.0)
-    variance = _to_groups(_sum_pixels(x * x), member, PADDED) / size
+    variance = _to_groups(_sum_pixels(_product(x, x)), member, PADDED) / size
     tl.store(statistics_ptr + group, mean, mask=in_groups)
     tl.store(statistics_ptr + all_groups + group, variance, mask=in_groups)
     rstd = _to_channels(tl.rsqrt(variance + eps), member, PADDED)
@@ -249,15 +259,15 @@ def _group_norm_backward_kernel(
         grad_ptr, x_ptr, place, in_bounds, mean, rstd, weight, bias, parameter, ACTIVATION
     )
     total = _sum_pixels(grad)
-    products = _sum_pixels(grad * normalised)
+    products = _sum_pixels(_product(grad, normalised))
     if partial_ptr is not None:
         out_ptr = partial_ptr + sample * channels + channel
         tl.store(out_ptr, products, mask=in_channels)
         tl.store(out_ptr + partial_stride, total, mask=in_channels)
     if grad_x_ptr is not None:
         scale = load_or(weight_ptr, channel, in_channels, 1.0)
-        total = _to_groups(total * scale, member, PADDED) / size
-        products = _to_groups(products * scale, member, PADDED) / size
+        total = _to_groups(_product(total, scale), member, PADDED) / size
+        products = _to_groups(_product(products, scale), member, PADDED) / size
         grad = grad * weight - _to_channels(total, member, PADDED)
         grad -= normalised * _to_channels(products, member, PADDED)
         tl.store(grad_x_ptr + place, (grad * rstd).to(grad_x_ptr.dtype.element_ty), mask=in_bounds)
@@ -323,10 +333,10 @@ def _group_norm_sum_kernel(
             in_bounds = (first + split < splits) & in_channels[None, :]
             in_ptr = partial_ptr + (sample * splits + first + split) * channels + channel[None, :]
             share = tl.sum(tl.load(in_ptr, mask=in_bounds, other=0.0), axis=0)
-            products += _to_groups(share * weight, member, PADDED)
+            products += _to_groups(_product(share, weight), member, PADDED)
             in_ptr += partial_stride
             share = tl.sum(tl.load(in_ptr, mask=in_bounds, other=0.0), axis=0)
-            total += _to_groups(share * weight, member, PADDED)
+            total += _to_groups(_product(share, weight), member, PADDED)
     number = tl.arange(0, PADDED)
     group = tl.program_id(0) % slabs * GROUPS + number
     in_groups = (number < GROUPS) & (group < groups)
