@@ -103,7 +103,7 @@ def check_dropout(
     The gradient must have the mask of the result. With ``block_size`` the zeros must form blocks,
     and the scale must be the number of all elements divided by the number of kept elements.
     Packages differ in where a block may begin near the edge of a map, and drop up to twice the
-    rate, so the share of zeros may be 0.5 to 2.5 times the rate.
+    rate, so the share of zeros may be 0.5 to 2.5 times the rate, and what chance adds to that.
     """
     x = inputs[0].detach()
     y, grad_x = run(function, inputs, grad)
@@ -118,7 +118,9 @@ def check_dropout(
     if block_size is None:
         right = abs(dropped - rate) <= _SIGMAS * sigma
     else:
-        right = 0.5 * rate <= dropped <= 2.5 * rate
+        # About as many independent draws as there is room for blocks.
+        noise = _SIGMAS * sigma * math.sqrt(min(block_size ** (x.dim() - 2), numel))
+        right = 0.5 * rate - noise <= dropped <= 2.5 * rate + noise
         scale, units = 1 / (1 - dropped), 2  # the provider may round the count too
         if right and not _are_blocks(kept, present, block_size):
             return Verdict(f"the dropped elements are no blocks of {block_size}")
