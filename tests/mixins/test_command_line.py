@@ -157,7 +157,7 @@ def test_objects_from_a_file() -> None:
     assert model["optimizer"]["dict_kwargs"] == {"betas": [0.5, 0.75]}
     assert made("--config", "printed.yaml") == {
         "callbacks": [
-            "EarlyStopping", "ExactResume", "FoundLearningRate", "GradientClipping",
+            "EarlyStopping", "ExactResume", "FoundLearningRate", "FusedLayers", "GradientClipping",
             "LearningCurves", "LearningRateScheduler", "ModelCheckpoint", "Penalty",
             "SkipNonFinite", "WeightAveraging",
         ],
@@ -171,7 +171,7 @@ def test_short_values_from_a_file() -> None:
     Path("printed.yaml").write_text(printed("-c", "short.yaml"))
     assert made("--config", "printed.yaml", "--model.early_stopping", "6") == {
         "callbacks": [
-            "EarlyStopping", "ExactResume", "FoundLearningRate", "GradientClipping",
+            "EarlyStopping", "ExactResume", "FoundLearningRate", "FusedLayers", "GradientClipping",
             "LearningRateScheduler", "ModelCheckpoint", "WeightAveraging",
         ],
         "optimizer": ["NAdam", 0.9, 0.999], "rate": 2e-3, "schedule": "plateau", "patience": 6,
