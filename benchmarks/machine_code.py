@@ -269,7 +269,7 @@ def compile_launch(launch: Launch, target: int) -> MachineCode:
     """
     args = [MockTensor(a) if isinstance(a, torch.dtype) else a for a in launch.args]
     compiled = compile_kernel(launch.kernel, launch.grid, args, launch.constants, target)
-    return _read(compiled, launch.name, target)
+    return _read(compiled, launch.name, target, launch.constants.get("PIECES", 1))
 
 
 def compile_kernel(
@@ -293,7 +293,7 @@ def compile_kernel(
 
 
 @functools.cache  # Triton returns the same object for launches with the same specialisation
-def _read(compiled: Any, name: str, target: int) -> MachineCode:
+def _read(compiled: Any, name: str, target: int, pieces: int) -> MachineCode:
     text = _cuobjdump(compiled.asm["cubin"], "-res-usage", "-sass")
     usage = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
     return MachineCode(
@@ -304,7 +304,7 @@ def _read(compiled: Any, name: str, target: int) -> MachineCode:
         shared=compiled.metadata.shared,
         load_bits=_access_bits(compiled.asm["ptx"], "ld"),
         store_bits=_access_bits(compiled.asm["ptx"], "st"),
-        traffic=count_traffic(compiled.asm["ttir"]),
+        traffic=count_traffic(compiled.asm["ttir"], pieces),
         types=tuple(compiled.src.signature.values()),
         sass=parse(text),
     )
@@ -349,11 +349,15 @@ def _access_bits(ptx: str, kind: str) -> tuple[int, ...]:
     return tuple(bits)
 
 
-def count_traffic(ttir: str) -> Traffic:
+def count_traffic(ttir: str, pieces: int = 1) -> Traffic:
     """Count the bytes of a program's global memory accesses in Triton's intermediate code.
 
     Triton's code lists each access once, with its whole tile. Machine code is unsuitable: where a
     tile is smaller than the program, threads repeat its loads.
+
+    Args:
+        ttir: The intermediate code.
+        pieces: Number of tensors of equal size that hold a tile.
     """
     for pattern, reason in _UNCOUNTED:
         if re.search(pattern, ttir):
@@ -366,8 +370,9 @@ def count_traffic(ttir: str) -> Traffic:
         (tile if address in moving else rest).append(access)
     if not tile:
         return Traffic(None, None, "all its programs access the same memory, or none")
-    elements = max(size for size, _ in tile)
-    whole = sum(size * item for size, item in tile if size == elements)
+    largest = max(size for size, _ in tile)
+    elements = largest * pieces
+    whole = sum(size * item for size, item in tile if size == largest)
     total = sum(size * item for size, item in (*tile, *rest))
     return Traffic(whole / elements, (total - whole) / elements, None)
 
