@@ -49,6 +49,7 @@ def test_every_launch_of_a_call_is_a_row(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.full  # it compiles for three generations, and follows the code: minutes
 def test_every_pass_has_a_prediction_for_each_gpu(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
