@@ -1,4 +1,4 @@
-"""Calls of dropout and its kin: of elements, channels, branches and blocks."""
+"""Calls of the functions that drop elements, channels, branches and blocks."""
 
 import torch
 from torch import Tensor

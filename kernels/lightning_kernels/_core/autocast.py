@@ -1,10 +1,12 @@
 """Dtypes of results under ``torch.autocast``."""
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from lightning_kernels._core.parameters import check_choice
 
 Autocast = Literal["input", "match"]
 
@@ -20,9 +22,7 @@ def autocast_dtype(function: str, x: Tensor, autocast: Autocast) -> torch.dtype 
     """
     if autocast == "input":
         return None
-    if autocast not in get_args(Autocast):
-        known = " or ".join(map(repr, get_args(Autocast)))
-        raise ValueError(f"{function} expects autocast as {known}, but got {autocast!r}")
+    check_choice(function, "autocast", autocast, Autocast)
     is_half = x.dtype in (torch.float16, torch.bfloat16)
     matched = is_half and x.is_cuda and torch.is_autocast_enabled("cuda")
     return torch.float32 if matched else None

@@ -8,11 +8,12 @@ shown that the kernel is faster (:func:`keep_kernels`) run the kernel, whatever 
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_kernels._core.parameters import check_choice
 from lightning_kernels._core.triton import INTERPRETED
 
 KernelPolicy = Literal["auto", "always"]
@@ -92,9 +93,7 @@ def set_kernel_policy(policy: KernelPolicy) -> None:
         >>> set_kernel_policy("auto")
     """
     global _policy
-    if policy not in get_args(KernelPolicy):
-        known = " or ".join(map(repr, get_args(KernelPolicy)))
-        raise ValueError(f"set_kernel_policy expects policy as {known}, but got {policy!r}")
+    check_choice("set_kernel_policy", "policy", policy, KernelPolicy)
     _policy = policy
 
 

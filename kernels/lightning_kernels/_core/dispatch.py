@@ -1,14 +1,14 @@
 """Decides whether Triton, Triton's interpreter or ATen computes a call."""
 
 import functools
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from lightning_kernels._core.parameters import not_a_tensor
+from lightning_kernels._core.parameters import check_choice, not_a_tensor
 from lightning_kernels._core.triton import HAS_TRITON, INTERPRETED
 
 Route = Literal["triton", "interpreter", "aten"]
@@ -80,9 +80,7 @@ def set_compiled_norms(norms: CompiledNorms) -> None:
         >>> set_compiled_norms("kernels")
     """
     global _compiled_norms
-    if norms not in get_args(CompiledNorms):
-        known = " or ".join(map(repr, get_args(CompiledNorms)))
-        raise ValueError(f"set_compiled_norms expects norms as {known}, but got {norms!r}")
+    check_choice("set_compiled_norms", "norms", norms, CompiledNorms)
     _compiled_norms = norms
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from reprlib import repr  # of a few hundred characters at most
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +24,13 @@ def check_floating(function: str, x: Tensor) -> None:
     check_tensor(function, x)
     if not x.is_floating_point():
         raise NotImplementedError(f"{function} expects a floating-point input, but got {x.dtype}")
+
+
+def check_choice(function: str, name: str, value: object, kind: Any) -> None:
+    """Raise ValueError if an argument is none of the values of a ``Literal`` type ``kind``."""
+    if value not in get_args(kind):
+        known = " or ".join(f"{one!r}" for one in get_args(kind))
+        raise ValueError(f"{function} expects {name} as {known}, but got {value!r}")
 
 
 def number_of(function: str, name: str, value: object, least: float | None = None) -> float:

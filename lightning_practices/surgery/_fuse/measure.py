@@ -87,10 +87,9 @@ def measure_fused(
         ...     model(x).sum().backward()
     """
     check_module(model)
-    if report is not None:
-        check_instance("report", report, Report, "a report of surgery.fuse")
     if report is None:
         report = Report(when_empty="Nothing is fused: call surgery.fuse(model) first.")
+    check_instance("report", report, Report, "a report of surgery.fuse")
     return measuring(model, report, DEFAULT)
 
 

@@ -18,51 +18,50 @@ from lightning_practices.surgery._fuse.branch_ends import (
 )
 
 
-@fused
-def _llama(
+def _attended(
     self: Any, hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None,
     cache: Any = None, use_cache: bool | None = False, position_embeddings: Any = None,
     **kwargs: Any,
 ) -> Any:  # fmt: skip
-    """Llama, Mistral, Qwen, DeepSeek, OLMo, Gemma 1, StarCoder 2."""
-    branch, _ = self.self_attn(
+    """Return the self-attention of a Llama block, or one with its arguments in the same order."""
+    return self.self_attn(
         hidden_states=self.input_layernorm(hidden_states), attention_mask=attention_mask,
         position_ids=position_ids, cache=cache, use_cache=use_cache,
         position_embeddings=position_embeddings, **kwargs,
-    )  # fmt: skip
+    )[0]  # fmt: skip
+
+
+def _attended_in_order_of_mixtral(
+    self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None,
+    position_ids: Any = None, cache: Any = None, **kwargs: Any,
+) -> Any:  # fmt: skip
+    """Return the self-attention of a Mixtral block, or one with its arguments in this order."""
+    return self.self_attn(
+        hidden_states=self.input_layernorm(hidden_states), position_embeddings=position_embeddings,
+        attention_mask=attention_mask, position_ids=position_ids, cache=cache, **kwargs,
+    )[0]  # fmt: skip
+
+
+@fused
+def _llama(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Llama, Mistral, Qwen, DeepSeek, OLMo, Gemma 1, StarCoder 2."""
+    branch = _attended(self, hidden_states, *args, **kwargs)
     x, stream = end_branch(branch, hidden_states, self.post_attention_layernorm, into=self.mlp)
     return stream + self.mlp(x)
 
 
 @fused
-def _granite(
-    self: Any, hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None,
-    cache: Any = None, use_cache: bool | None = False, position_embeddings: Any = None,
-    **kwargs: Any,
-) -> Any:  # fmt: skip
+def _granite(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Granite: each branch is multiplied by a number."""
-    branch, _ = self.self_attn(
-        hidden_states=self.input_layernorm(hidden_states), attention_mask=attention_mask,
-        position_ids=position_ids, cache=cache, use_cache=use_cache,
-        position_embeddings=position_embeddings, **kwargs,
-    )  # fmt: skip
-    branch = branch * self.residual_multiplier
+    branch = _attended(self, hidden_states, *args, **kwargs) * self.residual_multiplier
     x, stream = end_branch(branch, hidden_states, self.post_attention_layernorm, into=self.mlp)
     return stream + self.mlp(x) * self.residual_multiplier
 
 
 @fused
-def _phi3(
-    self: Any, hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None,
-    cache: Any = None, use_cache: bool | None = False, position_embeddings: Any = None,
-    **kwargs: Any,
-) -> Any:  # fmt: skip
+def _phi3(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Phi-3."""
-    branch, _ = self.self_attn(
-        hidden_states=self.input_layernorm(hidden_states), attention_mask=attention_mask,
-        position_ids=position_ids, cache=cache, use_cache=use_cache,
-        position_embeddings=position_embeddings, **kwargs,
-    )  # fmt: skip
+    branch = _attended(self, hidden_states, *args, **kwargs)
     x, stream = end_branch(
         branch, hidden_states, self.post_attention_layernorm, self.resid_attn_dropout, into=self.mlp
     )
@@ -70,49 +69,29 @@ def _phi3(
 
 
 @fused
-def _mixtral(
-    self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None,
-    position_ids: Any = None, cache: Any = None, **kwargs: Any,
-) -> Any:  # fmt: skip
+def _mixtral(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Mixtral, Phi-3.5-MoE, MiniMax-M2."""
-    branch, _ = self.self_attn(
-        hidden_states=self.input_layernorm(hidden_states), position_embeddings=position_embeddings,
-        attention_mask=attention_mask, position_ids=position_ids, cache=cache, **kwargs,
-    )  # fmt: skip
+    branch = _attended_in_order_of_mixtral(self, hidden_states, *args, **kwargs)
     x, stream = end_branch(branch, hidden_states, self.post_attention_layernorm, into=self.mlp)
     return stream + self.mlp(x)
 
 
 @fused
-def _gemma2(
-    self: Any, hidden_states: Tensor, position_embeddings: Any = None, attention_mask: Any = None,
-    position_ids: Any = None, cache: Any = None, **kwargs: Any,
-) -> Any:  # fmt: skip
+def _gemma2(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
     """Gemma 2 and 3: each branch ends in a norm of its own."""
-    branch, _ = self.self_attn(
-        hidden_states=self.input_layernorm(hidden_states), position_embeddings=position_embeddings,
-        attention_mask=attention_mask, position_ids=position_ids, cache=cache, **kwargs,
-    )  # fmt: skip
+    branch = _attended_in_order_of_mixtral(self, hidden_states, *args, **kwargs)
     branch = self.post_attention_layernorm(branch)
     x, stream = end_branch(branch, hidden_states, self.pre_feedforward_layernorm, into=self.mlp)
     return stream + self.post_feedforward_layernorm(self.mlp(x))
 
 
 @fused
-def _glm4(
-    self: Any, hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None,
-    cache: Any = None, use_cache: bool | None = False, position_embeddings: Any = None,
-    **kwargs: Any,
-) -> Any:  # fmt: skip
+def _glm4(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
     """GLM-4: each branch ends in a norm of its own."""
-    return _run_glm4(
-        self, hidden_states, attention_mask=attention_mask, position_ids=position_ids, cache=cache,
-        use_cache=use_cache, position_embeddings=position_embeddings, **kwargs,
-    )  # fmt: skip
+    return _end_glm4(self, hidden_states, _attended(self, hidden_states, *args, **kwargs))
 
 
-def _run_glm4(self: Any, hidden_states: Tensor, **kwargs: Any) -> Any:
-    branch, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
+def _end_glm4(self: Any, hidden_states: Tensor, branch: Tensor) -> Any:
     branch = self.post_self_attn_layernorm(branch)
     x, stream = end_branch(branch, hidden_states, self.post_attention_layernorm, into=self.mlp)
     return stream + self.post_mlp_layernorm(self.mlp(x))
@@ -124,11 +103,11 @@ def _glm4v(
     position_ids: Any = None, cache: Any = None, use_cache: bool | None = False, **kwargs: Any,
 ) -> Any:  # fmt: skip
     """GLM-4V, GLM-OCR: as GLM-4, with arguments in another order."""
-    return _run_glm4(
-        self, hidden_states, position_embeddings=position_embeddings,
-        attention_mask=attention_mask, position_ids=position_ids, cache=cache,
-        use_cache=use_cache, **kwargs,
+    branch = _attended(
+        self, hidden_states, attention_mask, position_ids, cache, use_cache, position_embeddings,
+        **kwargs,
     )  # fmt: skip
+    return _end_glm4(self, hidden_states, branch)
 
 
 @fused
