@@ -10,6 +10,10 @@
 ``branch_ends``: the ends of branches of transformers' blocks, in one call each.
 ``transformers_post_norm``, ``transformers_decoders``, ``transformers_encoders``: the fused forwards
 of these blocks.
+``classes``: changes of a module's class, and back.
+``measure``: keep the fused layers that are faster, by ``uses`` (what each layer gets in a step),
+``agreement`` (comparisons with torch's layers), ``race`` (timing), ``routes`` (kept times) and
+``tensors`` (the tensors of a call).
 ``report``: the changes, as a table.
 """
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
+
+from lightning_practices.surgery._fuse.tensors import tensors_in
 
 Ways = Callable[[], tuple[nn.Module, nn.Module]]
 
@@ -73,7 +75,7 @@ def _results(
         return copied
 
     args, kwargs = tree_map(own, (args, kwargs))
-    outputs = [x for x in tree_flatten(way(*args, **kwargs))[0] if isinstance(x, Tensor)]
+    outputs = tensors_in(way(*args, **kwargs))
     differentiable = [x for x in outputs if x.requires_grad]
     gradients: list[Tensor | None] = []
     if differentiable and torch.is_grad_enabled():
@@ -95,7 +97,7 @@ def _exact(ways: Ways, training: bool, args: Any, kwargs: Any) -> list[Tensor | 
     plain = ways()[0].double()
     if not training:
         plain.eval()
-    devices = {x.device.type for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)}
+    devices = {x.device.type for x in tensors_in((args, kwargs))}
     with contextlib.ExitStack() as stack:
         for device in devices:
             stack.enter_context(torch.autocast(device, enabled=False))
@@ -122,8 +124,7 @@ def _apart(ours: Tensor, theirs: Tensor, exact: Tensor) -> str | None:
 @contextlib.contextmanager
 def _same_draws(args: Any, kwargs: Any) -> Iterator[Callable[[], Tensor]]:
     """Restore the random generators at the end, and yield a function that returns their state."""
-    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
-    devices = {x.device for x in tensors if x.is_cuda}
+    devices = {x.device for x in tensors_in((args, kwargs)) if x.is_cuda}
     with torch.random.fork_rng(devices=[device.index for device in devices]):
         yield lambda: torch.cat(
             [torch.get_rng_state(), *(torch.cuda.get_rng_state(device).cpu() for device in devices)]

@@ -33,6 +33,7 @@ from lightning_practices.surgery._fuse.race import (
 from lightning_practices.surgery._fuse.refusals import public_name
 from lightning_practices.surgery._fuse.report import Measured, Report, Skipped
 from lightning_practices.surgery._fuse.routes import cache_file, load, store
+from lightning_practices.surgery._fuse.tensors import device_of
 from lightning_practices.surgery._fuse.uses import Observed, Target, Use, observe, targets_of
 from lightning_practices.timing import Clock, Times
 
@@ -105,7 +106,7 @@ def measuring(
     ]
     with observe(targets) as observed:
         yield report
-    device = _device_of(model)
+    device = device_of(model)
     with _same_random_numbers(device):
         _decide(model, targets, observed, device, report, means, layers)
 
@@ -125,7 +126,7 @@ def measure(model: nn.Module, batch: Any, report: Report, means: Means = DEFAULT
         ValueError: If the model does not run on the batch.
         RuntimeError: If it does not in another process.
     """
-    device, compiled = _device_of(model), _is_compiled(model)
+    device, compiled = device_of(model), _is_compiled(model)
 
     def step() -> object:
         result = call_and_differentiate(lambda *_: run(model, _copied(batch)), model, ((), {}))
@@ -335,10 +336,6 @@ def _is_compiled(model: nn.Module) -> bool:
     return hasattr(model, "_orig_mod") or any(
         getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()
     )
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
 
+from lightning_practices.surgery._fuse.tensors import device_of, tensors_in
 from lightning_practices.surgery._fuse.uses import Function, Use
 from lightning_practices.timing import Budget, Clock, Times, interleave, spread_of
 
@@ -31,7 +31,7 @@ def time_use(use: Use, clock: Clock) -> Times:
     """
     plain, fused = use.target.ways()
     first = use.arguments()
-    device = _device(first, plain)
+    device = device_of(plain, first)
     sets = [first, *(use.arguments() for _ in range(_number_of_sets(first, device) - 1))]
     with use.context():
         calls = {
@@ -82,13 +82,13 @@ def race(
 def call_and_differentiate(way: Function, layer: nn.Module, arguments: tuple[Any, Any]) -> object:
     """Compute the result of a call, and the gradients that its inputs and parameters require."""
     args, kwargs = arguments
-    leaves = [x for x in tree_flatten(arguments)[0] if isinstance(x, Tensor) and x.requires_grad]
+    leaves = [x for x in tensors_in(arguments) if x.requires_grad]
     if leaves:  # layers in place can't change a leaf
         args = tuple(_as_result(x) for x in args)
     output = way(*args, **kwargs)
     if not torch.is_grad_enabled():
         return output
-    outputs = [x for x in tree_flatten(output)[0] if isinstance(x, Tensor) and x.requires_grad]
+    outputs = [x for x in tensors_in(output) if x.requires_grad]
     leaves += [p for p in layer.parameters() if p.requires_grad]
     if not (outputs and leaves):
         return output
@@ -110,16 +110,10 @@ def _one(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.ones(shape, dtype=dtype, device=device)
 
 
-def _device(arguments: Any, layer: nn.Module) -> torch.device:
-    tensors = [x for x in tree_flatten(arguments)[0] if isinstance(x, Tensor)]
-    return next((x.device for x in (*tensors, *layer.parameters())), torch.device("cpu"))
-
-
 def _number_of_sets(arguments: Any, device: torch.device) -> int:
     if device.type != "cuda":
         return 2
-    tensors = [x for x in tree_flatten(arguments)[0] if isinstance(x, Tensor)]
-    size = max(1, sum(x.numel() * x.element_size() for x in tensors))
+    size = max(1, sum(x.numel() * x.element_size() for x in tensors_in(arguments)))
     cache: int = torch.cuda.get_device_properties(device).L2_cache_size
     return max(2, min(_MOST_SETS, math.ceil(_CACHES * cache / size), _MOST_BYTES // size))
 

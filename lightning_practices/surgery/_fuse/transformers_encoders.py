@@ -1,6 +1,6 @@
-"""Fused forwards of the pre-norm encoder blocks of transformers, for images, speech and text.
+"""Fused forwards of the pre-norm encoder blocks of transformers: see ``branch_ends``.
 
-They are written as those of ``transformers_blocks``.
+The blocks are of models for images, speech and text.
 """
 
 from typing import Any

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
@@ -24,6 +24,7 @@ from lightning_practices.nn import norm_activation
 from lightning_practices.nn.blocks import FUSED_FROM, FusedBlock, drop_add_norm, folds_of
 from lightning_practices.surgery._fuse.agreement import disagreement
 from lightning_practices.surgery._fuse.classes import restore
+from lightning_practices.surgery._fuse.tensors import device_of
 
 Function = Callable[..., Any]
 
@@ -263,7 +264,7 @@ def _same(x: Any) -> Any:
 
 def _unknown(args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Return why a call with these arguments can't be made again, or ``None`` if it can."""
-    for leaf in tree_flatten((args, kwargs))[0]:
+    for leaf in tree_leaves((args, kwargs)):
         if isinstance(leaf, Tensor):
             plain = type(leaf) in (Tensor, nn.Parameter) and leaf.layout is torch.strided
             if not plain or leaf.is_nested:
@@ -279,7 +280,7 @@ def _note(observed: Observed, target: Target, args: Any, kwargs: Any) -> None:
         Blank.of(leaf) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
         for leaf in leaves
     ]
-    context, described = _context(target.module)
+    context, described = _context(target.module, (args, kwargs))
     shown = [
         f"{tuple(leaf.shape)} {leaf.stride()} {leaf.dtype} {leaf.device.type}"
         f"{' requires grad' * leaf.requires_grad}"
@@ -298,10 +299,10 @@ def _note(observed: Observed, target: Target, args: Any, kwargs: Any) -> None:
 
 
 def _context(
-    module: nn.Module,
+    module: nn.Module, arguments: Any
 ) -> tuple[Callable[[], contextlib.AbstractContextManager[None]], str]:
     """Return a function that makes the present context of a call anew, and its description."""
-    device = next((tensor.device.type for tensor in module.parameters()), "cpu")
+    device = device_of(module, arguments).type
     gradients = torch.is_grad_enabled()
     autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device)
