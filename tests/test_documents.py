@@ -18,8 +18,9 @@ def test_the_readmes_code_runs(code: str, tmp_path: Path) -> None:
     command: list[str | Path] = [sys.executable, "-c", code]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 0, result.stderr
-    # Both print a report. On a CPU measurements leave most layers alone.
-    assert re.search(r"lightning_practices\.nn\.LayerNorm|no gain of 3 %", result.stdout)
+    # Both print a report: layers are fused, or left alone because torch's were not slower.
+    reports = r"lightning_practices\.nn\.LayerNorm|no gain of 3 %|the whole step gains nothing"
+    assert re.search(reports, result.stdout)
 
 
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
