@@ -277,9 +277,7 @@ def _long_row_norm_parameters_kernel(
     in_columns = column < size
     sum_weight = tl.zeros((BLOCK_SIZE,), tl.float32)
     sum_bias = tl.zeros((BLOCK_SIZE,), tl.float32)
-    for index in tl.range(
-        tl.program_id(1), num_rows, tl.num_programs(1), num_stages=STAGES
-    ):
+    for index in tl.range(tl.program_id(1), num_rows, tl.num_programs(1), num_stages=STAGES):
         row = index * tl.full((), 1, tl.int64)
         grad = tl.load(grad_ptr + row * size + column, mask=in_columns, other=0.0).to(tl.float32)
         if partial_weight_ptr is not None:
