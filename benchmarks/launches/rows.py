@@ -73,6 +73,7 @@ CALLS: dict[str, Call] = dict(
         call(_layer_norm, BF16, (8192, 4096)),
         call(_layer_norm, BF16, (8192, 5120)),
         call(_layer_norm, BF16, (8192, 8192)),
+        call(_layer_norm, BF16, (4096, 16384)),
         call(_layer_norm, BF16, (262144, 128)),
         call(_layer_norm, BF16, (1, 128), bits=16),  # one thread per element
         call(_layer_norm, BF16, (256, 1024)),

@@ -160,13 +160,14 @@ def _row_norm_backward_kernel(
 def _long_row_norm_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr, num_rows, size, eps,
     inner, last, stride_outer, stride_inner, stride_last,
-    CENTRED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    CENTRED: tl.constexpr, BLOCK_SIZE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Normalise a row that is longer than a block.
 
-    The first loop merges the statistics of the blocks one after the other. It subtracts the first
-    element of the row from all elements, so that a large mean loses no digits. The second loop
-    normalises, from the last block to the first, because the end of the row is still in the cache.
+    Both loops load ``STAGES - 1`` blocks ahead. The first loop merges the statistics of the blocks
+    one after the other. It subtracts the first element of the row from all elements, so that a
+    large mean loses no digits. The second loop normalises, from the last block to the first,
+    because the end of the row is still in the cache.
     """
     row = tl.program_id(0).to(tl.int64)
     x_row_ptr = x_ptr + _offset(row, inner, last, stride_outer, stride_inner, stride_last)
@@ -177,7 +178,7 @@ def _long_row_norm_forward_kernel(
     pivot = 0.0
     if CENTRED:
         pivot = tl.load(x_row_ptr).to(tl.float32)
-    for start in range(0, size, BLOCK_SIZE):
+    for start in tl.range(0, size, BLOCK_SIZE, num_stages=STAGES):
         in_columns = start + column < size
         x = tl.load(x_row_ptr + start + column, mask=in_columns, other=0.0).to(tl.float32)
         if CENTRED:
@@ -196,7 +197,7 @@ def _long_row_norm_forward_kernel(
         statistics_ptr += num_rows
     tl.store(statistics_ptr + row, rstd)
     blocks = tl.cdiv(size, BLOCK_SIZE)
-    for block in range(0, blocks):
+    for block in tl.range(0, blocks, num_stages=STAGES):
         index = (blocks - 1 - block) * BLOCK_SIZE + column
         in_columns = index < size
         x = tl.load(
@@ -215,7 +216,7 @@ def _long_row_norm_forward_kernel(
 def _long_row_norm_backward_kernel(
     grad_ptr, x_ptr, weight_ptr, statistics_ptr, grad_x_ptr,
     num_rows, size, inner, last, stride_outer, stride_inner, stride_last,
-    CENTRED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    CENTRED: tl.constexpr, BLOCK_SIZE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient of a row of x that is longer than a block.
 
@@ -233,7 +234,7 @@ def _long_row_norm_backward_kernel(
     rstd = tl.load(statistics_ptr + row)
     projections = tl.zeros((BLOCK_SIZE,), tl.float32)
     grads = tl.zeros((BLOCK_SIZE,), tl.float32)
-    for start in range(0, size, BLOCK_SIZE):
+    for start in tl.range(0, size, BLOCK_SIZE, num_stages=STAGES):
         index = start + column
         in_columns = index < size
         x = tl.load(x_row_ptr + index, mask=in_columns, other=0.0).to(tl.float32)
@@ -246,7 +247,7 @@ def _long_row_norm_backward_kernel(
     if CENTRED:
         mean_grad = tl.sum(grads, axis=0) / size
     blocks = tl.cdiv(size, BLOCK_SIZE)
-    for block in range(0, blocks):
+    for block in tl.range(0, blocks, num_stages=STAGES):
         index = (blocks - 1 - block) * BLOCK_SIZE + column
         in_columns = index < size
         x = tl.load(
@@ -265,7 +266,7 @@ def _long_row_norm_backward_kernel(
 def _long_row_norm_parameters_kernel(
     grad_ptr, x_ptr, statistics_ptr, partial_weight_ptr, partial_bias_ptr,
     num_rows, size, inner, last, stride_outer, stride_inner, stride_last,
-    CENTRED: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    CENTRED: tl.constexpr, BLOCK_SIZE: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Store partial sums of the gradients of weight and bias, for rows longer than a block.
 
@@ -276,7 +277,7 @@ def _long_row_norm_parameters_kernel(
     in_columns = column < size
     sum_weight = tl.zeros((BLOCK_SIZE,), tl.float32)
     sum_bias = tl.zeros((BLOCK_SIZE,), tl.float32)
-    for index in range(tl.program_id(1), num_rows, tl.num_programs(1)):
+    for index in tl.range(tl.program_id(1), num_rows, tl.num_programs(1), num_stages=STAGES):
         row = index * tl.full((), 1, tl.int64)
         grad = tl.load(grad_ptr + row * size + column, mask=in_columns, other=0.0).to(tl.float32)
         if partial_weight_ptr is not None:

@@ -29,8 +29,9 @@ _NEIGHBOURS = 8
 _WARPS = {True: {1: 16, 2: 16, 3: 12, 5: 16, 7: 8}, False: {1: 20, 2: 20, 3: 16, 5: 16, 7: 12}}
 # Longer transposed rows, in tiles of 8 rows, would spill registers.
 _LONGEST_TRANSPOSED = 256
-_LONG_BLOCK = {"BLOCK_SIZE": 4096, "num_warps": 8}
-_COLUMNS = {"BLOCK_SIZE": 1024, "num_warps": 4}
+# The loops over long rows copy the next blocks to shared memory while they compute.
+_LONG_BLOCK = {"BLOCK_SIZE": 2048, "STAGES": 2, "num_warps": 4}
+_COLUMNS = {"BLOCK_SIZE": 1024, "STAGES": 3, "num_warps": 4}
 
 
 class Rows(NamedTuple):
