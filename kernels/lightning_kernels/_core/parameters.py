@@ -143,6 +143,7 @@ def _check_parameters(
 
     If ``shape`` is ``None``, a parameter may have any shape.
     """
+    device, dtype = x.device, x.dtype
     for name, parameter in parameters.items():
         if parameter is None:
             continue
@@ -154,14 +155,13 @@ def _check_parameters(
             raise RuntimeError(
                 f"{function} expects {name} of shape {list(shape)} ({why}), but got {list(size)}"
             )
-        if parameter.device != x.device:
+        if parameter.device != device:
             raise RuntimeError(
-                f"{function} expects {name} on {x.device} like the input, but got"
-                f" {parameter.device}"
+                f"{function} expects {name} on {device} like the input, but got {parameter.device}"
             )
-        if parameter.dtype not in (x.dtype, torch.float32):
+        if parameter.dtype is not dtype and parameter.dtype is not torch.float32:
             raise RuntimeError(
-                f"{function} expects {name} of {x.dtype} (the input's) or torch.float32, but got"
+                f"{function} expects {name} of {dtype} (the input's) or torch.float32, but got"
                 f" {parameter.dtype}"
             )
 
