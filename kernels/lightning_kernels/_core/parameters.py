@@ -115,7 +115,7 @@ def check_rows(
     The last dimensions of ``x`` must be ``shape``. Each parameter must have this shape, the device
     of ``x``, and the dtype of ``x`` or float32.
     """
-    if not shape or tuple(x.shape[-len(shape) :]) != shape:
+    if not shape or x.shape[-len(shape) :] != shape:
         raise RuntimeError(
             f"{function} expects an input whose last dimensions are normalized_shape, at least"
             f" one, but got normalized_shape {list(shape)} and input {list(x.shape)}"
@@ -178,6 +178,13 @@ def check_residual(
         or_float32: Whether the residual may be float32 if ``x`` has 16 bits.
     """
     if residual is None:
+        return
+    if (
+        type(residual) is Tensor  # the cheapest test first
+        and residual.dtype is x.dtype
+        and residual.shape == x.shape
+        and residual.device == x.device
+    ):
         return
     dtypes = {x.dtype, torch.float32} if or_float32 and x.itemsize == 2 else {x.dtype}
     try:

@@ -86,7 +86,7 @@ def _aten_layer_norm(
         check_rows("layer_norm", input, shape, weight=weight, bias=bias)
         weight, bias = (p if p is None else p.to(input.dtype) for p in (weight, bias))
         return without_autocast(torch.layer_norm, input, shape, weight, bias, eps)
-    try:  # torch.nn.functional.layer_norm calls this function too, after Python code that takes time
+    try:  # torch.nn.functional.layer_norm calls this function too, after slow checks in Python
         return torch.layer_norm(input, shape, weight, bias, eps)
     except RuntimeError as error:
         # If an argument does not fit, this error is clearer than torch's.
