@@ -76,7 +76,7 @@ def _unit_norms(t: Tensor, norm_type: float) -> Tensor:
     return torch.linalg.vector_norm(t if dims else t.view(1), norm_type, 0, True, dtype=dtype)
 
 
-def _joined(norms: Sequence[Tensor]) -> Tensor:
+def _joined(norms: list[Tensor]) -> Tensor:
     """Return all norms in one tensor, at least one. A single tensor is returned as it is."""
     return norms[0] if len(norms) == 1 else torch.cat(norms)
 
