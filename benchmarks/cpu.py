@@ -1,4 +1,8 @@
-"""``cpu``: time each public function and layer on the CPU against the one that it replaces."""
+"""``cpu``: time each public function and layer on the CPU against the one that it replaces.
+
+Each case is measured on one thread and on two. A lap is short, so that other processes of a busy
+machine interrupt few laps, and the median of many laps is of those that nobody interrupted.
+"""
 
 import argparse
 import dataclasses
@@ -21,13 +25,14 @@ from benchmarks.providers import Inputs
 from benchmarks.results import Results, add_out
 from benchmarks.rows import EAGER, OURS, Row, Verdict, failure, is_ok, verdict
 from benchmarks.shapes import Dims
-from benchmarks.timers import CpuTimer
+from benchmarks.timers import CpuTimer, threads
 from lightning_practices.timing import Budget, Clock, interleave, spread_of
 
 GOAL = 1.05  # limit of our time, as a multiple of the peer's time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BUDGET = Budget(seconds=1.5, least=5, most=25)
-BLOCK_SECONDS = 4e-3
+THREADS = (1, 2)
+BUDGET = Budget(seconds=1.5, least=5, most=100)
+BLOCK_SECONDS = 1e-3
 _CPU = torch.device("cpu")
 
 
@@ -78,7 +83,8 @@ def cases(ops: Sequence[str]) -> Iterator[tuple[Row, Dims]]:
             for dtype in DTYPES:
                 for direction in ("forward",) if forward_only else ("forward", "both"):
                     key = {"op": name, "peer": peer_of(name), "shape": shape, "dtype": dtype}
-                    yield {**key, "direction": direction}, dims
+                    for count in THREADS:
+                        yield {**key, "direction": direction, "threads": count}, dims
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +103,7 @@ def main(arguments: argparse.Namespace, clock: Clock = time.perf_counter) -> int
     todo = list(cases(arguments.ops))
     with screen.progress(len(todo)) as begin:
         for key, dims in todo:
-            begin("{op} {shape} {dtype}".format(**key))
+            begin("{op} {shape} {dtype}, threads: {threads}".format(**key))
             if not results.find(**key):
                 results.add({**key, **measure(key, dims, clock)})
     _print_verdict(results.rows)
@@ -107,11 +113,11 @@ def main(arguments: argparse.Namespace, clock: Clock = time.perf_counter) -> int
 
 def measure(key: Row, dims: Dims, clock: Clock = time.perf_counter) -> Row:
     """Return the figures of one case, or the reason for its failure."""
-    common: Row = {"threads": torch.get_num_threads(), "route": "aten"}
+    common: Row = {"route": "aten"}
     timer = CpuTimer(clock, BLOCK_SECONDS)
     laps = {}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with threads(key["threads"]), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             pair = pair_of(key["op"], dims, DTYPES[key["dtype"]])
             for name, function, inputs in (
@@ -139,22 +145,29 @@ def measure(key: Row, dims: Dims, clock: Clock = time.perf_counter) -> Row:
     }
 
 
+_IDENTITY = ("op", "peer", "shape", "dtype", "direction", "threads")
+_HIDDEN: Verdict = "can't tell"
+_HEADINGS = (*_IDENTITY, "us", "peer's us", "ratio", "noise", "verdict")
+
+
 def _print_verdict(rows: Sequence[Row]) -> None:
-    """Print the rows that failed, exceed the goal or are undecided, and count all."""
+    """Print a table of all rows, and count the verdicts."""
     counts: Counter[Verdict] = Counter()
+    lines = []
     for row in rows:
-        what = "{op} against {peer}, {shape} {dtype} {direction}".format(**row)
+        # A file of an older version may lack fields.
+        identity = [row.get(name) for name in _IDENTITY]
         if not is_ok(row):
-            screen.say(f"{what}: {row['reason']}")
+            lines.append([*identity, None, None, None, None, row["reason"]])
             continue
-        # Not the row's own verdict, which rows of an older file lack.
         said = verdict(row["ratio"], row["spread"], GOAL)
         counts[said] += 1
-        if said != "within":
-            figures = "{ratio:.3f} ± {spread:.3f}, {microseconds} us".format(**row)
-            screen.say(f"{what}: {figures}, {said}")
+        times = row["microseconds"], row.get("peer_microseconds")
+        figures = (f"{row[name]:.3f}" for name in ("ratio", "spread"))
+        lines.append([*identity, *times, *figures, said])
+    screen.say(report.table(_HEADINGS, lines, text_columns=len(_IDENTITY)))
     screen.say(
         f"{counts.total()} pairs, {counts['within']} of them within the goal of {GOAL} times the"
-        f" peer's time, {counts['above']} above it, {counts['undecided']} undecided: the goal is"
-        " within their spread"
+        f" peer's time, {counts['above']} above it. For {counts[_HIDDEN]} it can't be told: the"
+        " goal is within the noise of the ratio, which is the interquartile range over the rounds."
     )

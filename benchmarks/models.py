@@ -16,6 +16,7 @@ from torchvision import models
 from torchvision.models.convnext import CNBlockConfig
 from typing_extensions import override
 
+from benchmarks.timers import threads
 from lightning_kernels import CompiledNorms
 from lightning_practices.callbacks import EarlyStopping
 from lightning_practices.mixins import FusedLayersMixin
@@ -279,7 +280,8 @@ def train(
     """
     data: Any = [batches[step % len(batches)] for step in range(steps)]
     handler = signal.getsignal(signal.SIGINT)
-    with quiet(), one_thread(device.type == "cpu"):
+    # On a busy machine several threads would wait for the slowest.
+    with quiet(), threads(1) if device.type == "cpu" else contextlib.nullcontext():
         trainer = Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=1,
@@ -298,18 +300,6 @@ def train(
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
     return trainer
-
-
-@contextlib.contextmanager
-def one_thread(wanted: bool) -> Iterator[None]:
-    """Compute on one thread. On a busy machine several threads would wait for the slowest."""
-    threads = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

@@ -138,14 +138,14 @@ def _kernel_ratios(op: str, rows: Sequence[Row]) -> Figure:
 
 def _cpu(rows: Sequence[Row]) -> Figure:
     panels = {
-        dtype: [
+        ", ".join((dtype, *([f"threads: {threads}"] if threads else []))): [
             _Bar(
                 f"{_label(row, 'op', 'shape')}\nvs. {row['peer']}",
                 str(row["direction"]), row["ratio"], row.get("spread"),
             )
-            for row in of_dtype
+            for row in group
         ]
-        for (dtype,), of_dtype in grouped(rows, "dtype").items()
+        for (dtype, threads), group in grouped(rows, "dtype", "threads").items()
     }  # fmt: skip
     return _ratio_bars("CPU: our time over the peer's\n(left of 1 is faster)", panels)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, Literal
 
 Row = dict[str, Any]
-Verdict = Literal["within", "above", "undecided"]
+Verdict = Literal["within", "above", "can't tell"]
 
 OURS = "ours"
 EAGER = "eager"
@@ -16,8 +16,8 @@ BOUNDS = ("memory", "issue", "latency", "launch")  # what a prediction names as 
 # The fields that identify a row among the rows of its kind, in the order of the tables' columns.
 IDENTITY = (
     "op", "call", "kernel", "launch", "target", "predicted_for", "model", "practice", "dtype",
-    "layout", "direction", "shape", "peer", "variant", "provider", "device", "short", "batch_size",
-    "precision",
+    "layout", "direction", "shape", "peer", "threads", "variant", "provider", "device", "short",
+    "batch_size", "precision",
 )  # fmt: skip
 
 _KIND_OF_FIELD = {
@@ -44,7 +44,7 @@ def verdict(value: float, spread: float, goal: float) -> Verdict:
         goal: The largest value within the goal.
     """
     if abs(value - goal) <= spread:
-        return "undecided"
+        return "can't tell"
     return "within" if value < goal else "above"
 
 

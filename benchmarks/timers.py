@@ -10,7 +10,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -110,6 +110,17 @@ class CpuTimer:
     def free_bytes(self) -> int:
         """Return a fixed number of bytes, more than small shapes need."""
         return 1 << 30
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute on ``count`` threads of the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _time_calls(calls: Sequence[Call], clock: Clock) -> float:

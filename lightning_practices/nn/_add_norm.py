@@ -10,8 +10,11 @@ from typing_extensions import override
 import lightning_kernels
 from lightning_practices._arguments import check_number
 from lightning_practices.nn._dropout import Dropout
+from lightning_practices.nn._hooks import any_hook_on_all, is_touched
 from lightning_practices.nn._layer_norm import LayerNorm
 from lightning_practices.nn._stochastic_depth import StochasticDepth
+
+_DROPS = frozenset({Dropout, StochasticDepth})
 
 
 class AddDropoutLayerNorm(LayerNorm):
@@ -111,10 +114,13 @@ class AddDropoutLayerNorm(LayerNorm):
     def forward(  # type: ignore[override]  # it takes and returns the residual stream too
         self, input: Tensor, residual: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        dropout, drop_path = self.dropout, self.drop_path
+        children: dict[str, Any] = self._modules  # without nn.Module.__getattr__, which is slow
+        dropout, drop_path = children["dropout"], children["drop_path"]
         fused = dropout.training and drop_path.training
-        if not fused:  # call the children, so that their hooks run; in eval mode they drop nothing
-            input = drop_path(dropout(input))
+        if not fused:
+            for child in (dropout, drop_path):
+                if not _is_idle(child):
+                    input = child(input)
         return lightning_kernels.add_dropout_layer_norm(
             input,
             residual,
@@ -131,3 +137,13 @@ class AddDropoutLayerNorm(LayerNorm):
     @override
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, layer_scale={self.initial_scale}"
+
+
+def _is_idle(child: nn.Module) -> bool:
+    """Return whether a call of a dropout layer would return its input and run no hook."""
+    return (
+        not child.training
+        and type(child) in _DROPS
+        and not is_touched(child.__dict__)
+        and not any_hook_on_all()
+    )

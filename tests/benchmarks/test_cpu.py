@@ -29,6 +29,7 @@ FORWARD: dict[str, Any] = {"cpu": ((2, 3),), "directions": ("forward",)}
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "BUDGET", Budget(0.0, least=5))
     monkeypatch.setattr(cpu, "BLOCK_SECONDS", 0.0)
+    monkeypatch.setattr(cpu, "THREADS", (1,))
     monkeypatch.setattr("benchmarks.report.write", lambda results, out: [])
 
 
@@ -60,33 +61,67 @@ def test_twice_as_slow_is_said_to_be(
     assert [row["ratio"] for row in rows] == pytest.approx([2, 2, 0.5, 0.5], rel=0.01)
     assert [row["verdict"] for row in rows] == ["above", "above", "within", "within"]
     assert [row["dtype"] for row in rows] == ["float32", "bfloat16"] * 2
-    threads = torch.get_num_threads()
     for row in rows:
         assert row["microseconds"] == pytest.approx(10 * max(row["ratio"], 1), rel=0.1)
         assert row["peer_microseconds"] == pytest.approx(10 / min(row["ratio"], 1), rel=0.1)
         assert row.items() >= {
             "peer": "eager", "shape": "2x3", "direction": "forward", "status": "ok",
-            "threads": threads,
+            "threads": 1,
         }.items()  # fmt: skip
     printed = capsys.readouterr().out
-    assert "slow against eager, 2x3 float32 forward" in printed
-    assert "fast against" not in printed
+    table = [line.strip("| ").split(" | ") for line in printed.splitlines() if "2x3" in line]
+    case = ["eager", "2x3", "float32", "forward", "1"]
+    assert [line[:6] for line in table][::2] == [["slow", *case], ["fast", *case]]
+    assert [line[-3] for line in table] == [f"{row['ratio']:.3f}" for row in rows]
+    assert [line[-2] for line in table] == [f"{row['spread']:.3f}" for row in rows]
+    assert [line[-1] for line in table] == ["above", "above", "within", "within"]
     assert "2 of them within the goal of 1.05" in printed
-    assert "2 above it, 0 undecided" in printed
+    assert "2 above it. For 0 it can't be told" in printed
 
 
-def test_a_ratio_that_is_noisier_than_its_distance_from_the_goal_is_undecided(
+def test_noise_that_reaches_the_goal_hides_the_answer(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     key = {"op": "noisy", "peer": "eager", "shape": "2", "dtype": "float32", "direction": "both"}
-    noisy = {**key, "ratio": 1.2, "spread": 0.2, "microseconds": 9.0}
+    noisy = {**key, "threads": 2, "ratio": 1.2, "spread": 0.2, "microseconds": 9.0}
     clear = {**key, "op": "clear", "ratio": 1.2, "spread": 0.1, "microseconds": 9.0}
     cpu._print_verdict([noisy, clear])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].endswith("1.200 ± 0.200, 9.0 us, undecided")
-    assert lines[1].endswith("1.200 ± 0.100, 9.0 us, above")
-    assert "0 of them within the goal" in lines[2]
-    assert "1 above it, 1 undecided" in lines[2]
+    _, _, first, second, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("| noisy | eager | 2 | float32 | both | 2 |")
+    assert first.endswith("| 1.200 | 0.200 | can't tell |")
+    assert second.endswith("| 1.200 | 0.100 | above |")
+    assert "0 of them within the goal" in last
+    assert "1 above it. For 1 it can't be told" in last
+
+
+def test_one_thread_and_two_are_measured_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cpu, "THREADS", (1, 2))
+    clock, before = Clock(), torch.get_num_threads()
+
+    def on_each_thread(x: Tensor) -> Tensor:
+        clock.pass_by(2e-6 / torch.get_num_threads())
+        return x
+
+    monkeypatch.setitem(OPS, "halved", Op(on_each_thread, clock.spend(1e-6), **FORWARD))
+    _, rows = run(tmp_path, "--ops", "halved", clock=clock)
+    assert [row["threads"] for row in rows] == [1, 2] * 2
+    assert [row["ratio"] for row in rows] == pytest.approx([2, 1] * 2, rel=0.01)
+    assert torch.get_num_threads() == before
+    printed = capsys.readouterr().out
+    assert printed.count("| forward | 1 |") == printed.count("| forward | 2 |") == 2
+
+
+def test_threads_are_given_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(x: Tensor) -> Tensor:
+        raise ArithmeticError
+
+    monkeypatch.setitem(OPS, "broken", Op(broken, torch.sum, **FORWARD))
+    before = torch.get_num_threads()
+    ((key, dims), _) = cpu.cases(["broken"])
+    assert cpu.measure({**key, "threads": before + 1}, dims)["status"] == "failed"
+    assert torch.get_num_threads() == before
 
 
 def test_the_ratio_is_the_median_of_the_rounds_and_noise_is_its_spread(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_kernels._add_norm.operator import add_norm_operator
 from lightning_kernels._core.crossover import pays
-from lightning_kernels._core.dispatch import norm_runs_triton
+from lightning_kernels._core.dispatch import is_transformed, norm_runs_triton
 from lightning_kernels._core.parameters import (
     check_eps,
     check_floating,
@@ -17,7 +17,7 @@ from lightning_kernels._core.parameters import (
     shape_of,
 )
 from lightning_kernels._core.random import reserve
-from lightning_kernels._core.rate import resolve_rate
+from lightning_kernels._core.rate import resolve_rate, survivors_scale
 from lightning_kernels._dropout import dropout
 from lightning_kernels._row_norm import layer_norm, rms_norm
 from lightning_kernels._stochastic_depth import stochastic_depth
@@ -161,9 +161,13 @@ def _run(
     if eps is not None or centred:  # None is a value of RMS norm alone
         check_eps(function, eps, least=0)
     check_rows(function, x, shape, weight=weight, bias=bias, layer_scale=layer_scale)
-    check_residual(function, x, residual)
+    if residual is not None:
+        check_residual(function, x, residual)
     p, rate = resolve_rate(function, p, x)
-    drop_path, path_rate = resolve_rate(f"{function}: drop_path as the", drop_path, x)
+    if type(drop_path) is float and drop_path == 0.0:  # without a call, for speed
+        path_rate = None
+    else:
+        drop_path, path_rate = resolve_rate(f"{function}: drop_path as the", drop_path, x)
     if not training:
         p, rate, drop_path, path_rate = 0.0, None, 0.0, None
     drops_paths = drop_path != 0.0 or path_rate is not None
@@ -173,23 +177,29 @@ def _run(
             f" {list(shape)}, but got x of {list(x.shape)}: add that dimension, or set drop_path"
             " to 0"
         )
-    size = math.prod(shape)
+    rates = p if rate is None else rate, drop_path if path_rate is None else path_rate
     drops = drops_paths or p != 0.0 or rate is not None
-    scaled = layer_scale is not None and layer_scale.requires_grad
-    is_bare = residual is None and layer_scale is None and not drops
-    longest = _LONGEST_SCALED if scaled else _LONGEST
-    serves = not is_bare and size <= longest and norm_runs_triton(x)
-    if not (serves and pays("add_norm", x)):
-        rates = p if rate is None else rate, drop_path if path_rate is None else path_rate
+    if not (norm_runs_triton(x) and _serves(x, residual, shape, layer_scale, drops)):
         return _composed(x, residual, shape, weight, bias, *rates, layer_scale, eps, centred)
     if eps is None:
         eps = torch.finfo(torch.float32).eps
     place = reserve(x) if drops else (None, 0, 0)
     y, z, _ = add_norm_operator(
-        x, residual, layer_scale, weight, bias, size, eps, centred, p, rate, drop_path, path_rate,
-        *place,
+        x, residual, layer_scale, weight, bias, math.prod(shape), eps, centred, p, rate, drop_path,
+        path_rate, *place,
     )  # fmt: skip
     return y, z
+
+
+def _serves(
+    x: Tensor, residual: Tensor | None, shape: tuple[int, ...], layer_scale: Tensor | None,
+    drops: bool,
+) -> bool:  # fmt: skip
+    """Return whether the kernel can compute a call with these arguments, and pays."""
+    scaled = layer_scale is not None and layer_scale.requires_grad
+    is_bare = residual is None and layer_scale is None and not drops
+    longest = _LONGEST_SCALED if scaled else _LONGEST
+    return not is_bare and math.prod(shape) <= longest and pays("add_norm", x)
 
 
 def _composed(
@@ -197,19 +207,48 @@ def _composed(
     bias: Tensor | None, p: float | Tensor, drop_path: float | Tensor, layer_scale: Tensor | None,
     eps: float | None, centred: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Call dropout, stochastic depth and the norm one after the other."""
-    z = dropout(x, p)
-    # stochastic_depth takes a layer scale of one dimension.
-    flat = layer_scale is not None and len(shape) > 1
-    if layer_scale is not None and flat:
-        z, layer_scale = z.flatten(-len(shape)), layer_scale.flatten()
-        residual = None if residual is None else residual.flatten(-len(shape))
-    z = stochastic_depth(z, drop_path, "row", residual=residual, layer_scale=layer_scale)
-    z = z.reshape(x.shape) if flat else z
+    """Call dropout, the addition or stochastic depth, and the norm one after the other.
+
+    On the CPU the calls take as long as small tensors. So none is made that has nothing to do.
+    """
+    if layer_scale is not None or type(drop_path) is not float or drop_path != 0.0:
+        z = _add_scaled(dropout(x, p), residual, shape, drop_path, layer_scale)
+    elif residual is None:
+        z = dropout(x, p)
+    elif type(p) is float and p == 0.0:
+        z = residual + x
+    elif x.is_cpu and type(p) is float and type(x) is Tensor and not is_transformed():
+        z = _drop_add(x, residual, p)
+    else:
+        z = residual + dropout(x, p)
     if z.dtype != x.dtype:  # the norm takes parameters of the dtype of its input
         weight, bias = (None if t is None else t.to(z.dtype) for t in (weight, bias))
     if centred:
         y = layer_norm(z, shape, weight, bias, 1e-5 if eps is None else eps)
     else:
         y = rms_norm(z, shape, weight, eps)
-    return y.to(x.dtype), z
+    return y if y.dtype is x.dtype else y.to(x.dtype), z
+
+
+def _add_scaled(
+    x: Tensor, residual: Tensor | None, shape: tuple[int, ...], drop_path: float | Tensor,
+    layer_scale: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """Call stochastic depth, which takes a layer scale of one dimension."""
+    if layer_scale is None or len(shape) == 1:
+        return stochastic_depth(x, drop_path, "row", residual=residual, layer_scale=layer_scale)
+    flat = None if residual is None else residual.flatten(-len(shape))
+    z = stochastic_depth(
+        x.flatten(-len(shape)), drop_path, "row", residual=flat, layer_scale=layer_scale.flatten()
+    )
+    return z.reshape(x.shape)
+
+
+def _drop_add(x: Tensor, residual: Tensor, p: float) -> Tensor:
+    """Return the sum of the residual and of dropout of ``x``, by torch's functions.
+
+    The mask is that of torch's dropout, which would scale the mask and multiply ``x`` by it in two
+    further passes.
+    """
+    kept = torch.empty_like(x).bernoulli_(1 - p)
+    return torch.addcmul(residual, x, kept, value=survivors_scale(p))

@@ -24,10 +24,13 @@ def aten_batch_norm(
         weight, bias = (None if t is None else t.to(running_mean.dtype) for t in (weight, bias))
     if training and x.numel() == 0:  # an empty batch has no statistics
         running_mean = running_var = None
+    # Not torch.nn.functional.batch_norm, whose check of the shape callers have made already.
     y = call_torch(
-        torch.nn.functional.batch_norm,
-        x, running_mean, running_var, weight, bias, training, momentum, eps,
+        torch.batch_norm, x, weight, bias, running_mean, running_var, training, momentum, eps,
+        torch.backends.cudnn.enabled,
     )  # fmt: skip
+    if activation is None and residual is None:
+        return y
     return aten_activate(y if residual is None else y + residual, activation, parameter)
 
 

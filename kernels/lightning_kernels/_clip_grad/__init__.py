@@ -2,6 +2,7 @@
 
 - ``clip_grad``: clipping by norm and by value.
 - ``adaptive``: adaptive clipping, with its kernel.
+- ``aten``: adaptive clipping by torch's functions.
 - ``scale``: clipping by the ``grad_scale`` of fused optimizers.
 - ``passes``: the two passes of clipping by norm, by kernels or by torch's functions.
 - ``kernels``: the Triton kernels of clipping by norm and by value.

@@ -5,17 +5,17 @@ dimensions.
 """
 
 import contextlib
-import math
+import functools
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_kernels._clip_grad.aten import MIN_NORM, Pair, aten_clip_adaptive, joint_norms
 from lightning_kernels._clip_grad.clip_grad import listed, not_parameters
 from lightning_kernels._clip_grad.kernels import add_power, reduce_powers, root
 from lightning_kernels._clip_grad.passes import norm_name
-from lightning_kernels._clip_grad.sharded import Group, local_gradients, reduce_shares
+from lightning_kernels._clip_grad.sharded import Group, local_gradients
 from lightning_kernels._clip_grad.tensor_table import (
     DTYPES,
     address_of,
@@ -28,13 +28,10 @@ from lightning_kernels._core.layout import is_dense
 from lightning_kernels._core.parameters import number_of
 from lightning_kernels._core.triton import tl, triton
 
-Pair = tuple[Tensor, Tensor]  # weight and gradient
-
 _BLOCK = {"BLOCK_SIZE": 1024, "num_warps": 4}
 _PROGRAMS_PER_MULTIPROCESSOR = 12
 _COLUMNS = tl.constexpr(5)  # columns of the table that _describe returns
-_MIN_NORM = 1e-6  # smallest divisor: a gradient of norm 0 must not divide by 0
-_LEAST = tl.constexpr(_MIN_NORM)
+_LEAST = tl.constexpr(MIN_NORM)
 
 
 @triton.jit
@@ -107,6 +104,7 @@ def _clip_adaptive_kernel(
             _clip_unit(weight, grad, size, clip_factor, eps, power, tl.float16, 1, NORM, BLOCK_SIZE)
 
 
+@torch.no_grad()
 def clip_grad_adaptive_(
     parameters: Tensor | Iterable[Tensor],
     clip_factor: float = 0.01,
@@ -162,29 +160,30 @@ def clip_grad_adaptive_(
             f"{function} expects exclude as an iterable of parameters, but got {exclude!r}"
         )
     excluded = {id(p) for p in exclude}
-    given = listed(parameters, stacklevel=3)
+    given = listed(parameters, stacklevel=4)
     try:
         clipped = [
-            p
+            (p, grad)
             for p in {id(p): p for p in given}.values()
-            if id(p) not in excluded and p.grad is not None and p.grad.numel() > 0
+            if id(p) not in excluded and (grad := p.grad) is not None and grad.numel() > 0
         ]
     except AttributeError:
         raise not_parameters(given) from None
     whole, split = _by_units(clipped)
     served: dict[torch.device, list[Pair]] = {}
+    others: dict[torch.device, list[Pair]] = {}
     for pair in whole:
-        if _is_served(*pair):
-            served.setdefault(pair[0].device, []).append(pair)
-        else:
-            _aten_clip(*pair, clip_factor, eps, norm_type)
+        (served if _is_served(*pair) else others).setdefault(pair[1].device, []).append(pair)
     for pairs in served.values():
         _clip(pairs, clip_factor, eps, norm_type)
+    for pairs in others.values():
+        aten_clip_adaptive(pairs, clip_factor, eps, norm_type)
     for (mesh, axes), pairs in split.items():
-        _clip_split(pairs, mesh, axes, clip_factor, eps, norm_type)
+        join = functools.partial(joint_norms, mesh=mesh, axes=axes, norm_type=norm_type)
+        aten_clip_adaptive(pairs, clip_factor, eps, norm_type, join)
 
 
-def _by_units(parameters: Iterable[Tensor]) -> tuple[list[Pair], dict[Group, list[Pair]]]:
+def _by_units(pairs: Iterable[Pair]) -> tuple[list[Pair], dict[Group, list[Pair]]]:
     """Sort the pairs of weight and gradient that this process holds by how their units are sharded.
 
     Returns:
@@ -193,44 +192,22 @@ def _by_units(parameters: Iterable[Tensor]) -> tuple[list[Pair], dict[Group, lis
     """
     whole: list[Pair] = []
     split: dict[Group, list[Pair]] = {}
-    for p in parameters:
-        if p.grad is None:
+    for p, grad in pairs:
+        if type(grad) is Tensor or not hasattr(grad, "placements"):  # the cheaper test first
+            whole.append((p, grad))
             continue
-        if not hasattr(p.grad, "placements"):
-            whole.append((p.detach(), p.grad))
-            continue
-        ((mesh, _), (grad,)), *_ = local_gradients([p.grad]).items()
-        pair = p.detach().to_local(), grad  # type: ignore[attr-defined]
+        ((mesh, _), (local,)), *_ = local_gradients([grad]).items()
+        pair = p.detach().to_local(), local  # type: ignore[attr-defined]
         axes = tuple(
             axis
-            for axis, place in enumerate(p.grad.placements)
+            for axis, place in enumerate(grad.placements)
             if place.is_shard() and (p.dim() < 2 or place.dim != 0)
         )
         if axes:
             split.setdefault((mesh, axes), []).append(pair)
-        elif grad.numel() > 0:
+        elif local.numel() > 0:
             whole.append(pair)
     return whole, split
-
-
-@torch.no_grad()
-def _clip_split(
-    pairs: Sequence[Pair], mesh: Any, axes: Sequence[int],
-    clip_factor: float, eps: float, norm_type: float,
-) -> None:  # fmt: skip
-    """Clip units that are split between processes. One reduction per mesh axis serves all units."""
-    norms = [_unit_norms(t, norm_type).double().flatten() for pair in pairs for t in pair]
-    shares = torch.cat(norms)
-    if norm_type == math.inf:
-        shares = reduce_shares(shares, mesh, axes, norm_type)
-    else:
-        shares = reduce_shares(shares**norm_type, mesh, axes, norm_type) ** (1 / norm_type)
-    joint = iter(shares.split([len(norm) for norm in norms]))
-    for _, grad in pairs:
-        factor = _factor(next(joint), next(joint), clip_factor, eps)
-        if grad.dim() > 1:
-            factor = factor.reshape(-1, *[1] * (grad.dim() - 1))
-        grad.mul_(factor.to(torch.promote_types(grad.dtype, torch.float32)))
 
 
 def _is_served(weight: Tensor, grad: Tensor) -> bool:
@@ -304,28 +281,3 @@ def _owners(tensors: Sequence[Tensor]) -> Tensor:
     weights = tensors[: len(tensors) // 2]
     counts = torch.tensor([_units(p) for p in weights])
     return torch.arange(len(weights), dtype=torch.int32).repeat_interleave(counts)
-
-
-@torch.no_grad()
-def _aten_clip(
-    weight: Tensor, grad: Tensor, clip_factor: float, eps: float, norm_type: float
-) -> None:
-    """Clip the gradient of one parameter by torch's functions."""
-    factor = _factor(_unit_norms(weight, norm_type), _unit_norms(grad, norm_type), clip_factor, eps)
-    if grad.device.type != "cpu" or is_traced(grad) or bool((factor != 1).any()):
-        grad.mul_(factor)
-
-
-def _factor(weight_norm: Tensor, grad_norm: Tensor, clip_factor: float, eps: float) -> Tensor:
-    """Return the factor that scales each unit's gradient to its limit; 1 within the limit."""
-    limit = weight_norm.clamp(min=eps) * clip_factor
-    return torch.where(grad_norm <= limit, 1.0, limit / grad_norm.clamp(min=_MIN_NORM))
-
-
-def _unit_norms(t: Tensor, norm_type: float) -> Tensor:
-    """Return the norm of each unit of ``t``. The result broadcasts against ``t``."""
-    dims = list(range(1, t.dim())) if t.dim() > 1 else None
-    dtype = torch.promote_types(t.dtype, torch.float32)
-    if t.numel() == 0:  # this process may hold an empty shard
-        return t.new_zeros(t.shape[:1] + (1,) * (t.dim() - 1) if t.dim() > 1 else (), dtype=dtype)
-    return torch.linalg.vector_norm(t, norm_type, dims, keepdim=t.dim() > 1, dtype=dtype)

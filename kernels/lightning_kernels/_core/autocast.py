@@ -29,14 +29,13 @@ def autocast_dtype(function: str, x: Tensor, autocast: Autocast) -> torch.dtype 
 
 
 def without_autocast(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
-    """Return ``function(x, *args)`` with autocast turned off.
+    """Return ``function(x, *args)`` with autocast turned off. ``function`` is one of torch's norms.
 
-    Calls on the CPU must stay cheap. Therefore the context manager is entered only if autocast is
-    on, and ``x.device`` is not read for a CPU tensor. Some devices, such as ``meta``, have no
-    autocast.
+    Calls on the CPU don't need it, since autocast of the CPU has no rule for the norms. Some
+    devices, such as ``meta``, have no autocast.
     """
-    device = "cpu" if x.is_cpu else x.device.type
-    has_autocast = device in ("cpu", "cuda") or torch.amp.is_autocast_available(device)
+    device = x.device.type
+    has_autocast = device == "cuda" or torch.amp.is_autocast_available(device)
     if not has_autocast or not torch.is_autocast_enabled(device):
         return call_torch(function, x, *args)
     with torch.autocast(device, enabled=False):
@@ -48,6 +47,11 @@ def call_torch(function: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor
     try:
         return function(x, *args)
     except RuntimeError as error:
-        if not x.is_floating_point():
-            error.add_note(f"expected a floating-point input, but got {x.dtype}")
+        note_dtype(error, x)
         raise
+
+
+def note_dtype(error: RuntimeError, x: Tensor) -> None:
+    """Add the dtype of ``x`` to an error of torch, if it is not floating point."""
+    if not x.is_floating_point():
+        error.add_note(f"expected a floating-point input, but got {x.dtype}")

@@ -91,7 +91,11 @@ def get_compiled_norms() -> CompiledNorms:
 
 def norm_runs_triton(x: Tensor) -> bool:
     """Return whether a norm's kernel computes a call on ``x``: see :func:`set_compiled_norms`."""
-    return runs_triton(x) and not (_compiled_norms == "inductor" and torch.compiler.is_compiling())
+    return (
+        (x.is_cuda or INTERPRETED)  # the cheapest test first, without a call
+        and runs_triton(x)
+        and not (_compiled_norms == "inductor" and torch.compiler.is_compiling())
+    )
 
 
 @torch.compiler.assume_constant_result

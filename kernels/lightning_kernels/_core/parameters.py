@@ -115,7 +115,7 @@ def check_rows(
     The last dimensions of ``x`` must be ``shape``. Each parameter must have this shape, the device
     of ``x``, and the dtype of ``x`` or float32.
     """
-    if not shape or tuple(x.shape[-len(shape) :]) != shape:
+    if not shape or x.shape[-len(shape) :] != shape:
         raise RuntimeError(
             f"{function} expects an input whose last dimensions are normalized_shape, at least"
             f" one, but got normalized_shape {list(shape)} and input {list(x.shape)}"
@@ -143,6 +143,7 @@ def _check_parameters(
 
     If ``shape`` is ``None``, a parameter may have any shape.
     """
+    device, dtype = x.device, x.dtype
     for name, parameter in parameters.items():
         if parameter is None:
             continue
@@ -154,14 +155,13 @@ def _check_parameters(
             raise RuntimeError(
                 f"{function} expects {name} of shape {list(shape)} ({why}), but got {list(size)}"
             )
-        if parameter.device != x.device:
+        if parameter.device != device:
             raise RuntimeError(
-                f"{function} expects {name} on {x.device} like the input, but got"
-                f" {parameter.device}"
+                f"{function} expects {name} on {device} like the input, but got {parameter.device}"
             )
-        if parameter.dtype not in (x.dtype, torch.float32):
+        if parameter.dtype is not dtype and parameter.dtype is not torch.float32:
             raise RuntimeError(
-                f"{function} expects {name} of {x.dtype} (the input's) or torch.float32, but got"
+                f"{function} expects {name} of {dtype} (the input's) or torch.float32, but got"
                 f" {parameter.dtype}"
             )
 
@@ -178,6 +178,13 @@ def check_residual(
         or_float32: Whether the residual may be float32 if ``x`` has 16 bits.
     """
     if residual is None:
+        return
+    if (
+        type(residual) is Tensor  # the cheapest test first
+        and residual.dtype is x.dtype
+        and residual.shape == x.shape
+        and residual.device == x.device
+    ):
         return
     dtypes = {x.dtype, torch.float32} if or_float32 and x.itemsize == 2 else {x.dtype}
     try:

@@ -191,7 +191,8 @@ def dropout(
     if runs_triton(input) and pays("dropout", input):
         return drop_elements(input, p, rate, False, inplace)
     if rate is None:
-        return call_torch(torch.nn.functional.dropout, input, p, True, inplace)
+        # torch.nn.functional.dropout calls these functions too, after checks in Python.
+        return call_torch(torch.dropout_ if inplace else torch.dropout, input, p, True)
     factor = aten_factor(input, input.shape, rate)
     return input.mul_(factor) if inplace else input * factor
 

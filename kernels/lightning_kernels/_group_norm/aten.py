@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_kernels._core.autocast import without_autocast
+from lightning_kernels._core.autocast import note_dtype, without_autocast
 from lightning_kernels._core.layout import with_format_of
 
 
@@ -13,11 +13,16 @@ def aten_group_norm(
     """Call torch's group norm. The result has the dtype and memory format of ``x``."""
     if not x.is_cpu:  # outside of the CPU, ATen needs input and parameters of one dtype
         weight, bias = (t if t is None else t.to(x.dtype) for t in (weight, bias))
-    elif weight is not None and bias is not None and weight.dtype != bias.dtype:
+        # ATen returns a contiguous tensor there. On the CPU it keeps the memory format.
+        y = without_autocast(torch_group_norm, x, num_groups, weight, bias, eps)
+        return with_format_of(y, x)
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
         weight, bias = weight.float(), bias.float()
-    y = without_autocast(torch_group_norm, x, num_groups, weight, bias, eps)
-    # ATen keeps the memory format on the CPU. On other devices it returns a contiguous tensor.
-    return y if x.is_cpu else with_format_of(y, x)
+    try:
+        return torch_group_norm(x, num_groups, weight, bias, eps)
+    except RuntimeError as error:
+        note_dtype(error, x)
+        raise
 
 
 def torch_group_norm(
@@ -29,4 +34,5 @@ def torch_group_norm(
     """
     if weight is None and bias is not None:
         weight = torch.ones_like(bias)
-    return torch.nn.functional.group_norm(x, groups, weight, bias, eps)
+    # Not torch.nn.functional.group_norm, whose checks of the shape callers have made already.
+    return torch.group_norm(x, groups, weight, bias, eps)

@@ -68,15 +68,18 @@ def group_norm(
     References:
         Wu and He, 2018, "Group normalization", arXiv:1803.08494.
     """
-    parameter = resolve_parameter(activation, activation_parameter)
+    if activation is None and activation_parameter is None:
+        parameter = 0.0
+    else:
+        parameter = resolve_parameter(activation, activation_parameter)
     _check(input, num_groups, weight, bias)
     check_eps("group_norm", eps)
-    dtype = autocast_dtype("group_norm", input, autocast)
+    dtype = None if autocast == "input" else autocast_dtype("group_norm", input, autocast)
     if not (norm_runs_triton(input) and pays("group_norm", input, num_groups, activation)):
         if dtype is not None:
             input = input.to(dtype)
         y = aten_group_norm(input, num_groups, weight, bias, eps)
-        return aten_activate(y, activation, parameter)
+        return y if activation is None else aten_activate(y, activation, parameter)
     return group_norm_operator(
         input, num_groups, weight, bias, float(eps), activation, parameter, dtype
     )[0]
@@ -85,20 +88,20 @@ def group_norm(
 def _check(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> None:
     """Check the arguments of :func:`group_norm`. The types of the errors are those of torch."""
     check_tensor("group_norm", x)
-    if x.dim() < 2:
-        raise RuntimeError(
-            f"group_norm expects an input of shape (N, C, *), but got {list(x.shape)}"
-        )
+    shape = x.shape
+    if len(shape) < 2:
+        raise RuntimeError(f"group_norm expects an input of shape (N, C, *), but got {list(shape)}")
     if not isinstance(num_groups, int):
         raise TypeError(f"group_norm expects num_groups as an int, but got {num_groups!r}")
-    if num_groups < 1 or x.shape[1] % num_groups != 0:
+    if num_groups < 1 or shape[1] % num_groups != 0:
         raise RuntimeError(
-            f"group_norm expects num_groups, at least 1, to divide the {x.shape[1]} channels,"
+            f"group_norm expects num_groups, at least 1, to divide the {shape[1]} channels,"
             f" but got {num_groups}"
         )
     if x.numel() == num_groups:
         raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {x.shape} in"
+            f"Expected more than 1 value per channel when training, got input size {shape} in"
             f" {num_groups} groups"
         )
-    check_channels("group_norm", x, weight=weight, bias=bias)
+    if weight is not None or bias is not None:
+        check_channels("group_norm", x, weight=weight, bias=bias)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_kernels._core.autocast import Autocast, autocast_dtype, without_autocast
+from lightning_kernels._core.autocast import Autocast, autocast_dtype, note_dtype, without_autocast
 from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.parameters import check_eps, check_rows, check_tensor, shape_of
@@ -68,7 +68,7 @@ def layer_norm(
     check_tensor("layer_norm", input)
     shape = shape_of(normalized_shape)
     check_eps("layer_norm", eps)
-    dtype = autocast_dtype("layer_norm", input, autocast)
+    dtype = None if autocast == "input" else autocast_dtype("layer_norm", input, autocast)
     if not (norm_runs_triton(input) and pays("layer_norm", input)):
         return _aten_layer_norm(input, shape, weight, bias, eps, dtype)
     check_rows("layer_norm", input, shape, weight=weight, bias=bias)
@@ -85,9 +85,11 @@ def _aten_layer_norm(
     if not input.is_cpu:  # outside of the CPU, ATen needs input and parameters of one dtype
         check_rows("layer_norm", input, shape, weight=weight, bias=bias)
         weight, bias = (p if p is None else p.to(input.dtype) for p in (weight, bias))
-    try:
-        return without_autocast(torch.nn.functional.layer_norm, input, shape, weight, bias, eps)
-    except RuntimeError:
+        return without_autocast(torch.layer_norm, input, shape, weight, bias, eps)
+    try:  # torch.nn.functional.layer_norm calls this function too, after slow checks in Python
+        return torch.layer_norm(input, shape, weight, bias, eps)
+    except RuntimeError as error:
         # If an argument does not fit, this error is clearer than torch's.
         check_rows("layer_norm", input, shape, weight=weight, bias=bias)
+        note_dtype(error, input)
         raise

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_kernels._core.autocast import Autocast, autocast_dtype, without_autocast
+from lightning_kernels._core.autocast import Autocast, autocast_dtype, call_torch, without_autocast
 from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.parameters import check_eps, check_rows, check_tensor, shape_of
@@ -62,7 +62,7 @@ def rms_norm(
     shape = shape_of(normalized_shape)
     if eps is not None:
         check_eps("rms_norm", eps)
-    dtype = autocast_dtype("rms_norm", input, autocast)
+    dtype = None if autocast == "input" else autocast_dtype("rms_norm", input, autocast)
     if not (norm_runs_triton(input) and pays("rms_norm", input)):
         return _aten_rms_norm(input, shape, weight, eps, dtype)
     check_rows("rms_norm", input, shape, weight=weight)
@@ -84,7 +84,8 @@ def _aten_rms_norm(
     if dtype is not None:
         input = input.to(dtype)
     try:
-        return without_autocast(torch.nn.functional.rms_norm, input, shape, weight, eps)
+        run = call_torch if input.is_cpu else without_autocast
+        return run(torch.rms_norm, input, shape, weight, eps)
     except RuntimeError:
         # If an argument does not fit, this error is clearer than torch's.
         check_rows("rms_norm", input, shape, weight=weight)
