@@ -190,7 +190,7 @@ def _long_row_norm_forward_kernel(
             mean += difference * share
             squares += difference * difference * share * start
         squares += tl.sum(x * x, axis=0)
-    rstd = tl.rsqrt(squares / size + eps)
+    rstd = reciprocal_sqrt(squares / size + eps)
     if CENTRED:
         tl.store(statistics_ptr + row, pivot + mean)
         statistics_ptr += num_rows
