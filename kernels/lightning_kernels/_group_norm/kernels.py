@@ -9,7 +9,7 @@ first group of the slab.
 """
 
 from lightning_kernels._core.activation import activate, activation_gradient
-from lightning_kernels._core.row_tiles import reciprocal_sqrt
+from lightning_kernels._core.row_tiles import mean_of, reciprocal_sqrt
 from lightning_kernels._core.tiles import load_or
 from lightning_kernels._core.triton import tl, triton
 
@@ -112,7 +112,7 @@ def _group_norm_forward_kernel(
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     mean = _to_groups(_sum_pixels(x), member, PADDED) / size
     x = tl.where(in_bounds, x - _to_channels(mean, member, PADDED), 0.0)
-    variance = _to_groups(_sum_pixels(_product(x, x)), member, PADDED) / size
+    variance = mean_of(_to_groups(_sum_pixels(_product(x, x)), member, PADDED), size)
     tl.store(statistics_ptr + group, mean, mask=in_groups)
     tl.store(statistics_ptr + all_groups + group, variance, mask=in_groups)
     rstd = _to_channels(reciprocal_sqrt(variance + eps), member, PADDED)
