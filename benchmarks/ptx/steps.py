@@ -100,6 +100,8 @@ class Steps:
 
     def _elementwise(self, name: str, modifiers: list[str], instruction: Instruction) -> Step:
         target, *sources = instruction.operands
+        if name == "setp" and modifiers[-1].endswith("x2"):
+            return self._comparison_of_halves(modifiers, instruction)
         function, types = self._function(name, modifiers, instruction, len(sources))
         if function is None:
             raise UnsupportedPtxError(instruction.text)
@@ -114,6 +116,22 @@ class Steps:
         if isinstance(function, np.ufunc):
             return lambda mask: function(*values, out=result, where=mask)
         return lambda mask: np.copyto(result, function(*values), where=mask)
+
+    def _comparison_of_halves(self, modifiers: list[str], instruction: Instruction) -> Step:
+        """Compare packed numbers: the low halves for the first predicate, then the high halves."""
+        kind = modifiers[-1].removesuffix("x2")
+        function = comparison(modifiers, kind)
+        target, *sources = instruction.operands
+        if function is None or len(sources) != 2:
+            raise UnsupportedPtxError(instruction.text)
+        results = [self.registers.write(name, "pred") for name in target.split("|")]
+        values = [self.registers.register(source).view(DTYPES[kind]) for source in sources]
+
+        def step(mask: Mask) -> None:
+            for half, result in enumerate(results):
+                np.copyto(result, function(*(v[half::2] for v in values)), where=mask)
+
+        return step
 
     def _function(
         self, name: str, modifiers: list[str], instruction: Instruction, count: int

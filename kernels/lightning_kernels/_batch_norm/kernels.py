@@ -239,7 +239,7 @@ def _batch_norm_forward_kernel(
     if signs_ptr is not None:
         positive = passes(z, ACTIVATION)
         store_signs(signs_ptr, positive, row, first, rows, columns, ROWS, COLUMNS)
-    y = activate(z, parameter, ACTIVATION)
+    y = activate(z, parameter, ACTIVATION, y_ptr.dtype.element_ty)
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=in_bounds)
 
 
@@ -260,7 +260,7 @@ def _load_gradient(
         z = normalised * weight + bias
         if residual_ptr is not None:
             z += tl.load(residual_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
-        grad = activation_gradient(grad, z, parameter, ACTIVATION)
+        grad = activation_gradient(grad, z, parameter, ACTIVATION, grad_ptr.dtype.element_ty)
     return grad, normalised
 
 

@@ -81,7 +81,7 @@ def _dropout_activation_kernel(
         row, column_tile * tl.full((), COLUMNS, tl.int64), columns, threshold, scale, rate_ptr,
         state_ptr, seed, offset, DROPS, ROWS, COLUMNS, ALIGNMENT,
     )  # fmt: skip
-    y = activate(z, parameter, ACTIVATION) * factor
+    y = activate(z, parameter, ACTIVATION, y_ptr.dtype.element_ty) * factor
     tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=in_bounds)
 
 
@@ -129,7 +129,8 @@ def _dropout_activation_backward_kernel(
             row, slab * tl.full((), COLUMNS, tl.int64), columns, threshold, scale, rate_ptr,
             state_ptr, seed, offset, DROPS, ROWS, COLUMNS, ALIGNMENT,
         )  # fmt: skip
-        grad = activation_gradient(grad, z + bias, parameter, ACTIVATION)
+        dtype: tl.constexpr = grad_ptr.dtype.element_ty
+        grad = activation_gradient(grad, z + bias, parameter, ACTIVATION, dtype)
         if partial_ptr is not None:
             total += tl.where(in_bounds, grad, 0.0)
         if grad_x_ptr is not None:

@@ -119,8 +119,8 @@ def _group_norm_forward_kernel(
     channel, in_channels = channel[:, None], in_channels[:, None]
     weight = load_or(weight_ptr, channel, in_channels, 1.0)
     z = x * rstd * weight + load_or(bias_ptr, channel, in_channels, 0.0)
-    y = activate(z, parameter, ACTIVATION).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + place, y, mask=in_bounds)
+    y = activate(z, parameter, ACTIVATION, y_ptr.dtype.element_ty)
+    tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=in_bounds)
 
 
 @triton.jit(do_not_specialize=["all_groups", "pixels", "slabs", "blocks", "splits"])
@@ -201,8 +201,8 @@ def _group_norm_apply_kernel(
     bias = load_or(bias_ptr, channel, in_channels, 0.0)
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     z = (x - mean) * rstd * weight + bias
-    y = activate(z, parameter, ACTIVATION).to(y_ptr.dtype.element_ty)
-    tl.store(y_ptr + place, y, mask=in_bounds)
+    y = activate(z, parameter, ACTIVATION, y_ptr.dtype.element_ty)
+    tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=in_bounds)
 
 
 @triton.jit
@@ -229,7 +229,7 @@ def _load_gradient(
     normalised = tl.where(in_bounds, (x - mean) * rstd, 0.0)
     if ACTIVATION is not None:
         z = normalised * weight + bias
-        grad = activation_gradient(grad, z, parameter, ACTIVATION)
+        grad = activation_gradient(grad, z, parameter, ACTIVATION, grad_ptr.dtype.element_ty)
     return grad, normalised
 
 

@@ -61,12 +61,13 @@ def _stochastic_depth_backward_kernel(
     grad_ptr, x_ptr, layer_scale_ptr, grad_x_ptr, partial_ptr, rows, columns, rows_per_sample,
     channels, groups, threshold: tl.uint32, scale, rate_ptr, state_ptr, seed: tl.uint64,
     offset: tl.uint64, DROPS: tl.constexpr, SKIPS: tl.constexpr, CHANNELS_LAST: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
+    ONE_SAMPLE: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNMENT: tl.constexpr,
 ):  # fmt: skip
     """Store the gradient of x, and partial sums of the layer scale's gradient per channel.
 
     A program sums over a part of the tiles of one group. A group is a range of channels:
-    ``COLUMNS`` channels with ``CHANNELS_LAST``, else ``ROWS`` channels.
+    ``COLUMNS`` channels with ``CHANNELS_LAST``, else ``ROWS`` channels. With ``ONE_SAMPLE`` all
+    rows of a tile belong to one sample, so that each thread draws once per tile.
     """
     columns = columns // ALIGNMENT * ALIGNMENT
     group = tl.program_id(0) % groups
@@ -89,7 +90,7 @@ def _stochastic_depth_backward_kernel(
                 group, index % column_tiles, channels, columns, ROWS, COLUMNS
             )
             first = (index // column_tiles).to(tl.int64) * channels
-            row += first
+            row = tl.full((1, 1), 0, tl.int64) + first if ONE_SAMPLE else row + first
             place += first * columns
         kept, factor = _survivors(
             row, rows_per_sample, threshold, scale, rate_ptr, state_ptr, seed, offset, DROPS

@@ -10,14 +10,14 @@ from lightning_kernels._core.layout import with_strides
 from lightning_kernels._core.operator import Operator
 from lightning_kernels._core.partial_sums import sum_partials
 from lightning_kernels._core.rate import survivors_scale, threshold_of
+from lightning_kernels._core.row_tiles import resident
 from lightning_kernels._core.tiles import tile_of
 from lightning_kernels._stochastic_depth.kernels import (
     _stochastic_depth_backward_kernel,
     _stochastic_depth_kernel,
 )
 
-# Programs of the backward kernel per multiprocessor: of 8 warps, with 128 registers per thread.
-_PROGRAMS = 2
+_WARPS = 16  # of the backward kernel that a multiprocessor holds without spills
 
 
 def _matrix(y: Tensor, row_mode: bool, dim: int) -> tuple[tuple[int, int, int, int], bool]:
@@ -90,20 +90,24 @@ def _forward_of_backward(
     )
     x = with_strides(x, grad.stride())
     sizes, channels_last = _matrix(grad, row_mode, dim)
-    rows, columns, _, channels = sizes
+    rows, columns, rows_per_sample, channels = sizes
     tile = tile_of(rows if channels_last else channels, columns, num_warps=8)
+    if tile["ALIGNMENT"] == 1:  # each element has an address of its own, which takes registers
+        tile = {**tile, "ROWS": max(1, tile["ROWS"] // 2)}
+    programs, limit = resident(_WARPS, tile)
     if channels_last:
         groups, tiles = cdiv(columns, tile["COLUMNS"]), cdiv(rows, tile["ROWS"])
     else:
         groups = cdiv(channels, tile["ROWS"])
         tiles = rows // channels * cdiv(columns, tile["COLUMNS"])
-    splits = max(1, min(tiles, _PROGRAMS * multiprocessor_count(x.device) // groups))
+    splits = max(1, min(tiles, programs * multiprocessor_count(x.device) // groups))
     partial = x.new_empty((splits, channels), dtype=torch.float32)
     launch(
         _stochastic_depth_backward_kernel, (groups * splits,), x.device,
         grad, x, layer_scale.contiguous(), grad_x if needs_x else None, partial, *sizes, groups,
         threshold_of(p), survivors_scale(p), rate, state, seed, offset,
-        DROPS=drops, SKIPS=skips, CHANNELS_LAST=channels_last, **tile,
+        DROPS=drops, SKIPS=skips, CHANNELS_LAST=channels_last,
+        ONE_SAMPLE=not channels_last and rows_per_sample % channels == 0, **tile, **limit,
     )  # fmt: skip
     sum_partials((partial,), (grad_layer_scale,))
     return grad_x, grad_layer_scale

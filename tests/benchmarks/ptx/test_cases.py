@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 import lightning_kernels
@@ -17,6 +18,7 @@ from benchmarks.ptx import Finding, Record, compiled_on_cpu
 from benchmarks.replaced import our_kernels
 from tests.benchmarks.ptx import cases, clips, drops
 from tests.benchmarks.ptx.cases import Case, executed
+from tests.kernels.test_activation_values import SHARES, all_numbers, half_unit
 from tests.processes import DEADLINE
 
 pytestmark = pytest.mark.plain
@@ -89,6 +91,27 @@ def test_gradients_are_read_and_written_once() -> None:
     )
     assert [(t.read_bytes, t.written_bytes) for t in norm] == [(4 * 4096, 0)] * 6
     assert [(t.read_bytes, t.written_bytes) for t in clip] == [(4 * 4096, 4 * 4096)] * 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ["gelu", "silu"])
+def test_activations_of_all_numbers(activation: str, dtype: torch.dtype) -> None:
+    """The formulas for 16 bits as they are compiled, at all numbers of the type.
+
+    ``tests/kernels/test_activation_values.py`` has their errors before they are rounded.
+    """
+    x = all_numbers(dtype).requires_grad_()
+    with compiled_on_cpu() as record:
+        y = lightning_kernels.dropout_activation(x, activation, training=False)
+        (slope,) = torch.autograd.grad(y.sum(), x)
+    assert not errors(record)
+    wide = x.detach().double().requires_grad_()
+    exact = getattr(F, activation)(wide)
+    (exact_slope,) = torch.autograd.grad(exact.sum(), wide)
+    share = 1 + SHARES[dtype]
+    for ours, expected, least in ((y, exact.detach(), 1e-11), (slope, exact_slope, 1e-5)):
+        limit = share * half_unit(expected, dtype) + least
+        assert ((ours.detach().double() - expected).abs() <= limit).all()
 
 
 @functools.cache

@@ -31,6 +31,21 @@ def test_a_narrow_integer_fills_its_register_with_its_sign() -> None:
     np.testing.assert_array_equal(out, np.where(np.arange(64) + 100 < 128, 0, 15))
 
 
+@pytest.mark.parametrize(("kind", "pair"), [("f16x2", "0x4000bc00"), ("bf16x2", "0x4000bf80")])
+def test_packed_numbers_are_compared_each_for_a_predicate(kind: str, pair: str) -> None:
+    out = numbers()
+    body = f"""
+    mov.b32 %r4, {pair};
+    mov.b32 %r5, 0;
+    setp.gt.{kind} %p1|%p2, %r4, %r5;
+    selp.b32 %r6, 1, 0, %p1;
+    selp.b32 %r7, 2, 0, %p2;
+    add.s32 %r6, %r6, %r7;
+    st.global.b32 [ %rd2 + 0 ], {{ %r6 }};"""
+    execute(body, out)  # -1 in the low half, 2 in the high half
+    np.testing.assert_array_equal(out, np.full(64, 2))
+
+
 def test_branches_diverge_and_meet_again() -> None:
     out = numbers()
     body = """
