@@ -28,31 +28,37 @@ def _ones(device: str, *shape: int, dtype: torch.dtype = torch.bfloat16) -> Tens
     return x.requires_grad_()
 
 
-def _parameters(device: str, size: int, count: int = 2) -> list[Tensor]:
-    return [_ones(device, size, dtype=torch.float32) for _ in range(count)]
+def _parameters(device: str, size: int) -> tuple[Tensor, Tensor]:
+    """Return a weight and a bias, or a mean and a variance."""
+    first, second = (_ones(device, size, dtype=torch.float32) for _ in range(2))
+    return first, second
 
 
 def _layer_norm(device: str) -> None:
-    y = lk.layer_norm(_ones(device, 96, 768), (768,), *_parameters(device, 768))
+    weight, bias = _parameters(device, 768)
+    y = lk.layer_norm(_ones(device, 96, 768), (768,), weight, bias)
     backward(y, torch.ones_like(y), None)
 
 
 def _add_norm(device: str) -> None:
     x, residual = (_ones(device, 64, 256) for _ in range(2))
-    y, z = lk.add_dropout_layer_norm(x, residual, (256,), *_parameters(device, 256), p=0.1)
+    weight, bias = _parameters(device, 256)
+    y, z = lk.add_dropout_layer_norm(x, residual, (256,), weight, bias, p=0.1)
     backward(y, torch.ones_like(y), torch.ones_like(z), None)
 
 
 def _batch_norm(device: str) -> None:
-    statistics = [t.detach() for t in _parameters(device, 64)]
-    x, (weight, bias) = _ones(device, 8, 64, 8, 8), _parameters(device, 64)
-    y = lk.batch_norm(x, *statistics, weight, bias, training=True, activation="relu")
+    mean, var = (t.detach() for t in _parameters(device, 64))
+    weight, bias = _parameters(device, 64)
+    x = _ones(device, 8, 64, 8, 8)
+    y = lk.batch_norm(x, mean, var, weight, bias, training=True, activation="relu")
     backward(y, torch.ones_like(y), None, None)
 
 
 def _group_norm(device: str) -> None:
     x = _ones(device, 2, 64, 16, 16)
-    y = lk.group_norm(x, 8, *_parameters(device, 64), activation="silu")
+    weight, bias = _parameters(device, 64)
+    y = lk.group_norm(x, 8, weight, bias, activation="silu")
     backward(y, torch.ones_like(y), None)
 
 
