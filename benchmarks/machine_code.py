@@ -39,8 +39,6 @@ TARGETS = (80, 90, 100)  # compute capabilities: A100, H100 and H200, B200
 # The largest number of bytes that a thread of a kernel may spill, by release of Triton, since each
 # release has its own ptxas. Kernels that are not listed may not spill. For a newer Triton the last
 # release here applies.
-# - Statistics of batch norm: a multiprocessor holds four programs of 8 warps with 64 registers, but
-#   three with 72. The few spill instructions are outside of the loop, and cost less than that.
 # - Backward of add_norm, with a limit of registers: a value or two in a tile of rows.
 # - The other kernels have no limit of registers. ptxas itself spills a value or two so that a
 #   multiprocessor holds one more program. A higher register limit would remove this program again.
@@ -51,7 +49,6 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
         "_group_norm_sum_kernel": 8,
     },
     "3.7": {
-        "_batch_norm_statistics_kernel": 16,
         "_group_norm_sum_kernel": 16,
     },
     "3.8": {
@@ -61,9 +58,7 @@ MOST_SPILLS: dict[str, dict[str, int]] = {
         "_group_norm_sum_kernel": 16,
         "_row_norm_forward_kernel": 8,
     },
-    "3.9": {
-        "_batch_norm_statistics_kernel": 8,
-    },
+    "3.9": {},
 }
 
 _DEFAULT_WARPS = 4  # Triton's default

@@ -15,10 +15,10 @@ _TILE = 4096  # elements per tile
 _VECTOR = 8  # elements of the widest access to 16-bit tensors
 _WIDTHS = (64, 32, 16)  # columns of a tile in channels last
 # Programs of 8 warps per multiprocessor, and the registers per thread that leave space for them, of
-# the kernel for statistics, by the size of an element in bytes, and of the kernel for gradients,
-# which reads two tensors. The larger a tile is in bytes, the fewer programs are needed.
-_STATISTICS, REDUCE_REGISTERS = {2: (4, 64), 4: (3, 80)}, 128
-_REDUCE_PROGRAMS = 2
+# the kernel for statistics, and of the kernel for gradients, which reads two tensors. A fourth
+# program for statistics would leave 64 registers, too few for some compilers, which then spill.
+_STATISTICS_PROGRAMS, _STATISTICS_REGISTERS = 3, 80
+_REDUCE_PROGRAMS, REDUCE_REGISTERS = 2, 128
 # A loop computes one tile while the next ones are on their way: with three stages two of them.
 _STAGES = {2: 3, 4: 2}
 
@@ -60,9 +60,9 @@ def plan_of(
     else:
         tile_rows, (block, pixels), tiles = 1, *_block(channels, plane)
     groups = cdiv(channels, block)
-    warps, (programs, registers) = 8, _STATISTICS[element_size]
+    warps, programs, registers = 8, _STATISTICS_PROGRAMS, _STATISTICS_REGISTERS
     if tile["ALIGNMENT"] == 1:  # narrow loads hold an address per element
-        warps, (programs, registers) = 16, (_REDUCE_PROGRAMS, REDUCE_REGISTERS)
+        warps, programs, registers = 16, _REDUCE_PROGRAMS, REDUCE_REGISTERS
     slots = 8 * multiprocessors // warps
     most = cdiv(rows, tile_rows) * tiles
     return Plan(
