@@ -14,7 +14,7 @@ COMMANDS = {
     "profile": "trace one op under torch.profiler",
     "compare": "compare two files of results, flag regressions",
     "report": "write the Markdown table and the plots of files of results",
-    "readme": "write the README's performance section from the committed results",
+    "readme": "write the figures of README.md and docs/kernels.md from the committed results",
     "gpu-check": "run tests and benchmarks within minutes, when a GPU is at hand",
 }
 INTERRUPTED = 130  # 128 + SIGINT, the convention of shells

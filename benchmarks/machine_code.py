@@ -89,6 +89,7 @@ class Launch:
         constants: ``constexpr`` arguments and compiler options.
         numels: Number of elements of each tensor among the arguments, in order.
         backward: Whether it belongs to a backward pass.
+        repeated: Which of these tensors are passed before in the same launch.
     """
 
     kernel: Any
@@ -97,6 +98,7 @@ class Launch:
     constants: dict[str, Any]
     numels: tuple[int, ...] = ()
     backward: bool = False
+    repeated: frozenset[int] = frozenset()
 
     @property
     def num_warps(self) -> int:
@@ -112,7 +114,8 @@ class Launch:
     def floor_bytes(self) -> int:
         """Bytes of all tensors: the launch reads or writes each of them at least once."""
         dtypes = [arg for arg in self.args if isinstance(arg, torch.dtype)]
-        return sum(n * d.itemsize for n, d in zip(self.numels, dtypes, strict=True))
+        sizes = [n * d.itemsize for n, d in zip(self.numels, dtypes, strict=True)]
+        return sum(size for i, size in enumerate(sizes) if i not in self.repeated)
 
     @property
     def name(self) -> str:
@@ -207,8 +210,13 @@ def record_launches(multiprocessors: int = MULTIPROCESSORS) -> Iterator[list[Lau
     def record(kernel: Any, grid: tuple[int, ...]) -> Any:
         def keep(*args: Any, **constants: Any) -> None:
             dtypes = tuple(a.dtype if isinstance(a, torch.Tensor) else a for a in args)
-            numels = tuple(a.numel() for a in args if isinstance(a, torch.Tensor))
-            launches.append(Launch(kernel, grid, dtypes, constants, numels, _backward.get()))
+            tensors = [a for a in args if isinstance(a, torch.Tensor)]
+            first: dict[int, int] = {}
+            places = [first.setdefault(id(tensor), i) for i, tensor in enumerate(tensors)]
+            repeated = frozenset(i for i, place in enumerate(places) if i != place)
+            numels = tuple(tensor.numel() for tensor in tensors)
+            of_pass = _backward.get()
+            launches.append(Launch(kernel, grid, dtypes, constants, numels, of_pass, repeated))
 
         return keep
 

@@ -64,6 +64,7 @@ class Op:
         drop_rate: Probability that an element is dropped. Results of an op with a drop rate are
             checked against its distribution, those of all other ops against float64.
         block_size: Size of the dropped blocks, if the op drops blocks.
+        activation: Name of the activation that the op includes.
         capture: Whether to time the op as a CUDA graph. False for an op that launches one more
             kernel under capture, for its seed: it is timed as in an eager step.
         directions: The directions of :data:`DIRECTIONS` that the op supports.
@@ -80,6 +81,7 @@ class Op:
     prepare: Callable[[Inputs], Inputs] = as_they_are
     drop_rate: float | None = None
     block_size: int | None = None
+    activation: str | None = None
     capture: bool = True
     directions: tuple[str, ...] = DIRECTIONS
 
@@ -312,7 +314,7 @@ OPS: dict[str, Op] = {
     ),
     "group_norm_silu": Op(
         _our_group_norm_silu, lambda x, weight, bias: F.silu(_group_norm(F, x, weight, bias)),
-        shapes=shapes.GROUP_NORM, parameters=_channels,
+        shapes=shapes.GROUP_NORM, parameters=_channels, activation="silu",
     ),
     "instance_norm": Op(
         *_both(_instance_norm), **_NORM_OF_CHANNELS, shapes=shapes.INSTANCE_NORM
@@ -340,7 +342,7 @@ OPS: dict[str, Op] = {
         lambda x, bias: lightning_kernels.dropout_activation(x, "gelu", _RARE, bias=bias),
         lambda x, bias: F.dropout(F.gelu(x + bias), _RARE),
         shapes=(*shapes.FEED_FORWARD, *shapes.TINY), cpu=shapes.CPU_ROWS,
-        parameters=lambda dims: (dims[-1:],), capture=False,
+        parameters=lambda dims: (dims[-1:],), capture=False, activation="gelu",
     ),
     "drop_block2d": Op(  # x, y, a bit; dy, a bit, dx
         *_both(_drop_block, torchvision.ops, name="drop_block2d"), shapes=shapes.DROP_BLOCK,

@@ -158,7 +158,7 @@ class Race:
                 y = op.eager(*op.prepare(sets[0])).detach()
                 grads = [torch.randn_like(y) for _ in sets]
                 if op.drop_rate is None:
-                    reference = Float64(op.eager, sets[0], grads[0], op.prepare)
+                    reference = Float64(op.eager, sets[0], grads[0], op.prepare, op.activation)
                 self._timer.synchronize()
         except Exception as error:
             # A package that only the reference needs may be missing: that is no failure of ours.

@@ -1,22 +1,26 @@
-"""``readme``: write the README's performance section from the newest committed results."""
+"""``readme``: write the figures of README.md and docs/kernels.md from the committed results."""
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import report
 from benchmarks.results import Results
 from benchmarks.rows import Row, grouped, is_ok, kind_of
+from lightning_kernels._core.crossover import TABLE
 from lightning_practices.files import write_file
 
-BEGIN = "<!-- performance: begin -->"
-END = "<!-- performance: end -->"
+PERFORMANCE, PREDICTIONS, CROSSOVERS = "performance", "predictions", "crossovers"
 ROOT = Path(__file__).parents[1]
 
 NOT_MEASURED = (
     "GPU figures are not measured yet: on a machine with a GPU, `python -m benchmarks kernels"
     " --shapes full --out benchmarks/results/GPU` makes them."
+)
+NOT_PREDICTED = (
+    "Nothing is predicted yet: `python -m benchmarks static --typical --out"
+    " benchmarks/results/predicted` makes the table."
 )
 _KINDS = ("kernels", "fit")
 
@@ -31,56 +35,101 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         default=ROOT / "README.md",
         metavar="FILE",
-        help="the file to rewrite",
+        help="the file with a section of measurements",
+    )
+    parser.add_argument(
+        "--kernels",
+        type=Path,
+        default=ROOT / "docs" / "kernels.md",
+        metavar="FILE",
+        help="the file with sections of predictions and of the sizes from which kernels run",
     )
     parser.add_argument(
         "--results",
         type=Path,
         default=ROOT / "benchmarks" / "results",
         metavar="DIR",
-        help="folder of a folder of results for each GPU",
+        help="folder of a folder of results for each GPU, and of one for the predictions",
     )
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Rewrite or check the section; return 2 if the README has no markers for it."""
+    """Rewrite or check the sections; return 2 if a document has no markers for one."""
     try:
-        text = arguments.readme.read_text()
-        wanted = replace_section(text, section(arguments.results))
+        files = [Results.load(path) for path in sorted(arguments.results.glob("*/*.json"))]
+        sections = {
+            arguments.readme: {PERFORMANCE: performance(files)},
+            arguments.kernels: {PREDICTIONS: predictions(files), CROSSOVERS: crossovers()},
+        }
+        texts = {path: path.read_text() for path in sections}
+        wanted = {path: replace_sections(texts[path], sections[path]) for path in sections}
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
-    if text == wanted:
-        print(f"{arguments.readme} is up to date")
-        return 0
-    if arguments.check:
-        print(f"{arguments.readme} is out of date: run python -m benchmarks readme")
-        return 1
-    write_file(arguments.readme, wanted)
-    print(f"rewrote the performance section of {arguments.readme}")
-    return 0
+    stale = [path for path in texts if texts[path] != wanted[path]]
+    for path in texts:
+        if path not in stale:
+            print(f"{path} is up to date")
+        elif arguments.check:
+            print(f"{path} is out of date: run python -m benchmarks readme")
+        else:
+            write_file(path, wanted[path])
+            print(f"rewrote the figures of {path}")
+    return 1 if stale and arguments.check else 0
 
 
-def replace_section(text: str, content: str) -> str:
-    """Return ``text`` with ``content`` between the two markers.
-
-    Raises:
-        ValueError: If the markers don't occur exactly once each, in order.
-    """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the README needs the lines {BEGIN} and {END}, once each, in this order")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    return f"{before}{BEGIN}\n{content.strip()}\n{END}{after}"
+def markers(name: str) -> tuple[str, str]:
+    """Return the lines before and after the section of this name."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
-def section(folder: Path) -> str:
-    """Return the section as Markdown, from the newest file of each kind for each GPU.
+def replace_sections(text: str, contents: Mapping[str, str]) -> str:
+    """Return ``text`` with the contents between the markers of each section.
 
     Raises:
-        ValueError: If a file in ``folder`` is not a file of results.
+        ValueError: If the markers of a section don't occur exactly once each, in order.
     """
-    files = [Results.load(path) for path in sorted(folder.glob("*/*.json"))]
+    for name, content in contents.items():
+        begin, end = markers(name)
+        if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+            raise ValueError(
+                f"a document needs the lines {begin} and {end}, once each, in this order"
+            )
+        before, rest = text.split(begin)
+        after = rest.split(end)[1]
+        text = f"{before}{begin}\n{content.strip()}\n{end}{after}"
+    return text
+
+
+def predictions(files: Sequence[Results]) -> str:
+    """Return the table of the newest predictions as Markdown."""
+    candidates = [f for f in files if any(kind_of(row) == "prediction" for row in f.rows)]
+    if not candidates:
+        return NOT_PREDICTED
+    newest = max(candidates, key=lambda results: str(results.environment.get("date")))
+    rows = [row for row in newest.rows if kind_of(row) == "prediction"]
+    parts = [
+        "Predicted, not measured, by `python -m benchmarks static --typical --out"
+        f" benchmarks/results/predicted`. {report.describe(newest)}",
+        report.table(*report.pivot(rows), text_columns=2),
+    ]
+    return "\n\n".join(parts)
+
+
+def crossovers() -> str:
+    """Return the table of sizes from which kernels run as Markdown."""
+    lines = []
+    for operation, crossover in TABLE.items():
+        least = f"{crossover.least_bytes >> 20} MiB" if crossover.least_bytes else "any size"
+        dtypes = sorted(str(dtype).removeprefix("torch.") for dtype in crossover.dtypes)
+        plane = f"of a multiple of {crossover.plane} elements" if crossover.plane > 1 else "any"
+        lines.append((f"`{operation}`", least, ", ".join(dtypes), plane))
+    headings = ("operation", "inputs from", "dtypes", "contiguous planes")
+    return report.table(headings, lines, text_columns=len(headings))
+
+
+def performance(files: Sequence[Results]) -> str:
+    """Return the measurements as Markdown, from the newest file of each kind for each GPU."""
     files = [results for results in files if results.environment.get("gpu")]
     parts = []
     for gpu in sorted({results.environment["gpu"] for results in files}):

@@ -56,6 +56,23 @@ _PREDICTED_CAPTION = (
 )
 
 
+# Calls that stand for the use of each function, for the table in docs/kernels.md.
+TYPICAL = (
+    "layer_norm bf16 256x197x768",
+    "layer_norm bf16 8192x4096",
+    "layer_norm2d bf16 128x96x56x56 NHWC",
+    "rms_norm bf16 8192x4096",
+    "add_norm bf16 256x197x768",
+    "batch_norm bf16 256x256x56x56 NHWC, residual True",
+    "batch_norm bf16 256x256x56x56 NCHW, residual True",
+    "group_norm bf16 8x320x64x64 NHWC",
+    "instance_norm bf16 16x128x64x64 NHWC",
+    "dropout bf16 256x197x768",
+    "dropout_activation bf16 256x197x3072",
+    "stochastic_depth bf16 128x96x56x56 NHWC",
+    "drop_block bf16 256x512x28x28 NHWC",
+)
+
 _Predictions = dict[tuple[str, bool, Gpu], list[Prediction | None]]  # of each pass
 
 
@@ -69,7 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=list(TARGETS),
         help="compute capabilities, times ten (default: all)",
     )
-    parser.add_argument(
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
+        "--typical",
+        action="store_true",
+        help="only a few calls of each function: those of the table in docs/kernels.md",
+    )
+    chosen.add_argument(
         "--calls",
         nargs="+",
         type=_known,
@@ -90,7 +113,8 @@ def main(arguments: argparse.Namespace) -> int:
         return 2
     results = Results.create(arguments.out / "static.json")
     console = screen.console()
-    calls = [name for name in CALLS if name.startswith(tuple(arguments.calls or [""]))]
+    begins = tuple(arguments.calls or [""])
+    calls = TYPICAL if arguments.typical else [n for n in CALLS if n.startswith(begins)]
     work = list(_work(calls, arguments.targets))
     predictions: _Predictions = {}
     for call, index, target in track(work, "compiling", console=console, transient=True):

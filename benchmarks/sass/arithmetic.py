@@ -20,7 +20,8 @@ _COMPARE: dict[str, Callable[[int, int], bool]] = {
     "NE": operator.ne,
 }  # fmt: skip
 _STRICT = {"LE": operator.lt, "GE": operator.gt}
-_OPERAND = re.compile(r"([-~!]?)(\|?)(\w+?)\|?((?:\.\w+)*)")
+_CONSTANT = r"c\[0x0\]\[(0x[0-9a-f]+)\]"
+_OPERAND = re.compile(rf"([-~!]?)(\|?)(\w+?|{_CONSTANT})\|?(?:\.\w+)*")
 
 
 class Thread:
@@ -64,13 +65,14 @@ class Thread:
         With ``exact`` a negative operand is its complement plus 1, which may take 33 bits: so
         adders carry.
         """
-        if operand.startswith("c["):
-            return self.constant(operand)
         match = _OPERAND.fullmatch(operand)
         if match is None:
             return None
-        sign, absolute, name, _ = match.groups()
-        value = _literal(name) if name[0].isdigit() else self._values.get(name)
+        sign, absolute, name, place = match.groups()
+        if place:
+            value = self._constants.get(int(place, 16))
+        else:
+            value = _literal(name) if name[0].isdigit() else self._values.get(name)
         if value is None:
             return None
         if absolute:
@@ -93,7 +95,7 @@ class Thread:
 
     def constant(self, operand: str, words: int = 1) -> Value:
         """Return the value in the constant bank, or ``None`` if it is not a known one."""
-        match = re.fullmatch(r"c\[0x0\]\[(0x[0-9a-f]+)\]", operand)
+        match = re.fullmatch(_CONSTANT, operand)
         if match is None:
             return None
         found = [self._constants.get(int(match[1], 16) + 4 * i) for i in range(words)]

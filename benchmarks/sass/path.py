@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from benchmarks.sass.arithmetic import Thread
 from benchmarks.sass.instructions import Instruction, registers_of
 
-_MOST_BLOCKS = 2_000_000  # a longer path is an endless loop
+_MOST_BLOCKS = 200_000  # a longer path is an endless loop
 _ENDS = {"BRA", "EXIT", "BSYNC", "CALL", "RET", "BRX", "JMP", "KILL"}
 
 
@@ -62,7 +62,8 @@ def follow(
 
     Only the integers on which branches depend are computed. A branch that depends on data in memory
     is guessed: a loop ends after one iteration, work that is not a call is done, and calls (the
-    slow paths of divisions) are skipped.
+    slow paths of divisions) are skipped. The compiler also leaves loops by calls, which jump past
+    an unconditional branch back.
 
     Args:
         code: The instructions of the kernel.
@@ -136,10 +137,21 @@ def _next(
 def _guess(code: Sequence[Instruction], at: Mapping[int, int], position: int) -> bool:
     """Return whether to take a branch whose condition is not known, see :func:`follow`."""
     instruction = code[position]
-    if instruction.name != "BRA" or instruction.target <= instruction.address:
+    if instruction.name == "BRA" and instruction.target <= instruction.address:
+        return False
+    if any(map(_goes_back, code[position + 1 : position + 2])):
+        return True
+    if instruction.name != "BRA":
         return False
     skipped = code[position + 1 : at[instruction.target]]
     return any(i.name == "CALL" for i in skipped)
+
+
+def _goes_back(instruction: Instruction) -> bool:
+    """Return whether an instruction is an unconditional branch to an earlier instruction."""
+    operands = len(instruction.operands)
+    is_branch = instruction.name == "BRA" and not instruction.guard and operands == 1
+    return is_branch and instruction.target < instruction.address
 
 
 def _starts(code: Sequence[Instruction], at: Mapping[int, int]) -> set[int]:

@@ -101,6 +101,34 @@ def test_a_planted_loop_is_counted() -> None:
     assert path.guesses == 1
 
 
+# A loop that is left by a call: so the compiler for compute capability 8.0 ends loops that load
+# tiles ahead. The size of a step, also its negative, and the last value are in the constant bank.
+LEFT_BY_A_CALL = """
+        /*0000*/                   S2R R0, SR_CTAID.X ;
+        /*0010*/                   MOV R1, c[0x0][0xc] ;
+        /*0020*/                   LEA R2, R1, R0, 0x1 ;
+        /*0030*/                   IADD3 R0, R2, -c[0x0][0xc], RZ ;
+        /*0040*/                   ISETP.GE.AND P2, PT, R0, c[0x0][0x198], PT ;
+        /*0050*/               @P2 CALL.REL.NOINC 0x70 ;
+        /*0060*/                   BRA 0x10 ;
+        /*0070*/                   EXIT ;
+        /*0080*/                   BRA 0x80;
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "iterations", "guesses"), [(100, 10, 0), (101, 11, 0), (None, 1, 1)]
+)
+def test_a_loop_that_a_call_leaves_is_counted(
+    size: int | None, iterations: int, guesses: int
+) -> None:
+    constants = {0xC: 10} if size is None else {0xC: 10, 0x198: size}
+    path = follow(parse(LEFT_BY_A_CALL), constants, {"SR_CTAID.X": 0})
+    assert len(path) == 1 + iterations * 5 + (iterations - 1) + 1
+    assert path.guesses == guesses
+    assert path.loops == ([(6, iterations - 1)] if iterations > 1 else [])
+
+
 def test_an_endless_path_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.sass.path._MOST_BLOCKS", 100)
     with pytest.raises(ValueError, match="does not end"):

@@ -1,13 +1,15 @@
-"""The README's figures are those of the committed results, and nobody's typing."""
+"""The documents' figures are those of the committed results, and nobody's typing."""
 
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.readme import BEGIN, END, NOT_MEASURED
+from benchmarks.readme import CROSSOVERS, NOT_MEASURED, NOT_PREDICTED, PREDICTIONS, markers
 from tests.benchmarks import planted
 
+BEGIN, END = markers("performance")
+KERNELS = "\n".join(("# Kernels", *markers(PREDICTIONS), "Between.", *markers(CROSSOVERS), ""))
 TEXT = f"# Project\n\nBefore.\n\n{BEGIN}\nold figures\n{END}\n\nAfter.\n"
 
 
@@ -33,7 +35,11 @@ def results(tmp_path: Path) -> Path:
 
 def run(readme: Path, results: Path, *options: str) -> int:
     """Run ``readme`` on the command line."""
-    return main(["readme", "--readme", str(readme), "--results", str(results), *options])
+    kernels = readme.with_name("kernels.md")
+    if not kernels.exists():
+        kernels.write_text(KERNELS)
+    documents = ("--readme", str(readme), "--kernels", str(kernels))
+    return main(["readme", *documents, "--results", str(results), *options])
 
 
 def test_without_results_it_says_so(readme: Path, tmp_path: Path) -> None:
@@ -97,5 +103,25 @@ def test_a_damaged_result_is_named(
     assert readme.read_text() == TEXT
 
 
-def test_the_real_readme_is_up_to_date() -> None:
+def test_predictions_and_crossovers_are_in_the_page_of_the_kernels(
+    readme: Path, results: Path
+) -> None:
+    assert run(readme, results) == 0
+    page = readme.with_name("kernels.md")
+    assert NOT_PREDICTED in page.read_text()
+    row = {"call": "dropout bf16 8", "direction": "forward", "predicted_for": "H200"}
+    row |= {"predicted_percent": 81.2, "predicted_bound": "issue"}
+    planted.save(results / "predicted" / "static.json", [row], gpu=None)
+    assert run(readme, results, "--check") == 1
+    assert run(readme, results) == 0
+    text = page.read_text()
+    assert "| dropout bf16 8 | forward | 81 issue |" in text
+    assert "Predicted, not measured" in text
+    assert NOT_PREDICTED not in text
+    assert "| `batch_norm` | 4 MiB | bfloat16, float32 | of a multiple of 8 elements |" in text
+    assert "| `drop_block` | any size | bfloat16, float16, float32 | any |" in text
+    assert "\nBetween.\n" in text
+
+
+def test_the_real_documents_are_up_to_date() -> None:
     assert main(["readme", "--check"]) == 0

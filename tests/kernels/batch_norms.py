@@ -84,4 +84,4 @@ def check(
         given = [t if there else None for t, there in zip(others, present, strict=True)]
         return [x + offset, *given], torch.randn_like(x)
 
-    assert_as_right_as_torch(*both(**options), draw)
+    assert_as_right_as_torch(*both(**options), draw, options.get("activation"))

@@ -104,4 +104,4 @@ def check(
         return call
 
     ours, torchs = map(one_by_one, both(groups, activation, eps))
-    assert_as_right_as_torch(ours, torchs, draw)
+    assert_as_right_as_torch(ours, torchs, draw, activation)

@@ -143,6 +143,7 @@ def test_equals_one_process_on_the_joined_batch(
         joined(split, activation=activation),
         alone(activation),
         lambda: make((sum(split), 5, 7, 6), layout),
+        activation,
     )
 
 

@@ -72,11 +72,14 @@ def test_as_right_as_torch(
         return tensors, grad
 
     if training:
-        assert_as_right_as_torch(ours, torchs, draw)
+        assert_as_right_as_torch(ours, torchs, draw, activation)
     else:
         masks.append(torch.ones((), device=device))
         assert_as_right_as_torch(
-            ours, lambda x, bias=None: function(x if bias is None else x + bias), draw
+            ours,
+            lambda x, bias=None: function(x if bias is None else x + bias),
+            draw,
+            activation,
         )
 
 

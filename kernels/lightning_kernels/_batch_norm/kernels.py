@@ -19,6 +19,7 @@ from lightning_kernels._core.activation import (
     gradient_where_passed,
     passes,
 )
+from lightning_kernels._core.row_tiles import reciprocal_sqrt
 from lightning_kernels._core.tiles import load_or
 from lightning_kernels._core.triton import tl, triton
 
@@ -46,7 +47,7 @@ def _load_parameters(
     if TRAINING:
         variance_ptr += channels
     mean = load_or(mean_ptr, channel, in_channels, 0.0)
-    rstd = tl.rsqrt(load_or(variance_ptr, channel, in_channels, 1.0) + eps)
+    rstd = reciprocal_sqrt(load_or(variance_ptr, channel, in_channels, 1.0) + eps)
     zero = tl.zeros_like(mean)
     weight = load_or(weight_ptr, channel, in_channels, zero + 1.0)
     return mean, rstd, weight, load_or(bias_ptr, channel, in_channels, zero)

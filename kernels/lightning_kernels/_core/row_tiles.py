@@ -169,6 +169,18 @@ def reciprocal_sqrt(values):
 
 
 @triton.jit
+def mean_of(total, size):
+    """Return ``total / size``, right to a unit in the last place.
+
+    The quotient may be off by two units. Its remainder corrects it, but for infinity, where the
+    remainder would be nan.
+    """
+    mean = total / size
+    remainder = tl.fma(-mean, tl.zeros_like(mean) + size, total)
+    return tl.where(remainder == remainder, mean + remainder / size, mean)
+
+
+@triton.jit
 def reciprocal(size, FULL: tl.constexpr):
     """Return ``1 / size``, right to a unit in the last place. With ``FULL`` it is a constant."""
     inverse = tl.full((1, 1), 1.0, tl.float32) / size

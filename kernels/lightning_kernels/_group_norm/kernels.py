@@ -9,6 +9,7 @@ first group of the slab.
 """
 
 from lightning_kernels._core.activation import activate, activation_gradient
+from lightning_kernels._core.row_tiles import mean_of, reciprocal_sqrt
 from lightning_kernels._core.tiles import load_or
 from lightning_kernels._core.triton import tl, triton
 
@@ -111,10 +112,10 @@ def _group_norm_forward_kernel(
     x = tl.load(x_ptr + place, mask=in_bounds, other=0.0).to(tl.float32)
     mean = _to_groups(_sum_pixels(x), member, PADDED) / size
     x = tl.where(in_bounds, x - _to_channels(mean, member, PADDED), 0.0)
-    variance = _to_groups(_sum_pixels(_product(x, x)), member, PADDED) / size
+    variance = mean_of(_to_groups(_sum_pixels(_product(x, x)), member, PADDED), size)
     tl.store(statistics_ptr + group, mean, mask=in_groups)
     tl.store(statistics_ptr + all_groups + group, variance, mask=in_groups)
-    rstd = _to_channels(tl.rsqrt(variance + eps), member, PADDED)
+    rstd = _to_channels(reciprocal_sqrt(variance + eps), member, PADDED)
     channel, in_channels = channel[:, None], in_channels[:, None]
     weight = load_or(weight_ptr, channel, in_channels, 1.0)
     z = x * rstd * weight + load_or(bias_ptr, channel, in_channels, 0.0)
@@ -213,7 +214,7 @@ def _load_statistics(
     variance = tl.load(statistics_ptr + all_groups + group, mask=in_groups, other=1.0)
     return (
         _to_channels(mean, member, PADDED),
-        _to_channels(tl.rsqrt(variance + eps), member, PADDED),
+        _to_channels(reciprocal_sqrt(variance + eps), member, PADDED),
     )
 
 

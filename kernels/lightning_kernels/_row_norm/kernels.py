@@ -17,6 +17,7 @@ from lightning_kernels._core.row_tiles import (
     load_normalised_rows,
     load_parameter,
     load_rows,
+    mean_of,
     norm_gradient,
     plus,
     plus_products,
@@ -191,7 +192,7 @@ def _long_row_norm_forward_kernel(
             mean += difference * share
             squares += difference * difference * share * start
         squares += tl.sum(x * x, axis=0)
-    rstd = tl.rsqrt(squares / size + eps)
+    rstd = reciprocal_sqrt(mean_of(squares, size) + eps)
     if CENTRED:
         tl.store(statistics_ptr + row, pivot + mean)
         statistics_ptr += num_rows

@@ -64,6 +64,15 @@ def test_no_errors_and_as_right_as_torch(case: Case) -> None:
         assert moves(record, case.input_bytes) == sum(cases.ALL_OPS[case.op].moves)
 
 
+@pytest.mark.parametrize(
+    "case",
+    few_and_many(cases.APPROXIMATE[4:6], cases.APPROXIMATE[:4] + cases.APPROXIMATE[6:]),
+    ids=str,
+)
+def test_approximate_instructions_may_err_as_far_as_documented(case: Case) -> None:
+    assert executed(case, 1.0).launches
+
+
 @pytest.mark.parametrize("name", few_and_many(clips.FEW, clips.MANY))
 def test_clipping_has_no_errors_and_is_as_right_as_torch(name: str) -> None:
     record = clips.executed(name)
