@@ -1,6 +1,7 @@
 """The documents' figures are those of the committed results, and nobody's typing."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,11 @@ def test_predictions_and_crossovers_are_in_the_page_of_the_kernels(
     assert run(readme, results) == 0
     page = readme.with_name("kernels.md")
     assert NOT_PREDICTED in page.read_text()
-    row = {"call": "dropout bf16 8", "direction": "forward", "predicted_for": "H200"}
+    row: dict[str, Any] = {
+        "call": "dropout bf16 8",
+        "direction": "forward",
+        "predicted_for": "H200",
+    }
     row |= {"predicted_percent": 81.2, "predicted_bound": "issue"}
     planted.save(results / "predicted" / "static.json", [row], gpu=None)
     assert run(readme, results, "--check") == 1

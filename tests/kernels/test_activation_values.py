@@ -68,7 +68,7 @@ SHARES = {torch.float16: 1 / 32, torch.bfloat16: 1 / 256}
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _for_16_bits_kernel(
+def _for_16_bits_kernel(  # type: ignore[no-untyped-def]
     x_ptr, y_ptr, slope_ptr, size, ACTIVATION: tl.constexpr, DTYPE: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
