@@ -10,6 +10,8 @@ from lightning_practices.mixins._monte_carlo_dropout import MonteCarloDropoutMix
 from lightning_practices.mixins._optimizer import OptimizerMixin
 from lightning_practices.mixins._penalty import PenaltyMixin
 from lightning_practices.mixins._practice import MonitorMixin, PracticeMixin
+from lightning_practices.mixins._preprocessed import PreprocessedMixin
+from lightning_practices.mixins._preprocessing import PreprocessingMixin
 from lightning_practices.mixins._training_practices import TrainingPractices
 from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 
@@ -25,6 +27,8 @@ __all__ = [
     "OptimizerMixin",
     "PenaltyMixin",
     "PracticeMixin",
+    "PreprocessedMixin",
+    "PreprocessingMixin",
     "TrainingPractices",
     "WeightAveragingMixin",
 ]

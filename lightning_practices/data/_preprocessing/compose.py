@@ -71,20 +71,16 @@ class Compose(Preprocessing):
         return self
 
     @override
-    def _applied(self, x: Tensor, per: Per) -> Tensor:
+    def _applied(self, x: Tensor) -> Tensor:
         for layer in self:
-            x = layer(x)
+            x = layer._applied(x)
         return x
 
     @override
-    def _undone(self, x: Tensor, per: Per) -> Tensor:
+    def _undone(self, x: Tensor) -> Tensor:
         for layer in reversed(list(self)):
-            x = layer.inverse(x)
+            x = layer._undone(x)
         return x
-
-    @override
-    def _computed(self, function: Callable[[Tensor, Per], Tensor], x: Tensor) -> Tensor:
-        return function(x, self.per)  # each layer checks and converts
 
     @override
     def _moments(self, x: Tensor, per: Per) -> Moments:

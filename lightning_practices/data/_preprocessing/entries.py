@@ -74,6 +74,13 @@ class BatchPreprocessing:
             batch = with_entry(batch, entry, layer.to(x.device)(x))
         return batch
 
+    def is_like(self, other: "BatchPreprocessing") -> bool:
+        """Return whether both have the same layers and options for the same entries."""
+        mine, others = (
+            {entry: layer.config() for entry, layer in one.layers.items()} for one in (self, other)
+        )
+        return mine == others
+
     def state_dict(self) -> dict[str, Any]:
         """Return the layers and their statistics, in types that ``torch.load`` takes."""
         return {

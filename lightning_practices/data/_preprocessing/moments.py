@@ -56,7 +56,9 @@ class Moments:
     def __add__(self, other: "Moments") -> "Moments":
         count = self.count + other.count
         apart = other.mean - self.mean
-        products = apart.square() if self.squares.shape == apart.shape else torch.outer(apart, apart)
+        products = (
+            apart.square() if self.squares.shape == apart.shape else torch.outer(apart, apart)
+        )
         return Moments(
             count,
             self.mean + apart * (other.count / count),

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_instance
 from lightning_practices._names import count
-from lightning_practices.data._preprocessing.layout import Per, resolved, shared_dims
+from lightning_practices.data._preprocessing.layout import Per, resolved, shared_dims, spread_out
 from lightning_practices.data._preprocessing.moments import Moments, merged
 from lightning_practices.data._preprocessing.reading import Entry, on_all_ranks, rank, tensors
 
@@ -113,11 +113,11 @@ class Preprocessing(nn.Module):
         """Return the buffers by name, from the statistics of all data."""
         raise NotImplementedError
 
-    def _applied(self, x: Tensor, per: Per) -> Tensor:
+    def _applied(self, x: Tensor) -> Tensor:
         """Return the preprocessed floating-point tensor."""
         raise NotImplementedError
 
-    def _undone(self, x: Tensor, per: Per) -> Tensor:
+    def _undone(self, x: Tensor) -> Tensor:
         """Return the floating-point tensor that was preprocessed."""
         raise NotImplementedError
 
@@ -137,7 +137,7 @@ class Preprocessing(nn.Module):
         """
         return self._computed(self._undone, x)
 
-    def _computed(self, function: Callable[[Tensor, Per], Tensor], x: Tensor) -> Tensor:
+    def _computed(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         check_instance("input", x, Tensor, "a tensor")
         if not self.is_fitted:
             raise RuntimeError(
@@ -146,10 +146,13 @@ class Preprocessing(nn.Module):
             )
         if not x.is_floating_point():
             x = x.to(torch.get_default_dtype())
-        per = resolved(self.per, x)
         if x.dtype.itemsize >= 4:
-            return function(x, per)
-        return function(x.float(), per).to(x.dtype)
+            return function(x)
+        return function(x.float()).to(x.dtype)
+
+    def _broadcast(self, statistic: Tensor, x: Tensor) -> Tensor:
+        """Return a statistic in the dtype of ``x``, and in a shape that broadcasts to it."""
+        return spread_out(statistic, resolved(self.per, x), x).to(x.dtype)
 
     def _warn(self, moments: Moments) -> None:
         """Warn of constant columns, and of what else is odd about the data."""
@@ -158,10 +161,10 @@ class Preprocessing(nn.Module):
             places = constant.nonzero().squeeze(-1).tolist()
             listed = ", ".join(str(one) for one in places[:_LISTED])
             dots = ", ..." if len(places) > _LISTED else ""
-            verb = "is" if len(places) == 1 else "are"
+            columns = count(constant.numel(), "column")
             warnings.warn(
-                f"{type(self).__name__}: {len(places)} of {count(constant.numel(), 'column')} {verb}"
-                f" constant in the data and not scaled, at {listed}{dots}",
+                f"{type(self).__name__}: {len(places)} of {columns} can't be scaled, as the data"
+                f" are constant there, at {listed}{dots}",
                 stacklevel=4,
             )
 
@@ -181,7 +184,7 @@ class Preprocessing(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move statistics to a device, and leave their dtype."""
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():
             after = self._buffers[name]
             if buffer is not None and after is not None and after.dtype != buffer.dtype:

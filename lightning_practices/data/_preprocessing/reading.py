@@ -1,9 +1,8 @@
 """Read the tensors to fit from whatever brings batches: the one entry of each batch, checked."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import track
@@ -47,7 +46,9 @@ def entry_of(batch: Any, entry: Entry) -> Tensor:
             " have to be resized there"
         )
     if found.is_complex():
-        raise TypeError(f"entry {entry!r} of a batch has to be of real numbers, but is {found.dtype}")
+        raise TypeError(
+            f"entry {entry!r} of a batch has to be of real numbers, but is {found.dtype}"
+        )
     return found
 
 
@@ -132,7 +133,7 @@ def with_progress(batches: Iterable[Any], text: str) -> Iterable[Any]:
     console = Console(stderr=True)
     if not console.is_terminal or rank() != 0:
         return batches
-    total = len(batches) if hasattr(batches, "__len__") else None
+    total = len(batches) if isinstance(batches, Sized) else None
     return track(batches, text, total, transient=True, console=console)
 
 

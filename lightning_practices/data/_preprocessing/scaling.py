@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._arguments import check_listed, check_number
-from lightning_practices.data._preprocessing.layout import Per, spread_out
+from lightning_practices.data._preprocessing.layout import Per
 from lightning_practices.data._preprocessing.moments import Moments
 from lightning_practices.data._preprocessing.preprocessing import Preprocessing
 
@@ -40,12 +40,12 @@ class MeanSubtraction(Preprocessing):
         return {"mean": moments.mean}
 
     @override
-    def _applied(self, x: Tensor, per: Per) -> Tensor:
-        return x - spread_out(self.mean, per, x).to(x.dtype)
+    def _applied(self, x: Tensor) -> Tensor:
+        return x - self._broadcast(self.mean, x)
 
     @override
-    def _undone(self, x: Tensor, per: Per) -> Tensor:
-        return x + spread_out(self.mean, per, x).to(x.dtype)
+    def _undone(self, x: Tensor) -> Tensor:
+        return x + self._broadcast(self.mean, x)
 
     @override
     def _warn(self, moments: Moments) -> None:
@@ -82,14 +82,14 @@ class Standardize(Preprocessing):
         return {"mean": moments.mean, "std": torch.where(moments.constant, 1.0, std)}
 
     @override
-    def _applied(self, x: Tensor, per: Per) -> Tensor:
-        shifted = x - spread_out(self.mean, per, x).to(x.dtype)
-        return shifted / spread_out(self.std, per, x).to(x.dtype)
+    def _applied(self, x: Tensor) -> Tensor:
+        shifted = x - self._broadcast(self.mean, x)
+        return shifted / self._broadcast(self.std, x)
 
     @override
-    def _undone(self, x: Tensor, per: Per) -> Tensor:
-        scaled = x * spread_out(self.std, per, x).to(x.dtype)
-        return scaled + spread_out(self.mean, per, x).to(x.dtype)
+    def _undone(self, x: Tensor) -> Tensor:
+        scaled = x * self._broadcast(self.std, x)
+        return scaled + self._broadcast(self.mean, x)
 
     @override
     def _warn(self, moments: Moments) -> None:
@@ -147,14 +147,14 @@ class MinMax(Preprocessing):
         return {"centre": centre, "scale": torch.where(moments.constant, 1.0, scale)}
 
     @override
-    def _applied(self, x: Tensor, per: Per) -> Tensor:
-        shifted = x - spread_out(self.centre, per, x).to(x.dtype)
-        return shifted / spread_out(self.scale, per, x).to(x.dtype) + math.fsum(self.range) / 2
+    def _applied(self, x: Tensor) -> Tensor:
+        shifted = x - self._broadcast(self.centre, x)
+        return shifted / self._broadcast(self.scale, x) + math.fsum(self.range) / 2
 
     @override
-    def _undone(self, x: Tensor, per: Per) -> Tensor:
-        scaled = (x - math.fsum(self.range) / 2) * spread_out(self.scale, per, x).to(x.dtype)
-        return scaled + spread_out(self.centre, per, x).to(x.dtype)
+    def _undone(self, x: Tensor) -> Tensor:
+        scaled = (x - math.fsum(self.range) / 2) * self._broadcast(self.scale, x)
+        return scaled + self._broadcast(self.centre, x)
 
 
 def _check_range(value: Any) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_number
-from lightning_practices.data._preprocessing.layout import Per, as_rows, from_rows
+from lightning_practices.data._preprocessing.layout import Per, as_rows, from_rows, resolved
 from lightning_practices.data._preprocessing.moments import Moments
 from lightning_practices.data._preprocessing.preprocessing import Preprocessing
 
@@ -105,14 +105,16 @@ class Whiten(Preprocessing):
         return values.flip(0), vectors.flip(1)
 
     @override
-    def _applied(self, x: Tensor, per: Per) -> Tensor:
+    def _applied(self, x: Tensor) -> Tensor:
+        per = resolved(self.per, x)
         rows = self._rows(x, per)
         with torch.autocast(x.device.type, enabled=False):
             result = (rows - self.mean.to(x.dtype)) @ self.matrix.to(x.dtype).mT
         return from_rows(result, per, x)
 
     @override
-    def _undone(self, x: Tensor, per: Per) -> Tensor:
+    def _undone(self, x: Tensor) -> Tensor:
+        per = resolved(self.per, x)
         rows = self._rows(x, per)
         with torch.autocast(x.device.type, enabled=False):
             result = rows @ self.inverse_matrix.to(x.dtype).mT + self.mean.to(x.dtype)
