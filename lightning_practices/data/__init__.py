@@ -1,5 +1,13 @@
-"""Preprocessing of data that is fitted to the training split, in any training loop."""
+"""Preprocessing of data that is fitted to the training split, and augmentation of images."""
 
+from lightning_practices.data._augmentation import (
+    Augmentation,
+    AugmentationName,
+    OneAugmentation,
+    augmentation,
+    augmented_loader,
+    hard_targets,
+)
 from lightning_practices.data._preprocessing.compose import Compose
 from lightning_practices.data._preprocessing.entries import BatchPreprocessing, OnePreprocessing
 from lightning_practices.data._preprocessing.names import PreprocessingName, preprocessing
@@ -8,14 +16,20 @@ from lightning_practices.data._preprocessing.scaling import MeanSubtraction, Min
 from lightning_practices.data._preprocessing.whiten import Whiten
 
 __all__ = [
+    "Augmentation",
+    "AugmentationName",
     "BatchPreprocessing",
     "Compose",
     "MeanSubtraction",
     "MinMax",
+    "OneAugmentation",
     "OnePreprocessing",
     "Preprocessing",
     "PreprocessingName",
     "Standardize",
     "Whiten",
+    "augmentation",
+    "augmented_loader",
+    "hard_targets",
     "preprocessing",
 ]

@@ -1,6 +1,8 @@
 """Mixins: base classes that add practices to a LightningModule."""
 
+from lightning_practices.mixins._augmentation import AugmentationMixin
 from lightning_practices.mixins._checkpoint import CheckpointMixin
+from lightning_practices.mixins._data_practices import DataPractices
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._fine_tuning import FineTuningMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
@@ -16,7 +18,9 @@ from lightning_practices.mixins._training_practices import TrainingPractices
 from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 
 __all__ = [
+    "AugmentationMixin",
     "CheckpointMixin",
+    "DataPractices",
     "EarlyStoppingMixin",
     "FineTuningMixin",
     "FusedLayersMixin",
