@@ -13,6 +13,7 @@ from lightning_practices.data._preprocessing.entries import BatchPreprocessing, 
 from lightning_practices.data._preprocessing.names import PreprocessingName, preprocessing
 from lightning_practices.data._preprocessing.preprocessing import Preprocessing
 from lightning_practices.data._preprocessing.scaling import MeanSubtraction, MinMax, Standardize
+from lightning_practices.data._preprocessing.split import in_order
 from lightning_practices.data._preprocessing.whiten import Whiten
 
 __all__ = [
@@ -31,5 +32,6 @@ __all__ = [
     "augmentation",
     "augmented_loader",
     "hard_targets",
+    "in_order",
     "preprocessing",
 ]

@@ -2,13 +2,15 @@
 
 import inspect
 from difflib import get_close_matches
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from typing_extensions import override
 
 from lightning_practices._packages import check_bases, either, packages_of
 from lightning_practices.mixins._hyperparameters import holds_object
+from lightning_practices.mixins._preprocessed import PreprocessedMixin
 
 if TYPE_CHECKING:
     _DataModule = LightningDataModule
@@ -67,11 +69,10 @@ class DataPracticeMixin(_DataModule):
     @override
     def save_hyperparameters(self, *args: Any, frame: Any = None, **kwargs: Any) -> None:
         current = inspect.currentframe()
-        outer = frame or (current.f_back if current is not None else None)
-        super().save_hyperparameters(*args, frame=outer, **kwargs)
-        for name, value in list(self.hparams.items()):
-            if holds_object(value):
-                del self.hparams[name]
+        outer = frame or (None if current is None else current.f_back)
+        ignore = kwargs.pop("ignore", None) or ()
+        ignored = [*([ignore] if isinstance(ignore, str) else ignore), *_objects_in(outer)]
+        super().save_hyperparameters(*args, ignore=ignored, frame=outer, **kwargs)
 
     @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -83,8 +84,29 @@ class DataPracticeMixin(_DataModule):
         return batch
 
     def _preprocessed(self, batch: Any) -> Any:
-        """Return the batch, preprocessed."""
-        return batch
+        """Return the batch, preprocessed as the module's training data were, if it keeps that."""
+        module = self._keeping_module()
+        held = None if module is None else module.preprocessing
+        return batch if held is None else held(batch)
+
+    def _keeping_module(self) -> PreprocessedMixin | None:
+        """Return the module of the run if it keeps the preprocessing of its training data."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        return module if isinstance(module, PreprocessedMixin) else None
+
+
+def is_resumed(trainer: Trainer) -> bool:
+    """Say whether a fit goes on from a checkpoint."""
+    return bool(trainer.ckpt_path or trainer._checkpoint_connector._hpc_resume_path)
+
+
+def _objects_in(frame: FrameType | None) -> list[str]:
+    """Return the names of a constructor's arguments that are objects of practices, or hold one."""
+    given = {} if frame is None else dict(frame.f_locals)
+    for value in list(given.values()):
+        if isinstance(value, dict):  # of keyword arguments
+            given |= {name: one for name, one in value.items() if isinstance(name, str)}
+    return [name for name, value in given.items() if name != "self" and holds_object(value)]
 
 
 def _unknown(cls: type, name: str) -> str:

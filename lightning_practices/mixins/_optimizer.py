@@ -147,14 +147,12 @@ class OptimizerMixin(PracticeMixin):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self._found_learning_rate is not None:
-            self._found_learning_rate.save(checkpoint, self.hparams)
+        save_rate(self, checkpoint)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if self._found_learning_rate is not None:
-            self._found_learning_rate.load(checkpoint, vars(self), self.hparams)
+        load_rate(self, checkpoint)
 
     def _clips_unfused(self) -> bool:
         """Say whether Lightning has to clip or unscale, which it can't do for a fused optimizer."""

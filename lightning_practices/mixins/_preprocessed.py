@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from typing_extensions import override
+
 from lightning_practices.data import BatchPreprocessing
 from lightning_practices.mixins._checkpoint_hooks import run_after
 from lightning_practices.mixins._practice import PracticeMixin
@@ -53,13 +55,24 @@ class PreprocessedMixin(PracticeMixin):
             return inherited
         return self._preprocess
 
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        _save(self, checkpoint)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        _load(self, checkpoint)
+
     def _preprocess(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
         return batch if self._preprocessing is None else self._preprocessing(batch)
 
     def _is_done_by_datamodule(self) -> bool:
-        datamodule = getattr(self._trainer, "datamodule", None)
-        return getattr(datamodule, "preprocessing", None) is not None
+        trainer: Any = self._trainer
+        hook = getattr(trainer and trainer.datamodule, "_preprocessed", None)
+        return hook is not None  # of DataPracticeMixin, which has this module's preprocessing too
 
 
 def _save(module: Any, checkpoint: dict[str, Any]) -> None:

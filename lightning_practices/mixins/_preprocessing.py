@@ -1,29 +1,16 @@
 """The mixin that preprocesses the batches of a datamodule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
-import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import (
-    BatchSampler,
-    DataLoader,
-    DistributedSampler,
-    IterableDataset,
-    RandomSampler,
-    SequentialSampler,
-    Subset,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices.data import BatchPreprocessing, OnePreprocessing
+from lightning_practices.data import BatchPreprocessing, OnePreprocessing, in_order
 from lightning_practices.mixins._data import DataPracticeMixin
-from lightning_practices.mixins._preprocessed import KEY, PreprocessedMixin
-
-_BATCH = 64  # samples, for a batch sampler that doesn't say
-_OF_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
+from lightning_practices.mixins._preprocessed import KEY
 
 
 class PreprocessingMixin(DataPracticeMixin):
@@ -50,7 +37,8 @@ class PreprocessingMixin(DataPracticeMixin):
     shuffling, weighted sampling, ``drop_last`` and the padding of ``DistributedSampler`` don't
     count. Augmentation by :class:`AugmentationMixin` is left out; random transforms in the dataset
     can't be: override :meth:`preprocessing_dataloader` to read the split without these. An
-    ``IterableDataset`` is read as it is.
+    ``IterableDataset`` is read as it is. With ``fast_dev_run`` only as many batches are read as are
+    trained.
 
     Checkpoints hold the statistics, so a resumed fit, and testing with ``ckpt_path``, don't read
     the data again. With a module of :class:`PreprocessedMixin`, such as ``TrainingPractices``, they
@@ -112,35 +100,37 @@ class PreprocessingMixin(DataPracticeMixin):
     @override
     def _preprocessed(self, batch: Any) -> Any:
         if self._preprocessing is None:
-            return batch
-        self._make_ready(self._preprocessing)
+            return super()._preprocessed(batch)
+        module = self._keeping_module()
+        if not self._preprocessing.is_fitted:
+            held = None if module is None else module.preprocessing
+            self._preprocessing = self._made_ready(self._preprocessing, held)
+        if module is not None:
+            module.preprocessing = self._preprocessing
         return self._preprocessing(batch)
 
-    def _make_ready(self, own: BatchPreprocessing) -> None:
-        """Fit the preprocessing, or take that of the module, whichever is due, and share it."""
+    def _made_ready(
+        self, own: BatchPreprocessing, held: BatchPreprocessing | None
+    ) -> BatchPreprocessing:
+        """Return the preprocessing that the module holds, or fit the own one, whichever is due."""
         trainer = self.trainer
-        module = None if trainer is None else trainer.lightning_module
-        held = module.preprocessing if isinstance(module, PreprocessedMixin) else None
-        if own.is_fitted and (held is own or not isinstance(module, PreprocessedMixin)):
-            return
-        if not own.is_fitted:
-            is_fit = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-            if held is not None and (not is_fit or _is_resumed(trainer)):
-                self._preprocessing = own = self._checked(held)
-            elif is_fit:
-                self.fit_preprocessing()
-            else:
-                raise RuntimeError(
-                    f"the preprocessing of {type(self).__name__} has no statistics: fit first, or"
-                    " give ckpt_path=..., or call fit_preprocessing()"
-                )
-        if isinstance(module, PreprocessedMixin):
-            module.preprocessing = own
+        is_fit = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if held is not None and (not is_fit or _is_resumed(trainer)):
+            return self._checked(own, held)
+        if not is_fit:
+            raise RuntimeError(
+                f"the preprocessing of {type(self).__name__} has no statistics: fit first, or"
+                " give ckpt_path=..., or call fit_preprocessing()"
+            )
+        assert trainer is not None
+        batches = self.preprocessing_dataloader()
+        if trainer.fast_dev_run:
+            batches = list(islice(batches, int(trainer.limit_train_batches)))
+        own.fit(batches)
+        return own
 
-    def _checked(self, held: BatchPreprocessing) -> BatchPreprocessing:
-        """Return the module's preprocessing if it is such as this datamodule was made with."""
-        own = self._preprocessing
-        assert own is not None
+    def _checked(self, own: BatchPreprocessing, held: BatchPreprocessing) -> BatchPreprocessing:
+        """Return statistics from a checkpoint, if they are of such layers as this datamodule's."""
         if not own.is_like(held):
             raise ValueError(
                 f"{type(self).__name__} was made with preprocess={own.layers}, but the module was"
@@ -152,9 +142,7 @@ class PreprocessingMixin(DataPracticeMixin):
     def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         own = self._preprocessing
-        trainer = self.trainer
-        is_held = trainer is not None and isinstance(trainer.lightning_module, PreprocessedMixin)
-        if own is not None and own.is_fitted and not is_held:
+        if own is not None and own.is_fitted and self._keeping_module() is None:
             state[KEY] = own.state_dict()
         return state
 
@@ -162,49 +150,10 @@ class PreprocessingMixin(DataPracticeMixin):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
         if (saved := state.pop(KEY, None)) is not None and self._preprocessing is not None:
-            self._preprocessing = self._checked(BatchPreprocessing.from_state_dict(saved))
+            loaded = BatchPreprocessing.from_state_dict(saved)
+            self._preprocessing = self._checked(self._preprocessing, loaded)
         super().load_state_dict(state)
 
 
 def _is_resumed(trainer: Any) -> bool:
     return bool(trainer.ckpt_path or trainer._checkpoint_connector._hpc_resume_path)
-
-
-def in_order(loader: DataLoader[Any], rank: int = 0, ranks: int = 1) -> DataLoader[Any]:
-    """Return a loader of a rank's share of the samples of ``loader``, each once, in order."""
-    dataset: Any = loader.dataset
-    if isinstance(dataset, IterableDataset):
-        return loader
-    places = _places(loader)
-    if places is None and ranks > 1:
-        places = range(len(dataset))
-    if places is not None:
-        dataset = Subset(dataset, places[rank::ranks])
-    has_batches = loader.batch_sampler is not None
-    size = getattr(loader.batch_sampler, "batch_size", None) or _BATCH
-    return DataLoader(
-        dataset,
-        size if has_batches else None,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context,
-        generator=torch.Generator(),
-    )
-
-
-def _places(loader: DataLoader[Any]) -> Sequence[int] | None:
-    """Return the samples that a loader can draw, ``None`` for all of its dataset.
-
-    A sampler that restricts the dataset, such as one for the training indices of a whole dataset,
-    counts. Weights and repetitions of samples don't.
-    """
-    sampler: Any = loader.sampler
-    batches = loader.batch_sampler
-    if batches is not None and type(batches) is not BatchSampler:
-        return sorted({place for batch in batches for place in batch})
-    if type(sampler) in _OF_ALL:
-        return None
-    if type(sampler) is SubsetRandomSampler:
-        return sorted(set(sampler.indices))
-    return sorted(set(sampler))

@@ -6,5 +6,6 @@
 - ``entries.py``: the layers of several entries of a batch.
 - ``moments.py``: statistics of data that arrives in pieces.
 - ``layout.py``: which numbers share a statistic.
+- ``split.py``: the samples of a split, whatever a loader draws of them.
 - ``reading.py``: the tensors to fit, from any data; several ranks.
 """
