@@ -123,12 +123,20 @@ class AugmentationMixin(DataPracticeMixin):
         is_on = _WhileTraining(self)
 
         def augmented(loader: DataLoader[Any]) -> DataLoader[Any]:
+            if getattr(loader, "batch_sampler", own) is None and self._ranks() > 1:
+                raise TypeError(  # Lightning would take the seeds' sampler for the user's own
+                    "on several ranks the workers can't augment the samples of a DataLoader with"
+                    " batch_size=None: give it a batch_size, or augment on the device"
+                )
             return augmented_loader(loader, own, self._augment_entry, is_on)
 
         if isinstance(loaders, either(CombinedLoader)):
             loaders.flattened = [augmented(one) for one in loaders.flattened]
             return loaders
         return tree_map(augmented, loaders)
+
+    def _ranks(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
 
     def _take_run_seed(self) -> None:
         """Note the seed of the run, the same on all ranks, or that of the run that is resumed."""

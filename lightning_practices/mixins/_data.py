@@ -6,6 +6,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule, Trainer
+from torch import nn
 from typing_extensions import override
 
 from lightning_practices._packages import check_bases, either, packages_of
@@ -106,7 +107,14 @@ def _objects_in(frame: FrameType | None) -> list[str]:
     for value in list(given.values()):
         if isinstance(value, dict):  # of keyword arguments
             given |= {name: one for name, one in value.items() if isinstance(name, str)}
-    return [name for name, value in given.items() if name != "self" and holds_object(value)]
+    return [name for name, value in given.items() if name != "self" and _is_object(value)]
+
+
+def _is_object(value: Any) -> bool:
+    """Say whether a value is, or holds, an object that ``torch.load`` refuses."""
+    if isinstance(value, list | tuple):
+        return any(map(_is_object, value))
+    return isinstance(value, nn.Module) or callable(value) or holds_object(value)
 
 
 def _unknown(cls: type, name: str) -> str:

@@ -223,7 +223,9 @@ def test_ranks_with_the_same_seed_draw_differently() -> None:
 
 def test_the_samples_in_order_need_seeds() -> None:
     loader = augmented_loader(plain(), AUGMENT)
-    with pytest.raises(TypeError, match=r"a seed with their index, but got 0: .*augment_on='device'"):
+    with pytest.raises(
+        TypeError, match=r"a seed with their index, but got 0: .*augment_on='device'"
+    ):
         next(iter(DataLoader(Subset(loader.dataset, [0]))))
     assert in_order(plain()) is not None
 

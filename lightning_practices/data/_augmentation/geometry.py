@@ -141,7 +141,8 @@ def _color(fill: Any, like: Tensor) -> Tensor:
 
 def draw_crop(transform: Any, x: Tensor, generator: torch.Generator) -> Draws:
     """Draw the upper left corners of the crops, in the padded image."""
-    one = transform.make_params([x[:1]])  # the padding and the size, and the errors about them
+    with torch.random.fork_rng(devices=[]):  # for the padding, the size and the errors about them
+        one = transform.make_params([x[:1]])
     left, top, right, bottom = one["padding"]
     room = (
         x.shape[-2] + top + bottom - one["height"],

@@ -53,10 +53,9 @@ class AugmentedDataset(Dataset[Any]):
         for one in indices:
             if not isinstance(one, SeededIndex):
                 raise TypeError(
-                    f"augmented samples need a seed with their index, but got {shown(one)}: the"
-                    " sampler of the augmented loader was replaced, as Lightning does without"
-                    f" automatic batching on several ranks: {_INSTEAD}; or give Trainer("
-                    "use_distributed_sampler=False) and a DistributedSampler of your own"
+                    f"augmented samples need a seed with their index, but got {shown(one)}: read"
+                    " the loader of augmented_loader itself, and not its dataset by another"
+                    f" sampler; or {_INSTEAD}"
                 )
         fetch = getattr(self.dataset, "__getitems__", None)
         plain = [one.index for one in indices]
