@@ -60,9 +60,8 @@ class AugmentationMixin(DataPracticeMixin):
     Args:
         *args: Positional arguments for the next base class.
         augment: A name of :func:`~lightning_practices.data.augmentation`; a transform of
-            torchvision or a function of an image; an
-            :class:`~lightning_practices.data.Augmentation`; a list of these; or ``None``, for no
-            augmentation.
+            torchvision; an :class:`~lightning_practices.data.Augmentation`; a list of these; or
+            ``None``, for no augmentation.
         augment_on: Where the images are augmented, ``"workers"`` or ``"device"``. ``"workers"``
             need a ``DataLoader`` of a map-style dataset.
         augment_entry: Where the image is in a sample and in a batch: a position in a tuple, or a

@@ -114,7 +114,7 @@ def _is_object(value: Any) -> bool:
     """Say whether a value is, or holds, an object that ``torch.load`` refuses."""
     if isinstance(value, list | tuple):
         return any(map(_is_object, value))
-    return isinstance(value, nn.Module) or callable(value) or holds_object(value)
+    return isinstance(value, nn.Module) or holds_object(value)
 
 
 def _unknown(cls: type, name: str) -> str:

@@ -28,8 +28,10 @@ class DataPractices(AugmentationMixin, PreprocessingMixin):
     of preprocessing are those of samples that are not augmented.
 
     With ``**practices`` in your ``__init__``, as above, ``LightningCLI(Net, Data)`` offers all
-    arguments. In YAML an object is written as ``class_path:
-    torchvision.transforms.v2.RandomRotation`` with ``init_args``.
+    arguments. In YAML a transform with options is written as ``class_path:
+    torchvision.transforms.v2.RandAugment`` with ``init_args: {magnitude: 7}``, or as ``class_path:
+    lightning_practices.data.augmentation`` with ``init_args: {name: rotation}`` and ``dict_kwargs:
+    {degrees: 10}``.
 
     Args:
         *args: Positional arguments for the next base class.

@@ -67,9 +67,7 @@ def forms(transform: Any) -> Any:
 def of_sample(draws: dict[str, Tensor], number: int) -> dict[str, Any]:
     """Return torchvision's parameters of one sample."""
     rows = {name: values[number] for name, values in draws.items()}
-    made = {
-        name: row.tolist() if row.ndim or row.numel() == 1 else row for name, row in rows.items()
-    }
+    made: dict[str, Any] = {name: row.tolist() for name, row in rows.items()}
     if "top" in made:
         made |= {"needs_crop": True, "needs_pad": any(made["padding"])}
     if "fn_idx" in made:
@@ -182,7 +180,7 @@ def own(image: Tensor) -> Tensor:
 
 
 def test_draws_depend_on_the_seed_alone_and_leave_the_generators() -> None:
-    augment, x = Augmentation([own, v2.GaussianNoise(), *NAMES[:-2]]), photos(8)
+    augment, x = Augmentation([v2.Lambda(own), v2.GaussianNoise(), *NAMES[:-2]]), photos(8)
     before = generators()
     y = augment(x, seed=5)
     image = augment(x[0], seed=5)
@@ -354,17 +352,22 @@ def test_names_have_torchvisions_options_and_defaults() -> None:
     assert augmentation("mixup", num_classes=3, alpha=0.2).mixing[0].alpha == 0.2
 
 
+named: Any = augmentation
+made_of: Any = Augmentation
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: augmentation("rotate"), ValueError, "did you mean 'rotation'"),
-        (lambda: augmentation("whitening"), ValueError, "preprocess='whiten' of the datamodule"),
-        (lambda: augmentation("center"), ValueError, "by statistics of the training split"),
+        (lambda: named("rotate"), ValueError, "did you mean 'rotation'"),
+        (lambda: named("whitening"), ValueError, "preprocess='whiten' of the datamodule"),
+        (lambda: named("center"), ValueError, "by statistics of the training split"),
         (lambda: augmentation("flip", degrees=3), TypeError, "augmentation.'flip'.: .*degrees"),
         (lambda: augmentation("shift", width=2), ValueError, "width has to be .* but got 2"),
-        (lambda: augmentation(3), TypeError, "name has to be 'flip'"),
+        (lambda: named(3), TypeError, "name has to be 'flip'"),
         (lambda: Augmentation([]), ValueError, "at least one transform"),
-        (lambda: Augmentation(3), TypeError, "transforms has to be a name .* got 3"),
+        (lambda: made_of(3), TypeError, "transforms has to be a name .* got 3"),
+        (lambda: made_of(own), TypeError, r"got <function own.*v2.Lambda\(function\)"),
         (lambda: Augmentation(v2.RandomCrop), TypeError, "got the class RandomCrop"),
         (lambda: Augmentation("flip")(photos().long()), TypeError, "uint8 or floating.*int64"),
         (lambda: Augmentation("flip")(photos().numpy()), TypeError, "a tensor or a PIL image"),

@@ -42,7 +42,7 @@ def own(image: Tensor) -> Tensor:
     return image * random.random() * np.random.rand()
 
 
-AUGMENT = Augmentation(["crop", "rand", own])
+AUGMENT = Augmentation(["crop", "rand", v2.Lambda(own)])
 
 
 QUIET = TensorDataset(photos(1).expand(COUNT, -1, -1, -1), torch.arange(COUNT))
@@ -253,6 +253,6 @@ def test_bad_input_is_refused() -> None:
     standardised = DataLoader(TensorDataset(photos() - 0.5), 2)
     with pytest.raises(ValueError, match="RandAugment takes floating images from 0 to 1"):
         next(iter(augmented_loader(standardised, augmentation("rand"))))
-    arrays = DataLoader([(photos(1)[0].numpy(), 0)])  # type: ignore[arg-type]
+    arrays: Any = DataLoader([(photos(1)[0].numpy(), 0)])  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a tensor or a PIL image, but got array"):
         next(iter(augmented_loader(arrays, augmentation("flip"))))

@@ -75,7 +75,8 @@ class Net(LightningModule):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.got["predict"].append(batch)
-        return self(batch[0])
+        result: Tensor = self(batch[0])
+        return result
 
     @override
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -121,7 +121,7 @@ def test_a_dataset_that_standardises_is_refused(place: Any, given: Any) -> None:
 def test_a_resumed_fit_draws_as_without_the_interruption(
     place: Any, workers: int, step: int, tmp_path: Path
 ) -> None:
-    own = lambda x: x * (0.5 + random.random()) * (0.5 + np.random.rand())  # noqa: E731
+    own = v2.Lambda(lambda x: x * (0.5 + random.random()) * (0.5 + np.random.rand()))
     mixup = augmentation("mixup", num_classes=CLASSES)
 
     def data() -> Data:
@@ -149,9 +149,9 @@ def test_the_number_of_workers_does_not_matter() -> None:
 
 def test_on_the_device_torchs_generators_do_not_move() -> None:
     found = []
-    for options in ({}, {"augment": AUGMENT, "augment_on": "device"}):
+    for data in (Data(), Data(augment=AUGMENT, augment_on="device")):
         seed_everything(1, verbose=False)
-        targets = torch.cat([batch[1] for batch in fitted(Data(**options)).got["train"]])
+        targets = torch.cat([batch[1] for batch in fitted(data).got["train"]])
         found.append((targets, torch.rand(3)))
     assert torch.equal(found[0][0], found[1][0])  # the order of the samples
     assert torch.equal(found[0][1], found[1][1])
@@ -173,12 +173,12 @@ def test_on_the_device_draws_depend_on_seed_epoch_and_batch(tmp_path: Path) -> N
     assert not rows(first) & rows(seen(2))
 
 
-def fit_on_ranks(place: str, workers: int, own_sampler: bool) -> tuple[Tensor, Tensor, Any]:
+def fit_on_ranks(place: Any, workers: int, own_sampler: bool) -> tuple[Tensor, Tensor, Any]:
     class Same(Data):
         def train_dataloader(self) -> Any:
             x = self.train.tensors[0][:1].expand(COUNT, -1, -1, -1)
             dataset = TensorDataset(x, torch.arange(COUNT))
-            sampler = DistributedSampler(dataset, seed=5) if own_sampler else None
+            sampler: Any = DistributedSampler(dataset, seed=5) if own_sampler else None
             return DataLoader(
                 dataset, 4, sampler=sampler, shuffle=sampler is None, num_workers=workers
             )
@@ -260,7 +260,8 @@ def test_mixup_mixes_on_the_device_after_the_workers() -> None:
 def test_entries_of_dicts() -> None:
     class Named(Data):
         def train_dataloader(self) -> Any:
-            return DataLoader([{"image": x, "label": y} for x, y in self.train], 4)  # type: ignore[arg-type]
+            pairs = zip(*self.train.tensors, strict=True)
+            return DataLoader([{"image": x, "label": y} for x, y in pairs], 4)  # type: ignore[arg-type]
 
     class Reading(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -1,6 +1,6 @@
 """The layer that augments images, for any training loop."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from lightning_practices.data._augmentation.names import AugmentationName, trans
 from lightning_practices.data._augmentation.samples import transformed_batch, transformed_sample
 from lightning_practices.data._augmentation.states import drawn_seed, seed_all, states_kept
 
-OneAugmentation = AugmentationName | nn.Module | Callable[[Any], Any]
+OneAugmentation = AugmentationName | nn.Module
 
 
 class Augmentation(nn.Module):
@@ -43,8 +43,9 @@ class Augmentation(nn.Module):
     they are standardised. Others are refused at the first call.
 
     Args:
-        transforms: A name of :func:`augmentation`; a transform of torchvision, or any function that
-            maps an image to an image; or a list of these.
+        transforms: A name of :func:`augmentation`; a transform of torchvision, such as
+            ``v2.Lambda(function)`` for a function of your own from image to image, or another
+            module; or a list of these.
 
     Raises:
         TypeError: If ``transforms`` is none of these. When it is called, if images are neither
@@ -138,12 +139,10 @@ def _flat(given: Any) -> list[nn.Module]:
         return [one for item in given for one in _flat(item)]
     if isinstance(given, nn.Module):
         return [given]
-    if callable(given) and not isinstance(given, type):
-        return [v2.Lambda(given)]
     got = f"the class {given.__name__}" if isinstance(given, type) else shown(given)
     raise TypeError(
-        "transforms has to be a name such as 'flip', a transform of torchvision.transforms.v2, a"
-        f" function of an image, or a list of these, but got {got}"
+        "transforms has to be a name such as 'flip', a transform of torchvision.transforms.v2, or a"
+        f" list of these, but got {got}; a function of an image is v2.Lambda(function)"
     )
 
 

@@ -158,10 +158,9 @@ def crop(transform: Any, x: Tensor, draws: Draws) -> Tensor:
     padding = draws["padding"][0].tolist()
     if any(padding):
         x = F.pad(x, padding, transform.fill, transform.padding_mode)
-    rows, columns = (
-        (draws[corner][:, None] + torch.arange(int(draws[size][0]))).to(x.device, non_blocking=True)
-        for corner, size in (("top", "height"), ("left", "width"))
+    windows = x.unfold(2, int(draws["height"][0]), 1).unfold(3, int(draws["width"][0]), 1)
+    samples, top, left = (
+        places.to(x.device, non_blocking=True)
+        for places in (torch.arange(len(x)), draws["top"], draws["left"])
     )
-    samples = torch.arange(len(x), device=x.device)[:, None, None, None]
-    channels = torch.arange(x.shape[1], device=x.device)[:, None, None]
-    return x[samples, channels, rows[:, None, :, None], columns[:, None, None, :]]
+    return windows[samples, :, top, left]
