@@ -4,6 +4,7 @@ from lightning_practices.data._preprocessing.compose import Compose
 from lightning_practices.data._preprocessing.entries import BatchPreprocessing, OnePreprocessing
 from lightning_practices.data._preprocessing.names import PreprocessingName, preprocessing
 from lightning_practices.data._preprocessing.preprocessing import Preprocessing
+from lightning_practices.data._preprocessing.reading import Entry, check_entry
 from lightning_practices.data._preprocessing.scaling import MeanSubtraction, MinMax, Standardize
 from lightning_practices.data._preprocessing.split import in_order
 from lightning_practices.data._preprocessing.whiten import Whiten
@@ -11,6 +12,7 @@ from lightning_practices.data._preprocessing.whiten import Whiten
 __all__ = [
     "BatchPreprocessing",
     "Compose",
+    "Entry",
     "MeanSubtraction",
     "MinMax",
     "OnePreprocessing",
@@ -18,6 +20,7 @@ __all__ = [
     "PreprocessingName",
     "Standardize",
     "Whiten",
+    "check_entry",
     "in_order",
     "preprocessing",
 ]

@@ -1,6 +1,7 @@
 """Mixins: base classes that add practices to a LightningModule."""
 
 from lightning_practices.mixins._checkpoint import CheckpointMixin
+from lightning_practices.mixins._data import DataPracticeMixin
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._fine_tuning import FineTuningMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
@@ -17,6 +18,7 @@ from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 
 __all__ = [
     "CheckpointMixin",
+    "DataPracticeMixin",
     "EarlyStoppingMixin",
     "FineTuningMixin",
     "FusedLayersMixin",
