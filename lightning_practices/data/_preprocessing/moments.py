@@ -45,9 +45,7 @@ class Moments:
         squares = (values - mean).square_().sum(dims)
         ordered = x if x.is_floating_point() else values
         least, most = ordered.amin(dims).double(), ordered.amax(dims).double()
-        return cls(
-            _count(x, dims), mean.view(squares.shape), squares, least, most, _resolution(x)
-        )
+        return cls(_count(x, dims), mean.view(squares.shape), squares, least, most, _resolution(x))
 
     @classmethod
     def of_pairs(cls, rows: Tensor) -> "Moments":
