@@ -57,11 +57,13 @@ class Classifier(TrainingPractices, LightningModule):
         logits: Tensor = self.network(images)
         return logits
 
+    @override
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
         loss: Tensor = self.loss(self(batch[0]), batch[1])
         self.log("train_loss", loss, prog_bar=True)
         return loss
 
+    @override
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
         logits = self(batch[0])
         self.accuracy(logits, hard_targets(batch[1]))
@@ -90,9 +92,9 @@ class ImageFolders(DataPractices, LightningDataModule):
     ) -> None:
         super().__init__(**practices)
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
+        to_float = v2.ToDtype(torch.float32, scale=True)
         self.transform = v2.Compose(
-            [v2.ToImage(), v2.Resize(image_size), v2.CenterCrop(image_size)]
-            + [v2.ToDtype(torch.float32, scale=True)]
+            [v2.ToImage(), v2.Resize(image_size), v2.CenterCrop(image_size), to_float]
         )
         if not self.root.exists():
             write_digits(self.root)
@@ -107,9 +109,11 @@ class ImageFolders(DataPractices, LightningDataModule):
             persistent_workers=self.num_workers > 0,
         )
 
+    @override
     def train_dataloader(self) -> DataLoader[Any]:
         return self._loader("train")
 
+    @override
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader("val")
 

@@ -1,5 +1,6 @@
 """A ResNet on an ImageFolder from one YAML file, with the practices of training and of data."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from lightning_practices.data import Standardize
 CONFIG = Path(example.__file__ or "").with_suffix(".yaml")
 
 
+# Lightning calls what jsonargparse 4.49 deprecates.
+@pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 def test_one_file_trains_with_all_practices(
@@ -26,6 +29,7 @@ def test_one_file_trains_with_all_practices(
         "data.num_workers": 0, "model.schedule": "cosine",
     }  # fmt: skip
     options = [f"--{name}={value}" for name, value in short.items()]
+    monkeypatch.setattr(sys, "argv", ["image_folder.py"])
     cli = example.main(["fit", "--config", str(CONFIG), *options])
     assert cli.trainer.global_step == 6
     # The statistics are those of the training images, without augmentation.
@@ -41,4 +45,5 @@ def test_one_file_trains_with_all_practices(
     loaded = example.Classifier.load_from_checkpoint(cli.model.checkpoint.best_model_path)
     assert loaded.preprocessing is not None
     assert torch.equal(loaded.preprocessing.layers[0].state_dict()["mean"], kept["mean"])
-    assert (cli.trainer.log_dir is not None) and Path(cli.trainer.log_dir, "curves.svg").exists()
+    assert cli.trainer.log_dir is not None
+    assert Path(cli.trainer.log_dir, "curves.svg").exists()
