@@ -1,13 +1,10 @@
 """The indices of a loader's batches, from any batch on, with seeds for worker processes."""
 
-import random
 from collections.abc import Iterable, Iterator
-from hashlib import blake2b
 from itertools import islice
 from typing import Any
 
-import numpy as np
-import torch
+from lightning_practices._seeds import hashed, seed_generators
 
 
 class SeededIndices:
@@ -76,18 +73,11 @@ class _Pass(Iterator[Any]):
         indices = next(self._batches)
         position, self._position = self._position, self._position + 1
         return (
-            indices if self._seed is None else SeededIndices(indices, _hash(*self._seed, position))
+            indices if self._seed is None else SeededIndices(indices, hashed(*self._seed, position))
         )
-
-
-def _hash(*numbers: int) -> int:
-    digest = blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big")
 
 
 def _seeded(indices: Any, seed: int) -> Any:
     """Seed the generators of this worker process, and return the indices."""
-    random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])
-    torch.default_generator.manual_seed(seed)
+    seed_generators(seed)
     return indices

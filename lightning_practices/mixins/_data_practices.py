@@ -1,0 +1,69 @@
+"""The mixin that combines the practices of data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning_practices.data import OneAugmentation, OnePreprocessing
+from lightning_practices.mixins._augmentation import AugmentationMixin, Place
+from lightning_practices.mixins._preprocessing import PreprocessingMixin
+
+
+class DataPractices(AugmentationMixin, PreprocessingMixin):
+    """The practices of data, in one mixin for a LightningDataModule.
+
+    ::
+
+        class Data(DataPractices, LightningDataModule):
+            def __init__(self, batch_size: int = 64, **practices):
+                super().__init__(**practices)
+                self.batch_size = batch_size
+
+            def train_dataloader(self): ...
+            def val_dataloader(self): ...
+
+        Data(augment="small_images", preprocess="standardize")
+
+    It is the counterpart of :class:`TrainingPractices`, which is for the module. Training batches
+    are augmented first and preprocessed then, and the others are preprocessed alone. The statistics
+    of preprocessing are those of samples that are not augmented.
+
+    With ``**practices`` in your ``__init__``, as above, ``LightningCLI(Net, Data)`` offers all
+    arguments. In YAML a transform with options is written as ``class_path:
+    torchvision.transforms.v2.RandAugment`` with ``init_args: {magnitude: 7}``, or as ``class_path:
+    lightning_practices.data.augmentation`` with ``init_args: {name: rotation}`` and ``dict_kwargs:
+    {degrees: 10}``.
+
+    Args:
+        *args: Positional arguments for the next base class.
+        augment: See :class:`AugmentationMixin`.
+        augment_on: See :class:`AugmentationMixin`.
+        augment_entry: See :class:`AugmentationMixin`.
+        augment_target: See :class:`AugmentationMixin`.
+        preprocess: See :class:`PreprocessingMixin`.
+        **kwargs: Keyword arguments for the next base class.
+
+    Raises:
+        TypeError: See the mixins.
+        ValueError: See the mixins.
+        RuntimeError: See :class:`PreprocessingMixin`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        augment: OneAugmentation | Sequence[OneAugmentation] | None = None,
+        augment_on: Place = "workers",
+        augment_entry: int | str = 0,
+        augment_target: int | str = 1,
+        preprocess: OnePreprocessing | Mapping[int | str, OnePreprocessing] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            *args,
+            augment=augment,
+            augment_on=augment_on,
+            augment_entry=augment_entry,
+            augment_target=augment_target,
+            preprocess=preprocess,
+            **kwargs,
+        )
