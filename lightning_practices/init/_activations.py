@@ -40,10 +40,10 @@ _VARIANCES = {
     "softsign": 2.5,
     "relu": _RELU_VARIANCE,
     "relu6": _RELU_VARIANCE,
-    "gelu": 2.17,
-    "silu": 2.37,
+    "gelu": 2.15,
+    "silu": 2.35,
     "mish": 2.1,
-    "hardswish": 2.34,
+    "hardswish": 2.33,
     "selu": 1.0,  # Klambauer et al., 2017: with 1 / fan_in activations stay normal
     "softplus": 2.0,
 }
@@ -104,7 +104,8 @@ def of_module(module: nn.Module) -> Activation | None:
         return Activation("hardtanh" if module.min_val < 0 else "relu6")
     for cls, (name, attribute) in _CLASSES.items():
         if isinstance(module, cls):
-            return Activation(name, attribute and float(getattr(module, attribute)))
+            parameter = float(getattr(module, attribute)) if attribute else None
+            return Activation(name, parameter)
     name = type(module).__name__.lower()
     is_leaf = not any(module.children()) and not any(True for _ in module.parameters())
     if not is_leaf or type(module).__module__.startswith("torch.nn."):

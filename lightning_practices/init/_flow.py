@@ -50,16 +50,11 @@ class Flow:
         self.projections: set[str] = set()
         self.last_norms: set[str] = set()
         for branch in self._branches():
-            ends = {name for place in self._last_layers(branch) for name in self._weights(place)}
+            ends = {name for place in self._last_layers(branch) for name in self._nodes[place].weights}
             self.branches += bool(ends)
             self.projections |= ends
             if norm := self._last_norm(branch):
                 self.last_norms.add(norm)
-
-    @property
-    def order(self) -> list[str]:
-        """The names of weights in the order of their first calls."""
-        return sorted(self._calls, key=self._calls.__getitem__)
 
     def following(self, weight: str) -> Activation | None:
         """Return the activation after a weight's layer; ``None`` if the trace doesn't tell."""
@@ -142,10 +137,10 @@ class Flow:
             a, b = node.inputs
             if self._nodes[a].shape != self._nodes[b].shape:
                 continue
-            if self._above[a] >> b & 1:
-                yield a
-            elif self._above[b] >> a & 1:
-                yield b
+            if self._above[a] >> b & 1 or self._above[b] >> a & 1:
+                branch, stream = (a, b) if self._above[a] >> b & 1 else (b, a)
+                if self._path(branch, self._above[stream])[0]:
+                    yield branch
             else:
                 common = self._above[a] & self._above[b]
                 paths = [(self._path(end, common), end) for end in (a, b)]
@@ -184,6 +179,3 @@ class Flow:
         if node.kind != "norm":
             return None
         return next((name for name in node.weights if name.endswith("weight")), None)
-
-    def _weights(self, place: int) -> tuple[str, ...]:
-        return self._nodes[place].weights

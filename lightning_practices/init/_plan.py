@@ -162,17 +162,17 @@ def plan(model: nn.Module, chosen: set[nn.Module], chooser: Chooser) -> Plan:
         weights = [*weights_of(module)]
         for weight in weights:
             _plan_weight(made, weight, paths, tied, done, chooser)
-        if weights:
-            if all(p.requires_grad for weight in weights for p in weight.originals()):
-                made.biases += [
-                    (_join(paths[0], name), module, name)
-                    for name, p in biases_of(module)
-                    if p.requires_grad
-                ]
-        elif isinstance(module, (*NORMS, nn.PReLU)):
+        if isinstance(module, (*NORMS, nn.PReLU)):
             _plan_norm(made, module, paths, chooser)
-        else:
-            for own, p in module.named_parameters(recurse=False):
+            continue
+        known = {weight.attribute for weight in weights}
+        if weights:
+            biases = [name for name, p in biases_of(module) if p.requires_grad]
+            known.update(name for name, _ in biases_of(module))
+            if all(p.requires_grad for weight in weights for p in weight.originals()):
+                made.biases += [(_join(paths[0], name), module, name) for name in biases]
+        for own, p in module.named_parameters(recurse=False):
+            if own not in known:
                 _plan_other(made, module, own, p, paths[0], chooser)
     return made
 

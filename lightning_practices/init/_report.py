@@ -94,11 +94,11 @@ class InitReport:
             table.add_row(_cell(names), "kept", "", "", "", reason)
         for column in table.columns:
             column.overflow = "fold"
-        names, *others, _ = table.columns
+        first, *others, _ = table.columns
         for column in others:
             column.no_wrap = True
         taken = sum(_widest(column) for column in others) + _FRAME + _WHY_WIDTH
-        names.max_width = max(_WIDTH - taken, _NAME_WIDTH)
+        first.max_width = max(_WIDTH - taken, _NAME_WIDTH)
         table.caption = f"biases set to 0: {len(self.biases)}, norms reset: {len(self.norms)}"
         return table
 

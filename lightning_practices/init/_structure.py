@@ -70,7 +70,7 @@ class Structure:
         self.projections = {
             f"{name}.weight"
             for name, module in names.items()
-            if self.attends and has_weights(module) and self._is_projection(name, module)
+            if self.attends and _is_matrix(module) and self._is_projection(name, module)
         }
         self.last_norms = {
             f"{name}.{norm}.weight".removeprefix(".")
@@ -95,7 +95,7 @@ class Structure:
                 own = _activations_of(parent)
                 is_inside = child is layer and found is not None
                 if len(own) == 1 and (is_inside or isinstance(layer, _ConvNd)):
-                    return Read(*own, f"guessed, in {type(parent).__name__}")
+                    return Read(next(iter(own)), f"guessed, in {type(parent).__name__}")
                 if is_inside:
                     return _UNKNOWN
                 if found is not None:
@@ -122,11 +122,15 @@ def _how(is_certain: bool) -> str:
     return "in nn.Sequential" if is_certain else "guessed by the order"
 
 
+def _is_matrix(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
 def _is_attention(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return True
     return any(
-        _QUERIES.match(name) and (isinstance(child, nn.Linear) or is_conv1d(child))
+        _QUERIES.match(name) and _is_matrix(child)
         for name, child in module.named_children()
     )
 
@@ -166,4 +170,3 @@ def _last_norm(module: nn.Module) -> str | None:
         return None
     name, last = inside[-1]
     return name if isinstance(last, NORMS) else None
-

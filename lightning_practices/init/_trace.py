@@ -18,7 +18,9 @@ from lightning_practices._names import plain_name
 from lightning_practices.init._activations import Activation, of_function
 from lightning_practices.init._run import call, unchanged
 
-Kind = Literal["input", "parameter", "layer", "norm", "activation", "add", "attention", "end", "pass"]
+Kind = Literal[
+    "input", "parameter", "layer", "norm", "activation", "add", "attention", "end", "pass"
+]
 
 LAYERS = frozenset(
     {"linear", "bilinear", "addmm", "embedding", "embedding_bag"}
@@ -106,9 +108,9 @@ class Recorder(TorchFunctionMode):
         if not places:
             return
         data = tuple(place for place in places if self.nodes[place].is_data)
-        weights = tuple(
-            name for place in places for name in self.nodes[place].weights if place not in data
-        )
+        fixed = [place for place in places if place not in data]
+        weights = tuple(name for place in fixed for name in self.nodes[place].weights)
+        weights = tuple(sorted(weights, key=lambda name: name.endswith("bias")))  # biases last
         plain = name if name.startswith("__") else name.rstrip("_")
         if not data and plain not in LAYERS:  # a weight that is computed from parameters
             node = Node(plain, "parameter", weights=weights, is_data=False)
@@ -138,26 +140,26 @@ class Recorder(TorchFunctionMode):
     def _add(self, x: Tensor, node: Node) -> None:
         self._places[x] = len(self.nodes)
         self.nodes.append(node)
-        if self._seen is not None and node.kind in ("layer", "activation"):
+        is_seen = node.kind in ("layer", "activation") or node.op.strip("_") in ("mul", "imul")
+        if self._seen is not None and is_seen and node.is_data:
             self._seen(len(self.nodes) - 1, x)
 
 
-def record(
-    model: nn.Module, batch: Any, seen: Callable[[int, Tensor], None] | None = None
-) -> Recorder:
-    """Call a model with a batch, and return the recorded calls and the output's places."""
-    recorder = Recorder(model, seen)
+def record(model: nn.Module, batch: Any, recorder: Recorder) -> Any:
+    """Call a model with a batch, record the calls, and return the model's output."""
     recorder.feed(batch)
     with recorder:
         output = call(model, batch)
     recorder.end(output)
-    return recorder
+    return output
 
 
 def traced(model: nn.Module, batch: Any) -> Recorder:
     """Record the calls in eval mode and without gradients; the model is as before afterwards."""
+    recorder = Recorder(model)
     with unchanged(model), torch.no_grad():
-        return record(model, batch)
+        record(model, batch, recorder)
+    return recorder
 
 
 def weight_names(model: nn.Module) -> dict[str, Tensor]:
