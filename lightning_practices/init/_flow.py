@@ -16,6 +16,7 @@ _WRITTEN_OUT = {
     "hardtanh": "hardswish",
 }
 _PRODUCTS = ("mul", "__mul__", "__rmul__", "__imul__")
+_SCALES = (*_PRODUCTS, "div", "__truediv__")
 _PASSED = ("pass", "norm", "add")
 
 
@@ -115,10 +116,10 @@ class Flow:
         return None, activation
 
     def _leads(self, start: int, end: int) -> bool:
-        """Say whether ``end``, or a node that ``end`` shares its input with, comes from start."""
-        return bool(self._above[end] >> start & 1) or bool(
-            set(self._nodes[start].inputs) & set(self._sources(end))
-        )
+        """Say whether ``end`` is computed from ``start``, or from the value that start scales."""
+        node = self._nodes[start]
+        scaled = set(node.inputs) if node.op in _SCALES else set()
+        return bool(self._above[end] >> start & 1 or scaled & set(self._sources(end)))
 
     def _sources(self, place: int) -> Iterator[int]:
         """Yield the nodes before a node, back to the last layer."""
