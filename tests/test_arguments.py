@@ -25,7 +25,8 @@ from lightning_practices._arguments import shown
 pytestmark = pytest.mark.plain
 
 LAYERS = (
-    "callbacks", "mixins", "schedules", "optim", "ensembles", "surgery", "nn", "modules", "plugins"
+    "callbacks", "mixins", "schedules", "optim", "ensembles", "surgery", "nn", "modules", "plugins",
+    "init",
 )  # fmt: skip
 
 NAN, INF = float("nan"), float("inf")
@@ -47,7 +48,8 @@ OTHERS: list[Any] = [
 
 # What is made rather than given: results, and base classes that have no arguments of their own.
 RESULTS = {
-    "Block", "Blocks", "Folded", "Measured", "MonteCarloPrediction", "NonFiniteParameter",
+    "Audit", "AuditedLayer", "Block", "Blocks", "Folded", "InitReport", "Initialized", "Kept",
+    "Measured", "MonteCarloPrediction", "NonFiniteParameter",
     "NonFiniteReport", "Replaced", "Report", "ScheduledRate", "Skipped",
 }  # fmt: skip
 

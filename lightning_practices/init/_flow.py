@@ -51,7 +51,9 @@ class Flow:
         self.projections: set[str] = set()
         self.last_norms: set[str] = set()
         for branch in self._branches():
-            ends = {name for place in self._last_layers(branch) for name in self._nodes[place].weights}
+            ends = {
+                name for place in self._last_layers(branch) for name in self._nodes[place].weights
+            }
             self.branches += bool(ends)
             self.projections |= ends
             if norm := self._last_norm(branch):

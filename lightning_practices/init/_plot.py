@@ -31,7 +31,9 @@ def draw(layers: "Sequence[AuditedLayer]", input_std: float, path: Path) -> None
         ) from error
     shown = _spread(layers)
     rows = max(-(-len(shown) // _COLUMNS), 1)
-    figure: Any = Figure(figsize=(_SIDE * _COLUMNS, _SIDE * (rows + 1.5)), dpi=100, facecolor="white")
+    figure: Any = Figure(
+        figsize=(_SIDE * _COLUMNS, _SIDE * (rows + 1.5)), dpi=100, facecolor="white"
+    )
     above, below = figure.subfigures(2, 1, height_ratios=(rows, 1.5))
     axes = above.subplots(rows, _COLUMNS, squeeze=False).flatten().tolist()
     above.subplots_adjust(left=0.05, right=0.98, bottom=0.16, top=0.88, hspace=0.7)

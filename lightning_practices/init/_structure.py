@@ -130,8 +130,7 @@ def _is_attention(module: nn.Module) -> bool:
     if isinstance(module, nn.MultiheadAttention):
         return True
     return any(
-        _QUERIES.match(name) and _is_matrix(child)
-        for name, child in module.named_children()
+        _QUERIES.match(name) and _is_matrix(child) for name, child in module.named_children()
     )
 
 

@@ -17,7 +17,9 @@ from lightning_practices.mixins._practice import PracticeMixin, configured
 
 
 class InitMixin(PracticeMixin):
-    """Initialise the module by :func:`~lightning_practices.init.initialize`, in its first fit. ::
+    """Initialise the module by :func:`~lightning_practices.init.initialize`, in its first fit.
+
+    ::
 
         class Net(InitMixin, LightningModule): ...
 

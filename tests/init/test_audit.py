@@ -25,14 +25,15 @@ def batch(width: int = 100) -> Tensor:
 
 
 def test_statistics_of_each_layer() -> None:
-    model, x = stack(nn.Tanh, 3), batch()
+    model: Any = stack(nn.Tanh, 3)
+    x = batch()
     initialize(model, generator=torch.Generator().manual_seed(0))
     result = audit(model, x)
     outputs, hidden = [], x.clone().requires_grad_()
     y = hidden
-    for layer in model:
-        y = layer(y)
-        if isinstance(layer, nn.Tanh):
+    for module in model:
+        y = module(y)
+        if isinstance(module, nn.Tanh):
             outputs.append(y)
     noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).double()
     gradients = [*torch.autograd.grad(y, outputs[:-1], noise), noise]
@@ -55,7 +56,7 @@ def test_statistics_of_each_layer() -> None:
 
 @pytest.mark.parametrize("std", [0.01, 1.0])
 def test_the_lectures_two_bad_starts(std: float) -> None:
-    model = stack(nn.Tanh)
+    model: Any = stack(nn.Tanh)
     for p in model.parameters():
         nn.init.normal_(p, 0, std, generator=torch.Generator().manual_seed(1))
     first, *_, last = audit(model, batch()).layers
@@ -71,7 +72,7 @@ def test_the_lectures_two_bad_starts(std: float) -> None:
 
 
 def test_dead_units() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Conv1d(5, 2, 1), nn.ReLU())
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Conv1d(5, 2, 1), nn.ReLU())
     with torch.no_grad():
         model[0].bias[:3] = torch.tensor([-100.0, 100.0, -100.0])
         model[2].weight.abs_()
@@ -97,7 +98,7 @@ def test_in_place_activations_and_additions() -> None:
 
     results = []
     for inplace in (True, False):
-        model = nn.Sequential(Adding(inplace), Adding(inplace)).double()
+        model: Any = nn.Sequential(Adding(inplace), Adding(inplace)).double()
         initialize(model, generator=torch.Generator().manual_seed(0))
         results.append(audit(model, batch(5)).layers)
     assert results[0] == results[1]
@@ -120,7 +121,7 @@ def snapshot(model: nn.Module) -> list[Any]:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("has_gradients", [True, False])
 def test_the_model_is_as_before_bit_for_bit(training: bool, has_gradients: bool) -> None:
-    model = nn.Sequential(resnet18(num_classes=5), nn.Dropout(0.5)).train(training)
+    model: Any = nn.Sequential(resnet18(num_classes=5), nn.Dropout(0.5)).train(training)
     model[0].layer2.eval()
     model[0].conv1.weight.requires_grad_(False)
     x = torch.randn(2, 3, 32, 32)
@@ -142,8 +143,8 @@ def test_the_model_is_as_before_bit_for_bit(training: bool, has_gradients: bool)
 
 
 def test_dropout_is_off_and_batch_norms_use_the_batch() -> None:
-    model = nn.Sequential(nn.Linear(9, 9), nn.BatchNorm1d(9), nn.Dropout(0.9), nn.Tanh())
-    nn.init.constant_(model[1].running_mean, 100.0)  # type: ignore[arg-type]
+    model: Any = nn.Sequential(nn.Linear(9, 9), nn.BatchNorm1d(9), nn.Dropout(0.9), nn.Tanh())
+    nn.init.constant_(model[1].running_mean, 100.0)
     (layer,) = audit(model, 3 * torch.randn(50, 9)).layers
     assert layer.mean == pytest.approx(0, abs=0.05)
     assert layer.std == pytest.approx(0.63, abs=0.05)
@@ -153,7 +154,9 @@ def test_dropout_is_off_and_batch_norms_use_the_batch() -> None:
 
 
 def test_tokens_and_frozen_models() -> None:
-    model = nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 6), nn.ReLU()).requires_grad_(False)
+    model: Any = nn.Sequential(nn.Embedding(10, 6), nn.Linear(6, 6), nn.ReLU()).requires_grad_(
+        False
+    )
     first, second = audit(model, torch.randint(0, 10, (4, 3))).layers
     assert (first.name, second.name) == ("0", "1")
     assert first.ratio == 1
@@ -184,5 +187,5 @@ def test_the_table_and_the_picture(tmp_path: Path) -> None:
 def test_what_it_refuses() -> None:
     with pytest.raises(ValueError, match="has no shape yet"):
         audit(nn.Sequential(nn.LazyLinear(3)), torch.ones(2, 2))
-    with pytest.raises(TypeError, match="model has to be a torch.nn.Module, but got 3"):
+    with pytest.raises(TypeError, match=r"model has to be a torch\.nn\.Module, but got 3"):
         audit(3, torch.ones(2))  # type: ignore[arg-type]

@@ -57,7 +57,7 @@ CASES: list[tuple[nn.Module, str, float]] = [
 def test_the_activation_after_a_layer_decides(
     activation: nn.Module, scheme: str, variance: float, traced: bool
 ) -> None:
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         nn.Linear(100, 300), nn.LayerNorm(300), nn.Dropout(0.5), activation, nn.Linear(300, 7)
     )
     report = initialize(model, batch=torch.randn(2, 100) if traced else None, generator=seeded())
@@ -135,7 +135,7 @@ def test_a_fan_is_what_a_unit_sums(layer: nn.Module) -> None:
 
 
 def test_each_gate_of_an_lstm() -> None:
-    layer = nn.LSTM(24, 32, num_layers=2, bidirectional=True, proj_size=8).double()
+    layer: Any = nn.LSTM(24, 32, num_layers=2, bidirectional=True, proj_size=8).double()
     initialize(nn.Sequential(layer), generator=seeded())
     for name, p in layer.named_parameters():
         if name.startswith("weight_hh"):
@@ -169,7 +169,7 @@ def test_other_recurrent_layers(layer: nn.Module, gates: int) -> None:
 
 
 def test_embeddings_and_norms() -> None:
-    model = nn.Sequential(nn.Embedding(500, 40, padding_idx=3), nn.LayerNorm(40), nn.PReLU())
+    model: Any = nn.Sequential(nn.Embedding(500, 40, padding_idx=3), nn.LayerNorm(40), nn.PReLU())
     for p in model.parameters():
         nn.init.constant_(p, 7.0)
     report = initialize(model, generator=seeded())
@@ -183,7 +183,7 @@ def test_embeddings_and_norms() -> None:
 
 
 def test_frozen_parameters_stay_and_are_reported() -> None:
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 4), nn.Linear(4, 4)
     )
     model[0].weight.requires_grad_(False)
@@ -200,7 +200,7 @@ def test_frozen_parameters_stay_and_are_reported() -> None:
 
 
 def test_only_the_modules_that_are_named() -> None:
-    model = nn.ModuleDict(
+    model: Any = nn.ModuleDict(
         {"body": nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)), "head": nn.Linear(3, 2)}
     )
     before = states(model)
@@ -215,7 +215,7 @@ def test_only_the_modules_that_are_named() -> None:
 
 
 def test_schemes_by_pattern() -> None:
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         nn.Sequential(nn.Linear(50, 60), nn.ReLU()), nn.Linear(60, 60), nn.Embedding(5, 6)
     )
     schemes: Any = {"0.*": "orthogonal", "2": "trunc_normal"}
@@ -243,12 +243,12 @@ def test_uniform_schemes(scheme: Any) -> None:
 
 def test_the_generator_alone_decides() -> None:
     def weights(generator: torch.Generator | None) -> list[Tensor]:
-        model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.GRU(5, 5), nn.Embedding(3, 4))
+        model: Any = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.GRU(5, 5), nn.Embedding(3, 4))
         initialize(model, generator=generator)
         return [*states(model).values()]
 
     state = torch.get_rng_state()
-    model = nn.Sequential(nn.Linear(5, 5), nn.Dropout(), nn.Linear(5, 5))
+    model: Any = nn.Sequential(nn.Linear(5, 5), nn.Dropout(), nn.Linear(5, 5))
     torch.set_rng_state(state)
     initialize(model, batch=torch.ones(2, 5), generator=seeded(1))
     assert torch.equal(torch.get_rng_state(), state)
@@ -262,7 +262,7 @@ def test_the_generator_alone_decides() -> None:
 
 
 def test_tied_weights_are_drawn_once() -> None:
-    model = nn.ModuleDict({"tokens": nn.Embedding(50, 8), "head": nn.Linear(8, 50)})
+    model: Any = nn.ModuleDict({"tokens": nn.Embedding(50, 8), "head": nn.Linear(8, 50)})
     model["head"].weight = model["tokens"].weight
     report = initialize(model)
     (one,) = report.initialized
@@ -291,7 +291,7 @@ def test_complex_weights_share_their_variance(scheme: Any) -> None:
 
 
 def test_parametrised_weights() -> None:
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         parametrizations.weight_norm(nn.Linear(40, 50)),
         nn.ReLU(),
         parametrizations.spectral_norm(nn.Linear(50, 50)),
@@ -311,10 +311,10 @@ def test_parametrised_weights() -> None:
 
 def test_what_has_no_values_yet_is_refused() -> None:
     with torch.device("meta"):
-        model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+        model: Any = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     with pytest.raises(ValueError, match=r"0.weight of Sequential is on the meta device.*to_empty"):
         initialize(model)
-    lazy = nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(3))
+    lazy: Any = nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(3))
     before = lazy[0].weight.clone()
     with pytest.raises(ValueError, match=r"1\.weight of Sequential has no shape yet: call the mo"):
         initialize(lazy, batch=torch.ones(1, 3))
@@ -323,7 +323,7 @@ def test_what_has_no_values_yet_is_refused() -> None:
 
 def test_running_statistics_after_to_empty() -> None:
     with torch.device("meta"):
-        model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
+        model: Any = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU())
     model.to_empty(device="cpu")
     norm: Any = model[1]
     for value in [*norm.parameters(), norm.running_mean, norm.running_var]:
@@ -361,7 +361,7 @@ def test_other_parameters_are_kept_and_reported() -> None:
             super().__init__()
             self.cls_token = nn.Parameter(torch.full((1, 1, 3), 5.0))
 
-    model = nn.ModuleList([Scaled(), Token()])
+    model: Any = nn.ModuleList([Scaled(), Token()])
     before = states(model)
     report = initialize(model)
     assert changed(model, before) == {"0.weight", "0.bias"}
@@ -369,7 +369,7 @@ def test_other_parameters_are_kept_and_reported() -> None:
 
 
 def test_the_report() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU())
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU())
     report = initialize(model)
     assert repr(report) == "InitReport(1 initialized, 0 zeroed, 0 kept)"
     text = str(report)

@@ -1,5 +1,7 @@
 """Initialisation by data."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ def outputs(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
 
 def test_each_output_has_unit_variance() -> None:
     x = 7 * torch.randn(256, 20, dtype=torch.float64, generator=seeded()) + 3
-    model = nn.Sequential(
+    model: Any = nn.Sequential(
         *[each for _ in range(30) for each in (nn.Linear(20, 20), nn.SiLU())], nn.Linear(20, 3)
     ).double()
     report = lsuv_(model, x, generator=seeded())
@@ -77,7 +79,7 @@ def test_what_it_keeps() -> None:
             y, _ = self.memory(self.normed(self.frozen(self.used(x))))
             return y + self.dead(0 * x)  # type: ignore[no-any-return]
 
-    model = Branches()
+    model: Any = Branches()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     report = lsuv_(model, torch.randn(20, 4))
     after = model.state_dict()
@@ -93,7 +95,7 @@ def test_what_it_keeps() -> None:
 
 def test_only_named_modules_and_shared_ones_once() -> None:
     shared = nn.Linear(6, 6)
-    model = nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 6))
+    model: Any = nn.Sequential(shared, nn.Tanh(), shared, nn.Linear(6, 6))
     kept = model[3].weight.clone()
     x = torch.randn(100, 6)
     report = lsuv_(model, x, modules=["0"])
@@ -103,7 +105,7 @@ def test_only_named_modules_and_shared_ones_once() -> None:
 
 
 def test_after_an_error_the_model_is_unchanged() -> None:
-    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5))
+    model: Any = nn.Sequential(nn.Linear(4, 4), nn.Linear(5, 5))
     before = [p.clone() for p in model.parameters()]
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         lsuv_(model, torch.randn(3, 4))

@@ -56,8 +56,8 @@ def glu(x: Tensor) -> Tensor:
         (lambda x: x * 0.5 * (1.0 + torch.tanh(0.8 * (x + 0.0447 * x**3))), "gelu"),
         (lambda x: x * torch.tanh(functional.softplus(x)), "mish"),
         (lambda x: x * functional.relu6(x + 3) / 6, "hardswish"),
-        (lambda x: functional.celu(functional.dropout(functional.layer_norm(x, (4,)), 0.1).view(-1, 4)),
-         "elu(1)"),
+        (lambda x: functional.celu(
+            functional.dropout(functional.layer_norm(x, (4,)), 0.1).view(-1, 4)), "elu(1)"),
         (lambda x: x + torch.relu(x), "relu"),
         (lambda x: x.unsqueeze(0).squeeze(0), "linear"),
         (lambda x: x.softmax(-1), "linear"),
@@ -96,7 +96,7 @@ def test_kinds_of_batches(batch: str) -> None:
     x = torch.randn(3, 4)
     given: Any = {"tensor": x, "list": [x, torch.zeros(3)], "mapping": {"x": x}}[batch]
     assert activations(initialize(Calls(torch.tanh), batch=given))["first.weight"] == "tanh"
-    model = Calls(torch.tanh)
+    model: Any = Calls(torch.tanh)
     before = model.first.weight.clone()
     with pytest.raises(TypeError, match="batch has to be a tensor, a list that begins with one"):
         initialize(model, batch="x")
@@ -106,7 +106,7 @@ def test_kinds_of_batches(batch: str) -> None:
 @pytest.mark.parametrize(("make", "last"), [(resnet18, "bn2"), (resnet50, "bn3")])
 @pytest.mark.parametrize("traced", [False, True])
 def test_last_norms_of_residual_networks(make: Any, last: str, traced: bool) -> None:
-    model = make()
+    model: Any = make()
     report = initialize(model, batch=torch.randn(1, 3, 32, 32) if traced else None)
     scales = {
         name: bool(module.weight.eq(0).all())
@@ -126,7 +126,7 @@ def test_last_norms_of_residual_networks(make: Any, last: str, traced: bool) -> 
 
 
 def test_a_named_scheme_leaves_scales_at_one() -> None:
-    model = resnet18()
+    model: Any = resnet18()
     assert initialize(model, "kaiming_normal").zeroed == []
     assert model.layer1[0].bn2.weight.eq(1).all()
 
@@ -159,7 +159,7 @@ class Bottle(nn.Module):
     ],
 )
 def test_only_norms_before_the_addition_become_zero(place: str, zeroed: list[str]) -> None:
-    model = nn.Sequential(Bottle(place), Bottle(place))
+    model: Any = nn.Sequential(Bottle(place), Bottle(place))
     assert initialize(model, batch=torch.randn(3, 6)).zeroed == zeroed
 
 
@@ -241,6 +241,9 @@ def test_models_of_timm() -> None:
 
 def test_the_trace_leaves_the_model_as_it_was() -> None:
     class Counting(nn.Module):
+        seen: Tensor
+        last: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.register_buffer("seen", torch.zeros(1))
@@ -252,7 +255,7 @@ def test_the_trace_leaves_the_model_as_it_was() -> None:
             self.last = x[0]
             return self.drop(self.norm(x) + torch.rand(4))  # type: ignore[no-any-return]
 
-    model = nn.Sequential(nn.Linear(4, 4), Counting())
+    model: Any = nn.Sequential(nn.Linear(4, 4), Counting())
     model[1].eval()
     kept, before = model[1].last, {n: v.clone() for n, v in model[1].state_dict().items()}
     state = torch.get_rng_state()
