@@ -138,8 +138,6 @@ class Flow:
             if node.kind != "add" or len(set(node.inputs)) != 2:
                 continue
             a, b = node.inputs
-            if self._nodes[a].shape != self._nodes[b].shape:
-                continue
             if self._above[a] >> b & 1 or self._above[b] >> a & 1:
                 branch, stream = (a, b) if self._above[a] >> b & 1 else (b, a)
                 if self._path(branch, self._above[stream])[0]:

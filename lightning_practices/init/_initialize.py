@@ -47,8 +47,8 @@ def initialize(
     - He with another gain for ELU (1.55, which keeps the second moment), GELU (2.15), SiLU (2.34),
       Mish (2.1), Hardswish (2.33). The last four were measured over 30 layers of width 256: with 2
       activations vanish, and with the gain that keeps one layer's second moment they explode,
-      because it is an unstable fixed point. Single draws end at 0.2 to 6 times the input, and deeper
-      networks of these need normalisation layers.
+      because it is an unstable fixed point. Single draws end at 0.2 to 6, and deeper networks of
+      these need normalisation layers.
     - Xavier for linear and sigmoid (:math:`g^2 = 1`) and for tanh (1.4: over 30 layers the root
       mean square becomes 0.40 and that of gradients 0.76; with 1 both become 0.13, and with
       :math:`(5 / 3)^2` gradients grow 13-fold).

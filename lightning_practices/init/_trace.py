@@ -48,7 +48,6 @@ class Node:
         weights: Names of the parameters from which its weights are computed.
         activation: The activation, for the kind ``"activation"``.
         is_data: Whether the result depends on the model's input.
-        shape: Shape of the result.
     """
 
     op: str
@@ -57,7 +56,6 @@ class Node:
     weights: tuple[str, ...] = ()
     activation: Activation | None = None
     is_data: bool = True
-    shape: tuple[int, ...] = ()
 
 
 class Recorder(TorchFunctionMode):
@@ -80,7 +78,7 @@ class Recorder(TorchFunctionMode):
     def feed(self, batch: Any) -> None:
         """Mark the tensors of a batch as the model's input."""
         for x in _tensors(batch):
-            self._add(x, Node("input", "input", shape=tuple(x.shape)))
+            self._add(x, Node("input", "input"))
 
     def end(self, output: Any) -> None:
         """Mark the tensors of the model's output."""
@@ -116,8 +114,7 @@ class Recorder(TorchFunctionMode):
             node = Node(plain, "parameter", weights=weights, is_data=False)
         else:
             kind, activation = _kind(plain, args, kwargs, bool(weights), len(data))
-            shape = tuple(result.shape)
-            node = Node(plain, kind, data, weights, activation, True, shape)
+            node = Node(plain, kind, data, weights, activation)
         self._add(result, node)
 
     def _note_attention(self, args: Any, kwargs: dict[str, Any], result: Any) -> None:
@@ -125,13 +122,12 @@ class Recorder(TorchFunctionMode):
         inputs = [given[name] for name in ("query", "key", "value")]
         packed = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
         data = tuple(self._places[x] for x in inputs if x in self._places)
-        shape = tuple(result[0].shape)
         weights = self._weights_of(given.get(name) for name in packed)
-        self.nodes.append(Node("linear", "layer", data, weights, shape=shape))
-        self.nodes.append(Node(_ATTENTION, "attention", (len(self.nodes) - 1,), shape=shape))
+        self.nodes.append(Node("linear", "layer", data, weights))
+        self.nodes.append(Node(_ATTENTION, "attention", (len(self.nodes) - 1,)))
         weights = self._weights_of([given["out_proj_weight"]])
         last = (len(self.nodes) - 1,)
-        self._add(result[0], Node("linear", "layer", last, weights, shape=shape))
+        self._add(result[0], Node("linear", "layer", last, weights))
 
     def _weights_of(self, tensors: Iterable[Any]) -> tuple[str, ...]:
         known = [x for x in tensors if isinstance(x, Tensor) and x in self._places]

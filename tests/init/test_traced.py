@@ -137,6 +137,7 @@ class Bottle(nn.Module):
     def __init__(self, place: str) -> None:
         super().__init__()
         self.a, self.b, self.norm = nn.Linear(6, 6), nn.Linear(6, 6), nn.LayerNorm(6)
+        self.short = nn.Linear(6, 6)
         self.place = place
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,6 +147,10 @@ class Bottle(nn.Module):
             return self.norm(x + self.b(self.a(x).relu()))  # type: ignore[no-any-return]
         if self.place == "two branches alike":
             return self.norm(self.a(x)) + self.b(x)  # type: ignore[no-any-return]
+        if self.place == "a short branch with an activation":
+            return self.norm(self.b(self.a(x).relu())) + self.short(x).relu()  # type: ignore[no-any-return]
+        if self.place == "a projected shortcut":
+            return self.norm(self.b(self.a(x).relu())) + self.short(x)  # type: ignore[no-any-return]
         return x + self.b(self.a(self.norm(x)).relu())  # type: ignore[no-any-return]
 
 
@@ -156,6 +161,8 @@ class Bottle(nn.Module):
         ("after the addition", []),
         ("at the start of the branch", []),
         ("two branches alike", []),
+        ("a short branch with an activation", []),
+        ("a projected shortcut", ["0.norm.weight", "1.norm.weight"]),
     ],
 )
 def test_only_norms_before_the_addition_become_zero(place: str, zeroed: list[str]) -> None:
