@@ -144,7 +144,7 @@ def _apply(made: Plan, generator: torch.Generator | None) -> InitReport:
             )
         )  # fmt: skip
     for name, module, own in made.biases:
-        _set_bias(module, own)
+        _set_bias(module, own, generator)
         report.biases.append(name)
     for name, module in made.resets.items():
         reset: Any = module.reset_parameters
@@ -210,12 +210,13 @@ def std_of(value: Tensor) -> float:
     return float(whole.detach().to(place).to(wide).std(correction=0))
 
 
-def _set_bias(module: nn.Module, own: str) -> None:
+def _set_bias(module: nn.Module, own: str, generator: torch.Generator | None) -> None:
     p = module._parameters[own]
     assert p is not None
-    values = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
+    device = p.device if generator is None else generator.device
+    values = torch.zeros(p.shape, dtype=torch.float32, device=device)
     if own in ("bias_k", "bias_v"):  # of attention: a key and a value, which are no offsets
-        nn.init.xavier_normal_(values)
+        nn.init.xavier_normal_(values, generator=generator)
     if isinstance(module, nn.LSTM | nn.LSTMCell) and own.startswith("bias_ih"):
         values[module.hidden_size : 2 * module.hidden_size] = 1.0
     copy(p, values)

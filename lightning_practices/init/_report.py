@@ -65,7 +65,8 @@ class InitReport:
     Attributes:
         initialized: The weights with new values, in the model's order.
         kept: The parameters of the chosen modules that were not changed.
-        biases: Names of the biases that are 0 now, but for the forget gates of LSTMs.
+        biases: Names of the biases that are 0 now, but for the forget gates of LSTMs and the
+            learned keys and values of attention.
         norms: Names of the norms whose scales are 1, offsets 0, and running statistics new.
         zeroed: Names of the scales that are 0 now: the last norms of residual branches.
     """

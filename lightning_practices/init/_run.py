@@ -17,6 +17,7 @@ def call(model: nn.Module, batch: Any) -> Any:
     Raises:
         TypeError: If the batch is none of these.
     """
+    model = getattr(model, "_orig_mod", model)  # within torch.compile
     if isinstance(batch, Mapping):
         return model(**batch)
     try:

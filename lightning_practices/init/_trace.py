@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.overrides import TorchFunctionMode
@@ -103,7 +104,7 @@ class Recorder(TorchFunctionMode):
 
     def _note(self, name: str, args: Any, kwargs: dict[str, Any], result: Tensor) -> None:
         places = [self._places[x] for x in _tensors((args, kwargs)) if x in self._places]
-        if not places:
+        if not places or name.endswith("_like") or name.startswith("new_"):  # values of their own
             return
         data = tuple(place for place in places if self.nodes[place].is_data)
         fixed = [place for place in places if place not in data]
@@ -144,7 +145,9 @@ class Recorder(TorchFunctionMode):
 def record(model: nn.Module, batch: Any, recorder: Recorder) -> Any:
     """Call a model with a batch, record the calls, and return the model's output."""
     recorder.feed(batch)
-    with recorder:
+    # Where forward-mode derivatives are on, torch's operators, which a recorder sees, compute the
+    # calls of this package's kernels.
+    with forward_ad.dual_level(), recorder:
         output = call(model, batch)
     recorder.end(output)
     return output

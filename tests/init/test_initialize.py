@@ -168,6 +168,19 @@ def test_other_recurrent_layers(layer: nn.Module, gates: int) -> None:
     assert forget == (6 if gates == 4 else 0)
 
 
+def test_learned_keys_and_values_of_attention() -> None:
+    drawn = []
+    for seed in (1, 1, 2):
+        layer = nn.MultiheadAttention(400, 4, add_bias_kv=True)
+        initialize(layer, generator=seeded(seed))
+        assert not layer.in_proj_bias.any()
+        assert layer.bias_k is not None
+        assert_std(layer.bias_k, math.sqrt(2 / 800))
+        drawn.append(layer.bias_k)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_embeddings_and_norms() -> None:
     model: Any = nn.Sequential(nn.Embedding(500, 40, padding_idx=3), nn.LayerNorm(40), nn.PReLU())
     for p in model.parameters():
