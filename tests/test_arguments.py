@@ -27,6 +27,7 @@ pytestmark = pytest.mark.plain
 LAYERS = (
     "callbacks", "mixins", "schedules", "optim", "ensembles", "surgery", "nn", "modules", "plugins",
     "data",
+    "init",
 )  # fmt: skip
 
 NAN, INF = float("nan"), float("inf")
@@ -48,7 +49,8 @@ OTHERS: list[Any] = [
 
 # What is made rather than given: results, and base classes that have no arguments of their own.
 RESULTS = {
-    "Block", "Blocks", "Folded", "Measured", "MonteCarloPrediction", "NonFiniteParameter",
+    "Audit", "AuditedLayer", "Block", "Blocks", "Folded", "InitReport", "Initialized", "Kept",
+    "Measured", "MonteCarloPrediction", "NonFiniteParameter",
     "NonFiniteReport", "Replaced", "Report", "ScheduledRate", "Skipped",
 }  # fmt: skip
 

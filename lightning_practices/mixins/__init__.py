@@ -8,6 +8,7 @@ from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._fine_tuning import FineTuningMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
 from lightning_practices.mixins._gradient_clipping import GradientClippingMixin
+from lightning_practices.mixins._initialization import InitMixin
 from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
 from lightning_practices.mixins._monte_carlo_dropout import MonteCarloDropoutMixin
 from lightning_practices.mixins._optimizer import OptimizerMixin
@@ -27,6 +28,7 @@ __all__ = [
     "FineTuningMixin",
     "FusedLayersMixin",
     "GradientClippingMixin",
+    "InitMixin",
     "LearningRateScheduleMixin",
     "MonitorMixin",
     "MonteCarloDropoutMixin",

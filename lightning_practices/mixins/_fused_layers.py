@@ -3,12 +3,10 @@
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
-from lightning_practices._packages import either, own_kind
 from lightning_practices.callbacks import FusedLayers
+from lightning_practices.mixins._configure_model import refuse_unparallelised
 from lightning_practices.mixins._practice import PracticeMixin, configured
 from lightning_practices.surgery import Report
 
@@ -43,8 +41,8 @@ class FusedLayersMixin(PracticeMixin):
 
     Raises:
         TypeError: On subclassing, if bases are of both packages of Lightning. In
-            ``configure_model`` under ``ModelParallelStrategy``, if no class but this mixin
-            overrides the hook.
+            ``configure_model`` under ``ModelParallelStrategy``, if no class but this package's
+            mixins overrides the hook.
     """
 
     # Lightning's list of the properties that TorchScript doesn't compile.
@@ -74,20 +72,6 @@ class FusedLayersMixin(PracticeMixin):
     @override
     def configure_model(self) -> None:
         super().configure_model()
-        self._refuse_unparallelised()
+        refuse_unparallelised(self)
         if self._fused_layers is not None:
             self._fused_layers.fuse(self)
-
-    def _refuse_unparallelised(self) -> None:
-        """Raise the error of ModelParallelStrategy if only this mixin overrides configure_model."""
-        ours = type(self).configure_model is FusedLayersMixin.configure_model
-        if (
-            self._trainer is not None
-            and isinstance(self._trainer.strategy, either(ModelParallelStrategy))
-            and ours
-            and not is_overridden("configure_model", super(), own_kind(self, LightningModule))
-        ):
-            raise TypeError(
-                f"{type(self).__name__} must override configure_model() and apply the parallelism "
-                "there: under ModelParallelStrategy nothing else does, and ranks would drift apart"
-            )
