@@ -166,4 +166,3 @@ def _last_norm(module: nn.Module) -> str | None:
         return None
     name, last = inside[-1]
     return name if isinstance(last, NORMS) else None
-

@@ -18,7 +18,9 @@ from lightning_practices._names import plain_name
 from lightning_practices.init._activations import Activation, of_function
 from lightning_practices.init._run import call, unchanged
 
-Kind = Literal["input", "parameter", "layer", "norm", "activation", "add", "attention", "end", "pass"]
+Kind = Literal[
+    "input", "parameter", "layer", "norm", "activation", "add", "attention", "end", "pass"
+]
 
 LAYERS = frozenset(
     {"linear", "bilinear", "addmm", "embedding", "embedding_bag"}
