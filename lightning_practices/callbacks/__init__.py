@@ -12,6 +12,7 @@ from lightning_practices.callbacks._curves import LearningCurves
 from lightning_practices.callbacks._drop_rate_schedule import DropRateSchedule
 from lightning_practices.callbacks._early_stopping import EarlyStopping, RetrainFor, join_loaders
 from lightning_practices.callbacks._exact_resume import ExactResume
+from lightning_practices.callbacks._fit_preprocessing import FitPreprocessing
 from lightning_practices.callbacks._fused_layers import FusedLayers
 from lightning_practices.callbacks._learning_rate_scheduler import LearningRateScheduler
 from lightning_practices.callbacks._penalty import Penalty
@@ -39,6 +40,7 @@ __all__ = [
     "DropRateSchedule",
     "EarlyStopping",
     "ExactResume",
+    "FitPreprocessing",
     "FusedLayers",
     "GradientClipping",
     "Interval",

@@ -1,6 +1,7 @@
 """Mixins: base classes that add practices to a LightningModule."""
 
 from lightning_practices.mixins._checkpoint import CheckpointMixin
+from lightning_practices.mixins._data import DataPracticeMixin
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._fine_tuning import FineTuningMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
@@ -10,11 +11,14 @@ from lightning_practices.mixins._monte_carlo_dropout import MonteCarloDropoutMix
 from lightning_practices.mixins._optimizer import OptimizerMixin
 from lightning_practices.mixins._penalty import PenaltyMixin
 from lightning_practices.mixins._practice import MonitorMixin, PracticeMixin
+from lightning_practices.mixins._preprocessed import PreprocessedMixin
+from lightning_practices.mixins._preprocessing import PreprocessingMixin
 from lightning_practices.mixins._training_practices import TrainingPractices
 from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 
 __all__ = [
     "CheckpointMixin",
+    "DataPracticeMixin",
     "EarlyStoppingMixin",
     "FineTuningMixin",
     "FusedLayersMixin",
@@ -25,6 +29,8 @@ __all__ = [
     "OptimizerMixin",
     "PenaltyMixin",
     "PracticeMixin",
+    "PreprocessedMixin",
+    "PreprocessingMixin",
     "TrainingPractices",
     "WeightAveragingMixin",
 ]

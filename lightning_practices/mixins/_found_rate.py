@@ -1,7 +1,6 @@
 """The learning rate that the class or Lightning's finder sets, and its way to the optimizer."""
 
-from collections.abc import Callable, Mapping, MutableMapping
-from functools import wraps
+from collections.abc import Mapping, MutableMapping
 from numbers import Real
 from typing import Any
 
@@ -18,8 +17,6 @@ from lightning_practices.optim import Optimizer
 
 _NAMES = ("lr", "learning_rate")  # of attributes and hyperparameters that the finder may set
 _CHECKPOINT_KEY = "optimizer_lr"
-
-_Hook = Callable[[Any, dict[str, Any]], None]
 
 
 class FoundLearningRate(OfBothPackages, Callback):
@@ -159,25 +156,18 @@ class FoundLearningRate(OfBothPackages, Callback):
                     other["lr"] = group["lr"]
 
 
-def with_rate(hook: str, own: _Hook) -> _Hook:
-    """Return a checkpoint hook of a class that saves or loads the found rate after it has run.
+def save_rate(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Write the found rate of a module, if it has one, to a checkpoint."""
+    found: FoundLearningRate | None = vars(module).get("_found_learning_rate")
+    if found is not None:
+        found.save(checkpoint, module.hparams)
 
-    Args:
-        hook: ``"on_save_checkpoint"`` or ``"on_load_checkpoint"``.
-        own: The hook of the class, which may not call ``super()``.
-    """
 
-    @wraps(own)
-    def run(self: Any, checkpoint: dict[str, Any]) -> None:
-        own(self, checkpoint)
-        found: FoundLearningRate | None = vars(self).get("_found_learning_rate")
-        if found is not None:
-            if hook == "on_save_checkpoint":
-                found.save(checkpoint, self.hparams)
-            else:
-                found.load(checkpoint, vars(self), self.hparams)
-
-    return run
+def load_rate(module: Any, checkpoint: dict[str, Any]) -> None:
+    """Set the found rate of a checkpoint in a module."""
+    found: FoundLearningRate | None = vars(module).get("_found_learning_rate")
+    if found is not None:
+        found.load(checkpoint, vars(module), module.hparams)
 
 
 class RateAttribute:

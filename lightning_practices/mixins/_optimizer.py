@@ -11,7 +11,13 @@ from torch import nn
 from typing_extensions import override
 
 from lightning_practices._packages import either
-from lightning_practices.mixins._found_rate import FoundLearningRate, RateAttribute, with_rate
+from lightning_practices.mixins._checkpoint_hooks import Hook, run_after
+from lightning_practices.mixins._found_rate import (
+    FoundLearningRate,
+    RateAttribute,
+    load_rate,
+    save_rate,
+)
 from lightning_practices.mixins._practice import PracticeMixin, configured, public_name
 from lightning_practices.mixins._signatures import lightning_module
 from lightning_practices.optim import Optimizer, OptimizerName
@@ -71,11 +77,8 @@ class OptimizerMixin(PracticeMixin):
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        # A class's own hook may not call super().
-        for hook in ("on_save_checkpoint", "on_load_checkpoint"):
-            owner = next(base for base in cls.__mro__ if hook in vars(base))
-            if owner is cls or not issubclass(owner, PracticeMixin):
-                setattr(cls, hook, with_rate(hook, getattr(cls, hook)))
+        hooks: dict[Hook, Any] = {"on_save_checkpoint": save_rate, "on_load_checkpoint": load_rate}
+        run_after(cls, PracticeMixin, hooks)
         super().__init_subclass__(**kwargs)  # wraps the hook that saves once more
 
     def __init__(
@@ -144,14 +147,12 @@ class OptimizerMixin(PracticeMixin):
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        if self._found_learning_rate is not None:
-            self._found_learning_rate.save(checkpoint, self.hparams)
+        save_rate(self, checkpoint)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        if self._found_learning_rate is not None:
-            self._found_learning_rate.load(checkpoint, vars(self), self.hparams)
+        load_rate(self, checkpoint)
 
     def _clips_unfused(self) -> bool:
         """Say whether Lightning has to clip or unscale, which it can't do for a fused optimizer."""

@@ -30,6 +30,7 @@ from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
 from lightning_practices.mixins._optimizer import OptimizerMixin
 from lightning_practices.mixins._penalty import PenaltyMixin
 from lightning_practices.mixins._practice import configured
+from lightning_practices.mixins._preprocessed import PreprocessedMixin
 from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 from lightning_practices.optim import Optimizer, OptimizerName
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
@@ -44,6 +45,7 @@ class TrainingPractices(
     WeightAveragingMixin,
     GradientClippingMixin,
     PenaltyMixin,
+    PreprocessedMixin,
     LearningRateScheduleMixin,
     OptimizerMixin,
 ):

@@ -1,0 +1,26 @@
+"""Preprocessing of data that is fitted to the training split, in any training loop."""
+
+from lightning_practices.data._preprocessing.compose import Compose
+from lightning_practices.data._preprocessing.entries import BatchPreprocessing, OnePreprocessing
+from lightning_practices.data._preprocessing.names import PreprocessingName, preprocessing
+from lightning_practices.data._preprocessing.preprocessing import Preprocessing
+from lightning_practices.data._preprocessing.reading import Entry, check_entry
+from lightning_practices.data._preprocessing.scaling import MeanSubtraction, MinMax, Standardize
+from lightning_practices.data._preprocessing.split import in_order
+from lightning_practices.data._preprocessing.whiten import Whiten
+
+__all__ = [
+    "BatchPreprocessing",
+    "Compose",
+    "Entry",
+    "MeanSubtraction",
+    "MinMax",
+    "OnePreprocessing",
+    "Preprocessing",
+    "PreprocessingName",
+    "Standardize",
+    "Whiten",
+    "check_entry",
+    "in_order",
+    "preprocessing",
+]

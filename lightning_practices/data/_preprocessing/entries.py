@@ -1,0 +1,118 @@
+"""The preprocessing of several entries of a batch."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Self, get_args
+
+from lightning_practices._arguments import check_choice, shown
+from lightning_practices.data._preprocessing.names import (
+    PreprocessingName,
+    from_config,
+    preprocessing,
+)
+from lightning_practices.data._preprocessing.preprocessing import Preprocessing
+from lightning_practices.data._preprocessing.reading import (
+    Entry,
+    check_entry,
+    entry_of,
+    with_entry,
+)
+
+OnePreprocessing = PreprocessingName | Preprocessing
+
+
+class BatchPreprocessing:
+    """Preprocessing layers for entries of a batch, such as the inputs and the targets.
+
+    Layers that are given as objects are copied. They are moved to the device of the batches that
+    they get.
+
+    Args:
+        preprocess: The name of a layer, or a layer, for the batch itself or the first item of a
+            tuple. Or a mapping from entries, positions in a tuple or keys of a dict, to such
+            values.
+
+    Attributes:
+        layers: The layers by entry.
+
+    Raises:
+        TypeError: If a value is neither a name nor a layer.
+        ValueError: If a name is unknown, or there is no entry.
+
+    Example:
+        >>> both = BatchPreprocessing({0: "standardize", 1: "min_max"})
+        >>> both.fit([(torch.tensor([[1.0], [3.0]]), torch.tensor([10.0, 20.0]))])
+        >>> both((torch.tensor([[5.0]]), torch.tensor([15.0])))
+        (tensor([[3.]]), tensor([0.]))
+        >>> both.layers[1].inverse(torch.tensor([0.5]))
+        tensor([17.5000])
+    """
+
+    def __init__(self, preprocess: OnePreprocessing | Mapping[Entry, OnePreprocessing]) -> None:
+        entries = preprocess if isinstance(preprocess, Mapping) else {0: preprocess}
+        if not entries:
+            raise ValueError("preprocess={} has no entry: give a name, such as 'standardize'")
+        self.layers: dict[Entry, Preprocessing] = {
+            check_entry(entry): _layer(one) for entry, one in entries.items()
+        }
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether all layers have their statistics."""
+        return all(layer.is_fitted for layer in self.layers.values())
+
+    def fit(self, data: Any) -> None:
+        """Fit all layers, see :meth:`Preprocessing.fit`; each reads the data."""
+        for entry, layer in self.layers.items():
+            try:
+                layer.fit(data, entry)
+            except KeyError as error:
+                if entry != 0:
+                    raise
+                hint = "give a mapping, as in preprocess={'image': 'standardize'}"
+                raise KeyError(f"{error.args[0]}: {hint}") from None
+
+    def __call__(self, batch: Any) -> Any:
+        """Return a batch of the same type with the preprocessed entries."""
+        for entry, layer in self.layers.items():
+            x = entry_of(batch, entry)
+            batch = with_entry(batch, entry, layer.to(x.device)(x))
+        return batch
+
+    def is_like(self, other: "BatchPreprocessing") -> bool:
+        """Return whether both have the same layers and options for the same entries."""
+        mine, others = (
+            {entry: layer.config() for entry, layer in one.layers.items()} for one in (self, other)
+        )
+        return mine == others
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the layers and their statistics, in types that ``torch.load`` takes."""
+        return {
+            "entries": list(self.layers),
+            "configs": [layer.config() for layer in self.layers.values()],
+            "statistics": [layer.state_dict() for layer in self.layers.values()],
+        }
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Self:
+        """Return what :meth:`state_dict` was of."""
+        layers = [from_config(config) for config in state["configs"]]
+        for layer, statistics in zip(layers, state["statistics"], strict=True):
+            layer.load_state_dict(statistics)
+        return cls(dict(zip(state["entries"], layers, strict=True)))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.layers})"
+
+
+def _layer(given: OnePreprocessing) -> Preprocessing:
+    if isinstance(given, Preprocessing):
+        return deepcopy(given)
+    if not isinstance(given, str):
+        raise TypeError(
+            "preprocess has to be a name such as 'standardize', a preprocessing layer such as"
+            f" Standardize(per='pixel'), or a mapping from entries to these, but got {shown(given)}"
+        )
+    names = get_args(PreprocessingName)
+    return preprocessing(check_choice("preprocess", given, names))

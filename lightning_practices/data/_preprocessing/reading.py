@@ -1,0 +1,183 @@
+"""Read the tensors to fit from whatever brings batches: the one entry of each batch, checked."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any
+
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from lightning_practices._arguments import check_name, check_whole, shown
+
+Entry = int | str
+_PIECE = 1 << 22  # elements that are converted to float64 at once
+_ROWS = 256  # of a batch of a Dataset
+
+
+def check_entry(entry: Any) -> Entry:
+    """Return an entry of a batch: a position in a tuple, or a key of a dict.
+
+    Raises:
+        TypeError: If it is neither a whole number nor a string.
+        ValueError: If it is an empty string.
+    """
+    if isinstance(entry, str):
+        return check_name("entry", entry)
+    return check_whole("entry", entry, None)
+
+
+def entry_of(batch: Any, entry: Entry) -> Tensor:
+    """Return one tensor of a batch: the batch itself, an item of a tuple, or a value of a dict.
+
+    Raises:
+        KeyError: If a dict doesn't have the key.
+        IndexError: If a tuple or list is too short.
+        TypeError: If the batch has another type, or the entry is no tensor of numbers.
+    """
+    found = batch
+    if isinstance(batch, Mapping):
+        if entry not in batch:
+            keys = ", ".join(map(repr, batch))
+            raise KeyError(f"a batch has no entry {entry!r}: its entries are {keys}")
+        found = batch[entry]
+    elif isinstance(batch, list | tuple):
+        if not isinstance(entry, int) or not -len(batch) <= entry < len(batch):
+            raise IndexError(f"a batch has no entry {entry!r}: it has {len(batch)}, from 0 on")
+        found = batch[entry]
+    elif entry != 0:
+        raise IndexError(
+            f"a batch has no entry {entry!r}: it is a {type(batch).__name__}, and neither a dict"
+            " nor a tuple"
+        )
+    if not isinstance(found, Tensor):
+        raise TypeError(
+            f"entry {entry!r} of a batch has to be a tensor, but got a {type(found).__name__},"
+            f" {shown(found)}: convert samples to tensors in the dataset; images of different sizes"
+            " have to be resized there"
+        )
+    if found.is_complex():
+        raise TypeError(
+            f"entry {entry!r} of a batch has to be of real numbers, but is {found.dtype}"
+        )
+    return found
+
+
+def with_entry(batch: Any, entry: Entry, value: Any) -> Any:
+    """Return a batch of the same type with another value in the place of ``entry``."""
+    if isinstance(batch, Mapping):
+        return type(batch)({**batch, entry: value})  # type: ignore[call-arg]
+    if isinstance(batch, list | tuple):
+        items = list(batch)
+        items[int(entry)] = value
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    return value
+
+
+def batches_of(data: Any) -> Iterable[Any]:
+    """Return the batches of a tensor, a dataset, or an iterable of batches.
+
+    Raises:
+        TypeError: If ``data`` is none of these.
+    """
+    if isinstance(data, Tensor):
+        return [data]
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size=_ROWS)
+    if isinstance(data, str | bytes | Mapping) or not isinstance(data, Iterable):
+        raise TypeError(
+            "data has to be a tensor whose first dimension is the samples, a Dataset, or an"
+            f" iterable of batches such as a DataLoader, but got {shown(data)}"
+        )
+    return data
+
+
+def tensors(data: Any, entry: Entry, shown_as: str | None) -> Iterator[Tensor]:
+    """Yield the tensors to fit, in pieces that are converted to float64 at little cost.
+
+    Args:
+        data: See :func:`batches_of`.
+        entry: Which tensor of a batch.
+        shown_as: Text of the progress bar; ``None`` for no bar.
+
+    Raises:
+        ValueError: If a value is nan or infinite.
+    """
+    batches = batches_of(data)
+    if shown_as is not None:
+        batches = with_progress(batches, shown_as)
+    seen = 0
+    for number, batch in enumerate(batches):
+        x = entry_of(batch, entry).detach()
+        if x.dim() == 0:
+            raise ValueError(f"batch {number} has a number without dimensions in entry {entry!r}")
+        if x.numel():
+            per_sample = x[0].numel()
+            for first, piece in _pieces(x, max(1, _PIECE // per_sample)):
+                _check_finite(piece, number, first, seen)
+                yield piece.cpu()
+        seen += len(x)
+
+
+def _pieces(x: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    for first in range(0, len(x), rows):
+        yield first, x[first : first + rows]
+
+
+def _check_finite(x: Tensor, batch: int, first: int, seen: int) -> None:
+    if not x.is_floating_point():
+        return
+    wrong = ~x.isfinite()
+    if bool(wrong.any()):
+        place = wrong.nonzero()[0].tolist()
+        row = first + place[0]
+        where = f", at {tuple(place[1:])} of it" if place[1:] else ""
+        raise ValueError(
+            f"the data hold {float(x[tuple(place)])} in sample {seen + row} (row {row} of batch"
+            f" {batch}){where}; {int(wrong.sum())} values of this batch are nan or infinite: leave"
+            " such samples out, or fill the gaps before"
+        )
+
+
+def with_progress(batches: Iterable[Any], text: str) -> Iterable[Any]:
+    """Return the batches, with a progress bar if rank 0 writes to a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal or rank() != 0:
+        return batches
+    total = len(batches) if isinstance(batches, Sized) else None
+    return track(batches, text, total, transient=True, console=console)
+
+
+def rank() -> int:
+    """Return the rank of this process; 0 without a process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return the values of all ranks, by rank. Collective if there is a process group."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def on_all_ranks(function: Callable[[], Any]) -> list[Any]:
+    """Return the values of a function on all ranks. If it raises on one of them, all raise.
+
+    Raises:
+        RuntimeError: On the ranks that did not raise, if another did.
+    """
+    value, error = None, None
+    try:
+        value = function()
+    except Exception as raised:
+        error = raised
+    texts = gathered(None if error is None else f"{type(error).__name__}: {error}")
+    if error is not None:
+        raise error
+    for number, text in enumerate(texts):
+        if text is not None:
+            raise RuntimeError(f"rank {number} raised {text}")
+    return gathered(value)

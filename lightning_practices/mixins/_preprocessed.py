@@ -1,0 +1,85 @@
+"""The mixin by which a module keeps the preprocessing of its training data."""
+
+from collections.abc import Callable
+from typing import Any
+
+from typing_extensions import override
+
+from lightning_practices.data import BatchPreprocessing
+from lightning_practices.mixins._checkpoint_hooks import run_after
+from lightning_practices.mixins._practice import PracticeMixin
+
+KEY = "lightning_practices_preprocessing"  # in checkpoints
+
+
+class PreprocessedMixin(PracticeMixin):
+    """Keep the preprocessing of the training data with the module, in its checkpoints too.
+
+    The preprocessing is that of a datamodule with
+    :class:`~lightning_practices.mixins.PreprocessingMixin`, which the module gets at the first
+    batch of a fit. A module that is loaded by ``load_from_checkpoint`` has it again, and applies it
+    to the batches of loaders without such a datamodule, as in ``trainer.predict(module, loader)``.
+    Outside of a Trainer call it yourself: ``module(module.preprocessing(x))``, and
+    ``module.preprocessing.layers[1].inverse(predictions)`` for targets that were scaled.
+
+    Checkpoints hold it under ``"lightning_practices_preprocessing"``, apart from the module's
+    weights. So a class without this mixin loads them too.
+
+    Raises:
+        TypeError: On subclassing, if bases are of both packages of Lightning.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        run_after(cls, PracticeMixin, {"on_save_checkpoint": _save, "on_load_checkpoint": _load})
+        super().__init_subclass__(**kwargs)
+
+    _preprocessing: BatchPreprocessing | None = None
+
+    @property
+    def preprocessing(self) -> BatchPreprocessing | None:
+        """The preprocessing of the training data; ``None`` if there is none."""
+        return self._preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, value: BatchPreprocessing | None) -> None:
+        self._preprocessing = value
+
+    @property
+    def on_after_batch_transfer(self) -> Callable[[Any, int], Any]:
+        """Lightning's hook, which counts as overridden only where this module preprocesses.
+
+        If it always did, Lightning would warn of it beside each datamodule.
+        """
+        inherited: Callable[[Any, int], Any] = super().on_after_batch_transfer
+        if self._preprocessing is None or self._is_done_by_datamodule():
+            return inherited
+        return self._preprocess
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        _save(self, checkpoint)
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        _load(self, checkpoint)
+
+    def _preprocess(self, batch: Any, dataloader_idx: int) -> Any:
+        batch = super().on_after_batch_transfer(batch, dataloader_idx)
+        return batch if self._preprocessing is None else self._preprocessing(batch)
+
+    def _is_done_by_datamodule(self) -> bool:
+        trainer: Any = self._trainer
+        hook = getattr(trainer and trainer.datamodule, "_preprocessed", None)
+        return hook is not None  # of DataPracticeMixin, which has this module's preprocessing too
+
+
+def _save(module: Any, checkpoint: dict[str, Any]) -> None:
+    if module.preprocessing is not None:
+        checkpoint[KEY] = module.preprocessing.state_dict()
+
+
+def _load(module: Any, checkpoint: dict[str, Any]) -> None:
+    if (saved := checkpoint.get(KEY)) is not None:
+        module.preprocessing = BatchPreprocessing.from_state_dict(saved)

@@ -1,0 +1,159 @@
+"""The mixin that preprocesses the batches of a datamodule."""
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from lightning_practices.data import BatchPreprocessing, OnePreprocessing, in_order
+from lightning_practices.mixins._data import DataPracticeMixin
+from lightning_practices.mixins._preprocessed import KEY
+
+
+class PreprocessingMixin(DataPracticeMixin):
+    """Preprocess all batches of a datamodule by statistics of its training split.
+
+    ::
+
+        class Data(PreprocessingMixin, LightningDataModule):
+            def __init__(self, **practices):
+                super().__init__(**practices)
+
+            def train_dataloader(self): ...
+            def val_dataloader(self): ...
+
+        Data(preprocess="standardize")                       # the batch, or its first item
+        Data(preprocess={0: "standardize", 1: "min_max"})    # inputs and targets
+        Data(preprocess={"image": Whiten(shrinkage=0.1)})    # batches that are dicts
+
+    Batches for training, validation, testing and prediction are preprocessed alike, on the device,
+    after ``on_after_batch_transfer`` of your class's bases and after augmentation.
+
+    The statistics are taken once, before the first batch of a fit reaches the module, also before
+    the sanity check. Each rank reads its share of the training split, in order, each sample once:
+    shuffling, weighted sampling, ``drop_last`` and the padding of ``DistributedSampler`` don't
+    count. Augmentation by :class:`AugmentationMixin` is left out; random transforms in the dataset
+    can't be: override :meth:`preprocessing_dataloader` to read the split without these. An
+    ``IterableDataset`` is read as it is. With ``fast_dev_run`` only as many batches are read as are
+    trained.
+
+    Checkpoints hold the statistics, so a resumed fit, and testing with ``ckpt_path``, don't read
+    the data again. With a module of :class:`PreprocessedMixin`, such as ``TrainingPractices``, they
+    are part of the module's checkpoint: ``load_from_checkpoint`` and ``trainer.predict(module,
+    loader)`` work without the datamodule. A second fit with the same datamodule keeps the
+    statistics: call :meth:`fit_preprocessing` if its training split has changed.
+
+    Args:
+        *args: Positional arguments for the next base class.
+        preprocess: ``"center"``, ``"standardize"``, ``"min_max"`` or ``"whiten"``; or a layer of
+            :mod:`lightning_practices.data` with its options, which is copied; or a mapping from
+            entries of the batch to these, positions in a tuple or keys of a dict; or ``None``, for
+            no preprocessing.
+        **kwargs: Keyword arguments for the next base class.
+
+    Raises:
+        TypeError: On subclassing, see :class:`DataPracticeMixin`. On construction, if
+            ``preprocess`` is none of these.
+        ValueError: On construction, if a name is unknown. When a fit starts, if the training split
+            is empty or holds nan.
+        RuntimeError: When a run starts that is no fit, if there are no statistics.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        preprocess: OnePreprocessing | Mapping[int | str, OnePreprocessing] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._preprocessing = None if preprocess is None else BatchPreprocessing(preprocess)
+
+    @property
+    def preprocessing(self) -> BatchPreprocessing | None:
+        """The preprocessing layers; ``None`` if there are none."""
+        return self._preprocessing
+
+    def preprocessing_dataloader(self) -> Any:
+        """Return what statistics are taken of: batches of this rank's share of the training split.
+
+        Override it to read the training split without random transforms, or less of it.
+        """
+        loader = self.train_dataloader()
+        if not isinstance(loader, DataLoader):
+            raise TypeError(
+                f"train_dataloader returns a {type(loader).__name__}, and no DataLoader: override"
+                f" {type(self).__name__}.preprocessing_dataloader, which returns the batches that"
+                " statistics are taken of"
+            )
+        trainer = self.trainer
+        rank, ranks = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        return in_order(loader, rank, ranks)
+
+    def fit_preprocessing(self) -> None:
+        """Take the statistics of the training split anew; in several processes on all ranks."""
+        if self._preprocessing is not None:
+            self._preprocessing.fit(self.preprocessing_dataloader())
+
+    @override
+    def _preprocessed(self, batch: Any) -> Any:
+        if self._preprocessing is None:
+            return super()._preprocessed(batch)
+        module = self._keeping_module()
+        if not self._preprocessing.is_fitted:
+            held = None if module is None else module.preprocessing
+            self._preprocessing = self._made_ready(self._preprocessing, held)
+        if module is not None:
+            module.preprocessing = self._preprocessing
+        return self._preprocessing(batch)
+
+    def _made_ready(
+        self, own: BatchPreprocessing, held: BatchPreprocessing | None
+    ) -> BatchPreprocessing:
+        """Return the preprocessing that the module holds, or fit the own one, whichever is due."""
+        trainer = self.trainer
+        is_fit = trainer is not None and trainer.state.fn == TrainerFn.FITTING
+        if held is not None and (not is_fit or _is_resumed(trainer)):
+            return self._checked(own, held)
+        if not is_fit:
+            raise RuntimeError(
+                f"the preprocessing of {type(self).__name__} has no statistics: fit first, or"
+                " give ckpt_path=..., or call fit_preprocessing()"
+            )
+        assert trainer is not None
+        batches = self.preprocessing_dataloader()
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            batches = list(islice(batches, int(trainer.limit_train_batches)))
+        own.fit(batches)
+        return own
+
+    def _checked(self, own: BatchPreprocessing, held: BatchPreprocessing) -> BatchPreprocessing:
+        """Return statistics from a checkpoint, if they are of such layers as this datamodule's."""
+        if not own.is_like(held):
+            raise ValueError(
+                f"{type(self).__name__} was made with preprocess={own.layers}, but the module was"
+                f" trained with {held.layers}: give the same"
+            )
+        return held
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        own = self._preprocessing
+        if own is not None and own.is_fitted and self._keeping_module() is None:
+            state[KEY] = own.state_dict()
+        return state
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = dict(state_dict)
+        if (saved := state.pop(KEY, None)) is not None and self._preprocessing is not None:
+            loaded = BatchPreprocessing.from_state_dict(saved)
+            self._preprocessing = self._checked(self._preprocessing, loaded)
+        super().load_state_dict(state)
+
+
+def _is_resumed(trainer: Any) -> bool:
+    return bool(trainer.ckpt_path or trainer._checkpoint_connector._hpc_resume_path)
