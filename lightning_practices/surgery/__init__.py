@@ -4,6 +4,7 @@
 - ``_blocks``: the blocks of a network by depth, which the other functions accept.
 - ``_transfer``: freeze, replace the head, remove the top, share layers, transform inputs.
 - ``_parametrize``: weight norm and spectral norm.
+- ``_swap_activation``: replace the activations, with weights and dropout that fit.
 - ``_recalibrate``: recompute the statistics of batch norms for the final weights.
 """
 
@@ -21,6 +22,11 @@ from lightning_practices.surgery._fuse import (
 )
 from lightning_practices.surgery._parametrize import Parametrization, parametrize, unparametrize
 from lightning_practices.surgery._recalibrate import recalibrate_batch_norm
+from lightning_practices.surgery._swap_activation import (
+    SwappedLayer,
+    SwapReport,
+    swap_activation,
+)
 from lightning_practices.surgery._transfer import (
     feature_extractor,
     freeze,
@@ -40,6 +46,8 @@ __all__ = [
     "Replaced",
     "Report",
     "Skipped",
+    "SwapReport",
+    "SwappedLayer",
     "blocks",
     "feature_extractor",
     "freeze",
@@ -52,6 +60,7 @@ __all__ = [
     "remove_top_blocks",
     "replace_head",
     "share_layers",
+    "swap_activation",
     "unfreeze",
     "unfuse",
     "unparametrize",

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
+from torch import nn
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -17,7 +18,7 @@ from torch.utils.data import (
 )
 from typing_extensions import override
 
-from tests.callbacks.resuming import ROWS, Fit, Rows, SaveAt, fit, resumed
+from tests.callbacks.resuming import ROWS, Fit, Noisy, Rows, SaveAt, fit, resumed
 from tests.callbacks.scripted import FILTERS, At, same, stop
 
 pytestmark = FILTERS
@@ -235,3 +236,20 @@ def test_the_batches_of_overfit_batches(tmp_path: Path, step: int) -> None:
     assert rest.batches == whole.batches[step:]
     assert same(rest.weights, whole.weights)
     assert rest.progress == whole.progress
+
+
+class Pooling(Noisy):
+    """Draws the regions of its fractional max pooling for each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        pool = nn.FractionalMaxPool2d(2, output_ratio=0.7)
+        image = nn.Unflatten(1, (1, 8, 8))
+        self.net = nn.Sequential(nn.Linear(4, 64), image, pool, nn.Flatten(), nn.Linear(25, 1))
+
+
+def test_the_regions_of_fractional_max_pooling(tmp_path: Path) -> None:
+    path = tmp_path / "2.ckpt"
+    whole = fit(LOADERS["shuffled"], SaveAt(path, 2), module=Pooling())
+    rest = fit(LOADERS["shuffled"], resume=path, module=Pooling())
+    assert same(rest.weights, whole.weights)
