@@ -82,7 +82,7 @@ def train(activation: type[nn.Module], depth: int, seed: int) -> Result:
         batch = torch.randint(TRAIN, (BATCH_SIZE,))
         loss = F.cross_entropy(network(x[batch]), y[batch])
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     seconds = time.perf_counter() - start
     with torch.no_grad():

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -167,7 +168,7 @@ def swap_activation(
     report = SwapReport([_swapped(names, one, make) for one, names in named if type(one) is kind])
     if is_selu:
         report.dropouts = [
-            _swapped(names, one, lambda one=one: _alpha(one))
+            _swapped(names, one, partial(_alpha, one))
             for one, names in named
             if _alpha_kind(one) is not None
         ]
