@@ -11,11 +11,12 @@ from lightning.pytorch import Callback
 
 from lightning_practices._packages import either
 from lightning_practices.ensembles import MonteCarloDropout
+from lightning_practices.init import Initialization
 from lightning_practices.optim import Optimizer
 from lightning_practices.schedules import LearningRateSchedule
 
 # Classes of the objects that arguments may be, beside callbacks. torch.load refuses all of them.
-_OBJECTS = (LearningRateSchedule, MonteCarloDropout, Optimizer)
+_OBJECTS = (Initialization, LearningRateSchedule, MonteCarloDropout, Optimizer)
 
 
 def leave_out_objects(checkpoint: dict[str, Any], key: str) -> list[str]:
