@@ -12,11 +12,19 @@ from lightning.pytorch import Callback
 from lightning_practices._packages import either
 from lightning_practices.data import Augmentation, Preprocessing
 from lightning_practices.ensembles import MonteCarloDropout
+from lightning_practices.init import Initialization
 from lightning_practices.optim import Optimizer
 from lightning_practices.schedules import LearningRateSchedule
 
 # Classes of the objects that arguments may be, beside callbacks. torch.load refuses all of them.
-_OBJECTS = (Augmentation, LearningRateSchedule, MonteCarloDropout, Optimizer, Preprocessing)
+_OBJECTS = (
+    Augmentation,
+    Initialization,
+    LearningRateSchedule,
+    MonteCarloDropout,
+    Optimizer,
+    Preprocessing,
+)
 
 
 def leave_out_objects(checkpoint: dict[str, Any], key: str) -> list[str]:

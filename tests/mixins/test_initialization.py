@@ -256,6 +256,22 @@ def test_all_ranks_begin_alike_under_model_parallel_strategy(tmp_path: Path) -> 
     assert 0 < first["head.weight"].abs().max() < bound
 
 
+class Saving(InitMixin, Plain):
+    def __init__(self, width: int = 3, **practices: Any) -> None:
+        super().__init__(**practices)
+        self.save_hyperparameters()
+
+
+def test_checkpoints_hold_the_scheme_and_leave_out_the_object(tmp_path: Path) -> None:
+    path = tmp_path / "net.ckpt"
+    fit(Saving(initialize="orthogonal")).save_checkpoint(path)
+    loaded = Saving.load_from_checkpoint(path, weights_only=True)
+    assert repr(loaded._initialization) == "Initialization('orthogonal')"
+    fit(Saving(initialize=Initialization(modules=["head"]))).save_checkpoint(path)
+    with pytest.warns(UserWarning, match="leaves out initialize of Saving, as checkpoints hold no"):
+        Saving.load_from_checkpoint(path, weights_only=True)
+
+
 def test_wrong_arguments() -> None:
     with pytest.raises(ValueError, match="initialize='xavier': scheme has to be"):
         Net(initialize="xavier")  # type: ignore[arg-type]
