@@ -139,11 +139,14 @@ def check_one_package(*objects: object) -> None:
 def check_bases(kind: type) -> None:
     """Raise ``TypeError`` if the bases of a class are of both packages."""
     if len(packages_of(kind)) > 1:
-        names = [f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__]
-        modules = [name for name in names if name.endswith(".LightningModule")]
+        modules = [
+            f"{base.__module__}.{base.__name__}"
+            for base in kind.__mro__
+            if base.__name__ in ("LightningModule", "LightningDataModule")
+        ]
         raise TypeError(
             f"{kind.__name__} has bases of both packages of Lightning, {' and '.join(modules)}:"
-            " import LightningModule from one of them"
+            " import the class from one of them"
         )
 
 

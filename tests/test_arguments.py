@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -25,7 +25,8 @@ from lightning_practices._arguments import shown
 pytestmark = pytest.mark.plain
 
 LAYERS = (
-    "callbacks", "mixins", "schedules", "optim", "ensembles", "surgery", "nn", "modules", "plugins"
+    "callbacks", "mixins", "schedules", "optim", "ensembles", "surgery", "nn", "modules", "plugins",
+    "data",
 )  # fmt: skip
 
 NAN, INF = float("nan"), float("inf")
@@ -150,6 +151,7 @@ TAKEN: dict[str, list[Any]] = {
     "BatchNorm1d.activation_parameter": [-1, -0.5],
     "BatchNorm2d.activation_parameter": [-1, -0.5],
     "BatchNorm3d.activation_parameter": [-1, -0.5],
+    "FitPreprocessing.entry": [-1],
     "GradientClipping.value": [INF],
     "GradientClippingMixin.gradient_clipping": [INF],
     "LabelSmoothingCrossEntropyLoss.ignore_index": [-1],
@@ -186,6 +188,8 @@ def made(cls: type) -> Callable[..., Any]:
     """Return what makes an object of a class; a mixin is extended by a module first."""
     if issubclass(cls, mixins.PracticeMixin):
         return type(cls.__name__, (cls, LightningModule), {})
+    if issubclass(cls, mixins.DataPracticeMixin):
+        return type(cls.__name__, (cls, LightningDataModule), {})
     return cls
 
 

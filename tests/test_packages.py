@@ -11,7 +11,7 @@ import lightning.pytorch
 import pytest
 import pytorch_lightning as twin
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -164,12 +164,12 @@ MIXINS = [getattr(mixins, name) for name in mixins.__all__]
 
 @pytest.mark.parametrize("mixin", [one for one in MIXINS if isinstance(one, type)])
 def test_bases_of_both_packages_are_refused(mixin: type) -> None:
-    class Plain(twin.LightningModule):
-        pass
-
+    is_data = issubclass(mixin, mixins.DataPracticeMixin)
+    kind: Any = LightningDataModule if is_data else LightningModule
+    plain = type("Plain", (getattr(twin, kind.__name__),), {})
     with pytest.raises(TypeError, match="Mixed has bases of both packages of Lightning, "):
-        type("Mixed", (mixin, Plain, LightningModule), {})
-    with pytest.raises(TypeError, match=rf"Alone is no .*Alone\({mixin.__name__}, LightningModule"):
+        type("Mixed", (mixin, plain, kind), {})
+    with pytest.raises(TypeError, match=rf"Alone is no .*Alone\({mixin.__name__}, {kind.__name__}"):
         type("Alone", (mixin,), {})()
 
 

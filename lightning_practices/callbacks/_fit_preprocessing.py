@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_name
 from lightning_practices.callbacks._practice import PracticeCallback
-from lightning_practices.data import Preprocessing, in_order
+from lightning_practices.data import Entry, Preprocessing, check_entry, in_order
 
 
 class FitPreprocessing(PracticeCallback):
@@ -44,14 +44,15 @@ class FitPreprocessing(PracticeCallback):
     Raises:
         MisconfigurationException: When a fit starts, if the module has no such layer, or several
             and ``layer`` isn't given; or if the training data are no ``DataLoader``.
-        TypeError: If ``layer`` is no string. When a fit starts, if the entry is no tensor.
+        TypeError: If ``layer`` is no string, or ``entry`` is neither a string nor a whole number.
+            When a fit starts, if the entry is no tensor.
         ValueError: When a fit starts, if there are no batches, or a value is nan or infinite.
     """
 
-    def __init__(self, layer: str | None = None, entry: int | str = 0) -> None:
+    def __init__(self, layer: str | None = None, entry: Entry = 0) -> None:
         if layer is not None:
             check_name("layer", layer)
-        self.layer, self.entry = layer, entry
+        self.layer, self.entry = layer, check_entry(entry)
 
     @override
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,7 +74,7 @@ class FitPreprocessing(PracticeCallback):
                 " layer yourself before the fit, as in module.scale.fit(batches)"
             )
         batches: Any = in_order(loader, trainer.global_rank, trainer.world_size)
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             batches = list(islice(batches, int(trainer.limit_train_batches)))
         layer.fit(batches, self.entry)
         layer.to(pl_module.device)

@@ -12,6 +12,7 @@ from lightning_practices.data._preprocessing.compose import Compose
 from lightning_practices.data._preprocessing.entries import BatchPreprocessing, OnePreprocessing
 from lightning_practices.data._preprocessing.names import PreprocessingName, preprocessing
 from lightning_practices.data._preprocessing.preprocessing import Preprocessing
+from lightning_practices.data._preprocessing.reading import Entry, check_entry
 from lightning_practices.data._preprocessing.scaling import MeanSubtraction, MinMax, Standardize
 from lightning_practices.data._preprocessing.split import in_order
 from lightning_practices.data._preprocessing.whiten import Whiten
@@ -21,6 +22,7 @@ __all__ = [
     "AugmentationName",
     "BatchPreprocessing",
     "Compose",
+    "Entry",
     "MeanSubtraction",
     "MinMax",
     "OneAugmentation",
@@ -31,6 +33,7 @@ __all__ = [
     "Whiten",
     "augmentation",
     "augmented_loader",
+    "check_entry",
     "hard_targets",
     "in_order",
     "preprocessing",

@@ -2,6 +2,7 @@
 
 from lightning_practices.mixins._augmentation import AugmentationMixin
 from lightning_practices.mixins._checkpoint import CheckpointMixin
+from lightning_practices.mixins._data import DataPracticeMixin
 from lightning_practices.mixins._data_practices import DataPractices
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._fine_tuning import FineTuningMixin
@@ -20,6 +21,7 @@ from lightning_practices.mixins._weight_averaging import WeightAveragingMixin
 __all__ = [
     "AugmentationMixin",
     "CheckpointMixin",
+    "DataPracticeMixin",
     "DataPractices",
     "EarlyStoppingMixin",
     "FineTuningMixin",

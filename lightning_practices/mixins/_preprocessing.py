@@ -124,7 +124,7 @@ class PreprocessingMixin(DataPracticeMixin):
             )
         assert trainer is not None
         batches = self.preprocessing_dataloader()
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             batches = list(islice(batches, int(trainer.limit_train_batches)))
         own.fit(batches)
         return own

@@ -19,7 +19,9 @@ from tests.processes import run
 class Scaled(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.net: nn.Module = nn.Sequential(Compose([Standardize(), MinMax()]), nn.Linear(3, 1))
+        self.net = nn.Sequential(  # type: ignore[assignment]
+            Compose([Standardize(), MinMax()]), nn.Linear(3, 1)
+        )
 
 
 def fit(net: Net, train: Any, path: Path, callback: FitPreprocessing, **options: Any) -> Trainer:
@@ -91,7 +93,7 @@ def fit_on_ranks(path: Path) -> list[Tensor]:
     net = Scaled()
     train = Counted(*samples(27, 1))
     fit(net, loader(train), path, FitPreprocessing(), devices=2, strategy="ddp")
-    return [*net.net[0].state_dict().values(), net.net[1].weight.detach()]  # type: ignore[index, list-item]
+    return [*net.net[0].state_dict().values(), net.net[1].weight.detach()]  # type: ignore[index]
 
 
 def test_ranks_share_their_statistics(tmp_path: Path) -> None:

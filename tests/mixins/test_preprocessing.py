@@ -57,6 +57,9 @@ def test_all_splits_are_preprocessed_alike_once_and_by_the_training_split(
     trained = inputs(net.got["train"])
     expected = {tuple(row.tolist()) for row in layer(data.train.x)}
     assert {tuple(row.tolist()) for row in trained} <= expected
+    assert data.preprocessing is not None
+    buffers = data.preprocessing.layers[0].buffers()
+    assert not any(buffer.is_inference() for buffer in buffers)  # though it was fitted in one
     # Each sample once for the statistics, though the loader drops the last two; 24 a an epoch.
     assert int(data.train.reads.sum()) == 26 + 2 * 24
     assert all(torch.equal(batch[1], batch[1]) for batch in net.got["train"])
@@ -131,7 +134,7 @@ def test_a_loaded_module_preprocesses_without_the_datamodule(tmp_path: Path) -> 
     assert all(map(torch.equal, found, expected))
     x, _ = samples(10, 2)
     assert loaded.preprocessing is not None
-    assert torch.equal(loaded.net(loaded.preprocessing(x)), torch.cat(expected))
+    assert torch.equal(loaded.net(loaded.preprocessing(x)), torch.cat([*expected]))
     # The checkpoint is that of a plain module too, whose weights have no further keys.
     Net.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
 
@@ -145,6 +148,7 @@ def test_a_loaded_module_that_trains_on_other_data_gets_their_statistics(tmp_pat
     data.train.x += 100
     trainer(tmp_path).fit(loaded, datamodule=data)
     assert loaded.preprocessing is data.preprocessing
+    assert loaded.preprocessing is not None
     assert torch.equal(
         loaded.preprocessing.layers[0].state_dict()["mean"], Standardize().fit(data.train.x).mean
     )

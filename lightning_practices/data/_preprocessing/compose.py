@@ -39,7 +39,7 @@ class Compose(Preprocessing):
         super().__init__()
         listed = check_listed("layers", layers, "a list of preprocessing layers")
         if not listed:
-            raise ValueError("layers has to have one preprocessing layer at least, but is empty")
+            raise ValueError("layers has to have one preprocessing layer at least, but it is empty")
         for place, layer in enumerate(listed):
             check_instance(f"layers[{place}]", layer, Preprocessing, "a preprocessing layer")
         self.layers = nn.ModuleList(listed)

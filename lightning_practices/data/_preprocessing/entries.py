@@ -2,19 +2,23 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from lightning_practices._arguments import shown
+from lightning_practices._arguments import check_choice, shown
 from lightning_practices.data._preprocessing.names import (
     PreprocessingName,
     from_config,
     preprocessing,
 )
 from lightning_practices.data._preprocessing.preprocessing import Preprocessing
-from lightning_practices.data._preprocessing.reading import Entry, entry_of, with_entry
+from lightning_practices.data._preprocessing.reading import (
+    Entry,
+    check_entry,
+    entry_of,
+    with_entry,
+)
 
 OnePreprocessing = PreprocessingName | Preprocessing
-_Given = OnePreprocessing | Mapping[Entry, OnePreprocessing]
 
 
 class BatchPreprocessing:
@@ -24,8 +28,9 @@ class BatchPreprocessing:
     they get.
 
     Args:
-        given: The name of a layer, or a layer, for the batch itself or the first item of a tuple.
-            Or a mapping from entries, positions in a tuple or keys of a dict, to such values.
+        preprocess: The name of a layer, or a layer, for the batch itself or the first item of a
+            tuple. Or a mapping from entries, positions in a tuple or keys of a dict, to such
+            values.
 
     Attributes:
         layers: The layers by entry.
@@ -43,12 +48,12 @@ class BatchPreprocessing:
         tensor([17.5000])
     """
 
-    def __init__(self, given: _Given) -> None:
-        entries = given if isinstance(given, Mapping) else {0: given}
+    def __init__(self, preprocess: OnePreprocessing | Mapping[Entry, OnePreprocessing]) -> None:
+        entries = preprocess if isinstance(preprocess, Mapping) else {0: preprocess}
         if not entries:
-            raise ValueError("preprocess has no entry: give a name, such as 'standardize'")
+            raise ValueError("preprocess={} has no entry: give a name, such as 'standardize'")
         self.layers: dict[Entry, Preprocessing] = {
-            entry: _layer(one) for entry, one in entries.items()
+            check_entry(entry): _layer(one) for entry, one in entries.items()
         }
 
     @property
@@ -109,4 +114,5 @@ def _layer(given: OnePreprocessing) -> Preprocessing:
             "preprocess has to be a name such as 'standardize', a preprocessing layer such as"
             f" Standardize(per='pixel'), or a mapping from entries to these, but got {shown(given)}"
         )
-    return preprocessing(given)
+    names = get_args(PreprocessingName)
+    return preprocessing(check_choice("preprocess", given, names))

@@ -41,10 +41,11 @@ class Moments:
     def of(cls, x: Tensor, dims: tuple[int, ...]) -> "Moments":
         """Return the statistics of ``x`` over the dimensions ``dims``."""
         values = x.double()
-        variance, mean = torch.var_mean(values, dims, correction=0)
-        count = _count(x, dims)
-        least, most = values.amin(dims), values.amax(dims)
-        return cls(count, mean, variance * count, least, most, _resolution(x))
+        mean = values.mean(dims, keepdim=True)
+        squares = (values - mean).square_().sum(dims)
+        ordered = x if x.is_floating_point() else values
+        least, most = ordered.amin(dims).double(), ordered.amax(dims).double()
+        return cls(_count(x, dims), mean.view(squares.shape), squares, least, most, _resolution(x))
 
     @classmethod
     def of_pairs(cls, rows: Tensor) -> "Moments":

@@ -12,7 +12,13 @@ from lightning_practices._arguments import check_choice, check_instance
 from lightning_practices._names import count
 from lightning_practices.data._preprocessing.layout import Per, resolved, shared_dims, spread_out
 from lightning_practices.data._preprocessing.moments import Moments, merged
-from lightning_practices.data._preprocessing.reading import Entry, on_all_ranks, rank, tensors
+from lightning_practices.data._preprocessing.reading import (
+    Entry,
+    check_entry,
+    on_all_ranks,
+    rank,
+    tensors,
+)
 
 _LISTED = 5  # the most places of constant columns in a warning
 _Reading = tuple[Moments | None, torch.dtype | None]
@@ -78,7 +84,7 @@ class Preprocessing(nn.Module):
                 different shapes.
             RuntimeError: If another rank raises.
         """
-        return self._fit(data, entry, lambda x: x)
+        return self._fit(data, check_entry(entry), lambda x: x)
 
     def _fit(self, data: Any, entry: Entry, before: Callable[[Tensor], Tensor]) -> Self:
         """Fit to what the function ``before`` makes of the data."""
@@ -91,8 +97,14 @@ class Preprocessing(nn.Module):
                 total = piece if total is None else _joined(total, piece)
             return total, dtype
 
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
+        # Lightning's validation is in inference mode, whose tensors can't be trained with later.
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
             readings: list[_Reading] = on_all_ranks(read)
+            self._take(readings)
+        return self
+
+    def _take(self, readings: list[_Reading]) -> None:
+        """Set the statistics to those of all ranks' readings."""
         total = merged(moments for moments, _ in readings if moments is not None)
         if total is None:
             raise ValueError(f"{type(self).__name__} got no samples: the data are empty")
@@ -103,7 +115,6 @@ class Preprocessing(nn.Module):
             self._buffers[name] = value.to(present.device, dtype)
         if rank() == 0:
             self._warn(total)
-        return self
 
     def _moments(self, x: Tensor, per: Per) -> Moments:
         """Return the statistics of a piece of the data."""

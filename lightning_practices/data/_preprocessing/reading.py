@@ -9,11 +9,23 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_practices._arguments import shown
+from lightning_practices._arguments import check_name, check_whole, shown
 
 Entry = int | str
 _PIECE = 1 << 22  # elements that are converted to float64 at once
 _ROWS = 256  # of a batch of a Dataset
+
+
+def check_entry(entry: Any) -> Entry:
+    """Return an entry of a batch: a position in a tuple, or a key of a dict.
+
+    Raises:
+        TypeError: If it is neither a whole number nor a string.
+        ValueError: If it is an empty string.
+    """
+    if isinstance(entry, str):
+        return check_name("entry", entry)
+    return check_whole("entry", entry, None)
 
 
 def entry_of(batch: Any, entry: Entry) -> Tensor:

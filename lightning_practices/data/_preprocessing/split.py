@@ -16,6 +16,8 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_practices._arguments import check_instance, check_whole
+
 _BATCH = 64  # samples, for a batch sampler that doesn't say
 _OF_ALL = (RandomSampler, SequentialSampler, WeightedRandomSampler, DistributedSampler)
 
@@ -32,6 +34,10 @@ def in_order(loader: DataLoader[Any], rank: int = 0, ranks: int = 1) -> DataLoad
         rank: Rank of this process.
         ranks: Number of processes.
 
+    Raises:
+        TypeError: If ``loader`` is no ``DataLoader``, or the others no whole numbers.
+        ValueError: If ``rank`` is negative or ``ranks`` is below 1.
+
     Returns:
         The loader, or ``loader`` itself if its dataset is an ``IterableDataset``.
 
@@ -39,6 +45,8 @@ def in_order(loader: DataLoader[Any], rank: int = 0, ranks: int = 1) -> DataLoad
         >>> [batch.tolist() for batch in in_order(DataLoader(range(5), 2, shuffle=True), 0, 2)]
         [[0, 2], [4]]
     """
+    rank, ranks = check_whole("rank", rank, 0), check_whole("ranks", ranks, 1)
+    check_instance("loader", loader, DataLoader, "a DataLoader")
     dataset: Any = loader.dataset
     if isinstance(dataset, IterableDataset):
         return loader
