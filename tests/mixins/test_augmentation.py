@@ -367,7 +367,6 @@ def test_checkpoints_load_with_weights_only(tmp_path: Path) -> None:
         augmentation("rotation"),
         v2.RandAugment(),
         ["flip", v2.RandomErasing()],
-        torch.clone,
     ):
         assert dict(Saved(augment=given).hparams) == {"size": 3}
     data = Saved(augment="flip", augment_on="device")
@@ -379,7 +378,7 @@ def test_checkpoints_load_with_weights_only(tmp_path: Path) -> None:
 
 def test_bad_arguments() -> None:
     for options, error, message in (
-        ({"augment": "flips"}, ValueError, "augment: name has to be .*did you mean 'flip'"),
+        ({"augment": "flips"}, ValueError, "augment: transforms has to be .*did you mean 'flip'"),
         ({"augment": 3}, TypeError, "augment: transforms has to be a name .* but got 3"),
         ({"augment": []}, ValueError, "augment: transforms has to hold at least one"),
         ({"augment_on": "gpu"}, ValueError, "augment_on has to be 'workers' or 'device', but got"),

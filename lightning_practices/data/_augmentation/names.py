@@ -96,8 +96,13 @@ _NAMED: dict[AugmentationName, Callable[..., Any]] = {
 }
 
 
-def transforms_of(name: str, **options: Any) -> list[Any]:
+def transforms_of(name: str, argument: str = "name", **options: Any) -> list[Any]:
     """Return the transforms of a name.
+
+    Args:
+        name: The name.
+        argument: Name of the argument that it was given for, for the error.
+        **options: Options of the transform.
 
     Raises:
         TypeError: If an option is unknown.
@@ -105,7 +110,7 @@ def transforms_of(name: str, **options: Any) -> list[Any]:
     """
     if isinstance(name, str) and name in _ELSEWHERE:
         raise ValueError(_ELSEWHERE[name])
-    known: AugmentationName = check_choice("name", name, get_args(AugmentationName))  # type: ignore[arg-type]
+    known: AugmentationName = check_choice(argument, name, get_args(AugmentationName))  # type: ignore[arg-type]
     try:
         made = _NAMED[known](**options)
     except TypeError as error:
