@@ -331,6 +331,18 @@ def test_another_fit_and_reloaded_loaders(place: Any) -> None:
     assert not rows(seen[0]) & rows(seen[2])
 
 
+@places
+def test_overfitting_on_few_batches(place: Any) -> None:
+    class InOrder(Data):
+        def train_dataloader(self) -> Any:
+            return DataLoader(self.train, 4)
+
+    data = InOrder(augment="digits", augment_on=place)
+    seen = images(fitted(data, overfit_batches=2).got["train"])
+    assert len(rows(seen)) == 2 * 8
+    assert not rows(seen) & rows(data.train.tensors[0])
+
+
 def test_without_a_trainer_the_training_loader_is_augmented() -> None:
     data = Data(augment=AUGMENT)
     x = images(list(data.train_dataloader()))
