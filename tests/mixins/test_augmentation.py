@@ -116,6 +116,23 @@ def test_a_dataset_that_standardises_is_refused(place: Any, given: Any) -> None:
 
 
 @places
+def test_images_of_bytes(place: Any) -> None:
+    mixup = augmentation("mixup", num_classes=CLASSES)
+    data = Data(augment=["rand", "small_images", mixup], augment_on=place, preprocess="standardize")
+    for name in ("train", "other"):
+        x, y = getattr(data, name).tensors
+        setattr(data, name, TensorDataset((x * 255).to(torch.uint8), y))
+    net = fitted(data)
+    layer = Standardize().fit(data.train.tensors[0])
+    assert torch.equal(net.got["val"][-1][0], layer(data.other.tensors[0]))
+    for x, _ in net.got["train"]:
+        pixels = layer.inverse(x)
+        torch.testing.assert_close(pixels, pixels.round(), atol=1e-3, rtol=0)  # mixed ones too
+        assert pixels.min() > -1e-3
+        assert pixels.max() < 255 + 1e-3
+
+
+@places
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("step", [2, 6])
 def test_a_resumed_fit_draws_as_without_the_interruption(

@@ -60,7 +60,9 @@ def _brightness(brightness: Any = 0.2) -> Any:
 
 
 def _digits() -> list[Any]:
-    return [v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation="bilinear")]
+    return [
+        v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
+    ]
 
 
 def _small_images(padding: int = 4) -> list[Any]:
@@ -111,6 +113,9 @@ def transforms_of(name: str, argument: str = "name", **options: Any) -> list[Any
     if isinstance(name, str) and name in _ELSEWHERE:
         raise ValueError(_ELSEWHERE[name])
     known: AugmentationName = check_choice(argument, name, get_args(AugmentationName))  # type: ignore[arg-type]
+    if isinstance(mode := options.get("interpolation"), str):  # which torchvision 0.26 doesn't take
+        modes = [one.value for one in v2.InterpolationMode]
+        options["interpolation"] = v2.InterpolationMode(check_choice("interpolation", mode, modes))
     try:
         made = _NAMED[known](**options)
     except TypeError as error:
