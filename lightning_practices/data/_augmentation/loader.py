@@ -150,7 +150,9 @@ def augmented_loader(
 
     Each pass draws one number from torch's global generator in this process, and each sample's
     draws depend on this number, the rank and the sample's position. So the samples are the same for
-    any number of worker processes, and a sample that is drawn twice is augmented twice. The global
+    any number of worker processes, and a sample that is drawn twice is augmented twice. (With
+    ``persistent_workers`` torch itself draws a number less in later passes, so that these differ
+    from passes without it, in the order of the samples too.) The global
     generators of the processes that load samples are as without augmentation. MixUp and CutMix are
     left out: they need the batch, see :meth:`Augmentation.mix`.
 
