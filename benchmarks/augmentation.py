@@ -22,7 +22,7 @@ TRANSFORMS: Mapping[str, Any] = {
     "flip": ["flip"],
     "rotation": ["rotation"],
     "affine, bilinear": [
-        v2.RandomAffine(22.5, (0.1, 0.1), (0.9, 1.1), 10, interpolation="bilinear")
+        v2.RandomAffine(22.5, (0.1, 0.1), (0.9, 1.1), 10, v2.InterpolationMode.BILINEAR)
     ],
     "crop": ["crop"],
     "brightness": ["brightness"],

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_practices import mixins, schedules
+from lightning_practices import data, mixins, schedules
 from lightning_practices._arguments import shown
 
 pytestmark = pytest.mark.plain
@@ -76,6 +76,7 @@ NEEDED: dict[str, Callable[[], Any]] = {
     "a": net,
     "at_once": lambda: 1,
     "attention_dropout": lambda: 0.1,
+    "augmentation": lambda: data.Augmentation("flip"),
     "b": net,
     "batch": lambda: torch.zeros(1, 2),
     "batches": list,
@@ -92,6 +93,7 @@ NEEDED: dict[str, Callable[[], Any]] = {
     "in_features": lambda: 2,
     "kind": lambda: "weight",
     "loader": list,
+    "augmented_loader.loader": loader,
     "max_norm": lambda: 1.0,
     "members": lambda: [net()],
     "mlp_dim": lambda: 4,
@@ -154,6 +156,12 @@ TAKEN: dict[str, list[Any]] = {
     "BatchNorm2d.activation_parameter": [-1, -0.5],
     "BatchNorm3d.activation_parameter": [-1, -0.5],
     "FitPreprocessing.entry": [-1],
+    "augmented_loader.entry": [-1],
+    **{
+        f"{owner}.{name}": [-1]
+        for owner in ("AugmentationMixin", "DataPractices")
+        for name in ("augment_entry", "augment_target")
+    },
     "GradientClipping.value": [INF],
     "GradientClippingMixin.gradient_clipping": [INF],
     "LabelSmoothingCrossEntropyLoss.ignore_index": [-1],

@@ -1,4 +1,4 @@
-"""Mixins: base classes that add practices to a LightningModule."""
+"""Mixins: base classes that add practices to a LightningModule or LightningDataModule."""
 
 from lightning_practices.mixins._augmentation import AugmentationMixin
 from lightning_practices.mixins._checkpoint import CheckpointMixin

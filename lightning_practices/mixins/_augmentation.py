@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices._arguments import check_choice
+from lightning_practices._arguments import check_choice, check_name, check_whole
 from lightning_practices._packages import either
 from lightning_practices._seeds import hashed
-from lightning_practices.data import Augmentation, OneAugmentation, augmented_loader
+from lightning_practices.data import Augmentation, Entry, OneAugmentation, augmented_loader
 from lightning_practices.mixins._data import DataPracticeMixin, is_resumed
 
 Place = Literal["workers", "device"]
@@ -95,8 +95,8 @@ class AugmentationMixin(DataPracticeMixin):
         *args: Any,
         augment: OneAugmentation | Sequence[OneAugmentation] | None = None,
         augment_on: Place = "workers",
-        augment_entry: int | str = 0,
-        augment_target: int | str = 1,
+        augment_entry: Entry = 0,
+        augment_target: Entry = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -228,9 +228,5 @@ def _made(augment: Any) -> Augmentation:
         raise type(error)(f"augment: {error}") from error
 
 
-def _entry(name: str, value: Any) -> int | str:
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise TypeError(
-            f"{name} has to be a position in a tuple or a key of a dict, but got {value!r}"
-        )
-    return value
+def _entry(name: str, value: Any) -> Entry:
+    return check_name(name, value) if isinstance(value, str) else check_whole(name, value, None)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_practices.data import OneAugmentation, OnePreprocessing
+from lightning_practices.data import Entry, OneAugmentation, OnePreprocessing
 from lightning_practices.mixins._augmentation import AugmentationMixin, Place
 from lightning_practices.mixins._preprocessing import PreprocessingMixin
 
@@ -53,8 +53,8 @@ class DataPractices(AugmentationMixin, PreprocessingMixin):
         *args: Any,
         augment: OneAugmentation | Sequence[OneAugmentation] | None = None,
         augment_on: Place = "workers",
-        augment_entry: int | str = 0,
-        augment_target: int | str = 1,
+        augment_entry: Entry = 0,
+        augment_target: Entry = 1,
         preprocess: OnePreprocessing | Mapping[int | str, OnePreprocessing] | None = None,
         **kwargs: Any,
     ) -> None:

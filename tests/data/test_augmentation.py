@@ -36,7 +36,9 @@ VECTORIZED: dict[str, Callable[[], Any]] = {
     "flip": v2.RandomHorizontalFlip,
     "vertical flip": lambda: v2.RandomVerticalFlip(0.7),
     "rotation": lambda: v2.RandomRotation(22.5),
-    "bilinear rotation": lambda: v2.RandomRotation([10, 60], "bilinear", fill=0.3),
+    "bilinear rotation": lambda: augmentation(
+        "rotation", degrees=[10, 60], interpolation="bilinear", fill=0.3
+    ).per_sample[0],
     "rotation about a point": lambda: v2.RandomRotation(180, center=[2, 3], fill=[0.1, 0.2, 0.9]),
     "affine": affine,
     "bilinear affine": lambda: affine(interpolation=v2.InterpolationMode.BILINEAR),
@@ -363,6 +365,7 @@ made_of: Any = Augmentation
         (lambda: named("whitening"), ValueError, "preprocess='whiten' of the datamodule"),
         (lambda: named("center"), ValueError, "by statistics of the training split"),
         (lambda: augmentation("flip", degrees=3), TypeError, "augmentation.'flip'.: .*degrees"),
+        (lambda: augmentation("affine", interpolation="linear"), ValueError, "'bilinear'"),
         (lambda: augmentation("shift", width=2), ValueError, "width has to be .* but got 2"),
         (lambda: named(3), TypeError, "name has to be 'flip'"),
         (lambda: Augmentation([]), ValueError, "at least one transform"),

@@ -1,5 +1,6 @@
 """Loaders whose samples are augmented where they are loaded: the same for any number of workers."""
 
+import pickle
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -168,6 +169,13 @@ def test_everything_else_is_as_in_the_loader() -> None:
     assert isinstance(next(iter(made)), list)
     assert made.sampler is loader.sampler
     assert loader.dataset[0][0].equal(photos(1)[0])
+
+
+def test_the_dataset_reaches_processes_that_are_not_forked() -> None:
+    loader = augmented_loader(plain(), Augmentation(["crop", "rand", "cutout", "affine"]))
+    again = pickle.loads(pickle.dumps(loader.dataset))
+    index = next(iter(loader.batch_sampler or []))[0]
+    assert again[index][0].equal(loader.dataset[index][0])
 
 
 class Named(Dataset[dict[str, Any]]):

@@ -130,7 +130,7 @@ class Augmentation(nn.Module):
 def _flat(given: Any) -> list[nn.Module]:
     """Return the transforms that a value stands for, in their order."""
     if isinstance(given, str):
-        return transforms_of(given)
+        return transforms_of(given, "transforms")
     if isinstance(given, Augmentation):
         return [*given.per_sample, *given.mixing]
     if isinstance(given, v2.Compose):

@@ -12,7 +12,13 @@ import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
-from lightning_practices._arguments import check_instance, shown
+from lightning_practices._arguments import (
+    check_callable,
+    check_instance,
+    check_name,
+    check_whole,
+    shown,
+)
 from lightning_practices._seeds import hashed
 from lightning_practices.data._augmentation.augmentation import Augmentation
 from lightning_practices.data._augmentation.entries import Entry, item_of, with_item
@@ -144,7 +150,9 @@ def augmented_loader(
 
     Each pass draws one number from torch's global generator in this process, and each sample's
     draws depend on this number, the rank and the sample's position. So the samples are the same for
-    any number of worker processes, and a sample that is drawn twice is augmented twice. The global
+    any number of worker processes, and a sample that is drawn twice is augmented twice. (With
+    ``persistent_workers`` torch itself draws a number less in later passes, so that these differ
+    from passes without it, in the order of the samples too.) The global
     generators of the processes that load samples are as without augmentation. MixUp and CutMix are
     left out: they need the batch, see :meth:`Augmentation.mix`.
 
@@ -156,9 +164,13 @@ def augmented_loader(
         is_on: Says whether a pass over the samples is augmented, when it starts. Default: all are.
 
     Raises:
-        TypeError: If ``loader`` is another one, or ``augmentation`` is no :class:`Augmentation`.
+        TypeError: If ``loader`` is another one, or another argument has a wrong type.
+        ValueError: If ``entry`` is an empty string.
     """
     check_instance("augmentation", augmentation, Augmentation, "an Augmentation")
+    check_name("entry", entry) if isinstance(entry, str) else check_whole("entry", entry, None)
+    if is_on is not None:
+        check_callable("is_on", is_on)
     if type(loader) is not DataLoader:
         raise TypeError(
             "loader has to be a torch.utils.data.DataLoader, whose samples can be augmented where"

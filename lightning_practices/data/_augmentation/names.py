@@ -60,7 +60,9 @@ def _brightness(brightness: Any = 0.2) -> Any:
 
 
 def _digits() -> list[Any]:
-    return [v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation="bilinear")]
+    return [
+        v2.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), interpolation=v2.InterpolationMode.BILINEAR)
+    ]
 
 
 def _small_images(padding: int = 4) -> list[Any]:
@@ -96,8 +98,13 @@ _NAMED: dict[AugmentationName, Callable[..., Any]] = {
 }
 
 
-def transforms_of(name: str, **options: Any) -> list[Any]:
+def transforms_of(name: str, argument: str = "name", **options: Any) -> list[Any]:
     """Return the transforms of a name.
+
+    Args:
+        name: The name.
+        argument: Name of the argument that it was given for, for the error.
+        **options: Options of the transform.
 
     Raises:
         TypeError: If an option is unknown.
@@ -105,7 +112,10 @@ def transforms_of(name: str, **options: Any) -> list[Any]:
     """
     if isinstance(name, str) and name in _ELSEWHERE:
         raise ValueError(_ELSEWHERE[name])
-    known: AugmentationName = check_choice("name", name, get_args(AugmentationName))  # type: ignore[arg-type]
+    known: AugmentationName = check_choice(argument, name, get_args(AugmentationName))  # type: ignore[arg-type]
+    if isinstance(mode := options.get("interpolation"), str):  # which torchvision 0.26 doesn't take
+        modes = [one.value for one in v2.InterpolationMode]
+        options["interpolation"] = v2.InterpolationMode(check_choice("interpolation", mode, modes))
     try:
         made = _NAMED[known](**options)
     except TypeError as error:
