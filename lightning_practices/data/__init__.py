@@ -8,14 +8,20 @@ from lightning_practices.data._augmentation import (
     augmented_loader,
     hard_targets,
 )
-from lightning_practices.data._preprocessing.compose import Compose
-from lightning_practices.data._preprocessing.entries import BatchPreprocessing, OnePreprocessing
-from lightning_practices.data._preprocessing.names import PreprocessingName, preprocessing
-from lightning_practices.data._preprocessing.preprocessing import Preprocessing
-from lightning_practices.data._preprocessing.reading import Entry, check_entry
-from lightning_practices.data._preprocessing.scaling import MeanSubtraction, MinMax, Standardize
-from lightning_practices.data._preprocessing.split import in_order
-from lightning_practices.data._preprocessing.whiten import Whiten
+from lightning_practices.data._entries import Entry, check_entry
+from lightning_practices.data._preprocessing import (
+    BatchPreprocessing,
+    Compose,
+    MeanSubtraction,
+    MinMax,
+    OnePreprocessing,
+    Preprocessing,
+    PreprocessingName,
+    Standardize,
+    Whiten,
+    in_order,
+    preprocessing,
+)
 
 __all__ = [
     "Augmentation",

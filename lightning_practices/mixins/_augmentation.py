@@ -13,10 +13,16 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices._arguments import check_choice, check_name, check_whole
+from lightning_practices._arguments import check_choice
 from lightning_practices._packages import either
 from lightning_practices._seeds import hashed
-from lightning_practices.data import Augmentation, Entry, OneAugmentation, augmented_loader
+from lightning_practices.data import (
+    Augmentation,
+    Entry,
+    OneAugmentation,
+    augmented_loader,
+    check_entry,
+)
 from lightning_practices.mixins._data import DataPracticeMixin, is_resumed
 
 Place = Literal["workers", "device"]
@@ -102,8 +108,8 @@ class AugmentationMixin(DataPracticeMixin):
         super().__init__(*args, **kwargs)
         self._augmentation = None if augment is None else _made(augment)
         self._augment_on: Place = check_choice("augment_on", augment_on, get_args(Place))
-        self._augment_entry = _entry("augment_entry", augment_entry)
-        self._augment_target = _entry("augment_target", augment_target)
+        self._augment_entry = check_entry(augment_entry, "augment_entry")
+        self._augment_target = check_entry(augment_target, "augment_target")
 
     @property
     def augmentation(self) -> Augmentation | None:
@@ -226,7 +232,3 @@ def _made(augment: Any) -> Augmentation:
         return Augmentation(augment)
     except (TypeError, ValueError) as error:
         raise type(error)(f"augment: {error}") from error
-
-
-def _entry(name: str, value: Any) -> Entry:
-    return check_name(name, value) if isinstance(value, str) else check_whole(name, value, None)

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_practices.data import BatchPreprocessing, OnePreprocessing, in_order
-from lightning_practices.mixins._data import DataPracticeMixin
+from lightning_practices.mixins._data import DataPracticeMixin, is_resumed
 from lightning_practices.mixins._preprocessed import KEY
 
 
@@ -114,15 +114,15 @@ class PreprocessingMixin(DataPracticeMixin):
     ) -> BatchPreprocessing:
         """Return the preprocessing that the module holds, or fit the own one, whichever is due."""
         trainer = self.trainer
-        is_fit = trainer is not None and trainer.state.fn == TrainerFn.FITTING
-        if held is not None and (not is_fit or _is_resumed(trainer)):
-            return self._checked(own, held)
-        if not is_fit:
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            if held is not None:
+                return self._checked(own, held)
             raise RuntimeError(
                 f"the preprocessing of {type(self).__name__} has no statistics: fit first, or"
                 " give ckpt_path=..., or call fit_preprocessing()"
             )
-        assert trainer is not None
+        if held is not None and is_resumed(trainer):
+            return self._checked(own, held)
         batches = self.preprocessing_dataloader()
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             batches = list(islice(batches, int(trainer.limit_train_batches)))
@@ -153,7 +153,3 @@ class PreprocessingMixin(DataPracticeMixin):
             loaded = BatchPreprocessing.from_state_dict(saved)
             self._preprocessing = self._checked(self._preprocessing, loaded)
         super().load_state_dict(state)
-
-
-def _is_resumed(trainer: Any) -> bool:
-    return bool(trainer.ckpt_path or trainer._checkpoint_connector._hpc_resume_path)

@@ -203,9 +203,9 @@ def test_images_of_pil_in_dicts() -> None:
     assert torch.equal(*found)
     assert found[0].shape == (COUNT, 3, 13, 18)
     assert len({one.numpy().tobytes() for one in found[0]}) == COUNT
-    with pytest.raises(KeyError, match="no entry 0 to augment: the entries are 'image', 'label'"):
+    with pytest.raises(KeyError, match="no entry 0: the entries are 'image', 'label'"):
         next(iter(augmented_loader(DataLoader(Named(), 2), augment)))
-    with pytest.raises(IndexError, match="no entry 7 to augment: there are 2 entries"):
+    with pytest.raises(IndexError, match="no entry 7: there are 2, from 0 on"):
         next(iter(augmented_loader(plain(), augment, 7)))
 
 

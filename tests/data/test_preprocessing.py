@@ -328,8 +328,8 @@ def test_nan_and_infinity_are_refused_with_their_place(value: float) -> None:
 @pytest.mark.parametrize(
     ("data", "entry", "error", "message"),
     [
-        ([{"image": images()}], 0, KeyError, "no entry 0: its entries are 'image'"),
-        ([(images(),)], 1, IndexError, "no entry 1: it has 1"),
+        ([{"image": images()}], 0, KeyError, "no entry 0: the entries are 'image'"),
+        ([(images(),)], 1, IndexError, "no entry 1: there are 1, from 0 on"),
         ([(images(),)], "image", IndexError, "no entry 'image'"),
         (images(), "image", IndexError, "neither a dict nor a tuple"),
         ([([images()[0], images()[1]],)], 0, TypeError, "different sizes"),

@@ -10,7 +10,6 @@
 - ``checks.py``: which images are refused.
 - ``states.py``: the random states around a transform.
 - ``loader.py``: a loader whose samples are augmented where they are loaded.
-- ``entries.py``: the entries of a sample or a batch.
 """
 
 from lightning_practices.data._augmentation.augmentation import (

@@ -10,13 +10,16 @@ from typing_extensions import override
 from lightning_practices._arguments import check_whole, shown
 from lightning_practices._seeds import hashed
 from lightning_practices.data._augmentation.checks import check_batch
-from lightning_practices.data._augmentation.entries import Entry, item_of, with_item
 from lightning_practices.data._augmentation.mixing import is_mixing, mixed
 from lightning_practices.data._augmentation.names import AugmentationName, transforms_of
 from lightning_practices.data._augmentation.samples import transformed_batch, transformed_sample
 from lightning_practices.data._augmentation.states import drawn_seed, seed_all, states_kept
+from lightning_practices.data._entries import Entry, item_of, with_item
 
 OneAugmentation = AugmentationName | nn.Module
+
+# For a batch without the entry.
+HINT = "; give augment_entry=... and, for MixUp and CutMix, augment_target=..."
 
 
 class Augmentation(nn.Module):
@@ -117,12 +120,12 @@ class Augmentation(nn.Module):
             samples: Whether the single samples are transformed. If not they are mixed alone, as
                 after :func:`augmented_loader`.
         """
-        images = item_of(batch, entry)
+        images = item_of(batch, entry, HINT)
         if samples and self.per_sample:
             check_batch(images)
             images = self.augment_samples(images, seed)
         if self.mixing:
-            images, targets = self.mix(images, item_of(batch, target), seed)
+            images, targets = self.mix(images, item_of(batch, target, HINT), seed)
             batch = with_item(batch, target, targets)
         return with_item(batch, entry, images)
 

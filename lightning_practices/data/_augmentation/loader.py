@@ -20,9 +20,9 @@ from lightning_practices._arguments import (
     shown,
 )
 from lightning_practices._seeds import hashed
-from lightning_practices.data._augmentation.augmentation import Augmentation
-from lightning_practices.data._augmentation.entries import Entry, item_of, with_item
+from lightning_practices.data._augmentation.augmentation import HINT, Augmentation
 from lightning_practices.data._augmentation.states import drawn_seed
+from lightning_practices.data._entries import Entry, item_of, with_item
 
 IsOn = Callable[[], bool]  # says whether the pass over the samples that starts is augmented
 _INSTEAD = "augment on the device instead, by augment_on='device' or Augmentation(...)(images)"
@@ -72,7 +72,7 @@ class AugmentedDataset(Dataset[Any]):
         ]
 
     def _augmented(self, sample: Any, seed: int) -> Any:
-        image = item_of(sample, self.entry)
+        image = item_of(sample, self.entry, HINT)
         return with_item(sample, self.entry, self.augmentation.augment_samples(image, seed))
 
 

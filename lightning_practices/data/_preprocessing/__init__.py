@@ -9,3 +9,25 @@
 - ``split.py``: the samples of a split, whatever a loader draws of them.
 - ``reading.py``: the tensors to fit, from any data; several ranks.
 """
+
+from lightning_practices.data._preprocessing.compose import Compose
+from lightning_practices.data._preprocessing.entries import BatchPreprocessing, OnePreprocessing
+from lightning_practices.data._preprocessing.names import PreprocessingName, preprocessing
+from lightning_practices.data._preprocessing.preprocessing import Preprocessing
+from lightning_practices.data._preprocessing.scaling import MeanSubtraction, MinMax, Standardize
+from lightning_practices.data._preprocessing.split import in_order
+from lightning_practices.data._preprocessing.whiten import Whiten
+
+__all__ = [
+    "BatchPreprocessing",
+    "Compose",
+    "MeanSubtraction",
+    "MinMax",
+    "OnePreprocessing",
+    "Preprocessing",
+    "PreprocessingName",
+    "Standardize",
+    "Whiten",
+    "in_order",
+    "preprocessing",
+]

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_practices._arguments import check_instance, check_listed
+from lightning_practices.data._entries import Entry
 from lightning_practices.data._preprocessing.layout import Per
 from lightning_practices.data._preprocessing.moments import Moments
 from lightning_practices.data._preprocessing.preprocessing import Preprocessing
-from lightning_practices.data._preprocessing.reading import Entry
 
 
 class Compose(Preprocessing):

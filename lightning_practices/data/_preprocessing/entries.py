@@ -5,18 +5,14 @@ from copy import deepcopy
 from typing import Any, Self, get_args
 
 from lightning_practices._arguments import check_choice, shown
+from lightning_practices.data._entries import Entry, check_entry, with_item
 from lightning_practices.data._preprocessing.names import (
     PreprocessingName,
     from_config,
     preprocessing,
 )
 from lightning_practices.data._preprocessing.preprocessing import Preprocessing
-from lightning_practices.data._preprocessing.reading import (
-    Entry,
-    check_entry,
-    entry_of,
-    with_entry,
-)
+from lightning_practices.data._preprocessing.reading import tensor_of
 
 OnePreprocessing = PreprocessingName | Preprocessing
 
@@ -75,8 +71,8 @@ class BatchPreprocessing:
     def __call__(self, batch: Any) -> Any:
         """Return a batch of the same type with the preprocessed entries."""
         for entry, layer in self.layers.items():
-            x = entry_of(batch, entry)
-            batch = with_entry(batch, entry, layer.to(x.device)(x))
+            x = tensor_of(batch, entry)
+            batch = with_item(batch, entry, layer.to(x.device)(x))
         return batch
 
     def is_like(self, other: "BatchPreprocessing") -> bool:

@@ -9,48 +9,22 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from lightning_practices._arguments import check_name, check_whole, shown
+from lightning_practices._arguments import shown
+from lightning_practices.data._entries import Entry, item_of
 
-Entry = int | str
 _PIECE = 1 << 22  # elements that are converted to float64 at once
 _ROWS = 256  # of a batch of a Dataset
 
 
-def check_entry(entry: Any) -> Entry:
-    """Return an entry of a batch: a position in a tuple, or a key of a dict.
-
-    Raises:
-        TypeError: If it is neither a whole number nor a string.
-        ValueError: If it is an empty string.
-    """
-    if isinstance(entry, str):
-        return check_name("entry", entry)
-    return check_whole("entry", entry, None)
-
-
-def entry_of(batch: Any, entry: Entry) -> Tensor:
+def tensor_of(batch: Any, entry: Entry) -> Tensor:
     """Return one tensor of a batch: the batch itself, an item of a tuple, or a value of a dict.
 
     Raises:
         KeyError: If a dict doesn't have the key.
         IndexError: If a tuple or list is too short.
-        TypeError: If the batch has another type, or the entry is no tensor of numbers.
+        TypeError: If the entry is no tensor of real numbers.
     """
-    found = batch
-    if isinstance(batch, Mapping):
-        if entry not in batch:
-            keys = ", ".join(map(repr, batch))
-            raise KeyError(f"a batch has no entry {entry!r}: its entries are {keys}")
-        found = batch[entry]
-    elif isinstance(batch, list | tuple):
-        if not isinstance(entry, int) or not -len(batch) <= entry < len(batch):
-            raise IndexError(f"a batch has no entry {entry!r}: it has {len(batch)}, from 0 on")
-        found = batch[entry]
-    elif entry != 0:
-        raise IndexError(
-            f"a batch has no entry {entry!r}: it is a {type(batch).__name__}, and neither a dict"
-            " nor a tuple"
-        )
+    found = item_of(batch, entry)
     if not isinstance(found, Tensor):
         raise TypeError(
             f"entry {entry!r} of a batch has to be a tensor, but got a {type(found).__name__},"
@@ -59,20 +33,9 @@ def entry_of(batch: Any, entry: Entry) -> Tensor:
         )
     if found.is_complex():
         raise TypeError(
-            f"entry {entry!r} of a batch has to be of real numbers, but is {found.dtype}"
+            f"entry {entry!r} of a batch has to be of real numbers, but is of {found.dtype}"
         )
     return found
-
-
-def with_entry(batch: Any, entry: Entry, value: Any) -> Any:
-    """Return a batch of the same type with another value in the place of ``entry``."""
-    if isinstance(batch, Mapping):
-        return type(batch)({**batch, entry: value})  # type: ignore[call-arg]
-    if isinstance(batch, list | tuple):
-        items = list(batch)
-        items[int(entry)] = value
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
-    return value
 
 
 def batches_of(data: Any) -> Iterable[Any]:
@@ -109,7 +72,7 @@ def tensors(data: Any, entry: Entry, shown_as: str | None) -> Iterator[Tensor]:
         batches = with_progress(batches, shown_as)
     seen = 0
     for number, batch in enumerate(batches):
-        x = entry_of(batch, entry).detach()
+        x = tensor_of(batch, entry).detach()
         if x.dim() == 0:
             raise ValueError(f"batch {number} has a number without dimensions in entry {entry!r}")
         if x.numel():
