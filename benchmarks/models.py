@@ -275,8 +275,8 @@ def train(
     On the CPU the fit uses one thread.
 
     Raises:
-        KeyboardInterrupt: If interrupted. Lightning itself would exit, and ignore a second
-            interrupt.
+        KeyboardInterrupt: If interrupted, or terminated by SIGTERM. Lightning itself would exit,
+            after SIGTERM even with status 0, and ignore a second interrupt.
     """
     data: Any = [batches[step % len(batches)] for step in range(steps)]
     handler = signal.getsignal(signal.SIGINT)

@@ -60,15 +60,6 @@ class FusedBatchNorm(FusedLayer, _BatchNorm):
 
     @override
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if (
-            residual is None
-            and self.activation is None
-            and not self.training
-            and lightning_kernels.route(input) == "aten"
-            and _is_of_one_type(self._parameters.get("weight"), self._buffers.get("running_mean"))
-        ):
-            y: Tensor = super().forward(input)  # the same, without our own checks
-            return y
         return self.normalise(input, residual, self.activation, self.activation_parameter)
 
     def normalise(
@@ -79,12 +70,13 @@ class FusedBatchNorm(FusedLayer, _BatchNorm):
         activation_parameter: float | None,
     ) -> Tensor:
         """Run the layer with this activation in place of its own. Fused blocks call this method."""
-        refuse_proxy(input)
+        if type(input) is not Tensor:  # the cheapest test first
+            refuse_proxy(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        if self.virtual_batch_size is None or not self.training:
+            return self._normalise_batch(input, residual, activation, activation_parameter)
         arguments = activation, activation_parameter
-        pieces = 1
-        if self.training and self.virtual_batch_size is not None:
-            pieces = -(-input.shape[0] // self.virtual_batch_size)
+        pieces = -(-input.shape[0] // self.virtual_batch_size)
         if pieces <= 1:
             return self._normalise_batch(input, residual, *arguments)
         size, larger = divmod(input.shape[0], pieces)
@@ -110,19 +102,31 @@ class FusedBatchNorm(FusedLayer, _BatchNorm):
         activation_parameter: float | None,
     ) -> Tensor:
         """Normalise by the statistics of ``input`` or by the running statistics, as torch would."""
-        tracks = self.training and self.track_running_stats and self.running_mean is not None
+        # These dictionaries are faster than nn.Module.__getattr__. A parametrized layer has its
+        # parameters elsewhere.
+        buffers, parameters = self._buffers, self._parameters
+        mean, variance = (
+            buffers[name] if name in buffers else getattr(self, name)
+            for name in ("running_mean", "running_var")
+        )
+        weight, bias = (
+            parameters[name] if name in parameters else getattr(self, name)
+            for name in ("weight", "bias")
+        )
+        training = self.training
+        tracks = training and self.track_running_stats and mean is not None
+        count = self.num_batches_tracked if tracks else None
         momentum = self.momentum
         if momentum is None:  # a cumulative average: all batches so far have the same weight
-            counted = self.num_batches_tracked if tracks else None
-            momentum = 0.0 if counted is None else 1 / (int(counted) + 1)
-        recorded = tracks or not self.training
+            momentum = 0.0 if count is None else 1 / (int(count) + 1)
+        recorded = tracks or not training
         y = lightning_kernels.batch_norm(
             input,
-            self.running_mean if recorded else None,
-            self.running_var if recorded else None,
-            self.weight,
-            self.bias,
-            self.training or self.running_mean is None,
+            mean if recorded else None,
+            variance if recorded else None,
+            weight,
+            bias,
+            training or mean is None,
             momentum,
             self.eps,
             activation=activation,
@@ -130,8 +134,8 @@ class FusedBatchNorm(FusedLayer, _BatchNorm):
             residual=residual,
             process_group=self._synchronised_over(),
         )
-        if tracks and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)  # last, so that an error leaves the count unchanged
+        if count is not None:
+            count.add_(1)  # last, so that an error leaves the count unchanged
         return y
 
     def _synchronised_over(self) -> Any:
@@ -173,10 +177,6 @@ class FusedBatchNorm(FusedLayer, _BatchNorm):
             if (value := getattr(self, name)) is not None:
                 text += f", {name}={value}"
         return text
-
-
-def _is_of_one_type(weight: Tensor | None, mean: Tensor | None) -> bool:
-    return weight is None or mean is None or weight.dtype is mean.dtype
 
 
 class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):

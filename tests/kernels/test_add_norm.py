@@ -227,6 +227,24 @@ def test_the_law_of_the_masks(number: bool, device: str) -> None:
     assert not torch.equal(again, z)
 
 
+@pytest.mark.plain  # the kernels draw other masks
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_on_the_cpu_the_masks_are_those_of_torch(dtype: torch.dtype) -> None:
+    x = torch.randn(5, 7, 128).to(dtype)
+    # In the second tensor the elements have another order in memory than by index.
+    inputs = [x, x.transpose(0, 1).contiguous().transpose(0, 1)]
+    nothing = torch.zeros_like(x)
+    torch.manual_seed(4)
+    ours = [add_dropout_layer_norm(x, nothing, (128,), p=p)[1] for p in (0.1, 0.7) for x in inputs]
+    after = torch.get_rng_state()
+    torch.manual_seed(4)
+    dropped = [F.dropout(x, p) for p in (0.1, 0.7) for x in inputs]
+    assert torch.equal(torch.get_rng_state(), after)
+    for z, branch in zip(ours, dropped, strict=True):
+        assert torch.equal(z == 0, branch == 0)
+        torch.testing.assert_close(z, branch)
+
+
 def test_all_is_dropped_at_one(device: str) -> None:
     x, residual, scale, weight, bias = draw((5, 12), (12,), device)
     for rates in ({"p": 1.0}, {"drop_path": 1.0}, {"drop_path": torch.ones((), device=device)}):

@@ -203,6 +203,23 @@ def test_a_single_value_per_channel(shape: tuple[int, ...], device: str) -> None
     batch_norm(x, *statistics)
 
 
+@pytest.mark.parametrize("name", ["running_mean", "running_var", "weight", "bias"])
+@pytest.mark.parametrize(
+    "wrong", [torch.ones(5), torch.ones(2, 2), torch.ones(4, dtype=torch.float64)], ids=str
+)
+def test_one_bad_parameter_leaves_the_running_statistics(
+    wrong: Tensor, name: str, device: str
+) -> None:
+    x = torch.randn(6, 4, device=device)
+    given: dict[str, Any] = {"running_mean": torch.zeros(4), "running_var": torch.ones(4)}
+    given |= {"weight": torch.ones(4), "bias": torch.zeros(4)}
+    given = {key: t.to(device) for key, t in (given | {name: wrong}).items()}
+    before = {key: t.clone() for key, t in given.items()}
+    with pytest.raises(RuntimeError, match=f"batch_norm expects {name} of"):
+        batch_norm(x, **given, training=True)
+    assert all(torch.equal(t, before[key]) for key, t in given.items())
+
+
 def _views(device: str) -> dict[str, Tensor]:
     x = torch.randn(4, 6, 5, 7, device=device)
     return {

@@ -88,6 +88,36 @@ def test_each_child_may_be_on_alone(on: str, device: str) -> None:
     assert whole.all() == (on == "drop_path")
 
 
+@pytest.mark.parametrize("child", ["dropout", "drop_path"])
+@pytest.mark.parametrize("how", ["hook", "pre-hook", "forward", "hook on all modules"])
+def test_a_child_that_drops_nothing_still_runs_its_hooks(how: str, child: str, device: str) -> None:
+    layer = AddDropoutLayerNorm(6, 0.2, 0.4).to(device).eval()
+    target = layer.get_submodule(child)
+    handle: Any = None
+    if how == "hook":
+        target.register_forward_hook(lambda module, args, output: 3 * output)
+    elif how == "pre-hook":
+        target.register_forward_pre_hook(lambda module, args: (3 * args[0],))
+    elif how == "forward":
+        target.forward = lambda x: 3 * x
+    else:
+        handle = nn.modules.module.register_module_forward_hook(
+            lambda module, args, output: 3 * output if module is target else None
+        )
+    x, residual = torch.randn(2, 4, 6, device=device)
+    try:
+        y, z = layer(x, residual)
+    finally:
+        if handle is not None:
+            handle.remove()
+    torch.testing.assert_close(z, residual + 3 * x)
+    torch.testing.assert_close(y, nn.functional.layer_norm(z, (6,)))
+    calls: list[Any] = []
+    target.register_full_backward_hook(lambda module, grad_in, grad_out: calls.append(grad_out))
+    layer(x.requires_grad_(), residual)[1].sum().backward()
+    assert len(calls) == 1
+
+
 def test_monte_carlo_dropout_finds_what_drops() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -1,5 +1,7 @@
 """Batch norm composed of torch's functions, and the checks of its arguments."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,43 @@ def aten_batch_norm(
     if activation is None and residual is None:
         return y
     return aten_activate(y if residual is None else y + residual, activation, parameter)
+
+
+def is_common(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, training: bool, momentum: float, eps: float,
+) -> bool:  # fmt: skip
+    """Return whether these arguments need no :func:`check`, as those of most layers.
+
+    Its few tests take less time than the calls of :func:`check`, which take as long as a small
+    input. They leave out what ATen refuses on the CPU before it changes the running statistics:
+    parameters of the wrong length or device.
+    """
+    if (
+        type(x) is not Tensor
+        or x.dim() < 2
+        or (training and x.numel() <= x.shape[1])  # one value per channel, or an empty input
+        or not (type(momentum) is float and momentum == momentum)  # nan is not
+        or not (type(eps) is float and 0.0 < eps < math.inf)
+    ):
+        return False
+    try:
+        if weight is None or bias is None:
+            if weight is not bias:
+                return False
+        elif not (weight.dtype is bias.dtype and weight.dim() == bias.dim() == 1):
+            return False
+        if running_mean is None or running_var is None:
+            return training and running_mean is running_var
+        return (
+            running_mean.dtype is running_var.dtype
+            and (weight is None or weight.dtype is running_mean.dtype)
+            and running_mean.dim() == running_var.dim() == 1
+            and not running_mean.requires_grad
+            and not running_var.requires_grad
+        )
+    except AttributeError:  # one is not a tensor
+        return False
 
 
 def check(

@@ -34,8 +34,9 @@ def aten_clip_adaptive(
             returns the norms of the whole units.
     """
     weights, grads = zip(*pairs, strict=True)
-    norms = [_unit_norms(grad, norm_type) for grad in grads]
-    weight_norm = _joined([_unit_norms(weight, norm_type) for weight in weights])
+    alone = len(grads) == 1 and join is None  # then the norms broadcast against the gradient
+    norms = [_unit_norms(grad, norm_type, alone) for grad in grads]
+    weight_norm = _joined([_unit_norms(weight, norm_type, alone) for weight in weights])
     grad_norm = _joined(norms)
     if join is not None:
         weight_norm, grad_norm = join(weight_norm, grad_norm)
@@ -44,35 +45,42 @@ def aten_clip_adaptive(
     readable = grads[0].is_cpu and not is_traced(grads[0])  # without a wait for the device
     if readable and bool(within.all()):
         return
-    # Within the limit the factor is exactly 1. nan is not within it.
-    factor = limit.div_(grad_norm.clamp_(min=MIN_NORM)).masked_fill_(within, 1.0)
+    factor = limit.div_(grad_norm.clamp_(min=MIN_NORM))
+    if not readable or within.numel() > 1:
+        # Within the limit the factor is exactly 1. nan is not within it.
+        factor.masked_fill_(within, 1.0)
+    if alone:
+        _scale_units(grads[0], factor)
+        return
     flags = within.tolist() if readable and len(grads) > 1 else None
     first = 0
     for grad, norm in zip(grads, norms, strict=True):
         last = first + norm.shape[0]
         if flags is None or not all(flags[first:last]):
-            _scale_units(grad, factor[first:last])
+            dims = grad.dim()
+            some = factor[first:last]
+            _scale_units(grad, some if dims == 1 else some.view(-1, *[1] * (dims - 1)))
         first = last
 
 
 def _scale_units(grad: Tensor, factor: Tensor) -> None:
     """Multiply each unit of ``grad`` by its factor."""
-    dims = grad.dim()
-    if dims != 1:
-        factor = factor.view(-1, *[1] * (dims - 1)) if dims else factor[0]
     if factor.dtype == torch.float64:  # it is, if any of the gradients is
         factor = factor.to(torch.promote_types(grad.dtype, torch.float32).to_real())
-    grad.mul_(factor)
+    grad.mul_(factor if grad.dim() else factor[0])
 
 
-def _unit_norms(t: Tensor, norm_type: float) -> Tensor:
-    """Return the norms of the units of ``t``, in one dimension and at least float32."""
-    dtype = torch.promote_types(t.dtype, torch.float32)
+def _unit_norms(t: Tensor, norm_type: float, keepdim: bool) -> Tensor:
+    """Return the norms of the units of ``t``, at least float32.
+
+    They have one dimension, or with ``keepdim`` the dimensions of ``t``, at least one.
+    """
     dims = t.dim()
+    dtype = None if t.dtype is torch.float32 else torch.promote_types(t.dtype, torch.float32)
     if t.numel() == 0:  # this process may hold an empty shard
         return t.new_zeros(t.shape[0] if dims > 1 else 1, dtype=dtype)
     if dims > 1:
-        return torch.linalg.vector_norm(t, norm_type, [*range(1, dims)], dtype=dtype)
+        return torch.linalg.vector_norm(t, norm_type, [*range(1, dims)], keepdim, dtype=dtype)
     return torch.linalg.vector_norm(t if dims else t.view(1), norm_type, 0, True, dtype=dtype)
 
 

@@ -97,7 +97,7 @@ def shape_of(normalized_shape: Sequence[int]) -> tuple[int, ...]:
     Raises:
         TypeError: If ``normalized_shape`` is not a sequence: a number is none.
     """
-    if type(normalized_shape) is tuple:  # the cheapest test first
+    if isinstance(normalized_shape, tuple):  # the cheapest test first; torch.Size is a tuple too
         return normalized_shape
     if isinstance(normalized_shape, Sequence) and not isinstance(normalized_shape, str | bytes):
         return tuple(normalized_shape)

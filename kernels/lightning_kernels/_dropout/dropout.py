@@ -218,7 +218,7 @@ def alpha_dropout(
     if runs_triton(input) and pays("dropout", input, "alpha"):
         return drop_elements(input, p, rate, True, inplace)
     if rate is None:
-        return call_torch(torch.nn.functional.alpha_dropout, input, p, True, inplace)
+        return call_torch(torch.alpha_dropout_ if inplace else torch.alpha_dropout, input, p, True)
     return aten_alpha_dropout(input, input.shape, rate, inplace)
 
 

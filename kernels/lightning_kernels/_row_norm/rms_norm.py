@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_kernels._core.autocast import Autocast, autocast_dtype, call_torch, without_autocast
+from lightning_kernels._core.autocast import Autocast, autocast_dtype, note_dtype, without_autocast
 from lightning_kernels._core.crossover import pays
 from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.parameters import check_eps, check_rows, check_tensor, shape_of
@@ -76,17 +76,21 @@ def _aten_rms_norm(
     dtype: torch.dtype | None,
 ) -> Tensor:  # fmt: skip
     """Call torch's function. The result has ``dtype``; ``None`` is the dtype of ``input``."""
-    is_mixed = weight is not None and getattr(weight, "dtype", None) != input.dtype
-    if weight is not None and (is_mixed or dtype is not None):
+    if weight is not None and (
+        dtype is not None or getattr(weight, "dtype", None) is not input.dtype
+    ):
         check_rows("rms_norm", input, shape, weight=weight)
         # ATen is slow, and warns, if input and weight have different dtypes.
         weight = weight.to(dtype or input.dtype)
     if dtype is not None:
         input = input.to(dtype)
     try:
-        run = call_torch if input.is_cpu else without_autocast
-        return run(torch.rms_norm, input, shape, weight, eps)
-    except RuntimeError:
+        if not input.is_cpu:
+            return without_autocast(torch.rms_norm, input, shape, weight, eps)
+        return torch.rms_norm(input, shape, weight, eps)
+    except RuntimeError as error:
         # If an argument does not fit, this error is clearer than torch's.
         check_rows("rms_norm", input, shape, weight=weight)
+        if input.is_cpu:
+            note_dtype(error, input)
         raise

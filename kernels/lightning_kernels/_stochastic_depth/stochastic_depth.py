@@ -102,21 +102,25 @@ def _aten(
     The factors of samples and channels are multiplied first, because they are few.
     """
     like = x if residual is None else residual
-    factor = layer_scale
+    factor, scale = layer_scale, 1.0
     if drops:
         shape = [1] * x.dim()
         if mode == "row":
             shape[0] = x.shape[0]
         if rate is not None:
-            factor = aten_factor(like, shape, rate)
+            kept = aten_factor(like, shape, rate)
         else:
-            factor = like.new_empty(shape).bernoulli_(1 - p).mul_(survivors_scale(p))
-        if layer_scale is not None:
-            factor = factor * layer_scale
+            kept = like.new_empty(shape).bernoulli_(1 - p)
+            scale = survivors_scale(p)
+            if residual is None or x.itemsize < 4:  # else addcmul scales, without a further call
+                kept.mul_(scale)  # addcmul would round x times the scale in the backward pass
+                scale = 1.0
+        factor = kept if layer_scale is None else kept * layer_scale
     if factor is None:
         return like + x
-    factor = factor.to(like.dtype)
-    return x * factor if residual is None else torch.addcmul(residual, x, factor)
+    if factor.dtype is not like.dtype:
+        factor = factor.to(like.dtype)
+    return x * factor if residual is None else torch.addcmul(residual, x, factor, value=scale)
 
 
 def _check(x: Tensor, mode: str, residual: Tensor | None) -> None:
@@ -139,6 +143,13 @@ def _channel_dim(x: Tensor, layer_scale: Tensor) -> int:
     Raises:
         RuntimeError: If the shape, device or dtype of ``layer_scale`` does not fit ``x``.
     """
+    if (  # the cheapest test first
+        isinstance(layer_scale, Tensor)
+        and layer_scale.shape == x.shape[-1:]
+        and layer_scale.dtype is x.dtype
+        and layer_scale.device == x.device
+    ):
+        return x.dim() - 1 if x.shape[-1:] != (1,) else -1
     missing = x.dim() - dimensions_of("stochastic_depth", layer_scale, "layer_scale")
     dims = [dim + missing for dim, size in enumerate(layer_scale.shape) if size != 1]
     if missing < 0 or len(dims) > 1 or any(x.shape[d] != layer_scale.numel() for d in dims):
