@@ -137,7 +137,13 @@ class Cli(LightningCLI):
 
 def main(args: list[str] | None = None) -> Cli:
     """Run the command line."""
-    return Cli(Classifier, ImageFolders, args=args, save_config_kwargs={"overwrite": True})
+    return Cli(
+        Classifier,
+        ImageFolders,
+        args=args,
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"description": __doc__.splitlines()[0] if __doc__ else None},
+    )
 
 
 if __name__ == "__main__":

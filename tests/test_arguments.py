@@ -52,11 +52,13 @@ RESULTS = {
     "Audit", "AuditedLayer", "Block", "Blocks", "Folded", "InitReport", "Initialized", "Kept",
     "Measured", "MonteCarloPrediction", "NonFiniteParameter",
     "NonFiniteReport", "Replaced", "Report", "ScheduledRate", "Skipped",
+    "SwapReport", "SwappedLayer",
 }  # fmt: skip
 
 # The arguments that torch and a process group check.
 FOREIGN = {"device", "dtype", "process_group"}
 KERNELS = {"norm_activation.x", "norm_activation.residual"}  # the kernels check tensors
+IN_MESSAGES = {"check_entry.name"}  # names of arguments, which our own code gives
 
 
 def net() -> nn.Module:
@@ -74,12 +76,14 @@ def loader() -> DataLoader[Any]:
 # Arguments without a default, by their names; for a name of two meanings, by the callable too.
 NEEDED: dict[str, Callable[[], Any]] = {
     "a": net,
+    "after": lambda: nn.ReLU,
     "at_once": lambda: 1,
     "attention_dropout": lambda: 0.1,
     "augmentation": lambda: data.Augmentation("flip"),
     "b": net,
     "batch": lambda: torch.zeros(1, 2),
     "batches": list,
+    "before": lambda: nn.Dropout,
     "block": lambda: nn.Linear,
     "block_size": lambda: 3,
     "cycles": lambda: 2,
@@ -218,7 +222,7 @@ def arguments() -> Iterator[Argument]:
                     yield Argument(owner, made(call) if is_class else call, name, hints[name])
 
 
-ARGUMENTS = [argument for argument in arguments() if argument.key not in KERNELS]
+ARGUMENTS = [argument for argument in arguments() if argument.key not in KERNELS | IN_MESSAGES]
 
 
 def kinds(hint: Any) -> list[Any]:

@@ -354,8 +354,12 @@ def test_bad_arguments() -> None:
         ({"augment": 3}, TypeError, "augment: transforms has to be a name .* but got 3"),
         ({"augment": []}, ValueError, "augment: transforms has to hold at least one"),
         ({"augment_on": "gpu"}, ValueError, "augment_on has to be 'workers' or 'device', but got"),
-        ({"augment_entry": 1.5}, TypeError, "augment_entry has to be a whole number, but got 1.5"),
-        ({"augment_target": None}, TypeError, "augment_target has to be a whole"),
+        (
+            {"augment_entry": 1.5},
+            TypeError,
+            "augment_entry has to be a position in a tuple or a key of a dict, but got 1.5",
+        ),
+        ({"augment_target": None}, TypeError, "augment_target has to be a position"),
     ):
         with pytest.raises(error, match=message):
             Data(**options)

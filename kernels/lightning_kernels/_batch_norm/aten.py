@@ -93,7 +93,7 @@ def check(
     check_eps("batch_norm", eps, least=0)
     if training and eps == 0.0:
         raise ValueError("batch_norm expects a positive eps in training, but got 0.0")
-    if training and not synchronised and not is_empty and x.numel() == x.shape[1]:
+    if training and not synchronised and x.shape[0] * math.prod(x.shape[2:]) == 1:
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {x.shape}"
         )
