@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_kernels._core.activation import aten_activate
 from lightning_kernels._core.autocast import call_torch
+from lightning_kernels._core.dispatch import norm_runs_triton
 from lightning_kernels._core.parameters import (
     check_channels,
     check_eps,
@@ -34,6 +35,26 @@ def aten_batch_norm(
     if activation is None and residual is None:
         return y
     return aten_activate(y if residual is None else y + residual, activation, parameter)
+
+
+def aten_common(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None,
+    bias: Tensor | None, training: bool, momentum: float, eps: float,
+) -> Tensor | None:  # fmt: skip
+    """Return batch norm on the CPU for the arguments of most layers, ``None`` for others."""
+    if not (
+        is_common(x, running_mean, running_var, weight, bias, training, momentum, eps)
+        and x.is_cpu
+        and not norm_runs_triton(x)
+    ):
+        return None
+    try:  # torch.nn.functional.batch_norm calls this function too, after slow checks in Python
+        return torch.batch_norm(
+            x, weight, bias, running_mean, running_var, training, momentum, eps,
+            torch.backends.cudnn.enabled,
+        )  # fmt: skip
+    except RuntimeError:  # an argument does not fit, which the errors of check explain
+        return None
 
 
 def is_common(

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_kernels._batch_norm.aten import aten_batch_norm, check, is_common
+from lightning_kernels._batch_norm.aten import aten_batch_norm, aten_common, check
 from lightning_kernels._batch_norm.operator import batch_norm_operator
 from lightning_kernels._batch_norm.sync import aten_sync_batch_norm, group_name
 from lightning_kernels._core.activation import PIECEWISE_LINEAR, resolve_parameter
@@ -94,22 +94,10 @@ def batch_norm(
         Ioffe and Szegedy, 2015, "Batch normalization: accelerating deep network training by
         reducing internal covariate shift", arXiv:1502.03167.
     """
-    if (
-        activation is None
-        and residual is None
-        and process_group is None
-        and activation_parameter is None
-        and is_common(input, running_mean, running_var, weight, bias, training, momentum, eps)
-        and input.is_cpu
-        and not norm_runs_triton(input)
-    ):
-        try:  # torch.nn.functional.batch_norm calls this function too, after slow checks in Python
-            return torch.batch_norm(
-                input, weight, bias, running_mean, running_var, training, momentum, eps,
-                torch.backends.cudnn.enabled,
-            )  # fmt: skip
-        except RuntimeError:
-            pass  # if an argument does not fit, the errors of the checks below are clearer
+    if activation is residual is process_group is activation_parameter is None:
+        y = aten_common(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        if y is not None:
+            return y
     parameter = resolve_parameter(activation, activation_parameter)
     group = group_name(process_group) if training and process_group is not None else None
     check(
