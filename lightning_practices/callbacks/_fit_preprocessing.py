@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_practices._arguments import check_name
+from lightning_practices.callbacks._exact_resume import ResumableSource
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.data import Entry, Preprocessing, check_entry, in_order
 
@@ -67,7 +68,10 @@ class FitPreprocessing(PracticeCallback):
         layer = self._found(pl_module)
         if layer.is_fitted:
             return
-        loader: Any = trainer.fit_loop._data_source.dataloader()
+        source: Any = trainer.fit_loop._data_source
+        if isinstance(source, ResumableSource):  # of ExactResume, which wraps the Trainer's own
+            source = source.source
+        loader = source.dataloader()
         if not isinstance(loader, DataLoader):
             raise MisconfigurationException(
                 f"FitPreprocessing reads a DataLoader, but got a {type(loader).__name__}: fit the"

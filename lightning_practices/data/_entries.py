@@ -57,6 +57,15 @@ def item_of(whole: Any, entry: Entry, hint: str = "") -> Any:
     return whole
 
 
+def has_item(whole: Any, entry: Entry) -> bool:
+    """Say whether a sample or a batch has an entry."""
+    if isinstance(whole, Mapping):
+        return entry in whole
+    if isinstance(whole, list | tuple):
+        return isinstance(entry, int) and -len(whole) <= entry < len(whole)
+    return entry == 0
+
+
 def with_item(whole: Any, entry: Entry, value: Any) -> Any:
     """Return a sample or a batch of the same type with another value in the place of ``entry``."""
     if isinstance(whole, Mapping):

@@ -118,6 +118,7 @@ class AugmentationMixin(DataPracticeMixin):
 
     def _train_loaders(self, loaders: Any) -> Any:
         """Return the training loaders, with augmented samples if the workers augment them."""
+        self._check_constructed()
         own = self._augmentation
         if own is None:
             return loaders

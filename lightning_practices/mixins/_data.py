@@ -66,6 +66,7 @@ class DataPracticeMixin(_DataModule):
         if is_last and kwargs:
             raise TypeError(_unknown(cls, next(iter(kwargs))))
         super().__init__(*args, **kwargs)
+        self._has_settings = True
 
     @override
     def save_hyperparameters(self, *args: Any, frame: Any = None, **kwargs: Any) -> None:
@@ -77,8 +78,22 @@ class DataPracticeMixin(_DataModule):
 
     @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self._check_constructed()
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
         return self._preprocessed(self._augmented(batch))
+
+    def _check_constructed(self) -> None:
+        if "_has_settings" not in vars(self):
+            name = type(self).__name__
+            raise RuntimeError(
+                f"the mixins of {name} have no settings, as their constructors have not run: call"
+                f" super().__init__(...) in the __init__ of {name} and of each of its bases"
+            )
+
+    def _transferred(self, batch: Any) -> Any:
+        """Return a batch of a loader after the hooks that run before augmentation."""
+        batch = self.on_before_batch_transfer(batch, 0)
+        return super().on_after_batch_transfer(batch, 0)
 
     def _augmented(self, batch: Any) -> Any:
         """Return the batch, augmented if a training step gets it."""
@@ -88,7 +103,9 @@ class DataPracticeMixin(_DataModule):
         """Return the batch, preprocessed as the module's training data were, if it keeps that."""
         module = self._keeping_module()
         held = None if module is None else module.preprocessing
-        return batch if held is None else held(batch)
+        if held is None:
+            return batch
+        return held(batch, partial=self.trainer is not None and self.trainer.predicting)
 
     def _keeping_module(self) -> PreprocessedMixin | None:
         """Return the module of the run if it keeps the preprocessing of its training data."""

@@ -27,6 +27,11 @@ class DataPractices(AugmentationMixin, PreprocessingMixin):
     are augmented first and preprocessed then, and the others are preprocessed alone. The statistics
     of preprocessing are those of samples that are not augmented.
 
+    If your class has its own ``on_after_batch_transfer``, call ``super().on_after_batch_transfer``
+    in it, or nothing happens on the device. Loaders that are given to the Trainer in place of the
+    datamodule are not preprocessed. MixUp and CutMix make targets probabilities of shape
+    ``(N, classes)``: give metrics :func:`~lightning_practices.data.hard_targets` of them.
+
     With ``**practices`` in your ``__init__``, as above, ``LightningCLI(Net, Data)`` offers all
     arguments. In YAML a transform with options is written as ``class_path:
     torchvision.transforms.v2.RandAugment`` with ``init_args: {magnitude: 7}``, or as ``class_path:

@@ -20,7 +20,9 @@ class PreprocessedMixin(PracticeMixin):
     batch of a fit. A module that is loaded by ``load_from_checkpoint`` has it again, and applies it
     to the batches of loaders without such a datamodule, as in ``trainer.predict(module, loader)``.
     Outside of a Trainer call it yourself: ``module(module.preprocessing(x))``, and
-    ``module.preprocessing.layers[1].inverse(predictions)`` for targets that were scaled.
+    ``module.preprocessing.layers[1].inverse(predictions)`` for targets that were scaled. Batches
+    for prediction may leave out targets. If your class has its own ``on_after_batch_transfer``,
+    call ``super().on_after_batch_transfer(batch, dataloader_idx)`` in it.
 
     Checkpoints hold it under ``"lightning_practices_preprocessing"``, apart from the module's
     weights. So a class without this mixin loads them too.
@@ -67,7 +69,10 @@ class PreprocessedMixin(PracticeMixin):
 
     def _preprocess(self, batch: Any, dataloader_idx: int) -> Any:
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
-        return batch if self._preprocessing is None else self._preprocessing(batch)
+        if self._preprocessing is None:
+            return batch
+        trainer: Any = self._trainer
+        return self._preprocessing(batch, partial=trainer is not None and trainer.predicting)
 
     def _is_done_by_datamodule(self) -> bool:
         trainer: Any = self._trainer

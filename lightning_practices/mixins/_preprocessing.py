@@ -1,6 +1,7 @@
 """The mixin that preprocesses the batches of a datamodule."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from itertools import islice
 from typing import Any
 
@@ -36,7 +37,9 @@ class PreprocessingMixin(DataPracticeMixin):
     the sanity check. Each rank reads its share of the training split, in order, each sample once:
     shuffling, weighted sampling, ``drop_last`` and the padding of ``DistributedSampler`` don't
     count. Augmentation by :class:`AugmentationMixin` is left out; random transforms in the dataset
-    can't be: override :meth:`preprocessing_dataloader` to read the split without these. An
+    can't be: override :meth:`preprocessing_dataloader` to read the split without these. The batches
+    pass through ``on_before_batch_transfer``, and ``on_after_batch_transfer`` of the class's bases,
+    as all batches do. An
     ``IterableDataset`` is read as it is. With ``fast_dev_run`` only as many batches are read as are
     trained.
 
@@ -70,6 +73,8 @@ class PreprocessingMixin(DataPracticeMixin):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._preprocessing = None if preprocess is None else BatchPreprocessing(preprocess)
+        self._fits = 0
+        self._held_by: tuple[int, int] | None = None  # the module with a copy, and of which fit
 
     @property
     def preprocessing(self) -> BatchPreprocessing | None:
@@ -95,39 +100,47 @@ class PreprocessingMixin(DataPracticeMixin):
     def fit_preprocessing(self) -> None:
         """Take the statistics of the training split anew; in several processes on all ranks."""
         if self._preprocessing is not None:
-            self._preprocessing.fit(self.preprocessing_dataloader())
+            self._fit(self._preprocessing)
 
     @override
     def _preprocessed(self, batch: Any) -> Any:
-        if self._preprocessing is None:
+        own, module, trainer = self._preprocessing, self._keeping_module(), self.trainer
+        if own is None:
             return super()._preprocessed(batch)
-        module = self._keeping_module()
-        if not self._preprocessing.is_fitted:
-            held = None if module is None else module.preprocessing
-            self._preprocessing = self._made_ready(self._preprocessing, held)
-        if module is not None:
-            module.preprocessing = self._preprocessing
-        return self._preprocessing(batch)
+        held = None if module is None else module.preprocessing
+        partial = trainer is not None and trainer.predicting
+        if held is not None and not self._is_fit():  # the module was trained with these statistics
+            return self._checked(own, held)(batch, partial=partial)
+        if not own.is_fitted:
+            own = self._made_ready(own, held)
+        if module is not None and self._held_by != (id(module), self._fits):
+            module.preprocessing = deepcopy(own)  # which stays if this one is fitted again
+            self._held_by = id(module), self._fits
+        return own(batch, partial=partial)
+
+    def _is_fit(self) -> bool:
+        return self.trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
 
     def _made_ready(
         self, own: BatchPreprocessing, held: BatchPreprocessing | None
     ) -> BatchPreprocessing:
-        """Return the preprocessing that the module holds, or fit the own one, whichever is due."""
+        """Return the preprocessing with statistics: those of a checkpoint, or of the data now."""
         trainer = self.trainer
-        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
-            if held is not None:
-                return self._checked(own, held)
+        if trainer is None or not self._is_fit():
             raise RuntimeError(
                 f"the preprocessing of {type(self).__name__} has no statistics: fit first, or"
                 " give ckpt_path=..., or call fit_preprocessing()"
             )
         if held is not None and is_resumed(trainer):
-            return self._checked(own, held)
-        batches = self.preprocessing_dataloader()
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            batches = list(islice(batches, int(trainer.limit_train_batches)))
-        own.fit(batches)
+            self._preprocessing = deepcopy(self._checked(own, held))
+            return self._preprocessing
+        most = int(trainer.limit_train_batches) if trainer.fast_dev_run else None  # type: ignore[attr-defined]
+        self._fit(own, most)
         return own
+
+    def _fit(self, own: BatchPreprocessing, most: int | None = None) -> None:
+        own.fit(_Transferred(self.preprocessing_dataloader(), self._transferred, most))
+        self._fits += 1
 
     def _checked(self, own: BatchPreprocessing, held: BatchPreprocessing) -> BatchPreprocessing:
         """Return statistics from a checkpoint, if they are of such layers as this datamodule's."""
@@ -149,7 +162,22 @@ class PreprocessingMixin(DataPracticeMixin):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
-        if (saved := state.pop(KEY, None)) is not None and self._preprocessing is not None:
+        if (saved := state.pop(KEY, None)) is not None:
             loaded = BatchPreprocessing.from_state_dict(saved)
-            self._preprocessing = self._checked(self._preprocessing, loaded)
+            # Without an own one, as hyperparameters leave out layers, the module's counts.
+            self._preprocessing = self._checked(self._preprocessing or loaded, loaded)
         super().load_state_dict(state)
+
+
+class _Transferred:
+    """Batches of a loader as they reach the preprocessing."""
+
+    def __init__(self, loader: Any, change: Callable[[Any], Any], most: int | None) -> None:
+        self.loader, self.change, self.most = loader, change, most
+
+    def __len__(self) -> int:
+        number = len(self.loader)
+        return number if self.most is None else min(number, self.most)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.change, islice(self.loader, self.most))

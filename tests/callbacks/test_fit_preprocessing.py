@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_practices.callbacks import FitPreprocessing
 from lightning_practices.data import Compose, MinMax, Standardize
+from lightning_practices.mixins import TrainingPractices
 from tests.mixins.preprocessed import Counted, Net, samples
 from tests.processes import run
 
@@ -63,6 +64,16 @@ def test_the_layer_has_the_statistics_of_the_training_split(tmp_path: Path) -> N
     assert int(train.reads.sum()) == 2 * 26 + 2 * 24
     assert torch.equal(again.net[0](train.x), y)  # type: ignore[index]
     assert torch.equal(Scaled.load_from_checkpoint(tmp_path / "one.ckpt").net[0](train.x), y)  # type: ignore[index]
+
+
+def test_it_works_beside_exact_resume(tmp_path: Path) -> None:
+    class Whole(TrainingPractices, Scaled):  # type: ignore[misc]
+        pass
+
+    train, net = Counted(*samples(26, 1)), Whole(checkpoint=None)
+    fit(net, loader(train), tmp_path, FitPreprocessing())
+    expected = Compose([Standardize(), MinMax()]).fit(train.x)(train.x)
+    assert torch.equal(net.net[0](train.x), expected)  # type: ignore[index]
 
 
 def test_fast_dev_run_reads_as_many_batches_as_it_trains(tmp_path: Path) -> None:

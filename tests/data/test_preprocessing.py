@@ -360,6 +360,18 @@ def test_other_shapes_than_fitted_are_refused(make: Callable[..., Preprocessing]
         make().fit(features())(features()[:, :3])
 
 
+@pytest.mark.parametrize("make", [MeanSubtraction, Standardize, MinMax])
+@pytest.mark.parametrize("shape", [(50,), (50, 1)])
+def test_one_number_a_sample_may_have_a_dimension_more_or_less(make: Any, shape: Any) -> None:
+    y = features(50)[:, 0].view(shape)
+    layer = make().fit(y)
+    scaled = layer(y).flatten()
+    for other in ((50,), (50, 1), (5, 10)) if shape == (50,) else ((50,), (50, 1)):
+        back = layer.inverse(scaled.view(other))
+        torch.testing.assert_close(back, y.view(other))
+    assert layer.inverse(scaled[0]).shape == ()
+
+
 def test_layers_by_name() -> None:
     assert isinstance(preprocessing("center"), MeanSubtraction)
     assert preprocessing("whiten", kind="pca", shrinkage=0.1).config() == {

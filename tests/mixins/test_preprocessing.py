@@ -15,6 +15,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from lightning_practices import mixins
 from lightning_practices.data import MinMax, Standardize
 from lightning_practices.mixins import PreprocessedMixin, PreprocessingMixin, TrainingPractices
 from tests.mixins.preprocessed import Counted, Data, Keeping, Net, Plain, samples
@@ -80,8 +81,9 @@ def test_targets_are_preprocessed_and_predictions_are_given_back(tmp_path: Path)
     trainer(tmp_path).fit(net, datamodule=data)
     targets = torch.cat([batch[1] for batch in net.got["train"]])
     assert 0 <= float(targets.min()) < float(targets.max()) <= 1
-    assert net.preprocessing is data.preprocessing
     assert net.preprocessing is not None
+    assert data.preprocessing is not None
+    assert net.preprocessing.is_like(data.preprocessing)
     back = net.preprocessing.layers[1].inverse(targets)
     assert {round(v, 2) for v in back.flatten().tolist()} <= {
         round(v, 2) for v in data.train.y.flatten().tolist()
@@ -147,11 +149,66 @@ def test_a_loaded_module_that_trains_on_other_data_gets_their_statistics(tmp_pat
     data = Data(preprocess="standardize")
     data.train.x += 100
     trainer(tmp_path).fit(loaded, datamodule=data)
-    assert loaded.preprocessing is data.preprocessing
     assert loaded.preprocessing is not None
     assert torch.equal(
         loaded.preprocessing.layers[0].state_dict()["mean"], Standardize().fit(data.train.x).mean
     )
+
+
+def test_a_trained_module_keeps_its_statistics_when_the_datamodule_is_fitted_again(
+    tmp_path: Path,
+) -> None:
+    data, nets = Data(preprocess={0: "standardize", 1: "center"}), [Keeping(), Keeping()]
+    means = []
+    for net in nets:
+        data.train.x += 100
+        data.fit_preprocessing()
+        trainer(tmp_path).fit(net, datamodule=data)
+        means.append(Standardize().fit(data.train.x).mean)
+    x = data.train.x
+    for net, mean in zip(nets, means, strict=True):
+        assert net.preprocessing is not None
+        assert torch.equal(net.preprocessing.layers[0].state_dict()["mean"], mean)
+        trainer(tmp_path).predict(net, datamodule=data)
+        got = inputs(net.got["predict"])
+        assert torch.equal(got, net.preprocessing.layers[0](data.other.tensors[0]))
+    assert nets[0].preprocessing is not None
+    assert float(nets[0].preprocessing(x).mean()) > 1  # a tensor alone is the input
+
+
+def test_targets_may_be_missing_in_a_prediction(tmp_path: Path) -> None:
+    net, data = Keeping(), Data(preprocess={0: "standardize", 1: "standardize"})
+    one = trainer(tmp_path)
+    one.fit(net, datamodule=data)
+    expected = one.predict(net, datamodule=data)
+    assert expected is not None
+    alone = DataLoader(TensorDataset(data.other.tensors[0]), batch_size=5)
+    found = trainer(tmp_path).predict(net, alone)
+    assert found is not None
+    assert all(map(torch.equal, found, expected))
+    with pytest.raises(IndexError, match="there is no entry 1: there are 1, from 0 on"):
+        trainer(tmp_path).validate(net, alone, verbose=False)
+
+
+class Bytes(Plain):
+    """Has raw samples, which its hooks scale."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] * 3, batch[1]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] / 255, batch[1]
+
+
+def test_statistics_are_of_what_the_hooks_of_bases_make_of_batches(tmp_path: Path) -> None:
+    class Scaled(PreprocessingMixin, Bytes):
+        pass
+
+    net, data = Net(), Scaled(preprocess="standardize")
+    trainer(tmp_path).fit(net, datamodule=data)
+    layer = Standardize().fit(data.train.x * 3 / 255)
+    expected = layer(data.other.tensors[0] * 3 / 255)
+    torch.testing.assert_close(inputs(net.got["val"])[-10:], expected)
 
 
 def test_training_practices_keep_it(tmp_path: Path) -> None:
@@ -273,6 +330,16 @@ def test_a_checkpoint_of_another_preprocessing_is_refused(tmp_path: Path) -> Non
             )
 
 
+@pytest.mark.parametrize("mixin", ["PreprocessingMixin", "AugmentationMixin", "DataPractices"])
+def test_a_skipped_constructor_is_an_error(mixin: str, tmp_path: Path) -> None:
+    def constructor(self: Any) -> None:
+        Plain.__init__(self)
+
+    kind = type("Skipping", (getattr(mixins, mixin), Plain), {"__init__": constructor})
+    with pytest.raises(RuntimeError, match="the mixins of Skipping have no settings"):
+        trainer(tmp_path).fit(Net(), datamodule=kind())
+
+
 def test_bad_arguments_and_bases() -> None:
     bare = type("Bare", (PreprocessingMixin, LightningDataModule), {})
     with pytest.raises(TypeError, match="Bare has no argument 'preproces': did you mean 'preproc"):
@@ -300,6 +367,12 @@ def test_checkpoints_leave_out_objects_of_save_hyperparameters(tmp_path: Path) -
     one.save_checkpoint(tmp_path / "one.ckpt")
     assert dict(Saved(preprocess="center").hparams) == {"size": 3, "preprocess": "center"}
     torch.load(tmp_path / "one.ckpt", weights_only=True)
+    # Loaded without the layer, it has the checkpoint's.
+    loaded = Saved.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
+    assert loaded.preprocessing is not None
+    assert data.preprocessing is not None
+    assert loaded.preprocessing.is_like(data.preprocessing)
+    assert loaded.preprocessing.is_fitted
 
 
 def fit_on_ranks(path: Path, count: int) -> tuple[dict[str, Tensor], int, Tensor]:

@@ -94,7 +94,7 @@ def batch_norm(
         Ioffe and Szegedy, 2015, "Batch normalization: accelerating deep network training by
         reducing internal covariate shift", arXiv:1502.03167.
     """
-    if activation is residual is process_group is activation_parameter is None:
+    if activation is None is residual is process_group is activation_parameter:
         y = aten_common(input, running_mean, running_var, weight, bias, training, momentum, eps)
         if y is not None:
             return y

@@ -12,5 +12,6 @@
 """
 
 from lightning_practices.callbacks._exact_resume.exact_resume import ExactResume
+from lightning_practices.callbacks._exact_resume.loaders import ResumableSource
 
-__all__ = ["ExactResume"]
+__all__ = ["ExactResume", "ResumableSource"]

@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any, Self, get_args
 
+from torch import Tensor
+
 from lightning_practices._arguments import check_choice, shown
-from lightning_practices.data._entries import Entry, check_entry, with_item
+from lightning_practices.data._entries import Entry, check_entry, has_item, with_item
 from lightning_practices.data._preprocessing.names import (
     PreprocessingName,
     from_config,
@@ -68,9 +70,22 @@ class BatchPreprocessing:
                 hint = "give a mapping, as in preprocess={'image': 'standardize'}"
                 raise KeyError(f"{error.args[0]}: {hint}") from None
 
-    def __call__(self, batch: Any) -> Any:
-        """Return a batch of the same type with the preprocessed entries."""
-        for entry, layer in self.layers.items():
+    def __call__(self, batch: Any, *, partial: bool = False) -> Any:
+        """Return a batch of the same type with the preprocessed entries.
+
+        Args:
+            batch: A dict, a tuple or list, or a tensor, which is its own entry 0.
+            partial: Whether entries may be missing, such as targets in a prediction. At least one
+                must be there.
+
+        Raises:
+            KeyError: If a dict doesn't have an entry.
+            IndexError: If a tuple or list is too short, or a tensor has no layer.
+            TypeError: If an entry is no tensor of real numbers.
+        """
+        is_partial = partial or isinstance(batch, Tensor)
+        present = {e: one for e, one in self.layers.items() if not is_partial or has_item(batch, e)}
+        for entry, layer in (present or self.layers).items():
             x = tensor_of(batch, entry)
             batch = with_item(batch, entry, layer.to(x.device)(x))
         return batch
@@ -108,7 +123,8 @@ def _layer(given: OnePreprocessing) -> Preprocessing:
     if not isinstance(given, str):
         raise TypeError(
             "preprocess has to be a name such as 'standardize', a preprocessing layer such as"
-            f" Standardize(per='pixel'), or a mapping from entries to these, but got {shown(given)}"
+            " Standardize(per='pixel') or Compose of several, or a mapping from entries to these,"
+            f" but got {shown(given)}"
         )
     names = get_args(PreprocessingName)
     return preprocessing(check_choice("preprocess", given, names))

@@ -38,11 +38,13 @@ def shared_dims(per: Per, x: Tensor) -> tuple[int, ...]:
 
 
 def spread_out(statistic: Tensor, per: Per, x: Tensor) -> Tensor:
-    """Return a statistic of ``x`` in a shape that broadcasts to ``x``.
+    """Return a statistic of ``x`` in a shape that broadcasts to ``x``. A single number fits all.
 
     Raises:
         ValueError: If ``x`` has another number of features or channels, or pixels.
     """
+    if statistic.dim() == 0 or (statistic.numel() == 1 and x.dim() < 2):
+        return statistic.view(())  # one for all numbers, as of targets of shape (N,) or (N, 1)
     expected = x.shape[1:] if per == "pixel" else x.shape[1 if per == "channel" else -1 :][:1]
     if statistic.shape != expected:
         raise ValueError(

@@ -102,7 +102,10 @@ class Preprocessing(nn.Module):
         """Set the statistics to those of all ranks' readings."""
         total = merged(moments for moments, _ in readings if moments is not None)
         if total is None:
-            raise ValueError(f"{type(self).__name__} got no samples: the data are empty")
+            raise ValueError(
+                f"{type(self).__name__} got no samples: the data are empty, or an iterator"
+                " that is used up"
+            )
         is_wide = any(dtype == torch.float64 for _, dtype in readings)
         present = next((b for b in self._buffers.values() if b is not None), total.mean)
         for name, value in self._solved(total).items():

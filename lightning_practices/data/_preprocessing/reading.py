@@ -1,6 +1,7 @@
 """Read the tensors to fit from whatever brings batches: the one entry of each batch, checked."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch.distributed as dist
@@ -108,7 +109,9 @@ def with_progress(batches: Iterable[Any], text: str) -> Iterable[Any]:
     console = Console(stderr=True)
     if not console.is_terminal or rank() != 0:
         return batches
-    total = len(batches) if isinstance(batches, Sized) else None
+    total = None
+    with suppress(TypeError, NotImplementedError):  # the length isn't known
+        total = len(batches)  # type: ignore[arg-type]
     return track(batches, text, total, transient=True, console=console)
 
 
