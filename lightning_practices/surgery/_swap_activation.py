@@ -86,7 +86,8 @@ class SwapReport:
         present = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
         with torch.no_grad():
             for name, value in self._values.items():
-                present[name].copy_(value)
+                if name in present:  # not the parameters of new activations
+                    present[name].copy_(value)
         self._model, self._values = None, {}
 
     def __rich__(self) -> Table:

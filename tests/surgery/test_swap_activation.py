@@ -76,10 +76,13 @@ def test_dropout_becomes_alpha_dropout_for_selu_alone() -> None:
 def test_shared_layers_stay_shared_and_copies_are_apart() -> None:
     relu = nn.ReLU()
     model = nn.Sequential(nn.Linear(2, 2), relu, nn.Linear(2, 2), relu, nn.Linear(2, 2), nn.ReLU())
-    swap_activation(model, nn.ReLU, nn.PReLU(init=0.3))
+    before = copies(model)
+    report = swap_activation(model, nn.ReLU, nn.PReLU(init=0.3))
     assert model[1] is model[3]
     assert model[1] is not model[5]
     assert model.state_dict()["5.weight"].item() == pytest.approx(0.3)
+    report.undo()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_frozen_parameters_stay() -> None:
