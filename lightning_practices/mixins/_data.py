@@ -2,6 +2,7 @@
 
 import inspect
 from difflib import get_close_matches
+from functools import wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     _DataModule = LightningDataModule
 else:  # the class that subclasses a mixin brings the LightningDataModule, of either package
     _DataModule = object
+
+_HOOK = "on_after_batch_transfer"
 
 
 class DataPracticeMixin(_DataModule):
@@ -34,6 +37,8 @@ class DataPracticeMixin(_DataModule):
     Raises:
         TypeError: On subclassing, if a mixin is listed after ``LightningDataModule``, or bases are
             of both packages of Lightning. On construction, if an argument is unknown.
+        RuntimeError: At the first batch, if an own ``on_after_batch_transfer`` doesn't call
+            ``super()``, or the constructors of the mixins have not run.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -50,6 +55,8 @@ class DataPracticeMixin(_DataModule):
                 f" call super(): write class {cls.__name__}({late[0].__name__},"
                 " LightningDataModule)"
             )
+        if _HOOK in vars(cls):
+            setattr(cls, _HOOK, _calling_super(cls))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
@@ -79,6 +86,7 @@ class DataPracticeMixin(_DataModule):
     @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         self._check_constructed()
+        self._has_run = True
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
         return self._preprocessed(self._augmented(batch))
 
@@ -94,6 +102,11 @@ class DataPracticeMixin(_DataModule):
         """Return a batch of a loader after the hooks that run before augmentation."""
         batch = self.on_before_batch_transfer(batch, 0)
         return super().on_after_batch_transfer(batch, 0)
+
+    def _changes_batches(self) -> bool:
+        """Say whether there is anything to do on the device."""
+        names = ("_preprocessing", "_augmentation")
+        return any(vars(self).get(name) is not None for name in names)
 
     def _augmented(self, batch: Any) -> Any:
         """Return the batch, augmented if a training step gets it."""
@@ -111,6 +124,25 @@ class DataPracticeMixin(_DataModule):
         """Return the module of the run if it keeps the preprocessing of its training data."""
         module = None if self.trainer is None else self.trainer.lightning_module
         return module if isinstance(module, PreprocessedMixin) else None
+
+
+def _calling_super(cls: type[DataPracticeMixin]) -> Any:
+    """Return the transfer hook of a class, which raises if it doesn't call ``super()``."""
+    own = vars(cls)[_HOOK]
+
+    @wraps(own)
+    def on_after_batch_transfer(self: DataPracticeMixin, batch: Any, dataloader_idx: int) -> Any:
+        self._has_run = False
+        result = own(self, batch, dataloader_idx)
+        if not self._has_run and self._changes_batches():
+            raise RuntimeError(
+                f"{cls.__name__}.on_after_batch_transfer doesn't call"
+                " super().on_after_batch_transfer(batch, dataloader_idx), so that batches would"
+                " reach the module without the preprocessing and augmentation of the mixins"
+            )
+        return result
+
+    return on_after_batch_transfer
 
 
 def is_resumed(trainer: Trainer) -> bool:

@@ -28,7 +28,7 @@ class DataPractices(AugmentationMixin, PreprocessingMixin):
     of preprocessing are those of samples that are not augmented.
 
     If your class has its own ``on_after_batch_transfer``, call ``super().on_after_batch_transfer``
-    in it, or nothing happens on the device. Loaders that are given to the Trainer in place of the
+    in it. Loaders that are given to the Trainer in place of the
     datamodule are not preprocessed. MixUp and CutMix make targets probabilities of shape
     ``(N, classes)``: give metrics :func:`~lightning_practices.data.hard_targets` of them.
 

@@ -274,6 +274,19 @@ def test_own_hooks_of_the_datamodule_stay(tmp_path: Path) -> None:
     assert torch.equal(inputs(net.got["val"])[-10:], expected)
 
 
+class Silent(Shifting):
+    """Has a hook that leaves out those of its bases."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
+def test_an_own_hook_without_super_is_an_error_where_it_matters(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"Silent\.on_after_batch_transfer doesn't call"):
+        trainer(tmp_path).fit(Net(), datamodule=Silent(preprocess="center"))
+    trainer(tmp_path).fit(Net(), datamodule=Silent())
+
+
 def loaders(kind: str, train: Counted) -> DataLoader[Any]:
     places = list(range(0, 26, 2))
     weights = [1000.0, *[1.0] * 25]
