@@ -120,7 +120,9 @@ def audit(model: nn.Module, batch: Any) -> Audit:
 
     The gradients are those of :math:`\sum_i y_i e_i`, where :math:`y` is the model's output and
     :math:`e` is standard normal noise, the same in each call. So they show how the model passes
-    gradients on, whatever the loss; only their ratios from layer to layer mean something.
+    gradients on, whatever the loss; only their ratios from layer to layer mean something. Gradients
+    within a residual branch are 0 while the scale of its last norm is 0, as
+    :func:`initialize` sets it: the branch begins to train after the first step.
 
     The model is as before afterwards, bit for bit: weights, ``.grad``, buffers, modes, hooks and
     random states. It runs in eval mode, without dropout; norms keep their mode, so that batch norms
