@@ -1,9 +1,10 @@
 """Datamodules and modules of the tests of preprocessing."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -85,3 +86,20 @@ class Net(LightningModule):
 
 class Keeping(PreprocessedMixin, Net):
     pass
+
+
+def trainer(path: Path, **options: Any) -> Trainer:
+    settings: dict[str, Any] = {
+        "accelerator": "cpu",
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "default_root_dir": path,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(**settings | options)
+
+
+def inputs(batches: list[Any]) -> Tensor:
+    return torch.cat([batch[0] for batch in batches])

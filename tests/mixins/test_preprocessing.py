@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
@@ -15,30 +14,21 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from lightning_practices import mixins
 from lightning_practices.data import MinMax, Standardize
-from lightning_practices.mixins import PreprocessedMixin, PreprocessingMixin, TrainingPractices
-from tests.mixins.preprocessed import Counted, Data, Keeping, Net, Plain, samples
+from lightning_practices.mixins import TrainingPractices
+from tests.mixins.preprocessed import (
+    Counted,
+    Data,
+    Keeping,
+    Net,
+    Plain,
+    inputs,
+    samples,
+    trainer,
+)
 from tests.processes import run
 
 modules = pytest.mark.parametrize("module", [Net, Keeping])
-
-
-def trainer(path: Path, **options: Any) -> Trainer:
-    settings: dict[str, Any] = {
-        "accelerator": "cpu",
-        "max_epochs": 2,
-        "logger": False,
-        "enable_checkpointing": False,
-        "default_root_dir": path,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    return Trainer(**settings | options)
-
-
-def inputs(batches: list[Any]) -> Tensor:
-    return torch.cat([batch[0] for batch in batches])
 
 
 @modules
@@ -190,27 +180,6 @@ def test_targets_may_be_missing_in_a_prediction(tmp_path: Path) -> None:
         trainer(tmp_path).validate(net, alone, verbose=False)
 
 
-class Bytes(Plain):
-    """Has raw samples, which its hooks scale."""
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return batch[0] * 3, batch[1]
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return batch[0] / 255, batch[1]
-
-
-def test_statistics_are_of_what_the_hooks_of_bases_make_of_batches(tmp_path: Path) -> None:
-    class Scaled(PreprocessingMixin, Bytes):
-        pass
-
-    net, data = Net(), Scaled(preprocess="standardize")
-    trainer(tmp_path).fit(net, datamodule=data)
-    layer = Standardize().fit(data.train.x * 3 / 255)
-    expected = layer(data.other.tensors[0] * 3 / 255)
-    torch.testing.assert_close(inputs(net.got["val"])[-10:], expected)
-
-
 def test_training_practices_keep_it(tmp_path: Path) -> None:
     class Whole(TrainingPractices, Net):  # type: ignore[misc]
         pass
@@ -223,68 +192,6 @@ def test_training_practices_keep_it(tmp_path: Path) -> None:
     assert loaded.preprocessing is not None
     assert data.preprocessing is not None
     assert loaded.preprocessing.is_like(data.preprocessing)
-
-
-class Own(PreprocessedMixin, Net):
-    """Has hooks of its own, which don't call ``super()``."""
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["own"] = 1
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        assert checkpoint["own"] == 1
-
-
-class Doubling(PreprocessedMixin, Net):
-    """Has a transfer hook of its own."""
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        x, y = super().on_after_batch_transfer(batch, dataloader_idx)
-        return x * 2, y
-
-
-def test_own_hooks_of_the_module_stay(tmp_path: Path) -> None:
-    one = trainer(tmp_path)
-    one.fit(Own(), datamodule=Data(preprocess="standardize"))
-    one.save_checkpoint(tmp_path / "one.ckpt")
-    assert Own.load_from_checkpoint(tmp_path / "one.ckpt").preprocessing is not None
-    net = Doubling()
-    net.preprocessing = Own.load_from_checkpoint(tmp_path / "one.ckpt").preprocessing
-    x, y = samples(10, 2)
-    trainer(tmp_path).predict(net, DataLoader(TensorDataset(x, y), 5))
-    assert net.preprocessing is not None
-    assert torch.equal(inputs(net.got["predict"]), 2 * net.preprocessing((x, y))[0])
-
-
-class Shifting(Data):
-    """Has hooks of its own, and no ``super()`` in ``setup``."""
-
-    def setup(self, stage: str) -> None:
-        pass
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        x, y = super().on_after_batch_transfer(batch, dataloader_idx)
-        return x + 1, y
-
-
-def test_own_hooks_of_the_datamodule_stay(tmp_path: Path) -> None:
-    net, data = Net(), Shifting(preprocess="standardize")
-    trainer(tmp_path).fit(net, datamodule=data)
-    expected = Standardize().fit(data.train.x)(data.other.tensors[0]) + 1
-    assert torch.equal(inputs(net.got["val"])[-10:], expected)
-
-
-class Silent(Shifting):
-    """Has a hook that leaves out those of its bases."""
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return batch
-
-
-def test_an_own_hook_without_super_is_an_error_where_it_matters(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"Silent\.on_after_batch_transfer doesn't call"):
-        trainer(tmp_path).fit(Net(), datamodule=Silent(preprocess="center"))
-    trainer(tmp_path).fit(Net(), datamodule=Silent())
 
 
 def loaders(kind: str, train: Counted) -> DataLoader[Any]:
@@ -343,31 +250,6 @@ def test_a_checkpoint_of_another_preprocessing_is_refused(tmp_path: Path) -> Non
             )
 
 
-@pytest.mark.parametrize("mixin", ["PreprocessingMixin", "AugmentationMixin", "DataPractices"])
-def test_a_skipped_constructor_is_an_error(mixin: str, tmp_path: Path) -> None:
-    def constructor(self: Any) -> None:
-        Plain.__init__(self)
-
-    kind = type("Skipping", (getattr(mixins, mixin), Plain), {"__init__": constructor})
-    with pytest.raises(RuntimeError, match="the mixins of Skipping have no settings"):
-        trainer(tmp_path).fit(Net(), datamodule=kind())
-
-
-def test_bad_arguments_and_bases() -> None:
-    bare = type("Bare", (PreprocessingMixin, LightningDataModule), {})
-    with pytest.raises(TypeError, match="Bare has no argument 'preproces': did you mean 'preproc"):
-        bare(preproces="center")
-    with pytest.raises(ValueError, match="standardize"):
-        Data(preprocess="standardise")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="lists PreprocessingMixin after LightningDataModule"):
-        type("Late", (LightningDataModule, PreprocessingMixin), {})
-    with pytest.raises(TypeError, match="is no LightningDataModule: add the class"):
-        type("Alone", (PreprocessingMixin,), {})()
-    several = type("Several", (Data,), {"train_dataloader": lambda self: [DataLoader(self.train)]})
-    with pytest.raises(TypeError, match=r"override Several\.preprocessing_dataloader"):
-        several(preprocess="center").fit_preprocessing()
-
-
 def test_checkpoints_leave_out_objects_of_save_hyperparameters(tmp_path: Path) -> None:
     class Saved(Data):
         def __init__(self, size: int = 3, **practices: Any) -> None:
@@ -411,9 +293,3 @@ def test_ranks_read_their_share_once_and_agree(tmp_path: Path) -> None:
         torch.testing.assert_close(first[0][name], value)
     assert first[1] == second[1] == 12  # of the resumed epoch, which drops the last
     assert torch.equal(first[2], second[2])
-
-
-def test_a_module_without_datamodule_is_not_overridden() -> None:
-    from lightning.pytorch.utilities.model_helpers import is_overridden
-
-    assert not is_overridden("on_after_batch_transfer", Keeping(), LightningModule)
