@@ -8,21 +8,15 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count, repeat
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
-from lightning_practices._arguments import (
-    check_callable,
-    check_instance,
-    check_name,
-    check_whole,
-    shown,
-)
+from lightning_practices._arguments import check_callable, check_instance, shown
+from lightning_practices._ranks import rank
 from lightning_practices._seeds import hashed
 from lightning_practices.data._augmentation.augmentation import HINT, Augmentation
 from lightning_practices.data._augmentation.states import drawn_seed
-from lightning_practices.data._entries import Entry, item_of, with_item
+from lightning_practices.data._entries import Entry, check_entry, item_of, with_item
 
 IsOn = Callable[[], bool]  # says whether the pass over the samples that starts is augmented
 _INSTEAD = "augment on the device instead, by augment_on='device' or Augmentation(...)(images)"
@@ -80,10 +74,16 @@ def _seeds(is_on: IsOn | None) -> Iterator[int | None]:
     """Yield the seeds of the samples of a pass; ranks that draw alike get others."""
     if is_on is not None and not is_on():
         yield from repeat(None)
-    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-    base = drawn_seed()
+    base = drawn_seed(), rank()
     for position in count():
-        yield hashed(base, rank, position)
+        yield hashed(*base, position)
+
+
+def _with_seeds(batches: Iterable[Any], is_on: IsOn | None) -> Iterator[list[SeededIndex]]:
+    """Yield batches of indices with the seeds of a pass."""
+    seeds = _seeds(is_on)
+    for batch in batches:
+        yield [SeededIndex(index, next(seeds)) for index in batch]
 
 
 class SeededBatchSampler(BatchSampler):
@@ -95,9 +95,7 @@ class SeededBatchSampler(BatchSampler):
 
     @override
     def __iter__(self) -> Iterator[list[Any]]:
-        seeds = _seeds(self.is_on)
-        for batch in super().__iter__():
-            yield [SeededIndex(index, next(seeds)) for index in batch]
+        return _with_seeds(super().__iter__(), self.is_on)
 
 
 class SeededBatches:
@@ -116,9 +114,7 @@ class SeededBatches:
         return len(self.batch_sampler)
 
     def __iter__(self) -> Iterator[list[Any]]:
-        seeds = _seeds(self.is_on)
-        for batch in self.batch_sampler:
-            yield [SeededIndex(index, next(seeds)) for index in batch]
+        return _with_seeds(self.batch_sampler, self.is_on)
 
 
 class SeededIndices:
@@ -168,7 +164,7 @@ def augmented_loader(
         ValueError: If ``entry`` is an empty string.
     """
     check_instance("augmentation", augmentation, Augmentation, "an Augmentation")
-    check_name("entry", entry) if isinstance(entry, str) else check_whole("entry", entry, None)
+    check_entry(entry)
     if is_on is not None:
         check_callable("is_on", is_on)
     if type(loader) is not DataLoader:

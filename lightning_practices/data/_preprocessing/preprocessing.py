@@ -10,10 +10,11 @@ from typing_extensions import override
 
 from lightning_practices._arguments import check_choice, check_instance
 from lightning_practices._names import count
+from lightning_practices._ranks import rank
 from lightning_practices.data._entries import Entry, check_entry
 from lightning_practices.data._preprocessing.layout import Per, resolved, shared_dims, spread_out
 from lightning_practices.data._preprocessing.moments import Moments, merged
-from lightning_practices.data._preprocessing.reading import on_all_ranks, rank, tensors
+from lightning_practices.data._preprocessing.reading import on_all_ranks, tensors
 
 _LISTED = 5  # the most places of constant columns in a warning
 _Reading = tuple[Moments | None, torch.dtype | None]

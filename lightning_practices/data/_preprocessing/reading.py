@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_practices._arguments import shown
+from lightning_practices._ranks import gathered, rank
 from lightning_practices.data._entries import Entry, item_of
 
 _PIECE = 1 << 22  # elements that are converted to float64 at once
@@ -115,20 +115,6 @@ def with_progress(batches: Iterable[Any], text: str) -> Iterable[Any]:
     return track(batches, text, total, transient=True, console=console)
 
 
-def rank() -> int:
-    """Return the rank of this process; 0 without a process group."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def gathered(value: Any) -> list[Any]:
-    """Return the values of all ranks, by rank. Collective if there is a process group."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def on_all_ranks(function: Callable[[], Any]) -> list[Any]:
     """Return the values of a function on all ranks. If it raises on one of them, all raise.
 
@@ -140,10 +126,11 @@ def on_all_ranks(function: Callable[[], Any]) -> list[Any]:
         value = function()
     except Exception as raised:
         error = raised
-    texts = gathered(None if error is None else f"{type(error).__name__}: {error}")
+    text = None if error is None else f"{type(error).__name__}: {error}"
+    results = gathered((value, text))
     if error is not None:
         raise error
-    for number, text in enumerate(texts):
+    for number, (_, text) in enumerate(results):
         if text is not None:
             raise RuntimeError(f"rank {number} raised {text}")
-    return gathered(value)
+    return [value for value, _ in results]

@@ -7,10 +7,9 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch.utils._pytree import tree_map
 from lightning_kernels import keep_kernels, run_all_kernels
 from lightning_practices._arguments import check_instance
 from lightning_practices._names import check_module
+from lightning_practices._ranks import gathered, rank, ranks
 from lightning_practices.nn.blocks import FUSED_FROM, LEFT, FusedBlock, folds_of
 from lightning_practices.surgery._blocks import run
 from lightning_practices.surgery._fuse.classes import plain_class, restore, set_class
@@ -36,8 +36,6 @@ from lightning_practices.surgery._fuse.routes import cache_file, load, store
 from lightning_practices.surgery._fuse.tensors import device_of
 from lightning_practices.surgery._fuse.uses import Observed, Target, Use, observe, targets_of
 from lightning_practices.timing import Clock, Times
-
-_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,7 @@ def measuring(
     targets = [
         target
         for target in targets_of(model)
-        if _processes() == 1 or not isinstance(target.module, nn.SyncBatchNorm)
+        if ranks() == 1 or not isinstance(target.module, nn.SyncBatchNorm)
     ]
     with observe(targets) as observed:
         yield report
@@ -146,7 +144,7 @@ def measure(model: nn.Module, batch: Any, report: Report, means: Means = DEFAULT
             _run_everywhere(model, batch)
         fused = targets_of(model)
         # In several processes a step may have collectives, which all ranks must run alike.
-        if not fused or _processes() > 1 or torch.are_deterministic_algorithms_enabled():
+        if not fused or ranks() > 1 or torch.are_deterministic_algorithms_enabled():
             return
         try:
             report.step = _time_step(model, step, device, means)
@@ -169,7 +167,7 @@ def _run_everywhere(model: nn.Module, batch: Any) -> None:
         run(model, _copied(batch))
     except Exception as raised:
         error = raised
-    texts = _gathered(None if error is None else f"{type(error).__name__}: {error}")
+    texts = gathered(None if error is None else f"{type(error).__name__}: {error}")
     if error is not None:
         hint = ""
         if isinstance(batch, list):
@@ -177,9 +175,9 @@ def _run_everywhere(model: nn.Module, batch: Any) -> None:
         raise ValueError(
             f"{type(model).__name__} doesn't run on the batch: {error}{hint}"
         ) from error
-    for rank, text in enumerate(texts):
+    for place, text in enumerate(texts):
         if text is not None:
-            raise RuntimeError(f"the model doesn't run on the batch of rank {rank}: {text}")
+            raise RuntimeError(f"the model doesn't run on the batch of rank {place}: {text}")
 
 
 def _copied(batch: Any) -> Any:
@@ -200,10 +198,10 @@ def _decide(
     another way than in the run before.
     """
     times: dict[tuple[str, ...], Times] = {}
-    if layers and _rank() == 0:
+    if layers and rank() == 0:
         times = _times_of(observed, device, means)
     refused = {target.names: reason for target, reason in observed.refused.items()}
-    everywhere, (times, *_) = _gathered(refused), _gathered(times)
+    everywhere, (times, *_) = gathered(refused), gathered(times)
     refused = {names: reason for each in everywhere for names, reason in each.items()}
     left: dict[Target, str] = {}
     for target in targets:
@@ -313,23 +311,6 @@ def _time_step(
     finally:
         prepare("ours")
         forget_ones()
-
-
-def _gathered(value: _Value) -> list[_Value]:
-    """Return the values of all processes, by rank."""
-    if _processes() == 1:
-        return [value]
-    everywhere: list[Any] = [None] * _processes()
-    dist.all_gather_object(everywhere, value)
-    return everywhere
-
-
-def _rank() -> int:
-    return dist.get_rank() if _processes() > 1 else 0
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def _is_compiled(model: nn.Module) -> bool:
