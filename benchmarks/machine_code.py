@@ -169,7 +169,7 @@ class MachineCode:
         store_bits: Width in bits of each instruction that stores to global memory.
         traffic: Bytes of global memory accesses, counted in the code.
         types: Triton's types of the arguments, with ``"constexpr"`` for those that are not passed.
-        sass: The instructions.
+        cubin: The compiled file.
     """
 
     kernel: str
@@ -181,7 +181,12 @@ class MachineCode:
     store_bits: tuple[int, ...]
     traffic: Traffic
     types: tuple[str, ...] = ()
-    sass: tuple[Instruction, ...] = dataclasses.field(default=(), repr=False)
+    cubin: bytes = dataclasses.field(default=b"", repr=False)
+
+    @functools.cached_property
+    def sass(self) -> tuple[Instruction, ...]:
+        """The instructions; disassembled when asked for, since that takes as long as compiling."""
+        return parse(_cuobjdump(self.cubin, "-sass")) if self.cubin else ()
 
     @property
     def vector_bits(self) -> int:
@@ -297,7 +302,8 @@ def compile_kernel(
 
 @functools.cache  # Triton returns the same object for launches with the same specialisation
 def _read(compiled: Any, name: str, target: int, pieces: int) -> MachineCode:
-    text = _cuobjdump(compiled.asm["cubin"], "-res-usage", "-sass")
+    cubin = compiled.asm["cubin"]
+    text = _cuobjdump(cubin, "-res-usage")
     usage = {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", text)}
     return MachineCode(
         kernel=name,
@@ -309,7 +315,7 @@ def _read(compiled: Any, name: str, target: int, pieces: int) -> MachineCode:
         store_bits=_access_bits(compiled.asm["ptx"], "st"),
         traffic=count_traffic(compiled.asm["ttir"], pieces),
         types=tuple(compiled.src.signature.values()),
-        sass=parse(text),
+        cubin=cubin,
     )
 
 
