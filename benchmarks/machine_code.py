@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -285,6 +286,8 @@ def compile_kernel(
 ) -> Any:
     """Return Triton's compiled kernel for a launch on a GPU that need not be there.
 
+    An interrupt of this thread waits until the kernel is compiled.
+
     Args:
         kernel: A function decorated with ``triton.jit``.
         grid: Number of programs along each axis.
@@ -294,10 +297,14 @@ def compile_kernel(
     """
     previous = triton.runtime.driver._active
     triton.runtime.driver.set_active(_Driver(target))
+    # The first compile replaces the handlers of signals by LLVM's. A signal amid that would end
+    # the process without an exception, and an interrupted ptxas looks like one that fails.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         return kernel.warmup(*args, grid=grid, **constants)
     finally:
         triton.runtime.driver._active = previous
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 @functools.cache  # Triton returns the same object for launches with the same specialisation

@@ -3,7 +3,9 @@
 import inspect
 import math
 import pkgutil
+import signal
 from importlib import import_module
+from typing import Any
 
 import pytest
 from triton.runtime.jit import JITFunction
@@ -11,7 +13,13 @@ from triton.runtime.jit import JITFunction
 import lightning_kernels
 from benchmarks.gpus import GPUS
 from benchmarks.launches import CALLS, launches_of
-from benchmarks.machine_code import MOST_SPILLS, TARGETS, compile_launch, most_spills
+from benchmarks.machine_code import (
+    MOST_SPILLS,
+    TARGETS,
+    compile_kernel,
+    compile_launch,
+    most_spills,
+)
 from benchmarks.prediction import occupancy
 
 # Each of their programs stores a few sums, a thread or so each: nothing to widen.
@@ -99,6 +107,20 @@ def test_every_kernel_is_compiled() -> None:
     assert kernels
     assert kernels == {launch.name for name in CALLS for launch in launches_of(name)}
     assert kernels >= {kernel for limits in MOST_SPILLS.values() for kernel in limits}
+
+
+def test_an_interrupt_waits_until_the_kernel_is_compiled() -> None:
+    class Interrupted:
+        is_compiled = False
+
+        def warmup(self, *_: Any, **__: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            self.is_compiled = True
+
+    kernel = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        compile_kernel(kernel, (1,), (), {}, 90)
+    assert kernel.is_compiled
 
 
 @pytest.mark.parametrize(
