@@ -69,6 +69,7 @@ class InitReport:
             learned keys and values of attention.
         norms: Names of the norms whose scales are 1, offsets 0, and running statistics new.
         zeroed: Names of the scales that are 0 now: the last norms of residual branches.
+        when_empty: The sentence that a report without entries prints.
     """
 
     initialized: list[Initialized] = field(default_factory=list)
@@ -76,10 +77,11 @@ class InitReport:
     biases: list[str] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
     zeroed: list[str] = field(default_factory=list)
+    when_empty: str = field(default="Nothing to initialise.", compare=False)
 
     def __rich__(self) -> Table | Text:
         if not (self.initialized or self.kept or self.norms):
-            return Text("Nothing to initialise.")
+            return Text(self.when_empty)
         table = Table("weight", "scheme", "fan", "gain", "std", "why")
         for row in self.initialized:
             table.add_row(
