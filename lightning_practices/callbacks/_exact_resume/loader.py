@@ -123,8 +123,10 @@ class ResumableLoader:
             sampler.seed = seed
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes, and leave no generator object, which can't be copied."""
         self._batches = _Batches(self)
+        if self._indices is not None:
+            self._indices.close()
         if self._own is not None:
             _shutdown_workers_and_reset_iterator(self._own)
 
