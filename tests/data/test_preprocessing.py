@@ -295,6 +295,21 @@ class Rows(IterableDataset[Tensor]):
         return iter(features())
 
 
+@each
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_data_are_left_alone(make: Callable[..., Preprocessing], dtype: torch.dtype) -> None:
+    x = features(dtype=dtype)
+    before = x.clone()
+    layer = make().fit(x)
+    layer.inverse(layer(x))
+    assert torch.equal(x, before)
+
+
+def test_finite_numbers_whose_sum_is_not_are_read() -> None:
+    largest = torch.tensor([[3e38], [3e38], [3.2e38]])
+    assert MinMax().fit(largest)(largest).flatten().tolist() == [-1.0, -1.0, 1.0]
+
+
 def test_data_may_be_a_dataset_an_iterable_or_a_generator() -> None:
     x = features()
     expected = Standardize().fit(x).std

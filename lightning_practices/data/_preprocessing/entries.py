@@ -87,7 +87,9 @@ class BatchPreprocessing:
         present = {e: one for e, one in self.layers.items() if not is_partial or has_item(batch, e)}
         for entry, layer in (present or self.layers).items():
             x = tensor_of(batch, entry)
-            batch = with_item(batch, entry, layer.to(x.device)(x))
+            if layer.device != x.device:
+                layer.to(x.device)
+            batch = with_item(batch, entry, layer(x))
         return batch
 
     def is_like(self, other: "BatchPreprocessing") -> bool:
