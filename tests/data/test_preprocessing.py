@@ -3,7 +3,7 @@
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -257,6 +257,18 @@ def test_directions_without_data_do_not_explode() -> None:
     assert bool((Whiten(shrinkage=0.1).fit(few)(features()).abs() < 1e3).all())
 
 
+def test_eigenvalues_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    solved, solve = [], torch.linalg.eigh
+
+    def noted(matrix: Tensor) -> Any:
+        solved.append(matrix.shape)
+        return solve(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", noted)
+    Whiten().fit(features())
+    assert solved == [(4, 4)]
+
+
 def test_standardised_data_are_noticed() -> None:
     x = features(1000)
     y = Standardize().fit(x)(x)
@@ -401,6 +413,23 @@ def test_layers_by_name() -> None:
         MinMax((1, -1))
 
 
+class Pair(NamedTuple):
+    image: Tensor
+    target: Tensor
+
+
+def test_a_named_tuple_has_entries_by_name() -> None:
+    batch = Pair(features(), features()[:, 0])
+    layers = BatchPreprocessing({"target": "min_max"})
+    layers.fit([batch])
+    made = layers(batch)
+    assert isinstance(made, Pair)
+    assert made.image is batch.image
+    assert torch.equal(made.target, BatchPreprocessing({1: MinMax().fit(batch.target)})(batch)[1])
+    with pytest.raises(IndexError, match="there is no entry 'label': there are 2"):
+        BatchPreprocessing({"label": "min_max"}).fit([batch])
+
+
 def test_entries_of_a_batch_have_layers_of_their_own() -> None:
     x, y = features(), features()[:, 0]
     both = BatchPreprocessing({0: "standardize", 1: MinMax()})
@@ -415,6 +444,13 @@ def test_entries_of_a_batch_have_layers_of_their_own() -> None:
     assert again.is_like(both)
     assert torch.equal(again((x, y))[1], targets)
     assert isinstance(again([x, y]), list)
+    steps = BatchPreprocessing(["standardize", MinMax((0, 1))])
+    steps.fit([x])
+    assert torch.equal(steps(x), Compose([Standardize(), MinMax((0, 1))]).fit(x)(x))
+    again = BatchPreprocessing.from_state_dict(steps.state_dict())
+    assert torch.equal(again(x), steps(x))
+    with pytest.raises(ValueError, match="one preprocessing layer at least"):
+        BatchPreprocessing([])
     with pytest.raises(KeyError, match=r"preprocess=\{'image': 'standardize'\}"):
         BatchPreprocessing("standardize").fit([{"image": x}])
     with pytest.raises(TypeError, match="has to be a name such as 'standardize'"):
