@@ -11,6 +11,7 @@ COMMANDS = {
     "cpu": "time the CPU route of every function against its peers",
     "surgery": "count what is folded in known networks, and time what fusing costs on the CPU",
     "augmentation": "time batches augmented at once against a loop over their samples",
+    "preprocessing": "time standardised batches, and fitting against reading the training split",
     "static": "report the machine code of every kernel without a GPU, and predict its time",
     "profile": "trace one op under torch.profiler",
     "compare": "compare two files of results, flag regressions",

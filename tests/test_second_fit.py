@@ -23,6 +23,7 @@ from lightning_practices.callbacks import (
     FitPreprocessing,
     FusedLayers,
     GradientClipping,
+    Initialize,
     LearningCurves,
     LearningRateScheduler,
     Penalty,
@@ -103,6 +104,7 @@ CASES: dict[str, Make] = {
     "SkipNonFinite": lambda: [SkipNonFinite(), Poison()],
     "Penalty": lambda: [Penalty(l1=0.1, l2=0.1, proximal=True)],
     "FusedLayers": lambda: [FusedLayers()],
+    "Initialize": lambda: [Initialize()],
     "RecalibrateBatchNorm": lambda: [RecalibrateBatchNorm()],
     "ProgressiveUnfreezing": lambda: [
         ProgressiveUnfreezing(PHASES, backbone="backbone", head="head")

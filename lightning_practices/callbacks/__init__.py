@@ -14,6 +14,7 @@ from lightning_practices.callbacks._early_stopping import EarlyStopping, Retrain
 from lightning_practices.callbacks._exact_resume import ExactResume
 from lightning_practices.callbacks._fit_preprocessing import FitPreprocessing
 from lightning_practices.callbacks._fused_layers import FusedLayers
+from lightning_practices.callbacks._initialize import Initialize
 from lightning_practices.callbacks._learning_rate_scheduler import LearningRateScheduler
 from lightning_practices.callbacks._penalty import Penalty
 from lightning_practices.callbacks._recalibrate_batch_norm import RecalibrateBatchNorm
@@ -43,6 +44,7 @@ __all__ = [
     "FitPreprocessing",
     "FusedLayers",
     "GradientClipping",
+    "Initialize",
     "Interval",
     "LearningCurves",
     "LearningRateScheduler",
