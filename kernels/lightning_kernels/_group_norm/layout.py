@@ -5,6 +5,7 @@ call: at most four of each kernel for any stream of tensors of one layout.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lightning_kernels._core.launch import cdiv
@@ -19,11 +20,17 @@ class Tile(NamedTuple):
     warps: int
     is_held: bool = False
     is_single: bool = False  # a slab is one group
+    registers: int = 128  # most registers per thread; fewer leave space for more programs
 
     @property
     def height(self) -> int:
         """Number of pixels."""
         return self.pixels * self.pieces
+
+    @property
+    def programs(self) -> int:
+        """Number of programs whose registers a multiprocessor has."""
+        return 65536 // (32 * self.warps * self.registers)
 
 
 class Plan(NamedTuple):
@@ -46,28 +53,28 @@ class Plan(NamedTuple):
 # forward pass, then of the backward pass, in the contiguous layout, then in channels last.
 _WHOLE: dict[tuple[bool, bool], tuple[tuple[Tile, int], ...]] = {
     (False, False): (
-        (Tile(32, 32, 8, 4, True), 8),
+        (Tile(32, 32, 8, 4, True, registers=168), 8),
         (Tile(512, 4, 8, 8, True), 8),
-        (Tile(16, 64, 4, 4), 8),
-        (Tile(32, 32, 8, 4, True), 4),
+        (Tile(16, 64, 4, 4, registers=255), 8),
+        (Tile(32, 32, 8, 4, True, registers=168), 4),
     ),
     (False, True): (
         (Tile(8, 64, 8, 2, True, True), 8),
-        (Tile(32, 32, 8, 4, True), 8),
+        (Tile(32, 32, 8, 4, True, registers=168), 8),
         (Tile(32, 64, 8, 8, True, True), 8),
-        (Tile(16, 64, 4, 4), 8),
+        (Tile(16, 64, 4, 4, registers=255), 8),
     ),
     (True, False): (
         (Tile(64, 32, 4, 8, True), 8),
         (Tile(1024, 2, 4, 8, True), 8),
-        (Tile(16, 64, 2, 4), 8),
+        (Tile(16, 64, 4, 4), 8),
         (Tile(64, 32, 4, 8, True), 4),
     ),
     (True, True): (
         (Tile(16, 64, 4, 4, True, True), 8),
         (Tile(64, 32, 4, 8, True, True), 8),
         (Tile(64, 32, 4, 8, True), 8),
-        (Tile(16, 64, 2, 4), 8),
+        (Tile(16, 64, 4, 4), 8),
     ),
 }
 # Tiles for slabs that several programs share, and the alignment of each, by layout.
@@ -76,19 +83,18 @@ _SHARED: dict[bool, tuple[tuple[Tile, int], ...]] = {
         (Tile(32, 32, 4, 4), 8),
         (Tile(256, 4, 4, 4), 8),
         (Tile(64, 16, 2, 4), 4),
-        (Tile(64, 64, 1, 8), 1),
+        (Tile(64, 16, 1, 4, registers=168), 1),
     ),
     True: (
         (Tile(16, 64, 4, 4), 8),
         (Tile(64, 16, 4, 4), 8),
         (Tile(32, 32, 4, 4), 4),
-        (Tile(64, 16, 1, 4), 1),
+        (Tile(64, 16, 1, 4, registers=168), 1),
     ),
 }
-_WARPS = 16  # of the programs that a multiprocessor holds at a time
 # Of a multiprocessor: bytes that it moves per cycle, instructions of a warp that it issues per
-# cycle, cycles until a load arrives, cycles of a launch.
-_BYTES, _INSTRUCTIONS, _LOAD, _LAUNCH = 18, 2.8, 1400, 3500
+# cycle, cycles until a load arrives, cycles per walk and byte of an element, cycles of a launch.
+_BYTES, _INSTRUCTIONS, _LOAD, _GAP, _LAUNCH = 18, 2.8, 1400, 420, 3500
 
 
 @functools.lru_cache(maxsize=4096)
@@ -100,44 +106,29 @@ def plan_of(
     group_size = channels // groups
     extent = channels if channels_last else pixels
     alignment = next(n for n in (8, 4, 1) if extent % n == 0)
-    moved = samples * channels * pixels * element_size / multiprocessors / _BYTES
-    # Instructions per element of a walk that sums and of one that stores, and cycles between loads.
-    work, gap = (20, 21) if backward else (9, 13), _LOAD / 2
+    work = (20, 21) if backward else (9, 13)  # per element of a walk that sums and one that stores
+    tensor = samples * channels * pixels * element_size / multiprocessors / _BYTES
 
-    def cycles(
-        tile: Tile, programs: int, walks: int, sweeps: tuple[int, ...], tensors: int
-    ) -> float:
-        """Return the cycles of a launch: those of memory, instructions or latency."""
-        each = tile.height * tile.channels / tile.warps / 32
-        if tile.is_held:
-            instructions = waits = (400 if tile.is_single else 600) + each * (sum(work) / 2 + 1)
-            waits += _LOAD
-        else:
-            instructions = 600 + sum(walks * each * n for n in sweeps)
-            waits = 600 + sum(walks * max(each * n, gap) + _LOAD for n in sweeps)
-        waves = cdiv(programs * tile.warps, _WARPS * multiprocessors)
-        issue = programs * tile.warps * instructions / multiprocessors / _INSTRUCTIONS
-        return max(moved * tensors, issue, waves * waits * max(1, tile.warps // 4)) + _LAUNCH
+    def cycles(tile: Tile, programs: int, walks: int, sweeps: tuple[int, ...], moves: int) -> float:
+        """Return the cycles of a launch that moves the bytes of ``moves`` tensors."""
+        issue, wait = _instructions(tile, walks, sweeps, element_size)
+        issue *= programs / multiprocessors / _INSTRUCTIONS
+        waves = cdiv(programs, tile.programs * multiprocessors)
+        return max(tensor * moves, issue, waves * wait) + _LAUNCH
 
     plans = []
-    for tile, needs in _SHARED[channels_last]:
-        if needs != alignment:
-            continue
-        if backward:  # two tensors are in registers
-            tile = tile._replace(pieces=cdiv(tile.pieces, 2))
+    for tile in _tiles(_SHARED[channels_last], alignment, backward, element_size):
         slabs, walks = cdiv(channels, tile.channels), cdiv(pixels, tile.height)
-        most = _WARPS // tile.warps * multiprocessors // (samples * slabs)
+        most = tile.programs * multiprocessors // (samples * slabs)
         splits = max(1, min(walks, most))
-        sizes = samples * slabs * splits, cdiv(walks, splits)
         time = (2 + backward) * _LAUNCH
-        for sweep, tensors in zip(work, (2, 3) if backward else (1, 2), strict=True):
-            time += cycles(tile, *sizes, (sweep,), tensors)
+        for sweep, moves in zip(work, (2, 3) if backward else (1, 2), strict=True):
+            time += cycles(tile, samples * slabs * splits, cdiv(walks, splits), (sweep,), moves)
         plans.append((time, tile, slabs, tile.channels, splits))
-    for tile, needs in _WHOLE[backward, channels_last]:
+    for tile in _tiles(_WHOLE[backward, channels_last], alignment, backward, element_size):
         count = _groups_of_slab(groups, group_size, tile, channels_last)
-        if needs == alignment and count and (pixels <= tile.height or not tile.is_held):
-            slabs = cdiv(groups, count)
-            walks = cdiv(pixels, tile.height)
+        if count and (pixels <= tile.height or not tile.is_held):
+            slabs, walks = cdiv(groups, count), cdiv(pixels, tile.height)
             time = cycles(tile, samples * slabs, walks, work, 3 if backward else 2)
             plans.append((time, tile, slabs, count * group_size, 0))
     _, tile, slabs, width, splits = min(plans)
@@ -148,10 +139,39 @@ def plan_of(
         "ALIGNMENT": alignment,
         "CHANNELS_LAST": channels_last,
         "num_warps": tile.warps,
+        "maxnreg": tile.registers,
     }
     if not splits:
         constants |= {"HELD": tile.is_held, "SINGLE": tile.is_single}
     return Plan(slabs, width, splits, constants)
+
+
+def _tiles(
+    tiles: tuple[tuple[Tile, int], ...], alignment: int, backward: bool, element_size: int
+) -> Iterator[Tile]:
+    """Yield the tiles of an alignment, with registers for two tensors in the backward pass."""
+    for tile, needs in tiles:
+        if needs != alignment:
+            continue
+        if backward and not tile.is_held:
+            tile = tile._replace(pieces=cdiv(tile.pieces, 2))
+        if backward and element_size == 4 and tile.warps < 8:
+            tile = tile._replace(warps=8) if tile.is_held else tile._replace(registers=168)
+        yield tile
+
+
+def _instructions(
+    tile: Tile, walks: int, sweeps: tuple[int, ...], element_size: int
+) -> tuple[float, float]:
+    """Return the instructions of all warps of a program, and the cycles that it takes by itself."""
+    each = tile.height * tile.channels / tile.warps / 32
+    if tile.is_held:
+        count = wait = (400 if tile.is_single else 600) + each * (sum(sweeps) / 2 + 1)
+        wait += _LOAD * element_size / 2
+    else:
+        count = 600 + sum(walks * each * work for work in sweeps)
+        wait = 600 + sum(walks * max(each * work, _GAP * element_size) + _LOAD for work in sweeps)
+    return count * tile.warps, wait * max(1, tile.warps // 4)
 
 
 def _groups_of_slab(groups: int, group_size: int, tile: Tile, channels_last: bool) -> int:

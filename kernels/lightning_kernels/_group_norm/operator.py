@@ -36,9 +36,6 @@ from lightning_kernels._group_norm.kernels import (
 )
 from lightning_kernels._group_norm.layout import Plan, plan_of
 
-# Registers per thread. Without this limit the compiler uses more, so that fewer programs run.
-_REGISTERS = 128
-
 
 def _cut(x: Tensor, groups: int, backward: bool) -> tuple[Plan, tuple[int, ...], float]:
     """Return how ``x`` is cut into slabs and programs.
@@ -74,14 +71,14 @@ def _forward(
         launch(
             _group_norm_forward_kernel, (programs,), x.device,
             x, weight, bias, y, statistics, *sizes, size, eps, parameter,
-            **plan.constants, ACTIVATION=activation, maxnreg=_REGISTERS,
+            **plan.constants, ACTIVATION=activation,
         )  # fmt: skip
         return y, statistics
     statistics = _measure(x, plan, sizes)
     launch(
         _group_norm_apply_kernel, (programs * plan.splits,), x.device,
         x, weight, bias, y, statistics, *sizes, plan.splits, eps, parameter,
-        **plan.constants, ACTIVATION=activation, maxnreg=_REGISTERS,
+        **plan.constants, ACTIVATION=activation,
     )  # fmt: skip
     return y, statistics
 
@@ -92,7 +89,7 @@ def _measure(x: Tensor, plan: Plan, sizes: tuple[int, ...]) -> Tensor:
     partial = x.new_empty((plan.splits * group_size, 3, all_groups), dtype=torch.float32)
     launch(
         _group_norm_statistics_kernel, (x.shape[0] * plan.slabs * plan.splits,), x.device,
-        x, partial, *sizes, plan.splits, **plan.constants, maxnreg=_REGISTERS,
+        x, partial, *sizes, plan.splits, **plan.constants,
     )  # fmt: skip
     statistics = x.new_empty((3, all_groups), dtype=torch.float32)
     merge_statistics(partial, statistics)
@@ -128,7 +125,7 @@ def _forward_of_backward(
         partial = x.new_empty((2, rows, channels), dtype=torch.float32)
     programs, stride = rows * plan.slabs, rows * channels
     tensors = grad, x, weight, bias, statistics
-    constants = {**plan.constants, "ACTIVATION": activation, "maxnreg": _REGISTERS}
+    constants = {**plan.constants, "ACTIVATION": activation}
     if not plan.splits:
         launch(
             _group_norm_backward_kernel, (programs,), x.device,
