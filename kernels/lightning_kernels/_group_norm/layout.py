@@ -155,8 +155,10 @@ def _tiles(
             continue
         if backward and not tile.is_held:
             tile = tile._replace(pieces=cdiv(tile.pieces, 2))
-        if backward and element_size == 4 and tile.warps < 8:
-            tile = tile._replace(warps=8) if tile.is_held else tile._replace(registers=168)
+        if backward and element_size == 4 and tile.is_held:
+            tile = tile._replace(warps=2 * tile.warps, registers=128 if tile.warps == 4 else 64)
+        elif backward and element_size == 4:
+            tile = tile._replace(registers=168)
         yield tile
 
 
