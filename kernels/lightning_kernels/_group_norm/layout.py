@@ -92,6 +92,7 @@ _SHARED: dict[bool, tuple[tuple[Tile, int], ...]] = {
         (Tile(64, 16, 1, 4, registers=168), 1),
     ),
 }
+_MULTIPROCESSORS = 132  # of the GPU of the estimates, so that all GPUs run the same machine code
 # Of a multiprocessor: bytes that it moves per cycle, instructions of a warp that it issues per
 # cycle, cycles until a load arrives, cycles per walk and byte of an element, cycles of a launch.
 _BYTES, _INSTRUCTIONS, _LOAD, _GAP, _LAUNCH = 18, 2.8, 1400, 420, 3500
@@ -107,21 +108,20 @@ def plan_of(
     extent = channels if channels_last else pixels
     alignment = next(n for n in (8, 4, 1) if extent % n == 0)
     work = (20, 21) if backward else (9, 13)  # per element of a walk that sums and one that stores
-    tensor = samples * channels * pixels * element_size / multiprocessors / _BYTES
+    tensor = samples * channels * pixels * element_size / _MULTIPROCESSORS / _BYTES
 
     def cycles(tile: Tile, programs: int, walks: int, sweeps: tuple[int, ...], moves: int) -> float:
         """Return the cycles of a launch that moves the bytes of ``moves`` tensors."""
         issue, wait = _instructions(tile, walks, sweeps, element_size)
-        issue *= programs / multiprocessors / _INSTRUCTIONS
-        waves = cdiv(programs, tile.programs * multiprocessors)
+        issue *= programs / _MULTIPROCESSORS / _INSTRUCTIONS
+        waves = cdiv(programs, tile.programs * _MULTIPROCESSORS)
         return max(tensor * moves, issue, waves * wait) + _LAUNCH
 
     plans = []
     for tile in _tiles(_SHARED[channels_last], alignment, backward, element_size):
         slabs, walks = cdiv(channels, tile.channels), cdiv(pixels, tile.height)
-        most = tile.programs * multiprocessors // (samples * slabs)
-        splits = max(1, min(walks, most))
-        time = (2 + backward) * _LAUNCH
+        splits = _splits(tile, samples * slabs, walks, _MULTIPROCESSORS)
+        time: float = (2 + backward) * _LAUNCH
         for sweep, moves in zip(work, (2, 3) if backward else (1, 2), strict=True):
             time += cycles(tile, samples * slabs * splits, cdiv(walks, splits), (sweep,), moves)
         plans.append((time, tile, slabs, tile.channels, splits))
@@ -132,6 +132,8 @@ def plan_of(
             time = cycles(tile, samples * slabs, walks, work, 3 if backward else 2)
             plans.append((time, tile, slabs, count * group_size, 0))
     _, tile, slabs, width, splits = min(plans)
+    if splits:
+        splits = _splits(tile, samples * slabs, cdiv(pixels, tile.height), multiprocessors)
     constants = {
         "PIXELS": tile.pixels,
         "CHANNELS": tile.channels,
@@ -144,6 +146,11 @@ def plan_of(
     if not splits:
         constants |= {"HELD": tile.is_held, "SINGLE": tile.is_single}
     return Plan(slabs, width, splits, constants)
+
+
+def _splits(tile: Tile, slabs: int, walks: int, multiprocessors: int) -> int:
+    """Return how many programs share a slab, so that all run at the same time."""
+    return max(1, min(walks, tile.programs * multiprocessors // slabs))
 
 
 def _tiles(
