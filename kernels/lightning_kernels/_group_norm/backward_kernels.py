@@ -23,6 +23,14 @@ from lightning_kernels._group_norm.kernels import (
 
 
 @triton.jit
+def _load_parameters(weight_ptr, bias_ptr, channel, in_channels):
+    """Return weight and bias of each channel, as rows."""
+    channel, in_channels = channel[None, :], in_channels[None, :]
+    weight = load_or(weight_ptr, channel, in_channels, 1.0)
+    return weight, load_or(bias_ptr, channel, in_channels, 0.0)
+
+
+@triton.jit
 def _gradient(
     grad, x, mean, rstd, weight, bias, parameter, ACTIVATION: tl.constexpr, dtype: tl.constexpr
 ):
@@ -103,6 +111,66 @@ def _store_gradients(
             tl.store(out_ptr + piece * PIXELS * pixel_stride, grad, mask=in_bounds)
 
 
+@triton.jit
+def _held(
+    grad_ptr, x_ptr, pixels, pixel_stride, in_channels, mean, rstd, weight, bias, parameter,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, PIECES: tl.constexpr, ALIGNMENT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Return the sums of a slab, as :func:`_sums` does, and its gradients and normalised x."""
+    grads = _load(
+        grad_ptr, 0, pixels, pixel_stride, in_channels, PIXELS, PIECES, ALIGNMENT, CHANNELS_LAST
+    )
+    tile = _load(
+        x_ptr, 0, pixels, pixel_stride, in_channels, PIXELS, PIECES, ALIGNMENT, CHANNELS_LAST
+    )
+    total = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    products = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    passed, kept = no_pieces(), no_pieces()
+    for piece in tl.static_range(PIECES):
+        grad, normalised = _gradient(
+            grads[piece], tile[piece], mean, rstd, weight, bias, parameter, ACTIVATION,
+            grad_ptr.dtype.element_ty,
+        )  # fmt: skip
+        in_bounds = _in_bounds(
+            piece * PIXELS, pixels, in_channels, PIXELS, ALIGNMENT, CHANNELS_LAST
+        )
+        normalised = tl.where(in_bounds, normalised, 0.0)
+        total += grad
+        products = tl.fma(grad, normalised, products)
+        passed += (grad,)
+        kept += (normalised,)
+    return total, products, passed, kept
+
+
+@triton.jit
+def _mean_of_groups(values, member, is_single, size, SINGLE: tl.constexpr):
+    """Return for each channel the sum over the channels of its group, divided by ``size``."""
+    if SINGLE:
+        mean = tl.sum(values) / size
+    elif is_single:
+        mean = tl.zeros((1, values.shape[0]), tl.float32) + tl.sum(values) / size
+    else:
+        mean = _over_groups(values, member) / size
+    return mean
+
+
+@triton.jit
+def _store_held(
+    grad_x_ptr, passed, kept, pixels, pixel_stride, in_channels, scale, mean_grad, slope,
+    PIXELS: tl.constexpr, PIECES: tl.constexpr, ALIGNMENT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+):  # fmt: skip
+    """Store the gradient of x of a slab in registers."""
+    for piece in tl.static_range(PIECES):
+        in_bounds = _in_bounds(
+            piece * PIXELS, pixels, in_channels, PIXELS, ALIGNMENT, CHANNELS_LAST
+        )
+        grad = passed[piece] * scale - mean_grad - kept[piece] * slope
+        grad = grad.to(grad_x_ptr.dtype.element_ty)
+        tl.store(grad_x_ptr + piece * PIXELS * pixel_stride, grad, mask=in_bounds)
+
+
 @triton.jit(do_not_specialize=[*SIZES, "partial_stride"])
 def _group_norm_backward_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, statistics_ptr, grad_x_ptr, partial_ptr,
@@ -130,33 +198,12 @@ def _group_norm_backward_kernel(
     mean, rstd = _load_statistics(
         statistics_ptr, all_groups, member, in_channels, is_single, eps, SINGLE
     )
-    weight = load_or(weight_ptr, channel[None, :], in_channels[None, :], 1.0)
-    bias = load_or(bias_ptr, channel[None, :], in_channels[None, :], 0.0)
+    weight, bias = _load_parameters(weight_ptr, bias_ptr, channel, in_channels)
     if HELD:
-        grads = _load(
-            grad_ptrs, 0, pixels, pixel_stride, in_channels, PIXELS, PIECES, ALIGNMENT,
-            CHANNELS_LAST,
+        total, products, passed, kept = _held(
+            grad_ptrs, x_ptrs, pixels, pixel_stride, in_channels, mean, rstd, weight, bias,
+            parameter, PIXELS, CHANNELS, PIECES, ALIGNMENT, CHANNELS_LAST, ACTIVATION,
         )  # fmt: skip
-        tile = _load(
-            x_ptrs, 0, pixels, pixel_stride, in_channels, PIXELS, PIECES, ALIGNMENT,
-            CHANNELS_LAST,
-        )  # fmt: skip
-        total = tl.zeros((PIXELS, CHANNELS), tl.float32)
-        products = tl.zeros((PIXELS, CHANNELS), tl.float32)
-        passed, kept = no_pieces(), no_pieces()
-        for piece in tl.static_range(PIECES):
-            grad, normalised = _gradient(
-                grads[piece], tile[piece], mean, rstd, weight, bias, parameter, ACTIVATION,
-                grad_ptr.dtype.element_ty,
-            )  # fmt: skip
-            in_bounds = _in_bounds(
-                piece * PIXELS, pixels, in_channels, PIXELS, ALIGNMENT, CHANNELS_LAST
-            )
-            normalised = tl.where(in_bounds, normalised, 0.0)
-            total += grad
-            products = tl.fma(grad, normalised, products)
-            passed += (grad,)
-            kept += (normalised,)
     else:
         total, products = _sums(
             grad_ptrs, x_ptrs, 0, 1, pixels, pixel_stride, in_channels,
@@ -170,27 +217,16 @@ def _group_norm_backward_kernel(
         tl.store(out_ptr + partial_stride, total, mask=in_channels)
     if grad_x_ptr is not None:
         weights = load_or(weight_ptr, channel, in_channels, 1.0)
-        total, products = _product(total, weights), _product(products, weights)
-        if SINGLE:
-            mean_grad, slope = tl.sum(total) / size, tl.sum(products) / size
-        elif is_single:
-            mean_grad = tl.zeros((1, CHANNELS), tl.float32) + tl.sum(total) / size
-            slope = tl.zeros((1, CHANNELS), tl.float32) + tl.sum(products) / size
-        else:
-            mean_grad = _over_groups(total, member) / size
-            slope = _over_groups(products, member) / size
+        mean_grad = _mean_of_groups(_product(total, weights), member, is_single, size, SINGLE)
+        slope = _mean_of_groups(_product(products, weights), member, is_single, size, SINGLE)
         # The weights are loaded again, because few registers are left to keep them.
         scale = rstd * load_or(weight_ptr, channel[None, :], in_channels[None, :], 1.0)
         mean_grad, slope = mean_grad * rstd, slope * rstd
         if HELD:
-            for piece in tl.static_range(PIECES):
-                in_bounds = _in_bounds(
-                    piece * PIXELS, pixels, in_channels, PIXELS, ALIGNMENT, CHANNELS_LAST
-                )
-                grad = passed[piece] * scale - mean_grad - kept[piece] * slope
-                grad = grad.to(grad_x_ptr.dtype.element_ty)
-                out_ptr = grad_x_ptrs + piece * PIXELS * pixel_stride
-                tl.store(out_ptr, grad, mask=in_bounds)
+            _store_held(
+                grad_x_ptrs, passed, kept, pixels, pixel_stride, in_channels,
+                scale, mean_grad, slope, PIXELS, PIECES, ALIGNMENT, CHANNELS_LAST,
+            )  # fmt: skip
         else:
             _store_gradients(
                 grad_ptrs, x_ptrs, grad_x_ptrs, 0, 1, pixels,
@@ -220,8 +256,7 @@ def _group_norm_reduce_kernel(
     group = channel // group_size
     statistics_ptr += sample * groups
     mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_channels, False, eps, False)
-    weight = load_or(weight_ptr, channel[None, :], in_channels[None, :], 1.0)
-    bias = load_or(bias_ptr, channel[None, :], in_channels[None, :], 0.0)
+    weight, bias = _load_parameters(weight_ptr, bias_ptr, channel, in_channels)
     total, products = _sums(
         grad_ptrs, x_ptrs, split, splits, pixels, pixel_stride, in_channels,
         mean, rstd, weight, bias, parameter,
@@ -276,8 +311,7 @@ def _group_norm_apply_backward_kernel(
     group = channel // group_size
     statistics_ptr += sample * groups
     mean, rstd = _load_statistics(statistics_ptr, all_groups, group, in_channels, False, eps, False)
-    weight = load_or(weight_ptr, channel[None, :], in_channels[None, :], 1.0)
-    bias = load_or(bias_ptr, channel[None, :], in_channels[None, :], 0.0)
+    weight, bias = _load_parameters(weight_ptr, bias_ptr, channel, in_channels)
     sums_ptr += sample * groups
     products = rstd * load_or(sums_ptr, group[None, :], in_channels[None, :], 0.0)
     total = rstd * load_or(sums_ptr + all_groups, group[None, :], in_channels[None, :], 0.0)

@@ -220,6 +220,24 @@ def _piece(
     return pointers
 
 
+@triton.jit
+def _normalise_held(
+    tile, y_ptr, pixels, pixel_stride, in_channels, mean, scale, bias, parameter,
+    PIXELS: tl.constexpr, PIECES: tl.constexpr, ALIGNMENT: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr, ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """Normalise and activate a slab in registers."""
+    for piece in tl.static_range(PIECES):
+        if piece * PIXELS < pixels:
+            in_bounds = _in_bounds(
+                piece * PIXELS, pixels, in_channels, PIXELS, ALIGNMENT, CHANNELS_LAST
+            )
+            z = (tile[piece].to(tl.float32) - mean) * scale + bias
+            y = activate(z, parameter, ACTIVATION, y_ptr.dtype.element_ty)
+            y = y.to(y_ptr.dtype.element_ty)
+            tl.store(y_ptr + piece * PIXELS * pixel_stride, y, mask=in_bounds)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def _group_norm_forward_kernel(
     x_ptr, weight_ptr, bias_ptr, y_ptr, statistics_ptr,
@@ -268,15 +286,10 @@ def _group_norm_forward_kernel(
     tl.store(mean_ptr + all_groups, tl.broadcast_to(variance, (1, CHANNELS)), mask=is_first)
     scale = scale * load_or(weight_ptr, channel[None, :], in_channels[None, :], 1.0)
     if HELD:
-        for piece in tl.static_range(PIECES):
-            if piece * PIXELS < pixels:
-                in_bounds = _in_bounds(
-                    piece * PIXELS, pixels, in_channels, PIXELS, ALIGNMENT, CHANNELS_LAST
-                )
-                z = (tile[piece].to(tl.float32) - mean) * scale + bias
-                y = activate(z, parameter, ACTIVATION, y_ptr.dtype.element_ty)
-                y = y.to(y_ptr.dtype.element_ty)
-                tl.store(y_ptrs + piece * PIXELS * pixel_stride, y, mask=in_bounds)
+        _normalise_held(
+            tile, y_ptrs, pixels, pixel_stride, in_channels, mean, scale, bias, parameter,
+            PIXELS, PIECES, ALIGNMENT, CHANNELS_LAST, ACTIVATION,
+        )  # fmt: skip
     else:
         _normalise(
             x_ptrs, y_ptrs, 0, 1, pixels, pixel_stride, in_channels, mean, scale,
