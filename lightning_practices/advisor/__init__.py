@@ -1,0 +1,16 @@
+"""The advisor: what is wrong with a training, with evidence and the line to change.
+
+- ``_advise``: look at a module and its data before a fit.
+- ``_rule``, ``rules``: the rules, as data, and what they find.
+- ``_report``: the findings as a table, as JSON, as an exit code.
+- ``_observe``, ``_observation``: run a step, and what the rules can look at.
+- ``_trace``: the calls of functions on tensors within a step.
+- ``_isolation``: copies, so that no effect of a look stays.
+"""
+
+from lightning_practices.advisor._advise import advise
+from lightning_practices.advisor._report import Report
+from lightning_practices.advisor._rule import Evidence, Finding, Rule, Severity, rule
+from lightning_practices.advisor.rules import all_rules
+
+__all__ = ["Evidence", "Finding", "Report", "Rule", "Severity", "advise", "all_rules", "rule"]

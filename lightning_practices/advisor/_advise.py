@@ -1,0 +1,70 @@
+"""Advise on a module and its data before a fit."""
+
+from collections.abc import Collection
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_practices._arguments import check_instance
+from lightning_practices._packages import check_one_package, either
+from lightning_practices.advisor._observe import observe
+from lightning_practices.advisor._report import Report
+from lightning_practices.advisor.rules import all_rules
+
+
+def advise(
+    module: LightningModule,
+    data: Any = None,
+    trainer: Trainer | None = None,
+    *,
+    ignore: Collection[str] = (),
+    select: Collection[str] = (),
+) -> Report:
+    """Say which practices are missing or broken in a training, with evidence and remedy.
+
+    A copy of the module runs one training step and one validation step on a copy of the data's
+    loaders, from a fixed seed, and the first batches of both splits are read. While the steps run,
+    the functions that they call on tensors are recorded. Rules look at the recording, the
+    gradients, the weights, the data, the optimizers and, if it is given, the Trainer.
+
+    No effect stays: module, loaders, datamodule, Trainer and random states are as before, bit for
+    bit. Datasets are shared with the copy, so that a dataset which changes while it is read, such
+    as a stream, has given away the batches that were read.
+
+    Args:
+        module: The module.
+        data: A datamodule, a train loader, or a pair of train and validation loaders. ``None`` for
+            the loaders that the module defines.
+        trainer: The Trainer of the fit, for rules about the plan: its length, callbacks, precision.
+            It runs nothing.
+        ignore: Identifiers of rules to leave out, such as ``"LP201"``, or their beginnings, such as
+            ``"LP2"``.
+        select: Identifiers of the only rules to ask, or their beginnings. All, if empty.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: If ``module`` is not a LightningModule.
+        ValueError: If ``ignore`` or ``select`` names no rule.
+
+    Example:
+        >>> report = advise(module, datamodule)  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+    """
+    kind, *twins = either(LightningModule)
+    check_instance("module", module, (kind, *twins), "a LightningModule")
+    check_one_package(module, *([trainer] if trainer is not None else []))
+    rules = [
+        rule
+        for rule in all_rules()
+        if (not select or _is_named("select", rule.id, select))
+        and not _is_named("ignore", rule.id, ignore)
+    ]
+    seen = observe(module, data, trainer)
+    found = [finding for rule in rules for finding in rule.findings(seen)]
+    return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
+
+
+def _is_named(argument: str, id: str, names: Collection[str]) -> bool:
+    return any(id.startswith(name) for name in names)

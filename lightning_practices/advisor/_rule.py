@@ -1,0 +1,105 @@
+"""Rules, and what they find."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from lightning_practices.advisor._observation import Observation
+
+Severity = Literal["error", "warning", "hint"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")  # the worst first
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a rule has found once.
+
+    Attributes:
+        message: What is wrong, with its numbers and names.
+        remedy: A line of code, or a sentence, that mends it.
+        modules: Names of the modules or parameters concerned, as in ``named_modules``.
+        numbers: What was measured.
+    """
+
+    message: str
+    remedy: str
+    modules: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault, or a missing practice, with its evidence.
+
+    Attributes:
+        id: Identifier of the rule, such as ``"LP201"``.
+        severity: ``"error"`` for what makes training wrong, ``"warning"`` for what is likely to
+            harm it, ``"hint"`` for what may be better.
+        practice: The practice, in a few words.
+        message: What is wrong, with its numbers and names.
+        remedy: A line of code, or a sentence, that mends it.
+        modules: Names of the modules or parameters concerned.
+        numbers: What was measured.
+        source: Lecture or paper of the practice.
+        step: Optimizer step at which it was found; ``None`` before training.
+    """
+
+    id: str
+    severity: Severity
+    practice: str
+    message: str
+    remedy: str
+    modules: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+    step: int | None = None
+
+
+Find = Callable[["Observation"], Iterator[Evidence]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of the advisor, as data.
+
+    Attributes:
+        id: Identifier, such as ``"LP201"``. The first digit is the group: 1 modes and parameters,
+            2 outputs and losses, 3 data, 4 the state at initialisation, 5 the structure of the
+            model, 6 the plan of the fit, 7 speed, 8 what only training shows.
+        severity: ``"error"``, ``"warning"`` or ``"hint"``.
+        practice: The practice that the rule checks, in a few words.
+        measures: What the rule measures.
+        healthy: The range of healthy programs, as was measured on those of the tests.
+        source: Lecture, paper or report.
+        find: Function that yields what is wrong.
+    """
+
+    id: str
+    severity: Severity
+    practice: str
+    measures: str
+    healthy: str
+    source: str
+    find: Find = field(repr=False)
+
+    def findings(self, seen: "Observation") -> list[Finding]:
+        """Return what the rule finds in an observation."""
+        return [
+            Finding(
+                self.id, self.severity, self.practice, one.message, one.remedy, one.modules,
+                one.numbers, self.source,
+            )
+            for one in self.find(seen)
+        ]  # fmt: skip
+
+
+def rule(
+    id: str, severity: Severity, *, practice: str, measures: str, healthy: str, source: str
+) -> Callable[[Find], Rule]:
+    """Make a function that yields evidence a :class:`Rule`; the arguments are its attributes."""
+
+    def made(find: Find) -> Rule:
+        return Rule(id, severity, practice, measures, healthy, source, find)
+
+    return made
