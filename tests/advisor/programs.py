@@ -90,7 +90,7 @@ class Task(LightningModule):
         optimizer: Callable[[Any], Any] = torch.optim.Adam,
     ) -> None:
         super().__init__()
-        self.net = net
+        self.net: Any = net
         self.loss = loss
         self.optimizer = optimizer
 
