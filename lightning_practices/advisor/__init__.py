@@ -2,7 +2,7 @@
 
 - ``_advise``: look at a module and its data before a fit.
 - ``_rule``, ``rules``: the rules, as data, and what they find.
-- ``_report``: the findings as a table, as JSON, as an exit code.
+- ``_report``, ``_html``: the findings as a table, JSON, HTML and an exit code.
 - ``_observe``, ``_observation``: run a step, and what the rules can look at.
 - ``_trace``: the calls of functions on tensors within a step.
 - ``_isolation``: copies, so that no effect of a look stays.

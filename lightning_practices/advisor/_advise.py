@@ -1,14 +1,15 @@
 """Advise on a module and its data before a fit."""
 
-from collections.abc import Collection
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_practices._arguments import check_instance
+from lightning_practices._arguments import check_instance, check_names
 from lightning_practices._packages import check_one_package, either
 from lightning_practices.advisor._observe import observe
 from lightning_practices.advisor._report import Report
+from lightning_practices.advisor._rule import Rule
 from lightning_practices.advisor.rules import all_rules
 
 
@@ -17,8 +18,8 @@ def advise(
     data: Any = None,
     trainer: Trainer | None = None,
     *,
-    ignore: Collection[str] = (),
-    select: Collection[str] = (),
+    ignore: Sequence[str] = (),
+    select: Sequence[str] = (),
 ) -> Report:
     """Say which practices are missing or broken in a training, with evidence and remedy.
 
@@ -45,26 +46,32 @@ def advise(
         The report.
 
     Raises:
-        TypeError: If ``module`` is not a LightningModule.
-        ValueError: If ``ignore`` or ``select`` names no rule.
+        TypeError: If ``module`` is not a LightningModule, or ``trainer`` not a Trainer of the same
+            package.
+        ValueError: If ``ignore`` or ``select`` names no rule. If there is no training data.
 
     Example:
         >>> report = advise(module, datamodule)  # doctest: +SKIP
         >>> print(report)  # doctest: +SKIP
     """
-    kind, *twins = either(LightningModule)
-    check_instance("module", module, (kind, *twins), "a LightningModule")
-    check_one_package(module, *([trainer] if trainer is not None else []))
-    rules = [
-        rule
-        for rule in all_rules()
-        if (not select or _is_named("select", rule.id, select))
-        and not _is_named("ignore", rule.id, ignore)
-    ]
+    check_instance("module", module, either(LightningModule), "a LightningModule")
+    if trainer is not None:
+        check_instance("trainer", trainer, either(Trainer), "a Trainer")
+        check_one_package(module, trainer)
+    left_out, asked = (
+        _matching(name, ids) for name, ids in (("ignore", ignore), ("select", select))
+    )
+    rules = [rule for rule in asked or all_rules() if rule not in left_out]
     seen = observe(module, data, trainer)
     found = [finding for rule in rules for finding in rule.findings(seen)]
     return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
 
 
-def _is_named(argument: str, id: str, names: Collection[str]) -> bool:
-    return any(id.startswith(name) for name in names)
+def _matching(argument: str, ids: Sequence[str]) -> list[Rule]:
+    """Return the rules whose identifiers begin with one of ``ids``."""
+    ids = check_names(argument, ids)
+    for id in ids:
+        if not any(rule.id.startswith(id) for rule in all_rules()):
+            known = ", ".join(rule.id for rule in all_rules())
+            raise ValueError(f"{argument} has {id!r}, which begins no rule: there are {known}")
+    return [rule for rule in all_rules() if rule.id.startswith(ids)]

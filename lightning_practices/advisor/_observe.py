@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
@@ -43,7 +44,15 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         data: A datamodule, a train loader, a pair of train and validation loaders, or ``None`` for
             the loaders that the module defines.
         trainer: The user's Trainer, which is only read, or ``None``.
+
+    Raises:
+        ValueError: If there is no training data.
     """
+    if data is None and not is_overridden("train_dataloader", module):
+        raise ValueError(
+            f"got no training data: give a datamodule or loaders, as {type(module).__name__} has no"
+            " train_dataloader"
+        )
     with isolated(module, data), torch.compiler.set_stance("force_eager"):
         model = copied_module(module)
         _simplify(model)
@@ -54,6 +63,11 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         observer.callbacks.append(watch)  # type: ignore[attr-defined]
         with watch.recorder.watching():
             observer.fit(model, train, val, datamodule)
+    if not seen.steps:
+        raise ValueError(
+            "the training data gave no batch, so that no step could be looked at: give data with at"
+            " least one batch"
+        )
     return seen
 
 

@@ -1,16 +1,20 @@
-"""What the advisor says."""
+"""The findings of the advisor as text, JSON, HTML and an exit code."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from os import PathLike
 
 from rich.markup import escape
 from rich.table import Table
 from typing_extensions import override
 
+from lightning_practices._arguments import check_path
 from lightning_practices._names import count, some
 from lightning_practices._tables import as_text
+from lightning_practices.advisor._html import write_html
 from lightning_practices.advisor._rule import SEVERITIES, Finding, Severity
 
 _STYLES = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
@@ -49,9 +53,35 @@ class Report:
         return int(bool(self.of("error")))
 
     def to_json(self) -> str:
-        """Return the report as JSON."""
+        """Return the report as JSON: ``subject``, ``checked`` and ``findings``.
+
+        Numbers that JSON doesn't know, such as nan, are ``null``.
+        """
         found = [asdict(one) for one in self.findings]
-        return json.dumps({"subject": self.subject, "checked": [*self.checked], "findings": found})
+        for one in found:
+            one["numbers"] = {
+                name: value if math.isfinite(value) else None
+                for name, value in one["numbers"].items()
+            }
+        report = {"subject": self.subject, "checked": [*self.checked], "findings": found}
+        return json.dumps(report, allow_nan=False)
+
+    def write_html(
+        self, path: str | PathLike[str], picture: str | PathLike[str] | None = None
+    ) -> None:
+        """Write the report as one HTML file, for a browser.
+
+        Args:
+            path: Path of the file, such as ``"report.html"``.
+            picture: Path of a PNG of the run, such as that of
+                :class:`~lightning_practices.callbacks.LearningCurves`, which the file then holds.
+
+        Raises:
+            TypeError: If ``path`` or ``picture`` is not a path.
+            OSError: If the picture can't be read, or the file can't be written.
+        """
+        shown = None if picture is None else check_path("picture", picture, "picture")
+        write_html(self, check_path("path", path, "report"), shown)
 
     def __rich__(self) -> Table:
         table = Table("", "finding", title=repr(self), title_justify="left", show_lines=True)
