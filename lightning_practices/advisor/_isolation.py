@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_practices._copies import copy_of
 from lightning_practices._random_states import (
@@ -30,11 +30,14 @@ _Data = TypeVar("_Data")
 
 
 def copied_module(module: LightningModule) -> LightningModule:
-    """Return a copy of a module that isn't attached to a Trainer."""
+    """Return a copy of a module that isn't attached to a Trainer.
+
+    The copy shares datasets, loaders, and attributes that can't be copied, such as locks.
+    """
     trainer, fabric = module._trainer, module._fabric
     module._trainer = module._fabric = None  # a copy of a Trainer would copy all that it holds
     try:
-        return copy_of(module)
+        return copy_of(module, (Dataset, DataLoader))
     finally:
         module._trainer, module._fabric = trainer, fabric
 

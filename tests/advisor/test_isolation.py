@@ -2,6 +2,7 @@
 
 import copy
 import random
+import threading
 from typing import Any
 
 import numpy as np
@@ -171,3 +172,30 @@ def test_an_error_of_a_step_reaches_the_user_and_leaves_no_effect() -> None:
     assert str(random_states(())) == str(states)
     assert_same(state_of(module), before)
     assert torch.overrides._get_current_function_mode() is None
+
+
+def test_attributes_that_cannot_be_copied_are_shared() -> None:
+    class Locked(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lock = threading.Lock()
+            self.rows = Rows()
+            self.identity: list[bool] = []
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            with self.lock:
+                return super().training_step(batch, batch_idx)
+
+        def train_dataloader(self) -> Any:
+            shared.append(self.rows)
+            return loader(self.rows)
+
+    shared: list[Any] = []
+    module, states = Locked(), random_states(())
+    expected = copy.deepcopy(module.rows.own.bit_generator.state)
+    before = state_of(module)
+    advise(module)
+    assert shared == [module.rows]
+    assert module.rows.own.bit_generator.state == expected
+    assert str(random_states(())) == str(states)
+    assert_same(state_of(module), before)
