@@ -59,6 +59,9 @@ def loss_is_not_finite(seen: Observation) -> Iterator[Evidence]:
         calls = sorted(root.before(), key=lambda call: call.index)
         first = next((call for call in calls if _is_broken(call) and call is not root.call), None)
         where = "" if first is None else f"; the first output that isn't finite is that of {first}"
+        broken = next((loss for loss in step.losses if _has_broken_target(loss)), None)
+        if broken is not None and first is None:
+            where = f"; the targets of {broken.call} aren't"
         place = layer_of(root) if first is None else first.module
         yield Evidence(
             f"the loss of the first step isn't finite{where}",
@@ -84,6 +87,11 @@ def _mean_loss(loss: Loss, prediction: Tensor, target: Tensor) -> float:
             return float(functional.cross_entropy(prediction, target, ignore_index=ignored))
     except (RuntimeError, IndexError):  # the loss itself may have been given other shapes
         return math.nan
+
+
+def _has_broken_target(loss: Loss) -> bool:
+    x = loss.target.tensor
+    return x is not None and x.is_floating_point() and not bool(torch.isfinite(x).all())
 
 
 def _is_broken(call: Call) -> bool:

@@ -38,7 +38,7 @@ def loss_broadcasts(seen: Observation) -> Iterator[Evidence]:
             f"{call} takes predictions of shape {prediction.shape} and targets{of} of shape"
             f" {target.shape}, which broadcast to {result}: each prediction is drawn to all"
             " targets, and so to their mean",
-            _remedy(prediction.shape, target.shape),
+            "target = target.view_as(prediction)",
             (place,) if place else (),
         )
 
@@ -70,9 +70,3 @@ def _broadcast(a: Shape, b: Shape) -> Shape | None:
     except RuntimeError:
         return None
     return result if math.prod(result) > math.prod(a) else None
-
-
-def _remedy(prediction: Shape, target: Shape) -> str:
-    if len(prediction) > len(target):
-        return f"prediction.squeeze({len(target)}), or target.unsqueeze({len(target)})"
-    return f"target.squeeze({len(prediction)}), or no squeeze of the prediction"

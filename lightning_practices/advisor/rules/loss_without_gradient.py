@@ -30,9 +30,10 @@ def gradient_of_the_loss_alone(seen: Observation) -> Iterator[Evidence]:
         return
     cut = next((call for root in step.roots for call in root.before() if _cuts(call)), None)
     what = "it is made of constants, such as numbers of item() or arrays"
-    place = "" if cut is None else layer_of(cut.inputs[0])
     if cut is not None:
         what = f"{cut} returns a tensor without gradient"
+    last = [call.output for call in step.calls if call.is_layer][-1:]
+    place = layer_of(cut.inputs[0] if cut is not None else last[0]) if cut or last else ""
     yield Evidence(
         f"the step's loss requires a gradient, but none leads to a parameter: {what}. Nothing is"
         " trained",

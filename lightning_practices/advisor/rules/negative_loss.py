@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import layer_of, losses_seen
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace import Call, Value
+from lightning_practices.advisor._trace import Call, Loss, Value
 from lightning_practices.advisor._trace.kinds import PASSED
 from lightning_practices.advisor._trace.losses import REGRESSION
 
@@ -27,7 +27,7 @@ def negative_loss(seen: Observation) -> Iterator[Evidence]:
     losses = [loss for _, loss in losses_seen(seen, _ABOVE_ZERO) if not loss.is_written_out]
     for loss in losses:
         low = loss.call.output.statistics
-        if low is not None and low.low < _ROUNDING:
+        if low is not None and low.low < _ROUNDING and _is_in_range(loss):
             yield Evidence(
                 f"{loss.call} is {low.low:.3g} in the first step, and can't be negative for valid"
                 " predictions, targets and weights",
@@ -43,6 +43,16 @@ def negative_loss(seen: Observation) -> Iterator[Evidence]:
                 "return the loss itself",
                 tuple(name for name in [layer_of(loss.prediction)] if name),
             )
+
+
+def _is_in_range(loss: Loss) -> bool:
+    """Return whether arguments are in the range of the loss; another rule says if they aren't."""
+    prediction, target = loss.prediction.tensor, loss.target.tensor
+    if loss.kind == "nll":
+        return prediction is not None and bool((prediction <= 0).all())
+    if loss.kind in ("bce", "bce_logits"):
+        return target is not None and bool(((target >= 0) & (target <= 1)).all())
+    return True
 
 
 def _sign(step: Step, call: Call) -> int:

@@ -32,6 +32,12 @@ def probabilities_before_cross_entropy(seen: Observation) -> Iterator[Evidence]:
         yield Evidence(
             f"cross_entropy ({loss.call.line}) applies softmax to the output of {maker}, which"
             " holds probabilities already: gradients are small and the loss can't reach 0",
-            f"remove {activation(maker)}, and apply it to predictions only",
+            _remedy(activation(maker)),
             places(seen, maker),
         )
+
+
+def _remedy(name: str) -> str:
+    if name in PROBABILITIES:
+        return f"remove {name}, and apply it to predictions only"
+    return "nll_loss(probabilities.log(), target), or cross_entropy of logits"

@@ -75,10 +75,11 @@ def _is_over_the_batch(step: Step, call: Call) -> bool:
 
 
 def _evidence(seen: Observation, call: Call) -> Evidence:
+    remedy = f"{call.name}(..., dim=1), or dim=-1 where the classes are last"
     return Evidence(
         f"{call} is over dimension {softmax_dimension(call)} of a tensor of shape"
         f" {call.output.shape}: samples of the batch compete, and the classes of one don't sum to"
         " 1",
-        f"{call.name}(..., dim=1), or dim=-1 where the classes are last",
+        remedy if len(call.output.shape) > 1 else "use sigmoid for one output of each sample",
         places(seen, call),
     )

@@ -33,7 +33,7 @@ def unreachable_targets(seen: Observation) -> Iterator[Evidence]:
             f"the output of {found[0]} is between {low:g} and {high:g}, but {outside:.0%} of the"
             f" targets of {loss.call} are outside: they are from {float(wide.min()):.3g} to"
             f" {float(wide.max()):.3g}",
-            f"remove {found[0].name} after the last layer, or scale the targets into its range",
+            "remove the activation after the last layer, or scale the targets into its range",
             places(seen, found[0]),
             {"share": outside},
         )

@@ -234,12 +234,12 @@ def softmax_of_squeezed_outputs() -> Arguments:
     return Task(net, nn.BCELoss()), odd_loaders()
 
 
-@faulty("LP207", "net.3", source="NLLLoss without LogSoftmax", also=("LP221",), mended=_logits)
+@faulty("LP207", "net.3", source="NLLLoss without LogSoftmax", mended=_logits)
 def logits_before_nll() -> Arguments:
     return Task(mlp(64, 64, 10), nn.NLLLoss()), digit_loaders()
 
 
-@faulty("LP207", "net.1", source="NLLLoss after Softmax: the loss goes to -1", also=("LP221",))
+@faulty("LP207", "net.1", source="NLLLoss after Softmax: the loss goes to -1")
 def probabilities_before_nll() -> Arguments:
     net = nn.Sequential(mlp(64, 64, 10), nn.Softmax(1))
     return Task(net, nn.NLLLoss()), digit_loaders()
