@@ -12,6 +12,8 @@ from lightning_practices.advisor._report import Report
 from lightning_practices.advisor._rule import Rule
 from lightning_practices.advisor.rules import all_rules
 
+_LOSSES = "LP2"  # the rules that need no more of a step than its loss
+
 
 def advise(
     module: LightningModule,
@@ -27,6 +29,9 @@ def advise(
     loaders, from a fixed seed, and the first batches of both splits are read. While the steps run,
     the functions that they call on tensors are recorded. Rules look at the recording, the
     gradients, the weights, the data, the optimizers and, if it is given, the Trainer.
+
+    If a step raises an exception, so does this function, unless it is one of a loss that a rule
+    explains: the report then holds the rules on outputs and losses only.
 
     No effect stays: module, loaders, datamodule, Trainer and random states are as before, bit for
     bit. Datasets are shared with the copy, so that a dataset which changes while it is read, such
@@ -63,7 +68,11 @@ def advise(
     )
     rules = [rule for rule in asked or all_rules() if rule not in left_out]
     seen = observe(module, data, trainer)
+    if seen.failure is not None:
+        rules = [rule for rule in rules if rule.id.startswith(_LOSSES)]
     found = [finding for rule in rules for finding in rule.findings(seen)]
+    if seen.failure is not None and not any(one.severity == "error" for one in found):
+        raise seen.failure
     return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
 
 

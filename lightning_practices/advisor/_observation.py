@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lightning_practices.advisor._trace import Call, Loss, Statistics, Value, losses_of
+from lightning_practices.advisor._trace import (
+    Call,
+    Loss,
+    Statistics,
+    Value,
+    after_layers,
+    losses_of,
+)
 
 
 class Gradient(NamedTuple):
@@ -70,6 +77,23 @@ class Step:
     def losses(self) -> list[Loss]:
         """The losses among the calls that reach :attr:`roots`."""
         return losses_of(self.roots)
+
+    @cached_property
+    def after_layers(self) -> list[Call]:
+        """The calls between the last layers with parameters and :attr:`roots`."""
+        return after_layers(self.roots)
+
+    def users(self, value: Value) -> list[Call]:
+        """Return the calls that take ``value``."""
+        return self._users.get(id(value), [])
+
+    @cached_property
+    def _users(self) -> dict[int, list[Call]]:
+        found: dict[int, list[Call]] = {}
+        for call in self.calls:
+            for value in {id(x): x for x in call.inputs}:
+                found.setdefault(value, []).append(call)
+        return found
 
     @cached_property
     def first_layers(self) -> list[tuple[Call, Value]]:
@@ -140,6 +164,8 @@ class Observation:
         schedulers: The configurations of learning rate schedulers, as Lightning keeps them.
         trainer: The user's Trainer, if one was given.
         observer: The Trainer that ran the steps.
+        failure: The exception of one of torch's losses that ended the steps; ``None`` if there was
+            none. If the loss was that of the first step, this has no gradients.
         datamodule: The copy of the user's datamodule, if one was given.
     """
 
@@ -155,6 +181,7 @@ class Observation:
     validation_step: Step | None = None
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
+    failure: Exception | None = None
 
     @property
     def step(self) -> Step:

@@ -39,6 +39,8 @@ _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-m
 def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Observation:
     """Run a copy of ``module`` on ``data`` and return what was seen.
 
+    An exception that one of torch's losses raises is noted rather than raised.
+
     Args:
         module: The user's module, which stays as it is.
         data: A datamodule, a train loader, a pair of train and validation loaders, or ``None`` for
@@ -61,8 +63,12 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         seen = Observation(model, trainer, observer, datamodule, modes=_modes(module))
         watch = _Watch(seen)
         observer.callbacks.append(watch)  # type: ignore[attr-defined]
-        with watch.recorder.watching():
-            observer.fit(model, train, val, datamodule)
+        try:
+            with watch.recorder.watching():
+                observer.fit(model, train, val, datamodule)
+        except Exception as error:
+            if not watch.note_failure(model, error):
+                raise
     if not seen.steps:
         raise ValueError(
             "the training data gave no batch, so that no step could be looked at: give data with at"
@@ -120,6 +126,17 @@ class _Watch(OfBothPackages, Callback):
         self.seen = seen
         self.recorder = Recorder(seen.module)
         self._step = _OpenStep()
+
+    def note_failure(self, module: LightningModule, error: Exception) -> bool:
+        """Note that ``error`` ended a step in a loss, and say whether it did."""
+        failed, call = self.recorder.failure or (None, None)
+        if call is None or failed is not error:
+            return False
+        self.seen.failure = error
+        if not self.seen.steps:
+            self._step.roots = [call.output]
+            self.seen.steps.append(self._step.closed(module, self.recorder))
+        return True
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

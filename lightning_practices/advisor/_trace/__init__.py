@@ -7,7 +7,7 @@
 """
 
 from lightning_practices.advisor._trace.calls import Call, Statistics, Value
-from lightning_practices.advisor._trace.losses import Loss, losses_of
+from lightning_practices.advisor._trace.losses import Loss, after_layers, losses_of
 from lightning_practices.advisor._trace.recorder import Recorder
 
-__all__ = ["Call", "Loss", "Recorder", "Statistics", "Value", "losses_of"]
+__all__ = ["Call", "Loss", "Recorder", "Statistics", "Value", "after_layers", "losses_of"]

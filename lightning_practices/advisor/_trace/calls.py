@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_practices.advisor._trace.kinds import PASSED
+from lightning_practices.advisor._trace.kinds import LAYERS, PASSED
 
 
 class Statistics(NamedTuple):
@@ -157,6 +157,11 @@ class Call:
     def parameters(self) -> list[str]:
         """The names of the parameters among the arguments, also those that views or casts hold."""
         return [name for x in self.inputs if (name := x.origin().parameter) is not None]
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a layer with parameters."""
+        return self.name in LAYERS and bool(self.parameters)
 
     @property
     def data(self) -> list[Value]:
