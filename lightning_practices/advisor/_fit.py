@@ -97,7 +97,15 @@ def mentions(kind: type, *names: str, apart_from: tuple[str, ...] = ()) -> bool:
     return any(name in (*code.co_names, *code.co_consts) for code in codes for name in names)
 
 
-_LIBRARIES = ("torch", "lightning.", "pytorch_lightning", "builtins", "abc", "typing")
+_LIBRARIES = (
+    "torch.",
+    "lightning.",
+    "lightning_practices.mixins.",
+    "pytorch_lightning",
+    "builtins",
+    "abc",
+    "typing",
+)
 
 
 def _codes(code: CodeType | None) -> Iterator[CodeType]:
