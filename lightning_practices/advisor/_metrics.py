@@ -33,7 +33,9 @@ def is_missing(seen: Observation, name: str) -> bool:
     A step may log it later, if a method of the module holds the name or a callback of the user's
     logs values. Then it isn't missing.
     """
-    if name in seen.observer.callback_metrics or name.startswith("lr-"):
+    if name in ("epoch", "step") or name in seen.observer.callback_metrics:
+        return False  # a checkpoint may monitor the first two always
+    if name.startswith("lr-"):  # of LearningRateMonitor
         return False
     if not name or f"{name}/dataloader_idx_0" in seen.observer.callback_metrics:
         return True  # Lightning adds the loader to names where there are several

@@ -50,10 +50,12 @@ class Updates:
         count: How often it stepped.
         accumulated: Whether it stepped again although its gradients had not been cleared since its
             last step.
+        erased: Whether it stepped without gradients, although a backward pass had made some.
     """
 
     count: int = 0
     accumulated: bool = False
+    erased: bool = False
 
 
 @dataclass(frozen=True, eq=False)

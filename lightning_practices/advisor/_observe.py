@@ -168,6 +168,7 @@ class _Watch(OfBothPackages, Callback):
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step.note_gradients(pl_module)
+        self._optimizer_steps.note_gradients()
         self.recorder.is_on = not pl_module.automatic_optimization
 
     @override

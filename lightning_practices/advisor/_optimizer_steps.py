@@ -23,12 +23,14 @@ class OptimizerSteps:
         self.updates: list[Updates] = []
         self._optimizers: list[Optimizer] = []
         self._cleared: list[bool | None] = []  # since the last step; None before any backward pass
+        self._filled: list[bool] = []  # by a backward pass since the last step
 
     def watch(self, optimizers: Sequence[Any]) -> None:
         """Watch these optimizers, which are copies of the user's."""
         self._optimizers = [one for one in optimizers if isinstance(one, Optimizer)]
         self.updates = [Updates() for _ in self._optimizers]
         self._cleared = [None] * len(self._optimizers)
+        self._filled = [False] * len(self._optimizers)
         for place, optimizer in enumerate(self._optimizers):
 
             def note(*args: Any, place: int = place) -> None:
@@ -46,11 +48,17 @@ class OptimizerSteps:
         for place, optimizer in enumerate(self._optimizers):
             self._cleared[place] = bool(self._cleared[place]) or _is_cleared(optimizer)
 
+    def note_gradients(self) -> None:
+        """Note which gradients aren't empty. Call this after each backward pass."""
+        for place, optimizer in enumerate(self._optimizers):
+            self._filled[place] = self._filled[place] or not _is_cleared(optimizer)
+
     def _note_step(self, place: int) -> None:
         seen = self.updates[place]
         seen.accumulated |= seen.count > 0 and self._cleared[place] is False
+        seen.erased |= self._filled[place] and _is_cleared(self._optimizers[place])
         seen.count += 1
-        self._cleared[place] = None
+        self._cleared[place], self._filled[place] = None, False
 
 
 def _is_cleared(optimizer: Optimizer) -> bool:

@@ -99,6 +99,14 @@ def factor_at(scheduler: Any, step: int) -> float | None:
     return None
 
 
+def highest_factor(scheduler: Any) -> float | None:
+    """Return the highest rate of a schedule as a share of the optimizer's; ``None`` if unknown."""
+    if isinstance(scheduler, LambdaLR):
+        curve = _curve(scheduler.lr_lambdas[0], _LONGEST)
+        return max((y for _, y in curve), default=None)
+    return 1.0 if type(scheduler).__module__ == LambdaLR.__module__ else None
+
+
 def _curve(function: Callable[[int], float], to: int) -> list[tuple[int, float]]:
     """Return values of a function at steps from 0 to ``to``; none if it can't be asked."""
     steps = {*range(20), *(round(to * i / _PROBES) for i in range(_PROBES + 1))}

@@ -1,10 +1,12 @@
 """An average of weights that keeps too much of the first weights."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_practices._packages import either
 from lightning_practices.advisor._fit import Fit, fit_of
@@ -13,6 +15,8 @@ from lightning_practices.advisor._rule import Evidence, rule
 
 _MOST = 0.1  # of the first weights; an average over the last tenth of a fit keeps 5e-5
 _NAMES = ("ema", "exponentialmovingaverage", "weightaveraging")
+_TEACHERS = ("teacher", "target", "momentum", "student", "online", "byol", "dino")
+_WARMED_UP = ("warm", "num_updates", "gamma", "ramp")  # in names of options
 _ASKED = 100_000  # steps at which a callback is asked whether it averages
 
 
@@ -29,17 +33,32 @@ def average_keeps_first_weights(seen: Observation) -> Iterator[Evidence]:
         return
     for callback in seen.callbacks:
         decay, updates = _decay_of(callback), _updates_of(callback, fit)
-        if decay is None or not updates or updates < 2:
-            continue
-        share = _share_of_first(callback, decay, updates)
-        if share > _MOST:
-            better = max(1 - 10 / updates, 0.5)
-            yield Evidence(
-                f"{type(callback).__name__} has decay={decay:g} and {updates} updates in this fit:"
-                f" {share:.0%} of the average are the first weights",
-                f"decay={better:.4g}, whose average covers the last tenth of the fit",
-                numbers={"share": share, "decay": decay, "updates": updates},
-            )
+        if decay is not None and updates and not _may_be_slow(seen, callback):
+            share = _share_of_first(decay, updates, getattr(callback, "decay_warmup", False))
+            yield from _evidence(type(callback).__name__, "", decay, updates, share)
+    if seen.validation_step is None or not fit.steps:
+        return
+    validated = {name for call in seen.validation_step.calls for name in call.stack}
+    for name, module in seen.modules.items():
+        if isinstance(module, AveragedModel) and name in validated:
+            decay = _asked(module.avg_fn, module.multi_avg_fn)
+            if decay is not None:
+                share = _share_of_first(decay, fit.steps, False)
+                yield from _evidence(f"AveragedModel {name}", name, decay, fit.steps, share)
+
+
+def _evidence(
+    title: str, module: str, decay: float, updates: int, share: float
+) -> Iterator[Evidence]:
+    if updates > 1 and share > _MOST:
+        yield Evidence(
+            f"{title} has decay={decay:g} and {updates} updates in this fit: {share:.0%} of the"
+            " average are the first weights",
+            f"decay={max(1 - 10 / updates, 0.5):.4g}, whose average covers the last tenth of the"
+            " fit",
+            (module,) if module else (),
+            {"share": share, "decay": decay, "updates": updates},
+        )
 
 
 @rule(
@@ -63,12 +82,21 @@ def average_never_begins(seen: Observation) -> Iterator[Evidence]:
                 )
 
 
+def _may_be_slow(seen: Observation, callback: Any) -> bool:
+    """Return whether the average may teach, which is slow on purpose, or its decay is warmed up."""
+    if type(callback).__module__.startswith(("lightning.", "pytorch_lightning.", "lightning_prac")):
+        return False
+    parts = [type(callback).__name__, *(name for name, _ in seen.module.named_children())]
+    options = [name for name, x in vars(callback).items() if isinstance(x, int | float) and x]
+    return any(part in " ".join(parts).lower() for part in _TEACHERS) or any(
+        part in " ".join(options) for part in _WARMED_UP
+    )
+
+
 def _decay_of(callback: Any) -> float | None:
     """Return the decay of a callback that keeps an exponential average."""
-    function = getattr(callback, "_kwargs", {}).get("avg_fn")
-    if function is not None:  # of Lightning's WeightAveraging
-        one, zero = torch.ones(()), torch.zeros(())
-        return float(function(one, zero, torch.tensor(1)))
+    if isinstance(options := getattr(callback, "_kwargs", None), dict):  # Lightning's
+        return _asked(options.get("avg_fn"), options.get("multi_avg_fn"))
     name = type(callback).__name__.lower()
     decay = getattr(callback, "decay", None)
     if not any(part in name for part in _NAMES) or not isinstance(decay, float):
@@ -76,9 +104,18 @@ def _decay_of(callback: Any) -> float | None:
     return decay if 0 < decay < 1 else None
 
 
+def _asked(function: Any, multi_function: Any) -> float | None:
+    """Return the decay of a function that AveragedModel takes; ``None`` without one."""
+    average, weight, count = torch.ones(1), torch.zeros(1), torch.tensor(1)
+    if multi_function is not None:
+        multi_function([average], [weight], count)
+        return float(average)
+    return None if function is None else float(function(average, weight, count))
+
+
 def _updates_of(callback: Any, fit: Fit) -> int | None:
     """Return how often the weights are averaged in the fit."""
-    if (ask := getattr(callback, "should_update", None)) is not None:
+    if (ask := getattr(copy.copy(callback), "should_update", None)) is not None:
         if fit.steps is None or fit.epochs is None:
             return None
         steps = sum(bool(ask(step_idx=step)) for step in range(min(fit.steps, _ASKED)))
@@ -91,9 +128,9 @@ def _updates_of(callback: Any, fit: Fit) -> int | None:
     return int((length - begun) // max(every, 1))
 
 
-def _share_of_first(callback: Any, decay: float, updates: int) -> float:
+def _share_of_first(decay: float, updates: int, is_warmed_up: bool) -> float:
     """Return the share of the weights that were averaged first."""
-    if not getattr(callback, "decay_warmup", False):
+    if not is_warmed_up:
         return float(decay ** (updates - 1))
     share = 1.0
     for n in range(1, updates):  # the warmup of this package and of TensorFlow

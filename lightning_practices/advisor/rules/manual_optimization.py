@@ -31,6 +31,24 @@ def gradients_accumulate(seen: Observation) -> Iterator[Evidence]:
 
 
 @rule(
+    "LP624", "error",
+    practice="Gradients are kept until the optimizer has stepped",
+    measures="the gradients of an optimizer's parameters after backward passes and at its step",
+    healthy="some gradients at each step",
+    source=_SOURCE,
+)  # fmt: skip
+def gradients_erased(seen: Observation) -> Iterator[Evidence]:
+    for optimizer, updates in zip(seen.optimizers, seen.updates, strict=False):
+        if updates.erased and not seen.module.automatic_optimization:
+            name = type(optimizer).__name__.removeprefix("Lightning")
+            yield Evidence(
+                f"{name} stepped without gradients: they were cleared between the backward pass and"
+                " the step, so that the weights stay as they are",
+                "optimizer.zero_grad() before self.manual_backward(loss), or after the step",
+            )
+
+
+@rule(
     "LP622", "error",
     practice="Under manual optimization the module steps its optimizers",
     measures="steps of the optimizers in three training steps, and whether the module calls step",

@@ -5,11 +5,11 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
-from torch.optim.swa_utils import get_ema_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from lightning_practices.callbacks import WeightAveraging
-from tests.advisor.plans import stopped
-from tests.advisor.programs import Arguments, faulty
+from tests.advisor.plans import Planned, adamw, stopped, trainer
+from tests.advisor.programs import Arguments, digit_loaders, faulty
 
 _SLOW = "reports of an EMA that validates like the random weights"
 
@@ -35,6 +35,32 @@ def ema_of_lightning_in_a_short_fit() -> Arguments:
 @faulty("LP616", source=_SLOW)
 def ema_of_an_own_callback_in_a_short_fit() -> Arguments:
     return stopped(EMA(0.9999), max_epochs=5)
+
+
+@faulty("LP616", source=_SLOW)
+def ema_of_several_tensors_in_a_short_fit() -> Arguments:
+    average = LightningWeightAveraging(multi_avg_fn=get_ema_multi_avg_fn(0.999))
+    return stopped(average, max_epochs=5)
+
+
+class Averaged(Planned):
+    """Validates with an average that the module keeps."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(adamw)
+        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(decay))
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.average.update_parameters(self.net)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", self.loss(self.average(x), y))
+
+
+@faulty("LP616", "average", source=_SLOW)
+def ema_of_the_module_in_a_short_fit() -> Arguments:
+    return Averaged(0.9999), digit_loaders(), trainer(max_epochs=5)
 
 
 @faulty("LP617", source="StochasticWeightAveraging of a long fit in a short one")

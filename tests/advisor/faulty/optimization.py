@@ -29,6 +29,8 @@ class Manual(Task):
         if "zero_grad" not in self.left_out:
             optimizer.zero_grad()
         self.manual_backward(loss)
+        if "order" in self.left_out:
+            optimizer.zero_grad()
         optimizer.step()
         return loss
 
@@ -81,6 +83,11 @@ def gradients_not_cleared() -> Arguments:
 @faulty("LP621", source=_MANUAL)
 def gradients_of_one_of_two_not_cleared() -> Arguments:
     return TwoNets(), digit_loaders()
+
+
+@faulty("LP624", source="PyTorch's forum: zero_grad between backward and step", mended=_manual)
+def gradients_cleared_before_the_step() -> Arguments:
+    return Manual("order"), digit_loaders()
 
 
 @faulty("LP622", source=_MANUAL, mended=_manual)

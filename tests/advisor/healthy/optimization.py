@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam
-from torch.optim.lr_scheduler import StepLR
+from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from lightning_practices.callbacks import GradientClipping
 from lightning_practices.mixins import TrainingPractices
@@ -138,6 +138,37 @@ def clipping_by_callback() -> Arguments:
 @healthy
 def clipping_by_trainer() -> Arguments:
     return stopped(gradient_clip_val=1.0)
+
+
+class Alternating(Gan):
+    """One network a batch, and all optimizers step: one of them without gradients."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        optimizers: Any = self.optimizers()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        x, y = batch[0].flatten(1), batch[0].flatten(1).square()
+        net = self.judge if batch_idx % 2 else self.net
+        made = net(x if batch_idx % 2 else x[:, :8])
+        self.manual_backward(functional.mse_loss(made, y[:, : made.shape[1]]))
+        for optimizer in optimizers:
+            optimizer.step()
+
+
+@healthy
+def optimizers_that_take_turns() -> Arguments:
+    return Alternating(), digit_loaders()
+
+
+@healthy
+def rate_of_one_before_the_factor_of_a_transformer() -> Arguments:
+    def configure(module: Planned) -> Any:
+        optimizer = Adam(module.parameters(), 1.0, betas=(0.9, 0.98))
+        factor = lambda step: 64**-0.5 * min((step + 1) ** -0.5, (step + 1) * 40**-1.5)  # noqa: E731
+        scheduler = {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}
+        return [optimizer], [scheduler]
+
+    return Planned(configure), digit_loaders(), trainer()
 
 
 class Practised(TrainingPractices, Task):

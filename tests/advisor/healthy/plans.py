@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import (
     ReduceLROnPlateau,
     SequentialLR,
 )
-from torch.optim.swa_utils import get_ema_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 
 from lightning_practices.callbacks import WeightAveraging
 from lightning_practices.mixins import TrainingPractices
@@ -181,6 +181,38 @@ def averages_that_follow() -> Arguments:
 @healthy
 def average_of_lightning_that_follows() -> Arguments:
     return stopped(LightningWeightAveraging(avg_fn=get_ema_avg_fn(0.95)), max_epochs=10)
+
+
+class Averaged(Planned):
+    """Keeps an equal average, and validates with it."""
+
+    def __init__(self) -> None:
+        super().__init__(adamw)
+        self.average = AveragedModel(self.net)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.average.update_parameters(self.net)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", self.loss(self.average(x), y))
+
+
+@healthy
+def equal_average_of_the_module() -> Arguments:
+    return Averaged(), digit_loaders(), trainer()
+
+
+class TeacherAverage(Callback):
+    """A teacher that follows slowly, on purpose."""
+
+    def __init__(self) -> None:
+        self.decay = 0.996
+
+
+@healthy
+def slow_teacher() -> Arguments:
+    return stopped(TeacherAverage(), max_epochs=2)
 
 
 @healthy
