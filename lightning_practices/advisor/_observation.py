@@ -155,6 +155,7 @@ class Observation:
         optimizers: The optimizers that ``configure_optimizers`` returned.
         schedulers: The configurations of learning rate schedulers, as Lightning keeps them. The
             ``monitor`` of a plateau schedule without one is empty.
+        rates: The learning rate of each parameter group before the first step, by optimizer.
         updates: The updates of each optimizer.
         callbacks: The callbacks of the user's Trainer, and copies of those that the module
             configures. None of them has run.
@@ -175,6 +176,7 @@ class Observation:
     validation_step: Step | None = None
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
+    rates: list[list[float]] = field(default_factory=list)
     updates: list[Updates] = field(default_factory=list)
     callbacks: list[Callback] = field(default_factory=list)
 

@@ -137,6 +137,8 @@ class _Watch(OfBothPackages, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seen.weights = _weights(pl_module)
         self.seen.optimizers = list(trainer.optimizers)
+        groups = [getattr(one, "param_groups", []) for one in self.seen.optimizers]
+        self.seen.rates = [[float(group.get("lr", 0)) for group in each] for each in groups]
         self._optimizer_steps.watch(self.seen.optimizers)
         self.seen.updates = self._optimizer_steps.updates
         self.seen.schedulers = [replace(config) for config in trainer.lr_scheduler_configs]

@@ -102,8 +102,8 @@ def factor_at(scheduler: Any, step: int) -> float | None:
 def highest_factor(scheduler: Any) -> float | None:
     """Return the highest rate of a schedule as a share of the optimizer's; ``None`` if unknown."""
     if isinstance(scheduler, LambdaLR):
-        curve = _curve(scheduler.lr_lambdas[0], _LONGEST)
-        return max((y for _, y in curve), default=None)
+        curves = [_curve(each, _LONGEST) for each in {*scheduler.lr_lambdas}]
+        return max((y for curve in curves for _, y in curve), default=None)
     return 1.0 if type(scheduler).__module__ == LambdaLR.__module__ else None
 
 

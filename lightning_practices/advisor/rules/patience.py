@@ -28,6 +28,23 @@ def patience_longer_than_fit(seen: Observation) -> Iterator[Evidence]:
 
 
 @rule(
+    "LP625", "hint",
+    practice="Early stopping monitors the validation split",
+    measures="the beginning of the monitored name, where the fit has a validation split",
+    healthy="a value of the validation split",
+    source="lectures S2 to S4; Prechelt, Early stopping - but when?, 1998",
+)  # fmt: skip
+def training_value_monitored(seen: Observation) -> Iterator[Evidence]:
+    for monitor in early_stops_of(seen):
+        if monitor.name.startswith("train") and seen.validation_step is not None:
+            yield Evidence(
+                f"{monitor.title} monitors {monitor.name!r}, which goes on improving while the"
+                " model overfits",
+                'monitor="val_loss"',
+            )
+
+
+@rule(
     "LP614", "hint",
     practice="A long fit has early stopping or checkpoints",
     measures="the epochs of the fit and its callbacks",

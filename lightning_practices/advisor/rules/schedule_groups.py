@@ -1,11 +1,12 @@
-"""A schedule that gives all groups of an optimizer the same rate."""
+"""A schedule that gives groups of an optimizer the wrong rates."""
 
 from collections.abc import Iterator
 
-from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
+from torch.optim.lr_scheduler import CyclicLR, LambdaLR, OneCycleLR
 
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
+from lightning_practices.advisor._schedules import highest_factor
 
 _SET_BY_SCHEDULE = {
     "params", "lr", "initial_lr", "max_lr", "min_lr", "base_lr", "momentum", "betas",
@@ -39,3 +40,47 @@ def one_rate_for_all_groups(seen: Observation) -> Iterator[Evidence]:
                 f" the optimizer with max_lr={rates.pop():g}: rates that differed are alike now",
                 'max_lr=[group["lr"] for group in optimizer.param_groups]',
             )
+
+
+@rule(
+    "LP618", "warning",
+    practice="The groups of an optimizer keep the ratio of their rates",
+    measures="the rates of each optimizer's groups before the first step and after the steps",
+    healthy="rates that differ before differ after",
+    source="Lightning's guide to optimization: a warmup in optimizer_step",
+)  # fmt: skip
+def rates_made_alike(seen: Observation) -> Iterator[Evidence]:
+    for optimizer, before in zip(seen.optimizers, seen.rates, strict=True):
+        after = {float(group.get("lr", 0)) for group in getattr(optimizer, "param_groups", ())}
+        if len(set(before)) > 1 and len(after) == 1 and after != {0.0}:
+            rates = ", ".join(f"{rate:g}" for rate in sorted(set(before)))
+            yield Evidence(
+                f"the groups of {type(optimizer).__name__.removeprefix('Lightning')} have the rates"
+                f" {rates}, and after a step all have {after.pop():g}: code sets one rate for all",
+                'group["lr"] = factor * group["initial_lr"], or a torch scheduler',
+            )
+
+
+@rule(
+    "LP619", "warning",
+    practice="The function of LambdaLR returns a factor, not a rate",
+    measures="the highest value of the function, and the optimizer's rate",
+    healthy="1; less, if the optimizer's rate is 0.05 and more, as in the schedule of Transformer",
+    source="torch.optim.lr_scheduler.LambdaLR: the initial lr times a given function",
+)  # fmt: skip
+def function_returns_rate(seen: Observation) -> Iterator[Evidence]:
+    for config in seen.schedulers:
+        scheduler = config.scheduler
+        if not isinstance(scheduler, LambdaLR):
+            continue
+        highest, rate = highest_factor(scheduler), float(max(scheduler.base_lrs))
+        if highest is not None and 0 < highest <= _RATE and 0 < rate < _RATE:
+            yield Evidence(
+                f"the function of LambdaLR returns {highest:g} at most, and is multiplied by the"
+                f" optimizer's lr={rate:g}: the rate is {highest * rate:.1e} at most",
+                f"return a factor, 1 for the full rate of {rate:g}",
+                numbers={"factor": highest, "lr": rate},
+            )
+
+
+_RATE = 0.05  # a factor is larger, a rate is smaller, as a rule

@@ -109,6 +109,11 @@ def patience_longer_than_the_fit() -> Arguments:
     return stopped(EarlyStopping("val_loss", patience=50))
 
 
+@faulty("LP625", source="early stopping on the training loss")
+def early_stopping_on_the_training_loss() -> Arguments:
+    return stopped(EarlyStopping("train_loss"))
+
+
 @faulty("LP614", source="Trainer() runs 1000 epochs")
 def fit_without_end() -> Arguments:
     return stopped(max_epochs=-1)

@@ -1,6 +1,8 @@
 """Schedules whose plan doesn't fit the fit."""
 
-from torch.optim import SGD
+from typing import Any
+
+from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     ExponentialLR,
@@ -134,6 +136,36 @@ def one_cycle_of_groups_of_two_rates() -> Arguments:
         optimizer = SGD(groups, 0.1, momentum=0.9)
         scheduler = OneCycleLR(optimizer, 0.1, total_steps=steps_of_fit(module))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    return Planned(configure), digit_loaders(), trainer()
+
+
+class WarmedUp(Planned):
+    """The warmup of Lightning's guide, which sets the rate of all groups."""
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        optimizer.step(closure=optimizer_closure)
+        for group in optimizer.param_groups:
+            group["lr"] = min(1.0, (self.trainer.global_step + 1) / 50) * 0.1
+
+
+@faulty("LP618", source="Lightning's guide to optimization, with two groups")
+def warmup_by_hand_of_groups_of_two_rates() -> Arguments:
+    def configure(module: Planned) -> object:
+        first, last = module.net[1], module.net[3]  # type: ignore[index]
+        groups = [{"params": first.parameters(), "lr": 1e-3}, {"params": last.parameters()}]
+        return SGD(groups, 0.1, momentum=0.9)
+
+    return WarmedUp(configure), digit_loaders(), trainer()
+
+
+@faulty("LP619", source="PyTorch's forum: LambdaLR and a learning rate of nearly 0")
+def function_that_returns_a_rate() -> Arguments:
+    def configure(module: Planned) -> object:
+        optimizer = Adam(module.parameters(), 1e-3)
+        return [optimizer], [LambdaLR(optimizer, lambda epoch: 1e-3 * 0.95**epoch)]
 
     return Planned(configure), digit_loaders(), trainer()
 

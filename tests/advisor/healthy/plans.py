@@ -111,6 +111,18 @@ def exponential_by_epoch_until_early_stopping() -> Arguments:
 
 
 @healthy
+def functions_of_two_groups() -> Arguments:
+    def configure(module: Planned) -> Any:
+        first, last = module.net[1], module.net[3]  # type: ignore[index]
+        groups = [{"params": first.parameters(), "lr": 1e-2}, {"params": last.parameters()}]
+        optimizer = SGD(groups, 0.1, momentum=0.9)
+        lambdas = [lambda epoch: 0.05 * 0.9**epoch, lambda epoch: 0.9**epoch]
+        return [optimizer], [LambdaLR(optimizer, lambdas)]
+
+    return Planned(configure), digit_loaders(), trainer()
+
+
+@healthy
 def slow_exponential_by_step() -> Arguments:
     return scheduled(lambda o, m: ExponentialLR(o, 0.99), max_epochs=10)
 

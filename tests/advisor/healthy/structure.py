@@ -159,7 +159,7 @@ def separable_convolutions() -> Arguments:
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1, groups=16),
         nn.Conv2d(16, 32, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10),
     )  # fmt: skip
-    return Task(net), digit_loaders()
+    return Task(net, optimizer=lambda p: torch.optim.Adam(p, 1e-2)), digit_loaders()
 
 
 class Gated(nn.Module):
