@@ -28,7 +28,7 @@ _LAST = SOFTMAXES | {"sigmoid"}
 )  # fmt: skip
 def linear_network(seen: Observation) -> Iterator[Evidence]:
     pairs = list(_pairs(seen))
-    for loss in seen.step.losses:
+    for loss in seen.step.losses if pairs else ():
         output = loss.prediction
         while (last := output.maker()) is not None and last.name in _LAST and last.inputs:
             output = last.inputs[0]
