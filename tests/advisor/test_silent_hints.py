@@ -13,7 +13,7 @@ pytestmark = [
 SILENT = {
     "LP504": ["convolution_activation_norm", "selu_by_the_book"],
     "LP512": [
-        "lora_within_a_perceptron", "linear_autoencoder", "autoencoder_with_a_linear_code",
+        "lora_within_a_perceptron", "shallow_linear_autoencoder", "autoencoder_with_a_linear_code",
         "factorised_layer", "linear_probe_on_frozen_features", "attention_written_out",
         "transformer_of_torch", "residual_blocks_without_norms", "separable_convolutions",
         "mixture_of_experts", "activation_of_an_own_autograd_function",

@@ -47,7 +47,7 @@ class Reconstruction(Task):
 
 
 @healthy
-def linear_autoencoder() -> Arguments:
+def shallow_linear_autoencoder() -> Arguments:
     return Reconstruction(nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 64))), digit_loaders()
 
 
