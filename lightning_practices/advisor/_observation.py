@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -47,6 +47,22 @@ class Weight(NamedTuple):
     is_trainable: bool
     statistics: Statistics
     equal_rows: float
+
+
+@dataclass(eq=False)
+class Updates:
+    """The updates of an optimizer while the steps ran.
+
+    Attributes:
+        count: How often it stepped.
+        accumulated: Whether it stepped again although its gradients had not been cleared since its
+            last step.
+        erased: Whether it stepped without gradients, although a backward pass had made some.
+    """
+
+    count: int = 0
+    accumulated: bool = False
+    erased: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,7 +177,12 @@ class Observation:
         later_steps: Further training steps, if the first left parameters without a gradient.
         validation_step: The first validation step; ``None`` if there is none.
         optimizers: The optimizers that ``configure_optimizers`` returned.
-        schedulers: The configurations of learning rate schedulers, as Lightning keeps them.
+        schedulers: The configurations of learning rate schedulers, as Lightning keeps them. The
+            ``monitor`` of a plateau schedule without one is empty.
+        rates: The learning rate of each parameter group before the first step, by optimizer.
+        updates: The updates of each optimizer.
+        callbacks: The callbacks of the user's Trainer, and copies of those that the module
+            configures. None of them has run.
         trainer: The user's Trainer, if one was given.
         observer: The Trainer that ran the steps.
         failure: The exception of one of torch's losses that ended the steps; ``None`` if there was
@@ -182,6 +203,9 @@ class Observation:
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
     failure: Exception | None = None
+    rates: list[list[float]] = field(default_factory=list)
+    updates: list[Updates] = field(default_factory=list)
+    callbacks: list[Callback] = field(default_factory=list)
 
     @property
     def step(self) -> Step:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 from lightning_practices._names import module_name, plain_name
 from lightning_practices._packages import OfBothPackages, twin_of
+from lightning_practices.advisor._configured import callbacks_of_module, with_monitors
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
 from lightning_practices.advisor._observation import (
     Batch,
@@ -25,12 +27,15 @@ from lightning_practices.advisor._observation import (
     Step,
     Weight,
 )
+from lightning_practices.advisor._optimizer_steps import OptimizerSteps
 from lightning_practices.advisor._trace import Recorder, Statistics, Value
 
 _BATCHES = 8  # of each split that are read, at most
 _SECONDS = 5.0  # for reading a split
-_STEPS = 3  # where parameters have no gradient in the first
-_LENGTH = 1000  # steps of a fit whose Trainer isn't given
+_STEPS = 3  # where parameters have no gradient in the first, or optimization is manual
+# Of a fit whose Trainer isn't given. A schedule of so many steps or epochs has asked for them: an
+# author would write round numbers.
+_LENGTH, _EPOCHS = 1009, 11
 _ROWS = 64  # of a weight that are compared
 _PLAN = ("accelerator", "max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches")
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
@@ -57,10 +62,14 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         )
     with isolated(module, data), torch.compiler.set_stance("force_eager"):
         model = copied_module(module)
+        callbacks = [] if trainer is None else list(trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks += callbacks_of_module(model)
         _simplify(model)
         observer = _observer(module, trainer)
         datamodule, train, val = _parts(copied_data(data))
-        seen = Observation(model, trainer, observer, datamodule, modes=_modes(module))
+        seen = Observation(
+            model, trainer, observer, datamodule, modes=_modes(module), callbacks=callbacks
+        )
         watch = _Watch(seen)
         observer.callbacks.append(watch)  # type: ignore[attr-defined]
         try:
@@ -83,6 +92,8 @@ def _simplify(model: LightningModule) -> None:
     def leave(*args: Any, **kwargs: Any) -> None:
         pass
 
+    configure = model.configure_optimizers
+    model.configure_optimizers = lambda: with_monitors(configure())  # type: ignore[method-assign]
     model.configure_callbacks = list  # type: ignore[method-assign]
     model.configure_gradient_clipping = leave  # type: ignore[method-assign]
     model.clip_gradients = leave  # type: ignore[method-assign]
@@ -101,7 +112,7 @@ def _parts(data: Any) -> tuple[Any, Any, Any]:
 
 def _observer(module: LightningModule, trainer: Trainer | None) -> Trainer:
     """Return a Trainer for the steps, with the plan of the user's, which schedules may ask for."""
-    plan: dict[str, Any] = {"max_epochs": 10, "max_steps": _LENGTH}
+    plan: dict[str, Any] = {"max_epochs": _EPOCHS, "max_steps": _LENGTH}
     if trainer is not None:
         plan = {name: getattr(trainer, name) for name in _PLAN}
         if trainer.precision in _PRECISIONS:
@@ -125,6 +136,7 @@ class _Watch(OfBothPackages, Callback):
     def __init__(self, seen: Observation) -> None:
         self.seen = seen
         self.recorder = Recorder(seen.module)
+        self._optimizer_steps = OptimizerSteps()
         self._step = _OpenStep()
 
     def note_failure(self, module: LightningModule, error: Exception) -> bool:
@@ -142,7 +154,13 @@ class _Watch(OfBothPackages, Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seen.weights = _weights(pl_module)
         self.seen.optimizers = list(trainer.optimizers)
-        self.seen.schedulers = list(trainer.lr_scheduler_configs)
+        groups = [getattr(one, "param_groups", []) for one in self.seen.optimizers]
+        self.seen.rates = [[float(group.get("lr", 0)) for group in each] for each in groups]
+        self._optimizer_steps.watch(self.seen.optimizers)
+        self.seen.updates = self._optimizer_steps.updates
+        self.seen.schedulers = [replace(config) for config in trainer.lr_scheduler_configs]
+        for config in trainer.lr_scheduler_configs:
+            config.strict = False  # a monitor that is missing is for a rule to report
         loader = trainer.train_dataloader
         self.seen.train = _read(trainer, loader, CombinedLoader(loader, "max_size_cycle"))
 
@@ -163,11 +181,13 @@ class _Watch(OfBothPackages, Callback):
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
         self.recorder.is_on = False
+        self._optimizer_steps.note_backward()
         self._step.note_loss(pl_module, loss, self.recorder.value_of(loss))
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step.note_gradients(pl_module)
+        self._optimizer_steps.note_gradients()
         self.recorder.is_on = not pl_module.automatic_optimization
 
     @override
@@ -181,7 +201,10 @@ class _Watch(OfBothPackages, Callback):
             for name, weight in self.seen.weights.items()
             if weight.is_trainable and all(_is_empty(step, name) for step in self.seen.steps)
         ]
-        if not untouched or len(self.seen.steps) == _STEPS:
+        is_open = untouched or not (
+            pl_module.automatic_optimization or self._optimizer_steps.are_judged
+        )
+        if not is_open or len(self.seen.steps) == _STEPS:
             trainer.should_stop = True
 
     @override
