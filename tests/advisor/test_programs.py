@@ -53,7 +53,8 @@ def test_remedy_ends_the_finding_and_the_program_trains(name: str) -> None:
 
     def training_step(*args: object) -> object:
         result = step(*args)
-        losses.append(float(result["loss"] if isinstance(result, dict) else result))  # type: ignore[arg-type]
+        loss = result["loss"] if isinstance(result, dict) else result
+        losses.append(float(torch.as_tensor(loss).detach()))
         return result
 
     module.training_step = training_step  # type: ignore[assignment, method-assign]
