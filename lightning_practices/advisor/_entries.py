@@ -16,6 +16,7 @@ _WHOLE = frozenset(
      "movedim", "moveaxis", "contiguous", "clone", "view_as", "reshape_as", "ravel", "float",
      "double", "half", "bfloat16", "to", "type", "type_as", "cpu", "cuda", "long", "int"}
 )  # fmt: skip
+_SPREAD = 256  # samples that are read for their distribution
 _HANDLES = frozenset({"isnan", "isfinite", "isinf", "nan_to_num", "nanmean", "nansum", "where"})
 
 
@@ -87,6 +88,17 @@ def entries(split: Split, source: str) -> list[Tensor]:
     """Return an entry in the batches of a split, as received, where it is a tensor."""
     found = (entry_of(batch.received, source) for batch in split.batches)
     return [x.detach() for x in found if isinstance(x, Tensor)]
+
+
+def spread_entries(split: Split, source: str) -> list[Tensor]:
+    """Return an entry of samples from all of a split, in one tensor, or of its first batches."""
+    samples = split.samples
+    if samples is not None and samples.keeps_structure and is_as_loaded(split, source):
+        read = [entry_of(sample, source) for sample in samples.read(samples.spread(_SPREAD))]
+        found = [x for x in read if isinstance(x, Tensor)]
+        if len(found) == len(read) and len({x.shape for x in found}) == 1:
+            return [torch.stack(found)]
+    return entries(split, source)
 
 
 def is_as_loaded(split: Split, source: str) -> bool:

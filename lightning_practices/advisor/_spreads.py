@@ -22,15 +22,15 @@ class Spreads(NamedTuple):
         most: Index of the feature with the greatest.
         low: The least.
         high: The greatest.
-        is_ordered: Whether the spreads fall from feature to feature, as those of principal
-            components do.
+        gap: Greatest ratio of one spread to the next smaller one. Features in different units
+            have a gap; principal components and pixels have spreads of all sizes.
     """
 
     least: int
     most: int
     low: float
     high: float
-    is_ordered: bool
+    gap: float
 
 
 def spreads_of(entry: Entry) -> Spreads | None:
@@ -58,8 +58,9 @@ def spreads_of(entry: Entry) -> Spreads | None:
     kept = std[index]
     if float(kept.amax()) <= _RATIO * float(kept.amin()):
         return None
+    ordered = kept.sort().values
     return Spreads(
         int(index[kept.argmin()]), int(index[kept.argmax()]),
         float(kept.amin()), float(kept.amax()),
-        len(kept) > 2 and bool((kept[1:] <= kept[:-1] * 1.05).all()),
+        float((ordered[1:] / ordered[:-1]).amax()),
     )  # fmt: skip
