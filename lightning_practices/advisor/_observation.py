@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_practices.advisor._samples import Samples
 from lightning_practices.advisor._trace import (
     Call,
     Loss,
@@ -144,8 +145,6 @@ class Split:
     Attributes:
         loader: Its dataloader, or what the user gave in place of one.
         batches: The first batches.
-        shuffled: Whether the loader's sampler draws the samples in random order; ``None`` if that
-            can't be told.
     """
 
     loader: Any
@@ -161,6 +160,11 @@ class Split:
         else:
             nested = found if isinstance(found, list | tuple) else [found]
         return [one for one in nested if isinstance(one, DataLoader)]
+
+    @cached_property
+    def samples(self) -> Samples | None:
+        """The samples of the loader's dataset; ``None`` if it has no index, or several loaders."""
+        return Samples.of(self.loader) if isinstance(self.loader, DataLoader) else None
 
 
 @dataclass(eq=False)

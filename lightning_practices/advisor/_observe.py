@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,8 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         _simplify(model)
         observer = _observer(module, trainer)
         datamodule, train, val = _parts(copied_data(data))
+        for maker in (model, datamodule):
+            _copy_loaders(maker)
         seen = Observation(
             model, trainer, observer, datamodule, modes=_modes(module), callbacks=callbacks
         )
@@ -99,6 +101,18 @@ def _simplify(model: LightningModule) -> None:
     model.clip_gradients = leave  # type: ignore[method-assign]
     if hasattr(model, "practice_callbacks"):  # of the mixins, whose clipping needs its callback
         model.practice_callbacks = list  # type: ignore[assignment]
+
+
+def _copy_loaders(maker: Any) -> None:
+    """Let the hooks of a copied module or datamodule return copies of the loaders they make."""
+
+    def copying(make: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: copied_data(make())
+
+    for name in ("train_dataloader", "val_dataloader"):
+        own = getattr(type(maker), name, None)
+        if own is not None and own.__qualname__ != f"DataHooks.{name}":
+            setattr(maker, name, copying(getattr(maker, name)))
 
 
 def _parts(data: Any) -> tuple[Any, Any, Any]:
