@@ -56,6 +56,7 @@ class Step:
         unregistered: Tensors with a gradient that the backward pass reached and that are neither
             parameters of the module nor of the batch.
         seconds: How long the step took, with the recorder on.
+        stepped: The optimizers that made a step in it, as places in :attr:`Observation.optimizers`.
     """
 
     calls: list[Call]
@@ -65,6 +66,7 @@ class Step:
     gradients: Mapping[str, Gradient | None] = field(default_factory=dict)
     unregistered: tuple[Tensor, ...] = ()
     seconds: float = 0.0
+    stepped: frozenset[int] = frozenset()
 
     @cached_property
     def losses(self) -> list[Loss]:
@@ -133,14 +135,17 @@ class Observation:
         modes: Whether each module was in training mode before the fit, by name.
         train: The training split.
         validation: The validation split; ``None`` if there is none.
-        step: The first training step.
-        later_steps: Further training steps, if the first left parameters without a gradient.
+        steps: The first training step, and further ones if it left parameters without a gradient:
+            up to three, or more where steps are quick.
         validation_step: The first validation step; ``None`` if there is none.
-        optimizers: The optimizers that ``configure_optimizers`` returned.
+        optimizers: The optimizers that ``configure_optimizers`` returned, and those that a module
+            under manual optimization keeps in its attributes.
         schedulers: The configurations of learning rate schedulers, as Lightning keeps them.
         trainer: The user's Trainer, if one was given.
         observer: The Trainer that ran the steps.
         datamodule: The copy of the user's datamodule, if one was given.
+        names: Name of each parameter before the first step, by its ``id``.
+        originals: ``id`` of each parameter of the user's own module, not of the copy.
     """
 
     module: LightningModule
@@ -155,6 +160,8 @@ class Observation:
     validation_step: Step | None = None
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    originals: frozenset[int] = frozenset()
 
     @property
     def step(self) -> Step:

@@ -171,3 +171,17 @@ def test_an_error_of_a_step_reaches_the_user_and_leaves_no_effect() -> None:
     assert str(random_states(())) == str(states)
     assert_same(state_of(module), before)
     assert torch.overrides._get_current_function_mode() is None
+
+
+def test_gradients_of_shared_layers_stay() -> None:
+    layer = nn.Linear(6, 3)  # in a closure, which a copy of the module shares
+    layer.weight.grad = torch.ones(3, 6)
+    layer.register_forward_hook(lambda *args: None)
+
+    class Closure(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) + layer(batch[0]).square().mean()
+
+    advise(Closure(), loader(Rows()))
+    assert torch.equal(layer.weight.grad, torch.ones(3, 6))
+    assert layer.bias.grad is None

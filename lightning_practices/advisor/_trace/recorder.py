@@ -1,7 +1,7 @@
 """Record the calls of functions while a step runs."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,16 @@ class Recorder(TorchFunctionMode):
     Attributes:
         is_on: Whether calls are recorded.
         calls: The calls since the last :meth:`begin`.
+        before_backward: Is called with each tensor whose ``backward`` a step calls by itself.
+        after_backward: Is called after it.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.is_on = False
         self.calls: list[Call] = []
+        self.before_backward: Callable[[Tensor], None] = lambda loss: None
+        self.after_backward: Callable[[], None] = lambda: None
         self._values: Any = WeakTensorKeyDictionary()
         self._stack: list[str] = []
         self._module = module
@@ -98,6 +102,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.is_on:
             return func(*args, **kwargs)
+        if func is Tensor.backward:
+            return self._backward(args, kwargs)
         # The values before the call: functions in place change them.
         given = tree_map(self._noted, (tuple(args), kwargs))
         result = func(*args, **kwargs)
@@ -107,6 +113,12 @@ class Recorder(TorchFunctionMode):
         if made:
             self._note(_plain(name), given, (args, kwargs), made)
         return result
+
+    def _backward(self, args: Any, kwargs: dict[str, Any]) -> None:
+        self.before_backward(args[0])
+        if args[0].requires_grad:  # if not, a rule says why, where torch would raise
+            Tensor.backward(*args, **kwargs)
+        self.after_backward()
 
     def _noted(self, x: Any) -> Any:
         return self.value_of(x) if isinstance(x, Tensor) else x
