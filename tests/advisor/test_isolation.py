@@ -180,7 +180,8 @@ def test_gradients_of_shared_layers_stay() -> None:
 
     class Closure(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return super().training_step(batch, batch_idx) + layer(batch[0]).square().mean()
+            other: Tensor = layer(batch[0]).square().mean()
+            return super().training_step(batch, batch_idx) + other
 
     advise(Closure(), loader(Rows()))
     assert torch.equal(layer.weight.grad, torch.ones(3, 6))

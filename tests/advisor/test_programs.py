@@ -1,5 +1,7 @@
 """Faults are found by the right rule in the right module; healthy programs raise no alarm."""
 
+from typing import Any
+
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -53,7 +55,8 @@ def test_remedy_ends_the_finding_and_the_program_trains(name: str) -> None:
 
     def training_step(*args: object) -> object:
         result = step(*args)
-        losses.append(float(result["loss"] if isinstance(result, dict) else result))  # type: ignore[arg-type]
+        loss: Any = result["loss"] if isinstance(result, dict) else result
+        losses.append(loss.detach().item())
         return result
 
     module.training_step = training_step  # type: ignore[assignment, method-assign]

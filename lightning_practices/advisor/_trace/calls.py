@@ -1,5 +1,6 @@
 """Calls of functions on tensors, and the values between them."""
 
+import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -9,6 +10,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from lightning_practices.advisor._trace.kinds import PASSED
+
+_LONGEST = 12  # lines of a call in the source
 
 
 class Statistics(NamedTuple):
@@ -132,6 +135,7 @@ class Call:
         line: The user's line that leads to the call, as ``"model.py:12"``.
         outputs: The tensors that it returns.
         index: Its place among the calls of the step.
+        path: The file of ``line``.
     """
 
     name: str
@@ -141,6 +145,7 @@ class Call:
     stack: tuple[str, ...]
     line: str
     index: int
+    path: str = ""
     outputs: list[Value] = field(default_factory=list, repr=False)
 
     @property
@@ -157,6 +162,17 @@ class Call:
     def parameters(self) -> list[str]:
         """The names of the parameters among the arguments, also those that views or casts hold."""
         return [name for x in self.inputs if (name := x.origin().parameter) is not None]
+
+    @property
+    def text(self) -> str:
+        """The source from the user's line to the end of the call; empty if it can't be read."""
+        number = int(self.line.rpartition(":")[2] or 0)
+        text = ""
+        for following in range(number, number + _LONGEST):
+            text += linecache.getline(self.path, following)
+            if text.count("(") <= text.count(")"):
+                break
+        return text
 
     @property
     def data(self) -> list[Value]:

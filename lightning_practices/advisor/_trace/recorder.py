@@ -117,7 +117,7 @@ class Recorder(TorchFunctionMode):
     def _backward(self, args: Any, kwargs: dict[str, Any]) -> None:
         self.before_backward(args[0])
         if args[0].requires_grad:  # if not, a rule says why, where torch would raise
-            Tensor.backward(*args, **kwargs)
+            Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.after_backward()
 
     def _noted(self, x: Any) -> Any:
@@ -131,7 +131,9 @@ class Recorder(TorchFunctionMode):
     def _note(self, name: str, given: Any, tensors: Any, made: list[Tensor]) -> None:
         args, kwargs = given
         module = self._stack[-1] if self._stack else ""
-        call = Call(name, args, kwargs, module, tuple(self._stack), _line(), len(self.calls))
+        path, number = _place()
+        line = f"{Path(path).name}:{number}" if path else ""
+        call = Call(name, args, kwargs, module, tuple(self._stack), line, len(self.calls), path)
         self.calls.append(call)
         inputs = call.inputs
         is_layer = name in LAYERS and bool(call.parameters)
@@ -165,15 +167,15 @@ def _plain(name: str) -> str:
 _IN_PLACE = ("add", "sub", "mul", "tru", "pow", "mat")  # of __iadd__ and the others
 
 
-def _line() -> str:
-    """Return the line of the nearest caller outside of torch and of this package's advisor."""
+def _place() -> tuple[str, int]:
+    """Return file and line of the nearest caller outside of torch and of this package's advisor."""
     frame = sys._getframe(2)
     while frame is not None:
         path = frame.f_code.co_filename
         if not path.startswith((*_LIBRARIES, _HERE)):
-            return f"{Path(path).name}:{frame.f_lineno}"
+            return path, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
-    return ""
+    return "", 0
 
 
 _HERE = str(Path(__file__).parent)
