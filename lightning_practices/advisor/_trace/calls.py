@@ -73,6 +73,8 @@ class Value:
         depth: The number of layers with parameters on the longest way from the batch to it.
         is_data: Whether it depends on the batch.
         statistics: Of its elements, where the recorder has measured them.
+        variation: Standard deviation along the first dimension, which is that of the samples in
+            most programs, as a root mean square over the others; measured where ``statistics`` are.
         tensor: The tensor, where the recorder keeps it: arguments of losses, inputs of first
             layers, and the batch. Detached.
     """
@@ -85,6 +87,7 @@ class Value:
     depth: int = 0
     is_data: bool = False
     statistics: Statistics | None = None
+    variation: float | None = None
     tensor: Tensor | None = field(default=None, repr=False)
 
     @property

@@ -152,6 +152,15 @@ class Recorder(TorchFunctionMode):
             call.outputs.append(value)
         if is_data and name in _MEASURED and made[0].is_floating_point():
             call.output.statistics = Statistics.of(made[0])
+            call.output.variation = _variation(made[0].detach())
+
+
+def _variation(x: Tensor) -> float | None:
+    """Return the standard deviation along the first dimension, as a root mean square."""
+    if x.dim() < 2 or x.shape[0] < 2 or not x.numel():
+        return None
+    wide = x if x.dtype == torch.float64 else x.float()
+    return float(wide.var(dim=0, correction=0).mean().sqrt())
 
 
 def _tensors(value: Any) -> list[Tensor]:
