@@ -80,6 +80,7 @@ class Step:
         unregistered: Tensors with a gradient that the backward pass reached and that are neither
             parameters of the module nor of the batch.
         seconds: How long the step took, with the recorder on.
+        stepped: The optimizers that made a step in it, as places in :attr:`Observation.optimizers`.
     """
 
     calls: list[Call]
@@ -89,6 +90,7 @@ class Step:
     gradients: Mapping[str, Gradient | None] = field(default_factory=dict)
     unregistered: tuple[Tensor, ...] = ()
     seconds: float = 0.0
+    stepped: frozenset[int] = frozenset()
 
     @cached_property
     def losses(self) -> list[Loss]:
@@ -177,10 +179,11 @@ class Observation:
         modes: Whether each module was in training mode before the fit, by name.
         train: The training split.
         validation: The validation split; ``None`` if there is none.
-        step: The first training step.
-        later_steps: Further training steps, if the first left parameters without a gradient.
+        steps: The first training step, and further ones if it left parameters without a gradient:
+            up to three, or more where steps are quick.
         validation_step: The first validation step; ``None`` if there is none.
-        optimizers: The optimizers that ``configure_optimizers`` returned.
+        optimizers: The optimizers that ``configure_optimizers`` returned, and those that a module
+            under manual optimization keeps in its attributes.
         schedulers: The configurations of learning rate schedulers, as Lightning keeps them. The
             ``monitor`` of a plateau schedule without one is empty.
         rates: The learning rate of each parameter group before the first step, by optimizer.
@@ -192,6 +195,8 @@ class Observation:
         failure: The exception of one of torch's losses that ended the steps; ``None`` if there was
             none. If the loss was that of the first step, this has no gradients.
         datamodule: The copy of the user's datamodule, if one was given.
+        names: Name of each parameter before the first step, by its ``id``.
+        originals: ``id`` of each parameter of the user's own module, not of the copy.
     """
 
     module: LightningModule
@@ -210,6 +215,8 @@ class Observation:
     rates: list[list[float]] = field(default_factory=list)
     updates: list[Updates] = field(default_factory=list)
     callbacks: list[Callback] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    originals: frozenset[int] = frozenset()
 
     @property
     def step(self) -> Step:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_practices._names import module_name, plain_name
@@ -33,6 +36,8 @@ from lightning_practices.advisor._trace import Recorder, Statistics, Value
 _BATCHES = 8  # of each split that are read, at most
 _SECONDS = 5.0  # for reading a split
 _STEPS = 3  # where parameters have no gradient in the first, or optimization is manual
+_QUICK_STEPS = 16  # where they have none in these either, as long as steps are quick
+_QUICK = 0.25  # seconds for all steps
 # Of a fit whose Trainer isn't given. A schedule of so many steps or epochs has asked for them: an
 # author would write round numbers.
 _LENGTH, _EPOCHS = 1009, 11
@@ -72,10 +77,11 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         seen = Observation(
             model, trainer, observer, datamodule, modes=_modes(module), callbacks=callbacks
         )
+        seen.originals = frozenset(map(id, module.parameters()))
         watch = _Watch(seen)
         observer.callbacks.append(watch)  # type: ignore[attr-defined]
         try:
-            with watch.recorder.watching():
+            with watch.recorder.watching(), watch.restoring():
                 observer.fit(model, train, val, datamodule)
         except Exception as error:
             if not watch.note_failure(model, error):
@@ -101,6 +107,27 @@ def _simplify(model: LightningModule) -> None:
     model.clip_gradients = leave  # type: ignore[method-assign]
     if hasattr(model, "practice_callbacks"):  # of the mixins, whose clipping needs its callback
         model.practice_callbacks = list  # type: ignore[assignment]
+    _survive(model)
+
+
+def _survive(model: LightningModule) -> None:
+    """Let a copy go on without an optimizer or a graph, so that rules can say why."""
+    backward, configure_optimizers = model.backward, model.configure_optimizers
+
+    def backward_if_possible(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if loss.requires_grad:
+            backward(loss, *args, **kwargs)
+
+    def optimizers_if_possible() -> Any:
+        try:
+            return configure_optimizers()
+        except ValueError:  # torch refuses an empty list of parameters
+            if any(p.requires_grad for p in model.parameters()):
+                raise
+            return None
+
+    model.backward = backward_if_possible  # type: ignore[method-assign]
+    model.configure_optimizers = optimizers_if_possible  # type: ignore[method-assign]
 
 
 def _copy_loaders(maker: Any) -> None:
@@ -151,7 +178,26 @@ class _Watch(OfBothPackages, Callback):
         self.seen = seen
         self.recorder = Recorder(seen.module)
         self._optimizer_steps = OptimizerSteps()
+        self.recorder.before_backward = self._before_backward
+        self.recorder.after_backward = self._after_backward
         self._step = _OpenStep()
+        self._stepped: list[int] = []
+        self._handles: list[RemovableHandle] = []
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Run the fit in the block, and restore what is the user's own afterwards.
+
+        That is the gradients of tensors that the module doesn't register: a copy of it may share
+        these with the user's module.
+        """
+        try:
+            yield
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            for x, gradient in self._step.shared.values():
+                x.grad = gradient
 
     def note_failure(self, module: LightningModule, error: Exception) -> bool:
         """Note that ``error`` ended a step in a loss, and say whether it did."""
@@ -167,7 +213,14 @@ class _Watch(OfBothPackages, Callback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seen.weights = _weights(pl_module)
-        self.seen.optimizers = list(trainer.optimizers)
+        self.seen.names = {id(p): plain_name(name) for name, p in pl_module.named_parameters()}
+        self.seen.optimizers = _optimizers(trainer, pl_module)
+        for place, optimizer in enumerate(self.seen.optimizers):
+
+            def step(*args: Any, place: int = place) -> None:
+                self._stepped.append(place)
+
+            self._handles.append(optimizer.register_step_post_hook(step))
         groups = [getattr(one, "param_groups", []) for one in self.seen.optimizers]
         self.seen.rates = [[float(group.get("lr", 0)) for group in each] for each in groups]
         self._optimizer_steps.watch(self.seen.optimizers)
@@ -180,6 +233,8 @@ class _Watch(OfBothPackages, Callback):
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.seen.validation is not None:  # an epoch of few batches ends before the steps do
+            return
         loader = trainer.val_dataloaders
         self.seen.validation = _read(trainer, loader, CombinedLoader(loader, "sequential"))
 
@@ -187,38 +242,46 @@ class _Watch(OfBothPackages, Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._step = _OpenStep(batch)
+        self._step = _OpenStep(batch, self._step.shared)
+        self._stepped.clear()
         self.recorder.begin(batch)
 
     @override
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        self.recorder.is_on = False
-        self._optimizer_steps.note_backward()
-        self._step.note_loss(pl_module, loss, self.recorder.value_of(loss))
+        self._before_backward(loss)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step.note_gradients(pl_module)
+        self._after_backward()
+
+    def _before_backward(self, loss: Tensor) -> None:
+        self.recorder.is_on = False
+        self._optimizer_steps.note_backward()
+        self._step.note_loss(self.seen.module, loss, self.recorder.value_of(loss))
+
+    def _after_backward(self) -> None:
+        self._step.note_gradients(self.seen.module)
         self._optimizer_steps.note_gradients()
-        self.recorder.is_on = not pl_module.automatic_optimization
+        self.recorder.is_on = not self.seen.module.automatic_optimization
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.recorder.is_on = False
-        self.seen.steps.append(self._step.closed(pl_module, self.recorder))
+        self.seen.steps.append(self._step.closed(pl_module, self.recorder, self._stepped))
         untouched = [
             name
             for name, weight in self.seen.weights.items()
             if weight.is_trainable and all(_is_empty(step, name) for step in self.seen.steps)
         ]
-        is_open = untouched or not (
-            pl_module.automatic_optimization or self._optimizer_steps.are_judged
-        )
-        if not is_open or len(self.seen.steps) == _STEPS:
+        steps = len(self.seen.steps)
+        is_quick = sum(step.seconds for step in self.seen.steps) < _QUICK and steps < _QUICK_STEPS
+        is_judged = pl_module.automatic_optimization or self._optimizer_steps.are_judged
+        is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
+        if not is_open:
             trainer.should_stop = True
 
     @override
@@ -226,7 +289,7 @@ class _Watch(OfBothPackages, Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._step = _OpenStep(batch)
+        self._step = _OpenStep(batch, self._step.shared)
         self.recorder.begin(batch)
 
     @override
@@ -242,9 +305,17 @@ class _Watch(OfBothPackages, Callback):
 
 
 class _OpenStep:
-    """A step that runs."""
+    """A step that runs.
 
-    def __init__(self, batch: Any = None) -> None:
+    Args:
+        batch: The batch as the step receives it.
+        shared: The unregistered tensors of all steps, each with its gradient before them.
+    """
+
+    def __init__(
+        self, batch: Any = None, shared: dict[int, tuple[Tensor, Tensor | None]] | None = None
+    ) -> None:
+        self.shared = {} if shared is None else shared
         self.roots: list[Value] = []
         self._batch = batch
         self._modes: dict[str, bool] = {}
@@ -259,7 +330,11 @@ class _OpenStep:
         self._modes = self._modes or _modes(module)
         known = {id(p) for p in module.parameters()}
         known |= {id(x) for x in tree_leaves(self._batch)}
-        self._unregistered += [x for x in _leaves(loss) if id(x) not in known]
+        for x in _leaves(loss):
+            if id(x) not in known:
+                gradient = None if x.grad is None else x.grad.clone()
+                self.shared.setdefault(id(x), (x, gradient))
+                self._unregistered.append(x)
 
     def note_gradients(self, module: LightningModule) -> None:
         """Note the gradients after a backward pass. A step may have several."""
@@ -270,12 +345,24 @@ class _OpenStep:
                     self._gradients[name] = _gradient(p.grad)
                 self._gradients.setdefault(name, None)
 
-    def closed(self, module: LightningModule, recorder: Recorder) -> Step:
+    def closed(
+        self, module: LightningModule, recorder: Recorder, stepped: Collection[int] = ()
+    ) -> Step:
         """Return the step, now that it is over."""
         return Step(
             recorder.calls, self.roots, self._batch, self._modes or _modes(module),
             self._gradients, tuple(self._unregistered), time.perf_counter() - self._start,
+            frozenset(stepped),
         )  # fmt: skip
+
+
+def _optimizers(trainer: Trainer, module: LightningModule) -> list[Optimizer]:
+    """Return the configured optimizers, and those that a module keeps to step by itself."""
+    found = [one for one in trainer.optimizers if type(one).__name__ != "_MockOptimizer"]
+    if not module.automatic_optimization:
+        kept = (x for x in tree_leaves(list(vars(module).values())) if isinstance(x, Optimizer))
+        found += [one for one in kept if all(one is not other for other in found)]
+    return found
 
 
 def _is_empty(step: Step, name: str) -> bool:

@@ -1,7 +1,7 @@
 """Record the calls of functions while a step runs."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Recorder(TorchFunctionMode):
         is_on: Whether calls are recorded.
         calls: The calls since the last :meth:`begin`.
         failure: The last exception that one of torch's losses raised, and its call.
+        before_backward: Is called with each tensor whose ``backward`` a step calls by itself.
+        after_backward: Is called after it.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -44,6 +46,8 @@ class Recorder(TorchFunctionMode):
         self.is_on = False
         self.calls: list[Call] = []
         self.failure: tuple[Exception, Call] | None = None
+        self.before_backward: Callable[[Tensor], None] = lambda loss: None
+        self.after_backward: Callable[[], None] = lambda: None
         self._values: Any = WeakTensorKeyDictionary()
         self._stack: list[str] = []
         self._module = module
@@ -105,6 +109,8 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.is_on:
             return func(*args, **kwargs)
+        if func is Tensor.backward:
+            return self._backward(args, kwargs)
         # The values before the call: functions in place change them.
         given = tree_map(self._noted, (tuple(args), kwargs))
         name = getattr(func, "__name__", "")
@@ -123,6 +129,12 @@ class Recorder(TorchFunctionMode):
             self._note(_plain(name), given, (args, kwargs), made)
         return result
 
+    def _backward(self, args: Any, kwargs: dict[str, Any]) -> None:
+        self.before_backward(args[0])
+        if args[0].requires_grad:  # if not, a rule says why, where torch would raise
+            Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.after_backward()
+
     def _noted(self, x: Any) -> Any:
         return self.value_of(x) if isinstance(x, Tensor) else x
 
@@ -134,7 +146,9 @@ class Recorder(TorchFunctionMode):
     def _call(self, name: str, given: Any) -> Call:
         args, kwargs = given
         module = self._stack[-1] if self._stack else ""
-        call = Call(name, args, kwargs, module, tuple(self._stack), _line(), len(self.calls))
+        path, number = _place()
+        line = f"{Path(path).name}:{number}" if path else ""
+        call = Call(name, args, kwargs, module, tuple(self._stack), line, len(self.calls), path)
         self.calls.append(call)
         return call
 
@@ -155,6 +169,7 @@ class Recorder(TorchFunctionMode):
             call.outputs.append(value)
         if is_data and name in _MEASURED and made[0].is_floating_point():
             call.output.statistics = Statistics.of(made[0])
+            call.output.variation = _variation(made[0].detach())
 
     def _note_unknown(self, x: Tensor, found: Value) -> Value:
         """Note a tensor that got its gradient after it was made, as by an autograd function."""
@@ -166,6 +181,14 @@ class Recorder(TorchFunctionMode):
         self._values[x] = value
         call.outputs.append(value)
         return value
+
+
+def _variation(x: Tensor) -> float | None:
+    """Return the standard deviation along the first dimension, as a root mean square."""
+    if x.dim() < 2 or x.shape[0] < 2 or not x.numel():
+        return None
+    wide = x if x.dtype == torch.float64 else x.float()
+    return float(wide.var(dim=0, correction=0).mean().sqrt())
 
 
 def _keep(inputs: list[Value], tensors: Any) -> None:
@@ -187,15 +210,15 @@ def _plain(name: str) -> str:
 _IN_PLACE = ("add", "sub", "mul", "tru", "pow", "mat")  # of __iadd__ and the others
 
 
-def _line() -> str:
-    """Return the line of the nearest caller outside of torch and of this package's advisor."""
+def _place() -> tuple[str, int]:
+    """Return file and line of the nearest caller outside of torch and of this package's advisor."""
     frame = sys._getframe(3)
     while frame is not None:
         path = frame.f_code.co_filename
         if not path.startswith((*_LIBRARIES, _HERE)):
-            return f"{Path(path).name}:{frame.f_lineno}"
+            return path, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
-    return ""
+    return "", 0
 
 
 _HERE = str(Path(__file__).parent)
