@@ -22,6 +22,7 @@ _TIMES = 3.0  # the entropy of equal probabilities; healthy programs are below 2
     measures="the mean loss of the first batch, without weights and smoothing, over log(classes)",
     healthy="0.5 to 2; the threshold is 3",
     source="Karpathy (2019), A recipe for training neural networks: verify loss at init",
+    explained_by=("LP301", "LP302", "LP304", "LP403", "LP405", "LP406"),
 )  # fmt: skip
 def first_loss_is_high(seen: Observation) -> Iterator[Evidence]:
     for _, loss in losses_seen(seen, {"cross_entropy", "bce_logits"}):
@@ -50,6 +51,7 @@ def first_loss_is_high(seen: Observation) -> Iterator[Evidence]:
     measures="the share of finite elements of the loss, and of all layers' outputs before it",
     healthy="all",
     source="TheDeepChecker (2023): unstable loss; DeepLocalize (2021)",
+    explained_by=("LP301", "LP405"),
 )  # fmt: skip
 def loss_is_not_finite(seen: Observation) -> Iterator[Evidence]:
     step = seen.step

@@ -36,6 +36,7 @@ def gradients_accumulate(seen: Observation) -> Iterator[Evidence]:
     measures="the gradients of an optimizer's parameters after backward passes and at its step",
     healthy="some gradients at each step",
     source=_SOURCE,
+    explained_by=("LP106",),
 )  # fmt: skip
 def gradients_erased(seen: Observation) -> Iterator[Evidence]:
     for optimizer, updates in zip(seen.optimizers, seen.updates, strict=False):

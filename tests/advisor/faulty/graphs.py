@@ -83,7 +83,7 @@ def everything_is_frozen() -> Arguments:
 # Gradients of zero
 
 
-@faulty("LP109", "net.1", mended=_regression, source="questions about round in a loss")
+@faulty("LP226", mended=_regression, source="questions about round in a loss")
 def rounded_predictions() -> Arguments:
     def loss(y: Tensor, target: Tensor) -> Tensor:
         return functional.mse_loss(torch.round(y), target)
@@ -100,8 +100,7 @@ def sign_between_layers() -> Arguments:
     return Sign(), digit_loaders()
 
 
-@faulty("LP109", "net", mended=_net, source="questions about softmax over one unit",
-        also=["LP201", "LP202", "LP203", "LP204", "LP205", "LP206"])  # fmt: skip
+@faulty("LP204", mended=_net, source="questions about softmax over one unit")
 def softmax_over_one_unit() -> Arguments:
     net = nn.Sequential(mlp(10, 16, 1), nn.Softmax(dim=1))
     loss = functional.binary_cross_entropy

@@ -242,7 +242,7 @@ def parameter_is_in_no_group() -> Arguments:
     return Forgotten(), digit_loaders()
 
 
-@faulty("LP105", "encoder", "head", source="Lightning: configure_optimizers without a return")
+@faulty("LP623", source="Lightning: configure_optimizers without a return")
 def no_optimizer() -> Arguments:
     class NoReturn(Net):
         def configure_optimizers(self) -> Any:
