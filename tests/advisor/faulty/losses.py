@@ -208,6 +208,14 @@ def cross_entropy_is_maximised() -> Arguments:
     return Task(mlp(64, 64, 10), lambda p, y: -functional.cross_entropy(p, y)), digit_loaders()
 
 
+@faulty("LP221", "net.3", source="a mean of log-probabilities without its minus")
+def likelihood_is_minimised() -> Arguments:
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return functional.log_softmax(z, dim=1).gather(1, y[:, None]).mean()
+
+    return Task(mlp(64, 64, 10), loss), digit_loaders()
+
+
 @faulty("LP221", "net.3", source="a class weight with a minus")
 def negative_class_weights() -> Arguments:
     weight = torch.tensor([-3.0] * 5 + [1.0] * 5)
@@ -271,7 +279,7 @@ def loss_of_argmax() -> Arguments:
 
 
 @faulty("LP226", "net.0.3", source="predictions rounded before the loss", mended=_bce)
-def rounded_predictions() -> Arguments:
+def predictions_rounded_before_the_loss() -> Arguments:
     loss = lambda p, y: functional.mse_loss(p.round(), y)  # noqa: E731
     return Task(odd(nn.Sigmoid()), loss), odd_loaders(1)
 

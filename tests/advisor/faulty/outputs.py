@@ -351,3 +351,24 @@ def sigmoid_decoder_of_standardised_images() -> Arguments:
 def scaled_tanh_for_wide_targets() -> Arguments:
     net = Within(mlp(10, 32, 1), lambda x: 1.2 * torch.tanh(x) + 0.1)
     return Task(net, nn.L1Loss()), diabetes_loaders()
+
+
+@faulty("LP203", "net.0.3", source="binary cross entropy written out, for outputs of a layer")
+def linear_before_written_bce() -> Arguments:
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        p = z.clamp(1e-7, 1 - 1e-7)
+        return -(y * torch.log(p) + (1 - y) * torch.log(1 - p)).mean()
+
+    return Task(odd(), loss), odd_loaders(1)
+
+
+@faulty("LP210", "net.0.3", source="ReLU and dropout after the last layer, the first as a clamp")
+def clamp_and_dropout_before_cross_entropy() -> Arguments:
+    net = nn.Sequential(mlp(64, 64, 10), nn.Dropout(0.1))
+    return Task(net, lambda x, y: functional.cross_entropy(x.clamp(min=0), y)), digit_loaders()
+
+
+@faulty("LP214", "net.1", source="tanh as output, with a log-cosh loss")
+def tanh_for_standardised_targets_and_log_cosh() -> Arguments:
+    net = nn.Sequential(mlp(10, 32, 1), nn.Tanh())
+    return Task(net, lambda p, y: torch.log(torch.cosh(p - y)).mean()), diabetes_loaders()

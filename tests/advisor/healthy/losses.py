@@ -488,3 +488,28 @@ def softmax_of_weights_between_experts() -> Arguments:
             return torch.einsum("nk,nkc->nc", weights, self.experts(x).view(-1, 4, 10))
 
     return Task(Experts()), digit_loaders()
+
+
+@healthy
+def output_tied_to_an_embedding() -> Arguments:
+    """The embedding's weights have a standard deviation of 1, and so the first loss is high."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(16, 32)
+            self.body = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32))
+            self.norm = nn.LayerNorm(32)
+            self.head = nn.Linear(32, 16, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.embedding(x)
+            out: Tensor = self.head(self.norm(z + self.body(z)))
+            return out
+
+    codes = torch.arange(512)[:, None].add(torch.arange(9)).remainder(16)
+    net = Tied()
+    return Task(net, lambda z, t: functional.cross_entropy(z.flatten(0, 1), t.flatten())), split(
+        codes[:, :-1], codes[:, 1:]
+    )
