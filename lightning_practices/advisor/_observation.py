@@ -1,9 +1,9 @@
 """What the rules look at: a module, its data, and one step of each kind."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from lightning_practices.advisor._trace import (
     after_layers,
     losses_of,
 )
+
+_Result = TypeVar("_Result")
 
 
 class Gradient(NamedTuple):
@@ -197,6 +199,7 @@ class Observation:
         datamodule: The copy of the user's datamodule, if one was given.
         names: Name of each parameter before the first step, by its ``id``.
         originals: ``id`` of each parameter of the user's own module, not of the copy.
+        kept: Results of functions under :func:`once`.
     """
 
     module: LightningModule
@@ -217,6 +220,7 @@ class Observation:
     callbacks: list[Callback] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     originals: frozenset[int] = frozenset()
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def step(self) -> Step:
@@ -227,3 +231,16 @@ class Observation:
     def modules(self) -> dict[str, nn.Module]:
         """The modules by name; ``""`` is the LightningModule."""
         return dict(self.module.named_modules())
+
+
+def once(measure: Callable[[Observation], _Result]) -> Callable[[Observation], _Result]:
+    """Let several rules share what a function measures in an observation."""
+
+    @wraps(measure)
+    def measured(seen: Observation) -> _Result:
+        if measure not in seen.kept:
+            seen.kept[measure] = measure(seen)
+        result: _Result = seen.kept[measure]
+        return result
+
+    return measured

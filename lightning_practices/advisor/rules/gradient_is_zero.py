@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from lightning_practices._names import count, some
+from lightning_practices.advisor._gradient_paths import STEPS, Paths
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._parameters import (
     concerned,
@@ -11,7 +12,6 @@ from lightning_practices.advisor._parameters import (
     outermost,
     trainable,
 )
-from lightning_practices.advisor._gradient_paths import STEPS, Paths
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
 from lightning_practices.advisor._trace.kinds import SOFTMAXES

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 from lightning_practices._names import some
+from lightning_practices.advisor._gradient_paths import Paths
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._parameters import outermost, owner, trainable
-from lightning_practices.advisor._gradient_paths import Paths
 from lightning_practices.advisor._rule import Evidence, rule
 
 

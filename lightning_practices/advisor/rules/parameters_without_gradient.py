@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from types import CodeType
 
 from lightning_practices._names import count, some
+from lightning_practices.advisor._gradient_paths import Paths
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._parameters import (
     concerned,
@@ -18,7 +19,6 @@ from lightning_practices.advisor._parameters import (
     owner,
     trainable,
 )
-from lightning_practices.advisor._gradient_paths import Paths
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
 
