@@ -161,11 +161,10 @@ def attention_to_one_key() -> Arguments:
         def __init__(self) -> None:
             super().__init__()
             self.body = mlp(64, 32, 10)
-            self.query, self.key = nn.Linear(10, 10), nn.Linear(10, 10)
 
         def forward(self, x: Tensor) -> Tensor:
             z = self.body(x)[:, None]
-            weights = (self.query(z) @ self.key(z).transpose(1, 2)).softmax(-1)
+            weights = (z @ z.transpose(1, 2)).softmax(-1)
             return functional.dropout(weights, 0.1, self.training).matmul(z)[:, 0]
 
     return Task(Attention()), digit_loaders()
