@@ -121,7 +121,7 @@ def sigmoid_before_bce_with_logits() -> Arguments:
 
 @faulty("LP202", "net.body.3", source="the same, in a submodule's forward and for segmentation")
 def sigmoid_function_before_bce_with_logits() -> Arguments:
-    net = Within(mlp(64, 32, 1), lambda x: x.squeeze(1).sigmoid().clamp(1e-6, 1 - 1e-6))
+    net = Within(mlp(64, 32, 1), lambda x: x.sigmoid().clamp(1e-6, 1 - 1e-6).squeeze(1))
     return Task(net, functional.binary_cross_entropy_with_logits), odd_loaders()
 
 
