@@ -1,9 +1,9 @@
 """What the rules look at: a module, its data, and one step of each kind."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 
 from lightning_practices.advisor._samples import Samples
 from lightning_practices.advisor._trace import Call, Loss, Statistics, Value, losses_of
+
+_Result = TypeVar("_Result")
 
 
 class Gradient(NamedTuple):
@@ -145,6 +147,7 @@ class Observation:
         trainer: The user's Trainer, if one was given.
         observer: The Trainer that ran the steps.
         datamodule: The copy of the user's datamodule, if one was given.
+        kept: Results of functions under :func:`once`.
     """
 
     module: LightningModule
@@ -159,6 +162,7 @@ class Observation:
     validation_step: Step | None = None
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def step(self) -> Step:
@@ -169,3 +173,16 @@ class Observation:
     def modules(self) -> dict[str, nn.Module]:
         """The modules by name; ``""`` is the LightningModule."""
         return dict(self.module.named_modules())
+
+
+def once(measure: Callable[[Observation], _Result]) -> Callable[[Observation], _Result]:
+    """Let several rules share what a function measures in an observation."""
+
+    @wraps(measure)
+    def measured(seen: Observation) -> _Result:
+        if measure not in seen.kept:
+            seen.kept[measure] = measure(seen)
+        result: _Result = seen.kept[measure]
+        return result
+
+    return measured
