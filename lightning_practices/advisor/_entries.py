@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_practices.advisor._observation import Observation, Split
+from lightning_practices.advisor._observation import Observation, Split, once
 from lightning_practices.advisor._samples import entry_of
 from lightning_practices.advisor._trace import Call, Loss, Value
 
@@ -42,7 +43,7 @@ class Entry:
         maker = self.value.maker()
         return f"the output of {maker}" if maker else self.value.origin().source or "the input"
 
-    @property
+    @cached_property
     def rows(self) -> Tensor | None:
         """All rows in one tensor, in the shape that the layer gets; ``None`` if they differ."""
         tensor = self.value.tensor
@@ -60,16 +61,22 @@ class Entry:
         return rows.reshape(len(rows), *tensor.shape[1:])
 
 
-def inputs_of(seen: Observation) -> list[Entry]:
-    """Return the floating point inputs of first layers, each once, in the order of the calls."""
+@once
+def all_inputs_of(seen: Observation) -> list[Entry]:
+    """Return the inputs of first layers, each once, in the order of the calls."""
     found: dict[int, Entry] = {}
     for call, value in seen.step.first_layers:
-        origin = value.origin()
-        if value.tensor is not None and value.tensor.is_floating_point() and value.tensor.numel():
-            found.setdefault(id(origin), _entry(seen, call, value))
+        if value.tensor is not None and value.tensor.numel():
+            found.setdefault(id(value.origin()), _entry(seen, call, value))
     return list(found.values())
 
 
+def inputs_of(seen: Observation) -> list[Entry]:
+    """Return the floating point inputs of first layers."""
+    return [one for one in all_inputs_of(seen) if one.value.dtype.is_floating_point]
+
+
+@once
 def targets_of(seen: Observation) -> list[tuple[Loss, Entry]]:
     """Return the targets of losses that come from the batch, with the losses."""
     return [

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -50,6 +50,7 @@ class Samples:
     is_selected: bool
     is_uniform: bool
     is_shuffled: bool
+    _labels: dict[str, Tensor | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, loader: DataLoader[Any]) -> "Samples | None":
@@ -103,7 +104,9 @@ class Samples:
         return self.places[torch.linspace(0, len(self) - 1, number).long()]
 
     def column(self, source: str) -> Tensor | None:
-        """Return an entry of all samples without reading them one by one, or ``None``.
+        """Return an entry of all samples, or of 64 MiB of them, without reading one by one.
+
+        ``None`` if the dataset isn't one of tensors.
 
         Args:
             source: The entry, such as ``"batch[1]"``.
@@ -112,13 +115,18 @@ class Samples:
             return None
         for index, x in enumerate(self.dataset.tensors):
             if source == f"batch[{index}]":
-                return x[self.places] if x.numel() * x.element_size() <= _BYTES * 4 else None
+                size = x[0].numel() * x.element_size() if len(x) else 1
+                return x[self.spread(max(_BYTES // max(size, 1), 1))]
         return None
 
     def labels(self, source: str) -> Tensor | None:
         """Return an entry of all samples, or of as many as the time allows, drawn at random."""
-        if (column := self.column(source)) is not None:
-            return column
+        if source not in self._labels:
+            column = self.column(source)
+            self._labels[source] = self._read_labels(source) if column is None else column
+        return self._labels[source]
+
+    def _read_labels(self, source: str) -> Tensor | None:
         if not self.keeps_structure:
             return None
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))

@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import torch
 
-from lightning_practices.advisor._entries import Entry
+from lightning_practices.advisor._entries import Entry, inputs_of
+from lightning_practices.advisor._observation import Observation, once
 
 _RATIO = 100.0  # healthy programs: up to 30
 _ROWS = 16  # the fewest that tell a spread
-_MOST_ROWS, _MOST_FEATURES = 4096, 1024
+_MOST_ROWS, _MOST_FEATURES = 1024, 1024
 # A feature counts whose quartiles are apart by this many standard deviations: 1.35 in a normal
 # distribution. Rare words and radial functions, which are near one value mostly, have less.
 _QUARTILES = 0.2
@@ -33,16 +34,22 @@ class Spreads(NamedTuple):
     gap: float
 
 
-def spreads_of(entry: Entry) -> Spreads | None:
-    """Return the spreads of a tabular input if they differ by more than 100, otherwise ``None``.
+@once
+def uneven_inputs(seen: Observation) -> list[tuple[Entry, Spreads]]:
+    """Return the tabular inputs of first layers whose spreads differ by more than 100.
 
     Features that are constant, that have two values, or that have one value mostly don't count.
     """
+    found = [(entry, _spreads_of(entry)) for entry in inputs_of(seen)]
+    return [(entry, spreads) for entry, spreads in found if spreads is not None]
+
+
+def _spreads_of(entry: Entry) -> Spreads | None:
     tensor = entry.value.tensor
     if tensor is None or tensor.dim() != 2 or not 2 <= tensor.shape[1] <= _MOST_FEATURES:
         return None
     x = entry.rows
-    if x is None or len(x) < _ROWS or entry.call.name == "embedding":
+    if x is None or len(x) < _ROWS:
         return None
     x = x[:_MOST_ROWS].float()
     if not torch.isfinite(x).all():

@@ -80,7 +80,10 @@ def _limit(positions: int) -> int:
 def _few(seen: Observation, is_few: Callable[[int, int], bool]) -> Iterator[Evidence]:
     if not seen.train.batches:
         return
-    calls = [call for call in _training_norms(seen) if is_few(_rows(call), _positions(call))]
+    norms = _training_norms(seen)
+    # Behind a global pooling one of many norms sees one position; convolutions before it see more.
+    positions = max(map(_positions, norms), default=1)
+    calls = [call for call in norms if is_few(_rows(call), positions)]
     calls = [] if calls and _is_synchronised(seen) else calls
     if not calls:
         return

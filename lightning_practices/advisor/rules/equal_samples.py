@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from lightning_practices.advisor._entries import Entry, inputs_of
+from lightning_practices.advisor._entries import Entry, all_inputs_of
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
 
@@ -19,9 +19,8 @@ _BATCH = 4  # samples of a batch that tell, at least
     source="reports of datasets whose __getitem__ ignores its index",
 )  # fmt: skip
 def equal_samples(seen: Observation) -> Iterator[Evidence]:
-    found = [entry for entry in inputs_of(seen) if entry.source is not None]
-    is_whole = len(found) == len(seen.step.first_layers)  # others may hold all that differs
-    if not found or not is_whole or not all(_is_equal(entry) for entry in found):
+    found = all_inputs_of(seen)
+    if not found or not all(entry.source and _is_equal(entry) for entry in found):
         return
     entry = found[0]
     number = sum(len(x) for x in entry.tensors)

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from lightning_practices.advisor._entries import Entry, inputs_of
+from lightning_practices.advisor._entries import Entry
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._spreads import Spreads, spreads_of
+from lightning_practices.advisor._spreads import Spreads, uneven_inputs
 
 _HIGH = 5.0  # the greatest spread; smaller features beside one near 1 are merely ignored
 _GAP = 100.0  # between one spread and the next; healthy programs: up to 5
@@ -20,9 +20,8 @@ _GAP = 100.0  # between one spread and the next; healthy programs: up to 5
     source="LeCun et al. 1998, efficient backprop: inputs should have about the same covariance",
 )  # fmt: skip
 def feature_spreads(seen: Observation) -> Iterator[Evidence]:
-    for entry in inputs_of(seen):
-        found = spreads_of(entry)
-        if found is not None and _is_harmful(entry, found):
+    for entry, found in uneven_inputs(seen):
+        if _is_harmful(entry, found):
             yield _evidence(entry, found)
 
 
@@ -34,9 +33,8 @@ def feature_spreads(seen: Observation) -> Iterator[Evidence]:
     source="LeCun et al. 1998, efficient backprop",
 )  # fmt: skip
 def feature_spreads_below_one(seen: Observation) -> Iterator[Evidence]:
-    for entry in inputs_of(seen):
-        found = spreads_of(entry)
-        if found is not None and not _is_harmful(entry, found):
+    for entry, found in uneven_inputs(seen):
+        if not _is_harmful(entry, found):
             yield _evidence(entry, found)
 
 

@@ -7,15 +7,16 @@ from torch import Tensor
 
 from lightning_practices.advisor._entries import Entry, inputs_of
 from lightning_practices.advisor._norms import is_normed
-from lightning_practices.advisor._observation import Observation
+from lightning_practices.advisor._observation import Observation, once
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._spreads import spreads_of
+from lightning_practices.advisor._spreads import uneven_inputs
 
 _LARGE = 10.0  # root mean square; healthy programs: 0.3 to 9 (digits from 0 to 16)
 # Of the elements that aren't 0, since sparse rows are not small. Healthy programs: 0.02 (rows of
 # unit norm with 2048 elements) and more.
 _SMALL, _RATHER_SMALL = 0.01, 0.05
 _IMAGE_TOP = 255
+_ELEMENTS = 1 << 20  # that are measured, at most twice
 
 
 @rule(
@@ -45,21 +46,27 @@ def input_scale_that_training_mends(seen: Observation) -> Iterator[Evidence]:
             yield _evidence(entry, size)
 
 
-def _off_scale(seen: Observation) -> Iterator[tuple[Entry, float]]:
-    """Yield inputs that are too large or rather small, with their root mean square."""
+@once
+def _off_scale(seen: Observation) -> list[tuple[Entry, float]]:
+    """Return inputs that are too large or rather small, with their root mean square."""
+    uneven = [entry for entry, _ in uneven_inputs(seen)]
+    found = []
     for entry in inputs_of(seen):
         names = [name for name in entry.call.parameters if name in seen.weights]
-        x = torch.cat([x.flatten() for x in entry.tensors]).float()
-        x = x[torch.isfinite(x)]
         # A frozen layer was trained on inputs of its own scale.
-        is_trainable = any(seen.weights[name].is_trainable for name in names)
-        if not is_trainable or not x.any() or spreads_of(entry):
+        if entry in uneven or not any(seen.weights[name].is_trainable for name in names):
+            continue
+        x = torch.cat([x.flatten() for x in entry.tensors])
+        x = x[:: 1 + len(x) // _ELEMENTS].float()
+        x = x[torch.isfinite(x)]
+        if not x.any():
             continue
         size, size_of_nonzero = (float(y.square().mean().sqrt()) for y in (x, x[x != 0]))
         if size > _LARGE:
-            yield entry, size
+            found.append((entry, size))
         elif size_of_nonzero < _RATHER_SMALL and not _has_unit_rows(entry):
-            yield entry, size_of_nonzero
+            found.append((entry, size_of_nonzero))
+    return found
 
 
 def _has_unit_rows(entry: Entry) -> bool:

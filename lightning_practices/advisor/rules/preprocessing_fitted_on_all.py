@@ -23,7 +23,10 @@ def preprocessing_fitted_on_all(seen: Observation) -> Iterator[Evidence]:
     train, val = _features(seen.train), _features(seen.validation)
     if train is None or val is None or train.shape[1:] != val.shape[1:]:
         return
-    if not _is_standardised(train) and _is_standardised(torch.cat([train, val])):
+    first = torch.cat([train[:, 0], val[:, 0]])
+    if abs(float(first.mean())) > _EXACT or _is_standardised(train):
+        return
+    if _is_standardised(torch.cat([train, val])):
         off = float(train.mean(0).abs().amax())
         yield Evidence(
             "the features have mean 0 and standard deviation 1 over training and validation samples"
@@ -38,8 +41,10 @@ def preprocessing_fitted_on_all(seen: Observation) -> Iterator[Evidence]:
 def _features(split: Split | None) -> Tensor | None:
     samples = split.samples if split is not None else None
     x = samples.column("batch[0]") if samples is not None else None
-    is_tabular = x is not None and x.dim() == 2 and x.is_floating_point()
-    return x.double() if x is not None and is_tabular and x.shape[1] >= _FEATURES else None
+    if samples is None or x is None or len(x) != len(samples):
+        return None
+    is_tabular = x.dim() == 2 and x.is_floating_point() and x.shape[1] >= _FEATURES
+    return x.double() if is_tabular else None
 
 
 def _is_standardised(x: Tensor) -> bool:
