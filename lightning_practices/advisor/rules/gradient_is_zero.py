@@ -14,7 +14,7 @@ from lightning_practices.advisor._parameters import (
 )
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
-from lightning_practices.advisor._trace.kinds import SOFTMAXES
+from lightning_practices.advisor._trace.kinds import LAYERS, SOFTMAXES
 
 
 @rule(
@@ -42,7 +42,7 @@ def gradient_is_zero(seen: Observation) -> Iterator[Evidence]:
         way = list(paths.towards_loss([name]))
         if any(_is_factor_zero(call) for call in way):
             continue
-        flat = next((call for call in way if _is_flat(call)), None)
+        flat = next((call for call in way if _is_flat(call, paths)), None)
         if flat is not None:
             by_cause.setdefault(flat.index, (flat, []))[1].append(name)
     for call, own in by_cause.values():
@@ -59,8 +59,10 @@ def gradient_is_zero(seen: Observation) -> Iterator[Evidence]:
         )
 
 
-def _is_flat(call: Call) -> bool:
+def _is_flat(call: Call, paths: Paths) -> bool:
     if call.name in SOFTMAXES:
+        if any(one.name in LAYERS for one in paths.after(call.outputs)):
+            return False  # attention to a single key, as long as there is but one
         dim = call.get(1, "dim")
         shape = call.output.shape
         return isinstance(dim, int) and -len(shape) <= dim < len(shape) and shape[dim] == 1

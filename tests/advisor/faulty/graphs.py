@@ -83,7 +83,7 @@ def everything_is_frozen() -> Arguments:
 # Gradients of zero
 
 
-@faulty("LP109", "net.1", mended=_regression, source="questions about round in a loss")
+@faulty("LP109", "net.1", mended=_regression, also=["LP226"], source="round in a loss")
 def rounded_predictions() -> Arguments:
     def loss(y: Tensor, target: Tensor) -> Tensor:
         return functional.mse_loss(torch.round(y), target)
