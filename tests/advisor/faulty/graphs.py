@@ -100,14 +100,6 @@ def sign_between_layers() -> Arguments:
     return Sign(), digit_loaders()
 
 
-@faulty("LP109", "net", mended=_net, source="questions about softmax over one unit",
-        also=["LP201", "LP202", "LP203", "LP204", "LP205", "LP206"])  # fmt: skip
-def softmax_over_one_unit() -> Arguments:
-    net = nn.Sequential(mlp(10, 16, 1), nn.Softmax(dim=1))
-    loss = functional.binary_cross_entropy
-    return Task(net, lambda y, t: loss(y, (t > 0).float())), diabetes_loaders()
-
-
 # Layers that aren't registered
 
 
