@@ -244,7 +244,13 @@ def written_targets_in_their_units() -> Arguments:
     return Task(mlp(10, 32, 1), loss), split(x, 30 * y)
 
 
-@faulty("LP225", "net.3", source="requires_grad_() after an exception of backward", mended=_logits)
+@faulty(
+    "LP225",
+    "net.3",
+    also=["LP103"],
+    source="requires_grad_() after an exception of backward",
+    mended=_logits,
+)
 def loss_asks_for_a_gradient() -> Arguments:
     def loss(p: Tensor, y: Tensor) -> Tensor:
         return functional.cross_entropy(p.detach(), y).requires_grad_()
@@ -260,7 +266,9 @@ def loss_of_numbers() -> Arguments:
     return Task(mlp(64, 64, 10), loss), digit_loaders()
 
 
-@faulty("LP225", "net.3", source="the class that argmax gives, compared with the target")
+@faulty(
+    "LP225", "net.3", also=["LP103"], source="the class that argmax gives, compared with the target"
+)
 def loss_of_argmax() -> Arguments:
     def loss(p: Tensor, y: Tensor) -> Tensor:
         error = functional.mse_loss(p.argmax(1).float(), y.float())
@@ -270,7 +278,9 @@ def loss_of_argmax() -> Arguments:
     return Task(mlp(64, 64, 10), loss), digit_loaders()
 
 
-@faulty("LP226", "net.0.3", source="predictions rounded before the loss", mended=_bce)
+@faulty(
+    "LP226", "net.0.3", also=["LP109"], source="predictions rounded before the loss", mended=_bce
+)
 def rounded_predictions() -> Arguments:
     loss = lambda p, y: functional.mse_loss(p.round(), y)  # noqa: E731
     return Task(odd(nn.Sigmoid()), loss), odd_loaders(1)

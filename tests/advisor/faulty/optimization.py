@@ -95,7 +95,9 @@ def step_left_out() -> Arguments:
     return WithoutStep(mlp(64, 64, 10)), digit_loaders()
 
 
-@faulty("LP623", source="configure_optimizers without return", mended=lambda: stopped())
+@faulty(
+    "LP623", also=["LP105"], source="configure_optimizers without return", mended=lambda: stopped()
+)
 def configure_optimizers_returns_none() -> Arguments:
     return Planned(lambda module: None), digit_loaders()
 
