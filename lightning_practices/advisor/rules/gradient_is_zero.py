@@ -14,7 +14,6 @@ from lightning_practices.advisor._parameters import (
 )
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
-from lightning_practices.advisor._trace.kinds import SOFTMAXES
 
 
 @rule(
@@ -43,7 +42,7 @@ def gradient_is_zero(seen: Observation) -> Iterator[Evidence]:
         way = list(paths.towards_loss([name]))
         if any(_is_factor_zero(call) for call in way):
             continue
-        flat = next((call for call in way if _is_flat(call)), None)
+        flat = next((call for call in way if call.name in STEPS), None)
         if flat is not None:
             by_cause.setdefault(flat.index, (flat, []))[1].append(name)
     for call, own in by_cause.values():
@@ -51,21 +50,11 @@ def gradient_is_zero(seen: Observation) -> Iterator[Evidence]:
         yield Evidence(
             f"Gradients of {count(len(own), 'parameter')} of {some(outermost(seen, own))} are"
             f" exactly 0 in {count(len(seen.steps), 'step')}: {call} has no slope",
-            "sigmoid in place of softmax, which is 1 for a single unit"
-            if call.name in SOFTMAXES
-            else f"remove {call.name}, or pass gradients straight through:"
+            f"remove {call.name}, or pass gradients straight through:"
             f" x + ({call.name}(x) - x).detach()",
             modules,
             {"parameters": len(own), "steps": len(seen.steps)},
         )
-
-
-def _is_flat(call: Call) -> bool:
-    if call.name in SOFTMAXES:
-        dim = call.get(1, "dim")
-        shape = call.output.shape
-        return isinstance(dim, int) and -len(shape) <= dim < len(shape) and shape[dim] == 1
-    return call.name in STEPS
 
 
 def _is_factor_zero(call: Call) -> bool:

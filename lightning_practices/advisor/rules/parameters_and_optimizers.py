@@ -24,7 +24,6 @@ from lightning_practices.advisor._rule import Evidence, rule
     measures="parameters with a gradient that no optimizer holds",
     healthy="none; in eval mode they may be left out on purpose",
     source="questions about a loss that stays high as a layer was added after its optimizer",
-    explained_by=("LP623",),
 )  # fmt: skip
 def in_no_optimizer(seen: Observation) -> Iterator[Evidence]:
     yield from _in_no_optimizer(seen, mode=True)

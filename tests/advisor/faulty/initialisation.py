@@ -106,7 +106,7 @@ def thirty_plain_layers() -> Arguments:
     return _digits(mlp(64, *[64] * 29, 10))
 
 
-@faulty("LP403", source=_LECTURE + "N(0, 1) lets activations explode")
+@faulty("LP403", also=["LP220"], source=_LECTURE + "N(0, 1) lets activations explode")
 def large_weights_in_a_deep_network() -> Arguments:
     return _digits(initialised(mlp(64, 64, 64, 64, 10), normal(1.0)))
 
@@ -141,14 +141,14 @@ def last_relu_is_dead() -> Arguments:
     return Task(net, lambda y, t: functional.mse_loss(y, t + 3)), diabetes_loaders()
 
 
-@faulty("LP405", "net.1", mended=_mended, source="questions: a checkpoint with nan")
+@faulty("LP405", "net.1", mended=_mended, also=["LP222"], source="a checkpoint with nan")
 def weights_with_nan() -> Arguments:
     net = mlp(64, 32, 10)
     net[1].weight.data[3, 4] = float("nan")  # type: ignore[index, operator, union-attr]
     return _digits(net)
 
 
-@faulty("LP405", "net.weight", mended=_mended, source="torch.empty: memory that isn't initialised")
+@faulty("LP405", "net.weight", mended=_mended, also=["LP220"], source="torch.empty's memory")
 def weights_of_an_empty_tensor() -> Arguments:
     class Empty(nn.Module):
         def __init__(self) -> None:
@@ -162,7 +162,7 @@ def weights_of_an_empty_tensor() -> Arguments:
     return _digits(Empty())
 
 
-@faulty("LP406", "net.1", "net.3", source=_LECTURE + "N(0, 1) saturates tanh")
+@faulty("LP406", "net.1", "net.3", also=["LP220"], source=_LECTURE + "N(0, 1) saturates tanh")
 def saturated_tanh() -> Arguments:
     return _digits(initialised(mlp(64, 64, 64, 10, activation=nn.Tanh), normal(1.0)))
 

@@ -242,7 +242,7 @@ def parameter_is_in_no_group() -> Arguments:
     return Forgotten(), digit_loaders()
 
 
-@faulty("LP623", source="Lightning: configure_optimizers without a return")
+@faulty("LP105", "encoder", "head", source="configure_optimizers without return")
 def no_optimizer() -> Arguments:
     class NoReturn(Net):
         def configure_optimizers(self) -> Any:
@@ -251,7 +251,7 @@ def no_optimizer() -> Arguments:
     return NoReturn(), digit_loaders()
 
 
-@faulty("LP105", "discriminator", source="questions about GANs: both optimizers of one network")
+@faulty("LP105", "discriminator", also=["LP624"], source="GANs: both optimizers of one network")
 def both_optimizers_hold_the_generator() -> Arguments:
     class Wrong(Gan):
         def configure_optimizers(self) -> Any:
