@@ -7,9 +7,10 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_practices._arguments import check_instance, check_names
 from lightning_practices._packages import check_one_package, either
+from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._observe import observe
 from lightning_practices.advisor._report import Report
-from lightning_practices.advisor._rule import Rule
+from lightning_practices.advisor._rule import Finding, Rule
 from lightning_practices.advisor.rules import all_rules
 
 _LOSSES = "LP2"  # the rules that need no more of a step than its loss
@@ -70,10 +71,22 @@ def advise(
     seen = observe(module, data, trainer)
     if seen.failure is not None:
         rules = [rule for rule in rules if rule.id.startswith(_LOSSES)]
-    found = [finding for rule in rules for finding in rule.findings(seen)]
+    found = _found(rules, seen)
     if seen.failure is not None and not any(one.severity == "error" for one in found):
         raise seen.failure
     return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
+
+
+def _found(rules: Sequence[Rule], seen: Observation) -> list[Finding]:
+    """Return the findings of rules, but for those that another rule's finding explains."""
+    found = {rule: rule.findings(seen) for rule in rules}
+    causes = {rule.id for rule, findings in found.items() if findings}
+    return [
+        finding
+        for rule, findings in found.items()
+        if causes.isdisjoint(rule.explained_by)
+        for finding in findings
+    ]
 
 
 def _matching(argument: str, ids: Sequence[str]) -> list[Rule]:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from lightning_practices.advisor._entries import Entry, entries, is_as_loaded, targets_of
 from lightning_practices.advisor._observation import Observation
-from lightning_practices.advisor._trace.losses import CLASSES
+from lightning_practices.advisor._trace import CLASSES
 
 
 def class_targets(seen: Observation) -> list[Entry]:

@@ -1,7 +1,7 @@
 """Whether a norm stands directly behind a layer."""
 
+from lightning_practices.advisor._kinds import NORMS
 from lightning_practices.advisor._trace import Call
-from lightning_practices.advisor._trace.kinds import NORMS
 
 
 def is_normed(layer: Call, calls: list[Call]) -> bool:

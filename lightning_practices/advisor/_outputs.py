@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from lightning_practices.advisor._kinds import BOUNDED, DROPOUTS, PASSED
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._trace import Call, Loss, Value
-from lightning_practices.advisor._trace.kinds import BOUNDED, DROPOUTS, PASSED
 
 _LITTLE = 1e-2  # a number that is added against log(0)
 _JOINS = frozenset({"cat", "concat", "concatenate", "stack", "hstack", "vstack"})

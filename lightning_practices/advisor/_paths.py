@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Collection, Iterator
 
+from lightning_practices.advisor._kinds import LAYERS, PASSED
 from lightning_practices.advisor._observation import Step
 from lightning_practices.advisor._trace import Call, Value
-from lightning_practices.advisor._trace.kinds import LAYERS, PASSED
 
 
 def before(value: Value, passed: Collection[str] = ()) -> Iterator[Call]:

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 from lightning_practices.advisor._gradient_paths import Paths
+from lightning_practices.advisor._kinds import LAYERS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._parameters import is_moved, trainable
 from lightning_practices.advisor._trace import Call, Statistics
-from lightning_practices.advisor._trace.kinds import LAYERS
 
 _ROWS = 64  # that are compared
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_practices.advisor._trace.kinds import LAYERS, PASSED
+from lightning_practices.advisor._kinds import LAYERS, PASSED
 
 _LONGEST = 12  # lines of a call in the source
 

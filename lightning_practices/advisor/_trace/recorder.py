@@ -15,8 +15,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from lightning_practices._names import module_name, plain_name
+from lightning_practices.advisor._kinds import ACTIVATIONS, LAYERS, NORMS, SOFTMAXES
 from lightning_practices.advisor._trace.calls import Call, Statistics, Value
-from lightning_practices.advisor._trace.kinds import ACTIVATIONS, LAYERS, NORMS, SOFTMAXES
 from lightning_practices.advisor._trace.losses import LOSSES
 
 _MEASURED = LAYERS | NORMS | ACTIVATIONS | SOFTMAXES | LOSSES.keys()

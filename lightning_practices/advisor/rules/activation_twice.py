@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import PROBABILITIES
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import activation, made_by, places, weights_others
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace.kinds import PROBABILITIES
 
 _AFTER = PROBABILITIES | {"log_softmax", "log_sigmoid", "logsigmoid"}
 

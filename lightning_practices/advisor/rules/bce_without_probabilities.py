@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import NORMS, RECTIFIERS
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import losses_seen, makers, places
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
-from lightning_practices.advisor._trace.kinds import NORMS, RECTIFIERS
 
 _OTHERS = frozenset(
     {"tanh", "hardtanh", "softsign", "leaky_relu", "elu", "gelu", "silu", "softplus", "log_softmax",

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import layer_of, losses_seen
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace import Call, Value
-from lightning_practices.advisor._trace.losses import Loss
+from lightning_practices.advisor._trace import Call, Loss, Value
 
 _SHARE = 0.01  # of the targets; interpolated masks may overshoot in a few
 _SLACK = 1e-3

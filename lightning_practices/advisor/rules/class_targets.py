@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import classes_of, layer_of, losses_seen
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace import Loss
-from lightning_practices.advisor._trace.losses import CLASSES
+from lightning_practices.advisor._trace import CLASSES, Loss
 
 _IGNORED = -100  # torch's default for ignore_index
 _SUM = 1.5  # of the shares of classes in a row; 1 in soft targets

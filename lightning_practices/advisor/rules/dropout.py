@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import ACTIVATIONS, DROPOUTS, LAYERS, SOFTMAXES
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._paths import before, is_external
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
-from lightning_practices.advisor._trace.kinds import ACTIVATIONS, DROPOUTS, LAYERS, SOFTMAXES
 
 _MOST = 0.5
 _HARMFUL = 0.8  # by Dropout(0.9) for a keep probability of 0.9

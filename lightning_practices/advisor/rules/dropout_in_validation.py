@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch.nn.modules.dropout import _DropoutNd
 
+from lightning_practices.advisor._kinds import DROPOUTS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
-from lightning_practices.advisor._trace.kinds import DROPOUTS
 
 _ATTENTION = "scaled_dot_product_attention"
 _ON = DROPOUTS - {"alpha_dropout", "feature_alpha_dropout"}  # those are off unless asked for

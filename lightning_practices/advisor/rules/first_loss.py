@@ -10,8 +10,7 @@ from torch.nn import functional
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import classes_of, layer_of, losses_seen
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace import Call, Loss
-from lightning_practices.advisor._trace.losses import LOSSES
+from lightning_practices.advisor._trace import LOSSES, Call, Loss
 
 _TIMES = 3.0  # the entropy of equal probabilities; healthy programs are below 2
 

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import DROPOUTS, LAYERS, RECTIFIERS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._paths import before, layers_of
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
-from lightning_practices.advisor._trace.kinds import DROPOUTS, LAYERS, RECTIFIERS
 
 _DEEP = 3  # sigmoids, one after the other
 _WEIGHING = ("att", "gate", "rout", "memory", "key", "expert", "mix", "topic", "assign", "slot")

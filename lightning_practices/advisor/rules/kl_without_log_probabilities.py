@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import PROBABILITIES
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import losses_seen, made_by, makers, places
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Loss
-from lightning_practices.advisor._trace.kinds import PROBABILITIES
 
 _ROUNDING = 1e-3
 

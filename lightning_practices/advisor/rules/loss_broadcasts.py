@@ -8,8 +8,7 @@ import torch
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import layer_of
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace import Value
-from lightning_practices.advisor._trace.losses import LOSSES
+from lightning_practices.advisor._trace import LOSSES, Value
 
 _BROADCASTING = LOSSES.keys() | {"sub", "__sub__", "__rsub__", "rsub", "mul", "__mul__"}
 _OWN_SHAPES = frozenset({"cross_entropy", "nll", "ctc", "margin"})  # target of another shape

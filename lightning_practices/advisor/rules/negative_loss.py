@@ -2,12 +2,11 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import PASSED
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import layer_of, losses_seen, places
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace import Call, Loss, Value
-from lightning_practices.advisor._trace.kinds import PASSED
-from lightning_practices.advisor._trace.losses import REGRESSION
+from lightning_practices.advisor._trace import REGRESSION, Call, Loss, Value
 
 _ROUNDING = -1e-4
 _ABOVE_ZERO = frozenset({"cross_entropy", "nll", "bce", "bce_logits", *REGRESSION})

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import PROBABILITIES
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import (
     activation,
@@ -11,7 +12,6 @@ from lightning_practices.advisor._outputs import (
     places,
 )
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace.kinds import PROBABILITIES
 
 _POSITIVE = 1e-3  # logarithms of probabilities are at most 0, but for rounding
 _DENSITIES = frozenset({"sum", "logsumexp", "log", "sub", "log_prob"})  # may be above 1

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import DROPOUTS, PASSED, SOFTMAXES
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._paths import before, layers_of, uses_of
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
-from lightning_practices.advisor._trace.kinds import DROPOUTS, PASSED, SOFTMAXES
 
 _LINEAR = frozenset(
     {"linear", "addmm", "matmul", "mm"} | {f"conv{n}d" for n in (1, 2, 3)}

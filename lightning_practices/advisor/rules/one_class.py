@@ -7,7 +7,7 @@ import torch
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import batch_size, layer_of, losses_seen
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace.losses import CLASSES, Loss
+from lightning_practices.advisor._trace import CLASSES, Loss
 
 _REMEDY = (
     "use nn.BCEWithLogitsLoss() with float targets of the same shape for one output, or two outputs"

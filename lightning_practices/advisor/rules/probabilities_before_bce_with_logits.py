@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import PROBABILITIES
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import activation, losses_seen, made_by, places
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace.kinds import PROBABILITIES
 
 _LOSSES = ("binary_cross_entropy_with_logits", "multilabel_soft_margin_loss")
 

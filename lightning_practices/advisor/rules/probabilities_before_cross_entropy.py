@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import PROBABILITIES
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import (
     activation,
@@ -12,7 +13,6 @@ from lightning_practices.advisor._outputs import (
     places,
 )
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace.kinds import PROBABILITIES
 
 
 @rule(

@@ -10,7 +10,7 @@ from lightning_practices.advisor._entries import targets_of
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._samples import Samples, digest, entry_of
-from lightning_practices.advisor._trace.losses import CLASSES
+from lightning_practices.advisor._trace import CLASSES
 
 _SAMPLES = 4  # that are read twice
 _DEPTH = 4  # of transforms within transforms

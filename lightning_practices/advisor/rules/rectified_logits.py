@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import RECTIFIERS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import (
     activation,
@@ -14,7 +15,6 @@ from lightning_practices.advisor._outputs import (
 )
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Value
-from lightning_practices.advisor._trace.kinds import RECTIFIERS
 
 _POSITIVE = RECTIFIERS | {"softplus"}
 _BOUNDED = frozenset({"tanh", "hardtanh", "softsign"})

@@ -3,9 +3,9 @@
 import os
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import DROPOUTS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace.kinds import DROPOUTS
 
 
 @rule(

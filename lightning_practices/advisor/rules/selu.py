@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import DROPOUTS, LAYERS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._paths import before
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
-from lightning_practices.advisor._trace.kinds import DROPOUTS, LAYERS
 
 # Standard deviation of weights times the root of their inputs: 1 by LeCun, 0.58 by torch's default,
 # 1.41 by He.

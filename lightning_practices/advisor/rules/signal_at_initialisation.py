@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from lightning_practices.advisor._gradient_paths import Paths
+from lightning_practices.advisor._kinds import LAYERS, NORMS, RECTIFIERS
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._parameters import owner
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Value
-from lightning_practices.advisor._trace.kinds import LAYERS, NORMS, RECTIFIERS
 
 _DEEP = 3  # layers, from which on depth matters
 # Standard deviation over the samples by root mean square, before the last layer, relative to the

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lightning_practices.advisor._entries import sources_before, spread_entries
+from lightning_practices.advisor._kinds import NORMS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Value
-from lightning_practices.advisor._trace.kinds import NORMS
 
 # Ratio of the spreads. Healthy programs: up to 1.2. Images with and without Normalize(0.5, 0.5)
 # have 2.

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._kinds import NORMS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import layer_of, losses_seen, makers
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace.kinds import NORMS
 
 _SPREAD = 10.0  # standard deviation; 0.2 to 2 in healthy programs
 _OWN = 0.1  # of the targets' spread, from which on the outputs are in their scale already

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import losses_seen, makers, places, reach
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace.losses import REGRESSION
+from lightning_practices.advisor._trace import REGRESSION
 
 _SHARE = 0.01  # of the targets; 0 in healthy programs
 _SLACK = 0.01  # of the targets' standard deviation, for rounding and interpolation
