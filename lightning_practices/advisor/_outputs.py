@@ -38,7 +38,7 @@ def losses_seen(
 def makers(value: Value) -> list[Call]:
     """Return the calls that made the elements of a value, before changes that keep their meaning.
 
-    These are views, casts, clamps, small added numbers, and joins of several tensors. The list is
+    These are views, casts, clamps, dropout, small added numbers and joins. The list is
     empty if elements come from outside.
     """
     value = value.origin()
@@ -48,7 +48,8 @@ def makers(value: Value) -> list[Call]:
     if call.name in _JOINS:
         found = [makers(x) for x in call.inputs]
         return [each for some in found for each in some] if all(found) else []
-    if (call.name in _CLAMPS or _adds_little(call)) and makers(call.inputs[0]):
+    is_alike = call.name in _CLAMPS | DROPOUTS or _adds_little(call)
+    if is_alike and makers(call.inputs[0]):
         return makers(call.inputs[0])
     return [call]
 

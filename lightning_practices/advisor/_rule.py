@@ -73,6 +73,8 @@ class Rule:
         healthy: The range of healthy programs, as was measured on those of the tests.
         source: Lecture, paper or report.
         find: Function that yields what is wrong.
+        explained_by: Identifiers of rules whose findings are causes of this one's. Where one of
+            them finds something, this rule's findings are left out.
     """
 
     id: str
@@ -82,6 +84,7 @@ class Rule:
     healthy: str
     source: str
     find: Find = field(repr=False)
+    explained_by: tuple[str, ...] = ()
 
     def findings(self, seen: "Observation") -> list[Finding]:
         """Return what the rule finds in an observation."""
@@ -95,11 +98,18 @@ class Rule:
 
 
 def rule(
-    id: str, severity: Severity, *, practice: str, measures: str, healthy: str, source: str
+    id: str,
+    severity: Severity,
+    *,
+    practice: str,
+    measures: str,
+    healthy: str,
+    source: str,
+    explained_by: tuple[str, ...] = (),
 ) -> Callable[[Find], Rule]:
     """Make a function that yields evidence a :class:`Rule`; the arguments are its attributes."""
 
     def made(find: Find) -> Rule:
-        return Rule(id, severity, practice, measures, healthy, source, find)
+        return Rule(id, severity, practice, measures, healthy, source, find, explained_by)
 
     return made

@@ -7,7 +7,7 @@ import torch
 from lightning_practices.advisor._entries import Entry, inputs_of
 from lightning_practices.advisor._observation import Observation, once
 
-_RATIO = 100.0  # healthy programs: up to 30
+_RATIO = 100.0  # healthy programs: up to 7, and principal components
 _ROWS = 16  # the fewest that tell a spread
 _MOST_ROWS, _MOST_FEATURES = 1024, 1024
 # A feature counts whose quartiles are apart by this many standard deviations: 1.35 in a normal

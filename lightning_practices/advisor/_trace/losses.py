@@ -33,6 +33,7 @@ _PREDICTIONS = ("input", "log_probs")  # names of the first argument of torch's 
 _TARGETS = ("target", "targets")
 _DIFFERENCES = frozenset({"sub", "__sub__", "__rsub__", "rsub"})
 _DISTANCES = {"pow": "mse", "__pow__": "mse", "square": "mse", "abs": "l1", "__abs__": "l1",
+              "cosh": "huber",
               "norm": "mse", "linalg_norm": "mse", "linalg_vector_norm": "mse"}  # fmt: skip
 _PRODUCTS = frozenset({"mul", "__mul__"})
 

@@ -34,5 +34,5 @@ def activation_twice(seen: Observation) -> Iterator[Evidence]:
             f"{call} gets the output of {first}, which holds probabilities already: its own output"
             " is nearly the same for all inputs",
             f"remove {activation(first)}",
-            (*places(seen, first), *(name for name in places(seen, call) if name)),
+            tuple(dict.fromkeys([*places(seen, first), *places(seen, call)])),
         )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lightning_practices.advisor._observation import Observation
+from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import losses_seen, makers, places
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
@@ -36,6 +36,23 @@ def bce_without_probabilities(seen: Observation) -> Iterator[Evidence]:
             "use nn.BCEWithLogitsLoss() on the output of the last linear layer, without activation",
             places(seen, maker),
         )
+    for call, maker in _complements(seen.step):
+        yield Evidence(
+            f"{call} takes 1 minus the output of {maker} for a probability, but that isn't between"
+            " 0 and 1 by itself",
+            "use nn.BCEWithLogitsLoss() on the output of the last linear layer, without activation",
+            places(seen, maker),
+        )
+
+
+def _complements(step: Step) -> Iterator[tuple[Call, Call]]:
+    """Yield each log(1 - p) of outputs that aren't probabilities: the log, and what made p."""
+    for call in step.after_layers:
+        for inner in makers(call.inputs[0])[:1] if call.name == "log" else ():
+            is_complement = inner.name in ("__rsub__", "rsub") and 1 in inner.args
+            found = makers(inner.inputs[0]) if is_complement else []
+            if call.output.requires_grad and found and all(map(_is_unbounded, found)):
+                yield call, found[0]
 
 
 def _is_unbounded(call: Call) -> bool:

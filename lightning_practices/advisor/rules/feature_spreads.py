@@ -8,7 +8,7 @@ from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._spreads import Spreads, uneven_inputs
 
 _HIGH = 5.0  # the greatest spread; smaller features beside one near 1 are merely ignored
-_GAP = 100.0  # between one spread and the next; healthy programs: up to 5
+_GAP = 100.0  # between one spread and the next; healthy programs: up to 2.2
 
 
 @rule(
@@ -16,7 +16,7 @@ _GAP = 100.0  # between one spread and the next; healthy programs: up to 5
     practice="Features have like spreads",
     measures="ratio of the standard deviations of the features of a tabular input, without"
     " constant, binary and sparse ones",
-    healthy="below 100; measured up to 30",
+    healthy="below 100; measured up to 7",
     source="LeCun et al. 1998, efficient backprop: inputs should have about the same covariance",
 )  # fmt: skip
 def feature_spreads(seen: Observation) -> Iterator[Evidence]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_practices.advisor._observation import Observation
+from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import classes_of, layer_of, losses_seen
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Loss
@@ -22,11 +22,14 @@ _TIMES = 3.0  # the entropy of equal probabilities; healthy programs are below 2
     measures="the mean loss of the first batch, without weights and smoothing, over log(classes)",
     healthy="0.5 to 2; the threshold is 3",
     source="Karpathy (2019), A recipe for training neural networks: verify loss at init",
+    explained_by=("LP301", "LP302", "LP304", "LP403", "LP405", "LP406"),
 )  # fmt: skip
 def first_loss_is_high(seen: Observation) -> Iterator[Evidence]:
-    for _, loss in losses_seen(seen, {"cross_entropy", "bce_logits"}):
+    for step, loss in losses_seen(seen, {"cross_entropy", "bce_logits"}):
         prediction, target = loss.prediction.tensor, loss.target.tensor
         if prediction is None or target is None or seen.failure is not None:
+            continue
+        if _is_tied(step, loss):
             continue
         count = 2
         if loss.kind == "cross_entropy":
@@ -50,6 +53,7 @@ def first_loss_is_high(seen: Observation) -> Iterator[Evidence]:
     measures="the share of finite elements of the loss, and of all layers' outputs before it",
     healthy="all",
     source="TheDeepChecker (2023): unstable loss; DeepLocalize (2021)",
+    explained_by=("LP301", "LP405"),
 )  # fmt: skip
 def loss_is_not_finite(seen: Observation) -> Iterator[Evidence]:
     step = seen.step
@@ -69,6 +73,17 @@ def loss_is_not_finite(seen: Observation) -> Iterator[Evidence]:
             " divisions of 0",
             (place,) if place else (),
         )
+
+
+def _is_tied(step: Step, loss: Loss) -> bool:
+    """Return whether the last layer has the weight of an embedding.
+
+    Embeddings begin with a standard deviation of 1, so that the loss is far above, and falls
+    within the first steps.
+    """
+    layer = next((call for call in loss.prediction.before() if call.is_layer), None)
+    embedded = {name for call in step.calls if call.name == "embedding" for name in call.parameters}
+    return layer is not None and not embedded.isdisjoint(layer.parameters)
 
 
 def _mean_loss(loss: Loss, prediction: Tensor, target: Tensor) -> float:

@@ -25,6 +25,7 @@ from lightning_practices.advisor._trace import Call
     " factor is 0",
     source="questions about round and sign in a loss; Bengio, Léonard and Courville, 2013,"
     " Estimating or propagating gradients through stochastic neurons",
+    explained_by=("LP204", "LP205", "LP226", "LP402", "LP404", "LP405"),
 )  # fmt: skip
 def gradient_is_zero(seen: Observation) -> Iterator[Evidence]:
     places = optimized(seen)

@@ -11,7 +11,7 @@ from lightning_practices.advisor._observation import Observation, once
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._spreads import uneven_inputs
 
-_LARGE = 10.0  # root mean square; healthy programs: 0.3 to 9 (digits from 0 to 16)
+_LARGE = 10.0  # root mean square; healthy programs: 0.02 to 7.7 (digits from 0 to 16)
 # Of the elements that aren't 0, since sparse rows are not small. Healthy programs: 0.02 (rows of
 # unit norm with 2048 elements) and more.
 _SMALL, _RATHER_SMALL = 0.01, 0.05

@@ -56,16 +56,16 @@ def batches_of_one_class(seen: Observation) -> Iterator[Evidence]:
     measures="the distinct values among the targets of a loss that come from the batch",
     healthy="two and more",
     source="Islam et al. 2019, a comprehensive study on deep learning bug characteristics",
+    explained_by=("LP204", "LP205"),
 )  # fmt: skip
 def constant_targets(seen: Observation) -> Iterator[Evidence]:
     for loss, entry in targets_of(seen):
+        values = torch.cat([x.flatten() for x in entry.tensors])
+        if entry.source is None or len(values) < _FEWEST or not _is_constant(values):
+            continue
         labels = all_labels(seen, entry, even_if_weighted=True)
-        values = torch.cat([x.flatten() for x in entry.tensors]) if labels is None else labels
-        if (
-            entry.source is None
-            or values.numel() < _FEWEST
-            or not bool((values == values[0]).all())
-        ):
+        values = values if labels is None else labels
+        if not _is_constant(values):
             continue
         others = [x for _, x in targets_of(seen) if x is not entry and x.source != entry.source]
         if loss.kind not in ("cross_entropy", "nll", "bce", "bce_logits") and (
@@ -104,6 +104,10 @@ def target_among_features(seen: Observation) -> Iterator[Evidence]:
                     f"remove it: x = np.delete(x, {index}, axis=1)",
                     (entry.call.module,) if entry.call.module else (),
                 )
+
+
+def _is_constant(values: Tensor) -> bool:
+    return bool((values == values[0]).all())
 
 
 def _as_column(target: Entry, length: int) -> Tensor | None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 
+from lightning_practices._names import plain_name
 from lightning_practices.advisor._fit import mentions
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
+from lightning_practices.advisor._trace import Statistics
 
 _SOURCE = "Lightning's guide to manual optimization"
 _ENOUGH = 2  # steps in which a gradient accumulation of few batches would have stepped
@@ -36,6 +38,7 @@ def gradients_accumulate(seen: Observation) -> Iterator[Evidence]:
     measures="the gradients of an optimizer's parameters after backward passes and at its step",
     healthy="some gradients at each step",
     source=_SOURCE,
+    explained_by=("LP106",),
 )  # fmt: skip
 def gradients_erased(seen: Observation) -> Iterator[Evidence]:
     for optimizer, updates in zip(seen.optimizers, seen.updates, strict=False):
@@ -51,8 +54,9 @@ def gradients_erased(seen: Observation) -> Iterator[Evidence]:
 @rule(
     "LP622", "error",
     practice="Under manual optimization the module steps its optimizers",
-    measures="steps of the optimizers in three training steps, and whether the module calls step",
-    healthy="a step in one of the training steps, or code that calls step",
+    measures="steps of the optimizers in three training steps, whether the module calls step, and"
+    " whether weights have changed",
+    healthy="a step in one of the training steps, code that calls step, or changed weights",
     source=_SOURCE,
 )  # fmt: skip
 def optimizer_never_steps(seen: Observation) -> Iterator[Evidence]:
@@ -60,7 +64,7 @@ def optimizer_never_steps(seen: Observation) -> Iterator[Evidence]:
         return
     if any(updates.count for updates in seen.updates) or mentions(type(seen.module), "step"):
         return
-    if seen.updates:
+    if seen.updates and not _has_changed(seen):  # by hand
         yield Evidence(
             f"optimization is manual, and in {len(seen.steps)} training steps no optimizer stepped:"
             " the weights stay as they are",
@@ -68,19 +72,10 @@ def optimizer_never_steps(seen: Observation) -> Iterator[Evidence]:
         )
 
 
-@rule(
-    "LP623", "error",
-    practice="A module with trainable parameters has an optimizer",
-    measures="the result of configure_optimizers and the parameters that got a gradient",
-    healthy="an optimizer, or manual optimization",
-    source="Lightning warns of configure_optimizers that returns None",
-)  # fmt: skip
-def no_optimizer(seen: Observation) -> Iterator[Evidence]:
-    trained = [name for name, x in seen.step.gradients.items() if x is not None and not x.zero]
-    is_without = not any(getattr(one, "param_groups", None) for one in seen.optimizers)
-    if seen.module.automatic_optimization and is_without and trained:
-        yield Evidence(
-            f"configure_optimizers returns no optimizer, and {len(trained)} parameters get a"
-            " gradient: the weights stay as they are",
-            "return torch.optim.AdamW(self.parameters(), lr=1e-3) from configure_optimizers",
-        )
+def _has_changed(seen: Observation) -> bool:
+    """Return whether a trainable parameter isn't what it was before the steps."""
+    now = {plain_name(name): p for name, p in seen.module.named_parameters()}
+    return any(
+        weight.is_trainable and name in now and Statistics.of(now[name]) != weight.statistics
+        for name, weight in seen.weights.items()
+    )

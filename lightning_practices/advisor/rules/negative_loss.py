@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from lightning_practices.advisor._observation import Observation, Step
-from lightning_practices.advisor._outputs import layer_of, losses_seen
+from lightning_practices.advisor._outputs import layer_of, losses_seen, places
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Loss, Value
 from lightning_practices.advisor._trace.kinds import PASSED
@@ -35,6 +35,7 @@ def negative_loss(seen: Observation) -> Iterator[Evidence]:
                 tuple(name for name in [layer_of(loss.prediction)] if name),
                 {"loss": low.low},
             )
+    yield from _likelihoods(seen)
     signs = [_sign(step, loss.call) for step in seen.steps for loss in step.losses]
     if signs and all(sign < 0 for sign in signs):
         for loss in losses[:1]:
@@ -42,6 +43,20 @@ def negative_loss(seen: Observation) -> Iterator[Evidence]:
                 f"{loss.call} reaches the step's loss with a minus: the fit makes it larger",
                 "return the loss itself",
                 tuple(name for name in [layer_of(loss.prediction)] if name),
+            )
+
+
+def _likelihoods(seen: Observation) -> Iterator[Evidence]:
+    """Yield log-probabilities that are the whole loss, without a minus."""
+    if any(step.losses for step in seen.steps):
+        return
+    for call in seen.step.after_layers:
+        if call.name in ("log_softmax", "log_sigmoid") and _sign(seen.step, call) > 0:
+            yield Evidence(
+                f"the step's loss is the output of {call} without a minus: the fit makes the"
+                " likelihood smaller",
+                "nll_loss(log_probabilities, target), or a minus before the mean",
+                places(seen, call),
             )
 
 

@@ -34,6 +34,7 @@ _DYNAMIC = ("getattr", "children", "named_children", "modules", "named_modules",
     healthy="a gradient in one of the first steps; parameters behind no_grad or detach in modules"
     " in eval mode, in copies of trained modules, or moved by hand",
     source="TheDeepChecker (Ben Braiek and Khomh, 2023): parameters that training doesn't change",
+    explained_by=("LP111", "LP225", "LP226", "LP227"),
 )  # fmt: skip
 def graph_is_cut(seen: Observation) -> Iterator[Evidence]:
     if not any(root.requires_grad for root in seen.step.roots):

@@ -1,9 +1,17 @@
 """Logits that can't be negative, or stay within -1 and 1."""
 
+import math
 from collections.abc import Iterator
 
 from lightning_practices.advisor._observation import Observation
-from lightning_practices.advisor._outputs import activation, losses_seen, made_by, makers, places
+from lightning_practices.advisor._outputs import (
+    activation,
+    losses_seen,
+    made_by,
+    makers,
+    places,
+    reach,
+)
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Value
 from lightning_practices.advisor._trace.kinds import RECTIFIERS
@@ -57,5 +65,17 @@ def _logits(seen: Observation, names: frozenset[str]) -> Iterator[tuple[str, Cal
             is_one = bool(inner) and activation(inner[0]) in _INNER[loss.kind]
             value = inner[0].inputs[0] if is_one and inner[0].inputs else None
         maker = made_by(value, names) if value is not None else None
+        if value is not None and maker is None and names is _POSITIVE:
+            maker = _rectifying_clamp(value)
         if maker is not None:
             yield f"{loss.call.name} ({loss.call.line})", maker
+
+
+def _rectifying_clamp(value: Value) -> Call | None:
+    """Return a clamp from 0 on, without an upper end, of a layer's output."""
+    call = value.maker()
+    if call is None or call.name not in ("clamp", "clip", "clamp_min"):
+        return None
+    found = makers(value)
+    is_rectifier = reach(value) == (0.0, math.inf) and bool(found) and found[0].is_layer
+    return call if is_rectifier else None

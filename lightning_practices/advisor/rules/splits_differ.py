@@ -9,12 +9,13 @@ from lightning_practices.advisor._entries import sources_before, spread_entries
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Value
+from lightning_practices.advisor._trace.kinds import NORMS
 
-# Ratio of the spreads. Healthy programs: up to 1.3. Images with and without Normalize(0.5, 0.5)
+# Ratio of the spreads. Healthy programs: up to 1.2. Images with and without Normalize(0.5, 0.5)
 # have 2.
 _RATIO = 1.8
 _GREAT_RATIO = 4.0  # where only the steps differ: 3 in four were masked, noise of twice the spread
-_APART = 1.0  # distance of the means in standard deviations; healthy programs: up to 0.5
+_APART = 1.0  # distance of the means in standard deviations; healthy programs: up to 0.3
 _ROWS = 8
 
 
@@ -36,7 +37,7 @@ def splits_differ(seen: Observation) -> Iterator[Evidence]:
         if found is None:
             continue
         (mean, std), (val_mean, val_std) = found
-        is_great = max(std, val_std) > _GREAT_RATIO * min(std, val_std)
+        is_great = max(std, val_std) > _GREAT_RATIO * min(std, val_std) and not _is_normed(train)
         if not is_great and not _batches_differ(seen, train):
             continue  # noise or masks that the training step adds
         yield Evidence(
@@ -61,6 +62,11 @@ def _pairs(seen: Observation) -> Iterator[tuple[Call, Value, Value]]:
         other = others.pop(call.module, None)
         if other is not None and sources_before(value) == sources_before(other):
             yield call, value, other
+
+
+def _is_normed(value: Value) -> bool:
+    """Whether a norm came before, whose statistics at evaluation only training makes."""
+    return any(call.name in NORMS for call in value.before())
 
 
 def _batches_differ(seen: Observation, value: Value) -> bool:

@@ -24,6 +24,7 @@ from lightning_practices.advisor._rule import Evidence, rule
     measures="nan and infinite values that a first layer or a loss receives",
     healthy="none, or handled: the loss and the gradients are finite",
     source="Islam et al. 2019, a comprehensive study on deep learning bug characteristics",
+    explained_by=("LP405",),
 )  # fmt: skip
 def values_not_finite(seen: Observation) -> Iterator[Evidence]:
     found = [(entry, "goes into") for entry in inputs_of(seen)]

@@ -83,7 +83,7 @@ def everything_is_frozen() -> Arguments:
 # Gradients of zero
 
 
-@faulty("LP109", "net.1", mended=_regression, also=["LP226"], source="round in a loss")
+@faulty("LP226", mended=_regression, source="questions about round in a loss")
 def rounded_predictions() -> Arguments:
     def loss(y: Tensor, target: Tensor) -> Tensor:
         return functional.mse_loss(torch.round(y), target)
@@ -98,6 +98,13 @@ def sign_between_layers() -> Arguments:
             return self.head(torch.sign(self.encoder(x)))
 
     return Sign(), digit_loaders()
+
+
+@faulty("LP204", mended=_net, source="questions about softmax over one unit")
+def softmax_over_one_unit() -> Arguments:
+    net = nn.Sequential(mlp(10, 16, 1), nn.Softmax(dim=1))
+    loss = functional.binary_cross_entropy
+    return Task(net, lambda y, t: loss(y, (t > 0).float())), diabetes_loaders()
 
 
 # Layers that aren't registered

@@ -208,6 +208,14 @@ def cross_entropy_is_maximised() -> Arguments:
     return Task(mlp(64, 64, 10), lambda p, y: -functional.cross_entropy(p, y)), digit_loaders()
 
 
+@faulty("LP221", "net.3", source="a mean of log-probabilities without its minus")
+def likelihood_is_minimised() -> Arguments:
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        return functional.log_softmax(z, dim=1).gather(1, y[:, None]).mean()
+
+    return Task(mlp(64, 64, 10), loss), digit_loaders()
+
+
 @faulty("LP221", "net.3", source="a class weight with a minus")
 def negative_class_weights() -> Arguments:
     weight = torch.tensor([-3.0] * 5 + [1.0] * 5)
@@ -215,7 +223,7 @@ def negative_class_weights() -> Arguments:
     return Task(mlp(64, 64, 10), loss), digit_loaders()
 
 
-@faulty("LP222", source="the logarithm of targets that are 0", mended=_regression)
+@faulty("LP222", also=("LP301",), source="the logarithm of targets that are 0", mended=_regression)
 def logarithm_of_zero() -> Arguments:
     x, y = digits()
     loss = lambda p, t: functional.mse_loss(p[:, 0], torch.log(t.float()))  # noqa: E731
@@ -247,7 +255,7 @@ def written_targets_in_their_units() -> Arguments:
 @faulty(
     "LP225",
     "net.3",
-    also=["LP103"],
+    also=("LP103",),
     source="requires_grad_() after an exception of backward",
     mended=_logits,
 )
@@ -267,7 +275,10 @@ def loss_of_numbers() -> Arguments:
 
 
 @faulty(
-    "LP225", "net.3", also=["LP103"], source="the class that argmax gives, compared with the target"
+    "LP225",
+    "net.3",
+    also=("LP103",),
+    source="the class that argmax gives, compared with the target",
 )
 def loss_of_argmax() -> Arguments:
     def loss(p: Tensor, y: Tensor) -> Tensor:
@@ -279,9 +290,9 @@ def loss_of_argmax() -> Arguments:
 
 
 @faulty(
-    "LP226", "net.0.3", also=["LP109"], source="predictions rounded before the loss", mended=_bce
+    "LP226", "net.0.3", also=("LP109",), source="predictions rounded before the loss", mended=_bce
 )
-def rounded_predictions() -> Arguments:
+def predictions_rounded_before_the_loss() -> Arguments:
     loss = lambda p, y: functional.mse_loss(p.round(), y)  # noqa: E731
     return Task(odd(nn.Sigmoid()), loss), odd_loaders(1)
 

@@ -79,6 +79,20 @@ def plateau_on_a_name_that_nothing_logs() -> Arguments:
     return _plateau("valid_loss")
 
 
+class Named(Task):
+    """Names the monitor in ``configure_optimizers`` alone."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = SGD(self.parameters(), 0.1)
+        scheduler = {"scheduler": ReduceLROnPlateau(optimizer), "monitor": "valid_loss"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+
+@faulty("LP611", source=_NOT_LOGGED)
+def plateau_on_a_name_of_configure_optimizers() -> Arguments:
+    return Named(mlp(64, 64, 10)), digit_loaders()
+
+
 @faulty("LP612", source=_MODE)
 def early_stopping_on_falling_accuracy() -> Arguments:
     return stopped(EarlyStopping("val_acc"))

@@ -95,13 +95,6 @@ def step_left_out() -> Arguments:
     return WithoutStep(mlp(64, 64, 10)), digit_loaders()
 
 
-@faulty(
-    "LP623", also=["LP105"], source="configure_optimizers without return", mended=lambda: stopped()
-)
-def configure_optimizers_returns_none() -> Arguments:
-    return Planned(lambda module: None), digit_loaders()
-
-
 class ManualScheduled(Manual):
     def configure_optimizers(self) -> Any:
         optimizer = SGD(self.parameters(), 0.1)

@@ -121,7 +121,7 @@ def sigmoid_before_bce_with_logits() -> Arguments:
 
 @faulty("LP202", "net.body.3", source="the same, in a submodule's forward and for segmentation")
 def sigmoid_function_before_bce_with_logits() -> Arguments:
-    net = Within(mlp(64, 32, 1), lambda x: x.squeeze(1).sigmoid().clamp(1e-6, 1 - 1e-6))
+    net = Within(mlp(64, 32, 1), lambda x: x.sigmoid().clamp(1e-6, 1 - 1e-6).squeeze(1))
     return Task(net, functional.binary_cross_entropy_with_logits), odd_loaders()
 
 
@@ -158,7 +158,13 @@ def tanh_before_bce() -> Arguments:
     return Task(odd(nn.Tanh()), nn.BCELoss()), odd_loaders(1)
 
 
-@faulty("LP204", "net.1", source="accuracy of exactly the share of a class", mended=_odd)
+@faulty(
+    "LP204",
+    "net.1",
+    also=("LP109",),
+    source="accuracy of exactly the share of a class",
+    mended=_odd,
+)
 def softmax_of_one_output() -> Arguments:
     return Task(odd(nn.Softmax(dim=1)), nn.BCELoss()), odd_loaders(1)
 
@@ -172,12 +178,18 @@ def _dice() -> Arguments:
     return Task(masks(nn.Sigmoid()), dice), mask_loaders()
 
 
-@faulty("LP204", "net.3", source="a Dice loss of one channel that doesn't move", mended=_dice)
+@faulty(
+    "LP204",
+    "net.3",
+    also=("LP109",),
+    source="a Dice loss of one channel that doesn't move",
+    mended=_dice,
+)
 def softmax_of_one_channel_before_dice() -> Arguments:
     return Task(masks(nn.Softmax(dim=1)), dice), mask_loaders()
 
 
-@faulty("LP204", "net.2", source="the same, with the softmax within the loss")
+@faulty("LP204", "net.2", also=("LP109",), source="the same, with the softmax within the loss")
 def softmax_of_one_channel_within_dice() -> Arguments:
     return Task(masks(), lambda x, y: dice(functional.softmax(x, dim=1), y)), mask_loaders()
 
@@ -193,7 +205,12 @@ def cross_entropy_over_the_batch() -> Arguments:
     return Task(net, nn.CrossEntropyLoss()), odd_loaders()
 
 
-@faulty("LP205", "net.1.3", source="a softmax of one output, and class indices", also=("LP204",))
+@faulty(
+    "LP205",
+    "net.1.3",
+    source="a softmax of one output, and class indices",
+    also=("LP204", "LP109", "LP319"),
+)
 def nll_of_one_output() -> Arguments:
     x, y = digits()
     net = nn.Sequential(nn.Identity(), mlp(64, 32, 1))
@@ -351,3 +368,29 @@ def sigmoid_decoder_of_standardised_images() -> Arguments:
 def scaled_tanh_for_wide_targets() -> Arguments:
     net = Within(mlp(10, 32, 1), lambda x: 1.2 * torch.tanh(x) + 0.1)
     return Task(net, nn.L1Loss()), diabetes_loaders()
+
+
+@faulty("LP203", "net.0.3", source="binary cross entropy written out, for outputs of a layer")
+def linear_before_written_bce() -> Arguments:
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        p = z.clamp(1e-7, 1 - 1e-7)
+        return -(y * torch.log(p) + (1 - y) * torch.log(1 - p)).mean()
+
+    return Task(odd(), loss), odd_loaders(1)
+
+
+@faulty(
+    "LP210",
+    "net.0.3",
+    also=("LP503",),
+    source="ReLU and dropout after the last layer, the first as a clamp",
+)
+def clamp_and_dropout_before_cross_entropy() -> Arguments:
+    net = nn.Sequential(mlp(64, 64, 10), nn.Dropout(0.1))
+    return Task(net, lambda x, y: functional.cross_entropy(x.clamp(min=0), y)), digit_loaders()
+
+
+@faulty("LP214", "net.1", source="tanh as output, with a log-cosh loss")
+def tanh_for_standardised_targets_and_log_cosh() -> Arguments:
+    net = nn.Sequential(mlp(10, 32, 1), nn.Tanh())
+    return Task(net, lambda p, y: torch.log(torch.cosh(p - y)).mean()), diabetes_loaders()

@@ -242,7 +242,7 @@ def parameter_is_in_no_group() -> Arguments:
     return Forgotten(), digit_loaders()
 
 
-@faulty("LP105", "encoder", "head", also=["LP623"], source="configure_optimizers without return")
+@faulty("LP105", "encoder", "head", source="configure_optimizers without return")
 def no_optimizer() -> Arguments:
     class NoReturn(Net):
         def configure_optimizers(self) -> Any:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from tests.advisor.faulty.data_inputs import Lambda, raw_digits
+from tests.advisor.faulty.data_inputs import Lambda, raw_digits, wine
 from tests.advisor.faulty.data_splits import Transformed
 from tests.advisor.programs import (
     Arguments,
@@ -257,17 +257,17 @@ def last_batch_of_one_image() -> Arguments:
 
 
 @healthy
-def batch_norm_of_frozen_statistics_and_one_image() -> Arguments:
+def batch_norm_of_frozen_statistics_and_one_sample() -> Arguments:
     class Frozen(Task):
         def on_train_epoch_start(self) -> None:
             for part in self.net.modules():
-                if isinstance(part, nn.BatchNorm2d):
+                if isinstance(part, nn.BatchNorm1d):
                     part.eval().requires_grad_(False)
 
-    def adam(parameters: Any) -> torch.optim.Optimizer:
-        return torch.optim.Adam(parameters, 1e-2)
-
-    return Frozen(cnn(), optimizer=adam), digit_loaders(1)
+    net = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)
+    )
+    return Frozen(net), digit_loaders(1)
 
 
 @healthy
@@ -311,6 +311,13 @@ def datamodule_with_workers() -> Arguments:
             return DataLoader(self.splits[1], 64, num_workers=2)
 
     return Task(mlp(64, 64, 10)), Data()
+
+
+@healthy
+def raw_table_into_batch_norm() -> Arguments:
+    """At the first validation the norm has hardly any statistics of features in thousands."""
+    net = nn.Sequential(nn.BatchNorm1d(13), *mlp(13, 32, 3))
+    return Task(net), split(*wine(), batch_size=16)
 
 
 @healthy

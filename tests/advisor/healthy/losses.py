@@ -161,11 +161,10 @@ def attention_to_one_key() -> Arguments:
         def __init__(self) -> None:
             super().__init__()
             self.body = mlp(64, 32, 10)
-            self.query, self.key = nn.Linear(10, 10), nn.Linear(10, 10)
 
         def forward(self, x: Tensor) -> Tensor:
             z = self.body(x)[:, None]
-            weights = (self.query(z) @ self.key(z).transpose(1, 2)).softmax(-1)
+            weights = (z @ z.transpose(1, 2)).softmax(-1)
             return functional.dropout(weights, 0.1, self.training).matmul(z)[:, 0]
 
     return Task(Attention()), digit_loaders()
@@ -488,3 +487,28 @@ def softmax_of_weights_between_experts() -> Arguments:
             return torch.einsum("nk,nkc->nc", weights, self.experts(x).view(-1, 4, 10))
 
     return Task(Experts()), digit_loaders()
+
+
+@healthy
+def output_tied_to_an_embedding() -> Arguments:
+    """The embedding's weights have a standard deviation of 1, and so the first loss is high."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(16, 32)
+            self.body = nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32))
+            self.norm = nn.LayerNorm(32)
+            self.head = nn.Linear(32, 16, bias=False)
+            self.head.weight = self.embedding.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.embedding(x)
+            out: Tensor = self.head(self.norm(z + self.body(z)))
+            return out
+
+    codes = torch.arange(512)[:, None].add(torch.arange(9)).remainder(16)
+    net = Tied()
+    return Task(net, lambda z, t: functional.cross_entropy(z.flatten(0, 1), t.flatten())), split(
+        codes[:, :-1], codes[:, 1:]
+    )

@@ -85,6 +85,30 @@ def manual_accumulation_over_eight_batches() -> Arguments:
     return Manual(8), digit_loaders(), trainer()
 
 
+class ByHand(Task):
+    """Updates its weights without the optimizer."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp(64, 64, 10))
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        loss = self.loss(self.net(x), y)
+        self.zero_grad()
+        self.manual_backward(loss)
+        with torch.no_grad():
+            for p in self.parameters():
+                if p.grad is not None:
+                    p -= 0.1 * p.grad
+        return loss
+
+
+@healthy
+def updates_by_hand() -> Arguments:
+    return ByHand(), digit_loaders()
+
+
 class Closure(Task):
     """Clears and differentiates in a closure."""
 
