@@ -1,5 +1,6 @@
 """Samples of a batch that influence each other in eval mode."""
 
+import math
 from typing import Any
 
 import torch
@@ -103,3 +104,41 @@ def table_as_a_sequence_of_its_samples() -> Arguments:
             return self.head(self.rnn(x)[0])
 
     return Task(Table(), functional.mse_loss), diabetes_loaders()
+
+
+class Positions(nn.Module):
+    """The position encoding of PyTorch's tutorial, which expects time first."""
+
+    pe: Tensor
+
+    def __init__(self, width: int = 8, length: int = 500) -> None:
+        super().__init__()
+        rates = torch.exp(torch.arange(0, width, 2) * (-math.log(10000.0) / width))
+        angles = torch.arange(length).unsqueeze(1) * rates
+        self.register_buffer("pe", torch.stack([angles.sin(), angles.cos()], -1).view(-1, 1, width))
+
+    def forward(self, x: Tensor) -> Any:
+        return x + self.pe[: x.size(0)]
+
+
+def _encoder(before: nn.Module) -> Arguments:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    return Task(nn.Sequential(nn.Flatten(1, 2), before, layer, mlp(64, 10))), digit_loaders()
+
+
+@faulty("LP119", "net.1", source="questions about the tutorial's PositionalEncoding, batch first")
+def positions_along_the_batch() -> Arguments:
+    return _encoder(Positions())
+
+
+@faulty("LP119", "net.1", source="questions about learned positions of x.size(0)")
+def learned_positions_along_the_batch() -> Arguments:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(100, 8)
+
+        def forward(self, x: Tensor) -> Any:
+            return x + self.table(torch.arange(x.size(0))).unsqueeze(1)
+
+    return _encoder(Learned())

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.advisor.faulty.mixtures import Rows
+from tests.advisor.faulty.mixtures import Positions, Rows
 from tests.advisor.healthy.losses import Custom
 from tests.advisor.programs import (
     Arguments,
@@ -177,3 +177,34 @@ def series_in_order_as_one_sequence() -> Arguments:
     loaders = split(x, y[:, None])
     ordered = [torch.utils.data.DataLoader(one.dataset, 64, drop_last=True) for one in loaders]
     return Task(Series(), functional.mse_loss), (ordered[0], ordered[1])
+
+
+@healthy
+def positions_of_time_first() -> Arguments:
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.positions = Positions()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.layer(self.positions(x.squeeze(1).transpose(0, 1)))
+            return self.head(h.transpose(0, 1).flatten(1))
+
+    return Task(TimeFirst()), digit_loaders(batch_size=8)  # as many as there are rows
+
+
+@healthy
+def learned_positions_of_rows() -> Arguments:
+    class Learned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(100, 8)
+            self.start = nn.Parameter(0.02 * torch.randn(1, 1, 8))
+
+        def forward(self, x: Tensor) -> Any:
+            return x.squeeze(1) + self.table(torch.arange(x.size(2))) + self.start
+
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    return Task(nn.Sequential(Learned(), layer, mlp(64, 10))), digit_loaders(batch_size=8)
