@@ -6,10 +6,12 @@
 - ``_report``, ``_html``: the findings as a table, JSON, HTML and an exit code.
 - ``_observe``, ``_observation``: run a step, and what the rules can look at.
 - ``_trace``: the calls of functions on tensors within a step.
+- ``_overfit``: train a copy on one batch, to see whether it can memorise it.
 - ``_isolation``: copies, so that no effect of a look stays.
 """
 
 from lightning_practices.advisor._advise import advise
+from lightning_practices.advisor._overfit import Overfit, overfit_batch
 from lightning_practices.advisor._report import Report
 from lightning_practices.advisor._rule import Evidence, Finding, Rule, Severity, rule
 from lightning_practices.advisor._run import (
@@ -36,6 +38,7 @@ __all__ = [
     "LossLook",
     "Norms",
     "NotFinite",
+    "Overfit",
     "Report",
     "Rule",
     "Run",
@@ -43,6 +46,7 @@ __all__ = [
     "WeightLook",
     "advise",
     "all_rules",
+    "overfit_batch",
     "rule",
     "training_rules",
 ]
