@@ -163,7 +163,7 @@ def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200
 def _keep_batches(model: LightningModule) -> None:
     """Let the batch be what the step received, and turn dropout off."""
 
-    def same(batch: Any, *args: Any) -> Any:
+    def same(batch: Any, dataloader_idx: int) -> Any:
         return batch
 
     model.on_before_batch_transfer = same  # type: ignore[method-assign]

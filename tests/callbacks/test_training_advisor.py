@@ -18,6 +18,7 @@ from lightning_practices.advisor import all_rules, training_rules
 from lightning_practices.callbacks import LearningCurves, TrainingAdvisor
 from lightning_practices.callbacks._training_advisor.schedule import next_look
 from tests.advisor.programs import HEALTHY, Task, digit_loaders, load_all, mlp
+from tests.callbacks import faulty_fits_of_loss  # noqa: F401, declares more
 from tests.callbacks.faulty_fits import FAULTY_FITS, Fit
 from tests.processes import run
 

@@ -24,7 +24,6 @@ from lightning_practices.advisor import (
 )
 from lightning_practices.callbacks._curves import History, LearningCurves, Mark, read_name
 from lightning_practices.callbacks._practice import PracticeCallback
-from lightning_practices.callbacks._trainer.logs import ReadsLogs
 from lightning_practices.callbacks._trainer.optimizers import grad_scaler
 from lightning_practices.callbacks._trainer.others import callbacks_of, put_first
 from lightning_practices.callbacks._trainer.ranks import gather_objects
@@ -39,7 +38,7 @@ _LOSS = "loss"  # the name of the only series
 _KEPT = 24  # looks
 
 
-class TrainingAdvisor(PracticeCallback, ReadsLogs):
+class TrainingAdvisor(PracticeCallback):
     """Watch a fit, and say what is wrong with it, why, and what to change.
 
     :func:`~lightning_practices.advisor.advise` looks at a module and its data before a fit. This
