@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._run import ActivationLook, Look, Run
 
-# Healthy programs of the tests: at most 45 % of a layer's units are silent in three looks; 10 % of
-# a tanh's results are saturated, and 20 % of a sigmoid's.
+# In the healthy programs of the tests no layer has 90 % of its units silent in a single batch, and
+# no result of a hidden tanh or sigmoid is at an end of its range.
 _DEAD = 0.9
 _SATURATED = 0.5
 _LOOKS, _STEPS = 4, 30  # for how long
@@ -26,7 +26,7 @@ def _lasting(looks: Sequence[Look], kinds: Sequence[str]) -> Iterator[list[Activ
     "LP804", "warning",
     practice="Units are alive",
     measures="the units of a ReLU that are positive for no sample of the batches looked at",
-    healthy="at most 45 % of a layer's units",
+    healthy="below 90 % of a layer's units in each batch",
     source="Lu et al., 2020, Dying ReLU and initialization; TheDeepChecker",
 )  # fmt: skip
 def dead_units(run: Run) -> Iterator[Evidence]:
@@ -54,7 +54,7 @@ def dead_units(run: Run) -> Iterator[Evidence]:
     practice="Activations are not saturated",
     measures="share of a hidden tanh's results above 0.99 in size, of a sigmoid's within 0.005 of"
     " 0 or 1",
-    healthy="at most 20 %",
+    healthy="0 %",
     source="Glorot and Bengio, 2010; lecture S4, random initialization with larger variance",
 )  # fmt: skip
 def saturated_activations(run: Run) -> Iterator[Evidence]:

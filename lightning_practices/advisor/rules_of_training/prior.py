@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._run import Run
 
-# The loss by that of the prior. Healthy programs of the tests: below 0.9 after a hundred steps.
+# The loss by that of the prior. Healthy programs of the tests: below 0.9 after a hundred steps, or
+# still falling, as a zero-initialised head (0.995) and recurrent networks on text (1.04).
 _STUCK = (0.95, 1.1)
 _LOOKS, _STEPS = 4, 60
 _SHORT = 100  # steps: shorter fits may not have begun to learn
@@ -19,7 +20,7 @@ _NAMES = {"cross_entropy": "cross entropy", "bce": "binary cross entropy", "mse"
     "LP810", "warning",
     practice="The model learns more than the frequencies of its targets",
     measures="the loss, divided by that of predicting the targets' frequencies, or their mean",
-    healthy="below 0.9 after a hundred steps",
+    healthy="below 0.9 after a hundred steps, or still falling",
     source="Karpathy, 2019, A recipe for training neural networks: the input-independent baseline",
 )  # fmt: skip
 def stuck_at_the_prior(run: Run) -> Iterator[Evidence]:

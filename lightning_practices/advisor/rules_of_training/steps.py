@@ -33,7 +33,7 @@ def stale_gradients(run: Run) -> Iterator[Evidence]:
     "LP816", "hint",
     practice="Clipping is for rare large gradients",
     measures="share of the looks in which clipping made the norm of the gradients smaller",
-    healthy="above 95 % for recipes that clip by 1.0 on purpose; otherwise up to 60 %",
+    healthy="up to 95 %; a hint, since recipes may clip each step on purpose",
     source="Pascanu et al., 2013, On the difficulty of training recurrent neural networks",
 )  # fmt: skip
 def always_clipped(run: Run) -> Iterator[Evidence]:
