@@ -21,7 +21,7 @@ class WeightLook(NamedTuple):
         update: Root mean square of the step's change; nan if the optimizer didn't step.
         optimizer: Index of its optimizer.
         place: Its place among the parameters in the order of the forward pass; -1 if unknown.
-        dims: Its number of dimensions.
+        dims: Its number of dimensions; 1 for a scale of channels.
         is_table: Whether its rows are looked up, as an embedding's are.
     """
 

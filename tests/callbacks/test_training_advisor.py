@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
 ]
 # Those that take longer than a second for their steps are measured by hand.
-_SLOW = {"resnet_by_torchvisions_recipe", "vision_transformer", "convnext", "gru_on_text",
+_SLOW = {"resnet_by_torchvisions_recipe", "vision_transformer", "gru_on_text",
          "lstm_on_text", "streamed_text_without_length", "a_model_that_computes_its_loss",
          "padded_sequences_with_a_mask", "thirty_layers_with_residuals",
          "decoder_on_text"}  # fmt: skip

@@ -12,6 +12,7 @@ from lightning_practices.advisor._run import Look, Run
 # weights are at most at 0.04 in the last looks.
 _LARGE, _HUGE = 0.1, 1.0
 _SMALL = 1e-5
+_ZERO = 1e-4  # root mean square of weights that begin near 0
 _LOOKS, _STEPS = 4, 30  # in how many looks updates are large, and when the loss should fall
 _PATIENCE, _LONG = 80, 500  # steps until updates count as too small: at the end of a fit; within it
 _RISEN = 1.5  # the loss now by the loss at the start
@@ -26,9 +27,9 @@ _SLOW = 1e-4  # updates with which a loss falls slowly
     source="Karpathy, 2016, cs231n: ratio of weights to updates, about 1e-3",
 )  # fmt: skip
 def large_updates(run: Run) -> Iterator[Evidence]:
-    # Weights that begin at 0 grow in their first steps by as much as they are.
+    # Weights that begin near 0 grow in their first steps by as much as they are.
     first = run.looks[0].weights if run.looks else {}
-    zero = {name for name, one in first.items() if not one.weight > 0}
+    zero = {name for name, one in first.items() if not one.weight > _ZERO}
     looks = [look for look in run.looks if look.step > 0]
     learns = run.steps < _STEPS or not (run.has_not_fallen or run.is_no_better)
     names = {}

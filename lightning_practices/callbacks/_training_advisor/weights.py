@@ -82,7 +82,7 @@ class AroundStep:
             found[name] = WeightLook(
                 gradient if math.isfinite(gradient) else math.nan,
                 numbers[self._weights][i] / sampled, update, self._place, places.get(name, -1),
-                p.dim(), name in tables,
+                _dims(p), name in tables,
             )  # fmt: skip
         return found
 
@@ -91,6 +91,11 @@ class AroundStep:
         if self._clipped is None:
             return None
         return Norms(math.hypot(*numbers[self._gradients]), math.hypot(*numbers[self._clipped]))
+
+
+def _dims(p: Tensor) -> int:
+    """Return the number of dimensions; 1 for a scale of channels, as one of shape (n, 1, 1)."""
+    return 1 if p.dim() > 2 and p.numel() == max(p.shape) else p.dim()
 
 
 def dense(gradient: Any) -> Tensor:
