@@ -5,13 +5,13 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_practices._arguments import check_instance, check_names
+from lightning_practices._arguments import check_instance
 from lightning_practices._packages import check_one_package, either
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._observe import observe
 from lightning_practices.advisor._report import Report
 from lightning_practices.advisor._rule import Finding, Rule
-from lightning_practices.advisor.rules import all_rules
+from lightning_practices.advisor.rules import all_rules, rules_matching
 
 _LOSSES = "LP2"  # the rules that need no more of a step than its loss
 
@@ -65,7 +65,8 @@ def advise(
         check_instance("trainer", trainer, either(Trainer), "a Trainer")
         check_one_package(module, trainer)
     left_out, asked = (
-        _matching(name, ids) for name, ids in (("ignore", ignore), ("select", select))
+        rules_matching(all_rules(), name, ids)
+        for name, ids in (("ignore", ignore), ("select", select))
     )
     rules = [rule for rule in asked or all_rules() if rule not in left_out]
     seen = observe(module, data, trainer)
@@ -87,13 +88,3 @@ def _found(rules: Sequence[Rule], seen: Observation) -> list[Finding]:
         if causes.isdisjoint(rule.explained_by)
         for finding in findings
     ]
-
-
-def _matching(argument: str, ids: Sequence[str]) -> list[Rule]:
-    """Return the rules whose identifiers begin with one of ``ids``."""
-    ids = check_names(argument, ids)
-    for id in ids:
-        if not any(rule.id.startswith(id) for rule in all_rules()):
-            known = ", ".join(rule.id for rule in all_rules())
-            raise ValueError(f"{argument} has {id!r}, which begins no rule: there are {known}")
-    return [rule for rule in all_rules() if rule.id.startswith(ids)]

@@ -69,8 +69,8 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         model = copied_module(module)
         callbacks = [] if trainer is None else list(trainer.callbacks)  # type: ignore[attr-defined]
         callbacks += callbacks_of_module(model)
-        _simplify(model)
-        observer = _observer(module, trainer)
+        simplify(model)
+        observer = observer_of(module, trainer)
         datamodule, train, val = _parts(copied_data(data))
         for maker in (model, datamodule):
             _copy_loaders(maker)
@@ -94,7 +94,7 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
     return seen
 
 
-def _simplify(model: LightningModule) -> None:
+def simplify(model: LightningModule) -> None:
     """Let a copy bring no callbacks, which would save files or look for a rate, and not clip."""
 
     def leave(*args: Any, **kwargs: Any) -> None:
@@ -151,8 +151,14 @@ def _parts(data: Any) -> tuple[Any, Any, Any]:
     return None, data, None
 
 
-def _observer(module: LightningModule, trainer: Trainer | None) -> Trainer:
-    """Return a Trainer for the steps, with the plan of the user's, which schedules may ask for."""
+def observer_of(module: LightningModule, trainer: Trainer | None, **changes: Any) -> Trainer:
+    """Return a Trainer for the steps, with the plan of the user's, which schedules may ask for.
+
+    Args:
+        module: The module.
+        trainer: The user's Trainer, or ``None``.
+        changes: Arguments of the Trainer in place of the plan's.
+    """
     plan: dict[str, Any] = {"max_epochs": _EPOCHS, "max_steps": _LENGTH}
     if trainer is not None:
         plan = {name: getattr(trainer, name) for name in _PLAN}
@@ -162,7 +168,7 @@ def _observer(module: LightningModule, trainer: Trainer | None) -> Trainer:
     if not isinstance(module, LightningModule):
         kinds = [twin_of(kind) for kind in kinds]
     made: Trainer = kinds[0](
-        **plan, devices=1, logger=kinds[1](), limit_val_batches=1, num_sanity_val_steps=0,
+        **plan | changes, devices=1, logger=kinds[1](), limit_val_batches=1, num_sanity_val_steps=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         inference_mode=False,
     )  # fmt: skip

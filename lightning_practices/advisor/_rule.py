@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from lightning_practices.advisor._observation import Observation
+from typing import Any, Literal
 
 Severity = Literal["error", "warning", "hint"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")  # the worst first
@@ -56,7 +53,7 @@ class Finding:
     step: int | None = None
 
 
-Find = Callable[["Observation"], Iterator[Evidence]]
+Find = Callable[[Any], Iterator[Evidence]]  # of an Observation, or of a Run
 
 
 @dataclass(frozen=True)
@@ -86,12 +83,12 @@ class Rule:
     find: Find = field(repr=False)
     explained_by: tuple[str, ...] = ()
 
-    def findings(self, seen: "Observation") -> list[Finding]:
-        """Return what the rule finds in an observation."""
+    def findings(self, seen: Any, step: int | None = None) -> list[Finding]:
+        """Return what the rule finds in an observation, or in a run at an optimizer step."""
         return [
             Finding(
                 self.id, self.severity, self.practice, one.message, one.remedy, one.modules,
-                one.numbers, self.source,
+                one.numbers, self.source, step,
             )
             for one in self.find(seen)
         ]  # fmt: skip
