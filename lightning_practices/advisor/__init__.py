@@ -4,7 +4,7 @@
 - ``_rule``, ``rules``: the rules, as data, and what they find.
 - ``_run``, ``rules_of_training``: a fit up to now, and the rules that look at it.
 - ``_report``, ``_html``: the findings as a table, JSON, HTML and an exit code.
-- ``_observe``, ``_observation``: run a step, and what the rules can look at.
+- ``_observe``, ``_open_step``, ``_observation``: run a step, and what the rules can look at.
 - ``_trace``: the calls of functions on tensors within a step.
 - ``_overfit``: train a copy on one batch, to see whether it can memorise it.
 - ``_isolation``: copies, so that no effect of a look stays.

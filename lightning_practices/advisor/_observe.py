@@ -1,8 +1,7 @@
 """Observe a module and its data: read a few batches, and run a training and a validation step."""
 
-import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -18,20 +17,19 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_practices._names import module_name, plain_name
+from lightning_practices._names import plain_name
 from lightning_practices._packages import OfBothPackages, twin_of
 from lightning_practices.advisor._configured import callbacks_of_module, with_monitors
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
 from lightning_practices.advisor._observation import (
     Batch,
-    Gradient,
     Observation,
     Split,
     Step,
-    Weight,
 )
+from lightning_practices.advisor._open_step import OpenStep, modes_of, weights_of
 from lightning_practices.advisor._optimizer_steps import OptimizerSteps
-from lightning_practices.advisor._trace import Recorder, Statistics, Value
+from lightning_practices.advisor._trace import Recorder
 
 _BATCHES = 8  # of each split that are read, at most
 _SECONDS = 5.0  # for reading a split
@@ -41,7 +39,6 @@ _QUICK = 0.25  # seconds for all steps
 # Of a fit whose Trainer isn't given. A schedule of so many steps or epochs has asked for them: an
 # author would write round numbers.
 _LENGTH, _EPOCHS = 1009, 11
-_ROWS = 64  # of a weight that are compared
 _PLAN = ("accelerator", "max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches")
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 
@@ -75,7 +72,7 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         for maker in (model, datamodule):
             _copy_loaders(maker)
         seen = Observation(
-            model, trainer, observer, datamodule, modes=_modes(module), callbacks=callbacks
+            model, trainer, observer, datamodule, modes=modes_of(module), callbacks=callbacks
         )
         seen.originals = frozenset(map(id, module.parameters()))
         watch = _Watch(seen)
@@ -186,7 +183,7 @@ class _Watch(OfBothPackages, Callback):
         self._optimizer_steps = OptimizerSteps()
         self.recorder.before_backward = self._before_backward
         self.recorder.after_backward = self._after_backward
-        self._step = _OpenStep()
+        self._step = OpenStep()
         self._stepped: list[int] = []
         self._handles: list[RemovableHandle] = []
 
@@ -218,7 +215,7 @@ class _Watch(OfBothPackages, Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen.weights = _weights(pl_module)
+        self.seen.weights = weights_of(pl_module)
         self.seen.names = {id(p): plain_name(name) for name, p in pl_module.named_parameters()}
         self.seen.optimizers = _optimizers(trainer, pl_module)
         for place, optimizer in enumerate(self.seen.optimizers):
@@ -248,7 +245,7 @@ class _Watch(OfBothPackages, Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._step = _OpenStep(batch, self._step.shared)
+        self._step = OpenStep(batch, self._step.shared)
         self._stepped.clear()
         self.recorder.begin(batch)
 
@@ -295,7 +292,7 @@ class _Watch(OfBothPackages, Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._step = _OpenStep(batch, self._step.shared)
+        self._step = OpenStep(batch, self._step.shared)
         self.recorder.begin(batch)
 
     @override
@@ -310,58 +307,6 @@ class _Watch(OfBothPackages, Callback):
             self.seen.validation_step = self._step.closed(pl_module, self.recorder)
 
 
-class _OpenStep:
-    """A step that runs.
-
-    Args:
-        batch: The batch as the step receives it.
-        shared: The unregistered tensors of all steps, each with its gradient before them.
-    """
-
-    def __init__(
-        self, batch: Any = None, shared: dict[int, tuple[Tensor, Tensor | None]] | None = None
-    ) -> None:
-        self.shared = {} if shared is None else shared
-        self.roots: list[Value] = []
-        self._batch = batch
-        self._modes: dict[str, bool] = {}
-        self._gradients: dict[str, Gradient | None] = {}
-        self._unregistered: list[Tensor] = []
-        self._start = time.perf_counter()
-
-    def note_loss(self, module: LightningModule, loss: Tensor, value: Value) -> None:
-        """Note a loss that is about to be differentiated, and which leaves it reaches."""
-        self.roots.append(value)
-        value.statistics = Statistics.of(loss)
-        self._modes = self._modes or _modes(module)
-        known = {id(p) for p in module.parameters()}
-        known |= {id(x) for x in tree_leaves(self._batch)}
-        for x in _leaves(loss):
-            if id(x) not in known:
-                gradient = None if x.grad is None else x.grad.clone()
-                self.shared.setdefault(id(x), (x, gradient))
-                self._unregistered.append(x)
-
-    def note_gradients(self, module: LightningModule) -> None:
-        """Note the gradients after a backward pass. A step may have several."""
-        for name, p in module.named_parameters():
-            if p.requires_grad:
-                name = plain_name(name)
-                if p.grad is not None:
-                    self._gradients[name] = _gradient(p.grad)
-                self._gradients.setdefault(name, None)
-
-    def closed(
-        self, module: LightningModule, recorder: Recorder, stepped: Collection[int] = ()
-    ) -> Step:
-        """Return the step, now that it is over."""
-        return Step(
-            recorder.calls, self.roots, self._batch, self._modes or _modes(module),
-            self._gradients, tuple(self._unregistered), time.perf_counter() - self._start,
-            frozenset(stepped),
-        )  # fmt: skip
-
-
 def _optimizers(trainer: Trainer, module: LightningModule) -> list[Optimizer]:
     """Return the configured optimizers, and those that a module keeps to step by itself."""
     found = [one for one in trainer.optimizers if type(one).__name__ != "_MockOptimizer"]
@@ -374,49 +319,6 @@ def _optimizers(trainer: Trainer, module: LightningModule) -> list[Optimizer]:
 def _is_empty(step: Step, name: str) -> bool:
     gradient = step.gradients.get(name)
     return gradient is None or gradient.zero
-
-
-def _modes(module: LightningModule) -> dict[str, bool]:
-    return {module_name(name): part.training for name, part in module.named_modules()}
-
-
-def _leaves(loss: Tensor) -> Iterator[Tensor]:
-    """Yield the leaves with a gradient that a backward pass from ``loss`` reaches."""
-    waiting, seen = [loss.grad_fn], {loss.grad_fn}
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None:
-            continue
-        if (leaf := getattr(node, "variable", None)) is not None:
-            yield leaf
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                waiting.append(following)
-
-
-def _gradient(gradient: Tensor) -> Gradient:
-    dense = gradient.coalesce().values() if gradient.is_sparse else gradient
-    norm = float(torch.linalg.vector_norm(dense, dtype=torch.float32))
-    return Gradient(norm if math.isfinite(norm) else math.nan, norm == 0.0)
-
-
-def _weights(module: LightningModule) -> dict[str, Weight]:
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    return {
-        plain_name(name): Weight(
-            tuple(x.shape), x.requires_grad, Statistics.of(x), _equal_rows(x.detach())
-        )
-        for name, x in tensors
-        if x.is_floating_point()
-    }
-
-
-def _equal_rows(x: Tensor) -> float:
-    if x.dim() < 2 or x.shape[0] < 2 or not x.numel():
-        return 0.0
-    rows = x[:_ROWS].flatten(1)
-    return float((rows[1:] == rows[:1]).all(dim=1).float().mean())
 
 
 def _read(trainer: Trainer, loader: Any, batches: CombinedLoader) -> Split:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lightning_practices.advisor import all_rules
+from lightning_practices.advisor import all_rules, training_rules
 from lightning_practices.files import write_file
 
 PAGE = Path(__file__).parents[2] / "docs" / "advisor.md"
@@ -13,7 +13,7 @@ def table() -> str:
     """Return the table of the rules as Markdown."""
     rows = [
         [rule.id, rule.severity, rule.practice, rule.measures, rule.healthy, rule.source]
-        for rule in all_rules()
+        for rule in all_rules() + training_rules()
     ]
     head = ["rule", "severity", "practice", "what is measured", "healthy", "source"]
     lines = [head, ["---"] * len(head), *rows]

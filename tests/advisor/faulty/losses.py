@@ -223,7 +223,7 @@ def negative_class_weights() -> Arguments:
     return Task(mlp(64, 64, 10), loss), digit_loaders()
 
 
-@faulty("LP222", also=("LP301",), source="the logarithm of targets that are 0", mended=_regression)
+@faulty("LP301", also=("LP301",), source="the logarithm of targets that are 0", mended=_regression)
 def logarithm_of_zero() -> Arguments:
     x, y = digits()
     loss = lambda p, t: functional.mse_loss(p[:, 0], torch.log(t.float()))  # noqa: E731
