@@ -23,16 +23,13 @@ ORDER: list[list[str]] = [
         "lightning_practices.schedules",
         "lightning_practices.data",
     ],
+    ["lightning_practices.advisor"],
     ["lightning_practices.callbacks", "lightning_practices.plugins", "lightning_practices.modules"],
     ["lightning_practices.mixins"],
-    [
-        "lightning_practices.advisor",
-        "lightning_practices.cli",
-        "lightning_practices.recipes",
-    ],
+    ["lightning_practices.cli", "lightning_practices.recipes"],
 ]
 LEVELS = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
-LIGHTNING_FROM = LEVELS["lightning_practices.callbacks"]  # below it, nothing of Lightning
+LIGHTNING_FROM = LEVELS["lightning_practices.advisor"]  # below it, nothing of Lightning
 LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 
 SOURCES = sorted([*ROOT.glob("kernels/**/*.py"), *ROOT.glob("lightning_practices/**/*.py")])

@@ -32,6 +32,7 @@ from lightning_practices.callbacks import (
     RetrainFor,
     SkipNonFinite,
     SnapshotEnsemble,
+    TrainingAdvisor,
     WeightAveraging,
 )
 from lightning_practices.mixins import (
@@ -110,6 +111,7 @@ CASES: dict[str, Make] = {
         ProgressiveUnfreezing(PHASES, backbone="backbone", head="head")
     ],
     "SnapshotEnsemble": lambda: [SnapshotEnsemble(2, steps=6)],
+    "TrainingAdvisor": lambda: [TrainingAdvisor()],
     "LearningCurves": lambda: [LearningCurves("curves.svg", metrics=["val_loss"])],
     "LearningRateScheduler": lambda: [LearningRateScheduler(LearningRateSchedule("cosine"))],
     "LearningRateScheduler, plateau": lambda: [

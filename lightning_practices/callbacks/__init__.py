@@ -24,6 +24,7 @@ from lightning_practices.callbacks._skip_non_finite import (
     SkipNonFinite,
 )
 from lightning_practices.callbacks._snapshot_ensemble import SnapshotEnsemble
+from lightning_practices.callbacks._training_advisor import TrainingAdvisor
 from lightning_practices.callbacks._types import Interval, Mode
 from lightning_practices.callbacks._unfreezing import (
     BlocksBy,
@@ -57,6 +58,7 @@ __all__ = [
     "RetrainFor",
     "SkipNonFinite",
     "SnapshotEnsemble",
+    "TrainingAdvisor",
     "UnfreezingSchedule",
     "WeightAveraging",
     "join_loaders",

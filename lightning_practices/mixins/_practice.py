@@ -168,7 +168,8 @@ class PracticeMixin(_NotingItsCall, _Module):
             self._practices.append(own)
         return own
 
-    def _brought(self) -> list[Callback]:  # no property, which torch.jit.script would compile
+    def practice_callbacks(self) -> list[Callback]:
+        """Return the callbacks of the mixins, which ``configure_callbacks`` adds to each run."""
         return [one for one in self._practices if one not in self._left_out]
 
     def _leave_out(self, own: Callback, is_out: bool) -> None:
@@ -184,7 +185,7 @@ class PracticeMixin(_NotingItsCall, _Module):
         others = [given] if isinstance(given, either(Callback)) else given
         if not others and self._are_attached():
             return []
-        return [*others, *self._brought()]  # the same objects at each run
+        return [*others, *self.practice_callbacks()]  # the same objects at each run
 
     def _are_attached(self) -> bool:
         """Say whether a run has all callbacks already, from an earlier run of the same Trainer.
@@ -197,13 +198,13 @@ class PracticeMixin(_NotingItsCall, _Module):
             return False
         owner = next(base for base in type(self).__mro__ if "configure_callbacks" in vars(base))
         is_ours = owner.__module__.startswith(f"{__name__.partition('._')[0]}.")
-        return is_ours and all(one in trainer.callbacks for one in self._brought())
+        return is_ours and all(one in trainer.callbacks for one in self.practice_callbacks())
 
     @override
     def on_fit_start(self) -> None:
         super().on_fit_start()
         present = self.trainer.callbacks  # type: ignore[attr-defined]
-        missing = [type(one).__name__ for one in self._brought() if one not in present]
+        missing = [type(one).__name__ for one in self.practice_callbacks() if one not in present]
         if missing:
             order = type(self).__mro__
             owner = next(base for base in order if "configure_callbacks" in vars(base)).__name__

@@ -135,7 +135,7 @@ class PreprocessingMixin(DataPracticeMixin):
         if held is not None and is_resumed(trainer):
             self._preprocessing = deepcopy(self._checked(own, held))
             return self._preprocessing
-        most = int(trainer.limit_train_batches) if trainer.fast_dev_run else None  # type: ignore[attr-defined]
+        most = int(trainer.fast_dev_run) or None  # type: ignore[attr-defined]
         self._fit(own, most)
         return own
 

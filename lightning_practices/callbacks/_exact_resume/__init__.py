@@ -7,7 +7,6 @@
 - ``inexact``: why the rest of an epoch may be trained otherwise.
 - ``moments``: the random states of a moment of a fit.
 - ``progress``: how far a fit is within an epoch.
-- ``random_states``: the states of the random number generators.
 - ``reasons``: what can't be resumed exactly of a loader, and the remedy.
 """
 

@@ -12,6 +12,9 @@ from typing_extensions import override
 
 from lightning_practices._names import count, some
 from lightning_practices._packages import own_kind
+from lightning_practices._random_states import (
+    set_random_states,
+)
 from lightning_practices.callbacks._exact_resume.inexact import reasons
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
 from lightning_practices.callbacks._exact_resume.moments import (
@@ -26,9 +29,6 @@ from lightning_practices.callbacks._exact_resume.progress import (
     has_ended,
     is_validation_due,
     validate_anew,
-)
-from lightning_practices.callbacks._exact_resume.random_states import (
-    set_random_states,
 )
 from lightning_practices.callbacks._exact_resume.reasons import changes, description
 from lightning_practices.callbacks._practice import PracticeCallback

@@ -9,8 +9,7 @@ from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_re
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_practices._delegation import Delegating
-from lightning_practices.callbacks._exact_resume.indices import Indices
-from lightning_practices.callbacks._exact_resume.random_states import (
+from lightning_practices._random_states import (
     Generator,
     generators_within,
     random_states,
@@ -18,6 +17,7 @@ from lightning_practices.callbacks._exact_resume.random_states import (
     set_states,
     states_of,
 )
+from lightning_practices.callbacks._exact_resume.indices import Indices
 from lightning_practices.callbacks._exact_resume.reasons import (
     has_own_generators,
     has_torchs_iterator,

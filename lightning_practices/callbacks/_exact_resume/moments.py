@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from lightning_practices.callbacks._exact_resume.loader import ResumableLoader
-from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders
-from lightning_practices.callbacks._exact_resume.random_states import (
+from lightning_practices._random_states import (
     random_states,
     set_random_states,
 )
+from lightning_practices.callbacks._exact_resume.loader import ResumableLoader
+from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders
 
 
 def loaders_of(trainer: Trainer) -> ResumableLoaders | None:

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.fabric.utilities.types import _Stateful
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_practices.callbacks._exact_resume.random_states import generators_within
+from lightning_practices._random_states import generators_within
 
 _REMEDY = (
     "give the loader state_dict and load_state_dict, as torchdata's StatefulDataLoader has, which"

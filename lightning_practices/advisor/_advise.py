@@ -1,0 +1,90 @@
+"""Advise on a module and its data before a fit."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lightning_practices._arguments import check_instance
+from lightning_practices._packages import check_one_package, either
+from lightning_practices.advisor._observation import Observation
+from lightning_practices.advisor._observe import observe
+from lightning_practices.advisor._report import Report
+from lightning_practices.advisor._rule import Finding, Rule
+from lightning_practices.advisor.rules import all_rules, rules_matching
+
+_LOSSES = "LP2"  # the rules that need no more of a step than its loss
+
+
+def advise(
+    module: LightningModule,
+    data: Any = None,
+    trainer: Trainer | None = None,
+    *,
+    ignore: Sequence[str] = (),
+    select: Sequence[str] = (),
+) -> Report:
+    """Say which practices are missing or broken in a training, with evidence and remedy.
+
+    A copy of the module runs one training step and one validation step on a copy of the data's
+    loaders, from a fixed seed, and the first batches of both splits are read. While the steps run,
+    the functions that they call on tensors are recorded. Rules look at the recording, the
+    gradients, the weights, the data, the optimizers and, if it is given, the Trainer.
+
+    If a step raises an exception, so does this function, unless it is one of a loss that a rule
+    explains: the report then holds the rules on outputs and losses only.
+
+    No effect stays: module, loaders, datamodule, Trainer and random states are as before, bit for
+    bit. Datasets are shared with the copy, so that a dataset which changes while it is read, such
+    as a stream, has given away the batches that were read.
+
+    Args:
+        module: The module.
+        data: A datamodule, a train loader, or a pair of train and validation loaders. ``None`` for
+            the loaders that the module defines.
+        trainer: The Trainer of the fit, for rules about the plan: its length, callbacks, precision.
+            It runs nothing.
+        ignore: Identifiers of rules to leave out, such as ``"LP201"``, or their beginnings, such as
+            ``"LP2"``.
+        select: Identifiers of the only rules to ask, or their beginnings. All, if empty.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: If ``module`` is not a LightningModule, or ``trainer`` not a Trainer of the same
+            package.
+        ValueError: If ``ignore`` or ``select`` names no rule. If there is no training data.
+
+    Example:
+        >>> report = advise(module, datamodule)  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
+    """
+    check_instance("module", module, either(LightningModule), "a LightningModule")
+    if trainer is not None:
+        check_instance("trainer", trainer, either(Trainer), "a Trainer")
+        check_one_package(module, trainer)
+    left_out, asked = (
+        rules_matching(all_rules(), name, ids)
+        for name, ids in (("ignore", ignore), ("select", select))
+    )
+    rules = [rule for rule in asked or all_rules() if rule not in left_out]
+    seen = observe(module, data, trainer)
+    if seen.failure is not None:
+        rules = [rule for rule in rules if rule.id.startswith(_LOSSES)]
+    found = _found(rules, seen)
+    if seen.failure is not None and not any(one.severity == "error" for one in found):
+        raise seen.failure
+    return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
+
+
+def _found(rules: Sequence[Rule], seen: Observation) -> list[Finding]:
+    """Return the findings of rules, but for those that another rule's finding explains."""
+    found = {rule: rule.findings(seen) for rule in rules}
+    causes = {rule.id for rule, findings in found.items() if findings}
+    return [
+        finding
+        for rule, findings in found.items()
+        if causes.isdisjoint(rule.explained_by)
+        for finding in findings
+    ]

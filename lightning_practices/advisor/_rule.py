@@ -1,0 +1,112 @@
+"""Rules, and what they find."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "hint"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")  # the worst first
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a rule has found once.
+
+    Attributes:
+        message: What is wrong, with its numbers and names.
+        remedy: A line of code, or a sentence, that mends it.
+        modules: Names of the modules or parameters concerned, as in ``named_modules``.
+        numbers: What was measured.
+    """
+
+    message: str
+    remedy: str
+    modules: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault, or a missing practice, with its evidence.
+
+    Attributes:
+        id: Identifier of the rule, such as ``"LP201"``.
+        severity: ``"error"`` for what makes training wrong, ``"warning"`` for what is likely to
+            harm it, ``"hint"`` for what may be better.
+        practice: The practice, in a few words.
+        message: What is wrong, with its numbers and names.
+        remedy: A line of code, or a sentence, that mends it.
+        modules: Names of the modules or parameters concerned.
+        numbers: What was measured.
+        source: Lecture or paper of the practice.
+        step: Optimizer step at which it was found; ``None`` before training.
+    """
+
+    id: str
+    severity: Severity
+    practice: str
+    message: str
+    remedy: str
+    modules: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+    step: int | None = None
+
+
+Find = Callable[[Any], Iterator[Evidence]]  # of an Observation, or of a Run
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule of the advisor, as data.
+
+    Attributes:
+        id: Identifier, such as ``"LP201"``. The first digit is the group: 1 modes and parameters,
+            2 outputs and losses, 3 data, 4 the state at initialisation, 5 the structure of the
+            model, 6 the plan of the fit, 7 speed, 8 what only training shows.
+        severity: ``"error"``, ``"warning"`` or ``"hint"``.
+        practice: The practice that the rule checks, in a few words.
+        measures: What the rule measures.
+        healthy: The range of healthy programs, as was measured on those of the tests.
+        source: Lecture, paper or report.
+        find: Function that yields what is wrong.
+        explained_by: Identifiers of rules whose findings are causes of this one's. Where one of
+            them finds something, this rule's findings are left out.
+    """
+
+    id: str
+    severity: Severity
+    practice: str
+    measures: str
+    healthy: str
+    source: str
+    find: Find = field(repr=False)
+    explained_by: tuple[str, ...] = ()
+
+    def findings(self, seen: Any, step: int | None = None) -> list[Finding]:
+        """Return what the rule finds in an observation, or in a run at an optimizer step."""
+        return [
+            Finding(
+                self.id, self.severity, self.practice, one.message, one.remedy, one.modules,
+                one.numbers, self.source, step,
+            )
+            for one in self.find(seen)
+        ]  # fmt: skip
+
+
+def rule(
+    id: str,
+    severity: Severity,
+    *,
+    practice: str,
+    measures: str,
+    healthy: str,
+    source: str,
+    explained_by: tuple[str, ...] = (),
+) -> Callable[[Find], Rule]:
+    """Make a function that yields evidence a :class:`Rule`; the arguments are its attributes."""
+
+    def made(find: Find) -> Rule:
+        return Rule(id, severity, practice, measures, healthy, source, find, explained_by)
+
+    return made

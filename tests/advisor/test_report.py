@@ -1,0 +1,123 @@
+"""Reports as text, JSON and HTML, and the arguments of `advise`."""
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+from torch import nn
+
+from lightning_practices.advisor import Finding, Report, advise, all_rules
+from tests.advisor.programs import Task, digit_loaders, mlp
+
+pytestmark = pytest.mark.plain
+
+
+def finding(id: str = "LP201", severity: Any = "error", **others: Any) -> Finding:
+    settings = {"practice": "p", "message": "m", "remedy": "r", "source": "s"} | others
+    return Finding(id, severity, **settings)
+
+
+def faulty() -> tuple[Task, Any]:
+    return Task(nn.Sequential(mlp(64, 32, 10), nn.Softmax(dim=1))), digit_loaders()
+
+
+def test_the_worst_comes_first() -> None:
+    found = [finding("LP3", "hint"), finding("LP9", "error"), finding("LP2", "error")]
+    report = Report([*found, finding("LP1", "warning")], ("LP1",), "Net")
+    assert [one.id for one in report] == ["LP2", "LP9", "LP1", "LP3"]
+    assert repr(report) == "Net: 2 errors, 1 warning, 1 hint of 1 rule"
+    assert report.exit_code == 1
+    assert Report([finding(severity="warning")]).exit_code == 0
+
+
+def test_text_shows_markup_of_names_as_it_is() -> None:
+    text = str(Report([finding(message="got [bold]x[/] < 3", modules=("net[0]",), step=7)]))
+    assert "got [bold]x[/] < 3" in text
+    assert "net[0]" in text
+    assert "at step 7" in text
+
+
+def test_json_holds_everything_and_no_nan() -> None:
+    report = Report([finding(numbers={"loss": math.nan, "share": 0.5})], ("LP201",), "Net")
+    loaded = json.loads(report.to_json())
+    assert loaded["checked"] == ["LP201"]
+    assert loaded["findings"][0]["numbers"] == {"loss": None, "share": 0.5}
+    assert loaded["findings"][0]["id"] == "LP201"
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_html_is_one_file_with_everything_escaped(tmp_path: Path) -> None:
+    picture = tmp_path / "run.png"
+    picture.write_bytes(b"\x89PNG...")
+    report = Report([finding(message="<b>3 & 4</b>", modules=("net.0",))], ("LP201",), "Net")
+    report.write_html(tmp_path / "report.html", picture)
+    text = (tmp_path / "report.html").read_text()
+    page = Tags()
+    page.feed(text)
+    assert page.open == []
+    assert "<b>3 & 4</b>" in page.text
+    assert not re.search(r"(src|href)=\"(?!data:)", text)  # nothing is fetched
+    assert "1 error of 1 rule" in page.text
+    with pytest.raises(OSError, match="missing"):
+        report.write_html(tmp_path / "missing" / "report.html")
+
+
+def test_select_and_ignore() -> None:
+    arguments = faulty()
+    assert {one.id for one in advise(*arguments)} >= {"LP201"}
+    assert advise(*arguments, select=["LP201"]).checked == ("LP201",)
+    assert "LP201" not in advise(*arguments, ignore=["LP2"]).checked
+    assert len(advise(*arguments, ignore=["LP201"]).checked) == len(all_rules()) - 1
+
+
+def test_bad_arguments() -> None:
+    module, data = faulty()
+    with pytest.raises(TypeError, match=r"module has to be a LightningModule, but got Sequential"):
+        advise(nn.Sequential(), data)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"ignore has 'LP9999', .*: there are LP"):
+        advise(module, data, ignore=["LP9999"])
+    with pytest.raises(TypeError, match=r"select has to be a list of"):
+        advise(module, data, select="LP201")
+    with pytest.raises(TypeError, match=r"trainer has to be a Trainer"):
+        advise(module, data, {"max_epochs": 1})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"no training data"):
+        advise(module)
+    with pytest.raises(ValueError, match=r"no batch"):
+        advise(module, [])
+
+
+def test_identifiers_are_unique_and_rules_are_documented() -> None:
+    rules = all_rules()
+    assert len({rule.id for rule in rules}) == len(rules)
+    for rule in rules:
+        assert re.fullmatch(r"LP[1-8]\d\d", rule.id)
+        assert rule.severity in ("error", "warning", "hint")
+        assert all((rule.practice, rule.measures, rule.healthy, rule.source)), rule.id
+
+
+def test_trainer_is_only_read() -> None:
+    trainer = Trainer(max_epochs=3, logger=False, enable_checkpointing=False)
+    before = {name: str(value) for name, value in vars(trainer).items()}
+    advise(*faulty(), trainer)
+    assert {name: str(value) for name, value in vars(trainer).items()} == before
