@@ -208,3 +208,17 @@ def learned_positions_of_rows() -> Arguments:
 
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
     return Task(nn.Sequential(Learned(), layer, mlp(64, 10))), digit_loaders(batch_size=8)
+
+
+@healthy
+def reshape_that_is_undone() -> Arguments:
+    class Undone(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lift, self.head = nn.Linear(8, 16), nn.Linear(128, 10)
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.lift(x.squeeze(1)).view(8, len(x), 16)
+            return self.head(functional.relu(h).view(len(x), -1))
+
+    return Task(Undone()), digit_loaders()
