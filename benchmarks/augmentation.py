@@ -3,7 +3,6 @@
 import argparse
 import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,10 +12,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from benchmarks import screen
+from benchmarks.batches import in_turns, make_images, timer_at_hand
 from benchmarks.options import whole
-from benchmarks.timers import CpuTimer, Timer, make_timer
+from benchmarks.timers import Timer
 from lightning_practices.data import Augmentation
-from lightning_practices.timing import Budget, interleave, spread_of
+from lightning_practices.timing import spread_of
 
 TRANSFORMS: Mapping[str, Any] = {
     "flip": ["flip"],
@@ -46,11 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print a table of the times of each transform, and the ratio of the two ways."""
-    on_gpu = torch.cuda.is_available()
-    torch.set_num_threads(1)
-    # CPU time of this thread, so that other work of the machine has no effect
-    timer = make_timer() if on_gpu else CpuTimer(time.thread_time)
-    place = torch.cuda.get_device_name() if on_gpu else "the CPU, one thread"
+    timer, place = timer_at_hand()
     shape = (arguments.batch_size, 3, arguments.size, arguments.size)
     table = Table(
         "transform", "dtype", "loop over samples", "at once", "loop / at once", "spread",
@@ -65,12 +61,6 @@ def main(arguments: argparse.Namespace) -> int:
                 table.add_row(name, label, *figures(samples))
     screen.console().print(table)
     return 0
-
-
-def make_images(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return a batch of noise."""
-    images = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-    return (images * 255 if dtype == torch.uint8 else images).to(device, dtype)
 
 
 def compare(
@@ -101,15 +91,7 @@ def compare(
         ONCE: functools.partial(augment.augment_samples, images, 1),
         LOOP: loop,
     }
-    with timer.context():
-        laps = {
-            name: timer.prepare([call], capture=False).lap  # its parameters are drawn on the host
-            for name, call in calls.items()
-        }
-        samples, errors = interleave(laps, Budget(0.0, least=repeats, most=repeats))
-    for error in errors.values():
-        raise error
-    return samples
+    return in_turns(calls, timer, repeats)
 
 
 def figures(samples: Mapping[str, list[float]]) -> list[str]:

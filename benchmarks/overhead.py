@@ -29,6 +29,7 @@ from lightning_practices.callbacks import (
     RecalibrateBatchNorm,
     SkipNonFinite,
     SnapshotEnsemble,
+    TrainingAdvisor,
     WeightAveraging,
 )
 from lightning_practices.mixins import (
@@ -134,6 +135,7 @@ PRACTICES: dict[str, Callable[[], Fit]] = {
     "RecalibrateBatchNorm": _callback(RecalibrateBatchNorm),
     "SkipNonFinite": _callback(SkipNonFinite),
     "SnapshotEnsemble": _callback(SnapshotEnsemble, cycles=2),
+    "TrainingAdvisor": _callback(TrainingAdvisor, ignore=["LP8"]),
     "WeightAveraging": _callback(WeightAveraging),
     "WeightAveragingMixin": _mixin(WeightAveragingMixin),
 }

@@ -117,7 +117,9 @@ def main(arguments: argparse.Namespace) -> int:
     calls = TYPICAL if arguments.typical else [n for n in CALLS if n.startswith(begins)]
     work = list(_work(calls, arguments.targets))
     predictions: _Predictions = {}
-    for call, index, target in track(work, "compiling", console=console, transient=True):
+    # No thread that refreshes the bar: it would take interrupts while a kernel is compiled.
+    bar = track(work, "compiling", console=console, transient=True, auto_refresh=False)
+    for call, index, target in bar:
         results.add({"call": call, "launch": index, **_measure(call, index, target, predictions)})
     rows = list(results.rows)
     _print(rows, _COLUMNS, _CAPTION, console)

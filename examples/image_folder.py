@@ -1,12 +1,14 @@
 """Train a ResNet on a folder of images, from one YAML file: all practices, of training and of data.
 
     python examples/image_folder.py fit --config examples/image_folder.yaml
+    python examples/image_folder.py test --config examples/image_folder.yaml --ckpt_path PATH
 
-``data.root`` is a folder with the folders ``train`` and ``val``, which hold a folder of images for
-each class, as torchvision's ``ImageFolder`` reads them. If it is missing, the script fills it with
-scikit-learn's digits as PNG files. Any option can be set on the command line too, such as
-``--data.root=photos --model.architecture=resnet50``; ``fit --help`` lists all of them. With the
-digits and the committed file a fit takes a few minutes on a CPU.
+``data.root`` is a folder with the folders ``train`` and ``val``, and ``test`` if the test is not to
+be of ``val``. They hold a folder of images for each class, as torchvision's ``ImageFolder`` reads
+them. If ``data.root`` is missing, the script fills it with scikit-learn's digits as PNG files. Any
+option can be set on the command line too, such as ``--data.root=photos
+--model.architecture=resnet50``; ``fit --help`` lists all of them. With the digits and the committed
+file a fit takes a few minutes on a CPU.
 """
 
 from pathlib import Path
@@ -70,6 +72,15 @@ class Classifier(TrainingPractices, LightningModule):
         self.log("val_loss", self.loss(logits, batch[1]), prog_bar=True)
         self.log("val_accuracy", self.accuracy, prog_bar=True)
 
+    @override
+    def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.accuracy(self(batch[0]), batch[1])
+        self.log("test_accuracy", self.accuracy)
+
+    @override
+    def predict_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        return self(batch[0]).softmax(1)  # type: ignore[no-any-return]
+
 
 class ImageFolders(DataPractices, LightningDataModule):
     """Images in folders, resized and cropped to one size.
@@ -116,6 +127,14 @@ class ImageFolders(DataPractices, LightningDataModule):
     @override
     def val_dataloader(self) -> DataLoader[Any]:
         return self._loader("val")
+
+    @override
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._loader("test" if (self.root / "test").exists() else "val")
+
+    @override
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self.test_dataloader()
 
 
 def write_digits(root: Path) -> None:

@@ -1,8 +1,11 @@
-"""Convert rich tables to plain text."""
+"""Parts of rich tables, and their plain text."""
 
+from collections.abc import Sequence
 from io import StringIO
 
 from rich.console import Console, RenderableType
+from rich.table import Column
+from rich.text import Text
 
 _WIDTH = 100  # columns, whatever the width of the terminal
 
@@ -12,3 +15,14 @@ def as_text(renderable: RenderableType) -> str:
     text = StringIO()
     Console(file=text, width=_WIDTH, color_system=None).print(renderable)
     return text.getvalue().rstrip()
+
+
+def names_cell(names: Sequence[str]) -> Text:
+    """Return the names of a module or parameter, one below the other."""
+    return Text("\n".join(name or "(the model itself)" for name in names))
+
+
+def widest(column: Column) -> int:
+    """Return the number of characters of a column's longest line, its header included."""
+    cells = [str(column.header), *(str(cell) for cell in column.cells)]
+    return max(len(line) for cell in cells for line in cell.splitlines() or [""])

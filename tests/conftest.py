@@ -1,5 +1,6 @@
 """Which tests this run can make, and the device they use."""
 
+import gc
 import os
 import signal
 from typing import Any
@@ -70,6 +71,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skipped = [r for r in reports if "gpu" in getattr(r, "keywords", ())]
     if skipped:
         terminalreporter.write_line(f"gpu tests not run here: {len(skipped)}", yellow=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _frozen() -> None:
+    """Keep what is loaded by now out of garbage collections: they would look through it each time.
+
+    The modules and tests of the whole suite take a collection about a second, and Lightning's
+    Tuner and torch.compile ask for dozens.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

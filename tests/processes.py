@@ -5,6 +5,7 @@ imported torch and Lightning once, so no call sees what another has left behind.
 when the test run does, even if the test run is killed.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -151,6 +152,7 @@ def _exit_code(process: ForkServerProcess) -> int | None:
 def _work(rank: int, count: int, folder: Path, pipe: Connection, call: bytes) -> None:
     """Be one rank: call the function, answer, and stay in the group until all have answered."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    gc.freeze()  # collections need not look through what the server has imported
     with (folder / f"printed by {rank}").open("wb") as printed:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)

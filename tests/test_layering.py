@@ -95,6 +95,11 @@ def run(code: str, **environment: str) -> str:
 
 
 ROOMS = sorted({room_of(module_name(path)) for path in SOURCES}, key=lambda r: (LEVELS[r], r))
+# The rooms of each level, and whether they may import Lightning.
+IMPORTS = [
+    ([room for room in ROOMS if LEVELS[room] == level], level >= LIGHTNING_FROM)
+    for level in range(len(ORDER))
+]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -142,7 +147,9 @@ def loaded_by() -> dict[str, list[str]]:
     """
     code = f"""
 import importlib, os, sys, torch
-def import_each(rooms):
+for rooms, may_import_lightning in {IMPORTS}:
+    if may_import_lightning:
+        import lightning.pytorch
     for room in rooms:
         child = os.fork()
         if child == 0:
@@ -150,9 +157,8 @@ def import_each(rooms):
             print(room, *sys.modules, flush=True)
             os._exit(0)
         assert os.waitpid(child, 0)[1] == 0, room
-import_each({[room for room in ROOMS if LEVELS[room] < LIGHTNING_FROM]})
-import lightning.pytorch
-import_each({[room for room in ROOMS if LEVELS[room] >= LIGHTNING_FROM]})
+    for room in rooms:
+        importlib.import_module(room)
 """
     return {room: loaded for room, *loaded in map(str.split, run(code).splitlines())}
 

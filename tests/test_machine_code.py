@@ -3,7 +3,9 @@
 import inspect
 import math
 import pkgutil
+import signal
 from importlib import import_module
+from typing import Any
 
 import pytest
 from triton.runtime.jit import JITFunction
@@ -11,7 +13,13 @@ from triton.runtime.jit import JITFunction
 import lightning_kernels
 from benchmarks.gpus import GPUS
 from benchmarks.launches import CALLS, launches_of
-from benchmarks.machine_code import MOST_SPILLS, TARGETS, compile_launch, most_spills
+from benchmarks.machine_code import (
+    MOST_SPILLS,
+    TARGETS,
+    compile_kernel,
+    compile_launch,
+    most_spills,
+)
 from benchmarks.prediction import occupancy
 
 # Each of their programs stores a few sums, a thread or so each: nothing to widen.
@@ -101,10 +109,24 @@ def test_every_kernel_is_compiled() -> None:
     assert kernels >= {kernel for limits in MOST_SPILLS.values() for kernel in limits}
 
 
+def test_an_interrupt_waits_until_the_kernel_is_compiled() -> None:
+    class Interrupted:
+        is_compiled = False
+
+        def warmup(self, *_: Any, **__: Any) -> None:
+            signal.raise_signal(signal.SIGINT)
+            self.is_compiled = True
+
+    kernel = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        compile_kernel(kernel, (1,), (), {}, 90)
+    assert kernel.is_compiled
+
+
 @pytest.mark.parametrize(
     ("version", "listed"), [("3.6.0", "3.6"), ("3.7.1", "3.7"), ("3.8.0", "3.8"), ("4.0.0", "3.9")]
 )
 def test_a_version_is_held_to_the_newest_limits_up_to_it(version: str, listed: str) -> None:
-    kernel = "_group_norm_sum_kernel"
+    kernel = "_group_norm_backward_kernel"
     assert most_spills(kernel, version) == MOST_SPILLS[listed].get(kernel, 0)
     assert most_spills("_dropout_kernel", version) == 0

@@ -23,6 +23,7 @@ from lightning_practices.callbacks import (
     FitPreprocessing,
     FusedLayers,
     GradientClipping,
+    Initialize,
     LearningCurves,
     LearningRateScheduler,
     Penalty,
@@ -31,6 +32,7 @@ from lightning_practices.callbacks import (
     RetrainFor,
     SkipNonFinite,
     SnapshotEnsemble,
+    TrainingAdvisor,
     WeightAveraging,
 )
 from lightning_practices.mixins import (
@@ -103,11 +105,13 @@ CASES: dict[str, Make] = {
     "SkipNonFinite": lambda: [SkipNonFinite(), Poison()],
     "Penalty": lambda: [Penalty(l1=0.1, l2=0.1, proximal=True)],
     "FusedLayers": lambda: [FusedLayers()],
+    "Initialize": lambda: [Initialize()],
     "RecalibrateBatchNorm": lambda: [RecalibrateBatchNorm()],
     "ProgressiveUnfreezing": lambda: [
         ProgressiveUnfreezing(PHASES, backbone="backbone", head="head")
     ],
     "SnapshotEnsemble": lambda: [SnapshotEnsemble(2, steps=6)],
+    "TrainingAdvisor": lambda: [TrainingAdvisor()],
     "LearningCurves": lambda: [LearningCurves("curves.svg", metrics=["val_loss"])],
     "LearningRateScheduler": lambda: [LearningRateScheduler(LearningRateSchedule("cosine"))],
     "LearningRateScheduler, plateau": lambda: [

@@ -2,15 +2,51 @@
 
 - ``_advise``: look at a module and its data before a fit.
 - ``_rule``, ``rules``: the rules, as data, and what they find.
+- ``_run``, ``rules_of_training``: a fit up to now, and the rules that look at it.
 - ``_report``, ``_html``: the findings as a table, JSON, HTML and an exit code.
-- ``_observe``, ``_observation``: run a step, and what the rules can look at.
+- ``_observe``, ``_open_step``, ``_observation``: run a step, and what the rules can look at.
 - ``_trace``: the calls of functions on tensors within a step.
+- ``_overfit``: train a copy on one batch, to see whether it can memorise it.
 - ``_isolation``: copies, so that no effect of a look stays.
 """
 
 from lightning_practices.advisor._advise import advise
+from lightning_practices.advisor._overfit import Overfit, overfit_batch
 from lightning_practices.advisor._report import Report
 from lightning_practices.advisor._rule import Evidence, Finding, Rule, Severity, rule
+from lightning_practices.advisor._run import (
+    ActivationLook,
+    BatchLook,
+    Check,
+    Look,
+    LossLook,
+    Norms,
+    NotFinite,
+    Run,
+    WeightLook,
+)
 from lightning_practices.advisor.rules import all_rules
+from lightning_practices.advisor.rules_of_training import training_rules
 
-__all__ = ["Evidence", "Finding", "Report", "Rule", "Severity", "advise", "all_rules", "rule"]
+__all__ = [
+    "ActivationLook",
+    "BatchLook",
+    "Check",
+    "Evidence",
+    "Finding",
+    "Look",
+    "LossLook",
+    "Norms",
+    "NotFinite",
+    "Overfit",
+    "Report",
+    "Rule",
+    "Run",
+    "Severity",
+    "WeightLook",
+    "advise",
+    "all_rules",
+    "overfit_batch",
+    "rule",
+    "training_rules",
+]

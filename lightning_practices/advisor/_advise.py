@@ -5,12 +5,15 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_practices._arguments import check_instance, check_names
+from lightning_practices._arguments import check_instance
 from lightning_practices._packages import check_one_package, either
+from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._observe import observe
 from lightning_practices.advisor._report import Report
-from lightning_practices.advisor._rule import Rule
-from lightning_practices.advisor.rules import all_rules
+from lightning_practices.advisor._rule import Finding, Rule
+from lightning_practices.advisor.rules import all_rules, rules_matching
+
+_LOSSES = "LP2"  # the rules that need no more of a step than its loss
 
 
 def advise(
@@ -27,6 +30,9 @@ def advise(
     loaders, from a fixed seed, and the first batches of both splits are read. While the steps run,
     the functions that they call on tensors are recorded. Rules look at the recording, the
     gradients, the weights, the data, the optimizers and, if it is given, the Trainer.
+
+    If a step raises an exception, so does this function, unless it is one of a loss that a rule
+    explains: the report then holds the rules on outputs and losses only.
 
     No effect stays: module, loaders, datamodule, Trainer and random states are as before, bit for
     bit. Datasets are shared with the copy, so that a dataset which changes while it is read, such
@@ -59,19 +65,26 @@ def advise(
         check_instance("trainer", trainer, either(Trainer), "a Trainer")
         check_one_package(module, trainer)
     left_out, asked = (
-        _matching(name, ids) for name, ids in (("ignore", ignore), ("select", select))
+        rules_matching(all_rules(), name, ids)
+        for name, ids in (("ignore", ignore), ("select", select))
     )
     rules = [rule for rule in asked or all_rules() if rule not in left_out]
     seen = observe(module, data, trainer)
-    found = [finding for rule in rules for finding in rule.findings(seen)]
+    if seen.failure is not None:
+        rules = [rule for rule in rules if rule.id.startswith(_LOSSES)]
+    found = _found(rules, seen)
+    if seen.failure is not None and not any(one.severity == "error" for one in found):
+        raise seen.failure
     return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
 
 
-def _matching(argument: str, ids: Sequence[str]) -> list[Rule]:
-    """Return the rules whose identifiers begin with one of ``ids``."""
-    ids = check_names(argument, ids)
-    for id in ids:
-        if not any(rule.id.startswith(id) for rule in all_rules()):
-            known = ", ".join(rule.id for rule in all_rules())
-            raise ValueError(f"{argument} has {id!r}, which begins no rule: there are {known}")
-    return [rule for rule in all_rules() if rule.id.startswith(ids)]
+def _found(rules: Sequence[Rule], seen: Observation) -> list[Finding]:
+    """Return the findings of rules, but for those that another rule's finding explains."""
+    found = {rule: rule.findings(seen) for rule in rules}
+    causes = {rule.id for rule, findings in found.items() if findings}
+    return [
+        finding
+        for rule, findings in found.items()
+        if causes.isdisjoint(rule.explained_by)
+        for finding in findings
+    ]

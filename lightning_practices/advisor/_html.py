@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment
 
 from lightning_practices.advisor.rules import all_rules
+from lightning_practices.advisor.rules_of_training import training_rules
 from lightning_practices.files import write_file
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def write_html(report: "Report", path: Path, picture: Path | None) -> None:
     text = (files("lightning_practices.advisor") / "report.html.jinja").read_text("utf-8")
     template = Environment(autoescape=True, trim_blocks=True).from_string(text)
     encoded = picture and base64.b64encode(picture.read_bytes()).decode()
-    rules = [rule for rule in all_rules() if rule.id in report.checked]
+    rules = [rule for rule in all_rules() + training_rules() if rule.id in report.checked]
     write_file(
         path, template.render(report=report, summary=repr(report), picture=encoded, rules=rules)
     )

@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from lightning.pytorch import LightningModule
@@ -26,7 +26,15 @@ from lightning_practices.data import BatchPreprocessing
 _SEED = 0  # so that the advice is the same each time
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 
+WORKERS = "_workers_of_original"  # attribute of a copied loader
+
 _Data = TypeVar("_Data")
+
+
+def workers_of(loader: DataLoader[Any]) -> int:
+    """Return the number of workers of a loader, or of the loader that it is a copy of."""
+    found: int = vars(loader).get(WORKERS, loader.num_workers)
+    return found
 
 
 def copied_module(module: LightningModule) -> LightningModule:
@@ -50,6 +58,7 @@ def copied_data(data: _Data) -> _Data:
     """
     if isinstance(data, DataLoader):
         loader = copy.copy(data)
+        loader.__dict__[WORKERS] = workers_of(data)
         loader.num_workers = 0
         loader.prefetch_factor = None
         loader.__dict__["persistent_workers"] = False

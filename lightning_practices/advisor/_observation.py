@@ -1,16 +1,26 @@
 """What the rules look at: a module, its data, and one step of each kind."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, wraps
+from typing import Any, NamedTuple, TypeVar
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from lightning_practices.advisor._trace import Call, Loss, Statistics, Value, losses_of
+from lightning_practices.advisor._samples import Samples
+from lightning_practices.advisor._trace import (
+    Call,
+    Loss,
+    Statistics,
+    Value,
+    after_layers,
+    losses_of,
+)
+
+_Result = TypeVar("_Result")
 
 
 class Gradient(NamedTuple):
@@ -42,6 +52,22 @@ class Weight(NamedTuple):
     equal_rows: float
 
 
+@dataclass(eq=False)
+class Updates:
+    """The updates of an optimizer while the steps ran.
+
+    Attributes:
+        count: How often it stepped.
+        accumulated: Whether it stepped again although its gradients had not been cleared since its
+            last step.
+        erased: Whether it stepped without gradients, although a backward pass had made some.
+    """
+
+    count: int = 0
+    accumulated: bool = False
+    erased: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """A training or validation step.
@@ -56,6 +82,7 @@ class Step:
         unregistered: Tensors with a gradient that the backward pass reached and that are neither
             parameters of the module nor of the batch.
         seconds: How long the step took, with the recorder on.
+        stepped: The optimizers that made a step in it, as places in :attr:`Observation.optimizers`.
     """
 
     calls: list[Call]
@@ -65,11 +92,29 @@ class Step:
     gradients: Mapping[str, Gradient | None] = field(default_factory=dict)
     unregistered: tuple[Tensor, ...] = ()
     seconds: float = 0.0
+    stepped: frozenset[int] = frozenset()
 
     @cached_property
     def losses(self) -> list[Loss]:
         """The losses among the calls that reach :attr:`roots`."""
         return losses_of(self.roots)
+
+    @cached_property
+    def after_layers(self) -> list[Call]:
+        """The calls between the last layers with parameters and :attr:`roots`."""
+        return after_layers(self.roots)
+
+    def users(self, value: Value) -> list[Call]:
+        """Return the calls that take ``value``."""
+        return self._users.get(id(value), [])
+
+    @cached_property
+    def _users(self) -> dict[int, list[Call]]:
+        found: dict[int, list[Call]] = {}
+        for call in self.calls:
+            for value in {id(x): x for x in call.inputs}:
+                found.setdefault(value, []).append(call)
+        return found
 
     @cached_property
     def first_layers(self) -> list[tuple[Call, Value]]:
@@ -104,8 +149,6 @@ class Split:
     Attributes:
         loader: Its dataloader, or what the user gave in place of one.
         batches: The first batches.
-        shuffled: Whether the loader's sampler draws the samples in random order; ``None`` if that
-            can't be told.
     """
 
     loader: Any
@@ -122,6 +165,11 @@ class Split:
             nested = found if isinstance(found, list | tuple) else [found]
         return [one for one in nested if isinstance(one, DataLoader)]
 
+    @cached_property
+    def samples(self) -> Samples | None:
+        """The samples of the loader's dataset; ``None`` if it has no index, or several loaders."""
+        return Samples.of(self.loader) if isinstance(self.loader, DataLoader) else None
+
 
 @dataclass(eq=False)
 class Observation:
@@ -133,14 +181,25 @@ class Observation:
         modes: Whether each module was in training mode before the fit, by name.
         train: The training split.
         validation: The validation split; ``None`` if there is none.
-        step: The first training step.
-        later_steps: Further training steps, if the first left parameters without a gradient.
+        steps: The first training step, and further ones if it left parameters without a gradient:
+            up to three, or more where steps are quick.
         validation_step: The first validation step; ``None`` if there is none.
-        optimizers: The optimizers that ``configure_optimizers`` returned.
-        schedulers: The configurations of learning rate schedulers, as Lightning keeps them.
+        optimizers: The optimizers that ``configure_optimizers`` returned, and those that a module
+            under manual optimization keeps in its attributes.
+        schedulers: The configurations of learning rate schedulers, as Lightning keeps them. The
+            ``monitor`` of a plateau schedule without one is empty.
+        rates: The learning rate of each parameter group before the first step, by optimizer.
+        updates: The updates of each optimizer.
+        callbacks: The callbacks of the user's Trainer, and copies of those that the module
+            configures. None of them has run.
         trainer: The user's Trainer, if one was given.
         observer: The Trainer that ran the steps.
+        failure: The exception of one of torch's losses that ended the steps; ``None`` if there was
+            none. If the loss was that of the first step, this has no gradients.
         datamodule: The copy of the user's datamodule, if one was given.
+        names: Name of each parameter before the first step, by its ``id``.
+        originals: ``id`` of each parameter of the user's own module, not of the copy.
+        kept: Results of functions under :func:`once`.
     """
 
     module: LightningModule
@@ -155,6 +214,13 @@ class Observation:
     validation_step: Step | None = None
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
+    failure: Exception | None = None
+    rates: list[list[float]] = field(default_factory=list)
+    updates: list[Updates] = field(default_factory=list)
+    callbacks: list[Callback] = field(default_factory=list)
+    names: dict[int, str] = field(default_factory=dict)
+    originals: frozenset[int] = frozenset()
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def step(self) -> Step:
@@ -165,3 +231,16 @@ class Observation:
     def modules(self) -> dict[str, nn.Module]:
         """The modules by name; ``""`` is the LightningModule."""
         return dict(self.module.named_modules())
+
+
+def once(measure: Callable[[Observation], _Result]) -> Callable[[Observation], _Result]:
+    """Let several rules share what a function measures in an observation."""
+
+    @wraps(measure)
+    def measured(seen: Observation) -> _Result:
+        if measure not in seen.kept:
+            seen.kept[measure] = measure(seen)
+        result: _Result = seen.kept[measure]
+        return result
+
+    return measured

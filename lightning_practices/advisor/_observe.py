@@ -1,8 +1,9 @@
 """Observe a module and its data: read a few batches, and run a training and a validation step."""
 
-import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,33 +12,41 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
-from lightning_practices._names import module_name, plain_name
+from lightning_practices._names import plain_name
 from lightning_practices._packages import OfBothPackages, twin_of
+from lightning_practices.advisor._configured import callbacks_of_module, with_monitors
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
 from lightning_practices.advisor._observation import (
     Batch,
-    Gradient,
     Observation,
     Split,
     Step,
-    Weight,
 )
-from lightning_practices.advisor._trace import Recorder, Statistics, Value
+from lightning_practices.advisor._open_step import OpenStep, modes_of, weights_of
+from lightning_practices.advisor._optimizer_steps import OptimizerSteps
+from lightning_practices.advisor._trace import Recorder
 
 _BATCHES = 8  # of each split that are read, at most
 _SECONDS = 5.0  # for reading a split
-_STEPS = 3  # where parameters have no gradient in the first
-_LENGTH = 1000  # steps of a fit whose Trainer isn't given
-_ROWS = 64  # of a weight that are compared
+_STEPS = 3  # where parameters have no gradient in the first, or optimization is manual
+_QUICK_STEPS = 16  # where they have none in these either, as long as steps are quick
+_QUICK = 0.25  # seconds for all steps
+# Of a fit whose Trainer isn't given. A schedule of so many steps or epochs has asked for them: an
+# author would write round numbers.
+_LENGTH, _EPOCHS = 1009, 11
 _PLAN = ("accelerator", "max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches")
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 
 
 def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Observation:
     """Run a copy of ``module`` on ``data`` and return what was seen.
+
+    An exception that one of torch's losses raises is noted rather than raised.
 
     Args:
         module: The user's module, which stays as it is.
@@ -55,14 +64,25 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         )
     with isolated(module, data), torch.compiler.set_stance("force_eager"):
         model = copied_module(module)
-        _simplify(model)
-        observer = _observer(module, trainer)
+        callbacks = [] if trainer is None else list(trainer.callbacks)  # type: ignore[attr-defined]
+        callbacks += callbacks_of_module(model)
+        simplify(model)
+        observer = observer_of(module, trainer)
         datamodule, train, val = _parts(copied_data(data))
-        seen = Observation(model, trainer, observer, datamodule, modes=_modes(module))
+        for maker in (model, datamodule):
+            _copy_loaders(maker)
+        seen = Observation(
+            model, trainer, observer, datamodule, modes=modes_of(module), callbacks=callbacks
+        )
+        seen.originals = frozenset(map(id, module.parameters()))
         watch = _Watch(seen)
         observer.callbacks.append(watch)  # type: ignore[attr-defined]
-        with watch.recorder.watching():
-            observer.fit(model, train, val, datamodule)
+        try:
+            with watch.recorder.watching(), watch.restoring():
+                observer.fit(model, train, val, datamodule)
+        except Exception as error:
+            if not watch.note_failure(model, error):
+                raise
     if not seen.steps:
         raise ValueError(
             "the training data gave no batch, so that no step could be looked at: give data with at"
@@ -71,17 +91,52 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
     return seen
 
 
-def _simplify(model: LightningModule) -> None:
+def simplify(model: LightningModule) -> None:
     """Let a copy bring no callbacks, which would save files or look for a rate, and not clip."""
 
     def leave(*args: Any, **kwargs: Any) -> None:
         pass
 
+    configure = model.configure_optimizers
+    model.configure_optimizers = lambda: with_monitors(configure())  # type: ignore[method-assign]
     model.configure_callbacks = list  # type: ignore[method-assign]
     model.configure_gradient_clipping = leave  # type: ignore[method-assign]
     model.clip_gradients = leave  # type: ignore[method-assign]
     if hasattr(model, "practice_callbacks"):  # of the mixins, whose clipping needs its callback
         model.practice_callbacks = list  # type: ignore[assignment]
+    _survive(model)
+
+
+def _survive(model: LightningModule) -> None:
+    """Let a copy go on without an optimizer or a graph, so that rules can say why."""
+    backward, configure_optimizers = model.backward, model.configure_optimizers
+
+    def backward_if_possible(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        if loss.requires_grad:
+            backward(loss, *args, **kwargs)
+
+    def optimizers_if_possible() -> Any:
+        try:
+            return configure_optimizers()
+        except ValueError:  # torch refuses an empty list of parameters
+            if any(p.requires_grad for p in model.parameters()):
+                raise
+            return None
+
+    model.backward = backward_if_possible  # type: ignore[method-assign]
+    model.configure_optimizers = optimizers_if_possible  # type: ignore[method-assign]
+
+
+def _copy_loaders(maker: Any) -> None:
+    """Let the hooks of a copied module or datamodule return copies of the loaders they make."""
+
+    def copying(make: Callable[[], Any]) -> Callable[[], Any]:
+        return lambda: copied_data(make())
+
+    for name in ("train_dataloader", "val_dataloader"):
+        own = getattr(type(maker), name, None)
+        if own is not None and own.__qualname__ != f"DataHooks.{name}":
+            setattr(maker, name, copying(getattr(maker, name)))
 
 
 def _parts(data: Any) -> tuple[Any, Any, Any]:
@@ -93,9 +148,15 @@ def _parts(data: Any) -> tuple[Any, Any, Any]:
     return None, data, None
 
 
-def _observer(module: LightningModule, trainer: Trainer | None) -> Trainer:
-    """Return a Trainer for the steps, with the plan of the user's, which schedules may ask for."""
-    plan: dict[str, Any] = {"max_epochs": 10, "max_steps": _LENGTH}
+def observer_of(module: LightningModule, trainer: Trainer | None, **changes: Any) -> Trainer:
+    """Return a Trainer for the steps, with the plan of the user's, which schedules may ask for.
+
+    Args:
+        module: The module.
+        trainer: The user's Trainer, or ``None``.
+        changes: Arguments of the Trainer in place of the plan's.
+    """
+    plan: dict[str, Any] = {"max_epochs": _EPOCHS, "max_steps": _LENGTH}
     if trainer is not None:
         plan = {name: getattr(trainer, name) for name in _PLAN}
         if trainer.precision in _PRECISIONS:
@@ -104,7 +165,7 @@ def _observer(module: LightningModule, trainer: Trainer | None) -> Trainer:
     if not isinstance(module, LightningModule):
         kinds = [twin_of(kind) for kind in kinds]
     made: Trainer = kinds[0](
-        **plan, devices=1, logger=kinds[1](), limit_val_batches=1, num_sanity_val_steps=0,
+        **plan | changes, devices=1, logger=kinds[1](), limit_val_batches=1, num_sanity_val_steps=0,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         inference_mode=False,
     )  # fmt: skip
@@ -119,18 +180,64 @@ class _Watch(OfBothPackages, Callback):
     def __init__(self, seen: Observation) -> None:
         self.seen = seen
         self.recorder = Recorder(seen.module)
-        self._step = _OpenStep()
+        self._optimizer_steps = OptimizerSteps()
+        self.recorder.before_backward = self._before_backward
+        self.recorder.after_backward = self._after_backward
+        self._step = OpenStep()
+        self._stepped: list[int] = []
+        self._handles: list[RemovableHandle] = []
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Run the fit in the block, and restore what is the user's own afterwards.
+
+        That is the gradients of tensors that the module doesn't register: a copy of it may share
+        these with the user's module.
+        """
+        try:
+            yield
+        finally:
+            for handle in self._handles:
+                handle.remove()
+            for x, gradient in self._step.shared.values():
+                x.grad = gradient
+
+    def note_failure(self, module: LightningModule, error: Exception) -> bool:
+        """Note that ``error`` ended a step in a loss, and say whether it did."""
+        failed, call = self.recorder.failure or (None, None)
+        if call is None or failed is not error:
+            return False
+        self.seen.failure = error
+        if not self.seen.steps:
+            self._step.roots = [call.output]
+            self.seen.steps.append(self._step.closed(module, self.recorder))
+        return True
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seen.weights = _weights(pl_module)
-        self.seen.optimizers = list(trainer.optimizers)
-        self.seen.schedulers = list(trainer.lr_scheduler_configs)
+        self.seen.weights = weights_of(pl_module)
+        self.seen.names = {id(p): plain_name(name) for name, p in pl_module.named_parameters()}
+        self.seen.optimizers = _optimizers(trainer, pl_module)
+        for place, optimizer in enumerate(self.seen.optimizers):
+
+            def step(*args: Any, place: int = place) -> None:
+                self._stepped.append(place)
+
+            self._handles.append(optimizer.register_step_post_hook(step))
+        groups = [getattr(one, "param_groups", []) for one in self.seen.optimizers]
+        self.seen.rates = [[float(group.get("lr", 0)) for group in each] for each in groups]
+        self._optimizer_steps.watch(self.seen.optimizers)
+        self.seen.updates = self._optimizer_steps.updates
+        self.seen.schedulers = [replace(config) for config in trainer.lr_scheduler_configs]
+        for config in trainer.lr_scheduler_configs:
+            config.strict = False  # a monitor that is missing is for a rule to report
         loader = trainer.train_dataloader
         self.seen.train = _read(trainer, loader, CombinedLoader(loader, "max_size_cycle"))
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.seen.validation is not None:  # an epoch of few batches ends before the steps do
+            return
         loader = trainer.val_dataloaders
         self.seen.validation = _read(trainer, loader, CombinedLoader(loader, "sequential"))
 
@@ -138,33 +245,46 @@ class _Watch(OfBothPackages, Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._step = _OpenStep(batch)
+        self._step = OpenStep(batch, self._step.shared)
+        self._stepped.clear()
         self.recorder.begin(batch)
 
     @override
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        self.recorder.is_on = False
-        self._step.note_loss(pl_module, loss, self.recorder.value_of(loss))
+        self._before_backward(loss)
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._step.note_gradients(pl_module)
-        self.recorder.is_on = not pl_module.automatic_optimization
+        self._after_backward()
+
+    def _before_backward(self, loss: Tensor) -> None:
+        self.recorder.is_on = False
+        self._optimizer_steps.note_backward()
+        self._step.note_loss(self.seen.module, loss, self.recorder.value_of(loss))
+
+    def _after_backward(self) -> None:
+        self._step.note_gradients(self.seen.module)
+        self._optimizer_steps.note_gradients()
+        self.recorder.is_on = not self.seen.module.automatic_optimization
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.recorder.is_on = False
-        self.seen.steps.append(self._step.closed(pl_module, self.recorder))
+        self.seen.steps.append(self._step.closed(pl_module, self.recorder, self._stepped))
         untouched = [
             name
             for name, weight in self.seen.weights.items()
             if weight.is_trainable and all(_is_empty(step, name) for step in self.seen.steps)
         ]
-        if not untouched or len(self.seen.steps) == _STEPS:
+        steps = len(self.seen.steps)
+        is_quick = sum(step.seconds for step in self.seen.steps) < _QUICK and steps < _QUICK_STEPS
+        is_judged = pl_module.automatic_optimization or self._optimizer_steps.are_judged
+        is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
+        if not is_open:
             trainer.should_stop = True
 
     @override
@@ -172,7 +292,7 @@ class _Watch(OfBothPackages, Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._step = _OpenStep(batch)
+        self._step = OpenStep(batch, self._step.shared)
         self.recorder.begin(batch)
 
     @override
@@ -187,89 +307,18 @@ class _Watch(OfBothPackages, Callback):
             self.seen.validation_step = self._step.closed(pl_module, self.recorder)
 
 
-class _OpenStep:
-    """A step that runs."""
-
-    def __init__(self, batch: Any = None) -> None:
-        self.roots: list[Value] = []
-        self._batch = batch
-        self._modes: dict[str, bool] = {}
-        self._gradients: dict[str, Gradient | None] = {}
-        self._unregistered: list[Tensor] = []
-        self._start = time.perf_counter()
-
-    def note_loss(self, module: LightningModule, loss: Tensor, value: Value) -> None:
-        """Note a loss that is about to be differentiated, and which leaves it reaches."""
-        self.roots.append(value)
-        value.statistics = Statistics.of(loss)
-        self._modes = self._modes or _modes(module)
-        known = {id(p) for p in module.parameters()}
-        known |= {id(x) for x in tree_leaves(self._batch)}
-        self._unregistered += [x for x in _leaves(loss) if id(x) not in known]
-
-    def note_gradients(self, module: LightningModule) -> None:
-        """Note the gradients after a backward pass. A step may have several."""
-        for name, p in module.named_parameters():
-            if p.requires_grad:
-                name = plain_name(name)
-                if p.grad is not None:
-                    self._gradients[name] = _gradient(p.grad)
-                self._gradients.setdefault(name, None)
-
-    def closed(self, module: LightningModule, recorder: Recorder) -> Step:
-        """Return the step, now that it is over."""
-        return Step(
-            recorder.calls, self.roots, self._batch, self._modes or _modes(module),
-            self._gradients, tuple(self._unregistered), time.perf_counter() - self._start,
-        )  # fmt: skip
+def _optimizers(trainer: Trainer, module: LightningModule) -> list[Optimizer]:
+    """Return the configured optimizers, and those that a module keeps to step by itself."""
+    found = [one for one in trainer.optimizers if type(one).__name__ != "_MockOptimizer"]
+    if not module.automatic_optimization:
+        kept = (x for x in tree_leaves(list(vars(module).values())) if isinstance(x, Optimizer))
+        found += [one for one in kept if all(one is not other for other in found)]
+    return found
 
 
 def _is_empty(step: Step, name: str) -> bool:
     gradient = step.gradients.get(name)
     return gradient is None or gradient.zero
-
-
-def _modes(module: LightningModule) -> dict[str, bool]:
-    return {module_name(name): part.training for name, part in module.named_modules()}
-
-
-def _leaves(loss: Tensor) -> Iterator[Tensor]:
-    """Yield the leaves with a gradient that a backward pass from ``loss`` reaches."""
-    waiting, seen = [loss.grad_fn], {loss.grad_fn}
-    while waiting:
-        node: Any = waiting.pop()
-        if node is None:
-            continue
-        if (leaf := getattr(node, "variable", None)) is not None:
-            yield leaf
-        for following, _ in node.next_functions:
-            if following not in seen:
-                seen.add(following)
-                waiting.append(following)
-
-
-def _gradient(gradient: Tensor) -> Gradient:
-    dense = gradient.coalesce().values() if gradient.is_sparse else gradient
-    norm = float(torch.linalg.vector_norm(dense, dtype=torch.float32))
-    return Gradient(norm if math.isfinite(norm) else math.nan, norm == 0.0)
-
-
-def _weights(module: LightningModule) -> dict[str, Weight]:
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    return {
-        plain_name(name): Weight(
-            tuple(x.shape), x.requires_grad, Statistics.of(x), _equal_rows(x.detach())
-        )
-        for name, x in tensors
-        if x.is_floating_point()
-    }
-
-
-def _equal_rows(x: Tensor) -> float:
-    if x.dim() < 2 or x.shape[0] < 2 or not x.numel():
-        return 0.0
-    rows = x[:_ROWS].flatten(1)
-    return float((rows[1:] == rows[:1]).all(dim=1).float().mean())
 
 
 def _read(trainer: Trainer, loader: Any, batches: CombinedLoader) -> Split:

@@ -2,10 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from lightning_practices.advisor._observation import Observation
+from typing import Any, Literal
 
 Severity = Literal["error", "warning", "hint"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")  # the worst first
@@ -56,7 +53,7 @@ class Finding:
     step: int | None = None
 
 
-Find = Callable[["Observation"], Iterator[Evidence]]
+Find = Callable[[Any], Iterator[Evidence]]  # of an Observation, or of a Run
 
 
 @dataclass(frozen=True)
@@ -73,6 +70,8 @@ class Rule:
         healthy: The range of healthy programs, as was measured on those of the tests.
         source: Lecture, paper or report.
         find: Function that yields what is wrong.
+        explained_by: Identifiers of rules whose findings are causes of this one's. Where one of
+            them finds something, this rule's findings are left out.
     """
 
     id: str
@@ -82,24 +81,32 @@ class Rule:
     healthy: str
     source: str
     find: Find = field(repr=False)
+    explained_by: tuple[str, ...] = ()
 
-    def findings(self, seen: "Observation") -> list[Finding]:
-        """Return what the rule finds in an observation."""
+    def findings(self, seen: Any, step: int | None = None) -> list[Finding]:
+        """Return what the rule finds in an observation, or in a run at an optimizer step."""
         return [
             Finding(
                 self.id, self.severity, self.practice, one.message, one.remedy, one.modules,
-                one.numbers, self.source,
+                one.numbers, self.source, step,
             )
             for one in self.find(seen)
         ]  # fmt: skip
 
 
 def rule(
-    id: str, severity: Severity, *, practice: str, measures: str, healthy: str, source: str
+    id: str,
+    severity: Severity,
+    *,
+    practice: str,
+    measures: str,
+    healthy: str,
+    source: str,
+    explained_by: tuple[str, ...] = (),
 ) -> Callable[[Find], Rule]:
     """Make a function that yields evidence a :class:`Rule`; the arguments are its attributes."""
 
     def made(find: Find) -> Rule:
-        return Rule(id, severity, practice, measures, healthy, source, find)
+        return Rule(id, severity, practice, measures, healthy, source, find, explained_by)
 
     return made

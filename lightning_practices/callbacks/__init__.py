@@ -14,6 +14,7 @@ from lightning_practices.callbacks._early_stopping import EarlyStopping, Retrain
 from lightning_practices.callbacks._exact_resume import ExactResume
 from lightning_practices.callbacks._fit_preprocessing import FitPreprocessing
 from lightning_practices.callbacks._fused_layers import FusedLayers
+from lightning_practices.callbacks._initialize import Initialize
 from lightning_practices.callbacks._learning_rate_scheduler import LearningRateScheduler
 from lightning_practices.callbacks._penalty import Penalty
 from lightning_practices.callbacks._recalibrate_batch_norm import RecalibrateBatchNorm
@@ -23,6 +24,7 @@ from lightning_practices.callbacks._skip_non_finite import (
     SkipNonFinite,
 )
 from lightning_practices.callbacks._snapshot_ensemble import SnapshotEnsemble
+from lightning_practices.callbacks._training_advisor import TrainingAdvisor
 from lightning_practices.callbacks._types import Interval, Mode
 from lightning_practices.callbacks._unfreezing import (
     BlocksBy,
@@ -43,6 +45,7 @@ __all__ = [
     "FitPreprocessing",
     "FusedLayers",
     "GradientClipping",
+    "Initialize",
     "Interval",
     "LearningCurves",
     "LearningRateScheduler",
@@ -55,6 +58,7 @@ __all__ = [
     "RetrainFor",
     "SkipNonFinite",
     "SnapshotEnsemble",
+    "TrainingAdvisor",
     "UnfreezingSchedule",
     "WeightAveraging",
     "join_loaders",

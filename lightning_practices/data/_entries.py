@@ -1,7 +1,10 @@
-"""The entries of a sample or a batch: an item of a tuple, a value of a dict, or all of it."""
+"""The entries of a sample or a batch: an item of a tuple, a value of a dict, or all of it.
+
+The items of a named tuple are entries by position and by the name of their field.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from lightning_practices._arguments import check_name, check_whole, shown
 
@@ -9,7 +12,7 @@ Entry = int | str
 
 
 def check_entry(entry: Any, name: str = "entry") -> Entry:
-    """Return an entry of a batch: a position in a tuple, or a key of a dict.
+    """Return an entry of a batch: a position in a tuple, or a key of a dict or named tuple.
 
     Args:
         entry: The argument.
@@ -44,11 +47,12 @@ def item_of(whole: Any, entry: Entry, hint: str = "") -> Any:
             raise KeyError(f"there is no entry {entry!r}: the entries are {keys}{hint}")
         return whole[entry]
     if isinstance(whole, list | tuple):
-        if not isinstance(entry, int) or not -len(whole) <= entry < len(whole):
+        place = _place(whole, entry)
+        if place is None:
             raise IndexError(
                 f"there is no entry {entry!r}: there are {len(whole)}, from 0 on{hint}"
             )
-        return whole[entry]
+        return whole[place]
     if entry != 0:
         raise IndexError(
             f"there is no entry {entry!r}: got a {type(whole).__name__}, and neither a dict nor a"
@@ -62,7 +66,7 @@ def has_item(whole: Any, entry: Entry) -> bool:
     if isinstance(whole, Mapping):
         return entry in whole
     if isinstance(whole, list | tuple):
-        return isinstance(entry, int) and -len(whole) <= entry < len(whole)
+        return _place(whole, entry) is not None
     return entry == 0
 
 
@@ -72,6 +76,15 @@ def with_item(whole: Any, entry: Entry, value: Any) -> Any:
         return type(whole)({**whole, entry: value})  # type: ignore[call-arg]
     if isinstance(whole, list | tuple):
         items = list(whole)
-        items[int(entry)] = value
+        items[cast(int, _place(whole, entry))] = value
         return type(whole)(*items) if hasattr(whole, "_fields") else type(whole)(items)
     return value
+
+
+def _place(whole: list[Any] | tuple[Any, ...], entry: Entry) -> int | None:
+    """Return the position of an entry; ``None`` if there is no such entry."""
+    fields: tuple[str, ...] = getattr(whole, "_fields", ())
+    if entry in fields:
+        return fields.index(str(entry))
+    is_there = isinstance(entry, int) and -len(whole) <= entry < len(whole)
+    return int(entry) if is_there else None

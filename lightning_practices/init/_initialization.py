@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from lightning_practices._arguments import check_names
@@ -36,9 +37,13 @@ class Initialization:
         self.scheme = scheme
         self.modules = None if modules is None else check_names("modules", modules, least=1)
 
-    def __call__(self, model: nn.Module, batch: Any = None) -> InitReport:
-        """Initialise a model by :func:`initialize`, with torch's random number generator."""
-        return initialize(model, self.scheme, batch=batch, modules=self.modules)
+    def __call__(
+        self, model: nn.Module, batch: Any = None, generator: torch.Generator | None = None
+    ) -> InitReport:
+        """Initialise a model by :func:`initialize`, which see for the arguments."""
+        return initialize(
+            model, self.scheme, batch=batch, modules=self.modules, generator=generator
+        )
 
     def __repr__(self) -> str:
         return as_call(self)

@@ -1,13 +1,12 @@
 """Report of the weights that were initialised."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from lightning_practices._tables import as_text
+from lightning_practices._tables import as_text, names_cell, widest
 
 _WIDTH = 100  # characters, of the whole table
 _FRAME = 19  # of these for lines between the columns
@@ -69,6 +68,7 @@ class InitReport:
             learned keys and values of attention.
         norms: Names of the norms whose scales are 1, offsets 0, and running statistics new.
         zeroed: Names of the scales that are 0 now: the last norms of residual branches.
+        when_empty: The sentence that a report without entries prints.
     """
 
     initialized: list[Initialized] = field(default_factory=list)
@@ -76,29 +76,30 @@ class InitReport:
     biases: list[str] = field(default_factory=list)
     norms: list[str] = field(default_factory=list)
     zeroed: list[str] = field(default_factory=list)
+    when_empty: str = field(default="Nothing to initialise.", compare=False)
 
     def __rich__(self) -> Table | Text:
         if not (self.initialized or self.kept or self.norms):
-            return Text("Nothing to initialise.")
+            return Text(self.when_empty)
         table = Table("weight", "scheme", "fan", "gain", "std", "why")
         for row in self.initialized:
             table.add_row(
-                _cell(row.names), row.scheme, _number(row.fan), _number(row.gain),
+                names_cell(row.names), row.scheme, _number(row.fan), _number(row.gain),
                 f"{_number(row.before)} to {_number(row.after)}",
                 f"{row.activation}: {row.why}" if row.activation else row.why,
             )  # fmt: skip
         if self.zeroed:
             why = "the last norms of residual branches"
-            table.add_row(_cell(self.zeroed), "zeros", "", "", "", why)
+            table.add_row(names_cell(self.zeroed), "zeros", "", "", "", why)
         for reason in dict.fromkeys(kept.reason for kept in self.kept):
             names = [name for kept in self.kept if kept.reason == reason for name in kept.names]
-            table.add_row(_cell(names), "kept", "", "", "", reason)
+            table.add_row(names_cell(names), "kept", "", "", "", reason)
         for column in table.columns:
             column.overflow = "fold"
         first, *others, _ = table.columns
         for column in others:
             column.no_wrap = True
-        taken = sum(_widest(column) for column in others) + _FRAME + _WHY_WIDTH
+        taken = sum(widest(column) for column in others) + _FRAME + _WHY_WIDTH
         first.max_width = max(_WIDTH - taken, _NAME_WIDTH)
         table.caption = f"biases set to 0: {len(self.biases)}, norms reset: {len(self.norms)}"
         return table
@@ -113,15 +114,6 @@ class InitReport:
             f"{type(self).__name__}({len(self.initialized)} initialized, {len(self.zeroed)} zeroed,"
             f" {len(self.kept)} kept)"
         )
-
-
-def _cell(names: Sequence[str]) -> Text:
-    return Text("\n".join(names))
-
-
-def _widest(column: Column) -> int:
-    cells = [str(column.header), *(str(cell) for cell in column.cells)]
-    return max(len(line) for cell in cells for line in cell.splitlines() or [""])
 
 
 def _number(value: float | None) -> str:

@@ -2,7 +2,6 @@
 
 import inspect
 from difflib import get_close_matches
-from functools import wraps
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +12,12 @@ from typing_extensions import override
 from lightning_practices._packages import check_bases, either, packages_of
 from lightning_practices.mixins._hyperparameters import holds_object
 from lightning_practices.mixins._preprocessed import PreprocessedMixin
+from lightning_practices.mixins._transfer_hook import check_super
 
 if TYPE_CHECKING:
     _DataModule = LightningDataModule
 else:  # the class that subclasses a mixin brings the LightningDataModule, of either package
     _DataModule = object
-
-_HOOK = "on_after_batch_transfer"
 
 
 class DataPracticeMixin(_DataModule):
@@ -55,8 +53,12 @@ class DataPracticeMixin(_DataModule):
                 f" call super(): write class {cls.__name__}({late[0].__name__},"
                 " LightningDataModule)"
             )
-        if _HOOK in vars(cls):
-            setattr(cls, _HOOK, _calling_super(cls))
+        check_super(
+            cls,
+            DataPracticeMixin,
+            DataPracticeMixin._changes_batches,
+            "the preprocessing and augmentation of the mixins",
+        )
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         cls = type(self)
@@ -124,25 +126,6 @@ class DataPracticeMixin(_DataModule):
         """Return the module of the run if it keeps the preprocessing of its training data."""
         module = None if self.trainer is None else self.trainer.lightning_module
         return module if isinstance(module, PreprocessedMixin) else None
-
-
-def _calling_super(cls: type[DataPracticeMixin]) -> Any:
-    """Return the transfer hook of a class, which raises if it doesn't call ``super()``."""
-    own = vars(cls)[_HOOK]
-
-    @wraps(own)
-    def on_after_batch_transfer(self: DataPracticeMixin, batch: Any, dataloader_idx: int) -> Any:
-        self._has_run = False
-        result = own(self, batch, dataloader_idx)
-        if not self._has_run and self._changes_batches():
-            raise RuntimeError(
-                f"{cls.__name__}.on_after_batch_transfer doesn't call"
-                " super().on_after_batch_transfer(batch, dataloader_idx), so that batches would"
-                " reach the module without the preprocessing and augmentation of the mixins"
-            )
-        return result
-
-    return on_after_batch_transfer
 
 
 def is_resumed(trainer: Trainer) -> bool:

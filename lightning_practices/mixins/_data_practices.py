@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning_practices.data import Entry, OneAugmentation, OnePreprocessing
+from lightning_practices.data import Entry, OneAugmentation, PreprocessingSteps
 from lightning_practices.mixins._augmentation import AugmentationMixin, Place
 from lightning_practices.mixins._preprocessing import PreprocessingMixin
 
@@ -60,7 +60,7 @@ class DataPractices(AugmentationMixin, PreprocessingMixin):
         augment_on: Place = "workers",
         augment_entry: Entry = 0,
         augment_target: Entry = 1,
-        preprocess: OnePreprocessing | Mapping[int | str, OnePreprocessing] | None = None,
+        preprocess: PreprocessingSteps | Mapping[int | str, PreprocessingSteps] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(

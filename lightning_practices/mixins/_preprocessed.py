@@ -8,6 +8,7 @@ from typing_extensions import override
 from lightning_practices.data import BatchPreprocessing
 from lightning_practices.mixins._checkpoint_hooks import run_after
 from lightning_practices.mixins._practice import PracticeMixin
+from lightning_practices.mixins._transfer_hook import check_super
 
 KEY = "lightning_practices_preprocessing"  # in checkpoints
 
@@ -29,11 +30,19 @@ class PreprocessedMixin(PracticeMixin):
 
     Raises:
         TypeError: On subclassing, if bases are of both packages of Lightning.
+        RuntimeError: At the first batch that the module is to preprocess, if an own
+            ``on_after_batch_transfer`` doesn't call ``super()``.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         run_after(cls, PracticeMixin, {"on_save_checkpoint": _save, "on_load_checkpoint": _load})
         super().__init_subclass__(**kwargs)
+        check_super(
+            cls,
+            PreprocessedMixin,
+            PreprocessedMixin._changes_batches,
+            "the preprocessing of the training data",
+        )
 
     _preprocessing: BatchPreprocessing | None = None
 
@@ -53,9 +62,7 @@ class PreprocessedMixin(PracticeMixin):
         If it always did, Lightning would warn of it beside each datamodule.
         """
         inherited: Callable[[Any, int], Any] = super().on_after_batch_transfer
-        if self._preprocessing is None or self._is_done_by_datamodule():
-            return inherited
-        return self._preprocess
+        return self._preprocess if self._changes_batches() else inherited
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -71,8 +78,13 @@ class PreprocessedMixin(PracticeMixin):
         batch = super().on_after_batch_transfer(batch, dataloader_idx)
         if self._preprocessing is None:
             return batch
+        self._has_run = True
         trainer: Any = self._trainer
         return self._preprocessing(batch, partial=trainer is not None and trainer.predicting)
+
+    def _changes_batches(self) -> bool:
+        """Say whether this module is to preprocess the batches of the run."""
+        return self._preprocessing is not None and not self._is_done_by_datamodule()
 
     def _is_done_by_datamodule(self) -> bool:
         trainer: Any = self._trainer

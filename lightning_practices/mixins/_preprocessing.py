@@ -9,7 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices.data import BatchPreprocessing, OnePreprocessing, in_order
+from lightning_practices.data import BatchPreprocessing, PreprocessingSteps, in_order
 from lightning_practices.mixins._data import DataPracticeMixin, is_resumed
 from lightning_practices.mixins._preprocessed import KEY
 
@@ -52,9 +52,10 @@ class PreprocessingMixin(DataPracticeMixin):
     Args:
         *args: Positional arguments for the next base class.
         preprocess: ``"center"``, ``"standardize"``, ``"min_max"`` or ``"whiten"``; or a layer of
-            :mod:`lightning_practices.data` with its options, which is copied; or a mapping from
-            entries of the batch to these, positions in a tuple or keys of a dict; or ``None``, for
-            no preprocessing.
+            :mod:`lightning_practices.data` with its options, which is copied; or a list of these,
+            which run one after another; or a mapping from entries of the batch to such values,
+            positions in a tuple or keys of a dict or named tuple; or ``None``, for no
+            preprocessing.
         **kwargs: Keyword arguments for the next base class.
 
     Raises:
@@ -68,7 +69,7 @@ class PreprocessingMixin(DataPracticeMixin):
     def __init__(
         self,
         *args: Any,
-        preprocess: OnePreprocessing | Mapping[int | str, OnePreprocessing] | None = None,
+        preprocess: PreprocessingSteps | Mapping[int | str, PreprocessingSteps] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)

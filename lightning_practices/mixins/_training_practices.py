@@ -22,10 +22,12 @@ from lightning_practices.callbacks import (
     SkipNonFinite,
     WeightAveraging,
 )
+from lightning_practices.init import Initialization, Scheme
 from lightning_practices.mixins._checkpoint import CheckpointMixin
 from lightning_practices.mixins._early_stopping import EarlyStoppingMixin
 from lightning_practices.mixins._fused_layers import FusedLayersMixin
 from lightning_practices.mixins._gradient_clipping import GradientClippingMixin
+from lightning_practices.mixins._initialization import InitMixin
 from lightning_practices.mixins._learning_rate import LearningRateScheduleMixin
 from lightning_practices.mixins._optimizer import OptimizerMixin
 from lightning_practices.mixins._penalty import PenaltyMixin
@@ -40,6 +42,7 @@ _SCHEDULE: LearningRateScheduleName = "cosine"
 
 class TrainingPractices(
     FusedLayersMixin,
+    InitMixin,
     CheckpointMixin,
     EarlyStoppingMixin,
     WeightAveragingMixin,
@@ -109,6 +112,8 @@ class TrainingPractices(
         learning_curves: Path of the picture of the learning curves; or a
             :class:`~lightning_practices.callbacks.LearningCurves`.
         fuse_layers: See :class:`FusedLayersMixin`.
+        initialization: See :class:`InitMixin`. Off by default, since pretrained weights would be
+            overwritten.
         **kwargs: Keyword arguments for the next base class.
 
     Raises:
@@ -135,11 +140,13 @@ class TrainingPractices(
         skip_non_finite: int | SkipNonFinite | None = None,
         learning_curves: str | LearningCurves | Path | None = None,
         fuse_layers: bool | FusedLayers | None = True,
+        initialization: Scheme | Initialization | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
             *args,
             fuse_layers=fuse_layers,
+            initialization=initialization,
             monitor=monitor,
             mode=mode,
             optimizer=optimizer,

@@ -53,8 +53,7 @@ def faulty(
     """Declare a function that makes a faulty program."""
 
     def declared(make: Make) -> Make:
-        assert make.__name__ not in FAULTY
-        FAULTY[make.__name__] = Faulty(make, id, modules, tuple(also), mended, source)
+        FAULTY[_name(make)] = Faulty(make, id, modules, tuple(also), mended, source)
         return make
 
     return declared
@@ -62,9 +61,14 @@ def faulty(
 
 def healthy(make: Make) -> Make:
     """Declare a function that makes a healthy program: one that trains well."""
-    assert make.__name__ not in HEALTHY
-    HEALTHY[make.__name__] = make
+    HEALTHY[_name(make)] = make
     return make
+
+
+def _name(make: Make) -> str:
+    name = f"{make.__module__.rpartition('.')[2]}.{make.__name__}"
+    assert name not in FAULTY | HEALTHY
+    return name
 
 
 def load_all() -> None:

@@ -199,3 +199,18 @@ def test_attributes_that_cannot_be_copied_are_shared() -> None:
     assert module.rows.own.bit_generator.state == expected
     assert str(random_states(())) == str(states)
     assert_same(state_of(module), before)
+
+
+def test_gradients_of_shared_layers_stay() -> None:
+    layer = nn.Linear(6, 3)  # in a closure, which a copy of the module shares
+    layer.weight.grad = torch.ones(3, 6)
+    layer.register_forward_hook(lambda *args: None)
+
+    class Closure(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            other: Tensor = layer(batch[0]).square().mean()
+            return super().training_step(batch, batch_idx) + other
+
+    advise(Closure(), loader(Rows()))
+    assert torch.equal(layer.weight.grad, torch.ones(3, 6))
+    assert layer.bias.grad is None

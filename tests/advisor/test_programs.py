@@ -56,7 +56,7 @@ def test_remedy_ends_the_finding_and_the_program_trains(name: str) -> None:
     def training_step(*args: object) -> object:
         result = step(*args)
         loss: Any = result["loss"] if isinstance(result, dict) else result
-        losses.append(float(loss.detach()))
+        losses.append(loss.detach().item())
         return result
 
     module.training_step = training_step  # type: ignore[assignment, method-assign]

@@ -9,6 +9,7 @@ from torchvision.transforms import v2
 
 from benchmarks import augmentation as command
 from benchmarks.__main__ import main
+from benchmarks.batches import make_images
 from benchmarks.timers import CpuTimer
 from lightning_practices.data import Augmentation
 from tests.benchmarks.clock import Clock
@@ -26,7 +27,7 @@ def test_the_ratio_is_of_the_same_transforms() -> None:
         clock.pass_by(1e-3)
         return image
 
-    images = command.make_images((6, 3, 4, 4), torch.float32, torch.device("cpu"))
+    images = make_images((6, 3, 4, 4), torch.float32, torch.device("cpu"))
     own = v2.Lambda(slow)
     for given, ratio in ((own, 1.0), ([own, own], 1.0), (Costly(), 1.0)):
         samples = command.compare(Augmentation(given), images, CpuTimer(clock), 3)

@@ -97,7 +97,7 @@ def test_the_best_weights_come_back(
         pytest.param({}, {"precision": "64-true"}, DIP, 4, 8, 20, id="double"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:monitor=.* has mode=")
+@pytest.mark.filterwarnings("ignore:monitor=.* has mode=", "ignore:.*, as val_loss is")
 def test_best_and_stop(
     arguments: dict[str, Any],
     options: dict[str, Any],
@@ -119,6 +119,14 @@ def test_best_and_stop(
     assert same(module.state_dict(), module.seen[best])
     if "precision" in options:
         assert next(module.parameters()).dtype == torch.float64
+
+
+def test_a_value_that_is_not_finite_ends_the_fit_with_a_warning() -> None:
+    message = "EarlyStopping ends this fit at step 12, in epoch 2, as val_loss is nan: look for"
+    with pytest.warns(UserWarning, match=message):
+        fit(Scripted([3, 2, torch.nan]), EarlyStopping("val_loss"))
+    fit(Scripted([3, 2, torch.nan, 1]), EarlyStopping("val_loss", check_finite=False), max_epochs=4)
+    fit(Scripted([3, 2, torch.nan, 1]), EarlyStopping("val_loss"), max_epochs=4, min_epochs=4)
 
 
 def test_a_compiled_module() -> None:

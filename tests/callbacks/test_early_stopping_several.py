@@ -81,6 +81,7 @@ def test_each_has_its_least_change(min_delta: Any, epochs: int) -> None:
     assert trainer.current_epoch == epochs
 
 
+@pytest.mark.filterwarnings("ignore:EarlyStopping ends this fit at step 8, in epoch 1")
 @pytest.mark.parametrize(("check_finite", "epochs"), [(True, 2), (False, 5)])
 def test_one_that_is_not_finite_stops_alone(check_finite: bool, epochs: int) -> None:
     stopping = both(check_finite=check_finite)

@@ -1,5 +1,6 @@
 """Data and changes that ExactResume can't resume exactly, and what it leaves alone."""
 
+import copy
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -339,6 +340,28 @@ def test_loaders_and_trainer_are_as_before_afterwards(ends: str) -> None:
     assert vars(loader) == before
     assert keeps.trainer.train_dataloader is loader
     assert type(keeps.trainer.fit_loop._data_source).__name__ == "_DataLoaderSource"
+
+
+COPIED: dict[str, Make] = {
+    "shuffled": shuffled,
+    "workers": lambda rows: DataLoader(rows, 4, num_workers=2, persistent_workers=True),
+    "own iterator": WARNED["own iterator"][0],
+}
+
+
+@pytest.mark.parametrize("name", COPIED)
+@pytest.mark.parametrize("ends", ["at an epoch", "within an epoch", "badly"])
+def test_the_trainer_and_so_a_datamodule_can_be_copied_afterwards(name: str, ends: str) -> None:
+    keeps = Keeps()
+    if ends == "badly":
+        with pytest.raises(ValueError, match="mistake"):
+            fit(COPIED[name], keeps, At(2, fail))
+    else:
+        fit(COPIED[name], keeps, max_steps=2 if ends == "within an epoch" else -1)
+    copied = copy.deepcopy(keeps.trainer)
+    assert copied.train_dataloader.dataset is not keeps.trainer.train_dataloader.dataset
+    indices = torch.cat(list(copied.train_dataloader))[:, 0]
+    assert torch.equal(indices.sort().values, torch.arange(float(ROWS)))
 
 
 def test_a_second_fit_of_one_callback_is_as_its_first() -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from examples import activations as example
@@ -19,7 +20,8 @@ def test_networks_have_their_activation_and_weights_that_fit() -> None:
         assert (spread > 0.05) is (name != "sigmoid"), name  # whose signals are all alike
 
 
-def test_the_script_draws_its_picture(tmp_path: Path) -> None:
+def test_the_script_draws_its_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "STEPS", 20)
     picture = tmp_path / "activations.png"
     run_main(example, "--out", picture, "--seeds", 2)
     assert_like_the_committed(picture, example)

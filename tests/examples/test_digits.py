@@ -5,13 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.processes import DEADLINE
+import pytest
 
-DEMO = Path(__file__).parents[2] / "examples" / "digits.py"
+from examples import digits
+from tests.examples.scripts import run_main
+from tests.processes import DEADLINE
 
 
 def test_the_demo_measures_what_it_says(tmp_path: Path) -> None:
-    command: list[str | Path] = [sys.executable, DEMO, "--seeds", "2", "--out", tmp_path / "digits"]
+    command: list[str | Path] = [
+        sys.executable,
+        digits.__file__,
+        "--seeds",
+        "2",
+        "--out",
+        tmp_path / "digits",
+    ]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -28,9 +37,12 @@ def test_the_demo_measures_what_it_says(tmp_path: Path) -> None:
     assert len(picture) > 20_000
 
 
-def test_too_few_seeds_are_refused(tmp_path: Path) -> None:
-    command: list[str | Path] = [sys.executable, DEMO, "--seeds", "1"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
-    assert result.returncode == 2
-    assert "at least 2, for a spread, got 1" in result.stderr
+def test_too_few_seeds_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        run_main(digits, "--seeds", 1)
+    assert stopped.value.code == 2
+    assert "at least 2, for a spread, got 1" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

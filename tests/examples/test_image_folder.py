@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,5 +46,14 @@ def test_one_file_trains_with_all_practices(
     loaded = example.Classifier.load_from_checkpoint(cli.model.checkpoint.best_model_path)
     assert loaded.preprocessing is not None
     assert torch.equal(loaded.preprocessing.layers[0].state_dict()["mean"], kept["mean"])
+    options = [*options, f"--ckpt_path={cli.model.checkpoint.best_model_path}"]
+    tested = example.main(["test", "--config", str(CONFIG), *options])
+    assert "test_accuracy" in tested.trainer.callback_metrics
+    predicted: Any = tested.trainer.predict(tested.model, tested.datamodule, ckpt_path=None)
+    val = torch.stack(
+        [image for image, _ in ImageFolder(tmp_path / "digits_images" / "val", scale)]
+    )
+    expected = loaded.eval()(loaded.preprocessing(val)).softmax(1)
+    torch.testing.assert_close(torch.cat(predicted), expected)
     assert cli.trainer.log_dir is not None
     assert Path(cli.trainer.log_dir, "curves.svg").exists()

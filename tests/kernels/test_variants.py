@@ -87,3 +87,45 @@ def test_samples_and_sizes_of_batch_norm(layout: torch.memory_format) -> None:
     counts = count_variants(batch_norm, shapes, layout, torch.bfloat16)
     assert len(counts) == 6
     assert max(counts.values()) <= MOST, counts
+
+
+GROUPS = {16: 1, 24: 24, 64: 8, 72: 8, 320: 32, 512: 32, 640: 32, 1280: 32, 2048: 32}
+
+
+def group_norm(x: Tensor) -> Tensor:
+    weight, bias = (torch.empty(x.shape[1], device="cuda", requires_grad=True) for _ in range(2))
+    return lightning_kernels.group_norm(x, GROUPS[x.shape[1]], weight, bias, activation="silu")
+
+
+def instance_norm(x: Tensor) -> Tensor:
+    return lightning_kernels.instance_norm(x, activation="relu")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("samples", [2, 32])
+@pytest.mark.parametrize("call", [group_norm, instance_norm])
+def test_sizes_of_images_of_group_norm(
+    call: Callable[[Tensor], Tensor], samples: int, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    shapes = [(samples, 64, *size) for size in SIZES[1:]]
+    counts = count_variants(call, shapes, layout, dtype)
+    assert {"_group_norm_forward_kernel", "_group_norm_backward_kernel"} <= set(counts)
+    assert max(counts.values()) <= MOST, counts
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("call", [group_norm, instance_norm])
+def test_samples_channels_groups_and_sizes(
+    call: Callable[[Tensor], Tensor], dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    shapes = [
+        (samples, channels, *size)
+        for samples in (1, 3, 8, 31, 256)
+        for channels in GROUPS
+        for size in [*SIZES[1::6], (128, 128)]
+    ]
+    counts = count_variants(call, shapes, layout, dtype)
+    assert len(counts) >= 8
+    assert max(counts.values()) <= MOST, counts

@@ -1,103 +1,31 @@
 """Initialisation in a module's first fit."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices.init import Initialization, initialize
-from lightning_practices.mixins import FusedLayersMixin, InitMixin
+from lightning_practices.init import Initialization
+from lightning_practices.mixins import FusedLayersMixin, InitMixin, TrainingPractices
 from tests import processes
+from tests.initialised import Plain, data, drawn, fit, same, trainer, whole
 
 pytestmark = pytest.mark.plain
-
-
-class Plain(LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.SELU(), nn.Linear(6, 6))
-        self.head = nn.Linear(6, 1)
-        self.begins_with: dict[str, Tensor] = {}
-
-    @override
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.tanh(self.body(x)))  # type: ignore[no-any-return]
-
-    @override
-    def on_train_start(self) -> None:
-        self.begins_with = whole(self)
-
-    @override
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return self(batch).square().mean()  # type: ignore[no-any-return]
-
-    @override
-    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
-        self(batch)
-
-    test_step = validation_step
-
-    @override
-    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return self(batch)  # type: ignore[no-any-return]
-
-    @override
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 class Net(InitMixin, Plain):
     pass
 
 
-def whole(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
-        for name, value in module.state_dict().items()
-    }
-
-
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
-
-
-def data() -> DataLoader[Tensor]:
-    x: Any = torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
-    return DataLoader(x, batch_size=4)
-
-
-def trainer(**kwargs: Any) -> Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    options: dict[str, Any] = {"accelerator": "cpu", "max_epochs": 1, **quiet, **kwargs}
-    return Trainer(**{"enable_checkpointing": False, **options})
-
-
-def fit(module: LightningModule, ckpt_path: Any = None, **kwargs: Any) -> Trainer:
-    torch.manual_seed(5)
-    done = trainer(**kwargs)
-    done.fit(module, data(), data(), ckpt_path=ckpt_path)
-    return done
-
-
-def drawn(module: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-    """Return the weights that ``initialize`` gives to a copy at the start of ``fit``."""
-    twin = copy.deepcopy(module)
-    torch.manual_seed(5)
-    initialize(twin, *args, **kwargs)
-    return whole(twin)
-
-
 def test_the_first_fit_begins_with_new_weights() -> None:
     module = Net()
+    assert str(module.init_report).startswith("Nothing is initialised yet: weights are drawn when")
     expected = drawn(module)
     assert not same(expected, whole(module))
     fit(module)
@@ -119,11 +47,25 @@ def test_no_other_run_changes_weights() -> None:
     assert not same(module.begins_with, before)
 
 
+class Practised(TrainingPractices, Plain):  # type: ignore[misc]
+    pass
+
+
+@pytest.mark.filterwarnings("ignore:.*watches 'val_loss'")  # which Plain doesn't log
 def test_off_it_does_nothing() -> None:
-    module = Net(initialize=None)
-    before = whole(module)
+    for module in (Net(initialization=None), Practised(early_stopping=None)):
+        before = whole(module)
+        fit(module)
+        assert same(module.begins_with, before)
+        assert str(module.init_report).startswith("The weights are left as they are: init")
+
+
+def test_among_all_practices() -> None:
+    module = Practised(initialization="auto", early_stopping=None, checkpoint=None)
+    expected = drawn(module)
     fit(module)
-    assert same(module.begins_with, before)
+    assert same(module.begins_with, expected)
+    assert "BatchNorm1d" in repr(module.fused_layers.replaced)
 
 
 @pytest.mark.parametrize("how", ["load_from_checkpoint", "load_state_dict", "ckpt_path"])
@@ -142,7 +84,7 @@ def test_loaded_weights_stay(how: str, tmp_path: Path) -> None:
 
 
 def test_only_the_new_modules() -> None:
-    module = Net(initialize=Initialization("kaiming_uniform", modules=["head"]))
+    module = Net(initialization=Initialization("kaiming_uniform", modules=["head"]))
     before = whole(module)
     expected = drawn(module, "kaiming_uniform", modules=["head"])
     fit(module)
@@ -264,17 +206,19 @@ class Saving(InitMixin, Plain):
 
 def test_checkpoints_hold_the_scheme_and_leave_out_the_object(tmp_path: Path) -> None:
     path = tmp_path / "net.ckpt"
-    fit(Saving(initialize="orthogonal")).save_checkpoint(path)
+    fit(Saving(initialization="orthogonal")).save_checkpoint(path)
     loaded = Saving.load_from_checkpoint(path, weights_only=True)
-    assert repr(loaded._initialization) == "Initialization('orthogonal')"
-    fit(Saving(initialize=Initialization(modules=["head"]))).save_checkpoint(path)
-    with pytest.warns(UserWarning, match="leaves out initialize of Saving, as checkpoints hold no"):
+    assert repr(vars(loaded._initialize)["initialization"]) == "Initialization('orthogonal')"
+    fit(Saving(initialization=Initialization(modules=["head"]))).save_checkpoint(path)
+    with pytest.warns(
+        UserWarning, match="leaves out initialization of Saving, as checkpoints hold no"
+    ):
         Saving.load_from_checkpoint(path, weights_only=True)
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="initialize='xavier': scheme has to be"):
-        Net(initialize="xavier")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="initialize has to be of one of the types str, light"):
-        Net(initialize=3)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="initialization='xavier': scheme has to be"):
+        Net(initialization="xavier")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="initialization has to be of one of the types str, light"):
+        Net(initialization=3)  # type: ignore[arg-type]
     assert repr(Initialization(modules=["head"])) == "Initialization('auto', modules=('head',))"

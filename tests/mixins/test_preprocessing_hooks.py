@@ -108,6 +108,33 @@ def test_an_own_hook_without_super_is_an_error_where_it_matters(tmp_path: Path) 
     trainer(tmp_path).fit(Net(), datamodule=Silent())
 
 
+class Passing:
+    """Brings a hook that leaves out those of the classes after it."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch
+
+
+class Deaf(Passing, PreprocessedMixin, Net):
+    pass
+
+
+class Mute(PreprocessedMixin, Net):
+    on_after_batch_transfer = Passing.on_after_batch_transfer
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Deaf, "Passing"), (Mute, "Mute")])
+@pytest.mark.filterwarnings("ignore:You have overridden .on_after_batch_transfer. in both")
+def test_so_it_is_for_a_module_that_preprocesses(kind: Any, name: str, tmp_path: Path) -> None:
+    net, data = kind(), Data(preprocess="center")
+    trainer(tmp_path).fit(net, datamodule=data)  # where the datamodule preprocesses
+    loader = data.predict_dataloader()
+    with pytest.raises(RuntimeError, match=rf"{name}\.on_after_batch_transfer doesn't call super"):
+        trainer(tmp_path).predict(net, loader)
+    net.preprocessing = None
+    trainer(tmp_path).predict(net, loader)
+
+
 @pytest.mark.parametrize("mixin", ["PreprocessingMixin", "AugmentationMixin", "DataPractices"])
 def test_a_skipped_constructor_is_an_error(mixin: str, tmp_path: Path) -> None:
     def constructor(self: Any) -> None:

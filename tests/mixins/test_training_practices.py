@@ -285,7 +285,8 @@ def test_all_off() -> None:
 
 def test_each_default_is_that_of_its_mixin() -> None:
     ours = inspect.signature(TrainingPractices.__init__).parameters
-    off = {"weight_averaging": None}  # it changes which weights are validated
+    # They change which weights are validated, and those that may be pretrained.
+    off = {"weight_averaging": None, "initialization": None}
     for mixin in TrainingPractices.__mro__[1:-1]:
         if mixin.__module__.startswith("lightning_practices") and "__init__" in vars(mixin):
             own = inspect.signature(mixin.__init__).parameters.values()  # type: ignore[misc]

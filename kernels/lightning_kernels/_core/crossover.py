@@ -44,6 +44,9 @@ _HOST = (
     " hidden from a few MiB on"
 )
 _ROWS = Crossover(4 * _MIB, _HOST)
+_PLANES = Crossover(
+    4 * _MIB, f"{_HOST}; planes of other sizes need an access for each element", plane=4
+)
 
 # The table for GPUs. No GPU has confirmed it: its numbers follow from the kernels' machine code
 # (``python -m benchmarks static``) and from host times.
@@ -58,8 +61,8 @@ TABLE: dict[str, Crossover] = {
         plane=8,
         dtypes=frozenset({torch.float32, torch.bfloat16}),
     ),
-    "group_norm": _ROWS,
-    "instance_norm": _ROWS,
+    "group_norm": _PLANES,
+    "instance_norm": _PLANES,
     "dropout": _ROWS,
     "channel_dropout": _ROWS,
     "dropout_activation": _ROWS,
@@ -77,8 +80,8 @@ def set_kernel_policy(policy: KernelPolicy) -> None:
     On small inputs torch's own operators are faster than a kernel, because the host takes longer to
     launch a kernel than the GPU takes to run it. :func:`lightning_practices.surgery.fuse` measures
     each layer if it gets a batch. Where nothing was measured, a table decides, which is careful:
-    with ``"auto"``, inputs of less than 4 MiB, and batch norms of float16 or of planes whose size
-    is no multiple of 8, are computed by torch.
+    with ``"auto"``, inputs of less than 4 MiB, batch norms of float16 or of planes whose size is no
+    multiple of 8, and group norms of planes whose size is no multiple of 4, are computed by torch.
 
     Args:
         policy: ``"auto"`` (the default): measurements decide, or else the table. ``"always"``:

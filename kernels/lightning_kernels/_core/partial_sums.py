@@ -26,7 +26,7 @@ def _sum_partials(
     tl.store(out_ptr + column, result, mask=column < size)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_partials"])
 def _sum_partials_kernel(
     first_partial_ptr, second_partial_ptr, first_out_ptr, second_out_ptr, num_partials, size,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr,

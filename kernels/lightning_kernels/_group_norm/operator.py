@@ -1,6 +1,7 @@
 """Group norm as an operator.
 
-It takes one pass over slabs that fit into the registers of a program, and two over larger slabs.
+It reads a tensor once if a program holds a slab in registers, else twice: the second time from the
+cache, or if several programs share a slab, from memory.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lightning_kernels._core.activation import aten_activate
 from lightning_kernels._core.gradients import empty_gradients, only_needed, recompute_gradients
-from lightning_kernels._core.launch import launch, multiprocessor_count, next_power_of_2
+from lightning_kernels._core.launch import launch, multiprocessor_count
 from lightning_kernels._core.layout import (
     contiguous,
     has_channels_innermost,
@@ -22,37 +23,35 @@ from lightning_kernels._core.operator import Operator
 from lightning_kernels._core.partial_sums import sum_partials
 from lightning_kernels._core.statistics import merge_statistics
 from lightning_kernels._group_norm.aten import torch_group_norm
-from lightning_kernels._group_norm.kernels import (
+from lightning_kernels._group_norm.backward_kernels import (
     _group_norm_apply_backward_kernel,
-    _group_norm_apply_kernel,
     _group_norm_backward_kernel,
-    _group_norm_forward_kernel,
     _group_norm_reduce_kernel,
-    _group_norm_statistics_kernel,
     _group_norm_sum_kernel,
 )
-from lightning_kernels._group_norm.layout import HELD_BACKWARD, HELD_FORWARD, Plan, plan_of
+from lightning_kernels._group_norm.kernels import (
+    _group_norm_apply_kernel,
+    _group_norm_forward_kernel,
+    _group_norm_statistics_kernel,
+)
+from lightning_kernels._group_norm.layout import Plan, plan_of
 
-# Registers per thread. Without this limit the compiler uses fewer, to fit one more program, and
-# spills.
-_REGISTERS = 128
 
-
-def _cut(x: Tensor, groups: int, held: int) -> tuple[Plan, int, tuple[int, ...], float]:
+def _cut(x: Tensor, groups: int, backward: bool) -> tuple[Plan, tuple[int, ...], float]:
     """Return how ``x`` is cut into slabs and programs.
 
     Returns:
-        The plan. The number of slabs of all samples. The sizes that all kernels take. The number of
-        elements per group, as a float because it may need more than 32 bits.
+        The plan. The sizes that all kernels take. The number of elements per group, as a float
+        because it may need more than 32 bits.
     """
     samples, channels = x.shape[:2]
     pixels = x.shape[2:].numel()
     plan = plan_of(
-        samples, channels, pixels, groups, has_channels_innermost(x), held,
+        samples, channels, pixels, groups, has_channels_innermost(x), backward,
         x.element_size(), multiprocessor_count(x.device),
     )  # fmt: skip
     sizes = (samples * groups, groups, channels, pixels, plan.slabs, plan.width, channels // groups)
-    return plan, samples * plan.slabs, sizes, float(channels // groups * pixels)
+    return plan, sizes, float(channels // groups * pixels)
 
 
 def _forward(
@@ -66,30 +65,31 @@ def _forward(
     x = to_dense(x)
     weight, bias = contiguous(weight, bias)
     y, statistics = _fake(x, groups, weight, bias, eps, activation, parameter, dtype)
-    plan, programs, sizes, size = _cut(x, groups, HELD_FORWARD)
-    if plan.is_held:
+    plan, sizes, size = _cut(x, groups, backward=False)
+    programs = x.shape[0] * plan.slabs
+    if not plan.splits:
         launch(
             _group_norm_forward_kernel, (programs,), x.device,
             x, weight, bias, y, statistics, *sizes, size, eps, parameter,
-            **plan.constants, ACTIVATION=activation, maxnreg=_REGISTERS,
+            **plan.constants, ACTIVATION=activation,
         )  # fmt: skip
         return y, statistics
-    statistics = _measure(x, plan, programs, sizes)
+    statistics = _measure(x, plan, sizes)
     launch(
-        _group_norm_apply_kernel, (programs * plan.blocks * plan.tiles,), x.device,
-        x, weight, bias, y, statistics, *sizes, plan.blocks, eps, parameter,
-        **{**plan.constants, "num_warps": 4}, ACTIVATION=activation,
+        _group_norm_apply_kernel, (programs * plan.splits,), x.device,
+        x, weight, bias, y, statistics, *sizes, plan.splits, eps, parameter,
+        **plan.constants, ACTIVATION=activation,
     )  # fmt: skip
     return y, statistics
 
 
-def _measure(x: Tensor, plan: Plan, programs: int, sizes: tuple[int, ...]) -> Tensor:
+def _measure(x: Tensor, plan: Plan, sizes: tuple[int, ...]) -> Tensor:
     """Return the mean and variance of each group, if several programs share a slab."""
-    parts, all_groups = plan.blocks * plan.splits, sizes[0]
-    partial = x.new_empty((parts, 3, all_groups), dtype=torch.float32)
+    all_groups, group_size = sizes[0], sizes[-1]
+    partial = x.new_empty((plan.splits * group_size, 3, all_groups), dtype=torch.float32)
     launch(
-        _group_norm_statistics_kernel, (programs * parts,), x.device,
-        x, partial, *sizes, plan.blocks, plan.splits, **plan.constants, maxnreg=_REGISTERS,
+        _group_norm_statistics_kernel, (x.shape[0] * plan.slabs * plan.splits,), x.device,
+        x, partial, *sizes, plan.splits, **plan.constants,
     )  # fmt: skip
     statistics = x.new_empty((3, all_groups), dtype=torch.float32)
     merge_statistics(partial, statistics)
@@ -117,55 +117,39 @@ def _forward_of_backward(
         grad, x, groups, weight, bias, statistics, eps, activation, parameter, needs
     )
     grad_x, grad_weight, grad_bias = only_needed(gradients, needs)
-    plan, programs, sizes, size = _cut(x, groups, HELD_BACKWARD)
+    plan, sizes, size = _cut(x, groups, backward=True)
     samples, channels = x.shape[:2]
-    rows = samples if plan.is_held else samples * plan.splits
+    rows = samples * max(1, plan.splits)
     partial = None
-    if needs[1] or needs[2] or not plan.is_held:
+    if needs[1] or needs[2] or plan.splits:
         partial = x.new_empty((2, rows, channels), dtype=torch.float32)
+    programs, stride = rows * plan.slabs, rows * channels
     tensors = grad, x, weight, bias, statistics
     constants = {**plan.constants, "ACTIVATION": activation}
-    if plan.is_held:
+    if not plan.splits:
         launch(
             _group_norm_backward_kernel, (programs,), x.device,
-            *tensors, grad_x, partial, *sizes, size, rows * channels, eps, parameter, **constants,
-            maxnreg=_REGISTERS,
+            *tensors, grad_x, partial, *sizes, stride, size, eps, parameter, **constants,
         )  # fmt: skip
     else:
         launch(
-            _group_norm_reduce_kernel, (programs * plan.blocks * plan.splits,), x.device,
-            *tensors, partial, *sizes, plan.blocks, plan.splits, rows * channels, eps, parameter,
-            **{**constants, "num_warps": constants["num_warps"] * x.element_size() // 2},
-            maxnreg=_REGISTERS,
+            _group_norm_reduce_kernel, (programs,), x.device,
+            *tensors, partial, *sizes, plan.splits, stride, eps, parameter, **constants,
         )  # fmt: skip
         if grad_x is not None and partial is not None:
-            sums = _sums_of_groups(partial, weight, plan, programs, sizes, size)
+            sums = partial.new_empty((2, sizes[0]))  # of grad * weight * normalised, grad * weight
             launch(
-                _group_norm_apply_backward_kernel, (programs * plan.blocks * plan.tiles,), x.device,
-                *tensors, sums, grad_x, *sizes, plan.blocks, eps, parameter,
-                **{**constants, "num_warps": 4},
+                _group_norm_sum_kernel, (sizes[0],), x.device,
+                partial, weight, sums, *sizes[:3], sizes[-1], plan.splits, stride, size,
+                SUMS=128, num_warps=1,
+            )  # fmt: skip
+            launch(
+                _group_norm_apply_backward_kernel, (programs,), x.device,
+                *tensors, sums, grad_x, *sizes, plan.splits, eps, parameter, **constants,
             )  # fmt: skip
     if partial is not None:
         sum_partials(only_needed(partial.unbind(), needs[1:]), (grad_weight, grad_bias))
     return gradients
-
-
-def _sums_of_groups(
-    partial: Tensor, weight: Tensor | None, plan: Plan, programs: int, sizes: tuple[int, ...],
-    size: float,
-) -> Tensor:  # fmt: skip
-    """Merge the partial sums of channels to two means per group, for the gradient of x.
-
-    The means are those of ``grad * weight * normalised`` and of ``grad * weight`` over the group.
-    """
-    sums = partial.new_empty((2, sizes[0]))
-    block = {name: plan.constants[name] for name in ("GROUPS", "PADDED", "CHANNELS")}
-    launch(
-        _group_norm_sum_kernel, (programs,), partial.device,
-        partial, weight, sums, *sizes[:3], *sizes[4:], size, plan.splits, partial.stride(0),
-        **block, SPLITS=min(128, next_power_of_2(plan.splits)), num_warps=8,
-    )  # fmt: skip
-    return sums
 
 
 def _fake_of_backward(

@@ -1,5 +1,6 @@
 """Calls of functions on tensors, and the values between them."""
 
+import linecache
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_practices.advisor._trace.kinds import PASSED
+from lightning_practices.advisor._kinds import LAYERS, PASSED
+
+_LONGEST = 12  # lines of a call in the source
 
 
 class Statistics(NamedTuple):
@@ -70,6 +73,8 @@ class Value:
         depth: The number of layers with parameters on the longest way from the batch to it.
         is_data: Whether it depends on the batch.
         statistics: Of its elements, where the recorder has measured them.
+        variation: Standard deviation along the first dimension, which is that of the samples in
+            most programs, as a root mean square over the others; measured where ``statistics`` are.
         tensor: The tensor, where the recorder keeps it: arguments of losses, inputs of first
             layers, and the batch. Detached.
     """
@@ -82,6 +87,7 @@ class Value:
     depth: int = 0
     is_data: bool = False
     statistics: Statistics | None = None
+    variation: float | None = None
     tensor: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -132,6 +138,7 @@ class Call:
         line: The user's line that leads to the call, as ``"model.py:12"``.
         outputs: The tensors that it returns.
         index: Its place among the calls of the step.
+        path: The file of ``line``.
     """
 
     name: str
@@ -141,6 +148,7 @@ class Call:
     stack: tuple[str, ...]
     line: str
     index: int
+    path: str = ""
     outputs: list[Value] = field(default_factory=list, repr=False)
 
     @property
@@ -157,6 +165,22 @@ class Call:
     def parameters(self) -> list[str]:
         """The names of the parameters among the arguments, also those that views or casts hold."""
         return [name for x in self.inputs if (name := x.origin().parameter) is not None]
+
+    @property
+    def is_layer(self) -> bool:
+        """Whether it is a layer with parameters."""
+        return self.name in LAYERS and bool(self.parameters)
+
+    @property
+    def text(self) -> str:
+        """The source from the user's line to the end of the call; empty if it can't be read."""
+        number = int(self.line.rpartition(":")[2] or 0)
+        text = ""
+        for following in range(number, number + _LONGEST):
+            text += linecache.getline(self.path, following)
+            if text.count("(") <= text.count(")"):
+                break
+        return text
 
     @property
     def data(self) -> list[Value]:

@@ -1,7 +1,7 @@
 """Record the calls of functions while a step runs."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from lightning_practices._names import module_name, plain_name
+from lightning_practices.advisor._kinds import ACTIVATIONS, LAYERS, NORMS, SOFTMAXES
 from lightning_practices.advisor._trace.calls import Call, Statistics, Value
-from lightning_practices.advisor._trace.kinds import ACTIVATIONS, LAYERS, NORMS, SOFTMAXES
 from lightning_practices.advisor._trace.losses import LOSSES
 
-_MEASURED = LAYERS | NORMS | ACTIVATIONS | SOFTMAXES
+_MEASURED = LAYERS | NORMS | ACTIVATIONS | SOFTMAXES | LOSSES.keys()
 _KEPT = LOSSES.keys() | {"sub", "__sub__", "__rsub__", "rsub"}  # the last are parts of losses
+_KEPT |= {"cosine_embedding_loss", "margin_ranking_loss"}
 _LIBRARIES = tuple(f"{Path(sys.modules[name].__file__ or '').parent}/" for name in ("torch",))
 
 
@@ -35,12 +36,18 @@ class Recorder(TorchFunctionMode):
     Attributes:
         is_on: Whether calls are recorded.
         calls: The calls since the last :meth:`begin`.
+        failure: The last exception that one of torch's losses raised, and its call.
+        before_backward: Is called with each tensor whose ``backward`` a step calls by itself.
+        after_backward: Is called after it.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.is_on = False
         self.calls: list[Call] = []
+        self.failure: tuple[Exception, Call] | None = None
+        self.before_backward: Callable[[Tensor], None] = lambda loss: None
+        self.after_backward: Callable[[], None] = lambda: None
         self._values: Any = WeakTensorKeyDictionary()
         self._stack: list[str] = []
         self._module = module
@@ -62,7 +69,11 @@ class Recorder(TorchFunctionMode):
     def value_of(self, x: Tensor) -> Value:
         """Return the value of a tensor. One that no call has made is a constant."""
         found: Value | None = self._values.get(x)
-        return self._enter(x, "constant") if found is None else found
+        if found is None:
+            return self._enter(x, "constant")
+        if found.call is not None and x.requires_grad and not found.requires_grad:
+            return self._note_unknown(x, found)
+        return found
 
     @contextmanager
     def watching(self) -> Iterator["Recorder"]:
@@ -98,15 +109,31 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self.is_on:
             return func(*args, **kwargs)
+        if func is Tensor.backward:
+            return self._backward(args, kwargs)
         # The values before the call: functions in place change them.
         given = tree_map(self._noted, (tuple(args), kwargs))
-        result = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
+        try:
+            result = func(*args, **kwargs)
+        except Exception as error:
+            if name in LOSSES:
+                call = self._call(name, given)
+                call.outputs.append(Value((), torch.float32, True, call, is_data=bool(call.data)))
+                _keep(call.inputs, (args, kwargs))
+                self.failure = error, call
+            raise
         made = [args[0]] if name == "__setitem__" else tree_leaves(result)
         made = [x for x in made if isinstance(x, Tensor)]
         if made:
             self._note(_plain(name), given, (args, kwargs), made)
         return result
+
+    def _backward(self, args: Any, kwargs: dict[str, Any]) -> None:
+        self.before_backward(args[0])
+        if args[0].requires_grad:  # if not, a rule says why, where torch would raise
+            Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.after_backward()
 
     def _noted(self, x: Any) -> Any:
         return self.value_of(x) if isinstance(x, Tensor) else x
@@ -116,19 +143,23 @@ class Recorder(TorchFunctionMode):
         self._values[x] = value
         return value
 
-    def _note(self, name: str, given: Any, tensors: Any, made: list[Tensor]) -> None:
+    def _call(self, name: str, given: Any) -> Call:
         args, kwargs = given
         module = self._stack[-1] if self._stack else ""
-        call = Call(name, args, kwargs, module, tuple(self._stack), _line(), len(self.calls))
+        path, number = _place()
+        line = f"{Path(path).name}:{number}" if path else ""
+        call = Call(name, args, kwargs, module, tuple(self._stack), line, len(self.calls), path)
         self.calls.append(call)
+        return call
+
+    def _note(self, name: str, given: Any, tensors: Any, made: list[Tensor]) -> None:
+        call = self._call(name, given)
         inputs = call.inputs
-        is_layer = name in LAYERS and bool(call.parameters)
+        is_layer = call.is_layer
         depth = max((x.depth for x in inputs), default=0)
         is_data = any(x.is_data for x in inputs)
         if name in _KEPT or (is_layer and depth == 0 and is_data):
-            for value, x in zip(inputs, _tensors(tensors), strict=True):
-                if value.tensor is None and value.parameter is None:
-                    value.tensor = x.detach()
+            _keep(inputs, tensors)
         for x in made:
             value = Value(
                 tuple(x.shape), x.dtype, x.requires_grad, call,
@@ -138,6 +169,32 @@ class Recorder(TorchFunctionMode):
             call.outputs.append(value)
         if is_data and name in _MEASURED and made[0].is_floating_point():
             call.output.statistics = Statistics.of(made[0])
+            call.output.variation = _variation(made[0].detach())
+
+    def _note_unknown(self, x: Tensor, found: Value) -> Value:
+        """Note a tensor that got its gradient after it was made, as by an autograd function."""
+        name = x.grad_fn.name() if x.grad_fn is not None else "requires_grad"
+        call = self._call(name, ((found,), {}))
+        value = Value(
+            found.shape, found.dtype, True, call, depth=found.depth, is_data=found.is_data
+        )
+        self._values[x] = value
+        call.outputs.append(value)
+        return value
+
+
+def _variation(x: Tensor) -> float | None:
+    """Return the standard deviation along the first dimension, as a root mean square."""
+    if x.dim() < 2 or x.shape[0] < 2 or not x.numel():
+        return None
+    wide = x if x.dtype == torch.float64 else x.float()
+    return float(wide.var(dim=0, correction=0).mean().sqrt())
+
+
+def _keep(inputs: list[Value], tensors: Any) -> None:
+    for value, x in zip(inputs, _tensors(tensors), strict=True):
+        if value.tensor is None and value.parameter is None:
+            value.tensor = x.detach()
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -147,21 +204,21 @@ def _tensors(value: Any) -> list[Tensor]:
 def _plain(name: str) -> str:
     if name.startswith("__"):
         return f"__{name[3:]}" if name.startswith("__i") and name[3:6] in _IN_PLACE else name
-    return name.rstrip("_").removeprefix("special_")
+    return name.strip("_").removeprefix("special_")
 
 
 _IN_PLACE = ("add", "sub", "mul", "tru", "pow", "mat")  # of __iadd__ and the others
 
 
-def _line() -> str:
-    """Return the line of the nearest caller outside of torch and of this package's advisor."""
-    frame = sys._getframe(2)
+def _place() -> tuple[str, int]:
+    """Return file and line of the nearest caller outside of torch and of this package's advisor."""
+    frame = sys._getframe(3)
     while frame is not None:
         path = frame.f_code.co_filename
         if not path.startswith((*_LIBRARIES, _HERE)):
-            return f"{Path(path).name}:{frame.f_lineno}"
+            return path, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
-    return ""
+    return "", 0
 
 
 _HERE = str(Path(__file__).parent)

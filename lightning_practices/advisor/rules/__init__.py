@@ -6,18 +6,45 @@ identifiers.
 
 import importlib
 import pkgutil
+from collections.abc import Iterable, Sequence
 from functools import cache
 
+from lightning_practices._arguments import check_names
 from lightning_practices.advisor._rule import Rule
 
 
 @cache
 def all_rules() -> tuple[Rule, ...]:
-    """Return the rules in the order of their identifiers."""
+    """Return the rules before training in the order of their identifiers."""
+    return rules_within(__path__, __name__)
+
+
+def rules_within(path: Iterable[str], package: str) -> tuple[Rule, ...]:
+    """Return the rules in the files of a package, in the order of their identifiers."""
     found = [
         one
-        for info in pkgutil.iter_modules(__path__)
-        for one in vars(importlib.import_module(f"{__name__}.{info.name}")).values()
+        for info in pkgutil.iter_modules(path)
+        for one in vars(importlib.import_module(f"{package}.{info.name}")).values()
         if isinstance(one, Rule)
     ]
     return tuple(sorted(found, key=lambda rule: rule.id))
+
+
+def rules_matching(rules: Sequence[Rule], argument: str, ids: Sequence[str]) -> list[Rule]:
+    """Return the rules whose identifiers begin with one of ``ids``.
+
+    Args:
+        rules: The rules.
+        argument: Name of the user's argument, for the error.
+        ids: Identifiers, or their beginnings.
+
+    Raises:
+        TypeError: If ``ids`` is not a list of names.
+        ValueError: If one of them begins no rule.
+    """
+    ids = check_names(argument, ids)
+    for id in ids:
+        if not any(rule.id.startswith(id) for rule in rules):
+            known = ", ".join(rule.id for rule in rules)
+            raise ValueError(f"{argument} has {id!r}, which begins no rule: there are {known}")
+    return [rule for rule in rules if rule.id.startswith(ids)]

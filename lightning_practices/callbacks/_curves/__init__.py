@@ -8,6 +8,9 @@
 - ``file``: writes the picture to a file.
 """
 
+from lightning_practices.callbacks._curves.draw import Mark
 from lightning_practices.callbacks._curves.learning_curves import LearningCurves
+from lightning_practices.callbacks._curves.panels import read as read_name
+from lightning_practices.callbacks._curves.series import History
 
-__all__ = ["LearningCurves"]
+__all__ = ["History", "LearningCurves", "Mark", "read_name"]

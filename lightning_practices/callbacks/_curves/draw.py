@@ -17,6 +17,7 @@ _SPLIT_COLOURS = {"train": "#0072B2", "val": "#D55E00", "test": "#009E73"}
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))  # once all colours are in use
 _INK, _FAINT, _BEST = "#222222", "#E3E3E3", "#111111"
+_MARKS = {"error": "#B00020", "warning": "#E69F00", "hint": "#56B4E9"}  # by severity
 _PANEL = (4.6, 3.3)  # width and height in inches
 _MOST_MARKERS = 40
 _MOST_LABELS = 8
@@ -40,7 +41,17 @@ class Best(NamedTuple):
     value: float
 
 
-def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure":
+class Mark(NamedTuple):
+    """A finding about the fit: the optimizer steps taken, its identifier, and how severe it is."""
+
+    step: int
+    id: str
+    severity: str
+
+
+def draw(
+    series: Mapping[str, Series], best: Best | None, title: str, marks: Sequence[Mark] = ()
+) -> "Figure":
     """Return a figure with a panel for each quantity, but at most twelve.
 
     A note at the bottom names the panels that are left out. The figure isn't registered with
@@ -50,6 +61,7 @@ def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure
         series: The series by name. The values of ``"epoch"`` mark the ends of epochs.
         best: The best value, to be marked.
         title: The title above the panels.
+        marks: Findings, to be marked at the bottom of each panel.
     """
     from matplotlib.figure import Figure
 
@@ -63,6 +75,7 @@ def draw(series: Mapping[str, Series], best: Best | None, title: str) -> "Figure
     _place(figure, size, foot=_FOOT * bool(left))
     for axis, panel in zip(axes, drawn, strict=False):
         _draw_panel(axis, panel, series, best)
+        _draw_marks(axis, marks)
         axis.tick_params(labelbottom=True)
         axis.xaxis.set_major_formatter("{x:,.0f}")
     for axis in axes[len(drawn) :]:
@@ -284,6 +297,26 @@ def _mark_epochs(axis: Any, epochs: Series, *, named: bool) -> None:
         axis.text(
             1.0, 1.09, "epochs", transform=axis.transAxes, ha="right", fontsize=7, color="#888888"
         )
+
+
+def _draw_marks(axis: Any, marks: Sequence[Mark]) -> None:
+    """Mark findings by triangles on the axis of steps; those of one step share a label."""
+    steps: dict[int, list[Mark]] = {}
+    for mark in marks:
+        steps.setdefault(mark.step, []).append(mark)
+    for step, found in steps.items():
+        worst = min(found, key=lambda mark: list(_MARKS).index(mark.severity))
+        colour = _MARKS[worst.severity]
+        on_axis = axis.get_xaxis_transform()
+        axis.plot(
+            step, 0.0, "^", transform=on_axis, ms=8, color=colour, mec="white", mew=0.8, zorder=6,
+            clip_on=False,
+        )  # fmt: skip
+        text = ", ".join(mark.id for mark in found)
+        axis.annotate(
+            text, (step, 0.0), xycoords=on_axis, xytext=(0, 8), textcoords="offset points",
+            fontsize=6.5, rotation=90, ha="center", va="bottom", color=_INK, zorder=6,
+        )  # fmt: skip
 
 
 def _not_finite(one: Series) -> str:

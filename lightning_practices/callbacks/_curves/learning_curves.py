@@ -22,7 +22,7 @@ from lightning_practices._arguments import (
     cut,
     shown,
 )
-from lightning_practices.callbacks._curves.draw import Best, draw
+from lightning_practices.callbacks._curves.draw import Best, Mark, draw
 from lightning_practices.callbacks._curves.file import SUFFIXES, rendered
 from lightning_practices.callbacks._curves.listener import Listener
 from lightning_practices.callbacks._curves.panels import forks
@@ -91,6 +91,7 @@ class LearningCurves(PracticeCallback, ReadsLogs):
 
     Attributes:
         file: The file of the picture, once a fit has started.
+        marks: What :class:`TrainingAdvisor` has found, which is marked in the picture.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -146,6 +147,7 @@ class LearningCurves(PracticeCallback, ReadsLogs):
     @override
     def _reset(self) -> None:
         self._listener = Listener(self._wants)
+        self.marks: list[Mark] = []
 
     @property
     @override
@@ -329,7 +331,7 @@ class LearningCurves(PracticeCallback, ReadsLogs):
             f", {epochs.value:,.0f} epochs" if epochs else ""
         )
         try:
-            figure = draw(series, self._best(series), title)
+            figure = draw(series, self._best(series), title, self.marks)
             write_file(self.file, rendered(figure, series, title, self.file.suffix.lower()))
         except Exception as error:  # a full disk must not end the fit
             if at_end or not self._has_warned:

@@ -31,6 +31,7 @@ from lightning_practices.callbacks._early_stopping.verdict import (
     forget_values,
     forget_verdict,
     judge,
+    warn_if_not_finite,
 )
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.best_weights import BestWeights
@@ -107,7 +108,7 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
             higher is better. One mode for all values, or one mode for each value.
         strict: Whether to raise if ``monitor`` is never logged. If ``False``, checks begin once all
             values have been logged.
-        check_finite: Whether to stop once a value is infinite or nan.
+        check_finite: Whether to stop, with a warning, once a value is infinite or nan.
         stopping_threshold: A value that is good enough to stop at once; only for a single
             ``monitor``.
         divergence_threshold: A value that is bad enough to stop at once; only for a single
@@ -372,6 +373,7 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
             self.stopping_reason_message = reason
+            warn_if_not_finite(trainer, (self, *self._others), values)
         if reason and self.verbose:
             self._log_info(trainer, reason, self.log_rank_zero_only)
 

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 
@@ -28,6 +30,27 @@ def judge(
     watched[0].stopping_reason = [*alone, exhausted][0] if should_stop else not_stopped
     kept = [reason for stop, reason in verdicts if reason and stop <= should_stop]
     return should_stop, " ".join(kept) or None
+
+
+def warn_if_not_finite(
+    trainer: Trainer, watched: Sequence[LightningEarlyStopping], values: Sequence[Tensor]
+) -> None:
+    """Warn of a value that ends the fit because it is infinite or nan.
+
+    Args:
+        trainer: The Trainer of the fit.
+        watched: The callbacks that each checked one value.
+        values: The values.
+    """
+    for one, value in zip(watched, values, strict=True):
+        if one.check_finite and not value.isfinite():
+            rank_zero_warn(
+                f"EarlyStopping ends this fit at step {trainer.global_step}, in epoch"
+                f" {trainer.current_epoch}, as {one.monitor} is {value.item()}: look for such"
+                " values in the data and in the loss, or for weights that training has made so,"
+                " which SkipNonFinite or a lower learning rate prevents. With check_finite=False"
+                " such a value is only a check without improvement"
+            )
 
 
 def forget_values(one: LightningEarlyStopping) -> None:

@@ -52,6 +52,10 @@ class Indices:
         if self._latest is not None:
             self._latest.advance()
 
+    def close(self) -> None:
+        """Forget the latest pass, which holds the sampler's iterator."""
+        self._latest = None
+
     def __len__(self) -> int:
         return len(self._sampler)  # type: ignore[arg-type]  # as in torch, it may lack a length
 

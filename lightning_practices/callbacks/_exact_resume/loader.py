@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.utilities.combined_loader import _shutdown_workers_and_reset_iterator
 from torch.utils.data import DataLoader, DistributedSampler
 
+from lightning_practices._delegation import Delegating
 from lightning_practices._random_states import (
     Generator,
     generators_within,
@@ -24,7 +25,7 @@ from lightning_practices.callbacks._exact_resume.reasons import (
 )
 
 
-class ResumableLoader:
+class ResumableLoader(Delegating):
     """A loader of the training data whose iterator can start at any batch.
 
     The iterator of the user's loader, and its worker processes, are made when :meth:`start` is
@@ -36,6 +37,8 @@ class ResumableLoader:
         loader: The user's loader. It stays unchanged.
         rank: Rank of this process. Worker processes of different ranks draw different numbers.
     """
+
+    _stands_for = "loader"
 
     def __init__(self, loader: Any, rank: int) -> None:
         self.loader = loader
@@ -52,14 +55,6 @@ class ResumableLoader:
         self._batches = _Batches(self)
         self._own: DataLoader[Any] | None = None
         self._indices: Indices | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "loader":  # in a copy that is being made
-            raise AttributeError(name)
-        return getattr(self.loader, name)
-
-    def __len__(self) -> int:
-        return len(self.loader)
 
     def __iter__(self) -> Iterator[Any]:
         self._batches = _Batches(self)
@@ -123,8 +118,10 @@ class ResumableLoader:
             sampler.seed = seed
 
     def close(self) -> None:
-        """End the worker processes."""
+        """End the worker processes, and leave no generator object, which can't be copied."""
         self._batches = _Batches(self)
+        if self._indices is not None:
+            self._indices.close()
         if self._own is not None:
             _shutdown_workers_and_reset_iterator(self._own)
 

@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
 from typing_extensions import override
 
 from lightning_practices._arguments import check_callable, check_instance, shown
+from lightning_practices._delegation import Delegating
 from lightning_practices._ranks import rank
 from lightning_practices._seeds import hashed
 from lightning_practices.data._augmentation.augmentation import HINT, Augmentation
@@ -29,21 +30,15 @@ class SeededIndex(NamedTuple):
     seed: int | None
 
 
-class AugmentedDataset(Dataset[Any]):
+class AugmentedDataset(Delegating, Dataset[Any]):
     """The samples of a dataset, augmented by the seeds that come with their indices."""
+
+    _stands_for = "dataset"
 
     def __init__(self, dataset: Any, augmentation: Augmentation, entry: Entry) -> None:
         self.dataset = dataset
         self.augmentation = augmentation
         self.entry = entry
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "dataset":  # in a copy that is being made
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
     @override
     def __getitem__(self, index: Any) -> Any:
@@ -98,39 +93,27 @@ class SeededBatchSampler(BatchSampler):
         return _with_seeds(super().__iter__(), self.is_on)
 
 
-class SeededBatches:
+class SeededBatches(Delegating):
     """The batches of any batch sampler, with seeds."""
+
+    _stands_for = "batch_sampler"
 
     def __init__(self, batch_sampler: Any, is_on: IsOn | None) -> None:
         self.batch_sampler = batch_sampler
         self.is_on = is_on
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "batch_sampler":
-            raise AttributeError(name)
-        return getattr(self.batch_sampler, name)
-
-    def __len__(self) -> int:
-        return len(self.batch_sampler)
-
     def __iter__(self) -> Iterator[list[Any]]:
         return _with_seeds(self.batch_sampler, self.is_on)
 
 
-class SeededIndices:
+class SeededIndices(Delegating):
     """The indices of a sampler, with seeds, for a loader that doesn't form batches."""
+
+    _stands_for = "sampler"
 
     def __init__(self, sampler: Any, is_on: IsOn | None) -> None:
         self.sampler = sampler
         self.is_on = is_on
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "sampler":
-            raise AttributeError(name)
-        return getattr(self.sampler, name)
-
-    def __len__(self) -> int:
-        return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
         return map(SeededIndex, self.sampler, _seeds(self.is_on))

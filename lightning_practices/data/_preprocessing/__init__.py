@@ -11,7 +11,11 @@
 """
 
 from lightning_practices.data._preprocessing.compose import Compose
-from lightning_practices.data._preprocessing.entries import BatchPreprocessing, OnePreprocessing
+from lightning_practices.data._preprocessing.entries import (
+    BatchPreprocessing,
+    OnePreprocessing,
+    PreprocessingSteps,
+)
 from lightning_practices.data._preprocessing.names import PreprocessingName, preprocessing
 from lightning_practices.data._preprocessing.preprocessing import Preprocessing
 from lightning_practices.data._preprocessing.scaling import MeanSubtraction, MinMax, Standardize
@@ -26,6 +30,7 @@ __all__ = [
     "OnePreprocessing",
     "Preprocessing",
     "PreprocessingName",
+    "PreprocessingSteps",
     "Standardize",
     "Whiten",
     "in_order",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -51,6 +52,11 @@ class Compose(Preprocessing):
     @override
     def is_fitted(self) -> bool:
         return all(layer.is_fitted for layer in self)
+
+    @property
+    @override
+    def device(self) -> torch.device | None:
+        return next(iter(self)).device
 
     @override
     def _fit(self, data: Any, entry: Entry, before: Callable[[Tensor], Tensor]) -> Self:

@@ -1,6 +1,6 @@
 """The preprocessing of several entries of a batch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Self, get_args
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_practices._arguments import check_choice, shown
 from lightning_practices.data._entries import Entry, check_entry, has_item, with_item
+from lightning_practices.data._preprocessing.compose import Compose
 from lightning_practices.data._preprocessing.names import (
     PreprocessingName,
     from_config,
@@ -17,6 +18,7 @@ from lightning_practices.data._preprocessing.preprocessing import Preprocessing
 from lightning_practices.data._preprocessing.reading import tensor_of
 
 OnePreprocessing = PreprocessingName | Preprocessing
+PreprocessingSteps = OnePreprocessing | Sequence[OnePreprocessing]
 
 
 class BatchPreprocessing:
@@ -26,16 +28,17 @@ class BatchPreprocessing:
     they get.
 
     Args:
-        preprocess: The name of a layer, or a layer, for the batch itself or the first item of a
-            tuple. Or a mapping from entries, positions in a tuple or keys of a dict, to such
+        preprocess: The name of a layer, or a layer, or a list of these, which run one after
+            another, see :class:`Compose`: for the batch itself or the first item of a tuple. Or a
+            mapping from entries, positions in a tuple or keys of a dict or named tuple, to such
             values.
 
     Attributes:
         layers: The layers by entry.
 
     Raises:
-        TypeError: If a value is neither a name nor a layer.
-        ValueError: If a name is unknown, or there is no entry.
+        TypeError: If a value is neither a name nor a layer, nor a list of these.
+        ValueError: If a name is unknown, or there is no entry, or a list is empty.
 
     Example:
         >>> both = BatchPreprocessing({0: "standardize", 1: "min_max"})
@@ -46,7 +49,7 @@ class BatchPreprocessing:
         tensor([17.5000])
     """
 
-    def __init__(self, preprocess: OnePreprocessing | Mapping[Entry, OnePreprocessing]) -> None:
+    def __init__(self, preprocess: PreprocessingSteps | Mapping[Entry, PreprocessingSteps]) -> None:
         entries = preprocess if isinstance(preprocess, Mapping) else {0: preprocess}
         if not entries:
             raise ValueError("preprocess={} has no entry: give a name, such as 'standardize'")
@@ -87,7 +90,9 @@ class BatchPreprocessing:
         present = {e: one for e, one in self.layers.items() if not is_partial or has_item(batch, e)}
         for entry, layer in (present or self.layers).items():
             x = tensor_of(batch, entry)
-            batch = with_item(batch, entry, layer.to(x.device)(x))
+            if layer.device != x.device:
+                layer.to(x.device)
+            batch = with_item(batch, entry, layer(x))
         return batch
 
     def is_like(self, other: "BatchPreprocessing") -> bool:
@@ -117,13 +122,15 @@ class BatchPreprocessing:
         return f"{type(self).__name__}({self.layers})"
 
 
-def _layer(given: OnePreprocessing) -> Preprocessing:
+def _layer(given: PreprocessingSteps) -> Preprocessing:
     if isinstance(given, Preprocessing):
         return deepcopy(given)
+    if isinstance(given, list | tuple):
+        return Compose([_layer(one) for one in given])
     if not isinstance(given, str):
         raise TypeError(
             "preprocess has to be a name such as 'standardize', a preprocessing layer such as"
-            " Standardize(per='pixel') or Compose of several, or a mapping from entries to these,"
+            " Standardize(per='pixel'), a list of these, or a mapping from entries to such values,"
             f" but got {shown(given)}"
         )
     names = get_args(PreprocessingName)

@@ -41,10 +41,11 @@ class Moments:
     def of(cls, x: Tensor, dims: tuple[int, ...]) -> "Moments":
         """Return the statistics of ``x`` over the dimensions ``dims``."""
         values = x.double()
-        mean = values.mean(dims, keepdim=True)
-        squares = (values - mean).square_().sum(dims)
         ordered = x if x.is_floating_point() else values
         least, most = ordered.amin(dims).double(), ordered.amax(dims).double()
+        mean = values.mean(dims, keepdim=True)
+        centred = values - mean if values is x else values.sub_(mean)
+        squares = centred.square_().sum(dims)
         return cls(_count(x, dims), mean.view(squares.shape), squares, least, most, _resolution(x))
 
     @classmethod

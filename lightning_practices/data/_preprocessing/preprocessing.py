@@ -56,6 +56,11 @@ class Preprocessing(nn.Module):
         """Whether the statistics are there, by :meth:`fit` or from a checkpoint."""
         return all(self._buffers[name] is not None for name in self.statistics)
 
+    @property
+    def device(self) -> torch.device | None:
+        """The device of the statistics; ``None`` if there are none."""
+        return next((one.device for one in self._buffers.values() if one is not None), None)
+
     def fit(self, data: Any, entry: Entry = 0) -> Self:
         """Take the statistics of ``data``, which should be the training split alone.
 

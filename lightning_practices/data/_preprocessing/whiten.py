@@ -69,6 +69,7 @@ class Whiten(Preprocessing):
         super().__init__(per)
         self.kind: WhiteningKind = check_choice("kind", kind, get_args(WhiteningKind))
         self.shrinkage = check_number("shrinkage", shrinkage, ge=0, le=1)
+        self._flat = 0  # directions without variance, in the data of the last fit
 
     @override
     def _moments(self, x: Tensor, per: Per) -> Moments:
@@ -88,6 +89,7 @@ class Whiten(Preprocessing):
         values, vectors = self._eigen(moments)
         vectors = vectors * vectors.gather(0, vectors.abs().argmax(0)[None]).sign()
         flat = values <= _rounding(moments, values)
+        self._flat = int(flat.sum())
         inverse_root = torch.where(flat, 0.0, values.clamp_min(0).rsqrt())
         root = torch.where(flat, 0.0, values.clamp_min(0).sqrt())
         matrix, inverse = inverse_root[:, None] * vectors.mT, vectors * root
@@ -131,11 +133,10 @@ class Whiten(Preprocessing):
 
     @override
     def _warn(self, moments: Moments) -> None:
-        values, _ = self._eigen(moments)
-        flat = int((values <= _rounding(moments, values)).sum())
-        if flat:
+        if self._flat:
+            count = len(moments.mean)
             warnings.warn(
-                f"Whiten: the data vary in {len(values) - flat} of {len(values)} directions alone;"
+                f"Whiten: the data vary in {count - self._flat} of {count} directions alone;"
                 " the others are mapped to zero. shrinkage=0.1 keeps all",
                 stacklevel=4,
             )

@@ -5,11 +5,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from textwrap import wrap
 
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from lightning_practices._tables import as_text
+from lightning_practices._tables import as_text, names_cell, widest
 from lightning_practices.timing import Times
 
 _REASON_WIDTH = 40  # characters
@@ -130,14 +130,14 @@ class Report:
         table.add_column("after, or why it was skipped", no_wrap=True)
         for layer in self.replaced:
             pieces = [*wrap(layer.after, _BLOCK_WIDTH), *self._times_of(layer.names)]
-            table.add_row(_cell(layer.names), Text(layer.before), Text("\n".join(pieces)))
+            table.add_row(names_cell(layer.names), Text(layer.before), Text("\n".join(pieces)))
         for fold in self.folded:
             chain = wrap(f"folded: {fold.chain}, in {fold.block}", _BLOCK_WIDTH)
             chain += self._times_of(fold.names)
-            table.add_row(_cell(fold.names), Text(fold.norm), Text("\n".join(chain)))
+            table.add_row(names_cell(fold.names), Text(fold.norm), Text("\n".join(chain)))
         for left in self.skipped:
             why = wrap(f"skipped: {left.reason}", _REASON_WIDTH)
-            table.add_row(_cell(left.names), Text(left.cls), Text("\n".join(why)))
+            table.add_row(names_cell(left.names), Text(left.cls), Text("\n".join(why)))
         for cls in dict.fromkeys(layer.cls for layer in self.not_served):
             alike = [layer for layer in self.not_served if layer.cls == cls]
             shown = [name for layer in alike[:_SHOWN] for name in layer.names]
@@ -145,12 +145,12 @@ class Report:
                 shown.append(f"and {len(alike) - _SHOWN} more")
             count = f"not served: {len(alike)} {cls.rpartition('.')[2]}"
             why = wrap(f"{count}, {alike[0].reason}", _REASON_WIDTH)
-            table.add_row(_cell(tuple(shown)), Text(cls), Text("\n".join(why)))
+            table.add_row(names_cell(tuple(shown)), Text(cls), Text("\n".join(why)))
         for column in table.columns:
             column.overflow = "fold"
         if self.step is not None:
             table.caption = f"a step: {self.step}"
-        names, before, after = (_widest(column) for column in table.columns)
+        names, before, after = (widest(column) for column in table.columns)
         room = _WIDTH - before - after
         if _NAMES_WIDTH <= room < names:  # only names of modules are folded, not those of classes
             table.columns[0].max_width, table.columns[1].no_wrap = room, True
@@ -172,11 +172,3 @@ class Report:
         if self.step is not None:
             text += f", step {self.step.ratio:.2f}"
         return f"{type(self).__name__}({text})"
-
-
-def _cell(names: tuple[str, ...]) -> Text:
-    return Text("\n".join(name or "(the model itself)" for name in names))
-
-
-def _widest(column: Column) -> int:
-    return max(len(line) for cell in column.cells for line in str(cell).splitlines())

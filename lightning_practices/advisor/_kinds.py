@@ -18,6 +18,9 @@ ACTIVATIONS = frozenset(
      "hardtanh", "softsign", "threshold"}
 )  # fmt: skip
 SOFTMAXES = frozenset({"softmax", "log_softmax", "softmin"})
+PROBABILITIES = frozenset(
+    {"sigmoid", "expit", "hardsigmoid", "softmax", "softmin", "gumbel_softmax"}
+)
 DROPOUTS = frozenset(
     {"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
      "feature_dropout"}

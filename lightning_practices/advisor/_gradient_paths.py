@@ -1,0 +1,80 @@
+"""Paths of tensors through the calls of a step."""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator
+
+from lightning_practices.advisor._observation import Step
+from lightning_practices.advisor._trace import Call, Value
+
+# Functions with a derivative of 0 almost everywhere.
+STEPS = frozenset(
+    {"round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "floor_divide",
+     "__floordiv__"}
+)  # fmt: skip
+
+
+class Paths:
+    """The calls of a step, to walk from a parameter to the loss.
+
+    Args:
+        step: The step.
+
+    Attributes:
+        reach: ``id`` of each call on which the differentiated values depend.
+    """
+
+    def __init__(self, step: Step) -> None:
+        self.reach = {id(call) for root in step.roots for call in root.before()}
+        self._users: dict[int, list[Call]] = defaultdict(list)
+        self._starts: dict[str, list[Value]] = defaultdict(list)
+        for call in step.calls:
+            for value in {id(x): x for x in call.inputs}.values():
+                self._users[id(value)].append(call)
+                if value.parameter is not None:
+                    self._starts[value.parameter].append(value)
+
+    def users_of(self, name: str) -> list[Call]:
+        """Return the calls that take a parameter."""
+        values = {id(x): x for x in self._starts.get(name, ())}
+        return [call for value in values.values() for call in self._users[id(value)]]
+
+    def after(self, values: Collection[Value]) -> Iterator[Call]:
+        """Yield the calls that depend on values, each once, the nearest first."""
+        waiting, seen = list(values), set()
+        while waiting:
+            for call in self._users[id(waiting.pop(0))]:
+                if id(call) not in seen:
+                    seen.add(id(call))
+                    yield call
+                    waiting += call.outputs
+
+    def towards_loss(self, names: Collection[str]) -> Iterator[Call]:
+        """Yield the calls that lead from parameters to the differentiated values.
+
+        The walk ends at calls whose results have no gradient; these are yielded too.
+        """
+        waiting = [value for name in names for value in self._starts.get(name, ())]
+        seen: set[int] = set()
+        while waiting:
+            for call in self._users[id(waiting.pop(0))]:
+                if id(call) in seen or id(call) not in self.reach:
+                    continue
+                seen.add(id(call))
+                yield call
+                waiting += [x for x in call.outputs if x.requires_grad]
+
+    def cut(self, names: Collection[str]) -> Call | None:
+        """Return the call at which the graph from parameters to the loss ends, or ``None``.
+
+        A call between a layer that has a graph and a value that leaves torch, as for NumPy, counts
+        if no path reaches the loss.
+        """
+        for call in self.towards_loss(names):
+            if not any(x.requires_grad for x in call.outputs):
+                return call
+        values = [value for name in names for value in self._starts.get(name, ())]
+        for call in self.after(values):
+            inputs = any(x.requires_grad for x in call.inputs)
+            if inputs and not any(x.requires_grad for x in call.outputs):
+                return call
+        return None

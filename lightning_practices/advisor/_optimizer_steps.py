@@ -1,0 +1,67 @@
+"""Watch the steps of optimizers, and whether gradients are cleared between them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lightning_practices.advisor._observation import Updates
+
+
+class OptimizerSteps:
+    """Counts the steps of optimizers, and notes gradients that were not cleared between them.
+
+    Gradients may be cleared in many ways: by the optimizer, by the module, by hand. So the
+    gradients are looked at before each backward pass. One optimizer's gradients were cleared if
+    they were empty before one of the passes between two of its steps.
+
+    Attributes:
+        updates: For each optimizer, what was seen.
+    """
+
+    def __init__(self) -> None:
+        self.updates: list[Updates] = []
+        self._optimizers: list[Optimizer] = []
+        self._cleared: list[bool | None] = []  # since the last step; None before any backward pass
+        self._filled: list[bool] = []  # by a backward pass since the last step
+
+    def watch(self, optimizers: Sequence[Any]) -> None:
+        """Watch these optimizers, which are copies of the user's."""
+        self._optimizers = [one for one in optimizers if isinstance(one, Optimizer)]
+        self.updates = [Updates() for _ in self._optimizers]
+        self._cleared = [None] * len(self._optimizers)
+        self._filled = [False] * len(self._optimizers)
+        for place, optimizer in enumerate(self._optimizers):
+
+            def note(*args: Any, place: int = place) -> None:
+                self._note_step(place)
+
+            optimizer.register_step_pre_hook(note)
+
+    @property
+    def are_judged(self) -> bool:
+        """Whether each optimizer has stepped twice."""
+        return all(each.count > 1 for each in self.updates)
+
+    def note_backward(self) -> None:
+        """Note which gradients are empty. Call this before each backward pass."""
+        for place, optimizer in enumerate(self._optimizers):
+            self._cleared[place] = bool(self._cleared[place]) or _is_cleared(optimizer)
+
+    def note_gradients(self) -> None:
+        """Note which gradients aren't empty. Call this after each backward pass."""
+        for place, optimizer in enumerate(self._optimizers):
+            self._filled[place] = self._filled[place] or not _is_cleared(optimizer)
+
+    def _note_step(self, place: int) -> None:
+        seen = self.updates[place]
+        seen.accumulated |= seen.count > 0 and self._cleared[place] is False
+        seen.erased |= self._filled[place] and _is_cleared(self._optimizers[place])
+        seen.count += 1
+        self._cleared[place], self._filled[place] = None, False
+
+
+def _is_cleared(optimizer: Optimizer) -> bool:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return not any(bool((x.coalesce().values() if x.is_sparse else x).any()) for x in gradients)

@@ -1,0 +1,277 @@
+"""What the rules of training look at: a fit up to now."""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+_START = 5  # losses at the start of a fit
+_RECENT = 50  # losses now, at most
+_LATE = 4  # looks
+_LEAST = 20  # losses, for a trend
+
+
+class WeightLook(NamedTuple):
+    """A parameter around one step of its optimizer.
+
+    Attributes:
+        gradient: Root mean square of its gradient, before clipping; nan if that isn't finite.
+        weight: Root mean square of the parameter before the step.
+        update: Root mean square of the step's change; nan if the optimizer didn't step.
+        optimizer: Index of its optimizer.
+        place: Its place among the parameters in the order of the forward pass; -1 if unknown.
+        dims: Its number of dimensions; 1 for a scale of channels.
+        is_table: Whether its rows are looked up, as an embedding's are.
+    """
+
+    gradient: float
+    weight: float
+    update: float
+    optimizer: int = 0
+    place: int = -1
+    dims: int = 2
+    is_table: bool = False
+
+    @property
+    def ratio(self) -> float:
+        """The root mean square of the change, as a multiple of the parameter's."""
+        return self.update / self.weight if self.weight > 0 else float("nan")
+
+
+class ActivationLook(NamedTuple):
+    """The result of an activation in a batch.
+
+    Attributes:
+        modules: Names of the activation's module, if it is one, and of the layer before it.
+        kind: ``"relu"``, ``"tanh"`` or ``"sigmoid"``.
+        units: The number of units; 0 for other kinds than ``"relu"``.
+        dead: The units that were positive nowhere in the batch, if they are most of all.
+        saturated: Share of the elements at the ends of the range of tanh or sigmoid.
+    """
+
+    modules: tuple[str, ...]
+    kind: str
+    units: int = 0
+    dead: tuple[int, ...] = ()
+    saturated: float = 0.0
+
+
+class LossLook(NamedTuple):
+    """A loss in a batch.
+
+    Attributes:
+        kind: ``"cross_entropy"``, ``"bce"`` or ``"mse"``.
+        value: Its mean.
+        prior: Its mean if the target's frequencies, or its mean, were predicted for each sample.
+        classes: The number of classes in the batch; 0 for other kinds than ``"cross_entropy"``.
+        first_class: The class of the first sample.
+    """
+
+    kind: str
+    value: float
+    prior: float
+    classes: int = 0
+    first_class: int = -1
+
+
+class BatchLook(NamedTuple):
+    """A batch.
+
+    Attributes:
+        sums: Sums over its tensors, by which a batch is recognised.
+        equal: Share of its samples that equal the first one.
+        samples: The number of its samples.
+    """
+
+    sums: tuple[float, ...]
+    equal: float
+    samples: int
+
+
+class Norms(NamedTuple):
+    """The norm of an optimizer's gradients before and after clipping."""
+
+    before: float
+    after: float
+
+
+class NotFinite(NamedTuple):
+    """Where the first number that isn't finite was seen.
+
+    Attributes:
+        step: Optimizer steps taken before.
+        what: ``"batch"``, ``"parameter"``, ``"gradient"``, ``"function"``, or ``""`` if the place
+            isn't known.
+        name: Name of the part of the batch, of the parameter, or of the function.
+        modules: Names of the modules.
+    """
+
+    step: int
+    what: str
+    name: str = ""
+    modules: tuple[str, ...] = ()
+
+
+class Check(NamedTuple):
+    """A validation: optimizer steps taken, its loss, and the training loss since the one before."""
+
+    step: int
+    loss: float
+    train: float
+
+
+@dataclass
+class Look:
+    """One step of a fit, measured.
+
+    Attributes:
+        step: Optimizer steps taken before.
+        weights: The parameters by name.
+        activations: The activations.
+        losses: The losses.
+        batch: The batch; ``None`` if it holds no tensor of several samples.
+        norms: The norms of each optimizer's gradients, by its index.
+    """
+
+    step: int
+    weights: dict[str, WeightLook] = field(default_factory=dict)
+    activations: list[ActivationLook] = field(default_factory=list)
+    losses: list[LossLook] = field(default_factory=list)
+    batch: BatchLook | None = None
+    norms: dict[int, Norms] = field(default_factory=dict)
+
+    def layers(self, optimizer: int) -> list[tuple[str, WeightLook]]:
+        """Return an optimizer's weights that multiply, in the order of the forward pass."""
+        found = [
+            (name, one)
+            for name, one in self.weights.items()
+            if one.optimizer == optimizer and one.place >= 0 and one.dims > 1 and not one.is_table
+        ]
+        return sorted(found, key=lambda pair: pair[1].place)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the parameters were finite before the step."""
+        return all(math.isfinite(one.weight) for one in self.weights.values())
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether most of the weights that multiply have a gradient that isn't 0."""
+        found = [w.gradient != 0 for w in self.weights.values() if w.dims > 1]
+        return 2 * sum(found) > len(found)
+
+    @property
+    def typical_ratio(self) -> float:
+        """The median of the ratios of update to weight; nan if no step was measured."""
+        found = [w.ratio for w in self.weights.values() if w.dims > 1 and w.ratio == w.ratio]
+        return statistics.median(found) if found else float("nan")
+
+
+class Trend(NamedTuple):
+    """The course of the training loss: at the start, its mean now, and its lowest mean."""
+
+    start: float
+    now: float
+    lowest: float
+
+
+@dataclass(eq=False)
+class Run:
+    """A fit up to now: what the rules of training look at.
+
+    Attributes:
+        steps: Optimizer steps taken.
+        looks: The steps that were measured, the last of many.
+        losses: Training losses, each with the optimizer steps taken. Empty under manual
+            optimization with several losses a batch.
+        checks: The validations.
+        not_finite: The first number that wasn't finite.
+        stale: Indices of the optimizers that added gradients to those of the step before.
+        waited: Typical share of the time in which training waits for data; ``None`` if unknown.
+        optimizers: The number of optimizers.
+        batches: The number of batches of an epoch; ``None`` if unknown.
+        is_over: Whether the fit has ended.
+    """
+
+    steps: int = 0
+    looks: Sequence[Look] = ()
+    losses: Sequence[tuple[int, float]] = ()
+    checks: Sequence[Check] = ()
+    not_finite: NotFinite | None = None
+    stale: Sequence[int] = ()
+    waited: float | None = None
+    optimizers: int = 1
+    batches: int | None = None
+    is_over: bool = False
+
+    def last_looks(self, number: int, steps: int) -> Sequence[Look]:
+        """Return the last looks: at least ``number``, over at least ``steps``; otherwise none."""
+        for first in range(len(self.looks) - number, -1, -1):
+            if self.looks[-1].step - self.looks[first].step >= steps:
+                return self.looks[first:]
+        return ()
+
+    @property
+    def trend(self) -> Trend | None:
+        """The course of the training loss; ``None`` if there are few losses."""
+        values = [loss for _, loss in self.losses if loss == loss]
+        if len(values) < _LEAST:
+            return None
+        width = max(_START, min(_RECENT, len(values) // 5))
+        parts = [values[i : i + width] for i in range(0, len(values) - width + 1, width)]
+        means = [statistics.fmean(part) for part in [*parts, values[-width:]]]
+        return Trend(statistics.fmean(values[:_START]), means[-1], min(means))
+
+    @property
+    def falls(self) -> bool:
+        """Whether the last quarter of the training losses is lower than the quarter before.
+
+        The difference has to be twice its standard error.
+        """
+        values = [loss for _, loss in self.losses if loss == loss]
+        width = len(values) // 4
+        if width < 2:
+            return False
+        before, last = values[-2 * width : -width], values[-width:]
+        variance = (statistics.variance(before) + statistics.variance(last)) / width
+        return statistics.fmean(before) - statistics.fmean(last) > 2 * math.sqrt(variance)
+
+    @property
+    def has_not_fallen(self) -> bool:
+        """Whether the training loss is known, and hardly lower now than at the start."""
+        trend = self.trend
+        return trend is not None and trend.now > trend.start - 0.1 * abs(trend.start)
+
+    @property
+    def priors(self) -> Mapping[str, tuple[float, float]]:
+        """The mean of each kind of loss, and that of its prior, over the last looks."""
+        looks = self.looks[-_LATE:]
+        found = {}
+        for kind in {one.kind for look in looks for one in look.losses}:
+            pairs = [(x.value, x.prior) for look in looks for x in look.losses if x.kind == kind]
+            values, priors = zip(*pairs, strict=True)
+            found[kind] = statistics.fmean(values), statistics.fmean(priors)
+        return found
+
+    @property
+    def prior(self) -> float | None:
+        """The loss of the prior; ``None`` unless there is one kind of loss that has one."""
+        found = [prior for _, prior in self.priors.values()]
+        return found[0] if len(found) == 1 and found[0] > 0 else None
+
+    @property
+    def has_learnt(self) -> bool:
+        """Whether a loss is at less than half of its prior's."""
+        return any(value < 0.5 * prior for value, prior in self.priors.values())
+
+    @property
+    def is_no_better(self) -> bool:
+        """Whether losses are known, and none is better than its prior's."""
+        return bool(self.priors) and all(value > 0.95 * p for value, p in self.priors.values())
+
+    def ratios(self, name: str, looks: Sequence[Look]) -> Iterator[float]:
+        """Yield a parameter's ratios of update to weight that were measured."""
+        for look in looks:
+            if name in look.weights and look.weights[name].ratio == look.weights[name].ratio:
+                yield look.weights[name].ratio

@@ -1,0 +1,60 @@
+"""Batches that hold the same samples, and training that waits for them."""
+
+from collections.abc import Iterator
+
+from lightning_practices.advisor._rule import Evidence, rule
+from lightning_practices.advisor._run import Run
+
+_LOOKS = 4
+_EQUAL = 0.9  # of the samples of a batch
+_SAMPLES = 8  # in a batch
+_WAITED = 0.3
+
+
+@rule(
+    "LP817", "warning",
+    practice="Batches hold different samples",
+    measures="sums over each batch; its samples that equal the first; the classes in it",
+    healthy="all batches differ, at most half of a batch's samples are equal, several classes",
+    source="Zinkevich et al., 2011; questions on datasets that ignore their index, and on sorted"
+    " data without shuffling",
+)  # fmt: skip
+def batches_alike(run: Run) -> Iterator[Evidence]:
+    looks = run.looks[-2 * _LOOKS :]
+    batches = [look.batch for look in looks if look.batch is not None]
+    if len(batches) < _LOOKS:
+        return
+    if run.batches != 1 and len({one.sums for one in batches}) == 1:
+        yield Evidence(
+            f"each of the {len(batches)} batches looked at holds the same numbers",
+            "look whether the dataset's __getitem__ uses its index, and the loader its sampler",
+        )
+    elif all(one.equal > _EQUAL and one.samples >= _SAMPLES for one in batches):
+        yield Evidence(
+            f"{batches[-1].equal:.0%} of the samples of each batch looked at are equal",
+            "look whether the dataset's __getitem__ uses its index",
+            numbers={"equal": batches[-1].equal},
+        )
+    seen = [one for look in looks for one in look.losses if one.kind == "cross_entropy"]
+    is_sorted = len(seen) >= _LOOKS and all(one.classes == 1 for one in seen)
+    if is_sorted and len({one.first_class for one in seen}) > 1:
+        yield Evidence(
+            f"each of the {len(seen)} batches looked at holds one class alone, not the same in all",
+            "DataLoader(..., shuffle=True)",
+        )
+
+
+@rule(
+    "LP818", "hint",
+    practice="Training doesn't wait for data",
+    measures="median share of the time between two steps in which the next batch is awaited",
+    healthy="below 30 %, or below 2 ms",
+    source="PyTorch, performance tuning guide: asynchronous data loading",
+)  # fmt: skip
+def waiting_for_data(run: Run) -> Iterator[Evidence]:
+    if run.waited is not None and run.waited > _WAITED:
+        yield Evidence(
+            f"training waits for the next batch in {run.waited:.0%} of its time",
+            "DataLoader(..., num_workers=4, persistent_workers=True, pin_memory=True)",
+            numbers={"share": run.waited},
+        )

@@ -1,0 +1,100 @@
+"""Gradients that vanish or explode from layer to layer."""
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import median
+
+from lightning_practices.advisor._rule import Evidence, rule
+from lightning_practices.advisor._run import Look, Run
+
+# The gradient of the first layer by that of the last, root mean squares. Healthy programs of the
+# tests: 0.011 to 9.3, over 120 and 400 steps; with thirty layers and residuals 0.5 to 1.3.
+_VANISHING = 1e-3
+_EXPLODING = 70.0
+_LOOKS, _STEPS = 3, 10  # for how long
+_LAYERS = 3
+_RISEN = 1.5  # the loss now by the one at the start
+_TINY = 1e-12  # the last layer's own gradient has vanished too: the fit has converged
+
+
+def _optimizers(look: Look) -> list[int]:
+    return sorted({one.optimizer for one in look.weights.values()})
+
+
+def _ends(look: Look, optimizer: int) -> tuple[str, str, float] | None:
+    """Return the first and the last layer and the ratio of their gradients."""
+    layers = look.layers(optimizer)
+    if len(layers) < _LAYERS:
+        return None
+    (first, a), (last, b) = layers[0], layers[-1]
+    return (first, last, a.gradient / b.gradient) if b.gradient > _TINY else None
+
+
+@rule(
+    "LP802", "warning",
+    practice="Gradients reach the first layers",
+    measures="root mean square of the first layer's gradient, divided by the last layer's",
+    healthy="0.011 to 9.3",
+    source="Glorot and Bengio, 2010, Understanding the difficulty of training deep feedforward"
+    " neural networks; lecture S4, weight initialization",
+)  # fmt: skip
+def vanishing_gradients(run: Run) -> Iterator[Evidence]:
+    looks = run.last_looks(_LOOKS, _STEPS)[-_LOOKS:]
+    for optimizer in _optimizers(looks[-1]) if looks else ():
+        ends = [_ends(look, optimizer) for look in looks]
+        known = [one for one in ends if one is not None]
+        if len(known) == len(ends) and all(ratio < _VANISHING for _, _, ratio in known):
+            first, last, ratio = known[-1]
+            yield Evidence(
+                f"the gradient of {first} is {ratio:.1e} of that of {last} in each of the last"
+                f" {len(looks)} looks: the first layers hardly learn",
+                "ReLU in place of sigmoid or tanh, batch or layer norm, residual connections, or"
+                " lightning_practices.init.initialize(model, batch=batch)",
+                (_module(first),),
+                {"ratio": ratio},
+            )
+
+
+@rule(
+    "LP803", "warning",
+    practice="Gradients stay of one size while the loss falls",
+    measures="the first layer's gradient by the last's, and the norm by its median; the loss",
+    healthy="up to 10 times, with a loss that falls",
+    source="Pascanu et al., 2013, On the difficulty of training recurrent neural networks",
+)  # fmt: skip
+def exploding_gradients(run: Run) -> Iterator[Evidence]:
+    looks, risen = run.looks, _rise(run.losses)
+    if len(looks) < 2 or risen is None:
+        return
+    for optimizer in _optimizers(looks[-1]):
+        ends = [_ends(look, optimizer) for look in looks[-2:]]
+        known = [one for one in ends if one is not None]
+        if len(known) == 2 and all(ratio > _EXPLODING for _, _, ratio in known):
+            first, last, ratio = known[-1]
+            seen = f"the gradient of {first} is {ratio:.0f} times that of {last}"
+        else:
+            norms = [x.norms[optimizer].before for x in looks if optimizer in x.norms]
+            if len(norms) < 3 or not norms[-1] > _EXPLODING * median(norms[:-1]):
+                continue
+            layers = looks[-1].layers(optimizer)
+            first = max(layers, key=lambda one: one[1].gradient)[0] if layers else ""
+            seen = f"the norm of the gradients is {norms[-1]:.3g}, before {median(norms[:-1]):.3g}"
+        yield Evidence(
+            f"{seen}, and the loss has risen from {risen[0]:.3g} to {risen[1]:.3g}",
+            "GradientClipping(1.0), a smaller learning rate, or a norm between the layers",
+            (_module(first),) if first else (),
+        )
+
+
+def _rise(losses: Sequence[tuple[int, float]]) -> tuple[float, float] | None:
+    """Return the greater of the first two losses, and the last one if it is higher by far."""
+    values = [loss for _, loss in losses]
+    if len(values) < 3:
+        return None
+    before, now = max(values[:2]), values[-1]
+    has_risen = now > _RISEN * before or not math.isfinite(now)
+    return (before, now) if has_risen and before > 0 else None
+
+
+def _module(parameter: str) -> str:
+    return parameter.rpartition(".")[0]

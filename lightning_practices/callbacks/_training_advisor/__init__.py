@@ -1,0 +1,17 @@
+"""Watching of a fit: what only training shows.
+
+- ``training_advisor``: the callback, which decides when to look, and reports.
+- ``schedule``: at which steps it looks.
+- ``open_look``: one look: the measures of a step, read at its end.
+- ``graph``, ``forward``: the graph of a loss, and activations, losses and batches.
+- ``weights``, ``zeroing``: gradients and weights around a step of an optimizer, and after it.
+- ``not_finite``: where the first number that isn't finite was seen.
+- ``readings``: numbers on a device, read at once.
+- ``ranks``: looks of several ranks as one.
+- ``waiting``: the time in which training waits for data.
+- ``state``: looks and findings as primitives, for checkpoints.
+"""
+
+from lightning_practices.callbacks._training_advisor.training_advisor import TrainingAdvisor
+
+__all__ = ["TrainingAdvisor"]

@@ -1,0 +1,41 @@
+"""Hints that come close to healthy programs and stay silent on them."""
+
+import pytest
+
+from lightning_practices.advisor import advise
+from tests.advisor.programs import HEALTHY, load_all
+
+load_all()
+pytestmark = [
+    pytest.mark.plain,
+    pytest.mark.filterwarnings("ignore:Found .* module:UserWarning"),  # in eval mode, on purpose
+]
+SILENT = {
+    "LP504": ["convolution_activation_norm", "selu_by_the_book"],
+    "LP512": [
+        "lora_within_a_perceptron", "shallow_linear_autoencoder", "autoencoder_with_a_linear_code",
+        "factorised_layer", "linear_probe_on_frozen_features", "attention_written_out",
+        "transformer_of_torch", "residual_blocks_without_norms", "separable_convolutions",
+        "mixture_of_experts", "activation_of_an_own_autograd_function",
+        "activation_of_torch_script", "quadratic_network", "gan",
+    ],
+    "LP521": ["cnn_on_digits"],
+    "LP541": ["selu_by_the_book", "mlp_on_digits"],
+    "LP542": ["selu_by_the_book"],
+    "LP604": ["warmup_then_cosine", "divisions_of_recipes", "accumulated_one_cycle"],
+    "LP607": ["functions_of_two_groups", "one_cycle_of_the_fit"],
+    "LP610": ["cosine_of_epochs"],
+    "LP613": ["right_monitors", "trial"],
+    "LP614": ["exponential_by_epoch_until_early_stopping", "trial"],
+    "LP633": ["mlp_on_digits"],
+    "LP634": ["accumulation_without_batch_norm"],
+    "LP643": ["rate_of_one_before_the_factor_of_a_transformer", "fine_tuning_with_a_low_rate"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("id", "name"), [(id, name) for id, names in SILENT.items() for name in names]
+)
+def test_hint_is_silent(id: str, name: str) -> None:
+    program = next(make for key, make in HEALTHY.items() if key.endswith(f".{name}"))
+    assert len(advise(*program(), select=[id])) == 0
