@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lightning_practices.advisor import advise
+from lightning_practices.advisor import advise, all_rules
+from lightning_practices.advisor.rules import rules_matching
 from lightning_practices.cli._lightning import CLASSES, PracticesCLI
 from lightning_practices.cli._main import UsageError
 from lightning_practices.files import write_file
@@ -37,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Advise, show the report, and return 1 if it has errors."""
+    try:
+        for name, ids in (("--ignore", arguments.ignore), ("--select", arguments.select)):
+            rules_matching(all_rules(), name, ids)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     cli = PracticesCLI(_named(arguments.more), run=False, seed_everything_default=False)
     report = advise(
         cli.model, cli.datamodule, cli.trainer, ignore=arguments.ignore, select=arguments.select

@@ -43,7 +43,7 @@ class PracticesCLI(LightningCLI):
 
 def run(argv: Sequence[str]) -> int:
     """Run a command of Lightning."""
-    PracticesCLI(argv)
+    PracticesCLI(argv, seed_everything_default=0)
     return 0
 
 
