@@ -14,12 +14,11 @@ from rich.table import Table
 import lightning_kernels
 from lightning_practices import __version__
 
-_NEEDED = ("torch", "lightning", "torchvision", "torchmetrics")
+_NEEDED = ("torch", "lightning", "torchvision", "torchmetrics", "jsonargparse")
 # Packages that some functions need, with the extra that installs each.
 _OPTIONAL = {
     "triton": "torch for Linux brings it; without it, torch's own operators run",
     "matplotlib": "pip install 'lightning-practices[plots]'",
-    "jsonargparse": "pip install 'lightning-practices[cli]'",
     "timm": "pip install timm",
     "transformers": "pip install transformers",
 }
