@@ -44,6 +44,8 @@ def module_name(path: Path) -> str:
 def room_of(module: str) -> str:
     """Return the room that ``module`` is in; the package itself is the one for its own files."""
     top, *rest = module.split(".")
+    if rest == ["__main__"]:  # of ``python -m lightning_practices``
+        return "lightning_practices.cli"
     if top == "lightning_practices" and rest and f"{top}.{rest[0]}" in LEVELS:
         return f"{top}.{rest[0]}"
     return top

@@ -83,7 +83,9 @@ class Report:
         shown = None if picture is None else check_path("picture", picture, "picture")
         write_html(self, check_path("path", path, "report"), shown)
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Table | str:
+        if not self.findings:
+            return escape(repr(self))
         table = Table("", "finding", title=repr(self), title_justify="left", show_lines=True)
         for one in self.findings:
             style = _STYLES[one.severity]
@@ -98,7 +100,7 @@ class Report:
 
     @override
     def __str__(self) -> str:
-        return as_text(self) if self.findings else repr(self)
+        return as_text(self)
 
     @override
     def __repr__(self) -> str:

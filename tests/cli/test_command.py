@@ -1,0 +1,167 @@
+"""The command ``lightning-practices``: what it prints, writes and returns."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from lightning_practices import __version__
+from lightning_practices.callbacks import unfreezing_schedule
+from lightning_practices.cli import main
+from tests.cli.programs import small
+
+pytestmark = [
+    pytest.mark.plain,
+    pytest.mark.filterwarnings("ignore:.*tensorboardX. has been removed"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+]
+NET, DATA = "tests.cli.programs.Net", "tests.cli.programs.Digits"
+FIT = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
+       "--trainer.enable_model_summary=false"]  # fmt: skip
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def in_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of what Lightning calls
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the command adds to it
+
+
+def test_help_names_every_command(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    for command in ("fit", "validate", "test", "predict", "check", "fuse", "schedule", "doctor"):
+        assert f"\n    {command} " in shown
+
+
+def test_an_own_process_starts_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_practices", "--version"], capture_output=True, text=True
+    )
+    assert (done.stdout.strip(), done.returncode) == (__version__, 0)
+
+
+def test_check_finds_a_fault_and_says_so_by_its_status(capsys: Output) -> None:
+    arguments = ["check", NET, DATA, "--trainer.logger=false"]
+    assert main([*arguments, "--model.softmax=true", "--json", "--html", "report.html"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert [one["id"] for one in report["findings"] if one["severity"] == "error"] == ["LP201"]
+    assert report["findings"][0]["modules"] == ["net.4"]
+    assert "net.4" in Path("report.html").read_text()
+    assert main([*arguments, "--json", "report.json"]) == 0
+    assert not [
+        one
+        for one in json.loads(Path("report.json").read_text())["findings"]
+        if one["severity"] != "hint"
+    ]
+
+
+def test_check_selects_and_ignores_rules(capsys: Output) -> None:
+    faulty = ["check", NET, DATA, "--model.softmax=true", "--trainer.logger=false"]
+    assert main([*faulty, "--ignore", "LP2"]) == 0
+    assert main([*faulty, "--select", "LP201"]) == 1
+    assert "Cross entropy gets logits" in capsys.readouterr().out
+
+
+def test_check_reads_the_file_of_a_fit(capsys: Output) -> None:
+    config = {
+        "model": {"class_path": NET, "init_args": {"softmax": True}},
+        "data": {"class_path": DATA},
+        "trainer": {"max_epochs": 3, "logger": False},
+    }
+    Path("fit.yaml").write_text(yaml.safe_dump(config))
+    assert main(["check", "--config", "fit.yaml", "--select", "LP201"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "missing.py:Net"], "missing.py is not a file"),
+        (["check", NET, DATA, "more"], "there are at most two classes"),
+        (["check", NET, DATA, "--select", "LP999"], "begins no rule"),
+        (["fuse", "resnt18"], "did you mean resnet18"),
+        (["fuse", "no.such.Model"], "there is no module 'no'"),
+        (["fuse", "tests.cli.programs.smal"], "did you mean small?"),
+        (["fuse", "tests.cli.programs.weights"], "a Tensor, and no torch.nn.Module"),
+        (["fuse", "resnet18", "--measure"], "--measure needs --input"),
+        (["fuse", "resnet18", "--input", "8x3"], "whole numbers with commas"),
+        (["schedule", "lr", "cosine", "--steps", "0"], "steps has to be"),
+    ],
+)
+def test_wrong_calls_end_with_2_and_a_message(
+    arguments: list[str], message: str, capsys: Output
+) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr().err
+    assert message in shown
+    assert "Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "--model", NET, "--model.widht=3"], "did you mean 'width'"),
+        (["fit", "--model", NET, "--model.early_stoping=3"], "did you mean 'early_stopping'"),
+        (["doctor", "--all"], "unrecognized arguments: --all"),
+        (["traim"], "invalid choice: 'traim'"),
+    ],
+)
+def test_bad_options_end_with_2_and_name_the_nearest(
+    arguments: list[str], message: str, capsys: Output
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_fit_trains_a_class_of_a_file(capsys: Output) -> None:
+    shutil.copy(Path(__file__).with_name("programs.py"), "train.py")
+    classes = ["--model", "train.py:Net", "--data=train.py:Digits"]
+    assert main(["fit", *classes, *FIT, "--trainer.max_epochs=2"]) == 0
+    saved = next(Path().rglob("*.ckpt"))
+    weights = torch.load(saved, weights_only=True)["state_dict"]
+    assert {name: tuple(x.shape) for name, x in weights.items()}["net.1.weight"] == (16, 64)
+
+
+def test_print_config_is_a_file_that_fit_takes(capsys: Output) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model", NET, "--data", DATA, *FIT, "--print_config"])
+    Path("all.yaml").write_text(capsys.readouterr().out)
+    given = yaml.safe_load(Path("all.yaml").read_text())
+    assert given["model"]["init_args"]["early_stopping"] == 10
+    assert main(["fit", "--config", "all.yaml", "--trainer.fast_dev_run=true"]) == 0
+
+
+def test_fuse_lists_and_measures(capsys: Output) -> None:
+    assert main(["fuse", "tests.cli.programs.small"]) == 0
+    assert "torch.nn.LayerNorm" in capsys.readouterr().out
+    assert main(["fuse", "tests.cli.programs.small", "--input", "8,4", "--measure"]) == 0
+    assert main(["fuse", "timm:resnet18"]) == 0
+
+
+def test_schedule_draws_and_writes(capsys: Output) -> None:
+    pytest.importorskip("matplotlib")
+    assert main(["schedule", "lr", "cosine", "--steps", "100", "--warmup-steps", "10"]) == 0
+    assert Path("lr.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["schedule", "unfreezing", "tests.cli.programs.small", "--out", "own.yaml"]) == 0
+    model = small()
+    assert isinstance(model, nn.Sequential)
+    assert yaml.safe_load(Path("own.yaml").read_text()) == unfreezing_schedule(model)
+
+
+def test_doctor_names_versions_and_routes(capsys: Output) -> None:
+    assert main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    assert torch.__version__.partition("+")[0] in shown
+    assert "is computed by aten" in shown
