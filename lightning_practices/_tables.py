@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from io import StringIO
+from shutil import get_terminal_size
 
 from rich.console import Console, RenderableType
 from rich.table import Column
 from rich.text import Text
 
-_WIDTH = 100  # columns, whatever the width of the terminal
+_WIDTH = 100  # columns, at most
 
 
 def as_text(renderable: RenderableType) -> str:
     """Return the text that rich prints for ``renderable``, without colours."""
     text = StringIO()
-    Console(file=text, width=_WIDTH, color_system=None).print(renderable)
+    width = min(_WIDTH, get_terminal_size((_WIDTH, 24)).columns)
+    Console(file=text, width=width, color_system=None).print(renderable)
     return text.getvalue().rstrip()
 
 

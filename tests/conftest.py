@@ -12,6 +12,7 @@ import lightning_kernels
 
 # These tensors are small: on a busy machine more threads only wait for each other.
 torch.set_num_threads(1)
+os.environ["COLUMNS"] = "100"  # of tables, whatever the terminal
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the processes that tests start, too
 
 HAS_GPU = torch.cuda.is_available()

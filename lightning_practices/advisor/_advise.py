@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_practices._arguments import check_instance
 from lightning_practices._packages import check_one_package, either
 from lightning_practices.advisor._observation import Observation
-from lightning_practices.advisor._observe import observe
+from lightning_practices.advisor._observe import observe, release
 from lightning_practices.advisor._report import Report
 from lightning_practices.advisor._rule import Finding, Rule
 from lightning_practices.advisor.rules import all_rules, rules_matching
@@ -75,16 +75,18 @@ def advise(
     found = _found(rules, seen)
     if seen.failure is not None and not any(one.severity == "error" for one in found):
         raise seen.failure
+    release(seen.module, seen.observer)
     return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
 
 
 def _found(rules: Sequence[Rule], seen: Observation) -> list[Finding]:
-    """Return the findings of rules, but for those that another rule's finding explains."""
+    """Return the findings of rules, but for repeated ones and those that others explain."""
     found = {rule: rule.findings(seen) for rule in rules}
     causes = {rule.id for rule, findings in found.items() if findings}
-    return [
-        finding
+    shown = {
+        (finding.id, finding.message): finding
         for rule, findings in found.items()
         if causes.isdisjoint(rule.explained_by)
         for finding in findings
-    ]
+    }
+    return [*shown.values()]

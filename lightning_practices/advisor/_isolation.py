@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_practices._copies import copy_of
 from lightning_practices._random_states import (
@@ -63,6 +63,7 @@ def copied_data(data: _Data) -> _Data:
         loader.prefetch_factor = None
         loader.__dict__["persistent_workers"] = False
         loader._iterator = None
+        _copy_samplers(loader)
         return loader
     if isinstance(data, dict):
         return type(data)({key: copied_data(one) for key, one in data.items()})
@@ -75,6 +76,20 @@ def copied_data(data: _Data) -> _Data:
         if isinstance(value, nn.Module | BatchPreprocessing):
             setattr(datamodule, name, copy.deepcopy(value))
     return datamodule
+
+
+def _copy_samplers(loader: DataLoader[Any]) -> None:
+    """Give a copied loader samplers of its own, since they may count their epochs."""
+    try:
+        sampler, batches = copy.copy(loader.sampler), copy.copy(loader.batch_sampler)
+    except TypeError:  # such as a generator
+        return
+    within = getattr(batches, "sampler", None)
+    if within is loader.sampler:
+        batches.sampler = sampler  # type: ignore[union-attr]
+    elif isinstance(within, Sampler):
+        batches.sampler = copy.copy(within)  # type: ignore[union-attr]
+    loader.__dict__ |= {"sampler": sampler, "batch_sampler": batches}
 
 
 @contextmanager
@@ -91,7 +106,10 @@ def isolated(*objects: object) -> Iterator[None]:
     own = generators_within({str(place): one for place, one in enumerate(objects)})
     own_states = states_of(own)
     try:
-        with warnings.catch_warnings(), _silence(), torch.random.fork_rng(devices=devices):
+        with (
+            warnings.catch_warnings(), _silence(), torch.random.fork_rng(devices=devices),
+            torch.inference_mode(False), torch.enable_grad(),
+        ):  # fmt: skip
             warnings.simplefilter("ignore")
             seed_generators(_SEED)
             yield

@@ -12,6 +12,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -75,6 +76,8 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
             model, trainer, observer, datamodule, modes=modes_of(module), callbacks=callbacks
         )
         seen.originals = frozenset(map(id, module.parameters()))
+        if any(is_lazy(p) for p in model.parameters()):  # a step gives the parameters their shapes
+            _materialise(model, module, trainer, (train, val, datamodule))
         watch = _Watch(seen)
         observer.callbacks.append(watch)  # type: ignore[attr-defined]
         try:
@@ -89,6 +92,22 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
             " least one batch"
         )
     return seen
+
+
+def _materialise(
+    model: LightningModule, module: LightningModule, trainer: Trainer | None, data: Any
+) -> None:
+    first = observer_of(module, trainer, max_epochs=1, max_steps=1)
+    first.limit_val_batches = 0
+    first.fit(model, *data)
+
+
+def release(model: LightningModule, trainer: Trainer) -> None:
+    """Give back the memory of gradients and optimizers, which cycles of references keep alive."""
+    for p in model.parameters():
+        p.grad = None
+    for optimizer in trainer.optimizers:
+        optimizer.state.clear()
 
 
 def simplify(model: LightningModule) -> None:

@@ -90,7 +90,8 @@ def _leaves(loss: Tensor) -> Iterator[Tensor]:
 
 def _gradient(gradient: Tensor) -> Gradient:
     dense = gradient.coalesce().values() if gradient.is_sparse else gradient
-    norm = float(torch.linalg.vector_norm(dense, dtype=torch.float32))
+    wide = torch.promote_types(dense.dtype, torch.float32)
+    norm = float(torch.linalg.vector_norm(dense, dtype=wide))
     return Gradient(norm if math.isfinite(norm) else math.nan, norm == 0.0)
 
 

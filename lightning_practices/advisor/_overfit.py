@@ -17,8 +17,9 @@ from typing_extensions import override
 from lightning_practices._arguments import check_instance, check_path, check_whole
 from lightning_practices._packages import OfBothPackages, either
 from lightning_practices.advisor._isolation import copied_module, isolated
-from lightning_practices.advisor._observe import observe, observer_of, simplify
+from lightning_practices.advisor._observe import observe, observer_of, release, simplify
 from lightning_practices.advisor._trace import Loss
+from lightning_practices.files import replacing
 
 _MEMORISED = 0.05  # of the way from the prior's loss to the least one that is left
 _LEARNT = 0.7
@@ -108,7 +109,8 @@ class Overfit:
             axis.axhline(self.prior, color="#D55E00", ls="--", label="loss of the prior")
         axis.set(xlabel="steps on one batch", ylabel="loss", title=self.subject)
         axis.legend(frameon=False)
-        figure.savefig(file)
+        with replacing(file) as part:
+            figure.savefig(part)
         return file
 
     @override
@@ -121,7 +123,8 @@ def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200
 
     A module that can't memorise a single batch has a fault in its forward pass, its loss or its
     optimizer. The copy trains on the first batch as its training step receives it, with dropout
-    off and without learning rate schedules, by the module's own optimizers. No effect stays.
+    off and without learning rate schedules, by the module's own optimizers. Before, one training
+    and one validation step run as in :func:`advise`, to find the loss. No effect stays.
 
     Source: Karpathy, 2019, "A recipe for training neural networks": overfit one batch.
 
@@ -136,7 +139,8 @@ def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200
 
     Raises:
         TypeError: If ``module`` is not a LightningModule, or ``steps`` not a whole number.
-        ValueError: If ``steps`` is below 10, or there is no training data.
+        ValueError: If ``steps`` is below 10, if there is no training data, or if no step gives a
+            loss.
 
     Example:
         >>> print(overfit_batch(module, datamodule))  # doctest: +SKIP
@@ -149,25 +153,30 @@ def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200
     with isolated(module), Progress(transient=True) as progress:
         model = copied_module(module)
         simplify(model)
-        _keep_batches(model)
+        _leave_out_dropout(model)
         watch = _Losses(progress, steps)
         fitting = observer_of(
-            module, None, max_steps=steps, max_epochs=-1, limit_train_batches=steps
+            module, None, max_steps=steps, max_epochs=1, limit_train_batches=steps
         )
         fitting.callbacks.append(watch)  # type: ignore[attr-defined]
         fitting.limit_val_batches = 0
+        fitting.strategy.batch_to_device = _as_received
         fitting.fit(model, _Repeated(seen.train.batches[0].received, steps))
+        release(model, fitting)
+    if not watch.losses:
+        raise ValueError(
+            f"no training step of {type(module).__name__} gave a loss: on the first batch each"
+            " returned None, and none called manual_backward"
+        )
     return Overfit(tuple(watch.losses), prior, floor, type(module).__name__)
 
 
-def _keep_batches(model: LightningModule) -> None:
-    """Let the batch be what the step received, and turn dropout off."""
+def _as_received(batch: Any, *args: Any, **kwargs: Any) -> Any:
+    """Return a batch that a step has received: the transfer's hooks have run."""
+    return batch
 
-    def same(batch: Any, dataloader_idx: int) -> Any:
-        return batch
 
-    model.on_before_batch_transfer = same  # type: ignore[method-assign]
-    model.on_after_batch_transfer = same  # type: ignore[method-assign]
+def _leave_out_dropout(model: LightningModule) -> None:
     for part in model.modules():
         if isinstance(part, _DropoutNd):
             part.p = 0.0

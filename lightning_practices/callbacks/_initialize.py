@@ -63,7 +63,10 @@ class Initialize(PracticeCallback):
 
     def __init__(self, initialization: Scheme | Initialization = "auto") -> None:
         if not isinstance(initialization, Initialization):
-            initialization = Initialization(initialization)
+            try:
+                initialization = Initialization(initialization)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"initialization: {error}") from None
         self.initialization = initialization
         self.report = InitReport(when_empty=_NOT_YET)
         self._early: frozenset[str] | None = None  # the parameters before setup; None: any may come

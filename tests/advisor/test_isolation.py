@@ -12,10 +12,17 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    TensorDataset,
+)
 
 from lightning_practices._random_states import random_states, set_random_states
-from lightning_practices.advisor import advise
+from lightning_practices.advisor import advise, overfit_batch
 from lightning_practices.mixins import DataPractices, TrainingPractices
 
 pytestmark = [
@@ -214,3 +221,45 @@ def test_gradients_of_shared_layers_stay() -> None:
     advise(Closure(), loader(Rows()))
     assert torch.equal(layer.weight.grad, torch.ones(3, 6))
     assert layer.bias.grad is None
+
+
+def test_samplers_are_as_before_and_the_mode_of_gradients_too() -> None:
+    class Counted(Sampler[int]):
+        epochs = 0
+
+        def __iter__(self) -> Any:
+            self.epochs += 1
+            return iter(range(64))
+
+        def __len__(self) -> int:
+            return 64
+
+    one, within = Counted(), Counted()
+    advise(Net(), DataLoader(Rows(), 16, sampler=one))
+    advise(Net(), DataLoader(Rows(), batch_sampler=BatchSampler(within, 16, False)))
+    assert (one.epochs, within.epochs) == (0, 0)
+    with torch.no_grad():
+        report = advise(Net(), loader(Rows()))
+        assert not torch.is_grad_enabled()
+    assert "LP111" not in {finding.id for finding in report}
+
+
+@pytest.mark.parametrize("kind", ["double", "lazy"])
+def test_modules_of_other_types_and_without_shapes(kind: str) -> None:
+    class Odd(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+            if kind == "lazy":
+                self.net = nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.LazyLinear(3))
+            self.optimizer = torch.optim.Adam(self.parameters())
+
+    x, y = torch.randn(64, 6), torch.arange(64) % 3
+    rows = TensorDataset(x.double() if kind == "double" else x, y)
+    module = Odd().double() if kind == "double" else Odd()
+    loaders = DataLoader(rows, 16, shuffle=True), DataLoader(rows, 16)
+    found = {one.id for one in advise(module, loaders) if one.severity == "error"}
+    assert found == set()
+    assert overfit_batch(module, loaders, steps=20).last < 2
+    is_lazy = isinstance(next(module.parameters()), nn.UninitializedParameter)
+    assert is_lazy == (kind == "lazy")

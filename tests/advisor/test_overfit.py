@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from lightning_practices.advisor import overfit_batch
+from lightning_practices.mixins import TrainingPractices
 from tests.advisor.programs import Task, diabetes_loaders, digit_loaders, mlp
 
 pytestmark = pytest.mark.plain
@@ -81,3 +82,34 @@ def test_label_smoothing_has_a_floor() -> None:
     assert found.floor == pytest.approx(-kept * math.log(kept) - 9 * other * math.log(other))
     assert found.last > found.floor
     assert found.is_memorised
+
+
+def test_all_practices_and_steps_that_lightning_does_not_count() -> None:
+    class Practised(TrainingPractices, Task):
+        pass
+
+    class Uncounted(Task):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__(net)
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            optimizer: Any = self.optimizers(use_pl_optimizer=False)
+            optimizer.zero_grad()
+            self.manual_backward(functional.cross_entropy(self.net(batch[0]), batch[1]))
+            optimizer.step()
+
+    net = mlp(64, 32, 10)
+    assert overfit_batch(Practised(net, optimizer="adamw"), digit_loaders(), steps=30).losses
+    found = overfit_batch(Uncounted(net), digit_loaders(), steps=30)
+    assert len(found.losses) == 30
+    assert found.last < found.first
+
+
+def test_no_loss_is_an_error() -> None:
+    class Nothing(Task):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None
+
+    with pytest.raises(ValueError, match="no training step of Nothing gave a loss"):
+        overfit_batch(Nothing(mlp(64, 10)), digit_loaders(), steps=10)

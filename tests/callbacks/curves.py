@@ -94,7 +94,7 @@ class Drawn:
         self.titles: list[str] = []
         self.best: list[Any] = []
 
-    def draw(self, series: Any, best: Any, title: str) -> None:
+    def draw(self, series: Any, best: Any, title: str, marks: Any) -> None:
         self.titles.append(title)
         self.best.append(best)
 

@@ -12,6 +12,7 @@ from lightning_practices.advisor._outputs import classes_of, layer_of, losses_se
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import LOSSES, Call, Loss
 
+_SCALES = ("mul", "__mul__", "__rmul__", "div", "__truediv__")
 _TIMES = 3.0  # the entropy of equal probabilities; healthy programs are below 2
 
 
@@ -28,7 +29,7 @@ def first_loss_is_high(seen: Observation) -> Iterator[Evidence]:
         prediction, target = loss.prediction.tensor, loss.target.tensor
         if prediction is None or target is None or seen.failure is not None:
             continue
-        if _is_tied(step, loss):
+        if _is_tied(step, loss) or _is_scaled(loss):
             continue
         count = 2
         if loss.kind == "cross_entropy":
@@ -44,6 +45,12 @@ def first_loss_is_high(seen: Observation) -> Iterator[Evidence]:
                 tuple(name for name in [layer_of(loss.prediction)] if name),
                 {"loss": value, "expected": expected},
             )
+
+
+def _is_scaled(loss: Loss) -> bool:
+    """Return whether logits are scaled by a number, on purpose, as cosines with a margin are."""
+    maker = loss.prediction.maker()
+    return maker is not None and maker.name in _SCALES and len(maker.inputs) == 1
 
 
 @rule(

@@ -14,6 +14,7 @@ from lightning_practices.advisor._rule import Evidence, rule
     measures="patience against the validations of the fit",
     healthy="patience below the number of validations",
     source="lectures S2 to S4; Prechelt, Early stopping - but when?, 1998",
+    explained_by=("LP612",),
 )  # fmt: skip
 def patience_longer_than_fit(seen: Observation) -> Iterator[Evidence]:
     checks = validations_of(seen, fit_of(seen))

@@ -26,6 +26,11 @@ _FEWEST = 16  # samples of a split; a graph or two are one dataset under several
 def splits_overlap(seen: Observation) -> Iterator[Evidence]:
     if seen.validation is None or len(seen.validation.loaders) > 1:
         return
+    if any(
+        loader.batch_size is None and loader.batch_sampler is None
+        for loader in seen.validation.loaders
+    ):  # a graph, or other wholes, with masks in them
+        return
     found = _shared_indices(seen.train, seen.validation)
     found = _equal_samples(seen.train, seen.validation) if found is None else found
     if found is None:

@@ -23,7 +23,7 @@ def _lasting(looks: Sequence[Look], kinds: Sequence[str]) -> Iterator[list[Activ
 
 
 @rule(
-    "LP804", "warning",
+    "LP804", "hint",
     practice="Units are alive",
     measures="the units of a ReLU that are positive for no sample of the batches looked at",
     healthy="below 90 % of a layer's units in each batch",

@@ -8,6 +8,7 @@ from lightning_practices.advisor._run import Run
 _LOOKS = 4
 _EQUAL = 0.9  # of the samples of a batch
 _SAMPLES = 8  # in a batch
+_FEWEST = 2  # in a batch whose classes are counted
 _WAITED = 0.3
 
 
@@ -35,6 +36,8 @@ def batches_alike(run: Run) -> Iterator[Evidence]:
             "look whether the dataset's __getitem__ uses its index",
             numbers={"equal": batches[-1].equal},
         )
+    if any(one.samples < _FEWEST for one in batches):
+        return
     seen = [one for look in looks for one in look.losses if one.kind == "cross_entropy"]
     is_sorted = len(seen) >= _LOOKS and all(one.classes == 1 for one in seen)
     if is_sorted and len({one.first_class for one in seen}) > 1:

@@ -19,6 +19,7 @@ from lightning_practices.advisor import (
     Look,
     NotFinite,
     Report,
+    Rule,
     Run,
     training_rules,
 )
@@ -84,7 +85,7 @@ class TrainingAdvisor(PracticeCallback):
     def __init__(self, every_n_steps: int = 100, *, ignore: Sequence[str] = ()) -> None:
         self.every_n_steps = check_whole("every_n_steps", every_n_steps, 1)
         self.ignore = ignore
-        self._rules = training_rules(ignore)
+        training_rules(ignore)  # raises for what names no rule
         self._subject = ""
         self._next = 0  # the next step to look at
         self._batch: Any = None
@@ -107,7 +108,12 @@ class TrainingAdvisor(PracticeCallback):
     @property
     def report(self) -> Report:
         """The findings up to now."""
-        return Report(list(self._findings), tuple(rule.id for rule in self._rules), self._subject)
+        subject = self._subject or "no fit yet"
+        return Report(list(self._findings), tuple(rule.id for rule in self._rules), subject)
+
+    @property
+    def _rules(self) -> tuple[Rule, ...]:
+        return training_rules(self.ignore)  # no attribute, as rules can't be pickled
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
