@@ -160,7 +160,7 @@ def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200
         )
         fitting.callbacks.append(watch)  # type: ignore[attr-defined]
         fitting.limit_val_batches = 0
-        fitting.strategy.batch_to_device = _as_received
+        fitting.strategy.batch_to_device = _as_received  # type: ignore[method-assign]
         fitting.fit(model, _Repeated(seen.train.batches[0].received, steps))
         release(model, fitting)
     if not watch.losses:

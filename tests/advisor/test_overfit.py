@@ -100,7 +100,7 @@ def test_all_practices_and_steps_that_lightning_does_not_count() -> None:
             optimizer.step()
 
     net = mlp(64, 32, 10)
-    assert overfit_batch(Practised(net, optimizer="adamw"), digit_loaders(), steps=30).losses
+    assert overfit_batch(Practised(net), digit_loaders(), steps=30).losses
     found = overfit_batch(Uncounted(net), digit_loaders(), steps=30)
     assert len(found.losses) == 30
     assert found.last < found.first
