@@ -15,19 +15,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
-from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lightning_practices._names import plain_name
 from lightning_practices._packages import OfBothPackages, twin_of
 from lightning_practices.advisor._configured import callbacks_of_module, with_monitors
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
-from lightning_practices.advisor._observation import (
-    Batch,
-    Observation,
-    Split,
-    Step,
-)
+from lightning_practices.advisor._observation import Batch, Observation, Split, Step
 from lightning_practices.advisor._open_step import OpenStep, modes_of, weights_of
 from lightning_practices.advisor._optimizer_steps import OptimizerSteps
 from lightning_practices.advisor._trace import Recorder
@@ -106,8 +100,8 @@ def release(model: LightningModule, trainer: Trainer) -> None:
     """Give back the memory of gradients and optimizers, which cycles of references keep alive."""
     for p in model.parameters():
         p.grad = None
-    for optimizer in trainer.optimizers:
-        optimizer.state.clear()
+        for optimizer in trainer.optimizers:
+            optimizer.state.pop(p, None)  # and not all: the optimizer may be the user's own
 
 
 def simplify(model: LightningModule) -> None:
@@ -203,8 +197,6 @@ class _Watch(OfBothPackages, Callback):
         self.recorder.before_backward = self._before_backward
         self.recorder.after_backward = self._after_backward
         self._step = OpenStep()
-        self._stepped: list[int] = []
-        self._handles: list[RemovableHandle] = []
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -216,8 +208,7 @@ class _Watch(OfBothPackages, Callback):
         try:
             yield
         finally:
-            for handle in self._handles:
-                handle.remove()
+            self._optimizer_steps.end()
             for x, gradient in self._step.shared.values():
                 x.grad = gradient
 
@@ -237,12 +228,6 @@ class _Watch(OfBothPackages, Callback):
         self.seen.weights = weights_of(pl_module)
         self.seen.names = {id(p): plain_name(name) for name, p in pl_module.named_parameters()}
         self.seen.optimizers = _optimizers(trainer, pl_module)
-        for place, optimizer in enumerate(self.seen.optimizers):
-
-            def step(*args: Any, place: int = place) -> None:
-                self._stepped.append(place)
-
-            self._handles.append(optimizer.register_step_post_hook(step))
         groups = [getattr(one, "param_groups", []) for one in self.seen.optimizers]
         self.seen.rates = [[float(group.get("lr", 0)) for group in each] for each in groups]
         self._optimizer_steps.watch(self.seen.optimizers)
@@ -265,7 +250,7 @@ class _Watch(OfBothPackages, Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self._step = OpenStep(batch, self._step.shared)
-        self._stepped.clear()
+        self._optimizer_steps.begin()
         self.recorder.begin(batch)
 
     @override
@@ -293,7 +278,9 @@ class _Watch(OfBothPackages, Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.recorder.is_on = False
-        self.seen.steps.append(self._step.closed(pl_module, self.recorder, self._stepped))
+        self.seen.steps.append(
+            self._step.closed(pl_module, self.recorder, self._optimizer_steps.stepped)
+        )
         untouched = [
             name
             for name, weight in self.seen.weights.items()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from lightning_practices.advisor._observation import Updates
 
@@ -17,16 +18,19 @@ class OptimizerSteps:
 
     Attributes:
         updates: For each optimizer, what was seen.
+        stepped: Places of the optimizers that stepped since the last :meth:`begin`.
     """
 
     def __init__(self) -> None:
         self.updates: list[Updates] = []
+        self.stepped: set[int] = set()
+        self._handles: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
         self._cleared: list[bool | None] = []  # since the last step; None before any backward pass
         self._filled: list[bool] = []  # by a backward pass since the last step
 
     def watch(self, optimizers: Sequence[Any]) -> None:
-        """Watch these optimizers, which are copies of the user's."""
+        """Watch these optimizers until :meth:`end`."""
         self._optimizers = [one for one in optimizers if isinstance(one, Optimizer)]
         self.updates = [Updates() for _ in self._optimizers]
         self._cleared = [None] * len(self._optimizers)
@@ -36,7 +40,16 @@ class OptimizerSteps:
             def note(*args: Any, place: int = place) -> None:
                 self._note_step(place)
 
-            optimizer.register_step_pre_hook(note)
+            self._handles.append(optimizer.register_step_pre_hook(note))
+
+    def begin(self) -> None:
+        """Begin a step of training."""
+        self.stepped = set()
+
+    def end(self) -> None:
+        """Leave the optimizers, of which a copied module may share one with the user's."""
+        for handle in self._handles:
+            handle.remove()
 
     @property
     def are_judged(self) -> bool:
@@ -58,6 +71,7 @@ class OptimizerSteps:
         seen.accumulated |= seen.count > 0 and self._cleared[place] is False
         seen.erased |= self._filled[place] and _is_cleared(self._optimizers[place])
         seen.count += 1
+        self.stepped.add(place)
         self._cleared[place], self._filled[place] = None, False
 
 

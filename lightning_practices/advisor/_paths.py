@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-from lightning_practices.advisor._kinds import LAYERS, PASSED
+from lightning_practices.advisor._kinds import PASSED
 from lightning_practices.advisor._observation import Step
 from lightning_practices.advisor._trace import Call, Value
 
@@ -43,4 +43,4 @@ def uses_of(step: Step) -> Counter[int]:
 
 def layers_of(step: Step) -> list[Call]:
     """Return the calls of layers with parameters on data."""
-    return [call for call in step.calls if call.name in LAYERS and call.parameters and call.data]
+    return [call for call in step.calls if call.is_layer and call.data]

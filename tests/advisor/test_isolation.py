@@ -46,7 +46,7 @@ class Net(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
         loss = functional.cross_entropy(self.net(x), y)
-        self.seen.append(float(loss))
+        self.seen.append(float(loss.detach()))
         self.log("train_loss", loss)
         return loss
 
@@ -160,10 +160,13 @@ def test_loaders_without_length_and_schedules_that_ask_for_the_steps() -> None:
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=int(steps))
             return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
-    advise(Scheduled(), DataLoader(Stream(), 16))
-    advise(Scheduled(), DataLoader(Stream(), 16), Trainer(max_steps=50, logger=False))
     rows = TensorDataset(torch.randn(64, 6), torch.arange(64) % 3)
-    advise(Scheduled(), DataLoader(rows, 16), Trainer(max_epochs=2, logger=False))
+    reports = [
+        advise(Scheduled(), DataLoader(Stream(), 16)),
+        advise(Scheduled(), DataLoader(Stream(), 16), Trainer(max_steps=50, logger=False)),
+        advise(Scheduled(), DataLoader(rows, 16), Trainer(max_epochs=2, logger=False)),
+    ]
+    assert [report.of("error") for report in reports] == [[], [], []]
 
 
 def test_an_error_of_a_step_reaches_the_user_and_leaves_no_effect() -> None:
@@ -263,3 +266,23 @@ def test_modules_of_other_types_and_without_shapes(kind: str) -> None:
     assert overfit_batch(module, loaders, steps=20).last < 2
     is_lazy = isinstance(next(module.parameters()), nn.UninitializedParameter)
     assert is_lazy == (kind == "lazy")
+
+
+def test_an_optimizer_that_the_copy_shares_is_as_before() -> None:
+    module = Net()
+    optimizer = torch.optim.Adam(module.parameters())
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    optimizer.zero_grad()
+
+    class Closure(Net):
+        def configure_optimizers(self) -> Any:
+            return optimizer
+
+    shared = Closure()
+    expected = copy.deepcopy(optimizer.state_dict())
+    advise(shared, loader(Rows()))
+    assert str(optimizer.state_dict()) == str(expected)
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
