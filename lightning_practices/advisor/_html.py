@@ -5,8 +5,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment
-
 from lightning_practices.advisor.rules import all_rules
 from lightning_practices.advisor.rules_of_training import training_rules
 from lightning_practices.files import write_file
@@ -23,6 +21,8 @@ def write_html(report: "Report", path: Path, picture: Path | None) -> None:
         path: Path of the file.
         picture: A picture of the run in PNG, or ``None``.
     """
+    from jinja2 import Environment  # which no import of this package should wait for
+
     text = (files("lightning_practices.advisor") / "report.html.jinja").read_text("utf-8")
     template = Environment(autoescape=True, trim_blocks=True).from_string(text)
     encoded = picture and base64.b64encode(picture.read_bytes()).decode()
