@@ -18,6 +18,7 @@ COMMANDS = {
     "check": "say what is wrong with a training before it starts",
     "fuse": "list the layers of a model that fused ones could replace, and time them",
     "schedule": "draw learning rates, or write a schedule of unfreezing for a model",
+    "reproduce": "measure the lectures' tables again, with many seeds",
     "doctor": "show versions, devices, caches, and what is missing",
 }
 USAGE = 2  # exit status of a wrong call

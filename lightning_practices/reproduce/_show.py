@@ -1,0 +1,53 @@
+"""Results, printed."""
+
+from rich.console import Group
+from rich.table import Column as RichColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from lightning_practices.reproduce._results import Cell, Results
+from lightning_practices.reproduce._table import Column
+
+
+def show(results: Results) -> Group:
+    """Return a table of rich: means with intervals, gains over the reference, the lecture."""
+    table = results.table
+    headers = [
+        RichColumn(label if not column.unit else f"{label}\n{column.unit}", justify="right")
+        for label, column in table.columns.items()
+    ]
+    shown = RichTable("", *headers, title=table.title, show_lines=True)
+    for row in table.rows:
+        cells = [_text(results.cell(row, label), table.columns[label]) for label in table.columns]
+        shown.add_row(row, *cells)
+    return Group(shown, Text(_caption(results), style="dim"))
+
+
+def number(value: float, interval: float | None, digits: int, signed: bool = False) -> str:
+    """Return a mean with its interval, such as ``"97.8 ± 0.3"``."""
+    mean = f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+    return mean if interval is None else f"{mean} ± {interval:.{digits}f}"
+
+
+def _text(cell: Cell | None, column: Column) -> Text:
+    if cell is None:
+        return Text("")
+    lines = [Text(number(cell.mean, cell.interval, column.digits))]
+    if cell.gain is not None:
+        clear = cell.gain_interval is not None and abs(cell.gain) > cell.gain_interval
+        better = (cell.gain > 0) == column.more_is_better
+        style = ("green" if better else "red") if clear else "dim"
+        lines.append(Text(number(cell.gain, cell.gain_interval, column.digits, signed=True), style))
+    if cell.lecture is not None:
+        lines.append(Text(f"lecture {cell.lecture:g}", "italic dim"))
+    return Text("\n").join(lines)
+
+
+def _caption(results: Results) -> str:
+    table, seeds = results.table, len({run.seed for run in results.runs})
+    trial = " These are quick trials, not the experiment." if results.tiny else ""
+    return (
+        f"Mean ± 95 % interval over {seeds} seeds; below, the difference to {table.reference!r}, "
+        f"seed by seed (coloured where its interval leaves out 0).{trial}\n"
+        f"{table.source}: {table.claim}"
+    )
