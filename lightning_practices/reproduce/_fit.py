@@ -1,25 +1,28 @@
 """One fit of a classifier, by the package's own mixins."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import override
 
 from lightning_practices.mixins import TrainingPractices
-from lightning_practices.reproduce._data import Split
 
-OFF: dict[str, Any] = {
+Module = TypeVar("Module", bound=LightningModule)
+
+OTHER_SEEDS = 1000  # of fits that only choose
+
+_OFF: dict[str, Any] = {
     "schedule": None, "early_stopping": None, "gradient_clipping": None, "checkpoint": None,
     "exact_resume": None, "fuse_layers": None,
 }  # fmt: skip
-
-
-_OTHER_SEEDS = 1000  # of fits that only choose
+_SILENT: dict[str, Any] = {
+    "accelerator": "auto", "devices": 1, "logger": False, "enable_checkpointing": False,
+    "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
+}  # fmt: skip
 
 
 class Classifier(TrainingPractices, LightningModule):
@@ -33,9 +36,9 @@ class Classifier(TrainingPractices, LightningModule):
     """
 
     def __init__(
-        self, network: nn.Module, classes: int, loss: nn.Module | None = None, **practices: Any
+        self, network: nn.Module, classes: int = 10, loss: nn.Module | None = None, **practices: Any
     ) -> None:
-        super().__init__(**{**OFF, **practices})
+        super().__init__(**{**_OFF, **practices})
         self.network = network
         self.loss = nn.CrossEntropyLoss() if loss is None else loss
         self.accuracy = MulticlassAccuracy(classes, average="micro")
@@ -52,77 +55,78 @@ class Classifier(TrainingPractices, LightningModule):
 
     @override
     def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
-        logits = self(batch[0])
-        self.log("val_loss", nn.functional.cross_entropy(logits, batch[1]))
+        self._log(batch, "val_")
 
     @override
     def test_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self._log(batch, "")
+
+    def _log(self, batch: list[Tensor], prefix: str) -> None:
         logits = self(batch[0])
         self.accuracy(logits, batch[1])
-        self.log("accuracy", self.accuracy)
-        self.log("loss", nn.functional.cross_entropy(logits, batch[1]))
+        self.log(f"{prefix}accuracy", self.accuracy)
+        self.log(f"{prefix}loss", nn.functional.cross_entropy(logits, batch[1]))
 
 
-def fit(
-    make: Callable[[], LightningModule],
-    data: Split,
-    seed: int,
-    *,
-    batch_size: int = 32,
-    **trainer: Any,
-) -> dict[str, float]:
-    """Make a module, train it, and return the metrics that its ``test_step`` logs.
+def train(
+    make: Callable[[], Module], data: LightningDataModule, seed: int, **trainer: Any
+) -> Module:
+    """Make a module and train it.
 
     Args:
         make: Makes the module, with weights of the seed.
-        data: Data to train, validate and test on.
-        seed: Seed of the weights, the order of batches and the random numbers in training.
-        batch_size: Samples of a batch.
+        data: Data to train on and to validate with.
+        seed: Seed of the weights and of the random numbers in training.
         **trainer: Arguments of the Trainer, such as ``max_epochs``.
     """
     seed_everything(seed, verbose=False)
     model = make()
-    train, val, test = data.loaders(batch_size, seed)
-    runner = Trainer(**{**_SILENT, **trainer})
-    runner.fit(model, train, val)
-    (metrics,) = runner.test(model, test, verbose=False)
-    return dict(metrics)
+    Trainer(**{**_SILENT, **trainer}).fit(model, datamodule=data)
+    return model
+
+
+def test(model: LightningModule, data: LightningDataModule) -> dict[str, float]:
+    """Return the metrics of the module's ``test_step``; accuracy and error are in per cent."""
+    (metrics,) = Trainer(**_SILENT).test(model, datamodule=data, verbose=False)
+    return _in_percent(metrics)
 
 
 def fit_at_best_rate(
     make: Callable[[float], LightningModule],
-    data_of: Callable[[int], Split],
+    data_of: Callable[[int], LightningDataModule],
     seed: int,
     rates: Sequence[float],
-    **options: Any,
+    **trainer: Any,
 ) -> dict[str, float]:
-    """Choose the learning rate with another seed, then fit with it as :func:`fit` does.
+    """Choose the learning rate with another seed, then fit with it.
 
     Args:
         make: Makes the module with a learning rate.
-        data_of: Makes the split of a seed.
+        data_of: Makes the data of a seed.
         seed: Seed of the fit whose metrics are returned.
-        rates: Learning rates to choose from: that with the lowest loss on validation data.
-        **options: See :func:`fit`.
+        rates: Learning rates to choose from: that with the lowest ``val_loss`` after the fit.
+        **trainer: Arguments of the Trainer.
 
     Returns:
         The metrics, with the chosen learning rate as ``"rate"``.
     """
-    other = seed + _OTHER_SEEDS
-    trial = data_of(other)
-    trial = replace(trial, test=trial.val)
-    losses = {rate: fit(partial(make, rate), trial, other, **options)["loss"] for rate in rates}
-    best = min(losses, key=lambda rate: (losses[rate] != losses[rate], losses[rate]))  # nan is last
-    return {**fit(partial(make, best), data_of(seed), seed, **options), "rate": best}
+
+    def val_loss(rate: float) -> float:
+        other = seed + OTHER_SEEDS
+        data = data_of(other)
+        model = train(partial(make, rate), data, other, limit_val_batches=0, **trainer)
+        (metrics,) = Trainer(**_SILENT).validate(model, datamodule=data, verbose=False)
+        loss = metrics["val_loss"]
+        return loss if loss == loss else float("inf")  # nan, of a fit that diverged, is worst
+
+    best = min(rates, key=val_loss)
+    data = data_of(seed)
+    model = train(partial(make, best), data, seed, limit_val_batches=0, **trainer)
+    return {**test(model, data), "rate": best}
 
 
-def percent(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the metrics with the accuracy, and the error beside it, in per cent."""
+def _in_percent(metrics: Mapping[str, float]) -> dict[str, float]:
+    if "accuracy" not in metrics:
+        return dict(metrics)
     accuracy = 100 * metrics["accuracy"]
     return {**metrics, "accuracy": accuracy, "error": 100 - accuracy}
-
-
-_SILENT: dict[str, Any] = {
-    "accelerator": "auto", "devices": 1, "logger": False, "enable_checkpointing": False,
-    "enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0,
-}  # fmt: skip

@@ -1,0 +1,187 @@
+"""The runs of a table, what they give, and how they go on after an interruption."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from lightning_practices.reproduce import Column, Results, draw, measure, show
+from tests.processes import DEADLINE
+from tests.reproduce import experiments
+from tests.reproduce.experiments import table
+
+SEEDS = range(4)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "log"
+
+
+def lines(log: Path) -> list[str]:
+    return sorted(log.read_text().splitlines())
+
+
+def test_means_gains_and_intervals_are_those_of_the_seeds(log: Path) -> None:
+    results = measure(table(log), SEEDS)
+    cell = results.cell("unit 2", "square")
+    assert cell is not None
+    values = [4.0, 16.0, 36.0, 64.0]
+    assert cell.values == tuple(values)
+    assert cell.mean == 30
+    low, high = stats.t.interval(0.95, 3, 30, stats.sem(values))
+    assert cell.interval == pytest.approx((high - low) / 2)
+    differences = [3.0, 12.0, 27.0, 48.0]  # to the squares of 1, seed by seed
+    assert cell.gain == 22.5
+    low, high = stats.t.interval(0.95, 3, 22.5, stats.sem(differences))
+    assert cell.gain_interval == pytest.approx((high - low) / 2)
+
+
+def test_one_seed_has_no_interval(log: Path) -> None:
+    cell = measure(table(log), [2]).cell("unit 3", "length")
+    assert cell is not None
+    assert (cell.mean, cell.interval, cell.gain, cell.gain_interval) == (9, None, 6, None)
+
+
+def test_a_run_that_two_cells_share_is_made_once(log: Path) -> None:
+    measure(table(log), SEEDS, jobs=1)
+    assert len(lines(log)) == 3 * len(SEEDS)
+
+
+def test_the_runs_of_a_file_are_not_made_again(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lengths.json"
+    measure(table(log), range(2), path=path)
+    more = measure(table(log), range(4), path=path)
+    assert len(lines(log)) == len(set(lines(log))) == 3 * 4
+    assert len(more.runs) == 3 * 4
+    assert len(json.loads(path.read_text())["runs"]) == 3 * 4
+
+
+def test_runs_with_other_settings_are_made_anew(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lengths.json"
+    measure(table(log), [0], path=path)
+    columns = {"length": Column("length", settings={"offset": 1.0})}
+    results = measure(table(log, columns=columns), [0], path=path)
+    cell = results.cell("unit 2", "length")
+    assert cell is not None
+    assert cell.values == (3.0,)
+
+
+def test_quick_trials_do_not_count_as_the_experiment(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lengths.json"
+    tiny = measure(table(log), [0], path=path, tiny=True)
+    assert tiny.cell("unit 3", "length") == tiny.cell("unit 2", "length").__replace__(lecture=None)  # type: ignore[union-attr]
+    cell = measure(table(log), [0], path=path).cell("unit 3", "length")
+    assert cell is not None
+    assert cell.mean == 3
+
+
+def test_a_run_that_fails_names_its_settings_and_keeps_the_others(
+    log: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "lengths.json"
+    with pytest.raises(ArithmeticError, match="the unit is 2") as raised:
+        measure(table(log, experiments.failing), range(2), path=path, jobs=1)
+    assert "'unit': 2.0" in raised.value.__notes__[0]
+    assert len(json.loads(path.read_text())["runs"]) >= 4  # those before it
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from lightning_practices.reproduce import measure
+from tests.reproduce.experiments import killing, table
+
+if __name__ == "__main__":
+    log, path = Path(sys.argv[1]), Path(sys.argv[2])
+    results = measure(table(log, killing), range(4), path=path, jobs=1)
+    print(results.cell("unit 3", "square"))
+"""
+
+
+def test_a_call_that_was_killed_goes_on(log: Path, tmp_path: Path) -> None:
+    script, path = tmp_path / "killed.py", tmp_path / "lengths.json"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), str(log), str(path)]
+    root = Path(__file__).parents[2]
+    environment = {"PYTHONPATH": f"{root}:{root / 'kernels'}"}
+    first = subprocess.run(command, env=environment, timeout=DEADLINE)
+    assert first.returncode == -9
+    second = subprocess.run(
+        command, env=environment, timeout=DEADLINE, capture_output=True, text=True
+    )
+    assert second.returncode == 0, second.stderr
+    expected = measure(table(log), range(4)).cell("unit 3", "square")
+    assert str(expected) in second.stdout
+    again = [line for line in set(lines(log)) if lines(log).count(line) > 2]
+    assert not again  # the run that was interrupted, and the call above
+
+
+def test_a_folder_is_refused_by_a_table_of_its_own_data(log: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="lengths runs only on the data that it names"):
+        measure(table(log), [0], data=tmp_path)
+
+
+def test_a_table_of_images_runs_on_a_folder(log: Path, tmp_path: Path) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+    results = measure(table(log, experiments.on_images), [0], data=tmp_path / "photos")
+    cell = results.cell("unit 1", "length")
+    assert cell is not None
+    assert cell.mean == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "holds no results"), ('{"table": "weights", "runs": []}', "of weights, not lengths")],
+)
+def test_a_file_of_something_else_is_left_alone(
+    log: Path, tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "lengths.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        measure(table(log), [0], path=path)
+    assert path.read_text() == content
+
+
+def test_labels_that_are_no_rows_are_refused(log: Path) -> None:
+    with pytest.raises(ValueError, match="no rows \\['unit 4'\\]"):
+        table(log, reference="unit 4")
+    with pytest.raises(ValueError, match="no rows \\['unit 5'\\]"):
+        table(log, columns={"length": Column("length", lecture={"unit 5": 1.0})})
+
+
+def text_of(results: Results) -> str:
+    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(show(results))
+    return console.export_text()
+
+
+def test_the_printed_table_has_means_gains_and_the_lecture(log: Path) -> None:
+    text = text_of(measure(table(log), SEEDS))
+    assert "5.0 ± 4.1" in text  # 2, 4, 6 and 8
+    assert "+2.5 ± 2.1" in text
+    assert "lecture 2.5" in text
+    assert "S9, table 3: two is twice one" in text
+
+
+def test_the_picture_names_the_rows(log: Path, tmp_path: Path) -> None:
+    results = measure(table(log), SEEDS)
+    draw(results, tmp_path / "lengths.svg")
+    picture = (tmp_path / "lengths.svg").read_text()
+    assert all(f"<!-- {row} -->" in picture for row in results.table.rows)
+
+
+def test_columns_with_places_are_drawn_as_curves(log: Path, tmp_path: Path) -> None:
+    columns = {
+        f"offset {x:g}": Column("length", "m", settings={"offset": x}, x=x) for x in (1.0, 10.0)
+    }
+    results = measure(table(log, columns=columns, axis="offset", log_axis=True), SEEDS)
+    draw(results, tmp_path / "lengths.svg")
+    picture = (tmp_path / "lengths.svg").read_text()
+    assert all(f"<!-- {text} -->" in picture for text in ("offset", "unit 3", "10", "length in m"))
