@@ -105,23 +105,25 @@ def fit_at_best_rate(
         data_of: Makes the data of a seed.
         seed: Seed of the fit whose metrics are returned.
         rates: Learning rates to choose from: that with the lowest ``val_loss`` after the fit.
-        **trainer: Arguments of the Trainer.
+        **trainer: Arguments of the Trainer. Without ``limit_val_batches`` the fits don't validate.
 
     Returns:
         The metrics, with the chosen learning rate as ``"rate"``.
     """
 
+    trainer = {"limit_val_batches": 0, **trainer}
+
     def val_loss(rate: float) -> float:
         other = seed + OTHER_SEEDS
         data = data_of(other)
-        model = train(partial(make, rate), data, other, limit_val_batches=0, **trainer)
+        model = train(partial(make, rate), data, other, **trainer)
         (metrics,) = Trainer(**_SILENT).validate(model, datamodule=data, verbose=False)
         loss = metrics["val_loss"]
         return loss if loss == loss else float("inf")  # nan, of a fit that diverged, is worst
 
     best = min(rates, key=val_loss)
     data = data_of(seed)
-    model = train(partial(make, best), data, seed, limit_val_batches=0, **trainer)
+    model = train(partial(make, best), data, seed, **trainer)
     return {**test(model, data), "rate": best}
 
 

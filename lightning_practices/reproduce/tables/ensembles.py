@@ -22,15 +22,23 @@ LEAST = 1e-6  # probability, since votes may give none
 
 
 def experiment(
-    seed: int, kind: str = "networks", members: int = 1, vote: Vote = "soft", epochs: int = 40
+    seed: int,
+    members: int = 1,
+    vote: Vote = "soft",
+    snapshots: bool = False,
+    dropout: float = 0.0,
+    passes: int | None = None,
+    epochs: int = 40,
 ) -> dict[str, float]:
     """Train three groups of networks, and return means over the groups.
 
     Args:
         seed: Seed of the split and of all networks.
-        kind: ``"networks"``, ``"snapshots"`` of one fit, or ``"dropout"`` at test time.
-        members: Networks, snapshots or passes.
+        members: Networks, or snapshots.
         vote: How the members are joined.
+        snapshots: Whether the members are snapshots of one fit.
+        dropout: Rate of dropout.
+        passes: Passes with dropout at test time; without it, dropout is off there.
         epochs: Length of each fit.
     """
     data = digits(seed, LABELS, batch_size=BATCH)
@@ -38,22 +46,22 @@ def experiment(
     groups = []
     for group in range(GROUPS):
         first = SEEDS * (1 + seed) + MOST * group
-        if kind == "snapshots":
-            snapshots = SnapshotEnsemble(members)
-            model = _fitted(data, first, epochs, callbacks=[snapshots])
-            joint = Ensemble(snapshots.members(model), task="multiclass", vote=vote)(images)
-        elif kind == "dropout":
-            model = _fitted(data, first, epochs, dropout=DROPOUT)
-            joint = monte_carlo_dropout(model, images, task="multiclass", passes=members).mean
+        if snapshots:
+            callback = SnapshotEnsemble(members)
+            model = _fitted(data, first, epochs, dropout, callbacks=[callback])
+            networks = callback.members(model)
         else:
-            networks = [_fitted(data, first + i, epochs) for i in range(members)]
+            networks = [_fitted(data, first + i, epochs, dropout) for i in range(members)]
+        if passes is None:
             joint = Ensemble(networks, task="multiclass", vote=vote)(images)
+        else:
+            joint = monte_carlo_dropout(networks[0], images, task="multiclass", passes=passes).mean
         groups.append(joint)
     return _scores(torch.stack(groups), classes)
 
 
 def _fitted(
-    data: Data, seed: int, epochs: int, callbacks: Sequence[Callback] = (), dropout: float = 0.0
+    data: Data, seed: int, epochs: int, dropout: float, callbacks: Sequence[Callback] = ()
 ) -> Classifier:
     def make() -> Classifier:
         network = nn.Sequential(
@@ -91,9 +99,9 @@ TABLE = Table(
         "3 networks": {"members": 3},
         "7 networks": {"members": 7},
         "7 networks, votes": {"members": 7, "vote": "hard"},
-        "5 snapshots of one fit": {"kind": "snapshots", "members": 5},
-        "dropout": {"kind": "dropout", "members": 1},
-        "dropout, 30 passes": {"kind": "dropout", "members": 30},
+        "5 snapshots of one fit": {"snapshots": True, "members": 5},
+        "dropout, off at test": {"dropout": DROPOUT},
+        "dropout, 30 passes": {"dropout": DROPOUT, "passes": 30},
     },
     columns={
         "error": Column("error", lecture=LECTURE, more_is_better=False),

@@ -24,7 +24,8 @@ def experiment(
         return Classifier(network, optimizer=Optimizer("momentum", lr=0.03), penalty=penalty)
 
     model = train(make, data, seed, max_epochs=epochs, limit_val_batches=0)
-    weights = torch.cat([weight.detach().flatten() for weight in decayed_weights(model)])
+    penalised = decayed_weights(model).values()
+    weights = torch.cat([weight.detach().flatten() for weight in penalised])
     zeros = 100 * float((weights == 0).float().mean())
     return {**test(model, data), "zeros": zeros, "largest": float(weights.abs().max())}
 

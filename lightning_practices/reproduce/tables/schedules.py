@@ -9,7 +9,7 @@ from lightning_practices.reproduce._networks import small_resnet
 from lightning_practices.reproduce._table import Column, Table
 from lightning_practices.schedules import LearningRateSchedule, LearningRateScheduleName
 
-LABELS = 500
+LABELS, BATCH = 500, 32
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 NAMES: dict[str, LearningRateScheduleName | None] = {
     "constant": None,
@@ -30,16 +30,33 @@ def experiment(
     """Train a small residual network by SGD with momentum and one schedule."""
 
     def data_of(its_seed: int) -> Data:
-        return digits(its_seed, LABELS)
+        return digits(its_seed, LABELS, batch_size=BATCH)
+
+    steps = epochs * (LABELS // BATCH)
 
     def make(rate: float) -> Classifier:
         return Classifier(
             small_resnet(10, widths=(8, 16)),
             optimizer=Optimizer("momentum", lr=rate),
-            schedule=None if schedule is None else LearningRateSchedule(schedule),
+            schedule=_schedule(schedule, steps, epochs),
         )
 
-    return fit_at_best_rate(make, data_of, seed, rates, max_epochs=epochs)
+    return fit_at_best_rate(make, data_of, seed, rates, max_epochs=epochs, limit_val_batches=1.0)
+
+
+def _schedule(
+    name: LearningRateScheduleName | None, steps: int, epochs: int
+) -> LearningRateSchedule | None:
+    """Return a schedule whose own length fits to that of the fit."""
+    if name is None:
+        return None
+    if name == "plateau":
+        return LearningRateSchedule(name, patience=max(1, epochs // 8))
+    if name == "power":  # the rate ends at a fifth
+        return LearningRateSchedule(name, steps=steps // 4)
+    if name == "exponential":  # the rate ends at a hundredth
+        return LearningRateSchedule(name, steps=steps // 2)
+    return LearningRateSchedule(name)
 
 
 TABLE = Table(
