@@ -110,7 +110,6 @@ def fit_at_best_rate(
     Returns:
         The metrics, with the chosen learning rate as ``"rate"``.
     """
-
     trainer = {"limit_val_batches": 0, **trainer}
 
     def val_loss(rate: float) -> float:

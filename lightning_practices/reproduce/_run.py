@@ -117,11 +117,9 @@ def _pool(jobs: int | None, most: int) -> Iterator[ProcessPoolExecutor]:
 
 def _prepare() -> None:
     """Prepare a process: one thread, and none of Lightning's messages for each fit."""
-    import lightning.pytorch  # noqa: F401  # it sets the level of its logger when it is imported
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     torch.set_num_threads(1)
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, on torch 2.12 and later
 

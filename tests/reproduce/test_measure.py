@@ -22,12 +22,17 @@ def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The results of four seeds."""
+    return measure(table(tmp_path_factory.mktemp("runs") / "log"), SEEDS, jobs=1)
+
+
 def lines(log: Path) -> list[str]:
     return sorted(log.read_text().splitlines())
 
 
-def test_means_gains_and_intervals_are_those_of_the_seeds(log: Path) -> None:
-    results = measure(table(log), SEEDS)
+def test_means_gains_and_intervals_are_those_of_the_seeds(results: Results) -> None:
     cell = results.cell("unit 2", "square")
     assert cell is not None
     values = [4.0, 16.0, 36.0, 64.0]
@@ -41,21 +46,22 @@ def test_means_gains_and_intervals_are_those_of_the_seeds(log: Path) -> None:
     assert cell.gain_interval == pytest.approx((high - low) / 2)
 
 
-def test_one_seed_has_no_interval(log: Path) -> None:
-    cell = measure(table(log), [2]).cell("unit 3", "length")
+def test_one_seed_has_no_interval(results: Results) -> None:
+    third = [run for run in results.runs if run.seed == 2]
+    cell = Results(results.table, runs=third).cell("unit 3", "length")
     assert cell is not None
     assert (cell.mean, cell.interval, cell.gain, cell.gain_interval) == (9, None, 6, None)
 
 
-def test_a_run_that_two_cells_share_is_made_once(log: Path) -> None:
-    measure(table(log), SEEDS, jobs=1)
+def test_a_run_that_two_cells_share_is_made_once(results: Results) -> None:
+    log = Path(results.table.rows["unit 1"]["log"])
     assert len(lines(log)) == 3 * len(SEEDS)
 
 
 def test_the_runs_of_a_file_are_not_made_again(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "lengths.json"
-    measure(table(log), range(2), path=path)
-    more = measure(table(log), range(4), path=path)
+    measure(table(log), range(2), path=path, jobs=1)
+    more = measure(table(log), range(4), path=path, jobs=1)
     assert len(lines(log)) == len(set(lines(log))) == 3 * 4
     assert len(more.runs) == 3 * 4
     assert len(json.loads(path.read_text())["runs"]) == 3 * 4
@@ -63,9 +69,9 @@ def test_the_runs_of_a_file_are_not_made_again(log: Path, tmp_path: Path) -> Non
 
 def test_runs_with_other_settings_are_made_anew(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "lengths.json"
-    measure(table(log), [0], path=path)
+    measure(table(log), [0], path=path, jobs=1)
     columns = {"length": Column("length", settings={"offset": 1.0})}
-    results = measure(table(log, columns=columns), [0], path=path)
+    results = measure(table(log, columns=columns), [0], path=path, jobs=1)
     cell = results.cell("unit 2", "length")
     assert cell is not None
     assert cell.values == (3.0,)
@@ -73,9 +79,9 @@ def test_runs_with_other_settings_are_made_anew(log: Path, tmp_path: Path) -> No
 
 def test_quick_trials_do_not_count_as_the_experiment(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "lengths.json"
-    tiny = measure(table(log), [0], path=path, tiny=True)
-    assert tiny.cell("unit 3", "length") == tiny.cell("unit 2", "length").__replace__(lecture=None)  # type: ignore[union-attr]
-    cell = measure(table(log), [0], path=path).cell("unit 3", "length")
+    tiny = measure(table(log), [0], path=path, jobs=1, tiny=True)
+    assert {run.metrics["length"] for run in tiny.runs} == {0.5}
+    cell = measure(table(log), [0], path=path, jobs=1).cell("unit 3", "length")
     assert cell is not None
     assert cell.mean == 3
 
@@ -103,7 +109,7 @@ if __name__ == "__main__":
 """
 
 
-def test_a_call_that_was_killed_goes_on(log: Path, tmp_path: Path) -> None:
+def test_a_call_that_was_killed_goes_on(results: Results, log: Path, tmp_path: Path) -> None:
     script, path = tmp_path / "killed.py", tmp_path / "lengths.json"
     script.write_text(KILLED)
     command = [sys.executable, str(script), str(log), str(path)]
@@ -115,10 +121,8 @@ def test_a_call_that_was_killed_goes_on(log: Path, tmp_path: Path) -> None:
         command, env=environment, timeout=DEADLINE, capture_output=True, text=True
     )
     assert second.returncode == 0, second.stderr
-    expected = measure(table(log), range(4)).cell("unit 3", "square")
-    assert str(expected) in second.stdout
-    again = [line for line in set(lines(log)) if lines(log).count(line) > 2]
-    assert not again  # the run that was interrupted, and the call above
+    assert str(results.cell("unit 3", "square")) in second.stdout
+    assert len(lines(log)) == 3 * len(SEEDS) + 1  # the run that was interrupted was made again
 
 
 def test_a_folder_is_refused_by_a_table_of_its_own_data(log: Path, tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ def test_a_file_of_something_else_is_left_alone(
     path = tmp_path / "lengths.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        measure(table(log), [0], path=path)
+        measure(table(log), [0], path=path, jobs=1)
     assert path.read_text() == content
 
 
@@ -162,16 +166,15 @@ def text_of(results: Results) -> str:
     return console.export_text()
 
 
-def test_the_printed_table_has_means_gains_and_the_lecture(log: Path) -> None:
-    text = text_of(measure(table(log), SEEDS))
+def test_the_printed_table_has_means_gains_and_the_lecture(results: Results) -> None:
+    text = text_of(results)
     assert "5.0 ± 4.1" in text  # 2, 4, 6 and 8
     assert "+2.5 ± 2.1" in text
     assert "lecture 2.5" in text
     assert "S9, table 3: two is twice one" in text
 
 
-def test_the_picture_names_the_rows(log: Path, tmp_path: Path) -> None:
-    results = measure(table(log), SEEDS)
+def test_the_picture_names_the_rows(results: Results, tmp_path: Path) -> None:
     draw(results, tmp_path / "lengths.svg")
     picture = (tmp_path / "lengths.svg").read_text()
     assert all(f"<!-- {row} -->" in picture for row in results.table.rows)
@@ -181,7 +184,8 @@ def test_columns_with_places_are_drawn_as_curves(log: Path, tmp_path: Path) -> N
     columns = {
         f"offset {x:g}": Column("length", "m", settings={"offset": x}, x=x) for x in (1.0, 10.0)
     }
-    results = measure(table(log, columns=columns, axis="offset", log_axis=True), SEEDS)
+    drawn = table(log, columns=columns, axis="offset", log_axis=True)
+    results = measure(drawn, [0, 1], jobs=1)
     draw(results, tmp_path / "lengths.svg")
     picture = (tmp_path / "lengths.svg").read_text()
     assert all(f"<!-- {text} -->" in picture for text in ("offset", "unit 3", "10", "length in m"))
