@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from lightning_practices.init import initialize
 from lightning_practices.nn import BatchNorm1d
 from lightning_practices.optim import Optimizer
 from lightning_practices.reproduce._data import digits
@@ -9,7 +10,7 @@ from lightning_practices.reproduce._fit import Classifier, test, train
 from lightning_practices.reproduce._networks import perceptron
 from lightning_practices.reproduce._table import Column, Table
 
-LABELS, WIDTH, DEPTH = 500, 64, 8
+LABELS, WIDTH, DEPTH = 500, 64, 6
 RATES = (0.001, 0.01, 0.1, 0.3, 1.0, 3.0)
 
 
@@ -20,6 +21,7 @@ def experiment(seed: int, normalised: bool, lr: float, epochs: int = 15) -> dict
     def make() -> Classifier:
         norm = BatchNorm1d if normalised else None
         network = perceptron(64, WIDTH, DEPTH, 10, nn.ReLU, norm)
+        initialize(network, "kaiming_normal")
         return Classifier(network, optimizer=Optimizer("sgd", lr=lr))
 
     return test(train(make, data, seed, max_epochs=epochs, limit_val_batches=0), data)

@@ -38,11 +38,11 @@ TABLE = Table(
     experiment=experiment,
     rows={
         "none": {},
-        "L2, 0.001": {"l2": 0.001},
         "L2, 0.01": {"l2": 0.01},
-        "L1, 0.0003": {"l1": 0.0003},
-        "proximal L1, 0.0003": {"l1": 0.0003, "proximal": True},
+        "L2, 0.1": {"l2": 0.1},
+        "L1, 0.001": {"l1": 0.001},
         "proximal L1, 0.001": {"l1": 0.001, "proximal": True},
+        "proximal L1, 0.003": {"l1": 0.003, "proximal": True},
     },
     columns={
         "accuracy": Column("accuracy"),
