@@ -49,6 +49,15 @@ class SyncBatchNorm(FusedBatchNorm):
 
     Raises:
         TypeError: From ``forward`` in training, if this process is not in ``process_group``.
+
+    Example:
+        >>> from lightning_practices.nn import SyncBatchNorm
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> model = SyncBatchNorm.convert_sync_batchnorm(model)
+        >>> [type(layer).__name__ for layer in model]
+        ['Conv2d', 'SyncBatchNorm']
+        >>> model(torch.randn(4, 3, 8, 8)).shape  # without other processes a local batch norm
+        torch.Size([4, 8, 6, 6])
     """
 
     def __init__(

@@ -95,6 +95,16 @@ class TransformerEncoderLayer(FusedTransformerLayer, nn.TransformerEncoderLayer)
     Shape:
         - Input: ``(N, S, d_model)`` with ``batch_first``, else ``(S, N, d_model)``; or without N.
         - Output: shape of the input.
+
+    Example:
+        >>> from lightning_practices.nn import TransformerEncoderLayer
+        >>> sizes = {"d_model": 32, "nhead": 4, "dim_feedforward": 64, "batch_first": True}
+        >>> layer, plain = TransformerEncoderLayer(**sizes), nn.TransformerEncoderLayer(**sizes)
+        >>> plain.load_state_dict(layer.state_dict())
+        <All keys matched successfully>
+        >>> x = torch.randn(2, 10, 32)
+        >>> torch.allclose(layer.eval()(x), plain.eval()(x), atol=1e-5)
+        True
     """
 
     @override
@@ -140,6 +150,19 @@ class TransformerDecoderLayer(FusedTransformerLayer, nn.TransformerDecoderLayer)
         - Input: ``(N, T, d_model)`` with ``batch_first``, else ``(T, N, d_model)``; or without N.
         - Memory: shape of the input, with ``S`` in place of ``T``.
         - Output: shape of the input.
+
+    Raises:
+        ValueError: If ``nhead`` does not divide ``d_model``, or a number is out of range.
+
+    Example:
+        >>> from lightning_practices.nn import TransformerDecoderLayer
+        >>> sizes = {"d_model": 32, "nhead": 4, "dim_feedforward": 64, "batch_first": True}
+        >>> layer, plain = TransformerDecoderLayer(**sizes), nn.TransformerDecoderLayer(**sizes)
+        >>> plain.load_state_dict(layer.state_dict())
+        <All keys matched successfully>
+        >>> tokens, memory = torch.randn(2, 5, 32), torch.randn(2, 9, 32)
+        >>> torch.allclose(layer.eval()(tokens, memory), plain.eval()(tokens, memory), atol=1e-5)
+        True
     """
 
     @override

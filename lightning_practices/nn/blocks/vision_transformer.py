@@ -55,6 +55,14 @@ class EncoderBlock(PreNormBlock, vision_transformer.EncoderBlock):  # type: igno
     Shape:
         - Input: ``(N, S, hidden_dim)``.
         - Output: shape of the input.
+
+    Example:
+        >>> from lightning_practices.nn import EncoderBlock
+        >>> block = EncoderBlock(4, hidden_dim=32, mlp_dim=64, dropout=0.1, attention_dropout=0.0)
+        >>> block(torch.randn(2, 10, 32)).shape
+        torch.Size([2, 10, 32])
+        >>> sorted(name for name, _ in block.named_children())  # torchvision's, so checkpoints load
+        ['dropout', 'ln_1', 'ln_2', 'mlp', 'self_attention']
     """
 
     original = vision_transformer.EncoderBlock
