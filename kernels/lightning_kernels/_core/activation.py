@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_kernels._core.parameters import number_of
 from lightning_kernels._core.triton import tl, triton
 
+#: Names of the activations that the kernels compute. GELU is the exact one.
 Activation = Literal[
     "relu", "relu6", "leaky_relu", "elu", "selu", "silu", "hardswish", "gelu"
 ]  # fmt: skip
