@@ -26,8 +26,9 @@ from lightning_kernels._clip_grad.tensor_table import TensorTable
 from lightning_kernels._core.dispatch import runs_triton
 from lightning_kernels._core.parameters import not_a_tensor, number_of
 
-#: Action if the norm is nan or infinite, see :func:`~lightning_kernels.clip_grad_norm_`.
 NonFinite = Literal["propagate", "error", "skip", "zero"]
+"""Action if the norm is nan or infinite, see :func:`~lightning_kernels.clip_grad_norm_`."""
+
 _NON_FINITE = get_args(NonFinite)
 
 # Elements of a gradient from which one pass over it takes less time than two without a call.

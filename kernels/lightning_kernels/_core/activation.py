@@ -15,10 +15,10 @@ from torch import Tensor
 from lightning_kernels._core.parameters import number_of
 from lightning_kernels._core.triton import tl, triton
 
-#: Names of the activations that the kernels compute. GELU is the exact one.
 Activation = Literal[
     "relu", "relu6", "leaky_relu", "elu", "selu", "silu", "hardswish", "gelu"
 ]  # fmt: skip
+"""Names of the activations that the kernels compute; ``"gelu"`` is exact, not the approximation."""
 
 # The default parameter of each activation, None for an activation without parameter.
 DEFAULT_PARAMETERS: dict[str, float | None] = {

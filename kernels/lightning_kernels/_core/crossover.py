@@ -16,8 +16,9 @@ from torch import Tensor
 from lightning_kernels._core.parameters import check_choice
 from lightning_kernels._core.triton import INTERPRETED
 
-#: Whether kernels run for small inputs too, see :func:`~lightning_kernels.set_kernel_policy`.
 KernelPolicy = Literal["auto", "always"]
+"""Whether kernels run for small inputs too, see :func:`~lightning_kernels.set_kernel_policy`."""
+
 Call = tuple[Any, ...]  # an operation, and the shape, strides and dtype of its input
 
 _policy: KernelPolicy = "auto"

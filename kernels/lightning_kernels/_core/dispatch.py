@@ -11,10 +11,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from lightning_kernels._core.parameters import check_choice, not_a_tensor
 from lightning_kernels._core.triton import HAS_TRITON, INTERPRETED
 
-#: Who computes a call: compiled kernels, Triton's interpreter or PyTorch's own operators.
 Route = Literal["triton", "interpreter", "aten"]
-#: Who computes norms in compiled functions, see :func:`~lightning_kernels.set_compiled_norms`.
+"""Who computes a call: compiled kernels, Triton's interpreter or PyTorch's own operators."""
+
 CompiledNorms = Literal["kernels", "inductor"]
+"""Who computes norms in compiled functions, see :func:`~lightning_kernels.set_compiled_norms`."""
 
 # The kernels compute in float32, which is not precise enough for float64 inputs.
 _SERVED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
