@@ -62,6 +62,18 @@ class RecalibrateBatchNorm(PracticeCallback):
         TypeError: If the Trainer and the module are of different packages of Lightning. At the
             first batch of an epoch, if ``forward`` isn't given and the batch is neither a tensor
             nor a list or tuple that begins with a tensor.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import RecalibrateBatchNorm
+        >>> module, callbacks = BoringModel(), [RecalibrateBatchNorm()]
+        >>> module.layer = nn.Sequential(nn.BatchNorm1d(32), module.layer)
+        >>> data = torch.utils.data.DataLoader(5 + 3 * torch.randn(64, 32), batch_size=16)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_epochs=1, callbacks=callbacks)
+        >>> trainer.fit(module, data)
+        >>> torch.allclose(module.layer[0].running_mean, data.dataset.mean(0), atol=1e-4)
+        True
     """
 
     def __init__(self, forward: Callable[[Any, Any], Any] | None = None) -> None:

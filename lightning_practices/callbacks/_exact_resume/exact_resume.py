@@ -107,6 +107,22 @@ class ExactResume(PracticeCallback):
 
     Raises:
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+        >>> from lightning_practices.callbacks import ExactResume
+        >>> data = torch.utils.data.DataLoader(RandomDataset(32, 64), shuffle=True)
+        >>> def fit(steps, ckpt_path=None):
+        ...     torch.manual_seed(0)
+        ...     options = {"barebones": True, "accelerator": "cpu", "max_steps": steps}
+        ...     module, trainer = BoringModel(), Trainer(callbacks=[ExactResume()], **options)
+        ...     trainer.fit(module, data, ckpt_path=ckpt_path)
+        ...     trainer.save_checkpoint(f"{steps}.ckpt")
+        ...     return module.layer.weight
+        >>> whole, begun = fit(6), fit(3)
+        >>> torch.equal(fit(6, ckpt_path="3.ckpt"), whole)
+        True
     """
 
     def __init__(self) -> None:

@@ -76,10 +76,14 @@ class TrainingAdvisor(PracticeCallback):
         ValueError: If ``every_n_steps`` is below 1, or ``ignore`` names no rule.
 
     Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import TrainingAdvisor
         >>> advisor = TrainingAdvisor()
-        >>> trainer = Trainer(callbacks=[advisor])  # doctest: +SKIP
-        >>> trainer.fit(module, data)  # doctest: +SKIP
-        >>> print(advisor.report)  # doctest: +SKIP
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_steps=4, callbacks=[advisor])
+        >>> trainer.fit(BoringModel())
+        >>> advisor.report.findings
+        []
     """
 
     def __init__(self, every_n_steps: int = 100, *, ignore: Sequence[str] = ()) -> None:
