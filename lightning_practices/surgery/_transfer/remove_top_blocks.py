@@ -55,6 +55,15 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
         ValueError: If ``n`` is out of range. If a block is not an element of a list. If the model
             doesn't run without the blocks, or its output has another shape. Also as for
             :func:`replace_head`.
+
+    Example:
+        >>> import torchvision
+        >>> from lightning_practices.surgery import remove_top_blocks
+        >>> model = torchvision.models.resnet18()
+        >>> remove_top_blocks(model, 2, torch.randn(1, 3, 64, 64))
+        ('layer4.1', 'layer4.0')
+        >>> model.fc
+        Linear(in_features=256, out_features=1000, bias=True)
     """
     found = blocks(model, example=example)
     n = check_whole("n", n, None)
