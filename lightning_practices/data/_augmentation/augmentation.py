@@ -17,6 +17,7 @@ from lightning_practices.data._augmentation.states import drawn_seed, seed_all, 
 from lightning_practices.data._entries import Entry, item_of, with_item
 
 OneAugmentation = AugmentationName | nn.Module
+"""An augmentation: its name, or a transform."""
 
 # For a batch without the entry.
 HINT = "; give augment_entry=... and, for MixUp and CutMix, augment_target=..."
@@ -55,6 +56,15 @@ class Augmentation(nn.Module):
             floating nor uint8.
         ValueError: If there is no transform, or a name is unknown. When it is called, if floating
             images are outside of [0, 1] where a transform would clamp them; or the shape is wrong.
+
+    Example:
+        >>> from lightning_practices.data import Augmentation
+        >>> augment = Augmentation(["flip", "crop"])
+        >>> images = torch.rand(8, 3, 32, 32)
+        >>> augment(images).shape
+        torch.Size([8, 3, 32, 32])
+        >>> torch.equal(augment.eval()(images), images)
+        True
     """
 
     def __init__(self, transforms: OneAugmentation | Sequence[OneAugmentation]) -> None:
@@ -197,6 +207,7 @@ def augmentation(name: AugmentationName, **options: Any) -> Augmentation:
         ValueError: If there is no such name, or an option is out of range.
 
     Example:
+        >>> from lightning_practices.data import augmentation
         >>> augmentation("rotation", degrees=10).per_sample
         ModuleList(
           (0): RandomRotation(degrees=[-10.0, 10.0], interpolation=nearest, expand=False, fill=0)

@@ -29,6 +29,7 @@ class Compose(Preprocessing):
         ValueError: If the list is empty.
 
     Example:
+        >>> from lightning_practices.data import Compose, MinMax, Standardize
         >>> x = torch.tensor([[0.0], [1.0], [5.0]])
         >>> Compose([Standardize(), MinMax()]).fit(x)(x).flatten()
         tensor([-1.0000, -0.6000,  1.0000])

@@ -40,6 +40,14 @@ class Preprocessing(nn.Module):
 
     Raises:
         ValueError: If ``per`` is none of these.
+
+    Example:
+        >>> from lightning_practices.data import Preprocessing, Standardize
+        >>> layer = Standardize().fit(torch.tensor([[1.0], [3.0]]))
+        >>> isinstance(layer, Preprocessing), layer.is_fitted
+        (True, True)
+        >>> layer.inverse(layer(torch.tensor([[5.0]])))
+        tensor([[5.]])
     """
 
     options: ClassVar[tuple[str, ...]] = ("per",)  # arguments of the constructor

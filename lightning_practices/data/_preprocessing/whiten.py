@@ -51,6 +51,7 @@ class Whiten(Preprocessing):
             there are more than 16384 columns, or fewer than two samples.
 
     Example:
+        >>> from lightning_practices.data import Whiten
         >>> x = torch.randn(500, 2) @ torch.tensor([[2.0, 1.0], [0.0, 0.5]])
         >>> Whiten().fit(x)(x).T.cov(correction=0).round(decimals=3).abs()
         tensor([[1., 0.],
