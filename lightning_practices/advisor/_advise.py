@@ -57,8 +57,16 @@ def advise(
         ValueError: If ``ignore`` or ``select`` names no rule. If there is no training data.
 
     Example:
-        >>> report = advise(module, datamodule)  # doctest: +SKIP
-        >>> print(report)  # doctest: +SKIP
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.advisor import advise
+        >>> class Net(BoringModel):
+        ...     def training_step(self, batch, batch_idx):
+        ...         return nn.functional.cross_entropy(self(batch).softmax(1), batch.argmax(1) % 2)
+        >>> [finding] = advise(Net()).findings
+        >>> finding.id, finding.severity, finding.practice
+        ('LP201', 'error', 'Cross entropy gets logits, not probabilities')
+        >>> finding.remedy
+        'remove softmax, and apply it to predictions only'
     """
     check_instance("module", module, either(LightningModule), "a LightningModule")
     if trainer is not None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
@@ -37,6 +38,12 @@ class Overfit:
             for losses other than cross entropy, binary cross entropy and squared error.
         floor: The least loss, above 0 with label smoothing.
         subject: Name of the module's class.
+
+    Example:
+        >>> from lightning_practices.advisor import Overfit
+        >>> overfit = Overfit((2.3, 1.0, 0.3, 0.1, 0.05, 0.01, 0.01, 0.01), prior=2.3)
+        >>> overfit.is_memorised, round(overfit.last, 3), round(overfit.share, 3)
+        (True, 0.036, 0.016)
     """
 
     losses: tuple[float, ...] = field(repr=False)
@@ -143,14 +150,22 @@ def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200
             loss.
 
     Example:
-        >>> print(overfit_batch(module, datamodule))  # doctest: +SKIP
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.advisor import overfit_batch
+        >>> class Net(BoringModel):
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.Adam(self.parameters(), lr=0.01)
+        >>> overfit = overfit_batch(Net(), steps=50)
+        >>> len(overfit.losses), overfit.last < overfit.first
+        (50, True)
     """
     check_instance("module", module, either(LightningModule), "a LightningModule")
     steps = check_whole("steps", steps, 10)
     seen = observe(module, data, None)
     known = [_prior(loss) for loss in seen.step.losses]
     prior, floor = known[0] if len(known) == 1 else (None, 0.0)
-    with isolated(module), Progress(transient=True) as progress:
+    console = Console(stderr=True)  # where it is no terminal, the bar ends in an empty line
+    with isolated(module), Progress(console=console, transient=True) as progress:
         model = copied_module(module)
         simplify(model)
         _leave_out_dropout(model)

@@ -28,6 +28,13 @@ class Report:
         findings: The findings.
         checked: Identifiers of the rules that were asked.
         subject: Name of the module's class.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.advisor import advise
+        >>> report = advise(BoringModel())
+        >>> report.findings, report.exit_code, report.subject
+        ([], 0, 'BoringModel')
     """
 
     findings: list[Finding] = field(default_factory=list)

@@ -23,6 +23,11 @@ class WeightLook(NamedTuple):
         place: Its place among the parameters in the order of the forward pass; -1 if unknown.
         dims: Its number of dimensions; 1 for a scale of channels.
         is_table: Whether its rows are looked up, as an embedding's are.
+
+    Example:
+        >>> from lightning_practices.advisor import WeightLook
+        >>> WeightLook(gradient=0.1, weight=2.0, update=0.002).ratio
+        0.001
     """
 
     gradient: float
@@ -48,6 +53,13 @@ class ActivationLook(NamedTuple):
         units: The number of units; 0 for other kinds than ``"relu"``.
         dead: The units that were positive nowhere in the batch, if they are most of all.
         saturated: Share of the elements at the ends of the range of tanh or sigmoid.
+
+    Example:
+        >>> from lightning_practices.advisor import ActivationLook, Look, Run, training_rules
+        >>> dead = ActivationLook(("relu", "layer"), "relu", units=4, dead=(0, 1, 2, 3))
+        >>> run = Run(steps=40, looks=[Look(step, activations=[dead]) for step in range(0, 41, 10)])
+        >>> [rule.id for rule in training_rules() if rule.findings(run)]
+        ['LP804']
     """
 
     modules: tuple[str, ...]
@@ -66,6 +78,13 @@ class LossLook(NamedTuple):
         prior: Its mean if the target's frequencies, or its mean, were predicted for each sample.
         classes: The number of classes in the batch; 0 for other kinds than ``"cross_entropy"``.
         first_class: The class of the first sample.
+
+    Example:
+        >>> from lightning_practices.advisor import Look, LossLook, Run
+        >>> look = Look(step=10, losses=[LossLook("cross_entropy", value=0.3, prior=2.3)])
+        >>> run = Run(steps=10, looks=[look])
+        >>> run.prior, run.has_learnt
+        (2.3, True)
     """
 
     kind: str
@@ -82,6 +101,13 @@ class BatchLook(NamedTuple):
         sums: Sums over its tensors, by which a batch is recognised.
         equal: Share of its samples that equal the first one.
         samples: The number of its samples.
+
+    Example:
+        >>> from lightning_practices.advisor import BatchLook, Look, Run, training_rules
+        >>> batch = BatchLook(sums=(3.5, 64.0), equal=0.1, samples=32)
+        >>> run = Run(steps=40, looks=[Look(step, batch=batch) for step in range(0, 41, 10)])
+        >>> [rule.practice for rule in training_rules() if rule.findings(run)]
+        ['Batches hold different samples']
     """
 
     sums: tuple[float, ...]
@@ -90,7 +116,15 @@ class BatchLook(NamedTuple):
 
 
 class Norms(NamedTuple):
-    """The norm of an optimizer's gradients before and after clipping."""
+    """The norm of an optimizer's gradients before and after clipping.
+
+    Example:
+        >>> from lightning_practices.advisor import Look, Norms, Run, training_rules
+        >>> norms = {0: Norms(before=5.0, after=1.0)}
+        >>> run = Run(looks=[Look(step, norms=norms) for step in range(20, 120, 10)])
+        >>> [rule.practice for rule in training_rules() if rule.findings(run)]
+        ['Clipping is for rare large gradients']
+    """
 
     before: float
     after: float
@@ -105,6 +139,12 @@ class NotFinite(NamedTuple):
             isn't known.
         name: Name of the part of the batch, of the parameter, or of the function.
         modules: Names of the modules.
+
+    Example:
+        >>> from lightning_practices.advisor import NotFinite, Run, training_rules
+        >>> run = Run(steps=10, not_finite=NotFinite(10, "parameter", "layer.weight"))
+        >>> [rule.practice for rule in training_rules() if rule.findings(run)]
+        ['Losses, gradients and weights are finite']
     """
 
     step: int
@@ -114,7 +154,15 @@ class NotFinite(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A validation: optimizer steps taken, its loss, and the training loss since the one before."""
+    """A validation: optimizer steps taken, its loss, and the training loss since the one before.
+
+    Example:
+        >>> from lightning_practices.advisor import Check, Run, training_rules
+        >>> losses = (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of validations
+        >>> checks = [Check(100 * i, loss, train=1 / (i + 1)) for i, loss in enumerate(losses)]
+        >>> [rule.practice for rule in training_rules() if rule.findings(Run(checks=checks))]
+        ['Training ends before the model overfits']
+    """
 
     step: int
     loss: float
@@ -132,6 +180,13 @@ class Look:
         losses: The losses.
         batch: The batch; ``None`` if it holds no tensor of several samples.
         norms: The norms of each optimizer's gradients, by its index.
+
+    Example:
+        >>> from lightning_practices.advisor import Look, WeightLook
+        >>> weight = WeightLook(gradient=0.1, weight=2.0, update=0.002)
+        >>> look = Look(step=10, weights={"layer.weight": weight})
+        >>> look.typical_ratio, look.is_finite
+        (0.001, True)
     """
 
     step: int
@@ -192,6 +247,12 @@ class Run:
         optimizers: The number of optimizers.
         batches: The number of batches of an epoch; ``None`` if unknown.
         is_over: Whether the fit has ended.
+
+    Example:
+        >>> from lightning_practices.advisor import Run
+        >>> run = Run(steps=100, losses=[(step, 1 / (1 + step)) for step in range(100)])
+        >>> run.falls, run.has_not_fallen
+        (True, False)
     """
 
     steps: int = 0

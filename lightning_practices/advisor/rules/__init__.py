@@ -15,7 +15,14 @@ from lightning_practices.advisor._rule import Rule
 
 @cache
 def all_rules() -> tuple[Rule, ...]:
-    """Return the rules before training in the order of their identifiers."""
+    """Return the rules before training in the order of their identifiers.
+
+    Example:
+        >>> from lightning_practices.advisor import all_rules
+        >>> rules = {rule.id: rule for rule in all_rules()}
+        >>> rules["LP201"].practice
+        'Cross entropy gets logits, not probabilities'
+    """
     return rules_within(__path__, __name__)
 
 
