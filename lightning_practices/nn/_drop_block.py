@@ -46,7 +46,7 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
         >>> from lightning_practices.nn import DropBlock2d
         >>> x = torch.ones(8, 16, 20, 20)
         >>> y = DropBlock2d(0.1, block_size=5)(x)
-        >>> bool(0.05 < (y == 0).float().mean() < 0.12)  # the dropped share
+        >>> bool(0.05 < (y == 0).float().mean() < 0.15)  # the dropped share
         True
         >>> round(y.mean().item(), 4)  # the rest is rescaled
         1.0

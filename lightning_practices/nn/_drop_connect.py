@@ -51,8 +51,8 @@ class DropConnectLinear(ScheduledRate, nn.Linear):
 
     Example:
         >>> from lightning_practices.nn import DropConnectLinear
-        >>> layer = DropConnectLinear(4, 2, p=0.5)
-        >>> x = torch.randn(3, 4)
+        >>> layer = DropConnectLinear(64, 32, p=0.5)
+        >>> x = torch.randn(3, 64)
         >>> torch.equal(layer(x), layer(x))  # two passes, two masks
         False
         >>> torch.equal(layer.eval()(x), nn.functional.linear(x, layer.weight, layer.bias))

@@ -15,6 +15,8 @@ from lightning_practices._names import check_module, module_name
 from lightning_practices.surgery._blocks import Block, found
 
 Parametrization = Literal["weight", "spectral"]
+"""Weight norm or spectral norm, see :func:`~lightning_practices.surgery.parametrize`."""
+
 _LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)
 
 

@@ -74,7 +74,7 @@ def drop_block2d(
     Example:
         >>> from lightning_kernels import drop_block2d
         >>> y = drop_block2d(torch.ones(8, 16, 20, 20), 0.1, block_size=5)
-        >>> bool(0.05 < (y == 0).float().mean() < 0.12)  # the dropped share
+        >>> bool(0.05 < (y == 0).float().mean() < 0.15)  # the dropped share
         True
         >>> round(y.mean().item(), 4)  # the rest is rescaled
         1.0
