@@ -250,6 +250,8 @@ class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
 class BatchNorm1d(FusedBatchNorm, nn.BatchNorm1d):
     """:class:`BatchNorm2d` for inputs of shape :math:`(N, C)` or :math:`(N, C, L)`.
 
+    Equation, arguments and errors are those of :class:`BatchNorm2d`.
+
     Example:
         >>> from lightning_practices.nn import BatchNorm1d
         >>> y = BatchNorm1d(16)(5 + 3 * torch.randn(32, 16))
@@ -260,6 +262,8 @@ class BatchNorm1d(FusedBatchNorm, nn.BatchNorm1d):
 
 class BatchNorm3d(FusedBatchNorm, nn.BatchNorm3d):
     """:class:`BatchNorm2d` for inputs of shape :math:`(N, C, D, H, W)`.
+
+    Equation, arguments and errors are those of :class:`BatchNorm2d`.
 
     Example:
         >>> from lightning_practices.nn import BatchNorm3d

@@ -90,6 +90,9 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
 class DropBlock3d(DropBlock2d, ops.DropBlock3d):  # type: ignore[misc]  # untyped
     """:class:`DropBlock2d` with cubes, for inputs of shape :math:`(N, C, D, H, W)`.
 
+    Arguments and errors are those of :class:`DropBlock2d`. A block that is larger than the volume
+    is cut to the smallest edge of the volume.
+
     Example:
         >>> from lightning_practices.nn import DropBlock3d
         >>> x = torch.ones(4, 8, 10, 10, 10)

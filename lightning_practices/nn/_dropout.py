@@ -57,6 +57,9 @@ class Dropout(FusedDropout, nn.Dropout):
 class Dropout1d(FusedDropout, nn.Dropout1d):
     """:class:`Dropout` of whole channels, for inputs ``(N, C, L)`` or ``(C, L)``.
 
+    ``p`` is the probability that a channel is zeroed. Arguments and errors are those of
+    :class:`Dropout`.
+
     Tompson et al., 2015, *Efficient Object Localization Using Convolutional Networks*,
     arXiv:1411.4280 (spatial dropout).
 
@@ -75,6 +78,8 @@ class Dropout1d(FusedDropout, nn.Dropout1d):
 class Dropout2d(FusedDropout, nn.Dropout2d):
     """:class:`Dropout1d` for inputs ``(N, C, H, W)``, contiguous or channels last.
 
+    Arguments and errors are those of :class:`Dropout`.
+
     Example:
         >>> from lightning_practices.nn import Dropout2d
         >>> y = Dropout2d(0.5)(torch.ones(50, 8, 4, 4))
@@ -89,6 +94,8 @@ class Dropout2d(FusedDropout, nn.Dropout2d):
 
 class Dropout3d(FusedDropout, nn.Dropout3d):
     """:class:`Dropout1d` for inputs ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+
+    Arguments and errors are those of :class:`Dropout`.
 
     Example:
         >>> from lightning_practices.nn import Dropout3d
@@ -142,6 +149,9 @@ class AlphaDropout(FusedDropout, nn.AlphaDropout):
 
 class FeatureAlphaDropout(FusedDropout, nn.FeatureAlphaDropout):
     """:class:`AlphaDropout` of whole channels, for inputs ``(N, C, *)``.
+
+    ``p`` is the probability that a channel is set to SELU's saturation value. Equation, arguments
+    and errors are those of :class:`AlphaDropout`.
 
     Example:
         >>> from lightning_practices.nn import FeatureAlphaDropout

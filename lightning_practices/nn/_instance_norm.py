@@ -105,6 +105,8 @@ class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
 class InstanceNorm1d(FusedInstanceNorm, nn.InstanceNorm1d):
     """:class:`InstanceNorm2d` for inputs of shape :math:`(N, C, L)` or :math:`(C, L)`.
 
+    Equation, arguments and errors are those of :class:`InstanceNorm2d`.
+
     Example:
         >>> from lightning_practices.nn import InstanceNorm1d
         >>> y = InstanceNorm1d(4)(5 + 3 * torch.randn(2, 4, 100))
@@ -115,6 +117,8 @@ class InstanceNorm1d(FusedInstanceNorm, nn.InstanceNorm1d):
 
 class InstanceNorm3d(FusedInstanceNorm, nn.InstanceNorm3d):
     """:class:`InstanceNorm2d` for inputs :math:`(N, C, D, H, W)` or :math:`(C, D, H, W)`.
+
+    Equation, arguments and errors are those of :class:`InstanceNorm2d`.
 
     Example:
         >>> from lightning_practices.nn import InstanceNorm3d

@@ -96,6 +96,8 @@ class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     independent yes-or-no labels. Torch has no such loss. At :math:`\alpha = 0.1` the loss can't
     fall below about 0.20.
 
+    Source: as for :class:`LabelSmoothingCrossEntropyLoss`.
+
     Args:
         weight: Weight :math:`w` of each element, broadcast.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.

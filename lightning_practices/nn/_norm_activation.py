@@ -76,6 +76,10 @@ def norm_activation(
     Returns:
         :math:`y`, in the shape of ``x``.
 
+    Raises:
+        TypeError: If ``norm`` is not a module, or ``activation`` neither a layer nor the name of a
+            function.
+
     Example:
         >>> from lightning_practices.nn import BatchNorm2d, norm_activation
         >>> norm, activation, x = BatchNorm2d(4), nn.ReLU(), torch.randn(2, 4, 8, 8)

@@ -22,7 +22,7 @@ class SyncBatchNorm(FusedBatchNorm):
     The layer runs the fused kernels, and one collective in each of forward and backward. The
     collectives also exchange the batch sizes, so batches may differ in size and may be empty. In
     evaluation, or without other processes, it is a local batch norm. Second derivatives raise an
-    error. See :class:`BatchNorm2d` for the equation.
+    error. See :class:`BatchNorm2d` for the equation and the source.
 
     It has the arguments, ``repr`` and ``state_dict`` of :class:`torch.nn.SyncBatchNorm`, and also
     runs on the CPU (over gloo). It is not a subclass of torch's class, since

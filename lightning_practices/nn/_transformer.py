@@ -86,8 +86,18 @@ class TransformerEncoderLayer(FusedTransformerLayer, nn.TransformerEncoderLayer)
     Layer Normalization in the Transformer Architecture*, arXiv:2002.04745.
 
     Args:
-        d_model: Number of features. For all other arguments see
-            :class:`torch.nn.TransformerEncoderLayer`.
+        d_model: Number of features of a token.
+        nhead: Number of attention heads, a divisor of ``d_model``.
+        dim_feedforward: Number of hidden features of the feed-forward network.
+        dropout: Probability that dropout zeroes an element: at the end of each branch, in the
+            feed-forward network, and of the attention weights.
+        activation: ``"relu"``, ``"gelu"`` or a function, in the feed-forward network.
+        layer_norm_eps: Number added to the variance in the norms.
+        batch_first: Whether the batch is the first dimension of inputs and output, not the second.
+        norm_first: Whether each branch begins with its norm, or else ends with it.
+        bias: Whether linear layers and norms have a bias.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: If ``nhead`` does not divide ``d_model``, or a number is out of range.
@@ -143,8 +153,18 @@ class TransformerDecoderLayer(FusedTransformerLayer, nn.TransformerDecoderLayer)
     Vaswani et al., 2017, *Attention Is All You Need*, arXiv:1706.03762.
 
     Args:
-        d_model: Number of features. For all other arguments see
-            :class:`torch.nn.TransformerDecoderLayer`.
+        d_model: Number of features of a token.
+        nhead: Number of attention heads, a divisor of ``d_model``.
+        dim_feedforward: Number of hidden features of the feed-forward network.
+        dropout: Probability that dropout zeroes an element: at the end of each branch, in the
+            feed-forward network, and of the attention weights.
+        activation: ``"relu"``, ``"gelu"`` or a function, in the feed-forward network.
+        layer_norm_eps: Number added to the variance in the norms.
+        batch_first: Whether the batch is the first dimension of inputs and output, not the second.
+        norm_first: Whether each branch begins with its norm, or else ends with it.
+        bias: Whether linear layers and norms have a bias.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Shape:
         - Input: ``(N, T, d_model)`` with ``batch_first``, else ``(T, N, d_model)``; or without N.

@@ -124,7 +124,7 @@ def clip_grad_norm_(
 
     References:
         Pascanu, Mikolov and Bengio, 2013, "On the difficulty of training recurrent neural
-        networks", arXiv:1211.5063.
+        networks", arXiv:1211.5063; "Gradient clipping", lectures S0 and S2.
     """
     nonfinite = _resolve_nonfinite(nonfinite, error_if_nonfinite)
     norm_type = number_of("clip_grad_norm_", "norm_type", norm_type)
@@ -210,6 +210,9 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
         >>> clip_grad_value_([weight], clip_value=1.0)
         >>> weight.grad
         tensor([0.9000, 1.0000])
+
+    References:
+        "Gradient clipping", lectures S0 and S2.
     """
     clip_value = number_of("clip_grad_value_", "clip_value", clip_value, least=0)
     grads = gradients(parameters)

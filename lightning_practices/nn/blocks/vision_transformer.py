@@ -46,8 +46,13 @@ class EncoderBlock(PreNormBlock, vision_transformer.EncoderBlock):  # type: igno
     Dosovitskiy et al., 2020, *An Image is Worth 16x16 Words*, arXiv:2010.11929.
 
     Args:
-        num_heads: Number of attention heads. For all other arguments see
-            :mod:`torchvision.models.vision_transformer`.
+        num_heads: Number of attention heads, a divisor of ``hidden_dim``.
+        hidden_dim: Number of features of a token.
+        mlp_dim: Number of hidden features of the feed-forward network.
+        dropout: Probability that dropout zeroes an element, after the attention and in the
+            feed-forward network.
+        attention_dropout: Probability that an attention weight is zeroed.
+        norm_layer: Function that makes the norms of ``hidden_dim`` features.
 
     Raises:
         ValueError: If ``num_heads`` does not divide ``hidden_dim``, or a number is out of range.
