@@ -133,6 +133,10 @@ def rule(
 ) -> Callable[[Find], Rule]:
     """Make a function that yields evidence a :class:`Rule`; the arguments are its attributes.
 
+    Returns:
+        A decorator of a function that gets an observation, or for rules of training a
+        :class:`Run`, and yields :class:`Evidence`.
+
     Example:
         >>> from lightning_practices.advisor import Evidence, Run, rule
         >>> @rule("MY1", "hint", practice="Fits are long", measures="optimizer steps",

@@ -118,6 +118,10 @@ class BatchLook(NamedTuple):
 class Norms(NamedTuple):
     """The norm of an optimizer's gradients before and after clipping.
 
+    Attributes:
+        before: The norm before clipping.
+        after: The norm after clipping.
+
     Example:
         >>> from lightning_practices.advisor import Look, Norms, Run, training_rules
         >>> norms = {0: Norms(before=5.0, after=1.0)}
@@ -154,7 +158,12 @@ class NotFinite(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A validation: optimizer steps taken, its loss, and the training loss since the one before.
+    """A validation.
+
+    Attributes:
+        step: Optimizer steps taken.
+        loss: The validation loss.
+        train: The training loss since the validation before.
 
     Example:
         >>> from lightning_practices.advisor import Check, Run, training_rules

@@ -47,6 +47,8 @@ class BestCheckpoint(PracticeCallback, ModelCheckpoint):
     - The value is averaged over all ranks. :class:`EarlyStopping` averages it too, so both
       callbacks find the same best step.
 
+    Source: lecture S4: the saved model is overwritten only if the validation loss has improved.
+
     Args:
         monitor: Name of the logged value that decides which weights are the best.
         mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if

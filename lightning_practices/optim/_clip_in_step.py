@@ -95,6 +95,9 @@ def clips_in_step(optimizer: Optimizer) -> bool:
 
     Torch's fused ``SGD``, ``Adam``, ``AdamW`` and ``Adagrad`` do. :func:`clip_in_step` needs it.
 
+    Args:
+        optimizer: The optimizer.
+
     Example:
         >>> from lightning_practices.optim import clips_in_step
         >>> weight = nn.Parameter(torch.zeros(2))

@@ -60,6 +60,8 @@ class Optimizer:
     Calling it passes the :func:`~lightning_practices.optim.parameter_groups` of the model to
     :func:`make_optimizer`: biases, norms and embeddings are not decayed.
 
+    Source: see :func:`make_optimizer`.
+
     Args:
         name: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``, ``"adam"`` or
             ``"adamw"``, see :func:`make_optimizer`; or a function or class that makes an optimizer

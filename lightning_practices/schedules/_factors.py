@@ -173,6 +173,11 @@ def cosine_restarts(steps: int, cycles: int) -> Factor:
 def cycle_of(t: int, steps: int, cycles: int) -> int:
     """Return the index of the cycle of :func:`cosine_restarts` to which step ``t`` belongs.
 
+    Args:
+        t: Optimizer steps taken.
+        steps: Optimizer steps of all cycles together.
+        cycles: Number of cycles in ``steps``.
+
     Raises:
         ValueError: If ``t`` isn't an integer from 0 on, or another argument not one from 1 on.
 

@@ -39,11 +39,6 @@ from lightning_practices.callbacks._trainer.ranks import gather_objects
 class ExactResume(PracticeCallback):
     """Resume a fit exactly where its checkpoint was saved, in mid-epoch too.
 
-    ::
-
-        trainer = Trainer(callbacks=[ExactResume(), ModelCheckpoint(every_n_train_steps=100)])
-        trainer.fit(module, loader, ckpt_path="last")
-
     The resumed fit trains the remaining batches of the epoch, in the same order and with the same
     dropout masks and augmentation as the fit that was interrupted, and ends with the same weights,
     bit for bit if the computation itself is deterministic. No sample is read twice, and none is

@@ -27,6 +27,9 @@ class MeanSubtraction(Preprocessing):
     Args:
         per: Which numbers share a mean, see :class:`Preprocessing`.
 
+    Raises:
+        ValueError: If ``per`` is unknown.
+
     Example:
         >>> from lightning_practices.data import MeanSubtraction
         >>> MeanSubtraction().fit(torch.tensor([[1.0], [3.0]]))(torch.tensor([[5.0]]))
@@ -67,6 +70,9 @@ class Standardize(Preprocessing):
 
     Args:
         per: Which numbers share a mean and a standard deviation, see :class:`Preprocessing`.
+
+    Raises:
+        ValueError: If ``per`` is unknown.
 
     Example:
         >>> from lightning_practices.data import Standardize
