@@ -41,6 +41,9 @@ class FusedLayers(PracticeCallback):
         measure: Whether to measure. ``None``: on a GPU. ``True``: on a CPU too, where few layers
             gain anything. ``False``: not at all.
 
+    Attributes:
+        report: The layers that were fused or skipped, with the times of those that were measured.
+
     Raises:
         TypeError: If ``measure`` is neither a flag nor ``None``.
 

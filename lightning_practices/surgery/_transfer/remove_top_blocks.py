@@ -57,13 +57,14 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
             :func:`replace_head`.
 
     Example:
-        >>> import torchvision
         >>> from lightning_practices.surgery import remove_top_blocks
-        >>> model = torchvision.models.resnet18()
-        >>> remove_top_blocks(model, 2, torch.randn(1, 3, 64, 64))
-        ('layer4.1', 'layer4.0')
-        >>> model.fc
-        Linear(in_features=256, out_features=1000, bias=True)
+        >>> widths = [(8, 16), (16, 32), (32, 64)]
+        >>> hidden = [nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in widths]
+        >>> model = nn.Sequential(*hidden, nn.Linear(64, 2))
+        >>> remove_top_blocks(model, 1, torch.randn(4, 8))
+        ('2',)
+        >>> model[-1]
+        Linear(in_features=32, out_features=2, bias=True)
     """
     found = blocks(model, example=example)
     n = check_whole("n", n, None)
