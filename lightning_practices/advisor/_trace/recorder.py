@@ -15,11 +15,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from lightning_practices._names import module_name, plain_name
-from lightning_practices.advisor._kinds import ACTIVATIONS, LAYERS, NORMS, SOFTMAXES
+from lightning_practices.advisor._kinds import ACTIVATIONS, CLAMPS, LAYERS, NORMS, SOFTMAXES
 from lightning_practices.advisor._trace.calls import Call, Statistics, Value
+from lightning_practices.advisor._trace.idioms import Given, plain
 from lightning_practices.advisor._trace.losses import LOSSES
 
-_MEASURED = LAYERS | NORMS | ACTIVATIONS | SOFTMAXES | LOSSES.keys()
+_MEASURED = LAYERS | NORMS | ACTIVATIONS | CLAMPS | SOFTMAXES | LOSSES.keys()
 _KEPT = LOSSES.keys() | {"sub", "__sub__", "__rsub__", "rsub"}  # the last are parts of losses
 _KEPT |= {"cosine_embedding_loss", "margin_ranking_loss"}
 _LIBRARIES = tuple(f"{Path(sys.modules[name].__file__ or '').parent}/" for name in ("torch",))
@@ -153,7 +154,9 @@ class Recorder(TorchFunctionMode):
         return call
 
     def _note(self, name: str, given: Any, tensors: Any, made: list[Tensor]) -> None:
-        call = self._call(name, given)
+        known = plain(Given(name, *given), tensors)
+        call = self._call(known.name, (known.args, known.kwargs))
+        call.written = name
         inputs = call.inputs
         is_layer = call.is_layer
         depth = max((x.depth for x in inputs), default=0)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from lightning_practices.advisor._kinds import RECTIFIERS
+from lightning_practices.advisor._kinds import CLAMPS, RECTIFIERS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import (
     activation,
@@ -74,7 +74,7 @@ def _logits(seen: Observation, names: frozenset[str]) -> Iterator[tuple[str, Cal
 def _rectifying_clamp(value: Value) -> Call | None:
     """Return a clamp from 0 on, without an upper end, of a layer's output."""
     call = value.maker()
-    if call is None or call.name not in ("clamp", "clip", "clamp_min"):
+    if call is None or call.name not in CLAMPS:
         return None
     found = makers(value)
     is_rectifier = reach(value) == (0.0, math.inf) and bool(found) and found[0].is_layer
