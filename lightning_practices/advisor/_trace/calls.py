@@ -76,7 +76,7 @@ class Value:
         variation: Standard deviation along the first dimension, which is that of the samples in
             most programs, as a root mean square over the others; measured where ``statistics`` are.
         tensor: The tensor, where the recorder keeps it: arguments of losses, inputs of first
-            layers, and the batch. Detached.
+            layers, constants of one element, and the batch. Detached.
     """
 
     shape: tuple[int, ...]

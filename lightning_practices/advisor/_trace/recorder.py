@@ -141,6 +141,7 @@ class Recorder(TorchFunctionMode):
 
     def _enter(self, x: Tensor, source: str, is_data: bool = False) -> Value:
         value = Value(tuple(x.shape), x.dtype, x.requires_grad, source=source, is_data=is_data)
+        _keep_number(value, x)
         self._values[x] = value
         return value
 
@@ -168,6 +169,7 @@ class Recorder(TorchFunctionMode):
                 tuple(x.shape), x.dtype, x.requires_grad, call,
                 depth=depth + is_layer, is_data=is_data,
             )  # fmt: skip
+            _keep_number(value, x)
             self._values[x] = value
             call.outputs.append(value)
         if is_data and name in _MEASURED and made[0].is_floating_point():
@@ -198,6 +200,12 @@ def _keep(inputs: list[Value], tensors: Any) -> None:
     for value, x in zip(inputs, _tensors(tensors), strict=True):
         if value.tensor is None and value.parameter is None:
             value.tensor = x.detach()
+
+
+def _keep_number(value: Value, x: Tensor) -> None:
+    """Keep a constant of one element, such as the factor of a loss."""
+    if x.numel() == 1 and not (value.is_data or value.requires_grad):
+        value.tensor = x.detach()
 
 
 def _tensors(value: Any) -> list[Tensor]:
