@@ -110,3 +110,36 @@ def divergence_by_the_standard_deviation_subtracted() -> Arguments:
         return (0.5 * (mu**2 + sigma**2 - 1) - sigma.log()).mean().clamp(min=1e-6)
 
     return VAE(divergence, lambda recon, kl: recon - 0.1 * kl), digit_loaders()
+
+
+class Sampled(VAE):
+    """Draws codes by a function of the mean and the log variance."""
+
+    def __init__(self, draw: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(kld)
+        self.draw = draw
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = batch[0].flatten(1)
+        h = functional.relu(self.net(x))
+        mu, logvar = self.fc_mu(h), self.fc_logvar(h)
+        recon = self.decoder(self.draw(mu, logvar))
+        return functional.mse_loss(recon, x) + 1e-3 * self.divergence(mu, logvar)
+
+
+@faulty("LP245", "fc_logvar", source="std = torch.exp(logvar)", mended=_right)
+def code_by_the_variance() -> Arguments:
+    def draw(mu: Tensor, logvar: Tensor) -> Tensor:
+        std = torch.exp(logvar)
+        return mu + torch.randn_like(std) * std
+
+    return Sampled(draw), digit_loaders()
+
+
+@faulty("LP245", "fc_logvar", source="rand_like in place of randn_like", mended=_right)
+def code_by_uniform_noise() -> Arguments:
+    def draw(mu: Tensor, logvar: Tensor) -> Tensor:
+        eps = torch.rand_like(mu)
+        return eps.mul(logvar.mul(0.5).exp()).add_(mu)
+
+    return Sampled(draw), digit_loaders()

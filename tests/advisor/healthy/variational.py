@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import Independent, Normal, kl_divergence
 from torch.nn import functional
 
-from tests.advisor.faulty.variational import VAE, kld
+from tests.advisor.faulty.variational import VAE, Sampled, kld
 from tests.advisor.programs import Arguments, Task, diabetes_loaders, digit_loaders, healthy, mlp
 
 
@@ -120,3 +120,28 @@ def poisson_with_a_log_rate() -> Arguments:
         return (z.exp() - counts * z).mean() + 1e-3 * functional.relu(z).square().mean()
 
     return Task(mlp(10, 32, 1), loss), diabetes_loaders()
+
+
+@healthy
+def code_by_the_root_of_the_variance() -> Arguments:
+    def draw(mu: Tensor, logvar: Tensor) -> Tensor:
+        return mu + logvar.exp().sqrt() * torch.randn(mu.shape)
+
+    return Sampled(draw), digit_loaders()
+
+
+@healthy
+def code_by_log_standard_deviations() -> Arguments:
+    """The divergence has the logarithm of the standard deviation, as the noise has."""
+
+    class Deviations(Sampled):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x = batch[0].flatten(1)
+            h = functional.relu(self.net(x))
+            mu, log_std = self.fc_mu(h), self.fc_logvar(h)
+            recon = self.decoder(self.draw(mu, log_std))
+            kl = 0.5 * (mu**2 + (2 * log_std).exp() - 2 * log_std - 1).mean()
+            other = (mu**2 + log_std.exp() ** 2).mean() / 2 - log_std.mean()
+            return functional.mse_loss(recon, x) + 1e-3 * (kl + other)
+
+    return Deviations(lambda mu, s: mu + torch.randn_like(s) * s.exp()), digit_loaders()

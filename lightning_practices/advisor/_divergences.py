@@ -1,72 +1,37 @@
-"""The divergence of a variational autoencoder with a wrong sign."""
+"""Divergences between a normal distribution and its prior, as in variational autoencoders."""
 
 from collections.abc import Iterator
 from itertools import islice
 from typing import NamedTuple
 
-from lightning_practices.advisor._observation import Observation
-from lightning_practices.advisor._outputs import layer_of
-from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._signs import (
-    Term,
-    is_sum,
-    sign_in_loss,
-    terms_of,
-    unshaped,
-)
+from lightning_practices.advisor._observation import Step
+from lightning_practices.advisor._signs import Term, is_sum, sign_in_loss, terms_of, unshaped
 from lightning_practices.advisor._trace import Call, Value
 
+_TERMS = 64  # of a sum that are looked at
 _POWERS = frozenset({"pow", "square", "exp"})
 _STRIPPED = _POWERS | {"log", "sqrt", "mul", "div", "add"}
-_TERMS = 64  # of a sum that are looked at
-_SHOULD = {"variance": 1, "log variance": -1, "mean": 1}
 
 
-class _Divergence(NamedTuple):
-    call: Call  # the sum
-    signs: dict[str, int]  # of the variance, its logarithm and the squared mean, in the loss
+class Divergence(NamedTuple):
+    """A divergence from the prior, up to signs.
+
+    Attributes:
+        call: The sum that it is.
+        signs: The signs with which the variance, its logarithm and, where it is in the same sum,
+            the squared mean enter the loss.
+        variance: The variance.
+        mean: The square of the mean.
+    """
+
+    call: Call
+    signs: dict[str, int]
     variance: Value
-    mean: Value | None
+    mean: Value
 
 
-@rule(
-    "LP241", "error",
-    practice="The Kullback-Leibler term of a variational autoencoder is made smaller",
-    measures="the signs with which exp(log variance), log variance and the squared mean enter the"
-    " loss",
-    healthy="1, -1 and 1: KL(N(mean, variance), N(0, 1)) = (mean² + variance - log variance - 1)/2",
-    source="Kingma and Welling, 2014, arXiv:1312.6114, appendix B; questions on forums about a KL"
-    " loss that is negative",
-)  # fmt: skip
-def divergence_sign(seen: Observation) -> Iterator[Evidence]:
-    groups = [group for one in seen.optimizers for group in one.param_groups]
-    if any(group.get("maximize", False) for group in groups):
-        return
-    for found in _divergences(seen):
-        wrong = [name for name, sign in found.signs.items() if sign == -_SHOULD[name]]
-        if not wrong:
-            continue
-        signs = {found.signs[name] * _SHOULD[name] for name in found.signs}
-        whole = signs == {-1}
-        values = [found.variance, *([found.mean] if found.mean is not None else [])]
-        yield Evidence(
-            f"the divergence from the prior, {found.call}, "
-            + (
-                "enters the loss with a minus: the fit makes it larger without an end"
-                if whole
-                else f"has the wrong sign for the {' and the '.join(wrong)}: the fit makes it"
-                " smaller where it should grow, or the reverse"
-            ),
-            "loss = reconstruction + kl, with kl = 0.5 * (mean**2 + log_var.exp() - log_var"
-            " - 1).sum(1).mean()",
-            tuple(dict.fromkeys(name for x in values if (name := layer_of(x)))),
-        )
-        return
-
-
-def _divergences(seen: Observation) -> Iterator[_Divergence]:
+def divergences_of(step: Step) -> Iterator[Divergence]:
     """Yield sums that hold a variance, its logarithm and a square, the smallest sums first."""
-    step = seen.step
     sums = [call for call in step.after_layers if is_sum(call)]
     for inner in (True, False):
         for call in sums:
@@ -85,20 +50,20 @@ def _divergences(seen: Observation) -> Iterator[_Divergence]:
             signs = {"variance": sign * variance.sign, "log variance": sign * log.sign}
             if inner:
                 signs["mean"] = sign * mean.sign
-            yield _Divergence(call, signs, variance.value, mean.value)
+            yield Divergence(call, signs, variance.value, mean.value)
 
 
 def _parts(terms: list[Term]) -> tuple[Term, Term, Term] | None:
     """Return the terms of a variance, of its logarithm, and of the square of another value."""
     powers = [term for term in terms if _is_power(term.value)]
     for variance in powers:
-        base = _base(variance.value)
+        base = base_of(variance.value)
         logs = [
             term
             for term in terms
-            if _is_logarithm(term.value, variance.value) and _base(term.value) is base
+            if _is_logarithm(term.value, variance.value) and base_of(term.value) is base
         ]
-        means = [one for one in powers if _is_square(one.value) and _base(one.value) is not base]
+        means = [one for one in powers if _is_square(one.value) and base_of(one.value) is not base]
         if logs and means and not _is_learned_ratio(base):
             return variance, logs[0], means[0]
     return None
@@ -121,10 +86,10 @@ def _is_logarithm(value: Value, variance: Value) -> bool:
     """Return whether a value is a logarithm, or the argument of the exponential in ``variance``."""
     if value.call is not None and value.call.name == "log":
         return True
-    return value is _base(variance) and any(call.name == "exp" for call in _stripped(variance))
+    return value is base_of(variance) and any(call.name == "exp" for call in stripped(variance))
 
 
-def _stripped(value: Value) -> Iterator[Call]:
+def stripped(value: Value) -> Iterator[Call]:
     """Yield the functions of one tensor that lead to a value, the last first."""
     value = unshaped(value)
     while (call := value.call) is not None and call.name in _STRIPPED:
@@ -134,9 +99,9 @@ def _stripped(value: Value) -> Iterator[Call]:
         value = unshaped(call.inputs[0])
 
 
-def _base(value: Value) -> Value:
+def base_of(value: Value) -> Value:
     """Return the value of which another is an exponential, a power or a logarithm."""
-    calls = list(_stripped(value))
+    calls = list(stripped(value))
     return unshaped(calls[-1].inputs[0] if calls else value)
 
 
