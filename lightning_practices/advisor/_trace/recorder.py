@@ -164,6 +164,9 @@ class Recorder(TorchFunctionMode):
         is_data = any(x.is_data for x in inputs)
         if name in _KEPT or (is_layer and depth == 0 and is_data):
             _keep(inputs, tensors)
+        if name == "multi_head_attention_forward":  # its masks
+            for one, x in zip(inputs, _tensors(tensors), strict=True):
+                one.tensor = one.tensor if x.requires_grad else x.detach()
         for x in made:
             value = Value(
                 tuple(x.shape), x.dtype, x.requires_grad, call,
