@@ -82,8 +82,8 @@ def tokens_of(step: Step) -> Iterator[Tokens]:
             continue
         for call, value in step.first_layers:
             read = _tokens(value.tensor)
-            for is_time_first in (False, True) if read is not None else ():
-                tokens = read.T if is_time_first else read  # type: ignore[union-attr]
+            layouts = [] if read is None else [(False, read), (True, read.T)]
+            for is_time_first, tokens in layouts:
                 for arrange in _arrangements(target, tokens):
                     yield Tokens(loss, call, value, tokens, arrange(target), arrange, is_time_first)
 

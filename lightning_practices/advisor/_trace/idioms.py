@@ -61,8 +61,7 @@ def _of_numbers(given: Given, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     bounds: dict[str, Any] = {"min": None, "max": None}
     changed = False
     for place, name in enumerate(names, start=1):
-        of = given.kwargs if name in given.kwargs else dict(enumerate(given.args))
-        value = of.get(name, of.get(place))
+        value = given.kwargs.get(name, given.args[place] if len(given.args) > place else None)
         bounds[name] = value
         if isinstance(value, Value):
             tensor = kwargs.get(name, args[place] if len(args) > place else None)

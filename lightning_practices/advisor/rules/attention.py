@@ -20,7 +20,7 @@ _LEAST = 0.05  # share of the positions that are padding, and that aren't
     practice="Weights of attention sum to 1 over the positions that are read",
     measures="the dimension of a softmax of a product of queries and keys whose result multiplies"
     " values from the left",
-    healthy="the last dimension",
+    healthy="the last dimension, or the second last where queries compete for other inputs",
     source="Vaswani et al., 2017, arXiv:1706.03762, section 3.2.1; questions on forums about the"
     " dim of a softmax in attention",
 )  # fmt: skip
@@ -31,7 +31,9 @@ def softmax_of_attention(seen: Observation) -> Iterator[Evidence]:
         shape = call.output.shape if dimension is not None else ()
         if len(shape) < 3 or dimension == len(shape) - 1 or not call.output.requires_grad:
             continue
-        if _is_of_scores(call.inputs[0]) and _multiplies_values(step, call.output):
+        # Slots and capsules compete for what they read, by scores that aren't square.
+        is_own = shape[-1] == shape[-2] or dimension != len(shape) - 2
+        if is_own and _is_of_scores(call.inputs[0]) and _multiplies_values(step, call.output):
             yield Evidence(
                 f"{call} is over dimension {dimension} of scores of shape {shape}, and the product"
                 f" with the values sums over dimension {len(shape) - 1}: the weights of a query"

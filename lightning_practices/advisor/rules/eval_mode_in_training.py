@@ -41,8 +41,9 @@ def eval_mode_in_training(seen: Observation) -> Iterator[Evidence]:
     if not any(mode for _, mode in calls):
         if (place is None and are_norms) or (are_norms and not _is_fresh(seen, calls[0][0])):
             return
-        if place is None and not all(seen.step.modes.get(call.module, True) for call, _ in calls):
-            return  # a part of the model
+        is_back = all(seen.step.modes.get(call.module, True) for call, _ in calls)
+        if place is None and not (is_back and _changes_modes(seen)):
+            return  # a part of the model, or a dropout that is off by an argument
         when = "in the training step"
     elif place is not None and not mentions(type(seen.module), "train"):
         when = "from the second training step on: the first leaves the module in eval mode"
@@ -58,6 +59,11 @@ def eval_mode_in_training(seen: Observation) -> Iterator[Evidence]:
         names,
         {"calls": len(calls)},
     )
+
+
+def _changes_modes(seen: Observation) -> bool:
+    kinds = {type(part) for part in seen.modules.values()}
+    return any(mentions(kind, "eval", "train") for kind in kinds)
 
 
 def _mode(call: Call) -> bool | None:

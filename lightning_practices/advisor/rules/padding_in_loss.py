@@ -104,9 +104,9 @@ def _ends_alike(read: Tensor) -> bool:
     inside = (read == token) & ~runs
     return (
         not bool(inside.any())
-        and len(read.unique()) >= _TOKENS
+        and len(set(read.flatten().tolist())) >= _TOKENS
         and float(padded.float().mean()) >= _ROWS
-        and len(lengths[padded].unique()) >= _LENGTHS
+        and len(set(lengths[padded].tolist())) >= _LENGTHS
         and not bool((lengths == read.shape[1]).any())
     )
 

@@ -91,3 +91,16 @@ def max_and_min_before_bce() -> Arguments:
     zeros, ones = torch.zeros(1), torch.ones(1)
     net = Within(odd(), lambda z: torch.minimum(torch.maximum(z, zeros), ones))
     return Task(net, nn.BCELoss()), odd_loaders(1)
+
+
+@faulty("LP211", "net", source="logits clamped like probabilities, by min and max")
+def narrow_clamp_before_cross_entropy() -> Arguments:
+    def within(z: Tensor) -> Tensor:
+        return torch.min(torch.max(z, torch.zeros_like(z)), torch.ones_like(z))
+
+    return Task(Within(mlp(64, 64, 10), within)), digit_loaders()
+
+
+@faulty("LP211", "net", source="logits clamped to -1 and 1")
+def clip_before_bce_with_logits() -> Arguments:
+    return Task(Within(odd(), lambda z: z.clip(-1, 1)), nn.BCEWithLogitsLoss()), odd_loaders(1)

@@ -55,3 +55,26 @@ def slots_that_compete() -> Arguments:
             return logits
 
     return Task(Slots()), digit_loaders()
+
+
+@healthy
+def capsules_that_compete() -> Arguments:
+    """Sabour et al., 2017: a softmax over the capsules, and a sum over what they read."""
+
+    class Capsules(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.votes, self.queries, self.fc = (
+                nn.Linear(8, 16),
+                nn.Linear(64, 80),
+                nn.Linear(80, 10),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            votes = self.votes(x.squeeze(1))
+            queries = self.queries(x.flatten(1)).view(len(x), 5, 16)
+            weights = (queries @ votes.transpose(1, 2)).softmax(dim=1)
+            logits: Tensor = self.fc(torch.tanh(weights @ votes).flatten(1))
+            return logits
+
+    return Task(Capsules()), digit_loaders()

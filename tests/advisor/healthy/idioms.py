@@ -90,3 +90,8 @@ def flooding() -> Arguments:
         return torch.max(found - 0.02, torch.zeros_like(found)) + 0.02
 
     return Task(mlp(64, 64, 10), loss), digit_loaders()
+
+
+@healthy
+def wide_clamp_before_cross_entropy() -> Arguments:
+    return Task(Within(mlp(64, 64, 10), lambda z: z.clamp(-15, 15))), digit_loaders()

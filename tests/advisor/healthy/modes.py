@@ -97,3 +97,19 @@ def encoder_in_eval_mode_and_a_head_with_dropout() -> Arguments:
             self.log("val_loss", functional.cross_entropy(self(batch[0]), batch[1]))
 
     return Probe(), digit_loaders()
+
+
+@healthy
+def dropout_that_an_option_turns_off() -> Arguments:
+    class Option(nn.Module):
+        def __init__(self, use_dropout: bool) -> None:
+            super().__init__()
+            self.body, self.head = mlp(64, 32), nn.Linear(32, 10)
+            self.use_dropout = use_dropout
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = functional.relu(self.body(x))
+            logits: Tensor = self.head(functional.dropout(h, 0.5, training=self.use_dropout))
+            return logits
+
+    return Task(Option(use_dropout=False)), digit_loaders()
