@@ -85,7 +85,11 @@ class SimCLR(Task):
         self.log("val_loss", self.training_step(batch, batch_idx))
 
 
-@faulty("LP246", "net.3", source="NT-Xent with the diagonal")
+def masked() -> Arguments:
+    return type("SimCLR", (SimCLR,), {"masked": True})(mlp(64, 64, 32)), digit_loaders()
+
+
+@faulty("LP246", "net.3", source="NT-Xent with the diagonal", mended=masked)
 def similarities_with_their_diagonal() -> Arguments:
     return SimCLR(mlp(64, 64, 32)), digit_loaders()
 
@@ -110,7 +114,41 @@ class Adversarial(Task):
         self.critic = mlp(64, 64, 1, activation=nn.LeakyReLU)
 
 
-@faulty("LP247", "critic.3", source="the losses of generator and critic, added up")
+class Turns(Adversarial):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        found: Any = self.optimizers()
+        g, d = found
+        real = batch[0].flatten(1)
+        fake = self.net(torch.randn(len(real), 8))
+        loss = functional.binary_cross_entropy_with_logits
+        ones, zeros = torch.ones(len(real), 1), torch.zeros(len(real), 1)
+        g.zero_grad()
+        self.manual_backward(loss(self.critic(fake), ones))
+        g.step()
+        d.zero_grad()
+        judged = loss(self.critic(fake.detach()), zeros)
+        judged = judged + loss(self.critic(real), ones)
+        self.manual_backward(judged)
+        d.step()
+        return judged.detach()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_score", self.critic(batch[0].flatten(1)).mean())
+
+    def configure_optimizers(self) -> Any:
+        parts = ((self.net, 2e-4), (self.critic, 1e-3))
+        return [torch.optim.Adam(part.parameters(), lr) for part, lr in parts]
+
+
+def turns() -> Arguments:
+    return Turns(), digit_loaders()
+
+
+@faulty("LP247", "critic.3", source="the losses of generator and critic, added up", mended=turns)
 def losses_of_a_gan_added_up() -> Arguments:
     class Added(Adversarial):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

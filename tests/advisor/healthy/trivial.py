@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.advisor.faulty.trivial import Adversarial, Pull, SimCLR, Views, stopped
+from tests.advisor.faulty.trivial import Pull, Views, masked, stopped, turns
 from tests.advisor.programs import Arguments, Task, digit_loaders, healthy, mlp
 
 
@@ -17,7 +17,7 @@ def simsiam() -> Arguments:
 
 @healthy
 def simclr() -> Arguments:
-    return type("SimCLR", (SimCLR,), {"masked": True})(mlp(64, 64, 32)), digit_loaders()
+    return masked()
 
 
 @healthy
@@ -71,28 +71,4 @@ def pull_and_push() -> Arguments:
 
 @healthy
 def critic_and_generator_in_turn() -> Arguments:
-    class Turns(Adversarial):
-        def __init__(self) -> None:
-            super().__init__()
-            self.automatic_optimization = False
-
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            found: Any = self.optimizers()
-            g, d = found
-            real = batch[0].flatten(1)
-            fake = self.net(torch.randn(len(real), 8))
-            loss = functional.binary_cross_entropy_with_logits
-            ones, zeros = torch.ones(len(real), 1), torch.zeros(len(real), 1)
-            g.zero_grad()
-            self.manual_backward(loss(self.critic(fake), ones))
-            g.step()
-            d.zero_grad()
-            judged = loss(self.critic(fake.detach()), zeros)
-            self.manual_backward(judged + loss(self.critic(real), ones))
-            d.step()
-
-        def configure_optimizers(self) -> Any:
-            parts = (self.net, self.critic)
-            return [torch.optim.Adam(part.parameters(), 2e-4) for part in parts]
-
-    return Turns(), digit_loaders()[0]
+    return turns()
