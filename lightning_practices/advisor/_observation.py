@@ -61,11 +61,13 @@ class Updates:
         accumulated: Whether it stepped again although its gradients had not been cleared since its
             last step.
         erased: Whether it stepped without gradients, although a backward pass had made some.
+        norm: The norm of its gradients at its first step; ``None`` before.
     """
 
     count: int = 0
     accumulated: bool = False
     erased: bool = False
+    norm: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

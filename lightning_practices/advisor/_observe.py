@@ -28,6 +28,7 @@ from lightning_practices.advisor._trace import Recorder
 
 _BATCHES = 8  # of each split that are read, at most
 _SECONDS = 5.0  # for reading a split
+_STEPPING = ("optimizer_step", "optimizer_zero_grad")  # hooks in which a module steps by itself
 _STEPS = 3  # where parameters have no gradient in the first, or optimization is manual
 _QUICK_STEPS = 16  # where they have none in these either, as long as steps are quick
 _QUICK = 0.25  # seconds for all steps
@@ -288,7 +289,10 @@ class _Watch(OfBothPackages, Callback):
         ]
         steps = len(self.seen.steps)
         is_quick = sum(step.seconds for step in self.seen.steps) < _QUICK and steps < _QUICK_STEPS
-        is_judged = pl_module.automatic_optimization or self._optimizer_steps.are_judged
+        if pl_module.automatic_optimization:
+            is_judged = not any(is_overridden(hook, pl_module) for hook in _STEPPING)
+        else:
+            is_judged = self._optimizer_steps.are_judged
         is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
         if not is_open:
             trainer.should_stop = True

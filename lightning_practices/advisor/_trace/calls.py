@@ -76,7 +76,7 @@ class Value:
         variation: Standard deviation along the first dimension, which is that of the samples in
             most programs, as a root mean square over the others; measured where ``statistics`` are.
         tensor: The tensor, where the recorder keeps it: arguments of losses, inputs of first
-            layers, and the batch. Detached.
+            layers, constants of one element, and the batch. Detached.
     """
 
     shape: tuple[int, ...]
@@ -131,6 +131,8 @@ class Call:
 
     Attributes:
         name: Name of the function, without the underscore of in-place functions: ``"softmax"``.
+            Clamps and rectifiers have the names ``"clamp"`` and ``"relu"`` and the arguments of
+            these functions, whichever functions they are written by.
         args: Positional arguments, with a :class:`Value` in place of each tensor.
         kwargs: Arguments by keyword, in the same way.
         module: Name of the innermost module that runs; ``""`` for the LightningModule.
@@ -139,6 +141,7 @@ class Call:
         outputs: The tensors that it returns.
         index: Its place among the calls of the step.
         path: The file of ``line``.
+        written: Name of the function that was called, where it differs from ``name``.
     """
 
     name: str
@@ -149,6 +152,7 @@ class Call:
     line: str
     index: int
     path: str = ""
+    written: str = ""
     outputs: list[Value] = field(default_factory=list, repr=False)
 
     @property
@@ -193,4 +197,4 @@ class Call:
 
     def __str__(self) -> str:
         where = f" in {self.module}" if self.module else ""
-        return f"{self.name}{where}" + (f" ({self.line})" if self.line else "")
+        return f"{self.written or self.name}{where}" + (f" ({self.line})" if self.line else "")

@@ -15,11 +15,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from lightning_practices._names import module_name, plain_name
-from lightning_practices.advisor._kinds import ACTIVATIONS, LAYERS, NORMS, SOFTMAXES
+from lightning_practices.advisor._kinds import ACTIVATIONS, CLAMPS, LAYERS, NORMS, SOFTMAXES
 from lightning_practices.advisor._trace.calls import Call, Statistics, Value
+from lightning_practices.advisor._trace.idioms import Given, plain
 from lightning_practices.advisor._trace.losses import LOSSES
 
-_MEASURED = LAYERS | NORMS | ACTIVATIONS | SOFTMAXES | LOSSES.keys()
+_MEASURED = LAYERS | NORMS | ACTIVATIONS | CLAMPS | SOFTMAXES | LOSSES.keys()
 _KEPT = LOSSES.keys() | {"sub", "__sub__", "__rsub__", "rsub"}  # the last are parts of losses
 _KEPT |= {"cosine_embedding_loss", "margin_ranking_loss"}
 _LIBRARIES = tuple(f"{Path(sys.modules[name].__file__ or '').parent}/" for name in ("torch",))
@@ -140,6 +141,7 @@ class Recorder(TorchFunctionMode):
 
     def _enter(self, x: Tensor, source: str, is_data: bool = False) -> Value:
         value = Value(tuple(x.shape), x.dtype, x.requires_grad, source=source, is_data=is_data)
+        _keep_number(value, x)
         self._values[x] = value
         return value
 
@@ -153,18 +155,24 @@ class Recorder(TorchFunctionMode):
         return call
 
     def _note(self, name: str, given: Any, tensors: Any, made: list[Tensor]) -> None:
-        call = self._call(name, given)
+        known = plain(Given(name, *given), tensors)
+        call = self._call(known.name, (known.args, known.kwargs))
+        call.written = name
         inputs = call.inputs
         is_layer = call.is_layer
         depth = max((x.depth for x in inputs), default=0)
         is_data = any(x.is_data for x in inputs)
         if name in _KEPT or (is_layer and depth == 0 and is_data):
             _keep(inputs, tensors)
+        if name == "multi_head_attention_forward":  # its masks
+            for one, x in zip(inputs, _tensors(tensors), strict=True):
+                one.tensor = one.tensor if x.requires_grad else x.detach()
         for x in made:
             value = Value(
                 tuple(x.shape), x.dtype, x.requires_grad, call,
                 depth=depth + is_layer, is_data=is_data,
             )  # fmt: skip
+            _keep_number(value, x)
             self._values[x] = value
             call.outputs.append(value)
         if is_data and name in _MEASURED and made[0].is_floating_point():
@@ -195,6 +203,12 @@ def _keep(inputs: list[Value], tensors: Any) -> None:
     for value, x in zip(inputs, _tensors(tensors), strict=True):
         if value.tensor is None and value.parameter is None:
             value.tensor = x.detach()
+
+
+def _keep_number(value: Value, x: Tensor) -> None:
+    """Keep a constant of one element, such as the factor of a loss."""
+    if x.numel() == 1 and not (value.is_data or value.requires_grad):
+        value.tensor = x.detach()
 
 
 def _tensors(value: Any) -> list[Tensor]:
