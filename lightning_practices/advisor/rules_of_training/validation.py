@@ -103,7 +103,7 @@ def still_falling(run: Run) -> Iterator[Evidence]:
     "LP814", "hint",
     practice="The model can fit its training data",
     measures="the training loss at the end of the fit, divided by that at its start or"
-    " the prior's",
+    " the prior's, for losses of data",
     healthy="below 0.7",
     source="lecture S4: detecting underfitting, more layers, more units, better data",
 )  # fmt: skip
@@ -111,6 +111,8 @@ def training_loss_stays_high(run: Run) -> Iterator[Evidence]:
     trend = run.trend
     if not run.is_over or trend is None or trend.start <= 0 or run.steps < 100:
         return
+    if not run.is_of_data:
+        return  # what can be reached isn't known
     before = trend.start if run.prior is None else min(trend.start, run.prior)
     if trend.now > _HIGH * before:
         yield Evidence(
