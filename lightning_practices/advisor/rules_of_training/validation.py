@@ -6,7 +6,7 @@ from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._run import Check, Run
 
 _RISE = 0.1  # of the validation loss above its minimum, as a share of that
-_RELEVANT = 0.05  # the same rise, as a share of the fall before
+_RELEVANT = 0.1  # the same rise, as a share of the fall before
 _CHECKS = 5  # for how many validations
 _MEMORISED = 0.1  # the training loss now by that at the start
 _USELESS = 0.9  # the lowest validation loss by the first one, or by the prior's
@@ -30,7 +30,7 @@ def _best(checks: Sequence[Check]) -> int:
     "LP811", "warning",
     practice="Training ends before the model overfits",
     measures="the last validation losses above their minimum, while the training loss falls",
-    healthy="less than 10 % above for five checks, or less than 5 % of the fall before",
+    healthy="less than 10 % above for five checks, or less than 10 % of the fall before",
     source="lecture S4: detecting overfitting, solutions; Prechelt, 1998, Early stopping",
 )  # fmt: skip
 def overfitting(run: Run) -> Iterator[Evidence]:
