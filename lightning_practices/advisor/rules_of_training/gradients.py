@@ -14,6 +14,7 @@ _VANISHING = 1e-3
 _EXPLODING = 70.0
 _LOOKS, _STEPS = 3, 10  # for how long
 _LAYERS = 3
+_GROWN = 3.0  # the norm of the gradients by its median before, when it begins to grow
 _RISEN = 1.5  # the loss now by the one at the start
 _TINY = 1e-12  # the last layer's own gradient has vanished too: the fit has converged
 
@@ -86,18 +87,36 @@ def exploding_gradients(run: Run) -> Iterator[Evidence]:
         norms = [x.norms[optimizer].before for x in looks if optimizer in x.norms]
         if explode:
             first, last, ratio = explode[0]
-            seen = f"the gradient of {first} is {ratio:.0f} times that of {last}"
+            seen, modules = f"the gradient of {first} is {ratio:.0f} times that of {last}", [first]
         elif run.is_of_data and len(norms) > 2 and norms[-1] > _EXPLODING * median(norms[:-1]):
-            seen = f"the norm of the gradients is {norms[-1]:.3g}, before {median(norms[:-1]):.3g}"
+            modules = _grown([x for x in looks if optimizer in x.norms], optimizer)
+            begun = f", first that of {modules[0]}" if modules else ""
+            usual = median(norms[:-1])
+            seen = f"the norm of the gradients has grown from {usual:.3g} to {norms[-1]:.3g}{begun}"
         else:
             continue
-        layers = looks[-1].layers(optimizer)
-        largest = max(layers, key=lambda one: one[1].gradient)[0] if layers else ""
         yield Evidence(
             f"{seen}, and the loss has risen from {risen[0]:.3g} to {risen[1]:.3g}",
             "GradientClipping(1.0), a smaller learning rate, or a norm between the layers",
-            (_module(largest),) if largest else (),
+            tuple(_module(name) for name in modules),
+            {"rise": risen[1] / risen[0]},
         )
+
+
+def _grown(looks: Sequence[Look], optimizer: int) -> list[str]:
+    """Return the layers whose gradients grew the most when the norm began to grow."""
+    norms = [look.norms[optimizer].before for look in looks]
+    place = len(looks) - 1
+    while place > 1 and norms[place - 1] > _GROWN * median(norms[: place - 1]):
+        place -= 1
+    growth = {}
+    for name, one in looks[place].layers(optimizer):
+        earlier = [x.weights[name].gradient for x in looks[:place] if name in x.weights]
+        if earlier and median(earlier) > 0:
+            growth[name] = one.gradient / median(earlier)
+    most = max(growth.values(), default=0.0)
+    found = [name for name in growth if growth[name] >= most / 2]
+    return sorted(found, key=lambda name: -growth[name])
 
 
 def _rise(losses: Sequence[tuple[int, float]]) -> tuple[float, float] | None:
