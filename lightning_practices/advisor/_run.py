@@ -65,7 +65,7 @@ class LossLook(NamedTuple):
     """A loss in a batch.
 
     Attributes:
-        kind: ``"cross_entropy"``, ``"bce"``, ``"mse"``, ``"l1"``, ``"smooth_l1"`` or ``"huber"``.
+        kind: ``"cross_entropy"``, ``"bce"``, ``"mse"``, ``"smooth_l1"`` or ``"huber"``.
         value: Its mean.
         prior: Its mean if the target's frequencies, its mean or its median were predicted for each
             sample.

@@ -15,7 +15,7 @@ _SLOW = 1e-4  # updates by weights
 _LEAST = 0.01  # loss of the prior: below, there is nothing to learn
 _NAMES = {
     "cross_entropy": "cross entropy", "bce": "binary cross entropy", "mse": "squared error",
-    "l1": "absolute error", "smooth_l1": "smooth absolute error", "huber": "Huber's loss",
+    "smooth_l1": "smooth absolute error", "huber": "Huber's loss",
 }  # fmt: skip
 
 

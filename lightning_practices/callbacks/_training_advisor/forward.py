@@ -157,9 +157,8 @@ class BatchNumbers:
             share = equal.mean() if len(equal) else torch.zeros((), device=rows.device)
             varies = [(x[:_SAMPLES] != x.reshape(-1)[0]).any().float() for x in leaves]
             first = largest.device
-            self._place = readings.add(
-                torch.stack([x.to(first) for x in (share, sum(varies), *sums)])
-            )
+            varying = torch.stack([x.to(first) for x in varies]).sum()
+            self._place = readings.add(torch.stack([x.to(first) for x in (share, varying, *sums)]))
 
     def look(self, numbers: list[list[float]]) -> BatchLook | None:
         """Return the batch, from the numbers that were read."""

@@ -1,20 +1,20 @@
 """The losses that torch's functions have computed in a step, and the losses of their priors."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 
 from lightning_practices.callbacks._training_advisor.graph import Node
 from lightning_practices.callbacks._training_advisor.targets import Given
 
 _SAMPLES = 8  # fewer say little of the spread of a target
-_DISTANCES = {
-    "mse_loss": "mse",
-    "l1_loss": "l1",
-    "smooth_l1_loss": "smooth_l1",
-    "huber_loss": "huber",
+_DISTANCES: dict[str, Callable[..., Tensor]] = {  # by the names of their nodes
+    "mse_loss": functional.mse_loss,
+    "smooth_l1loss": functional.smooth_l1_loss,
+    "huber_loss": functional.huber_loss,
 }
 
 
@@ -36,12 +36,13 @@ def measured(node: Node, given: Given) -> Iterator[tuple[str, list[Tensor]]]:
         yield "cross_entropy", _cross_entropy(node, x, target, given)
     elif node.kind.startswith("binary_cross_entropy") and node.saved("weight") is None:
         if node.saved("pos_weight") is None:
-            loss = getattr(nn.functional, node.kind)(x.float(), target.float())
+            loss = getattr(functional, node.kind)(x.float(), target.float())
             numbers = [loss, _binary_prior(target.float()), nothing + 1, nothing]
             yield "bce", [*numbers, given.has(target)]
     elif node.kind in _DISTANCES and target.shape == x.shape and len(target) >= _SAMPLES:
         value, prior = _distances(node, x.float(), target.float())
-        yield _DISTANCES[node.kind], [value, prior, nothing + 1, nothing, given.has(target)]
+        kind = _DISTANCES[node.kind].__name__.removesuffix("_loss")
+        yield kind, [value, prior, nothing + 1, nothing, given.has(target)]
 
 
 def _distances(node: Node, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +52,7 @@ def _distances(node: Node, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         for name in ("beta", "delta")
         if hasattr(node.raw, f"_saved_{name}")
     }
-    loss = getattr(nn.functional, node.kind)
+    loss = _DISTANCES[node.kind]
     usual = target.mean(0) if node.kind == "mse_loss" else target.median(0).values
     prior = loss(usual.expand_as(target), target, **options)
     if node.kind == "mse_loss":  # the mean is of this batch: of others it is less near
