@@ -16,7 +16,8 @@ _WAITED = 0.3
     "LP817", "warning",
     practice="Batches hold different samples",
     measures="sums over each batch; its samples that equal the first; the classes in it",
-    healthy="all batches differ, at most half of a batch's samples are equal, several classes",
+    healthy="all batches differ, at most half of a batch's samples are equal, several classes;"
+    " batches of one number, where a step makes its own samples",
     source="Zinkevich et al., 2011; questions on datasets that ignore their index, and on sorted"
     " data without shuffling",
 )  # fmt: skip

@@ -7,9 +7,10 @@ from statistics import fmean
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._run import Look, Run
 
-# The change of a step by the weight, root mean squares. Healthy programs of the tests: medians of
-# 1e-4 to 0.035 after warmup, 0.1 to 0.4 in the first steps of layers that begin at 0; single
-# weights are at most at 0.04 in the last looks.
+# The change of a step by the weight, root mean squares. Healthy programs and fits of the tests:
+# medians of 1e-4 to 0.05 over a fit, and of 0.09 by SGD with momentum and a rate of 0.2; 0.1 to 0.4
+# in the first steps of layers that begin at 0; single weights are at most at 0.06 in the last looks.
+# While the loss of an agent rises, since its rewards do, medians are at most at 0.033.
 _LARGE, _HUGE = 0.1, 1.0
 _SMALL = 1e-5
 _ZERO = 1e-4  # root mean square of weights that begin near 0
@@ -18,14 +19,13 @@ _PATIENCE, _LONG = 80, 500  # steps until updates count as too small: at the end
 _RISEN = 1.5  # the loss now by the loss at the start
 _SLOW = 1e-4  # updates with which a loss falls slowly
 _LEAST = 1e-3  # updates with which a loss of data can rise
-_ABOVE = 0.04  # updates above those of healthy programs
 
 
 @rule(
     "LP806", "warning",
     practice="A step changes weights by about a thousandth",
     measures="root mean square of a step's change, by the weight's, at each optimizer's step",
-    healthy="below 0.04 in the last looks, or a loss that falls",
+    healthy="below 0.07 in the last looks, or a loss that falls, or isn't known to be of data",
     source="Karpathy, 2016, cs231n: ratio of weights to updates, about 1e-3",
 )  # fmt: skip
 def large_updates(run: Run) -> Iterator[Evidence]:
@@ -60,7 +60,7 @@ def large_updates(run: Run) -> Iterator[Evidence]:
     "LP807", "warning",
     practice="Steps change the weights",
     measures="median over the weights of a step's change, divided by the weight's size",
-    healthy="1e-4 to 0.035 after warmup",
+    healthy="1e-4 to 0.09 after warmup",
     source="Karpathy, 2016, cs231n: ratio of weights to updates, about 1e-3",
 )  # fmt: skip
 def small_updates(run: Run) -> Iterator[Evidence]:
@@ -81,7 +81,7 @@ def small_updates(run: Run) -> Iterator[Evidence]:
     practice="The learning rate is one with which the loss falls",
     measures="mean training loss now, divided by that at the start of the fit; the ratio of update"
     " to weight, if targets may move",
-    healthy="below 1, for losses of data; others may rise, with updates below 0.04",
+    healthy="below 1, for losses of data; others may rise, with updates below 0.1",
     source="Smith, 2017, Cyclical learning rates: the range test; lecture S3",
 )  # fmt: skip
 def loss_rises(run: Run) -> Iterator[Evidence]:
@@ -90,7 +90,7 @@ def loss_rises(run: Run) -> Iterator[Evidence]:
         return
     ratios = _ratios(run.looks)
     # Where targets may move, a loss that rises is no sign of the rate: the steps have to show it.
-    least = _LEAST if run.is_of_data else _ABOVE
+    least = _LEAST if run.is_of_data else _LARGE
     is_large = max(ratios if run.is_of_data else ratios[-_LOOKS:], default=0) > least
     if trend.now > _RISEN * trend.start and trend.lowest > 0 and is_large:
         yield Evidence(

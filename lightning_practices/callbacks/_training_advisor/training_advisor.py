@@ -62,6 +62,11 @@ class TrainingAdvisor(PracticeCallback):
     so that the layer of the first number that isn't finite is named; on other devices
     ``every_n_steps=1`` does so.
 
+    **Which losses have to fall.** Those of data: the graph shows a loss of torch whose target comes
+    from the batch, and no other term but penalties. Losses whose targets move, as those of agents
+    and slow teachers, and losses that are written by hand may rise or stay while training goes
+    well. Of these, rules use what the weights and gradients show.
+
     Code that is compiled, activations that are checkpointed and functions of
     ``torch.autograd.Function`` are not looked into. On several ranks, all that ranks have measured
     is taken together, and all ranks report the same.
