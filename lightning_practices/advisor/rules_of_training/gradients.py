@@ -8,7 +8,8 @@ from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._run import Look, Run
 
 # The gradient of the first layer of a branch by that of the last, root mean squares. Healthy
-# programs and fits of the tests: 0.011 to 9.9; with thirty layers and residuals 0.5 to 1.3. Branches that end in other layers, as a policy and a value, have gradients of any ratio.
+# programs and fits of the tests: 0.011 to 9.9; with thirty layers and residuals 0.5 to 1.3. Layers
+# of branches that end apart, as a policy and a value, have gradients of any ratio.
 _VANISHING = 1e-3
 _EXPLODING = 70.0
 _LOOKS, _STEPS = 3, 10  # for how long

@@ -8,9 +8,9 @@ from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._run import Look, Run
 
 # The change of a step by the weight, root mean squares. Healthy programs and fits of the tests:
-# medians of 1e-4 to 0.05 over a fit, and of 0.09 by SGD with momentum and a rate of 0.2; 0.1 to 0.4
-# in the first steps of layers that begin at 0; single weights are at most at 0.06 in the last looks.
-# While the loss of an agent rises, since its rewards do, medians are at most at 0.033.
+# medians of 1e-4 to 0.05 over a fit, and of 0.09 by SGD with momentum and a rate of 0.2; 0.1 to
+# 0.4 in the first steps of layers that begin at 0; single weights are at most at 0.06 in the last
+# looks. While the loss of an agent rises with its rewards, medians are at most at 0.033.
 _LARGE, _HUGE = 0.1, 1.0
 _SMALL = 1e-5
 _ZERO = 1e-4  # root mean square of weights that begin near 0
