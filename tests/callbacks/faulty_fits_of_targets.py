@@ -19,7 +19,7 @@ def deep_sigmoids_in_one_of_two_branches() -> Fit:
             super().__init__(mlp(64, 32, 32, 10))
             self.value = mlp(64, *[32] * 9, 1, activation=nn.Sigmoid)
 
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
             choices = torch.distributions.Categorical(logits=self.net(batch[0]))
             drawn = choices.sample()
             reward = (drawn == batch[1]).float()

@@ -130,7 +130,7 @@ def test_layers_are_on_the_branch_that_they_end_in() -> None:
             self.value, self.policy = mlp(16, 8, 8, 1), mlp(16, 8, 10)
             self.alone = mlp(64, 8, 8, 4)
 
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
             trunk = self.net(batch[0]).relu()
             loss = self.value(trunk).square().mean() + self.alone(batch[0]).square().mean()
             return loss + functional.cross_entropy(self.policy(trunk), batch[1])

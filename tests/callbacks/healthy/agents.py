@@ -30,7 +30,7 @@ def adam(lr: float) -> Any:
 @fits_well(above=0.8)
 def policy_gradient_without_a_baseline() -> tuple[Fit, Metric]:
     class Bandit(Own):
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             choices = torch.distributions.Categorical(logits=self.net(batch[0]))
             drawn = choices.sample()
             reward = (drawn == batch[1]).float() - 0.1
@@ -125,7 +125,7 @@ class Critic(Own):
                 returns.append(total)
         return torch.cat(states), torch.cat(actions), torch.cat(returns[::-1])
 
-    def loss_of(self, batch: Any) -> Tensor:
+    def loss_of(self, batch: Any) -> Any:
         states, actions, returns = self.experience()
         choices = torch.distributions.Categorical(logits=self.net(states))
         value = self.value(states).squeeze(1)

@@ -34,7 +34,7 @@ def two_moons_with_tanh() -> tuple[Fit, Metric]:
     net = nn.Sequential(mlp(2, 32, 32, 1, activation=nn.Tanh), nn.Flatten(0))
     module = Task(net, functional.binary_cross_entropy_with_logits, adam(1e-2))
 
-    def metric() -> float:
+    def metric() -> Any:
         return ((net(x) > 0) == (y > 0)).float().mean().item()
 
     return Fit(module, *split(x, y), steps=250), metric
@@ -101,7 +101,7 @@ def rare_class_with_a_focal_loss() -> tuple[Fit, Metric]:
         loss = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
         return (loss * (1 - (-loss).exp()) ** 2).mean()
 
-    def recall() -> float:
+    def recall() -> Any:
         return (net(x)[rare > 0] > 0).float().mean().item()
 
     return Fit(Task(net, focal, adam(3e-3)), *split(x, rare), steps=250), recall
@@ -114,7 +114,7 @@ def several_labels() -> tuple[Fit, Metric]:
     net = mlp(64, 64, 4)
     module = Task(net, functional.binary_cross_entropy_with_logits, adam(3e-3))
 
-    def metric() -> float:
+    def metric() -> Any:
         return ((net(x) > 0) == (labels > 0)).float().mean().item()
 
     return Fit(module, *split(x, labels), steps=200), metric
@@ -166,7 +166,7 @@ class Experts(nn.Module):
 @fits_well(above=0.93)
 def mixture_of_experts() -> tuple[Fit, Metric]:
     class Balanced(Own):
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             loss = functional.cross_entropy(self.net(batch[0]), batch[1])
             return loss + 0.01 * self.net.balance
 
@@ -195,7 +195,8 @@ def convolution_on_a_graph() -> tuple[Fit, Metric]:
             return functional.cross_entropy(out[mask], batch["y"][mask])
 
     graph = {"x": x, "edges": edges, "y": y, "given": given}
-    loader: Any = DataLoader([graph], batch_size=None)
+    graphs: Any = [graph]
+    loader: Any = DataLoader(graphs, batch_size=None)
 
     def metric() -> float:
         return (logits(edges, x)[~given].argmax(1) == y[~given]).float().mean().item()
@@ -256,7 +257,7 @@ def low_rank_adapters_of_a_trained_network() -> tuple[Fit, Metric]:
     )
     x = x.rot90(1, (2, 3))
 
-    def metric() -> float:
+    def metric() -> Any:
         return (net(x).argmax(1) == y).float().mean().item()
 
     return Fit(module, *split(x, y), steps=250), metric
@@ -298,13 +299,13 @@ def segmentation_with_dice() -> tuple[Fit, Metric]:
     masks = (images[:, 0] > 0.5).long()
 
     class Segment(Own):
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             logits = self.net(batch[0])
             shares, wanted = logits.softmax(1), functional.one_hot(batch[1], 2).movedim(-1, 1)
             dice = 2 * (shares * wanted).sum((0, 2, 3)) / (shares + wanted).sum((0, 2, 3))
             return functional.cross_entropy(logits, batch[1]) + 1 - dice.mean()
 
-    def metric() -> float:
+    def metric() -> Any:
         return (net(noisy).argmax(1) == masks).float().mean().item()
 
     return Fit(Segment(net, optimizer=adam(1e-2)), *split(noisy, masks), steps=120), metric
@@ -340,7 +341,7 @@ def detection_on_a_grid() -> tuple[Fit, Metric]:
             box = functional.smooth_l1_loss(own[:, 11:], (place + 4) / 4 - cell.float())
             return found + functional.cross_entropy(own[:, 1:11], y) + box
 
-    def metric() -> float:
+    def metric() -> Any:
         net.eval()
         best = net(scenes)[:, 0].flatten(1).argmax(1)
         cell = (places + 4) // 4

@@ -37,7 +37,7 @@ def variational_autoencoder() -> tuple[Fit, Metric]:
             super().__init__(mlp(64, 64, 16), optimizer=adam(3e-3))
             self.decoder = mlp(8, 64, 64)
 
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             mean, log_variance = self.net(batch[0]).chunk(2, dim=1)
             code = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
             error = functional.mse_loss(self.decoder(code), batch[0].flatten(1), reduction="sum")
@@ -47,7 +47,7 @@ def variational_autoencoder() -> tuple[Fit, Metric]:
 
     module, (x, _) = Variational(), digits()
 
-    def metric() -> float:
+    def metric() -> Any:
         rebuilt = module.decoder(module.net(x)[:, :8])
         return (rebuilt - x.flatten(1)).square().mean().item()
 
@@ -65,6 +65,8 @@ class Quantised(Own):
         super().__init__(mlp(64, 64, 16), optimizer=adam(3e-3))
         self.decoder = mlp(16, 64, 64)
         self.is_averaged = is_averaged
+        self.counts: Tensor
+        self.sums: Tensor
         book = 0.3 * torch.randn(32, 4)
         if is_averaged:
             self.register_buffer("book", book)
@@ -142,7 +144,8 @@ class Adversarial(Manual):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
         real = batch[0]
-        own, other = self.optimizers()  # type: ignore[misc]
+        optimizers: Any = self.optimizers()
+        own, other = optimizers
         fake = self.net(torch.randn(len(real), 2))
         if not self.wasserstein:
             loss = functional.binary_cross_entropy_with_logits
@@ -211,7 +214,7 @@ class Couplings(nn.Module):
 @fits_well(below=2.4)
 def coupling_flow() -> tuple[Fit, Metric]:
     class Likelihood(Own):
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             z, log_det = self.net(batch[0])
             return (0.5 * z.square().sum(1) + math.log(2 * math.pi) - log_det).mean()
 
@@ -219,7 +222,7 @@ def coupling_flow() -> tuple[Fit, Metric]:
     module = Likelihood(Couplings(), optimizer=adam(3e-3))
 
     @torch.no_grad()
-    def metric() -> float:
+    def metric() -> Any:
         return module.loss_of([x]).item()
 
     return Fit(module, *split(x, x[:, 0], batch_size=128), steps=300), metric
@@ -256,14 +259,14 @@ def score_by_denoising() -> tuple[Fit, Metric]:
     net = mlp(3, 64, 64, 2, activation=nn.Tanh)
 
     class Score(Own):
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             scale = 10 ** (-1.3 * torch.rand(len(batch[0]), 1))
             noise = torch.randn_like(batch[0])
             found = self.net(torch.cat([batch[0] + scale * noise, scale.log()], 1)) / scale
             return 0.5 * (scale * found + noise).square().sum(1).mean()
 
     @torch.no_grad()
-    def metric() -> float:
+    def metric() -> Any:
         """Return the mean distance from the circle after steps along the score."""
         points = 2 * torch.randn(1000, 2)
         for scale in torch.logspace(0, -1.3, 40)[:, None]:

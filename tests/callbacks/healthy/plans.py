@@ -115,7 +115,7 @@ def closures_of_lbfgs() -> tuple[Fit, Metric]:
     """Each step evaluates the loss several times. It has a penalty of the weights."""
 
     class Ridge(Task):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
             penalty = self.net[1].weight.square().sum() / 50
             return functional.cross_entropy(self.net(batch[0]), batch[1]) + penalty
 

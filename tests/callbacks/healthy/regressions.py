@@ -44,7 +44,7 @@ def quantiles() -> tuple[Fit, Metric]:
         error = target - z
         return torch.maximum(levels * error, (levels - 1) * error).mean()
 
-    def metric() -> float:
+    def metric() -> Any:
         return ((y < net(x)).float().mean(0) - levels).abs().max().item()
 
     return Fit(Task(net, pinball, adam(3e-3)), *split(x, y), steps=400), metric
@@ -83,13 +83,13 @@ def survival_by_partial_likelihood() -> tuple[Fit, Metric]:
     net = nn.Sequential(mlp(6, 32, 1), nn.Flatten(0))
 
     class Cox(Own):
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             values, times, events = batch
             score = self.net(values)[times.argsort(descending=True)]
             known = events[times.argsort(descending=True)]
             return -((score - score.logcumsumexp(0)) * known).sum() / known.sum()
 
-    def concordance() -> float:
+    def concordance() -> Any:
         score = net(x)
         first = (time[:, None] < time[None]) & (seen[:, None] > 0)
         return (score[:, None] > score[None])[first].float().mean().item()
@@ -106,7 +106,7 @@ def equation_by_gradients_of_gradients() -> tuple[Fit, Metric]:
         return torch.autograd.grad(y.sum(), x, create_graph=True)[0]
 
     class Physics(Own):
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             x = (3 * torch.rand(64, 1)).requires_grad_()
             u = self.net(x)
             residual = slope(slope(u, x), x) + u
@@ -115,7 +115,7 @@ def equation_by_gradients_of_gradients() -> tuple[Fit, Metric]:
             ends = first.square() + (slope(first, start) - 1).square()
             return residual.square().mean() + ends.mean()
 
-    def metric() -> float:
+    def metric() -> Any:
         x = torch.linspace(0, 3, 50)[:, None]
         return (net(x) - x.sin()).square().mean().item()
 
@@ -175,7 +175,7 @@ def two_tasks_with_learned_weights() -> tuple[Fit, Metric]:
 
     module = Both()
 
-    def metric() -> float:
+    def metric() -> Any:
         return (module.net(x)[:, :10].argmax(1) == y).float().mean().item()
 
     return Fit(module, *split(x, y, total), steps=250), metric
@@ -191,14 +191,14 @@ def factorised_ratings() -> tuple[Fit, Metric]:
     for table in net.values():
         nn.init.normal_(table.weight, std=0.3)  # type: ignore[arg-type]
 
-    def predicted(a: Tensor, b: Tensor) -> Tensor:
+    def predicted(a: Tensor, b: Tensor) -> Any:
         return (net["u"](a) * net["v"](b)).sum(1)
 
     class Ratings(Own):
         def loss_of(self, batch: Any) -> Tensor:
             return functional.mse_loss(predicted(batch[0], batch[1]), batch[2])
 
-    def metric() -> float:
+    def metric() -> Any:
         return (predicted(u, v) - ratings).square().mean().item() / ratings.var().item()
 
     return Fit(Ratings(net, optimizer=adam(2e-2)), *split(u, v, ratings), steps=250), metric
@@ -211,7 +211,7 @@ def counts_by_poisson() -> tuple[Fit, Metric]:
     y, net = torch.poisson(rate, generator=generator()), mlp(4, 32, 1)
     module = Task(net, nn.PoissonNLLLoss(), adam(3e-3))
 
-    def metric() -> float:
+    def metric() -> Any:
         return (net(x) - rate.log()).square().mean().item()
 
     return Fit(module, *split(x, y), steps=300), metric

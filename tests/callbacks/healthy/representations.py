@@ -148,7 +148,7 @@ def redundancy_is_reduced() -> tuple[Fit, Metric]:
     """Barlow twins: the loss is of a matrix of correlations."""
 
     class Twins(Own):
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             a, b = self.net(view(batch[0])), self.net(view(batch[0]))
             a, b = ((z - z.mean(0)) / (z.std(0) + 1e-5) for z in (a, b))
             c = a.T @ b / len(a)

@@ -128,7 +128,7 @@ def words_by_skip_grams() -> tuple[Fit, Metric]:
             return -(near + far).mean()
 
     def metric() -> float:
-        vectors = functional.normalize(net["word"].weight)
+        vectors = functional.normalize(net.get_parameter("word.weight"))
         near = (vectors @ vectors.T).fill_diagonal_(-1).argmax(1)
         return (near // 8 == torch.arange(40) // 8).float().mean().item()
 
@@ -151,7 +151,7 @@ def labels_of_padded_sequences() -> tuple[Fit, Metric]:
         return out
 
     class Tags(Own):
-        def loss_of(self, batch: Any) -> Tensor:
+        def loss_of(self, batch: Any) -> Any:
             x, y, mask = batch
             loss = functional.cross_entropy(logits(x), y, reduction="none")
             return (loss * mask).sum() / mask.sum()
