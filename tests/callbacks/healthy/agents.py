@@ -27,7 +27,7 @@ def adam(lr: float) -> Any:
     return partial(torch.optim.Adam, lr=lr)
 
 
-@fits_well(above=0.8)
+@fits_well(above=0.8, full=True)
 def policy_gradient_without_a_baseline() -> tuple[Fit, Metric]:
     class Bandit(Own):
         def loss_of(self, batch: Any) -> Any:

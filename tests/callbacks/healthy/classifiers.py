@@ -25,7 +25,7 @@ def convolutions_with_batch_norm() -> tuple[Fit, Metric]:
     return Fit(module, *digit_loaders(), steps=220), of(module, digit_accuracy)
 
 
-@fits_well(above=0.9)
+@fits_well(above=0.9, full=True)
 def two_moons_with_tanh() -> tuple[Fit, Metric]:
     from sklearn.datasets import make_moons
 
@@ -40,7 +40,7 @@ def two_moons_with_tanh() -> tuple[Fit, Metric]:
     return Fit(module, *split(x, y), steps=250), metric
 
 
-@fits_well(above=0.93)
+@fits_well(above=0.93, full=True)
 def ten_selu_layers_with_alpha_dropout() -> tuple[Fit, Metric]:
     layers: list[nn.Module] = [nn.Flatten()]
     for i in range(10):
@@ -69,13 +69,13 @@ class Residual(nn.Module):
         return out
 
 
-@fits_well(above=0.95)
+@fits_well(above=0.95, full=True)
 def twelve_residual_blocks_without_norms() -> tuple[Fit, Metric]:
     module = Task(Residual(12))
     return Fit(module, *digit_loaders(), steps=200), of(module, digit_accuracy)
 
 
-@fits_well(above=0.93)
+@fits_well(above=0.93, full=True)
 def mixed_samples_and_smooth_labels() -> tuple[Fit, Metric]:
     class Mixed(Own):
         def loss_of(self, batch: Any) -> Tensor:
@@ -91,7 +91,7 @@ def mixed_samples_and_smooth_labels() -> tuple[Fit, Metric]:
     return Fit(module, *digit_loaders(), steps=250), of(module, digit_accuracy)
 
 
-@fits_well(above=0.8)
+@fits_well(above=0.8, full=True)
 def rare_class_with_a_focal_loss() -> tuple[Fit, Metric]:
     x, y = digits()
     rare = (y == 3).float()
@@ -107,7 +107,7 @@ def rare_class_with_a_focal_loss() -> tuple[Fit, Metric]:
     return Fit(Task(net, focal, adam(3e-3)), *split(x, rare), steps=250), recall
 
 
-@fits_well(above=0.9)
+@fits_well(above=0.9, full=True)
 def several_labels() -> tuple[Fit, Metric]:
     x, y = digits()
     labels = torch.stack([y % 2, y > 4, (y == 0) | (y == 8), y % 3 == 0], 1).float()
@@ -215,7 +215,7 @@ def trained_teacher() -> nn.Sequential:
     return teacher
 
 
-@fits_well(above=0.93)
+@fits_well(above=0.93, full=True)
 def distillation() -> tuple[Fit, Metric]:
     class Distil(Own):
         def __init__(self) -> None:

@@ -17,7 +17,7 @@ def adam(lr: float) -> Any:
     return partial(torch.optim.Adam, lr=lr)
 
 
-@fits_well(below=0.35)
+@fits_well(below=0.35, full=True)
 def autoencoder() -> tuple[Fit, Metric]:
     class Reconstruct(Own):
         def loss_of(self, batch: Any) -> Tensor:
@@ -180,7 +180,7 @@ def adversarial(module: Adversarial, steps: int) -> tuple[Fit, Metric]:
     return Fit(module, split(x, torch.zeros(2048), batch_size=128)[0], steps=steps), metric
 
 
-@fits_well(below=0.4)
+@fits_well(below=0.4, full=True)
 def adversarial_networks() -> tuple[Fit, Metric]:
     return adversarial(Adversarial(wasserstein=False, rate=1e-3), 1600)
 
@@ -211,7 +211,7 @@ class Couplings(nn.Module):
         return x, log_det
 
 
-@fits_well(below=2.4)
+@fits_well(below=2.4, full=True)
 def coupling_flow() -> tuple[Fit, Metric]:
     class Likelihood(Own):
         def loss_of(self, batch: Any) -> Any:
@@ -252,7 +252,7 @@ def noise_prediction() -> tuple[Fit, Metric]:
     return Fit(module, *split(x, x[:, 0], batch_size=128), steps=300), metric
 
 
-@fits_well(below=0.2)
+@fits_well(below=0.2, full=True)
 def score_by_denoising() -> tuple[Fit, Metric]:
     """The target grows as the noise gets small: noise of a hundredth to one."""
     x = ring(2048)

@@ -72,7 +72,7 @@ def sgd_with_a_large_rate() -> tuple[Fit, Metric]:
     return digit_fit(Task(mlp(64, 64, 10), optimizer=sgd(0.5)), 200)
 
 
-@fits_well(above=0.95)
+@fits_well(above=0.95, full=True)
 def early_stopping() -> tuple[Fit, Metric]:
     stop = EarlyStopping("val_loss", patience=3)
     return digit_fit(
@@ -94,13 +94,13 @@ def bfloat16_on_the_cpu() -> tuple[Fit, Metric]:
     return digit_fit(module, 220, options={"precision": "bf16-mixed"})
 
 
-@fits_well(above=0.95)
+@fits_well(above=0.95, full=True)
 def averaged_weights() -> tuple[Fit, Metric]:
     module = Task(mlp(64, 64, 10), optimizer=sgd(0.1, momentum=0.9))
     return digit_fit(module, 200, callbacks=(WeightAveraging(),))
 
 
-@fits_well(above=0.93)
+@fits_well(above=0.93, full=True)
 def much_dropout_and_weight_decay() -> tuple[Fit, Metric]:
     net = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Dropout(0.5), nn.Linear(256, 128),

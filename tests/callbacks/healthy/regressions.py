@@ -35,7 +35,7 @@ def waves() -> tuple[Tensor, Tensor]:
     return x, (4 * x).sin() + 0.3 * torch.randn(1000, 1, generator=generator())
 
 
-@fits_well(below=0.15)
+@fits_well(below=0.15, full=True)
 def quantiles() -> tuple[Fit, Metric]:
     x, y = waves()
     net, levels = mlp(1, 32, 32, 3), torch.tensor([0.1, 0.5, 0.9])
@@ -50,7 +50,7 @@ def quantiles() -> tuple[Fit, Metric]:
     return Fit(Task(net, pinball, adam(3e-3)), *split(x, y), steps=400), metric
 
 
-@fits_well(below=0.2)
+@fits_well(below=0.2, full=True)
 def gaussian_likelihood() -> tuple[Fit, Metric]:
     x, y = waves()
     net = mlp(1, 32, 32, 2, activation=nn.Tanh)
@@ -142,7 +142,7 @@ class Flow(nn.Module):
         return torch.stack(path, 1)
 
 
-@fits_well(below=0.05)
+@fits_well(below=0.05, full=True)
 def ordinary_differential_equation() -> tuple[Fit, Metric]:
     x = torch.randn(512, 2, generator=generator())
     turn = torch.linalg.matrix_exp(torch.tensor([[-0.1, 2.0], [-2.0, -0.1]]) * 0.2)
@@ -204,7 +204,7 @@ def factorised_ratings() -> tuple[Fit, Metric]:
     return Fit(Ratings(net, optimizer=adam(2e-2)), *split(u, v, ratings), steps=250), metric
 
 
-@fits_well(below=0.2)
+@fits_well(below=0.2, full=True)
 def counts_by_poisson() -> tuple[Fit, Metric]:
     x = torch.randn(800, 4, generator=generator())
     rate = (1 + 0.7 * x[:, :1] - 0.5 * x[:, 1:2]).exp()
@@ -217,7 +217,7 @@ def counts_by_poisson() -> tuple[Fit, Metric]:
     return Fit(module, *split(x, y), steps=300), metric
 
 
-@fits_well(below=0.1)
+@fits_well(below=0.1, full=True)
 def huge_targets_with_a_scaled_loss() -> tuple[Fit, Metric]:
     """The loss is summed over outputs and in the targets' own unit: thousands at first."""
     x, y = waves()

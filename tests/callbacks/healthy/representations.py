@@ -87,7 +87,7 @@ def teacher_by_moving_average() -> tuple[Fit, Metric]:
     return Fit(module, *digit_loaders(128), steps=200), lambda: nearest(module.net)
 
 
-@fits_well(above=0.93)
+@fits_well(above=0.93, full=True)
 def triplets() -> tuple[Fit, Metric]:
     """The hardest sample of another class in the batch is the negative."""
 
@@ -143,7 +143,7 @@ def halves_of_images_with_a_learned_temperature() -> tuple[Fit, Metric]:
     return Fit(module, *digit_loaders(), steps=250), metric
 
 
-@fits_well(above=0.78)
+@fits_well(above=0.78, full=True)
 def redundancy_is_reduced() -> tuple[Fit, Metric]:
     """Barlow twins: the loss is of a matrix of correlations."""
 

@@ -50,7 +50,7 @@ class Cells(nn.Module):
         return out
 
 
-@fits_well(above=0.9)
+@fits_well(above=0.9, full=True)
 def gru_cell_with_clipping() -> tuple[Fit, Metric]:
     module = Task(Cells(), optimizer=adam(1e-2))
     fit = Fit(module, *digit_loaders(), steps=200, options={"gradient_clip_val": 1.0})
@@ -79,7 +79,7 @@ def transformer_with_norms_first() -> tuple[Fit, Metric]:
     return Fit(module, *digit_loaders(), steps=200), of(module, digit_accuracy)
 
 
-@fits_well(above=0.85)
+@fits_well(above=0.85, full=True)
 def transformer_with_norms_last_and_warmup() -> tuple[Fit, Metric]:
     class Warm(Task):
         def configure_optimizers(self) -> Any:
