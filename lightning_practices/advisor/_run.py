@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,6 +11,7 @@ _START = 5  # losses at the start of a fit
 _RECENT = 50  # losses now, at most
 _LATE = 4  # looks
 _LEAST = 20  # losses, for a trend
+_EQUAL = 0.02  # difference of a loss from the whole loss, for the rounding of half precision
 
 
 class WeightLook(NamedTuple):
@@ -23,6 +25,7 @@ class WeightLook(NamedTuple):
         place: Its place among the parameters in the order of the forward pass; -1 if unknown.
         dims: Its number of dimensions; 1 for a scale of channels.
         is_table: Whether its rows are looked up, as an embedding's are.
+        end: The place of the last weight after it, on its branch; -1 if unknown.
 
     Example:
         >>> from lightning_practices.advisor import WeightLook
@@ -37,6 +40,7 @@ class WeightLook(NamedTuple):
     place: int = -1
     dims: int = 2
     is_table: bool = False
+    end: int = -1
 
     @property
     def ratio(self) -> float:
@@ -73,15 +77,19 @@ class LossLook(NamedTuple):
     """A loss in a batch.
 
     Attributes:
-        kind: ``"cross_entropy"``, ``"bce"`` or ``"mse"``.
+        kind: ``"cross_entropy"``, ``"bce"``, ``"mse"``, ``"smooth_l1"`` or ``"huber"``.
         value: Its mean.
-        prior: Its mean if the target's frequencies, or its mean, were predicted for each sample.
+        prior: Its mean if the target's frequencies, its mean or its median were predicted for each
+            sample.
         classes: The number of classes in the batch; 0 for other kinds than ``"cross_entropy"``.
         first_class: The class of the first sample.
+        is_data: Whether the target comes from the batch, rather than from a network, an
+            environment or a random generator in the step.
+        total: The whole loss of the step; nan if that isn't known.
 
     Example:
         >>> from lightning_practices.advisor import Look, LossLook, Run
-        >>> look = Look(step=10, losses=[LossLook("cross_entropy", value=0.3, prior=2.3)])
+        >>> look = Look(step=10, losses=[LossLook("cross_entropy", 0.3, prior=2.3, total=0.3)])
         >>> run = Run(steps=10, looks=[look])
         >>> run.prior, run.has_learnt
         (2.3, True)
@@ -92,6 +100,8 @@ class LossLook(NamedTuple):
     prior: float
     classes: int = 0
     first_class: int = -1
+    is_data: bool = True
+    total: float = math.nan
 
 
 class BatchLook(NamedTuple):
@@ -101,6 +111,7 @@ class BatchLook(NamedTuple):
         sums: Sums over its tensors, by which a batch is recognised.
         equal: Share of its samples that equal the first one.
         samples: The number of its samples.
+        is_constant: Whether each of its tensors holds one number alone: it isn't data.
 
     Example:
         >>> from lightning_practices.advisor import BatchLook, Look, Run, training_rules
@@ -113,6 +124,7 @@ class BatchLook(NamedTuple):
     sums: tuple[float, ...]
     equal: float
     samples: int
+    is_constant: bool = False
 
 
 class Norms(NamedTuple):
@@ -189,6 +201,7 @@ class Look:
         losses: The losses.
         batch: The batch; ``None`` if it holds no tensor of several samples.
         norms: The norms of each optimizer's gradients, by its index.
+        is_whole: Whether ``losses`` are all terms of the loss of the step.
 
     Example:
         >>> from lightning_practices.advisor import Look, WeightLook
@@ -204,6 +217,7 @@ class Look:
     losses: list[LossLook] = field(default_factory=list)
     batch: BatchLook | None = None
     norms: dict[int, Norms] = field(default_factory=dict)
+    is_whole: bool = False
 
     def layers(self, optimizer: int) -> list[tuple[str, WeightLook]]:
         """Return an optimizer's weights that multiply, in the order of the forward pass."""
@@ -213,6 +227,18 @@ class Look:
             if one.optimizer == optimizer and one.place >= 0 and one.dims > 1 and not one.is_table
         ]
         return sorted(found, key=lambda pair: pair[1].place)
+
+    def branches(self, optimizer: int) -> list[list[tuple[str, WeightLook]]]:
+        """Return :meth:`layers` by the branch that they are on: they end at the same layer."""
+        found: dict[int, list[tuple[str, WeightLook]]] = {}
+        for name, one in self.layers(optimizer):
+            found.setdefault(one.end, []).append((name, one))
+        return list(found.values())
+
+    @property
+    def is_of_data(self) -> bool:
+        """Whether the loss is known to be one of targets that come from the batch."""
+        return self.is_whole and bool(self.losses) and all(one.is_data for one in self.losses)
 
     @property
     def is_finite(self) -> bool:
@@ -308,27 +334,50 @@ class Run:
         return statistics.fmean(before) - statistics.fmean(last) > 2 * math.sqrt(variance)
 
     @property
+    def is_of_data(self) -> bool:
+        """Whether the loss is known to be one of data: it falls where training goes well.
+
+        Others may rise, or stay, as their targets move: those of reinforcement learning, of slow
+        copies of a network, of losses whose terms are balanced in time.
+        """
+        looks = self.looks[-_LATE:]
+        return bool(looks) and all(look.is_of_data for look in looks)
+
+    @property
     def has_not_fallen(self) -> bool:
         """Whether the training loss is known, and hardly lower now than at the start."""
         trend = self.trend
         return trend is not None and trend.now > trend.start - 0.1 * abs(trend.start)
 
     @property
-    def priors(self) -> Mapping[str, tuple[float, float]]:
-        """The mean of each kind of loss, and that of its prior, over the last looks."""
-        looks = self.looks[-_LATE:]
-        found = {}
-        for kind in {one.kind for look in looks for one in look.losses}:
-            pairs = [(x.value, x.prior) for look in looks for x in look.losses if x.kind == kind]
-            values, priors = zip(*pairs, strict=True)
-            found[kind] = statistics.fmean(values), statistics.fmean(priors)
-        return found
+    def priors(self) -> Mapping[tuple[str, int], tuple[float, float]]:
+        """The mean of each loss, and that of its prior, over the last looks.
+
+        Losses are known by their kind, and their place among those of that kind in a step.
+        """
+        found: dict[tuple[str, int], list[LossLook]] = {}
+        for look in self.looks[-_LATE:]:
+            places: Counter[str] = Counter()
+            for one in look.losses:
+                found.setdefault((one.kind, places[one.kind]), []).append(one)
+                places[one.kind] += 1
+        return {
+            key: (statistics.fmean(x.value for x in same), statistics.fmean(x.prior for x in same))
+            for key, same in found.items()
+        }
 
     @property
     def prior(self) -> float | None:
-        """The loss of the prior; ``None`` unless there is one kind of loss that has one."""
+        """The loss of the prior; ``None`` unless the loss is one alone, of data, in its own scale.
+
+        A loss may be scaled, weighted by samples or summed: then its prior's can't be compared
+        with it.
+        """
         found = [prior for _, prior in self.priors.values()]
-        return found[0] if len(found) == 1 and found[0] > 0 else None
+        losses = [one for look in self.looks[-_LATE:] for one in look.losses]
+        is_same = all(abs(x.total - x.value) <= _EQUAL * abs(x.value) for x in losses)
+        known = len(found) == 1 and found[0] > 0 and is_same and self.is_of_data
+        return found[0] if known else None
 
     @property
     def has_learnt(self) -> bool:
@@ -337,8 +386,8 @@ class Run:
 
     @property
     def is_no_better(self) -> bool:
-        """Whether losses are known, and none is better than its prior's."""
-        return bool(self.priors) and all(value > 0.95 * p for value, p in self.priors.values())
+        """Whether the losses are of data, and none is better than its prior's."""
+        return self.is_of_data and all(value > 0.95 * p for value, p in self.priors.values())
 
     def ratios(self, name: str, looks: Sequence[Look]) -> Iterator[float]:
         """Yield a parameter's ratios of update to weight that were measured."""

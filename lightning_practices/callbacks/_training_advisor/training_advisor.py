@@ -62,6 +62,11 @@ class TrainingAdvisor(PracticeCallback):
     so that the layer of the first number that isn't finite is named; on other devices
     ``every_n_steps=1`` does so.
 
+    **Which losses have to fall.** Those of data: the graph shows a loss of torch whose target comes
+    from the batch, and no other term but penalties. Losses whose targets move, as those of agents
+    and slow teachers, and losses that are written by hand may rise or stay while training goes
+    well. Of these, rules use what the weights and gradients show.
+
     Code that is compiled, activations that are checkpointed and functions of
     ``torch.autograd.Function`` are not looked into. On several ranks, all that ranks have measured
     is taken together, and all ranks report the same.
@@ -139,7 +144,9 @@ class TrainingAdvisor(PracticeCallback):
         self._waiting.begin()
         self._backward = []
         self._batch = batch
-        if self._open is None and trainer.global_step >= self._next:
+        if self._open is not None:
+            self._open.next_batch(batch)
+        elif trainer.global_step >= self._next:
             self._open = OpenLook(trainer, pl_module, batch)
 
     @override
@@ -157,7 +164,7 @@ class TrainingAdvisor(PracticeCallback):
             step = trainer.global_step
             self._not_finite = not_finite.find(pl_module, graph, self._batch, step)
         elif look is not None:
-            look.note_loss(look.graph(loss))
+            look.note_loss(loss, look.graph(loss), _scale(trainer, pl_module))
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -191,7 +198,7 @@ class TrainingAdvisor(PracticeCallback):
         self._waiting.end(is_idle=is_idle)
 
     def _note_loss(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
-        """Keep the loss of a batch, which Lightning has divided if it accumulates gradients."""
+        """Keep the loss of a batch, as the training step has returned it."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not pl_module.automatic_optimization:
             self._has_one_loss &= len(self._backward) <= 1
@@ -199,6 +206,8 @@ class TrainingAdvisor(PracticeCallback):
             loss = self._backward[0] if self._backward and not is_scaled else None
         self._backward = []
         if self._has_one_loss and isinstance(loss, Tensor) and loss.numel() == 1:
+            if pl_module.automatic_optimization:
+                loss = loss * trainer.accumulate_grad_batches
             self._history.add(_LOSS, trainer.global_step, loss, stepwise=True)
 
     def _settle(self) -> None:
@@ -343,6 +352,13 @@ class TrainingAdvisor(PracticeCallback):
 
     def _show(self) -> None:
         rank_zero_info(f"TrainingAdvisor: {self.report}")
+
+
+def _scale(trainer: Trainer, module: LightningModule) -> float:
+    """Return what Lightning multiplies a loss with before its backward pass; nan if unknown."""
+    if grad_scaler(trainer) is not None:
+        return math.nan
+    return 1 / trainer.accumulate_grad_batches if module.automatic_optimization else 1.0
 
 
 def _is_validation_loss(name: str) -> bool:
