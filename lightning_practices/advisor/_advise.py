@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_practices._arguments import check_instance
 from lightning_practices._packages import check_one_package, either
 from lightning_practices.advisor._observation import Observation
-from lightning_practices.advisor._observe import observe, release
+from lightning_practices.advisor._observe import observe, release_observation
 from lightning_practices.advisor._report import Report
 from lightning_practices.advisor._rule import Finding, Rule
 from lightning_practices.advisor.rules import all_rules, rules_matching
@@ -70,12 +70,14 @@ def advise(
     )
     rules = [rule for rule in asked or all_rules() if rule not in left_out]
     seen = observe(module, data, trainer)
-    if seen.failure is not None:
-        rules = [rule for rule in rules if rule.id.startswith(_LOSSES)]
-    found = _found(rules, seen)
-    if seen.failure is not None and not any(one.severity == "error" for one in found):
-        raise seen.failure
-    release(seen.module, seen.observer)
+    try:
+        if seen.failure is not None:
+            rules = [rule for rule in rules if rule.id.startswith(_LOSSES)]
+        found = _found(rules, seen)
+        if seen.failure is not None and not any(one.severity == "error" for one in found):
+            raise seen.failure
+    finally:
+        release_observation(seen)
     return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
 
 

@@ -17,7 +17,8 @@ from typing_extensions import override
 from lightning_practices._arguments import check_instance, check_path, check_whole
 from lightning_practices._packages import OfBothPackages, either
 from lightning_practices.advisor._isolation import copied_module, isolated
-from lightning_practices.advisor._observe import observe, observer_of, release, simplify
+from lightning_practices.advisor._observe import observe, observer_of, release_observation
+from lightning_practices.advisor._observed_copy import release, simplify
 from lightning_practices.advisor._trace import Loss
 from lightning_practices.files import replacing
 
@@ -162,7 +163,8 @@ def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200
         fitting.limit_val_batches = 0
         fitting.strategy.batch_to_device = _as_received  # type: ignore[method-assign]
         fitting.fit(model, _Repeated(seen.train.batches[0].received, steps))
-        release(model, fitting)
+        release(fitting, model)
+    release_observation(seen)
     if not watch.losses:
         raise ValueError(
             f"no training step of {type(module).__name__} gave a loss: on the first batch each"

@@ -72,7 +72,9 @@ def eval_step(seen: Observation, size: int, changed: int | None = None) -> Step 
             return None
     loss = result.get("loss") if isinstance(result, dict) else result
     roots = [recorder.value_of(loss)] if isinstance(loss, Tensor) else []
-    return Step(recorder.calls, roots, batch, {})
+    step = Step(recorder.calls, roots, batch, {})
+    seen.trials.append(step)
+    return step
 
 
 @contextmanager

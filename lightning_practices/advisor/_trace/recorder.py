@@ -85,6 +85,7 @@ class Recorder(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+            del self.before_backward, self.after_backward  # may refer to what holds the recorder
 
     def _hooks(self) -> Iterator[RemovableHandle]:
         for name, module in self._module.named_modules():
