@@ -30,7 +30,7 @@ def test_the_worst_comes_first() -> None:
     found = [finding("LP3", "hint"), finding("LP9", "error"), finding("LP2", "error")]
     report = Report([*found, finding("LP1", "warning")], ("LP1",), "Net")
     assert [one.id for one in report] == ["LP2", "LP9", "LP1", "LP3"]
-    assert repr(report) == "Net: 2 errors, 1 warning, 1 hint of 1 rule"
+    assert repr(report) == "Net: 2 errors, 1 warning, 1 hint (1 rule asked)"
     assert report.exit_code == 1
     assert Report([finding(severity="warning")]).exit_code == 0
 
@@ -78,7 +78,7 @@ def test_html_is_one_file_with_everything_escaped(tmp_path: Path) -> None:
     assert page.open == []
     assert "<b>3 & 4</b>" in page.text
     assert not re.search(r"(src|href)=\"(?!data:)", text)  # nothing is fetched
-    assert "1 error of 1 rule" in page.text
+    assert "1 error (1 rule asked)" in page.text
     with pytest.raises(OSError, match="missing"):
         report.write_html(tmp_path / "missing" / "report.html")
 
