@@ -40,8 +40,9 @@ def advise(
 
     Args:
         module: The module.
-        data: A datamodule, a train loader, or a pair of train and validation loaders. ``None`` for
-            the loaders that the module defines.
+        data: A datamodule, a train loader, or a pair ``(train, validation)`` of loaders. As for
+            ``Trainer.fit``, a list or dict holds several loaders that give one batch together.
+            ``None`` for the loaders that the module defines.
         trainer: The Trainer of the fit, for rules about the plan: its length, callbacks, precision.
             It runs nothing.
         ignore: Identifiers of rules to leave out, such as ``"LP201"``, or their beginnings, such as
@@ -52,9 +53,10 @@ def advise(
         The report.
 
     Raises:
-        TypeError: If ``module`` is not a LightningModule, or ``trainer`` not a Trainer of the same
-            package.
-        ValueError: If ``ignore`` or ``select`` names no rule. If there is no training data.
+        TypeError: If ``module`` is not a LightningModule, ``data`` is neither a datamodule nor
+            loaders, or ``trainer`` is not a Trainer of the same package.
+        ValueError: If ``ignore`` or ``select`` names no rule. If there is no training data, or
+            ``on_train_batch_start`` skips all of it.
 
     Example:
         >>> report = advise(module, datamodule)  # doctest: +SKIP

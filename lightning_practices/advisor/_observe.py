@@ -10,16 +10,16 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from lightning_practices._names import plain_name
+from lightning_practices._names import count, plain_name
 from lightning_practices._packages import OfBothPackages, twin_of
 from lightning_practices.advisor._configured import callbacks_of_module
+from lightning_practices.advisor._data import note_on, parts_of
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
 from lightning_practices.advisor._observation import Batch, Observation, Split, Step
 from lightning_practices.advisor._observed_copy import (
@@ -40,6 +40,7 @@ _QUICK = 0.25  # seconds for all steps
 # Of a fit whose Trainer isn't given. A schedule of so many steps or epochs has asked for them: an
 # author would write round numbers.
 _LENGTH, _EPOCHS = 1009, 11
+_SKIPPED = 10  # epochs without a step, after which no more are tried
 _PLAN = ("accelerator", "max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches")
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 
@@ -56,20 +57,17 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         trainer: The user's Trainer, which is only read, or ``None``.
 
     Raises:
-        ValueError: If there is no training data.
+        TypeError: If ``data`` is neither a datamodule nor loaders.
+        ValueError: If there is no training data, or no step ran.
     """
-    if data is None and not is_overridden("train_dataloader", module):
-        raise ValueError(
-            f"got no training data: give a datamodule or loaders, as {type(module).__name__} has no"
-            " train_dataloader"
-        )
+    parts_of(module, data)  # raises for what is no data, before anything is copied
     with isolated(module, data), torch.compiler.set_stance("force_eager"):
         model = copied_module(module)
         callbacks = [] if trainer is None else list(trainer.callbacks)  # type: ignore[attr-defined]
         callbacks += callbacks_of_module(model)
         simplify(model)
         observer = observer_of(module, trainer)
-        datamodule, train, val = _parts(copied_data(data))
+        datamodule, train, val = parts_of(model, copied_data(data))
         for maker in (model, datamodule):
             copy_loaders(maker)
         seen = Observation(
@@ -86,13 +84,12 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         except Exception as error:
             if not watch.note_failure(model, error):
                 release_observation(seen)
+                if note := note_on(data):
+                    error.add_note(note)
                 raise
     if not seen.steps:
         release_observation(seen)
-        raise ValueError(
-            "the training data gave no batch, so that no step could be looked at: give data with at"
-            " least one batch"
-        )
+        raise ValueError(watch.no_step)
     return seen
 
 
@@ -112,15 +109,6 @@ def _materialise(
     first.limit_val_batches = 0
     first.fit(model, *data)
     release_trainer(first, model)
-
-
-def _parts(data: Any) -> tuple[Any, Any, Any]:
-    """Return the datamodule, the train loader and the validation loader, or ``None`` for each."""
-    if hasattr(data, "prepare_data"):
-        return data, None, None
-    if isinstance(data, tuple) and len(data) == 2:
-        return None, *data
-    return None, data, None
 
 
 def observer_of(module: LightningModule, trainer: Trainer | None, **changes: Any) -> Trainer:
@@ -159,6 +147,8 @@ class _Watch(OfBothPackages, Callback):
         self.recorder.before_backward = self._before_backward
         self.recorder.after_backward = self._after_backward
         self._step = OpenStep()
+        self._skipped = 0  # epochs that ended before their first step
+        self._has_batch = False
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -186,6 +176,20 @@ class _Watch(OfBothPackages, Callback):
             self.seen.steps.append(self._step.closed(module, self.recorder))
         return True
 
+    @property
+    def no_step(self) -> str:
+        """Why no step could be looked at."""
+        if self._has_batch:
+            return (
+                f"on_train_batch_start of {type(self.seen.module).__name__} returned -1 for the"
+                f" first batch of {count(self._skipped, 'epoch')}, which skips the epoch: let it"
+                " return None for a batch that is to be looked at"
+            )
+        return (
+            "the training data gave no batch, so that no step could be looked at: give data with at"
+            " least one batch"
+        )
+
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.seen.weights = weights_of(pl_module)
@@ -212,6 +216,7 @@ class _Watch(OfBothPackages, Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._has_batch = True
         self._step = OpenStep(batch, self._step.shared)
         self._optimizer_steps.begin()
         self.recorder.begin(batch)
@@ -254,6 +259,12 @@ class _Watch(OfBothPackages, Callback):
         is_judged = pl_module.automatic_optimization or self._optimizer_steps.are_judged
         is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
         if not is_open:
+            trainer.should_stop = True
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._skipped += not self.seen.steps
+        if self._skipped >= _SKIPPED:
             trainer.should_stop = True
 
     @override

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from lightning_practices.advisor._configured import with_monitors
+from lightning_practices.advisor._data import gives_loader
 from lightning_practices.advisor._isolation import copied_data
 
 _LOADERS = ("train_dataloader", "val_dataloader")
@@ -60,8 +61,7 @@ def copy_loaders(maker: Any) -> None:
         return lambda: copied_data(make())
 
     for name in _LOADERS:
-        own = getattr(type(maker), name, None)
-        if own is not None and own.__qualname__ != f"DataHooks.{name}":
+        if gives_loader(maker, name):
             setattr(maker, name, copying(getattr(maker, name)))
 
 

@@ -21,8 +21,8 @@ def no_loss(seen: Observation) -> Iterator[Evidence]:
     if not any(step.roots for step in seen.steps):
         steps = len(seen.steps)
         yield Evidence(
-            f"training_step returned None in {'each of ' * (steps > 1)}"
-            f"{count(steps, 'step')} that ran: Lightning skips such a batch, and nothing is trained",
+            f"training_step returned None in {'each of ' * (steps > 1)}{count(steps, 'step')}:"
+            " Lightning skips such a batch, and nothing is trained",
             "return loss at the end of training_step",
             numbers={"steps": steps},
         )
