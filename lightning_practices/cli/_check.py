@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "MODULE and DATA are classes: package.Class, or file.py:Class. DATA is a"
         " LightningDataModule; without it, the module has the dataloaders. All other options are"
         " those of `fit`, such as --config fit.yaml, --model.lr=1e-3 or --trainer.max_epochs=10."
-        " Rules about the plan of the fit, its length and callbacks, are asked where the Trainer has"
+        " Rules about the plan of the fit, such as its length, are asked where the Trainer has"
         " options. Exit status: 0 without errors, 1 with errors, 2 for a wrong call."
     )
     parser.add_argument("--list", action="store_true",
