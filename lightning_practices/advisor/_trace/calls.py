@@ -1,6 +1,7 @@
 """Calls of functions on tensors, and the values between them."""
 
 import linecache
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -46,17 +47,26 @@ class Statistics(NamedTuple):
         wide = wide.to_dense() if wide.is_sparse else wide
         wide = wide if wide.dtype == torch.float64 else wide.float()
         total = wide.numel()
-        finite = torch.isfinite(wide)
-        kept = wide if bool(finite.all()) else wide[finite]
+        if not total:
+            return cls(*[float("nan")] * 5, 0.0)
+        found = _measured(wide)
+        if all(map(math.isfinite, found[2:4])):  # the ends, which nan and inf reach too
+            return cls(*found[:4], 1.0, found[4])
+        kept = wide[torch.isfinite(wide)]
         if not kept.numel():
-            nan = float("nan")
-            return cls(nan, nan, nan, nan, 0.0 if total else nan, 0.0)
-        std, mean = torch.std_mean(kept, correction=0)
-        low, high = kept.aminmax()
-        zero = (kept == 0).float().mean()
-        found = torch.stack([each.double() for each in (mean, std, low, high, zero)])
-        mean, std, low, high, zero = found.tolist()
-        return cls(mean, std, low, high, kept.numel() / total, zero)
+            return cls(*[float("nan")] * 4, 0.0, 0.0)
+        found = _measured(kept)
+        return cls(*found[:4], kept.numel() / total, found[4])
+
+
+def _measured(x: Tensor) -> list[float]:
+    """Return mean, standard deviation, least, greatest, and the share of zeros."""
+    low, high = x.aminmax()
+    mean = x.mean()
+    # torch.std_mean takes four times as long on a CPU.
+    std = (x - mean).square_().mean().sqrt().where(low != high, 0)
+    zero = 1 - x.count_nonzero().double() / x.numel()
+    return torch.stack([each.double() for each in (mean, std, low, high, zero)]).tolist()
 
 
 @dataclass(eq=False)
