@@ -192,9 +192,7 @@ def _variation(x: Tensor) -> float | None:
     rows = x.flatten(1)
     rows = rows[:, :: max(1, rows.shape[1] // _COLUMNS)]
     wide = rows if rows.dtype == torch.float64 else rows.float()
-    wide = (
-        wide - wide[:1]
-    )  # so that equal rows have no variation, whatever their mean is rounded to
+    wide = wide - wide[:1]  # so that equal rows have no variation, in spite of rounding
     return float((wide - wide.mean(dim=0)).square_().mean().sqrt())
 
 
