@@ -35,7 +35,8 @@ def advise(
     explains: the report then holds the rules on outputs and losses only.
 
     No effect stays: module, loaders, datamodule, Trainer and random states are as before, bit for
-    bit. Datasets are shared with the copy, so that a dataset which changes while it is read, such
+    bit. But the user's own code runs, such as ``prepare_data`` and hooks, also those of
+    ``Tensor.register_hook``, and what it writes to files stays written. Datasets are shared with the copy, so that a dataset which changes while it is read, such
     as a stream, has given away the batches that were read.
 
     Args:

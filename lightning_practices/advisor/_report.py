@@ -57,7 +57,7 @@ class Report:
         return int(bool(self.of("error")))
 
     def to_json(self) -> str:
-        """Return the report as JSON: ``subject``, ``checked`` and ``findings``.
+        """Return the report as JSON: ``subject``, ``findings`` and ``checked``.
 
         A finding has the attributes of :class:`Finding`, what is wrong first. Numbers that JSON
         doesn't know, such as nan, are ``null``.
@@ -67,7 +67,7 @@ class Report:
             | {"numbers": {k: x if math.isfinite(x) else None for k, x in one.numbers.items()}}
             for one in self.findings
         ]
-        report = {"subject": self.subject, "checked": [*self.checked], "findings": found}
+        report = {"subject": self.subject, "findings": found, "checked": [*self.checked]}
         return json.dumps(report, allow_nan=False)
 
     def write_html(

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -40,6 +43,34 @@ def test_text_shows_markup_of_names_as_it_is() -> None:
     assert "got [bold]x[/] < 3" in text
     assert "net[0]" in text
     assert "at step 7" in text
+
+
+def test_what_is_wrong_comes_before_the_practice(tmp_path: Path) -> None:
+    one = finding(practice="healthy", message="ill", remedy="cure", modules=("", "net.0"), step=7)
+    assert str(one) == (
+        "error LP201: ill (in the module itself, net.0, at step 7). To mend it: cure"
+    )
+    assert str(finding(message="ill", remedy="cure")) == "error LP201: ill. To mend it: cure"
+    report = Report([one], ("LP201",), "Net")
+    report.write_html(tmp_path / "report.html")
+    page = Tags()
+    page.feed((tmp_path / "report.html").read_text().partition("</head>")[2])
+    for text in (str(report), report.to_json(), page.text):
+        places = [text.index(word) for word in ("ill", "cure", "healthy")]
+        assert places == sorted(places)
+
+
+def test_text_for_a_terminal_that_knows_ascii_alone() -> None:
+    program = """
+from lightning_practices.advisor import Finding, Report
+print(Report([Finding("LP201", "error", "p", "got \\u00b5", "r")], ("LP201",), "Net"))
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True, check=True,
+    ).stdout.decode("ascii")  # fmt: skip
+    assert "+----" in shown
+    assert "got \\xb5" in shown
 
 
 def test_json_holds_everything_and_no_nan() -> None:
