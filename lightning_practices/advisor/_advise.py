@@ -36,8 +36,9 @@ def advise(
 
     No effect stays: module, loaders, datamodule, Trainer and random states are as before, bit for
     bit. But the user's own code runs, such as ``prepare_data`` and hooks, also those of
-    ``Tensor.register_hook``, and what it writes to files stays written. Datasets are shared with the copy, so that a dataset which changes while it is read, such
-    as a stream, has given away the batches that were read.
+    ``Tensor.register_hook``, and what it writes to files stays written. Datasets are shared with
+    the copy, so that a dataset which changes while it is read, such as a stream, has given away the
+    batches that were read.
 
     Args:
         module: The module.
