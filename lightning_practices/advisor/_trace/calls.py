@@ -46,17 +46,17 @@ class Statistics(NamedTuple):
         wide = wide.abs() if wide.is_complex() else wide
         wide = wide.to_dense() if wide.is_sparse else wide
         wide = wide if wide.dtype == torch.float64 else wide.float()
-        total = wide.numel()
+        total, nan = wide.numel(), float("nan")
         if not total:
-            return cls(*[float("nan")] * 5, 0.0)
-        found = _measured(wide)
-        if all(map(math.isfinite, found[2:4])):  # the ends, which nan and inf reach too
-            return cls(*found[:4], 1.0, found[4])
+            return cls(nan, nan, nan, nan, nan, 0.0)
+        mean, std, low, high, zero = _measured(wide)
+        if math.isfinite(low) and math.isfinite(high):  # which nan and inf reach too
+            return cls(mean, std, low, high, 1.0, zero)
         kept = wide[torch.isfinite(wide)]
         if not kept.numel():
-            return cls(*[float("nan")] * 4, 0.0, 0.0)
-        found = _measured(kept)
-        return cls(*found[:4], kept.numel() / total, found[4])
+            return cls(nan, nan, nan, nan, 0.0, 0.0)
+        mean, std, low, high, zero = _measured(kept)
+        return cls(mean, std, low, high, kept.numel() / total, zero)
 
 
 def _measured(x: Tensor) -> list[float]:
@@ -66,7 +66,8 @@ def _measured(x: Tensor) -> list[float]:
     # torch.std_mean takes four times as long on a CPU.
     std = (x - mean).square_().mean().sqrt().where(low != high, 0)
     zero = 1 - x.count_nonzero().double() / x.numel()
-    return torch.stack([each.double() for each in (mean, std, low, high, zero)]).tolist()
+    found = torch.stack([each.double() for each in (mean, std, low, high, zero)])
+    return [float(each) for each in found.tolist()]
 
 
 @dataclass(eq=False)
