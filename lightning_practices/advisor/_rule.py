@@ -4,6 +4,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from typing_extensions import override
+
+from lightning_practices._names import some
+
 Severity = Literal["error", "warning", "hint"]
 """How bad a finding is, the worst first."""
 
@@ -35,13 +39,13 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault, or a missing practice, with its evidence.
+    """A fault, or a missing practice, with its evidence. ``print`` shows it in a line.
 
     Attributes:
         id: Identifier of the rule, such as ``"LP201"``.
         severity: ``"error"`` for what makes training wrong, ``"warning"`` for what is likely to
             harm it, ``"hint"`` for what may be better.
-        practice: The practice, in a few words.
+        practice: The practice that is broken or missing, as healthy programs have it.
         message: What is wrong, with its numbers and names.
         remedy: A line of code, or a sentence, that mends it.
         modules: Names of the modules or parameters concerned.
@@ -70,6 +74,18 @@ class Finding:
     numbers: Mapping[str, float] = field(default_factory=dict)
     source: str = ""
     step: int | None = None
+
+    @property
+    def where(self) -> str:
+        """The modules and the step, as ``"in net.4, at step 7"``; empty if there are none."""
+        names = [name or "the module itself" for name in self.modules]
+        places = [f"in {some(names)}"] if names else []
+        return ", ".join([*places, *([f"at step {self.step}"] if self.step is not None else [])])
+
+    @override
+    def __str__(self) -> str:
+        where = f" ({self.where})" if self.where else ""
+        return f"{self.severity} {self.id}: {self.message}{where}. To mend it: {self.remedy}"
 
 
 Find = Callable[[Any], Iterator[Evidence]]  # of an Observation, or of a Run

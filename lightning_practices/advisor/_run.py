@@ -89,8 +89,8 @@ class LossLook(NamedTuple):
 
     Example:
         >>> from lightning_practices.advisor import Look, LossLook, Run
-        >>> look = Look(step=10, losses=[LossLook("cross_entropy", 0.3, prior=2.3, total=0.3)])
-        >>> run = Run(steps=10, looks=[look])
+        >>> loss = LossLook("cross_entropy", 0.3, prior=2.3, is_data=True, total=0.3)
+        >>> run = Run(steps=10, looks=[Look(step=10, losses=[loss], is_whole=True)])
         >>> run.prior, run.has_learnt
         (2.3, True)
     """

@@ -87,7 +87,9 @@ def run_in_eval_mode(
             return None
     loss = result.get("loss") if isinstance(result, dict) else result
     roots = [recorder.value_of(loss)] if isinstance(loss, Tensor) else []
-    return Step(recorder.calls, roots, batch, {})
+    step = Step(recorder.calls, roots, batch, {})
+    seen.trials.append(step)
+    return step
 
 
 @contextmanager

@@ -75,13 +75,16 @@ def test_rules_can_be_ignored() -> None:
         TrainingAdvisor(ignore=["LP9"])
 
 
-def test_each_finding_is_shown_once() -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+def test_each_finding_is_shown_once_and_all_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lightning.pytorch"):
         fit_of(FAULTY_FITS["never_zeroed"].make())
-    shown = [str(one.message) for one in caught if "LP815" in str(one.message)]
-    assert len(shown) == 1
-    assert "optimizer.zero_grad()" in shown[0]
+    shown = [one for one in caplog.records if "LP815" in one.getMessage()]
+    assert [one.levelname for one in shown] == ["WARNING", "INFO"]
+    found, table = (one.getMessage() for one in shown)
+    assert found.startswith("TrainingAdvisor: error LP815: ")
+    assert "at step " in found
+    assert "To mend it: optimizer.zero_grad()" in found
+    assert "optimizer.zero_grad()" in table
 
 
 def test_watching_changes_nothing() -> None:

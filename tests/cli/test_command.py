@@ -1,6 +1,7 @@
 """The command ``lightning-practices``: what it prints, writes and returns."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import yaml
 from torch import nn
 
 from lightning_practices import __version__
+from lightning_practices.advisor import all_rules, training_rules
 from lightning_practices.callbacks import unfreezing_schedule
 from lightning_practices.cli import main
 from tests.cli.programs import small
@@ -70,7 +72,33 @@ def test_check_selects_and_ignores_rules(capsys: Output) -> None:
     faulty = ["check", NET, DATA, "--model.softmax=true", "--trainer.logger=false"]
     assert main([*faulty, "--ignore", "LP2"]) == 0
     assert main([*faulty, "--select", "LP201"]) == 1
-    assert "Cross entropy gets logits" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "applies softmax to the output of softmax" in " ".join(shown.split())
+    assert "practice: Cross entropy gets logits, not probabilities" in shown
+
+
+def test_check_asks_of_the_plan_where_the_trainer_has_options(capsys: Output) -> None:
+    arguments = ["check", "tests.cli.programs.Plain", DATA, "--select", "LP614", "--json"]
+    config = {"trainer": {"enable_checkpointing": False}}
+    Path("trainer.yaml").write_text(yaml.safe_dump(config))
+    found = []
+    for more in ([], ["--trainer.max_epochs=2000", "--trainer.enable_checkpointing=false"],
+                 ["--config", "trainer.yaml"]):  # fmt: skip
+        assert main([*arguments, *more]) == 0
+        report = json.loads(capsys.readouterr().out)
+        assert report["checked"] == ["LP614"]
+        found.append([one["id"] for one in report["findings"]])
+    assert found == [[], ["LP614"], ["LP614"]]
+
+
+def test_check_lists_the_rules(capsys: Output) -> None:
+    assert main(["check", "--list"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    shown = {row[0]: row[1] for row in rows if row and re.fullmatch(r"LP\d{3}", row[0])}
+    assert shown == {rule.id: rule.severity for rule in all_rules() + training_rules()}
+    assert main(["check", "--list", "--select", "LP64", "--ignore", "LP644"]) == 0
+    shown_ids = re.findall(r"LP\d{3}", capsys.readouterr().out)
+    assert shown_ids == [rule.id for rule in all_rules() if rule.id[:4] == "LP64"][:-1]
 
 
 def test_check_reads_the_file_of_a_fit(capsys: Output) -> None:
@@ -88,7 +116,7 @@ def test_check_reads_the_file_of_a_fit(capsys: Output) -> None:
     [
         (["check", "missing.py:Net"], "missing.py is not a file"),
         (["check", NET, DATA, "more"], "there are at most two classes"),
-        (["check", NET, DATA, "--select", "LP999"], "begins no rule"),
+        (["check", NET, DATA, "--select", "LP999"], "begins no rule's identifier"),
         (["fuse", "resnt18"], "did you mean resnet18"),
         (["fuse", "no.such.Model"], "there is no module 'no'"),
         (["fuse", "tests.cli.programs.smal"], "did you mean small?"),

@@ -21,6 +21,7 @@ from lightning_practices.advisor._trace.idioms import Given, plain
 from lightning_practices.advisor._trace.losses import LOSSES
 
 _MEASURED = LAYERS | NORMS | ACTIVATIONS | CLAMPS | SOFTMAXES | LOSSES.keys()
+_COLUMNS = 4096  # of a value, about, whose variation is measured
 _KEPT = LOSSES.keys() | {"sub", "__sub__", "__rsub__", "rsub"}  # the last are parts of losses
 _KEPT |= {"cosine_embedding_loss", "margin_ranking_loss"}
 _LIBRARIES = tuple(f"{Path(sys.modules[name].__file__ or '').parent}/" for name in ("torch",))
@@ -86,6 +87,7 @@ class Recorder(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+            del self.before_backward, self.after_backward  # may refer to what holds the recorder
 
     def _hooks(self) -> Iterator[RemovableHandle]:
         for name, module in self._module.named_modules():
@@ -195,8 +197,11 @@ def _variation(x: Tensor) -> float | None:
     """Return the standard deviation along the first dimension, as a root mean square."""
     if x.dim() < 2 or x.shape[0] < 2 or not x.numel():
         return None
-    wide = x if x.dtype == torch.float64 else x.float()
-    return float(wide.var(dim=0, correction=0).mean().sqrt())
+    rows = x.flatten(1)
+    rows = rows[:, :: max(1, rows.shape[1] // _COLUMNS)]
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    wide = wide - wide[:1]  # so that equal rows have no variation, in spite of rounding
+    return float((wide - wide.mean(dim=0)).square_().mean().sqrt())
 
 
 def _keep(inputs: list[Value], tensors: Any) -> None:

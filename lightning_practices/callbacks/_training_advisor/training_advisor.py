@@ -1,5 +1,6 @@
 """The callback that watches a fit, and says what is wrong with it."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -50,8 +51,9 @@ class TrainingAdvisor(PracticeCallback):
     of each step, batches that are alike, and waiting for data.
     :func:`~lightning_practices.advisor.training_rules` lists the rules.
 
-    Each finding is shown once, when it is found, and all of them as a table when the fit ends. If
-    :class:`LearningCurves` draws this fit, the findings are marked in its picture.
+    Lightning's logger ``"lightning.pytorch"`` shows each finding once, when it is found, and all of
+    them as a table when the fit ends. If :class:`LearningCurves` draws this fit, the findings are
+    marked in its picture.
 
     **When.** One step is measured about every ``every_n_steps`` optimizer steps, at intervals that
     differ, so that they have no common divisor with batches or optimizers that alternate. At the
@@ -337,11 +339,8 @@ class TrainingAdvisor(PracticeCallback):
         new = gather_objects(trainer, new)[0]
         self._findings += new
         for one in new:
-            show = rank_zero_info if one.severity == "hint" else rank_zero_warn
-            show(
-                f"TrainingAdvisor at step {one.step}: {one.id}, {one.message}. To mend it:"
-                f" {one.remedy}"
-            )
+            level = logging.INFO if one.severity == "hint" else logging.WARNING
+            _report(level, f"TrainingAdvisor: {one}")
         if new:
             self._mark(trainer)
 
@@ -351,7 +350,13 @@ class TrainingAdvisor(PracticeCallback):
             curves.marks = [Mark(one.step or 0, one.id, one.severity) for one in self._findings]
 
     def _show(self) -> None:
-        rank_zero_info(f"TrainingAdvisor: {self.report}")
+        _report(logging.INFO, f"TrainingAdvisor: {self.report}")
+
+
+@rank_zero_only
+def _report(level: int, text: str) -> None:
+    """Log a text by Lightning's logger: a warning would name a line of this file."""
+    logging.getLogger("lightning.pytorch").log(level, text)
 
 
 def _scale(trainer: Trainer, module: LightningModule) -> float:

@@ -57,6 +57,11 @@ class BatchPreprocessing:
         entries = preprocess if isinstance(preprocess, Mapping) else {0: preprocess}
         if not entries:
             raise ValueError("preprocess={} has no entry: give a name, such as 'standardize'")
+        if any(isinstance(steps, list | tuple) and not steps for steps in entries.values()):
+            raise ValueError(
+                f"preprocess={shown(preprocess)} has an empty list: give a name, such as"
+                " 'standardize', or leave it out"
+            )
         self.layers: dict[Entry, Preprocessing] = {
             check_entry(entry): _layer(one) for entry, one in entries.items()
         }
