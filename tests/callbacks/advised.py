@@ -12,7 +12,6 @@ from tests.callbacks.faulty_fits import Fit
 
 MARKS = [
     pytest.mark.plain,
-    pytest.mark.filterwarnings("ignore:TrainingAdvisor at step"),
     pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
     pytest.mark.filterwarnings("ignore:Found .* module:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
