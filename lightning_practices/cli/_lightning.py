@@ -6,9 +6,13 @@ from difflib import get_close_matches
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
 
+from lightning_practices.cli._main import UsageError
 from lightning_practices.cli._places import class_path, imported
+from lightning_practices.cli._recipe_files import replaced_values, with_recipes
+from lightning_practices.recipes import DataError, MissingPackageError
 
 CLASSES = ("--model", "--data")  # options whose values may be "file.py:Class"
 
@@ -31,7 +35,7 @@ class PracticesCLI(LightningCLI):
 
     def __init__(self, argv: Sequence[str], **settings: Any) -> None:
         super().__init__(
-            args=with_classes(argv), save_config_kwargs={"overwrite": True},
+            args=with_classes(with_recipes(argv)), save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "lightning-practices"}, parser_class=_Parser, **settings,
         )  # fmt: skip
 
@@ -43,21 +47,38 @@ class PracticesCLI(LightningCLI):
 
 def run(argv: Sequence[str]) -> int:
     """Run a command of Lightning."""
-    PracticesCLI(argv, seed_everything_default=0)
+    _made(argv)
     return 0
+
+
+def fit_and_test(argv: Sequence[str]) -> int:
+    """Run a fit, and then the test of the best weights, if there is a test.
+
+    Without a checkpoint, as with ``fast_dev_run``, the weights at the end of the fit are tested.
+    """
+    cli = _made(argv)
+    data = cli.model if cli.datamodule is None else cli.datamodule
+    if is_overridden("test_step", cli.model) and is_overridden("test_dataloader", data):
+        saved: Any = cli.trainer.checkpoint_callback
+        has_best = saved is not None and bool(saved.best_model_path)
+        best = "best" if has_best else None
+        cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=best)
+    return 0
+
+
+def _made(argv: Sequence[str]) -> PracticesCLI:
+    """Return the command line after it has run."""
+    if argv[1:] == ["--help", "all"]:
+        argv = argv[:2]
+    try:
+        return PracticesCLI(argv, seed_everything_default=0)
+    except (DataError, MissingPackageError) as error:
+        raise UsageError(str(error)) from error
 
 
 def with_classes(argv: Sequence[str]) -> list[str]:
     """Return arguments with a class path in place of ``file.py:Class``."""
-    found: list[str] = []
-    for before, one in zip(["", *argv], argv, strict=False):
-        option, equals, value = one.partition("=")
-        if option in CLASSES and equals:
-            one = f"{option}={class_path(value)}"
-        elif before in CLASSES:
-            one = class_path(one)
-        found.append(one)
-    return found
+    return replaced_values(argv, CLASSES, class_path)
 
 
 def _with_nearest(message: str, parser: LightningArgumentParser) -> str:
