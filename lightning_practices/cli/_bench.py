@@ -13,8 +13,8 @@ def run(argv: Sequence[str]) -> int:
     if find_spec("benchmarks") is None or find_spec(_MODULE) is None:
         raise UsageError(
             "the benchmarks aren't part of the installed package, and there is no folder"
-            " `benchmarks` here: unpack the source distribution (lightning_practices-VERSION.tar.gz)"
-            " or check out the repository, and call the command in that folder"
+            " `benchmarks` here: check out the repository, or unpack the source distribution"
+            " (lightning_practices-VERSION.tar.gz), and call the command in that folder"
         )
     from benchmarks.__main__ import main
 

@@ -67,7 +67,11 @@ def normalization(architecture: str, weights: str) -> tuple[list[float], list[fl
     """Return the mean and the standard deviation of each channel that weights were trained with.
 
     For weights of a file, they are those of ImageNet.
+
+    Raises:
+        DataError: If torchvision has no network of this name.
     """
+    _check_name(architecture)
     kinds = get_model_weights(architecture)
     if weights in (*(one.name for one in kinds), "DEFAULT"):
         preset: Any = kinds[weights].transforms()

@@ -113,7 +113,7 @@ class CausalTransformer(TrainingPractices, LightningModule):
     @override
     def forward(self, tokens: Tensor) -> Tensor:
         logits: Tensor = self.network(tokens)
-        return logits
+        return logits.view(*tokens.shape, _BYTES)
 
     def _loss(self, batch: list[Tensor]) -> Tensor:
         (tokens,) = batch
@@ -158,7 +158,8 @@ class _Network(nn.Module):
         mask = nn.Transformer.generate_square_subsequent_mask(length, tokens.device, x.dtype)
         for block in self.blocks:
             x = block(x, src_mask=mask, is_causal=True)
-        logits: Tensor = self.head(self.norm(x))
+        # Of two dimensions, or it would be a view, in which FSDP2 may lose its hooks.
+        logits: Tensor = self.head(self.norm(x).flatten(0, 1))
         return logits
 
 
