@@ -13,6 +13,8 @@ from lightning_practices._names import some
 from lightning_practices.recipes._errors import DataError
 from lightning_practices.surgery import replace_head
 
+# What torch.load raises for a file of another kind.
+_UNREADABLE = (pickle.UnpicklingError, EOFError, LookupError, RuntimeError, ValueError)
 _PREFIX = "network."  # of the weights in a checkpoint of a Classifier
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # of torchvision's weights
 
@@ -94,7 +96,7 @@ def load_weights(network: nn.Module, file: Path, new: tuple[str, ...] = ()) -> N
     """
     try:
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except _UNREADABLE as error:
         raise DataError(
             f"{file} holds no weights that torch.load(weights_only=True) reads: {error}"
         ) from error
