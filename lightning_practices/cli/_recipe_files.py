@@ -77,7 +77,7 @@ def card(name: str) -> dict[str, str]:
     text = re.sub(r"^# ?", "", comments[0] if comments else "", flags=re.MULTILINE)
     summary, _, rest = text.partition("\n\n")
     found = {"": _line(summary.partition(": ")[2])}
-    for heading, paragraph in re.findall(r"^(\w[\w ]*): (.*(?:\n +.*)*)", rest, re.MULTILINE):
+    for heading, paragraph in re.findall(r"^(\w[\w -]*): (.*(?:\n +.*)*)", rest, re.MULTILINE):
         found[heading] = _line(paragraph)
     return found
 
