@@ -97,9 +97,10 @@ class ImageFolderData(DataPractices, LightningDataModule):
             found = sorted(path.name for path in self.root.iterdir() if path.is_dir())
             raise self._error(f"{self.root} has no folder {split!r}, only {found or 'no folders'}")
         try:
-            return ImageFolder(folder).classes
+            classes: list[str] = ImageFolder(folder).classes
         except FileNotFoundError as error:  # no classes, or one without images
             raise self._error(f"{folder}: {error}") from error
+        return classes
 
     def _error(self, message: str) -> DataError:
         return DataError(f"{message}\n\n{_TREE.format(root=self.root)}")

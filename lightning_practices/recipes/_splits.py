@@ -24,7 +24,7 @@ def stratified_splits(labels: Tensor) -> dict[SplitName, Tensor]:
     Raises:
         DataError: If there is one class only, or a class has fewer than three samples.
     """
-    classes, counts = labels.unique(return_counts=True)
+    classes, counts = torch.unique(labels, return_counts=True)
     if len(classes) < 2:
         raise DataError(f"a classifier needs two classes or more, but the data has {len(classes)}")
     if int(counts.min()) < 3:

@@ -49,7 +49,7 @@ class TextData(LightningDataModule):
         found = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
         whole = found[: sequences * length + 1].unfold(0, length + 1, length)
         sizes = [sequences - 2 * held_out, held_out, held_out]
-        self._splits = [TensorDataset(part) for part in whole.split(sizes)]
+        self._splits = [TensorDataset(part) for part in torch.split(whole, sizes)]
 
     @override
     def train_dataloader(self) -> DataLoader[Any]:

@@ -179,9 +179,8 @@ def test_drop_block_is_where_its_authors_put_it() -> None:
     add_drop_block(network, 0.1, 5)
     layers = {n: one for n, one in network.named_modules() if isinstance(one, DropBlock2d)}
     assert len(layers) == 2 * 2 * 3  # two stages of two blocks, with two norms and a shortcut
-    assert {(n[:6], one.p, one.block_size) for n, one in layers.items()} == {
-        ("layer3", 0.025, 5), ("layer4", 0.1, 5),
-    }  # fmt: skip
+    found = {(name[:6], float(one.p), one.block_size) for name, one in layers.items()}
+    assert found == {("layer3", 0.025, 5), ("layer4", 0.1, 5)}
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(network.eval()(x), expected.eval()(x))
     network.train()
