@@ -177,9 +177,11 @@ def test_drop_block_is_where_its_authors_put_it() -> None:
     expected = resnet18()
     expected.load_state_dict(network.state_dict())
     add_drop_block(network, 0.1, 5)
-    layers = {n: one for n, one in network.named_modules() if isinstance(one, DropBlock2d)}
+    layers: dict[str, Any] = {
+        name: one for name, one in network.named_modules() if isinstance(one, DropBlock2d)
+    }
     assert len(layers) == 2 * 2 * 3  # two stages of two blocks, with two norms and a shortcut
-    found = {(name[:6], float(one.p), one.block_size) for name, one in layers.items()}
+    found = {(name[:6], one.p, one.block_size) for name, one in layers.items()}
     assert found == {("layer3", 0.025, 5), ("layer4", 0.1, 5)}
     x = torch.randn(2, 3, 64, 64)
     torch.testing.assert_close(network.eval()(x), expected.eval()(x))
