@@ -26,7 +26,8 @@ ORDER: list[list[str]] = [
     ["lightning_practices.advisor"],
     ["lightning_practices.callbacks", "lightning_practices.plugins", "lightning_practices.modules"],
     ["lightning_practices.mixins"],
-    ["lightning_practices.cli", "lightning_practices.recipes"],
+    ["lightning_practices.recipes"],
+    ["lightning_practices.cli"],
 ]
 LEVELS = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 LIGHTNING_FROM = LEVELS["lightning_practices.advisor"]  # below it, nothing of Lightning
