@@ -154,7 +154,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--max-epochs", type=int, default=5, help="epochs")
     add("--dtype", choices=("float64", "float32"), default="float64", help="of the weights")
     add("--tolerance", type=float, default=1e-9, help="largest difference from one process")
-    add("--resume", action="store_true", help="go on from the last checkpoint in the folder")
+    add("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     add("--folder", type=Path, default=Path("runs/fsdp"), help="for weights and checkpoints")
     return parser.parse_args(arguments)
 
@@ -204,7 +204,7 @@ def main(arguments: list[str] | None = None, *callbacks: Callback) -> dict[str, 
     trainer = make_trainer(given, *callbacks)
     last = given.folder / "last.ckpt"
     data = loaders(trainer.global_rank, trainer.world_size)
-    trainer.fit(module, *data, ckpt_path=last if given.resume else None)
+    trainer.fit(module, *data, ckpt_path=last if given.resume and last.exists() else None)
     weights = whole_weights(module)
     if trainer.is_global_zero:
         with replacing(given.folder / "weights.pt") as part:

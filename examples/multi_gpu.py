@@ -33,6 +33,7 @@ from lightning.pytorch import (
     seed_everything,
 )
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -207,7 +208,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--num-nodes", type=int, default=nodes, help="nodes")
     add("--max-epochs", type=int, default=12, help="epochs, if early stopping doesn't end the fit")
     add("--precision", default="32-true", help="Lightning's precision, such as bf16-mixed")
-    add("--resume", action="store_true", help="go on from the last checkpoint in the folder")
+    add("--resume", action="store_true", help="go on from the last checkpoint, if there is one")
     add("--folder", type=Path, default=Path("runs/multi_gpu"), help="for weights and checkpoints")
     return parser.parse_args(arguments)
 
@@ -223,7 +224,11 @@ def make_trainer(given: argparse.Namespace, *callbacks: Callback) -> Trainer:
         "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
         "num_sanity_val_steps": 0, "use_distributed_sampler": False,
     }  # fmt: skip
-    return Trainer(callbacks=[save, *callbacks], plugins=[FusedSyncBatchNorm()], **options)
+    plugins: list[Any] = [FusedSyncBatchNorm()]
+    if SLURMEnvironment.detect():
+        # At SLURM's signal Lightning would save at once, wherever each process is in its step.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return Trainer(callbacks=[save, *callbacks], plugins=plugins, **options)
 
 
 def main(arguments: list[str] | None = None, *callbacks: Callback) -> Classifier:
@@ -254,7 +259,9 @@ def main(arguments: list[str] | None = None, *callbacks: Callback) -> Classifier
     )
     trainer = make_trainer(given, *callbacks)
     last = given.folder / "last.ckpt"
-    trainer.fit(module, Digits(pretrained), ckpt_path=last if given.resume else None)
+    trainer.fit(
+        module, Digits(pretrained), ckpt_path=last if given.resume and last.exists() else None
+    )
     found = of_all_processes(hash_of(module))
     report(found, module, trainer)
     if len({*found}) > 1:
