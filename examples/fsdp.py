@@ -28,7 +28,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
@@ -69,8 +69,8 @@ class Transformer(TrainingPractices, LightningModule):
     @override
     def configure_model(self) -> None:
         super().configure_model()
-        # Lightning calls this in each run. One process has no mesh.
-        if self.device_mesh is not None and not isinstance(self.positions, DTensor):
+        # There is no mesh with one process. The Trainer calls this in each run, validation too.
+        if self.device_mesh is not None and not isinstance(self, FSDPModule):
             for part in (*self.layers, self):
                 fully_shard(part, mesh=self.device_mesh["data_parallel"])
 
@@ -113,8 +113,8 @@ def loaders(rank: int, processes: int) -> list[DataLoader[Any]]:
     x = torch.tensor(pixels, dtype=torch.get_default_dtype()).reshape(-1, ROWS, 8) / 16
     y, size = torch.tensor(labels), BATCH_SIZE // processes
     train, val = (TensorDataset(x[part], y[part]) for part in (slice(TRAIN), slice(TRAIN, None)))
-    order = DistributedSampler(train, processes, rank, seed=1, drop_last=True)
-    in_turn = DistributedSampler(val, processes, rank, shuffle=False, drop_last=True)
+    order: Any = DistributedSampler(train, processes, rank, seed=1, drop_last=True)
+    in_turn: Any = DistributedSampler(val, processes, rank, shuffle=False, drop_last=True)
     return [DataLoader(train, size, sampler=order), DataLoader(val, size, sampler=in_turn)]
 
 
@@ -203,8 +203,8 @@ def main(arguments: list[str] | None = None, *callbacks: Callback) -> dict[str, 
     )
     trainer = make_trainer(given, *callbacks)
     last = given.folder / "last.ckpt"
-    data = loaders(trainer.global_rank, trainer.world_size)
-    trainer.fit(module, *data, ckpt_path=last if given.resume and last.exists() else None)
+    train, val = loaders(trainer.global_rank, trainer.world_size)
+    trainer.fit(module, train, val, ckpt_path=last if given.resume and last.exists() else None)
     weights = whole_weights(module)
     if trainer.is_global_zero:
         with replacing(given.folder / "weights.pt") as part:

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import (
     Callback,
     LightningDataModule,
@@ -33,7 +34,6 @@ from lightning.pytorch import (
     seed_everything,
 )
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
@@ -134,7 +134,7 @@ class Digits(LightningDataModule):
         data = TensorDataset(x[split], y[split] - HALF)
         # The same order for any number of processes. Lightning's sampler is for several only.
         rank = 0 if self.trainer is None else self.trainer.global_rank
-        sampler = DistributedSampler(data, processes, rank, shuffle=shuffle, drop_last=True)
+        sampler: Any = DistributedSampler(data, processes, rank, shuffle=shuffle, drop_last=True)
         return DataLoader(data, BATCH_SIZE // processes, sampler=sampler, drop_last=shuffle)
 
     @override
@@ -161,9 +161,10 @@ def pretrain(x: Tensor, y: Tensor) -> nn.Sequential:
     backbone, head = make_backbone(), nn.Linear(32, HALF)
     optimizer = torch.optim.AdamW([*backbone.parameters(), *head.parameters()], lr=3e-3)
     for _ in range(3):
-        for batch in torch.randperm(len(y)).split(BATCH_SIZE):
+        for batch in torch.split(torch.randperm(len(y)), BATCH_SIZE):
             optimizer.zero_grad()
-            F.cross_entropy(head(backbone(x[batch])), y[batch]).backward()
+            loss: Any = F.cross_entropy(head(backbone(x[batch])), y[batch])
+            loss.backward()
             optimizer.step()
     return backbone
 

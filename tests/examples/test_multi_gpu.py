@@ -55,6 +55,7 @@ def fit(folder: Path, devices: int, *options: str, callback: Any = None) -> tupl
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the hash of the weights of a fit on two processes that was never killed."""
+    one: str
     (one, _), (other, _) = run(fit, [(tmp_path_factory.mktemp("whole"), 2)] * 2)
     assert one == other
     return one

@@ -49,7 +49,7 @@ def go_on(trainer: Trainer, saved: Mapping[str, Any]) -> None:
     rank = saved["ranks"][trainer.global_rank]
     trainer.callback_metrics.update(rank.get("monitored", {}))  # older checkpoints have none
     for config in (trainer.lr_scheduler_configs[i] for i in saved.get("plateau_steps", ())):
-        config.scheduler.step(trainer.callback_metrics[str(config.monitor)])  # type: ignore[arg-type]
+        config.scheduler.step(trainer.callback_metrics[str(config.monitor)])
 
 
 def let_them_step(trainer: Trainer) -> None:
