@@ -245,7 +245,7 @@ def test_dictionaries_need_forward_and_say_so_before_the_first_step() -> None:
 
 def test_a_batch_norm_that_is_unfrozen_later_needs_forward_from_the_start() -> None:
     module = Net()
-    phases = [{"blocks": [0], "until": {"step": 1}}, {"blocks": [1]}]
+    phases: list[dict[str, Any]] = [{"blocks": [0], "until": {"step": 1}}, {"blocks": [1]}]
     unfreezing = ProgressiveUnfreezing(phases, by=[["net.6"], ["net.0", "net.1", "net.4", "net.5"]])
     trainer = trainer_of(RecalibrateBatchNorm(), unfreezing, precision="64-true")
     with pytest.raises(TypeError, match=r"type dict.*forward=lambda model, batch"):
