@@ -10,7 +10,7 @@ import pytest
 from tests.processes import DEADLINE
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/kernels.md")
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/kernels.md", "docs/many_gpus.md")
 
 
 def blocks_of(name: str) -> list[str]:
@@ -27,7 +27,7 @@ def output_of(code: str, folder: Path) -> str:
 
 
 README = blocks_of("README.md")
-KERNELS = blocks_of("docs/kernels.md")
+PAGES = blocks_of("docs/kernels.md") + blocks_of("docs/many_gpus.md")
 
 
 @pytest.mark.parametrize("code", README, ids=range(len(README)))
@@ -37,8 +37,8 @@ def test_the_readmes_code_runs(code: str, tmp_path: Path) -> None:
     assert re.search(reports, output_of(code, tmp_path))
 
 
-@pytest.mark.parametrize("code", KERNELS, ids=range(len(KERNELS)))
-def test_the_code_of_the_kernels_page_runs(code: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", PAGES, ids=range(len(PAGES)))
+def test_the_code_of_the_pages_runs(code: str, tmp_path: Path) -> None:
     output_of(code, tmp_path)
 
 
