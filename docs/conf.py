@@ -7,6 +7,8 @@ from lightning_practices import __version__
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
+from public_names import type_hint  # noqa: E402: its folder is on the path now
+
 project = "lightning-practices"
 author = "The lightning-practices developers"
 copyright = author
@@ -18,6 +20,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "myst_parser",
+    "sphinx_autodoc_typehints",
     "sphinx_copybutton",
     "sphinx_design",
     "public_names",  # this and the next are in _ext
@@ -25,6 +28,8 @@ extensions = [
 ]
 
 nitpicky = True
+suppress_warnings = ["config.cache"]  # typehints_formatter is a function
+suppress_warnings += ["toc.empty_glob"]  # pages that are to come
 exclude_patterns = ["_ext", "_templates"]
 templates_path = ["_templates"]
 
@@ -32,12 +37,11 @@ myst_enable_extensions = ["attrs_block", "attrs_inline", "colon_fence", "deflist
 myst_heading_anchors = 3
 
 autosummary_generate = True
-autodoc_inherit_docstrings = False  # else each hook that a callback overrides would be shown
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
-autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
+typehints_formatter = type_hint
+typehints_document_rtype_none = False
+always_use_bars_union = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False

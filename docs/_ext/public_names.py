@@ -1,7 +1,77 @@
-"""Documents each name by its public path."""
+"""Shows types by the names that users import, and aliases with their own docstrings."""
 
-from typing import Any
+import inspect
+import sys
+from importlib import import_module
+from typing import Any, Literal, get_args, get_origin
+
+from sphinx.pycode import ModuleAnalyzer
+
+PACKAGES = (
+    "lightning_kernels",
+    *(
+        f"lightning_practices.{room}"
+        for room in (
+            "nn", "surgery", "init", "optim", "schedules", "data", "ensembles", "callbacks",
+            "plugins", "mixins", "modules", "advisor", "cli",
+        )
+    ),
+)  # fmt: skip
+
+
+OURS = ("lightning_kernels", "lightning_practices")
+
+
+def public_names() -> dict[str, Any]:
+    """Return the object of each public name, by its path."""
+    modules = [import_module(package) for package in PACKAGES]
+    return {f"{one.__name__}.{name}": getattr(one, name) for one in modules for name in one.__all__}
+
+
+def type_hint(annotation: Any, config: Any) -> str | None:
+    """Return the alias of a ``Literal`` as a link, or its values; None for other types."""
+    if get_origin(annotation) is not Literal:
+        return None
+    for path, thing in public_names().items():
+        if thing == annotation:
+            return f":py:data:`~{path}`"
+    return " | ".join(f"``{value!r}``" for value in get_args(annotation))
+
+
+def alias_docstring(app: Any, what: str, path: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Give an alias the docstring below its assignment, which is in a private file."""
+    if what not in ("data", "attribute", "type") or path not in public_names():
+        return
+    package, _, name = path.rpartition(".")
+    for module in [one for one in sys.modules if one.startswith(f"{package}.")]:
+        documented = ModuleAnalyzer.for_module(module).find_attr_docs()
+        if ("", name) in documented:
+            lines[:] = documented["", name]
+            return
+
+
+def is_left_out(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out what torch, Lightning and Python document themselves.
+
+    These are overrides whose docstring is that of a class outside this project, and the fields of
+    named tuples, which the class docstring describes.
+    """
+    if type(thing).__name__ == "_tuplegetter":
+        return True
+    function = thing.fget if isinstance(thing, property) else thing
+    if name.startswith("_") or not inspect.isfunction(function) or function.__doc__:
+        return None
+    function = inspect.unwrap(function)
+    cls = sys.modules[function.__module__]
+    for part in function.__qualname__.split(".")[:-1]:
+        cls = getattr(cls, part)
+    bases = [base for base in inspect.getmro(cls) if name in vars(base)]
+    documented = [base for base in bases if inspect.getdoc(vars(base)[name])]
+    return not documented or documented[0].__module__.partition(".")[0] not in OURS
 
 
 def setup(app: Any) -> dict[str, bool]:
+    """Connect to Sphinx."""
+    app.connect("autodoc-skip-member", is_left_out)
+    app.connect("autodoc-process-docstring", alias_docstring, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -186,7 +186,7 @@ class Preprocessing(nn.Module):
     def config(self) -> dict[str, Any]:
         """Return the class's name and the constructor's arguments, in types of Python alone.
 
-        :func:`from_config` makes such a layer again, without statistics.
+        A layer made again from them has no statistics.
         """
         return {"class": type(self).__name__} | {name: getattr(self, name) for name in self.options}
 
