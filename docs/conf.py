@@ -7,7 +7,7 @@ from lightning_practices import __version__
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
-from public_names import type_hint  # noqa: E402: its folder is on the path now
+from public_names import type_hint
 
 project = "lightning-practices"
 author = "The lightning-practices developers"

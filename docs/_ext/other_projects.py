@@ -65,8 +65,9 @@ WITHOUT_MODULE = {
 
 
 def found(path: str) -> tuple[list[str], list[Any]] | None:
-    """Return the parts of a name and the object at each of them, or None if there is no such name."""
-    parts, objects = path.split("."), []
+    """Return the parts of a name and the object at each; None if there is no such name."""
+    parts = path.split(".")
+    objects: list[Any] = []
     for end, part in enumerate(parts, start=1):
         try:
             if not objects:

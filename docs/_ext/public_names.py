@@ -5,7 +5,10 @@ import sys
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
+from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.transforms.post_transforms import SphinxPostTransform
 
 PACKAGES = (
     "lightning_kernels",
@@ -38,7 +41,9 @@ def type_hint(annotation: Any, config: Any) -> str | None:
     return " | ".join(f"``{value!r}``" for value in get_args(annotation))
 
 
-def alias_docstring(app: Any, what: str, path: str, thing: Any, options: Any, lines: list[str]) -> None:
+def alias_docstring(
+    app: Any, what: str, path: str, thing: Any, options: Any, lines: list[str]
+) -> None:
     """Give an alias the docstring below its assignment, which is in a private file."""
     if what not in ("data", "attribute", "type") or path not in public_names():
         return
@@ -50,7 +55,9 @@ def alias_docstring(app: Any, what: str, path: str, thing: Any, options: Any, li
             return
 
 
-def is_left_out(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
+def is_left_out(
+    app: Any, what: str, name: str, thing: Any, skip: bool, options: Any
+) -> bool | None:
     """Leave out what torch, Lightning and Python document themselves.
 
     These are overrides whose docstring is that of a class outside this project, and the fields of
@@ -62,16 +69,44 @@ def is_left_out(app: Any, what: str, name: str, thing: Any, skip: bool, options:
     if name.startswith("_") or not inspect.isfunction(function) or function.__doc__:
         return None
     function = inspect.unwrap(function)
-    cls = sys.modules[function.__module__]
+    cls: Any = sys.modules[function.__module__]
     for part in function.__qualname__.split(".")[:-1]:
         cls = getattr(cls, part)
     bases = [base for base in inspect.getmro(cls) if name in vars(base)]
-    documented = [base for base in bases if inspect.getdoc(vars(base)[name])]
+    documented = [base for base in bases if getattr(vars(base)[name], "__doc__", None)]
     return not documented or documented[0].__module__.partition(".")[0] not in OURS
+
+
+LINKED = (nodes.reference, pending_xref, nodes.title)  # these stay as they are
+
+
+class LinkNames(SphinxPostTransform):
+    """Links code in the text that is a public name, such as ``callbacks.EarlyStopping``.
+
+    A page needs no role then, and reads well as Markdown too. The name is given as from
+    ``lightning_practices``, or whole; mixins, whose names nothing else has, also alone.
+    """
+
+    default_priority = 5  # before references are resolved
+
+    def run(self, **kwargs: Any) -> None:
+        """Make references of the names."""
+        names = {path: path for path in public_names()}
+        names |= {path.removeprefix("lightning_practices."): path for path in names}
+        names |= {path.rpartition(".")[2]: path for path in names if ".mixins." in path}
+        for node in list(self.document.findall(nodes.literal)):
+            target = names.get(node.astext().removesuffix("()"))
+            if target is not None and not isinstance(node.parent, LINKED):
+                reference = pending_xref(
+                    "", node.deepcopy(), refdomain="py", reftype="obj", reftarget=target,
+                    refdoc=self.env.docname,
+                )  # fmt: skip
+                node.replace_self(reference)
 
 
 def setup(app: Any) -> dict[str, bool]:
     """Connect to Sphinx."""
+    app.add_post_transform(LinkNames)
     app.connect("autodoc-skip-member", is_left_out)
     app.connect("autodoc-process-docstring", alias_docstring, priority=100)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

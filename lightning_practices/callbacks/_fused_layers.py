@@ -41,6 +41,9 @@ class FusedLayers(PracticeCallback):
         measure: Whether to measure. ``None``: on a GPU. ``True``: on a CPU too, where few layers
             gain anything. ``False``: not at all.
 
+    Attributes:
+        report: The :class:`~lightning_practices.surgery.Report` on all layers so far.
+
     Raises:
         TypeError: If ``measure`` is neither a flag nor ``None``.
 

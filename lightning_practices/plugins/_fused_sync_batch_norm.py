@@ -16,8 +16,9 @@ class FusedSyncBatchNorm(OfBothPackages, LayerSync):
     Use it as ``Trainer(strategy="ddp", plugins=[FusedSyncBatchNorm()])``, also on the CPU. Don't
     set ``sync_batchnorm=True``: then Lightning uses torch's layers and refuses this plugin.
 
-    Before the strategy wraps the model, :meth:`SyncBatchNorm.convert_sync_batchnorm <lightning_practices.nn.SyncBatchNorm.convert_sync_batchnorm>` changes the
-    classes of its batch norms, including those with an activation. After the fit, or an exception
+    Before the strategy wraps the model,
+    :meth:`~lightning_practices.nn.SyncBatchNorm.convert_sync_batchnorm` changes the classes of its
+    batch norms, including those with an activation. After the fit, or an exception
     in it, the batch norms have their original classes again. Parameters and checkpoints are those
     of the plain model throughout. Layers that are synchronised already, such as
     :class:`torch.nn.SyncBatchNorm`, run on the kernels during the fit.
@@ -31,7 +32,7 @@ class FusedSyncBatchNorm(OfBothPackages, LayerSync):
 
     Raises:
         TypeError: When a fit starts, if a batch norm can't be synchronised (see
-            :meth:`SyncBatchNorm.convert_sync_batchnorm <lightning_practices.nn.SyncBatchNorm.convert_sync_batchnorm>`).
+            :meth:`~lightning_practices.nn.SyncBatchNorm.convert_sync_batchnorm`).
     """
 
     def __init__(self, process_group: Any = None) -> None:

@@ -53,7 +53,7 @@ class Preprocessing(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the statistics are there, by :meth:`fit` or from a checkpoint."""
+        """Whether the statistics are there, by :meth:`~Preprocessing.fit` or from a checkpoint."""
         return all(self._buffers[name] is not None for name in self.statistics)
 
     @property
