@@ -27,6 +27,7 @@ WITHOUT_EXAMPLE = {
     "lightning_practices.advisor.Report",
     "lightning_practices.advisor.Rule",
     "lightning_practices.advisor.Run",
+    "lightning_practices.advisor.Trend",
     "lightning_practices.advisor.WeightLook",
     "lightning_practices.advisor.all_rules",
     "lightning_practices.advisor.rule",
