@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+from functools import cache
 from importlib import import_module
 from typing import Any, Literal, get_args, get_origin
 
@@ -25,6 +26,7 @@ PACKAGES = (
 OURS = ("lightning_kernels", "lightning_practices")
 
 
+@cache
 def public_names() -> dict[str, Any]:
     """Return the object of each public name, by its path."""
     modules = [import_module(package) for package in PACKAGES]
@@ -95,7 +97,7 @@ class LinkNames(SphinxPostTransform):
         names |= {path.removeprefix("lightning_practices."): path for path in names}
         names |= {path.rpartition(".")[2]: path for path in names if ".mixins." in path}
         for node in list(self.document.findall(nodes.literal)):
-            target = names.get(node.astext().removesuffix("()"))
+            target = names.get(node.astext().partition("(")[0])
             if target is not None and not isinstance(node.parent, LINKED):
                 reference = pending_xref(
                     "", node.deepcopy(), refdomain="py", reftype="obj", reftarget=target,
