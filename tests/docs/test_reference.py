@@ -1,15 +1,24 @@
 """The reference has each public name, once, and links to other projects by their patterns."""
 
+import pkgutil
 import re
 import sys
 from importlib import import_module
 
 import pytest
 
+import lightning_practices
 from tests.docs.pages import ROOT
-from tests.docs.test_docstrings import ROOMS
 
 pytestmark = pytest.mark.plain
+ROOMS = (
+    "lightning_kernels",
+    *(
+        f"lightning_practices.{room.name}"
+        for room in pkgutil.iter_modules(lightning_practices.__path__)
+        if room.ispkg and not room.name.startswith("_")
+    ),
+)
 EXTENSIONS = ROOT / "docs" / "_ext"
 
 
