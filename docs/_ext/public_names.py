@@ -1,6 +1,7 @@
 """Shows types by the names that users import, and aliases with their own docstrings."""
 
 import inspect
+import pkgutil
 import sys
 from functools import cache
 from importlib import import_module
@@ -11,18 +12,16 @@ from sphinx.addnodes import pending_xref
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.transforms.post_transforms import SphinxPostTransform
 
+import lightning_practices
+
 PACKAGES = (
     "lightning_kernels",
     *(
-        f"lightning_practices.{room}"
-        for room in (
-            "nn", "surgery", "init", "optim", "schedules", "data", "ensembles", "callbacks",
-            "plugins", "mixins", "modules", "advisor", "cli",
-        )
+        f"lightning_practices.{room.name}"
+        for room in pkgutil.iter_modules(lightning_practices.__path__)
+        if room.ispkg and not room.name.startswith("_")
     ),
-)  # fmt: skip
-
-
+)
 OURS = ("lightning_kernels", "lightning_practices")
 
 
