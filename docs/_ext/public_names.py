@@ -32,13 +32,18 @@ def public_names() -> dict[str, Any]:
     return {f"{one.__name__}.{name}": getattr(one, name) for one in modules for name in one.__all__}
 
 
-def type_hint(annotation: Any, config: Any) -> str | None:
-    """Return the alias of a ``Literal`` as a link, or its values; None for other types."""
+def type_hint(annotation: Any, config: Any = None) -> str | None:
+    """Return the alias of a ``Literal`` as a link, or its values; None for other types.
+
+    In a signature, where there is no ``config``, it is the name of the alias alone.
+    """
     if get_origin(annotation) is not Literal:
         return None
     for path, thing in public_names().items():
         if thing == annotation:
-            return f":py:data:`~{path}`"
+            return path if config is None else f":py:data:`~{path}`"
+    if config is None:
+        return None
     return " | ".join(f"``{value!r}``" for value in get_args(annotation))
 
 
@@ -109,5 +114,5 @@ def setup(app: Any) -> dict[str, bool]:
     """Connect to Sphinx."""
     app.add_post_transform(LinkNames)
     app.connect("autodoc-skip-member", is_left_out)
-    app.connect("autodoc-process-docstring", alias_docstring, priority=100)
+    app.connect("autodoc-process-docstring", alias_docstring, priority=900)  # after napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

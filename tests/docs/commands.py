@@ -10,6 +10,7 @@ from io import StringIO
 from sybil import Example
 
 from lightning_practices.cli import main
+from tests.docs.configs import QuietCLI
 
 COMMAND = "lightning-practices"
 OF_LIGHTNING = ("fit", "validate", "test", "predict")
@@ -41,8 +42,10 @@ def check_command(words: list[str]) -> None:
 
 @cache
 def options(*words: str) -> frozenset[str]:
-    """Return the options of a command, as its help shows them."""
+    """Return the options of a command, as its help shows them, or Lightning's."""
     text = StringIO()
     with redirect_stdout(text), suppress(SystemExit):
+        if words[0] in OF_LIGHTNING:
+            QuietCLI(args=[words[0], "--help"])
         assert main([*words, "--help"]) == 0, f"there is no {COMMAND} {' '.join(words)}"
     return frozenset(re.findall(r"(?<![\w-])--[a-z][\w.-]*", text.getvalue()))

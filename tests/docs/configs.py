@@ -39,7 +39,9 @@ def check_config(example: Example) -> None:
             del sys.modules[name]
 
 
-class _CLI(LightningCLI):
+class QuietCLI(LightningCLI):
+    """Lightning's command line, in a process that has arguments of its own."""
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         # Lightning's own warns if the process has other arguments, and here it has pytest's.
         self.config = parser.parse_args(args)
@@ -49,7 +51,7 @@ def make_fit(text: str) -> None:
     """Make the Trainer, the module and the data, as the command does before the fit."""
     Path("config.yaml").write_text(text, "utf-8")
     model = [] if "model" in yaml.safe_load(text) else [f"--model={BORING}"]
-    _CLI(
+    QuietCLI(
         args=["--config=config.yaml", *model],
         run=False,
         save_config_callback=None,
