@@ -35,15 +35,13 @@ def public_names() -> dict[str, Any]:
 def type_hint(annotation: Any, config: Any = None) -> str | None:
     """Return the alias of a ``Literal`` as a link, or its values; None for other types.
 
-    In a signature, where there is no ``config``, it is the name of the alias alone.
+    In a signature, where there is no ``config``, types stay as they are.
     """
-    if get_origin(annotation) is not Literal:
+    if config is None or get_origin(annotation) is not Literal:
         return None
     for path, thing in public_names().items():
         if thing == annotation:
-            return path if config is None else f":py:data:`~{path}`"
-    if config is None:
-        return None
+            return f":py:data:`~{path}`"
     return " | ".join(f"``{value!r}``" for value in get_args(annotation))
 
 
