@@ -29,7 +29,6 @@ extensions = [
 
 nitpicky = True
 suppress_warnings = ["config.cache"]  # typehints_formatter is a function
-suppress_warnings += ["toc.empty_glob"]  # pages that are to come
 exclude_patterns = ["_ext", "_templates"]
 templates_path = ["_templates"]
 
