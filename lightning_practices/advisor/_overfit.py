@@ -72,7 +72,7 @@ class Overfit:
 
     @property
     def share(self) -> float:
-        """What is left of the loss: ``(last - floor) / (prior - floor)``.
+        """The share of the loss that is left, ``(last - floor) / (prior - floor)``.
 
         Where there is no prior, the first loss is in its place.
         """

@@ -42,7 +42,8 @@ class FusedLayers(PracticeCallback):
             gain anything. ``False``: not at all.
 
     Attributes:
-        report: The layers that were fused or skipped, with the times of those that were measured.
+        report: The :class:`~lightning_practices.surgery.Report` of the layers that were fused or
+            skipped, with the times of those that were measured.
 
     Raises:
         TypeError: If ``measure`` is neither a flag nor ``None``.

@@ -81,7 +81,7 @@ class GradientClippingMixin(PracticeMixin):
         the mixin, clips within the step and doesn't wait.
 
         Args:
-            optimizer: An optimizer that :meth:`optimizers` returns.
+            optimizer: An optimizer that the module's ``optimizers()`` returns.
 
         Raises:
             MisconfigurationException: Under automatic optimization, which clips without this call.

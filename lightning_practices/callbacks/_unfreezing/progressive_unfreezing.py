@@ -133,9 +133,6 @@ class ProgressiveUnfreezing(PracticeCallback):
             to 1.
         dropout: Whether dropout stays active in frozen blocks.
 
-    Attributes:
-        phase: The number of the present phase, from 1.
-
     Raises:
         FileNotFoundError: If the YAML file doesn't exist.
         ValueError: If the schedule is malformed, or ``decay`` is out of its range. When the fit

@@ -170,8 +170,8 @@ def augmentation(name: AugmentationName, **options: Any) -> Augmentation:
     ``"rotation"``            ``RandomRotation``, ``degrees=22.5`` either way
     ``"crop"``                ``RandomCrop`` of ``size``; without a size the image is padded, by 4
                               pixels unless ``padding`` is given, and cropped to the size it had
-    ``"affine"``              ``RandomAffine``, ``degrees=22.5, translate=(0.1, 0.1),
-                              scale=(0.9, 1.1), shear=10``
+    ``"affine"``              ``RandomAffine``, ``degrees=22.5``, ``translate=(0.1, 0.1)``,
+                              ``scale=(0.9, 1.1)``, ``shear=10``
     ``"shift"``               ``RandomAffine`` that shifts alone, by at most the shares
                               ``width=0.1`` and ``height=0.1`` of the image
     ``"brightness"``          ``ColorJitter``, ``brightness=0.2``
@@ -179,9 +179,10 @@ def augmentation(name: AugmentationName, **options: Any) -> Augmentation:
     ``"auto"``                ``AutoAugment``
     ``"rand"``                ``RandAugment``
     ``"trivial"``             ``TrivialAugmentWide``
-    ``"mixup"``, ``"cutmix"`` ``MixUp``, ``CutMix``; give ``num_classes``
-    ``"digits"``              no flips, which change a digit: ``RandomAffine(10, (0.1, 0.1), (0.9,
-                              1.1))``, bilinear
+    ``"mixup"``               ``MixUp``; give ``num_classes``
+    ``"cutmix"``              ``CutMix``; give ``num_classes``
+    ``"digits"``              no flips, which change a digit: bilinear
+                              ``RandomAffine(10, (0.1, 0.1), (0.9, 1.1))``
     ``"small_images"``        crop after a padding of 4 and flip, as He et al. 2016,
                               arXiv:1512.03385, section 4.2, train on CIFAR
     ``"photos"``              ``RandomResizedCrop`` to ``size=224``, flip, ``TrivialAugmentWide``

@@ -17,8 +17,8 @@ from lightning_practices.data._preprocessing.preprocessing import Preprocessing
 class Compose(Preprocessing):
     """Preprocessing layers that run one after another.
 
-    Each is fitted to the results of those before it, so :meth:`fit` reads the data once for each
-    layer. :meth:`inverse` undoes the last layer first.
+    Each is fitted to the results of those before it, so :meth:`~Preprocessing.fit` reads the data
+    once for each layer. :meth:`~Preprocessing.inverse` undoes the last layer first.
 
     Args:
         layers: The layers, in order.

@@ -31,7 +31,7 @@ class Whiten(Preprocessing):
 
     A direction in which the training split doesn't vary, up to the rounding of its dtype, is mapped
     to zero, so that other data don't explode along it. A warning counts such directions.
-    :meth:`inverse` gives their mean back. With ``shrinkage`` there are none.
+    :meth:`~Preprocessing.inverse` gives their mean back. With ``shrinkage`` there are none.
 
     With ``per="channel"`` the covariance is that of the channels over all pixels. With
     ``per="pixel"`` it is that of all values of a sample, whose memory grows with the square of
