@@ -1,6 +1,7 @@
 """The settings of the documentation. ``make docs`` builds it, without a network."""
 
 import sys
+import warnings
 from pathlib import Path
 
 from lightning_practices import __version__
@@ -8,6 +9,9 @@ from lightning_practices import __version__
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 from public_names import type_hint
+
+# sphinx-autodoc-typehints calls what Sphinx deprecates, once for each docstring.
+warnings.filterwarnings("ignore", ".*set_application")
 
 project = "lightning-practices"
 author = "The lightning-practices developers"

@@ -335,7 +335,7 @@ class Run:
 
     @property
     def is_of_data(self) -> bool:
-        """Whether the loss is known to be one of data: it falls where training goes well.
+        """Whether the loss is known to be one of data, which falls where training goes well.
 
         Others may rise, or stay, as their targets move: those of reinforcement learning, of slow
         copies of a network, of losses whose terms are balanced in time.

@@ -13,7 +13,7 @@ from lightning_practices.mixins import TrainingPractices
 
 
 class Classifier(TrainingPractices, LightningModule):
-    """Base of the classifiers: a subclass makes the network, in :meth:`make_network`.
+    """Base of the classifiers: a subclass makes the network, in ``make_network``.
 
     ::
 
