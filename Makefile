@@ -14,7 +14,7 @@ TWINS := $(CURDIR)/build/twins
 SERVED := not LightningEnsemble and not command_line
 OF_LIGHTNING := tests/callbacks tests/mixins tests/modules tests/plugins tests/test_second_fit.py
 
-.PHONY: demo test test-full test-oldest lint format bench clean
+.PHONY: demo test test-full test-oldest lint format docs bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/digits.py
@@ -44,6 +44,11 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
+
+# Into build/docs. A warning is an error, and so is a reference to nothing.
+docs: $(READY)
+	rm -rf docs/api/generated
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky docs build/docs
 
 # Without ARGS what this machine can; `make bench ARGS=--help` lists the rest.
 bench: $(READY)

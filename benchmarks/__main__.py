@@ -10,7 +10,7 @@ COMMANDS = {
     "fit": "time whole training steps, and what each practice adds to a step",
     "cpu": "time the CPU route of every function against its peers",
     "surgery": "count what is folded in known networks, and time what fusing costs on the CPU",
-    "advisor": "time what watching a fit adds to a step, in looks and between them",
+    "advisor": "time advise next to a step, and what watching a fit adds to a step",
     "augmentation": "time batches augmented at once against a loop over their samples",
     "preprocessing": "time standardised batches, and fitting against reading the training split",
     "static": "report the machine code of every kernel without a GPU, and predict its time",

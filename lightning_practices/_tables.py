@@ -1,7 +1,8 @@
 """Parts of rich tables, and their plain text."""
 
+import sys
 from collections.abc import Sequence
-from io import StringIO
+from io import BytesIO, TextIOWrapper
 from shutil import get_terminal_size
 
 from rich.console import Console, RenderableType
@@ -12,11 +13,16 @@ _WIDTH = 100  # columns, at most
 
 
 def as_text(renderable: RenderableType) -> str:
-    """Return the text that rich prints for ``renderable``, without colours."""
-    text = StringIO()
+    """Return the text that rich prints for ``renderable``, without colours.
+
+    The text has only characters that the standard output can write: in the C locale, ASCII.
+    """
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = TextIOWrapper(BytesIO(), encoding, errors="backslashreplace", newline="\n")
     width = min(_WIDTH, get_terminal_size((_WIDTH, 24)).columns)
     Console(file=text, width=width, color_system=None).print(renderable)
-    return text.getvalue().rstrip()
+    text.seek(0)
+    return text.read().rstrip()
 
 
 def names_cell(names: Sequence[str]) -> Text:

@@ -52,6 +52,9 @@ def test_the_wheel_holds_both_packages_and_nothing_else(built: Path) -> None:
     assert tops == {"lightning_kernels", "lightning_practices"}
     assert {"lightning_kernels/py.typed", "lightning_practices/py.typed"} <= set(names)
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+    recipes = sorted(ROOT.glob("lightning_practices/recipes/*.yaml"))
+    assert recipes
+    assert {f"lightning_practices/recipes/{one.name}" for one in recipes} <= set(names)
 
 
 def test_what_the_wheel_requires(built: Path) -> None:
@@ -69,7 +72,7 @@ def test_what_the_wheel_requires(built: Path) -> None:
     assert not any("triton" in names for names in required.values())
     assert {"torch", "lightning"} <= required[""]
     with_plots = {extra for extra, names in required.items() if "matplotlib" in names}
-    assert with_plots == {"plots", "dev", "examples", "bench"}
+    assert with_plots == {"plots", "dev", "examples", "bench", "recipes"}
     assert required["plots"] == {"matplotlib"}
 
 

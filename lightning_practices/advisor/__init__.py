@@ -23,6 +23,7 @@ from lightning_practices.advisor._run import (
     Norms,
     NotFinite,
     Run,
+    Trend,
     WeightLook,
 )
 from lightning_practices.advisor.rules import all_rules
@@ -43,6 +44,7 @@ __all__ = [
     "Rule",
     "Run",
     "Severity",
+    "Trend",
     "WeightLook",
     "advise",
     "all_rules",

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_practices._arguments import check_instance
 from lightning_practices._packages import check_one_package, either
 from lightning_practices.advisor._observation import Observation
-from lightning_practices.advisor._observe import observe, release
+from lightning_practices.advisor._observe import observe, release_observation
 from lightning_practices.advisor._report import Report
 from lightning_practices.advisor._rule import Finding, Rule
 from lightning_practices.advisor.rules import all_rules, rules_matching
@@ -35,13 +35,16 @@ def advise(
     explains: the report then holds the rules on outputs and losses only.
 
     No effect stays: module, loaders, datamodule, Trainer and random states are as before, bit for
-    bit. Datasets are shared with the copy, so that a dataset which changes while it is read, such
-    as a stream, has given away the batches that were read.
+    bit. But the user's own code runs, such as ``prepare_data`` and hooks, also those of
+    ``Tensor.register_hook``, and what it writes to files stays written. Datasets are shared with
+    the copy, so that a dataset which changes while it is read, such as a stream, has given away the
+    batches that were read.
 
     Args:
         module: The module.
-        data: A datamodule, a train loader, or a pair of train and validation loaders. ``None`` for
-            the loaders that the module defines.
+        data: A datamodule, a train loader, or a pair ``(train, validation)`` of loaders. As for
+            ``Trainer.fit``, a list or dict holds several loaders that give one batch together.
+            ``None`` for the loaders that the module defines.
         trainer: The Trainer of the fit, for rules about the plan: its length, callbacks, precision.
             It runs nothing.
         ignore: Identifiers of rules to leave out, such as ``"LP201"``, or their beginnings, such as
@@ -52,13 +55,22 @@ def advise(
         The report.
 
     Raises:
-        TypeError: If ``module`` is not a LightningModule, or ``trainer`` not a Trainer of the same
-            package.
-        ValueError: If ``ignore`` or ``select`` names no rule. If there is no training data.
+        TypeError: If ``module`` is not a LightningModule, ``data`` is neither a datamodule nor
+            loaders, or ``trainer`` is not a Trainer of the same package.
+        ValueError: If ``ignore`` or ``select`` names no rule. If there is no training data, or
+            ``on_train_batch_start`` skips all of it.
 
     Example:
-        >>> report = advise(module, datamodule)  # doctest: +SKIP
-        >>> print(report)  # doctest: +SKIP
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.advisor import advise
+        >>> class Net(BoringModel):
+        ...     def training_step(self, batch, batch_idx):
+        ...         return nn.functional.cross_entropy(self(batch).softmax(1), batch.argmax(1) % 2)
+        >>> [finding] = advise(Net()).findings
+        >>> finding.id, finding.severity, finding.practice
+        ('LP201', 'error', 'Cross entropy gets logits, not probabilities')
+        >>> finding.remedy
+        'remove softmax, and apply it to predictions only'
     """
     check_instance("module", module, either(LightningModule), "a LightningModule")
     if trainer is not None:
@@ -70,12 +82,14 @@ def advise(
     )
     rules = [rule for rule in asked or all_rules() if rule not in left_out]
     seen = observe(module, data, trainer)
-    if seen.failure is not None:
-        rules = [rule for rule in rules if rule.id.startswith(_LOSSES)]
-    found = _found(rules, seen)
-    if seen.failure is not None and not any(one.severity == "error" for one in found):
-        raise seen.failure
-    release(seen.module, seen.observer)
+    try:
+        if seen.failure is not None:
+            rules = [rule for rule in rules if rule.id.startswith(_LOSSES)]
+        found = _found(rules, seen)
+        if seen.failure is not None and not any(one.severity == "error" for one in found):
+            raise seen.failure
+    finally:
+        release_observation(seen)
     return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
 
 

@@ -40,14 +40,22 @@ def workers_of(loader: DataLoader[Any]) -> int:
 def copied_module(module: LightningModule) -> LightningModule:
     """Return a copy of a module that isn't attached to a Trainer.
 
-    The copy shares datasets, loaders, and attributes that can't be copied, such as locks.
+    The copy shares datasets, loaders, and attributes that can't be copied, such as locks. Its
+    parameters have the hooks that ``register_hook`` has given the module's, as these are part of
+    the gradient. Hooks of ``register_post_accumulate_grad_hook`` stay behind, as most of them step
+    an optimizer, which holds the user's own parameters.
     """
     trainer, fabric = module._trainer, module._fabric
     module._trainer = module._fabric = None  # a copy of a Trainer would copy all that it holds
     try:
-        return copy_of(module, (Dataset, DataLoader))
+        model = copy_of(module, (Dataset, DataLoader))
     finally:
         module._trainer, module._fabric = trainer, fabric
+    for p, copied in zip(module.parameters(), model.parameters(), strict=True):
+        if copied is not p and copied.requires_grad:
+            for hook in (p._backward_hooks or {}).values():
+                copied.register_hook(hook)  # type: ignore[no-untyped-call]
+    return model
 
 
 def copied_data(data: _Data) -> _Data:

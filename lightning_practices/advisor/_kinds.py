@@ -11,6 +11,7 @@ NORMS = frozenset(
 )
 BOUNDED = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0),
            "hardtanh": (-1.0, 1.0), "softmax": (0.0, 1.0), "softsign": (-1.0, 1.0)}  # fmt: skip
+CLAMPS = frozenset({"clamp", "clip", "clamp_min", "clamp_max"})
 RECTIFIERS = frozenset({"relu", "relu6", "threshold"})
 ACTIVATIONS = frozenset(
     {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "gelu", "silu", "mish",

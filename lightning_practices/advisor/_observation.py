@@ -61,11 +61,13 @@ class Updates:
         accumulated: Whether it stepped again although its gradients had not been cleared since its
             last step.
         erased: Whether it stepped without gradients, although a backward pass had made some.
+        norm: The norm of its gradients at its first step; ``None`` before.
     """
 
     count: int = 0
     accumulated: bool = False
     erased: bool = False
+    norm: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,6 +201,7 @@ class Observation:
         datamodule: The copy of the user's datamodule, if one was given.
         names: Name of each parameter before the first step, by its ``id``.
         originals: ``id`` of each parameter of the user's own module, not of the copy.
+        trials: Further steps that rules have run.
         kept: Results of functions under :func:`once`.
     """
 
@@ -220,6 +223,7 @@ class Observation:
     callbacks: list[Callback] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     originals: frozenset[int] = frozenset()
+    trials: list[Step] = field(default_factory=list)
     kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property

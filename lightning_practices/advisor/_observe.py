@@ -1,7 +1,7 @@
 """Observe a module and its data: read a few batches, and run a training and a validation step."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -17,23 +17,32 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
-from lightning_practices._names import plain_name
+from lightning_practices._names import count, plain_name
 from lightning_practices._packages import OfBothPackages, twin_of
-from lightning_practices.advisor._configured import callbacks_of_module, with_monitors
+from lightning_practices.advisor._configured import callbacks_of_module
+from lightning_practices.advisor._data import note_on, parts_of
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
 from lightning_practices.advisor._observation import Batch, Observation, Split, Step
+from lightning_practices.advisor._observed_copy import (
+    copy_loaders,
+    release,
+    release_trainer,
+    simplify,
+)
 from lightning_practices.advisor._open_step import OpenStep, modes_of, weights_of
 from lightning_practices.advisor._optimizer_steps import OptimizerSteps
 from lightning_practices.advisor._trace import Recorder
 
 _BATCHES = 8  # of each split that are read, at most
 _SECONDS = 5.0  # for reading a split
+_STEPPING = ("optimizer_step", "optimizer_zero_grad")  # hooks in which a module steps by itself
 _STEPS = 3  # where parameters have no gradient in the first, or optimization is manual
 _QUICK_STEPS = 16  # where they have none in these either, as long as steps are quick
 _QUICK = 0.25  # seconds for all steps
 # Of a fit whose Trainer isn't given. A schedule of so many steps or epochs has asked for them: an
 # author would write round numbers.
 _LENGTH, _EPOCHS = 1009, 11
+_SKIPPED = 10  # epochs without a step, after which no more are tried
 _PLAN = ("accelerator", "max_epochs", "max_steps", "accumulate_grad_batches", "limit_train_batches")
 _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-mixed")
 
@@ -50,22 +59,19 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
         trainer: The user's Trainer, which is only read, or ``None``.
 
     Raises:
-        ValueError: If there is no training data.
+        TypeError: If ``data`` is neither a datamodule nor loaders.
+        ValueError: If there is no training data, or no step ran.
     """
-    if data is None and not is_overridden("train_dataloader", module):
-        raise ValueError(
-            f"got no training data: give a datamodule or loaders, as {type(module).__name__} has no"
-            " train_dataloader"
-        )
+    parts_of(module, data)  # raises for what is no data, before anything is copied
     with isolated(module, data), torch.compiler.set_stance("force_eager"):
         model = copied_module(module)
         callbacks = [] if trainer is None else list(trainer.callbacks)  # type: ignore[attr-defined]
         callbacks += callbacks_of_module(model)
         simplify(model)
         observer = observer_of(module, trainer)
-        datamodule, train, val = _parts(copied_data(data))
+        datamodule, train, val = parts_of(model, copied_data(data))
         for maker in (model, datamodule):
-            _copy_loaders(maker)
+            copy_loaders(maker)
         seen = Observation(
             model, trainer, observer, datamodule, modes=modes_of(module), callbacks=callbacks
         )
@@ -79,13 +85,23 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
                 observer.fit(model, train, val, datamodule)
         except Exception as error:
             if not watch.note_failure(model, error):
+                release_observation(seen)
+                if note := note_on(data):
+                    error.add_note(note)
                 raise
     if not seen.steps:
-        raise ValueError(
-            "the training data gave no batch, so that no step could be looked at: give data with at"
-            " least one batch"
-        )
+        release_observation(seen)
+        raise ValueError(watch.no_step)
     return seen
+
+
+def release_observation(seen: Observation) -> None:
+    """End all references in cycles, so that an observation's memory is free with its last name."""
+    seen.failure = None  # whose traceback refers to the observation
+    for step in [*seen.steps, *seen.trials, seen.validation_step]:
+        for call in step.calls if step is not None else ():
+            call.outputs.clear()
+    release(seen.observer, seen.module, seen.datamodule)
 
 
 def _materialise(
@@ -94,71 +110,7 @@ def _materialise(
     first = observer_of(module, trainer, max_epochs=1, max_steps=1)
     first.limit_val_batches = 0
     first.fit(model, *data)
-
-
-def release(model: LightningModule, trainer: Trainer) -> None:
-    """Give back the memory of gradients and optimizers, which cycles of references keep alive."""
-    for p in model.parameters():
-        p.grad = None
-        for optimizer in trainer.optimizers:
-            optimizer.state.pop(p, None)  # and not all: the optimizer may be the user's own
-
-
-def simplify(model: LightningModule) -> None:
-    """Let a copy bring no callbacks, which would save files or look for a rate, and not clip."""
-
-    def leave(*args: Any, **kwargs: Any) -> None:
-        pass
-
-    configure = model.configure_optimizers
-    model.configure_optimizers = lambda: with_monitors(configure())  # type: ignore[method-assign]
-    model.configure_callbacks = list  # type: ignore[method-assign]
-    model.configure_gradient_clipping = leave  # type: ignore[method-assign]
-    model.clip_gradients = leave  # type: ignore[method-assign]
-    if hasattr(model, "practice_callbacks"):  # of the mixins, whose clipping needs its callback
-        model.practice_callbacks = list  # type: ignore[assignment]
-    _survive(model)
-
-
-def _survive(model: LightningModule) -> None:
-    """Let a copy go on without an optimizer or a graph, so that rules can say why."""
-    backward, configure_optimizers = model.backward, model.configure_optimizers
-
-    def backward_if_possible(loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        if loss.requires_grad:
-            backward(loss, *args, **kwargs)
-
-    def optimizers_if_possible() -> Any:
-        try:
-            return configure_optimizers()
-        except ValueError:  # torch refuses an empty list of parameters
-            if any(p.requires_grad for p in model.parameters()):
-                raise
-            return None
-
-    model.backward = backward_if_possible  # type: ignore[method-assign]
-    model.configure_optimizers = optimizers_if_possible  # type: ignore[method-assign]
-
-
-def _copy_loaders(maker: Any) -> None:
-    """Let the hooks of a copied module or datamodule return copies of the loaders they make."""
-
-    def copying(make: Callable[[], Any]) -> Callable[[], Any]:
-        return lambda: copied_data(make())
-
-    for name in ("train_dataloader", "val_dataloader"):
-        own = getattr(type(maker), name, None)
-        if own is not None and own.__qualname__ != f"DataHooks.{name}":
-            setattr(maker, name, copying(getattr(maker, name)))
-
-
-def _parts(data: Any) -> tuple[Any, Any, Any]:
-    """Return the datamodule, the train loader and the validation loader, or ``None`` for each."""
-    if hasattr(data, "prepare_data"):
-        return data, None, None
-    if isinstance(data, tuple) and len(data) == 2:
-        return None, *data
-    return None, data, None
+    release_trainer(first, model)
 
 
 def observer_of(module: LightningModule, trainer: Trainer | None, **changes: Any) -> Trainer:
@@ -197,6 +149,8 @@ class _Watch(OfBothPackages, Callback):
         self.recorder.before_backward = self._before_backward
         self.recorder.after_backward = self._after_backward
         self._step = OpenStep()
+        self._skipped = 0  # epochs that ended before their first step
+        self._has_batch = False
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -215,6 +169,7 @@ class _Watch(OfBothPackages, Callback):
     def note_failure(self, module: LightningModule, error: Exception) -> bool:
         """Note that ``error`` ended a step in a loss, and say whether it did."""
         failed, call = self.recorder.failure or (None, None)
+        self.recorder.failure = None  # whose traceback refers to the recorder
         if call is None or failed is not error:
             return False
         self.seen.failure = error
@@ -222,6 +177,20 @@ class _Watch(OfBothPackages, Callback):
             self._step.roots = [call.output]
             self.seen.steps.append(self._step.closed(module, self.recorder))
         return True
+
+    @property
+    def no_step(self) -> str:
+        """Why no step could be looked at."""
+        if self._has_batch:
+            return (
+                f"on_train_batch_start of {type(self.seen.module).__name__} returned -1 for the"
+                f" first batch of {count(self._skipped, 'epoch')}, which skips the epoch: let it"
+                " return None for a batch that is to be looked at"
+            )
+        return (
+            "the training data gave no batch, so that no step could be looked at: give data with at"
+            " least one batch"
+        )
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -249,6 +218,7 @@ class _Watch(OfBothPackages, Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        self._has_batch = True
         self._step = OpenStep(batch, self._step.shared)
         self._optimizer_steps.begin()
         self.recorder.begin(batch)
@@ -288,9 +258,18 @@ class _Watch(OfBothPackages, Callback):
         ]
         steps = len(self.seen.steps)
         is_quick = sum(step.seconds for step in self.seen.steps) < _QUICK and steps < _QUICK_STEPS
-        is_judged = pl_module.automatic_optimization or self._optimizer_steps.are_judged
+        if pl_module.automatic_optimization:
+            is_judged = not any(is_overridden(hook, pl_module) for hook in _STEPPING)
+        else:
+            is_judged = self._optimizer_steps.are_judged
         is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
         if not is_open:
+            trainer.should_stop = True
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._skipped += not self.seen.steps
+        if self._skipped >= _SKIPPED:
             trainer.should_stop = True
 
     @override
@@ -298,8 +277,9 @@ class _Watch(OfBothPackages, Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._step = OpenStep(batch, self._step.shared)
-        self.recorder.begin(batch)
+        if self.seen.validation_step is None:
+            self._step = OpenStep(batch, self._step.shared)
+            self.recorder.begin(batch)
 
     @override
     def on_validation_batch_end(

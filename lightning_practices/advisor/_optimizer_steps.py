@@ -1,8 +1,11 @@
 """Watch the steps of optimizers, and whether gradients are cleared between them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -40,7 +43,11 @@ class OptimizerSteps:
             def note(*args: Any, place: int = place) -> None:
                 self._note_step(place)
 
+            def measure(*args: Any, place: int = place) -> None:
+                self._measure(place)
+
             self._handles.append(optimizer.register_step_pre_hook(note))
+            self._handles.append(optimizer.register_step_post_hook(measure))
 
     def begin(self) -> None:
         """Begin a step of training."""
@@ -74,8 +81,23 @@ class OptimizerSteps:
         self.stepped.add(place)
         self._cleared[place], self._filled[place] = None, False
 
+    def _measure(self, place: int) -> None:
+        """Note the gradients of a step after it: under automatic optimization it makes them."""
+        seen = self.updates[place]
+        if seen.norm is None:
+            seen.norm = _norm(self._optimizers[place])
+
 
 def _is_cleared(optimizer: Optimizer) -> bool:
+    return not any(bool(x.any()) for x in _gradients(optimizer))
+
+
+def _norm(optimizer: Optimizer) -> float:
+    norms = [float(torch.linalg.vector_norm(x.float())) for x in _gradients(optimizer)]
+    return math.hypot(*norms)
+
+
+def _gradients(optimizer: Optimizer) -> list[Tensor]:
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return not any(bool((x.coalesce().values() if x.is_sparse else x).any()) for x in gradients)
+    return [x.coalesce().values() if x.is_sparse else x for x in gradients]

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from lightning_practices.advisor._kinds import BOUNDED, DROPOUTS, PASSED
+from lightning_practices.advisor._kinds import BOUNDED, CLAMPS, DROPOUTS, PASSED, RECTIFIERS
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._trace import Call, Loss, Value
 
 _LITTLE = 1e-2  # a number that is added against log(0)
 _JOINS = frozenset({"cat", "concat", "concatenate", "stack", "hstack", "vstack"})
-_CLAMPS = frozenset({"clamp", "clip", "clamp_min", "clamp_max", "nan_to_num"})
+_CLAMPS = CLAMPS | {"nan_to_num"}
 _DIVISIONS = frozenset({"div", "true_divide", "__truediv__"})
 _PRODUCTS = frozenset({"mul", "__mul__", "matmul", "mm", "bmm", "mv", "dot", "einsum", "tensordot"})
 _SOFTMAXES = frozenset({"softmax", "softmin", "gumbel_softmax", "log_softmax"})
@@ -150,10 +150,19 @@ def reach(value: Value) -> tuple[float, float]:
         return min(lows), max(highs)
     if call.name == "hardtanh":
         return float(call.get(1, "min_val", -1.0)), float(call.get(2, "max_val", 1.0))
+    if call.name == "threshold":
+        return min(float(call.get(1, "threshold")), float(call.get(2, "value"))), math.inf
     if call.name in _CLAMPS and len(call.inputs) == 1:
         return _clamped(call)
     name = activation(call)
     return _REACH[name] if name in _REACH else _scaled(call)
+
+
+def rectifies(call: Call) -> bool:
+    """Return whether a call is a ReLU, by its name or as a clamp from 0 on."""
+    if call.name not in CLAMPS:
+        return call.name in RECTIFIERS
+    return len(call.inputs) == 1 and _ends(call) == (0, None)
 
 
 _ABOVE_ZERO = dict.fromkeys(("relu", "softplus", "exp", "abs", "square"), (0.0, math.inf))
@@ -166,13 +175,18 @@ _REACH = {
 
 def _clamped(call: Call) -> tuple[float, float]:
     low, high = reach(call.inputs[0])
-    given = {"clamp_min": (call.get(1, "min"), None), "clamp_max": (None, call.get(1, "max"))}
-    least, most = given.get(call.name, (call.get(1, "min"), call.get(2, "max")))
     if call.name == "nan_to_num":
         return low, high
+    least, most = _ends(call)
     return max(low, -math.inf if least is None else least), min(
         high, math.inf if most is None else most
     )
+
+
+def _ends(call: Call) -> tuple[float | None, float | None]:
+    """Return the numbers between which a clamp keeps its input."""
+    given = {"clamp_min": (call.get(1, "min"), None), "clamp_max": (None, call.get(1, "max"))}
+    return given.get(call.name, (call.get(1, "min"), call.get(2, "max")))
 
 
 def _scaled(call: Call) -> tuple[float, float]:

@@ -9,15 +9,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 from torch.nn.modules.dropout import _DropoutNd
 from typing_extensions import override
 
-from lightning_practices._arguments import check_instance, check_path, check_whole
+from lightning_practices._arguments import check_flag, check_instance, check_path, check_whole
 from lightning_practices._packages import OfBothPackages, either
 from lightning_practices.advisor._isolation import copied_module, isolated
-from lightning_practices.advisor._observe import observe, observer_of, release, simplify
+from lightning_practices.advisor._observe import observe, observer_of, release_observation
+from lightning_practices.advisor._observed_copy import release, simplify
 from lightning_practices.advisor._trace import Loss
 from lightning_practices.files import replacing
 
@@ -25,11 +27,15 @@ _MEMORISED = 0.05  # of the way from the prior's loss to the least one that is l
 _LEARNT = 0.7
 _SLOW = 0.01  # fall of the loss in the last fifth of the steps
 _END = 5  # losses at the end that are averaged
+_FEW = 50  # steps, in which a loss that is still high says nothing
+_ADVICE = "advise(module, data) names faults of losses, layers and data"
 
 
 @dataclass(frozen=True)
 class Overfit:
     """Whether a module can memorise a batch. ``print`` shows the verdict.
+
+    Only losses are judged here, and :func:`advise` says what is wrong with a module.
 
     Attributes:
         losses: The training loss of each step.
@@ -37,12 +43,21 @@ class Overfit:
             for losses other than cross entropy, binary cross entropy and squared error.
         floor: The least loss, above 0 with label smoothing.
         subject: Name of the module's class.
+        objectives: The number of losses that have gradients of their own: the backward passes of a
+            step, or the optimizers. The losses are the sums of each step.
+
+    Example:
+        >>> from lightning_practices.advisor import Overfit
+        >>> overfit = Overfit((2.3, 1.0, 0.3, 0.1, 0.05, 0.01, 0.01, 0.01), prior=2.3)
+        >>> overfit.is_memorised, round(overfit.last, 3), round(overfit.share, 3)
+        (True, 0.036, 0.016)
     """
 
     losses: tuple[float, ...] = field(repr=False)
     prior: float | None = None
     floor: float = 0.0
     subject: str = ""
+    objectives: int = 1
 
     @property
     def first(self) -> float:
@@ -57,7 +72,7 @@ class Overfit:
 
     @property
     def share(self) -> float:
-        """What is left of the loss: ``(last - floor) / (prior - floor)``.
+        """The share of the loss that is left, ``(last - floor) / (prior - floor)``.
 
         Where there is no prior, the first loss is in its place.
         """
@@ -66,8 +81,8 @@ class Overfit:
 
     @property
     def is_memorised(self) -> bool:
-        """Whether at most 5 % of the loss is left."""
-        return self.share <= _MEMORISED
+        """Whether at most 5 % of the loss is left, and it is not below the least loss."""
+        return self.share <= _MEMORISED and self.last >= self.floor
 
     @property
     def verdict(self) -> str:
@@ -75,21 +90,38 @@ class Overfit:
         course = (
             f"the loss went from {self.first:.3g} to {self.last:.3g} in {len(self.losses)} steps"
         )
-        if not math.isfinite(self.last):
-            return f"{course}: divide the learning rate by ten, and look at advise(module, data)"
         if self.is_memorised:
             return f"{course}: the module can memorise a batch; train on all data, and regularise"
+        return f"{course}{self._doubt}; {_ADVICE}"
+
+    @property
+    def _doubt(self) -> str:
+        """What is to be said of a loss that isn't near the least one."""
         before = self.losses[-max(2, len(self.losses) // 5)]
-        if self.share > _LEARNT and self.last > (1 - _SLOW) * before:
-            said = "it learns next to nothing: look whether gradients reach the first layer"
+        is_slow = self.last > before - _SLOW * abs(before)
+        if not math.isfinite(self.last):
+            return ": divide the learning rate by ten"
+        if self.objectives > 1:
             return (
-                f"{course}, {said}, at the loss's arguments and the rate; see advise(module, data)"
+                f", as the sum of {self.objectives} losses that may work against each other, as in"
+                " a GAN, so that the sum doesn't tell: log each of them, and look at the outputs"
             )
-        if self.last < (1 - _SLOW) * before:
-            return f"{course}, and still falls: give more steps, or a larger learning rate"
+        if self.last < self.floor and self.prior is not None:
+            return f", below {self.floor:.3g}, the least that this loss can be: look at its sign"
+        if self.last < 0:
+            return ", as of a likelihood, whose least value isn't known: look at the outputs"
+        if len(self.losses) < _FEW:
+            return f": {len(self.losses)} steps are few, so give steps=200"
+        if self.share > _LEARNT and is_slow:
+            return (
+                ", it learns next to nothing: look whether gradients reach the first layer, at the"
+                " loss's arguments and at the learning rate"
+            )
+        if not is_slow:
+            return ", and still falls: give more steps, or a larger learning rate"
         return (
-            f"{course}, and stays there: look for equal inputs with other targets, a layer that is"
-            " too narrow, weight decay, and noise in training_step"
+            ", and stays there: look for equal inputs with other targets, a layer that is too"
+            " narrow, weight decay, and noise in training_step"
         )
 
     def plot(self, path: str | PathLike[str]) -> Path:
@@ -118,7 +150,13 @@ class Overfit:
         return f"{self.subject}: {self.verdict}"
 
 
-def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200) -> Overfit:
+def overfit_batch(
+    module: LightningModule,
+    data: Any = None,
+    *,
+    steps: int = 200,
+    enable_progress_bar: bool = True,
+) -> Overfit:
     """Train a copy of a module on one batch, and say whether it can memorise it.
 
     A module that can't memorise a single batch has a fault in its forward pass, its loss or its
@@ -130,27 +168,44 @@ def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200
 
     Args:
         module: The module.
-        data: A datamodule, a train loader, or a pair of train and validation loaders. ``None`` for
-            the loaders that the module defines.
-        steps: The number of training steps.
+        data: As for :func:`advise`.
+        steps: The number of training steps. Few steps don't tell why a loss is still high.
+        enable_progress_bar: Whether a bar on the standard error shows how far the steps are, if
+            that is a terminal.
 
     Returns:
         The losses, and a verdict.
 
     Raises:
-        TypeError: If ``module`` is not a LightningModule, or ``steps`` not a whole number.
+        TypeError: If ``module`` is not a LightningModule, ``data`` is neither a datamodule nor
+            loaders, ``steps`` no whole number, or ``enable_progress_bar`` no bool.
         ValueError: If ``steps`` is below 10, if there is no training data, or if no step gives a
             loss.
 
     Example:
-        >>> print(overfit_batch(module, datamodule))  # doctest: +SKIP
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.advisor import overfit_batch
+        >>> class Net(BoringModel):
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.Adam(self.parameters(), lr=0.01)
+        >>> overfit = overfit_batch(Net(), steps=50)
+        >>> len(overfit.losses), overfit.last < overfit.first
+        (50, True)
     """
     check_instance("module", module, either(LightningModule), "a LightningModule")
     steps = check_whole("steps", steps, 10)
+    enable_progress_bar = check_flag("enable_progress_bar", enable_progress_bar)
     seen = observe(module, data, None)
+    if (failure := seen.failure) is not None:
+        release_observation(seen)
+        failure.add_note("lightning_practices.advisor.advise(module, data) says why.")
+        raise failure
     known = [_prior(loss) for loss in seen.step.losses]
     prior, floor = known[0] if len(known) == 1 else (None, 0.0)
-    with isolated(module), Progress(transient=True) as progress:
+    bar = Progress(
+        transient=True, console=Console(stderr=True), disable=not enable_progress_bar
+    )  # fmt: skip
+    with isolated(module), bar as progress:
         model = copied_module(module)
         simplify(model)
         _leave_out_dropout(model)
@@ -162,13 +217,16 @@ def overfit_batch(module: LightningModule, data: Any = None, *, steps: int = 200
         fitting.limit_val_batches = 0
         fitting.strategy.batch_to_device = _as_received  # type: ignore[method-assign]
         fitting.fit(model, _Repeated(seen.train.batches[0].received, steps))
-        release(model, fitting)
+        release(fitting, model)
+    release_observation(seen)
     if not watch.losses:
         raise ValueError(
             f"no training step of {type(module).__name__} gave a loss: on the first batch each"
             " returned None, and none called manual_backward"
         )
-    return Overfit(tuple(watch.losses), prior, floor, type(module).__name__)
+    return Overfit(
+        tuple(watch.losses), prior, floor, type(module).__name__, watch.objectives
+    )  # fmt: skip
 
 
 def _as_received(batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -201,6 +259,7 @@ class _Losses(OfBothPackages, Callback):
 
     def __init__(self, progress: Progress, steps: int) -> None:
         self.losses: list[float] = []
+        self.objectives = 1
         self._progress = progress
         self._task = progress.add_task("one batch", total=steps)
         self._parts: list[float] = []
@@ -224,6 +283,7 @@ class _Losses(OfBothPackages, Callback):
     ) -> None:
         if self._parts:
             self.losses.append(sum(self._parts))
+            self.objectives = max(self.objectives, len(self._parts), len(trainer.optimizers))
         self._parts = []
         self._progress.advance(self._task)
 

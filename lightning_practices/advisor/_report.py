@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from os import PathLike
 
 from rich.markup import escape
@@ -12,12 +12,16 @@ from rich.table import Table
 from typing_extensions import override
 
 from lightning_practices._arguments import check_path
-from lightning_practices._names import count, some
+from lightning_practices._names import count
 from lightning_practices._tables import as_text
 from lightning_practices.advisor._html import write_html
 from lightning_practices.advisor._rule import SEVERITIES, Finding, Severity
 
 _STYLES = {"error": "bold red", "warning": "yellow", "hint": "cyan"}
+# What of a finding JSON holds.
+_ORDER = (
+    "id", "severity", "message", "modules", "step", "remedy", "numbers", "practice", "source",
+)  # fmt: skip
 
 
 @dataclass(repr=False)
@@ -28,6 +32,13 @@ class Report:
         findings: The findings.
         checked: Identifiers of the rules that were asked.
         subject: Name of the module's class.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.advisor import advise
+        >>> report = advise(BoringModel())
+        >>> report.findings, report.exit_code, report.subject
+        ([], 0, 'BoringModel')
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -53,17 +64,17 @@ class Report:
         return int(bool(self.of("error")))
 
     def to_json(self) -> str:
-        """Return the report as JSON: ``subject``, ``checked`` and ``findings``.
+        """Return the report as JSON: ``subject``, ``findings`` and ``checked``.
 
-        Numbers that JSON doesn't know, such as nan, are ``null``.
+        A finding has the attributes of :class:`Finding`, what is wrong first. Numbers that JSON
+        doesn't know, such as nan, are ``null``.
         """
-        found = [asdict(one) for one in self.findings]
-        for one in found:
-            one["numbers"] = {
-                name: value if math.isfinite(value) else None
-                for name, value in one["numbers"].items()
-            }
-        report = {"subject": self.subject, "checked": [*self.checked], "findings": found}
+        found = [
+            {name: getattr(one, name) for name in _ORDER}
+            | {"numbers": {k: x if math.isfinite(x) else None for k, x in one.numbers.items()}}
+            for one in self.findings
+        ]
+        report = {"subject": self.subject, "findings": found, "checked": [*self.checked]}
         return json.dumps(report, allow_nan=False)
 
     def write_html(
@@ -86,15 +97,18 @@ class Report:
     def __rich__(self) -> Table | str:
         if not self.findings:
             return escape(repr(self))
-        table = Table("", "finding", title=repr(self), title_justify="left", show_lines=True)
+        table = Table(
+            "", "what is wrong, where, and what to change", title=repr(self), title_justify="left",
+            show_lines=True,
+        )  # fmt: skip
         for one in self.findings:
             style = _STYLES[one.severity]
-            where = f"\n[dim]in {escape(some(one.modules))}[/]" if one.modules else ""
-            when = f"\n[dim]at step {one.step}[/]" if one.step is not None else ""
+            where = f"{escape(one.where)}\n" if one.where else ""
             table.add_row(
                 f"[{style}]{one.severity}[/]\n{one.id}",
-                f"[bold]{escape(one.practice)}[/]\n{escape(one.message)}{where}{when}\n"
-                f"[green]{escape(one.remedy)}[/]",
+                f"[bold]{escape(one.message)}[/]\n{where}"
+                f"to mend it: [green]{escape(one.remedy)}[/]\n"
+                f"[dim]practice: {escape(one.practice)}[/]",
             )
         return table
 
@@ -107,4 +121,4 @@ class Report:
         counts = Counter(one.severity for one in self.findings)
         shown = [count(counts[each], each) for each in SEVERITIES if counts[each]]
         found = ", ".join(shown) or "no findings"
-        return f"{self.subject}: {found} of {count(len(self.checked), 'rule')}"
+        return f"{self.subject}: {found} ({count(len(self.checked), 'rule')} asked)"

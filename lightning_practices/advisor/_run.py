@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -10,6 +11,7 @@ _START = 5  # losses at the start of a fit
 _RECENT = 50  # losses now, at most
 _LATE = 4  # looks
 _LEAST = 20  # losses, for a trend
+_EQUAL = 0.02  # difference of a loss from the whole loss, for the rounding of half precision
 
 
 class WeightLook(NamedTuple):
@@ -23,6 +25,12 @@ class WeightLook(NamedTuple):
         place: Its place among the parameters in the order of the forward pass; -1 if unknown.
         dims: Its number of dimensions; 1 for a scale of channels.
         is_table: Whether its rows are looked up, as an embedding's are.
+        end: The place of the last weight after it, on its branch; -1 if unknown.
+
+    Example:
+        >>> from lightning_practices.advisor import WeightLook
+        >>> WeightLook(gradient=0.1, weight=2.0, update=0.002).ratio
+        0.001
     """
 
     gradient: float
@@ -32,6 +40,7 @@ class WeightLook(NamedTuple):
     place: int = -1
     dims: int = 2
     is_table: bool = False
+    end: int = -1
 
     @property
     def ratio(self) -> float:
@@ -48,6 +57,13 @@ class ActivationLook(NamedTuple):
         units: The number of units; 0 for other kinds than ``"relu"``.
         dead: The units that were positive nowhere in the batch, if they are most of all.
         saturated: Share of the elements at the ends of the range of tanh or sigmoid.
+
+    Example:
+        >>> from lightning_practices.advisor import ActivationLook, Look, Run, training_rules
+        >>> dead = ActivationLook(("relu", "layer"), "relu", units=4, dead=(0, 1, 2, 3))
+        >>> run = Run(steps=40, looks=[Look(step, activations=[dead]) for step in range(0, 41, 10)])
+        >>> [rule.id for rule in training_rules() if rule.findings(run)]
+        ['LP804']
     """
 
     modules: tuple[str, ...]
@@ -61,11 +77,22 @@ class LossLook(NamedTuple):
     """A loss in a batch.
 
     Attributes:
-        kind: ``"cross_entropy"``, ``"bce"`` or ``"mse"``.
+        kind: ``"cross_entropy"``, ``"bce"``, ``"mse"``, ``"smooth_l1"`` or ``"huber"``.
         value: Its mean.
-        prior: Its mean if the target's frequencies, or its mean, were predicted for each sample.
+        prior: Its mean if the target's frequencies, its mean or its median were predicted for each
+            sample.
         classes: The number of classes in the batch; 0 for other kinds than ``"cross_entropy"``.
         first_class: The class of the first sample.
+        is_data: Whether the target comes from the batch, rather than from a network, an
+            environment or a random generator in the step.
+        total: The whole loss of the step; nan if that isn't known.
+
+    Example:
+        >>> from lightning_practices.advisor import Look, LossLook, Run
+        >>> loss = LossLook("cross_entropy", 0.3, prior=2.3, is_data=True, total=0.3)
+        >>> run = Run(steps=10, looks=[Look(step=10, losses=[loss], is_whole=True)])
+        >>> run.prior, run.has_learnt
+        (2.3, True)
     """
 
     kind: str
@@ -73,6 +100,8 @@ class LossLook(NamedTuple):
     prior: float
     classes: int = 0
     first_class: int = -1
+    is_data: bool = True
+    total: float = math.nan
 
 
 class BatchLook(NamedTuple):
@@ -82,15 +111,36 @@ class BatchLook(NamedTuple):
         sums: Sums over its tensors, by which a batch is recognised.
         equal: Share of its samples that equal the first one.
         samples: The number of its samples.
+        is_constant: Whether each of its tensors holds one number alone: it isn't data.
+
+    Example:
+        >>> from lightning_practices.advisor import BatchLook, Look, Run, training_rules
+        >>> batch = BatchLook(sums=(3.5, 64.0), equal=0.1, samples=32)
+        >>> run = Run(steps=40, looks=[Look(step, batch=batch) for step in range(0, 41, 10)])
+        >>> [rule.practice for rule in training_rules() if rule.findings(run)]
+        ['Batches hold different samples']
     """
 
     sums: tuple[float, ...]
     equal: float
     samples: int
+    is_constant: bool = False
 
 
 class Norms(NamedTuple):
-    """The norm of an optimizer's gradients before and after clipping."""
+    """The norm of an optimizer's gradients before and after clipping.
+
+    Attributes:
+        before: The norm before clipping.
+        after: The norm after clipping.
+
+    Example:
+        >>> from lightning_practices.advisor import Look, Norms, Run, training_rules
+        >>> norms = {0: Norms(before=5.0, after=1.0)}
+        >>> run = Run(looks=[Look(step, norms=norms) for step in range(20, 120, 10)])
+        >>> [rule.practice for rule in training_rules() if rule.findings(run)]
+        ['Clipping is for rare large gradients']
+    """
 
     before: float
     after: float
@@ -105,6 +155,12 @@ class NotFinite(NamedTuple):
             isn't known.
         name: Name of the part of the batch, of the parameter, or of the function.
         modules: Names of the modules.
+
+    Example:
+        >>> from lightning_practices.advisor import NotFinite, Run, training_rules
+        >>> run = Run(steps=10, not_finite=NotFinite(10, "parameter", "layer.weight"))
+        >>> [rule.practice for rule in training_rules() if rule.findings(run)]
+        ['Losses, gradients and weights are finite']
     """
 
     step: int
@@ -114,7 +170,20 @@ class NotFinite(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A validation: optimizer steps taken, its loss, and the training loss since the one before."""
+    """A validation.
+
+    Attributes:
+        step: Optimizer steps taken.
+        loss: The validation loss.
+        train: The training loss since the validation before.
+
+    Example:
+        >>> from lightning_practices.advisor import Check, Run, training_rules
+        >>> losses = (1.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of validations
+        >>> checks = [Check(100 * i, loss, train=1 / (i + 1)) for i, loss in enumerate(losses)]
+        >>> [rule.practice for rule in training_rules() if rule.findings(Run(checks=checks))]
+        ['Training ends before the model overfits']
+    """
 
     step: int
     loss: float
@@ -132,6 +201,14 @@ class Look:
         losses: The losses.
         batch: The batch; ``None`` if it holds no tensor of several samples.
         norms: The norms of each optimizer's gradients, by its index.
+        is_whole: Whether ``losses`` are all terms of the loss of the step.
+
+    Example:
+        >>> from lightning_practices.advisor import Look, WeightLook
+        >>> weight = WeightLook(gradient=0.1, weight=2.0, update=0.002)
+        >>> look = Look(step=10, weights={"layer.weight": weight})
+        >>> look.typical_ratio, look.is_finite
+        (0.001, True)
     """
 
     step: int
@@ -140,6 +217,7 @@ class Look:
     losses: list[LossLook] = field(default_factory=list)
     batch: BatchLook | None = None
     norms: dict[int, Norms] = field(default_factory=dict)
+    is_whole: bool = False
 
     def layers(self, optimizer: int) -> list[tuple[str, WeightLook]]:
         """Return an optimizer's weights that multiply, in the order of the forward pass."""
@@ -149,6 +227,18 @@ class Look:
             if one.optimizer == optimizer and one.place >= 0 and one.dims > 1 and not one.is_table
         ]
         return sorted(found, key=lambda pair: pair[1].place)
+
+    def branches(self, optimizer: int) -> list[list[tuple[str, WeightLook]]]:
+        """Return :meth:`layers` by the branch that they are on: they end at the same layer."""
+        found: dict[int, list[tuple[str, WeightLook]]] = {}
+        for name, one in self.layers(optimizer):
+            found.setdefault(one.end, []).append((name, one))
+        return list(found.values())
+
+    @property
+    def is_of_data(self) -> bool:
+        """Whether the loss is known to be one of targets that come from the batch."""
+        return self.is_whole and bool(self.losses) and all(one.is_data for one in self.losses)
 
     @property
     def is_finite(self) -> bool:
@@ -192,6 +282,12 @@ class Run:
         optimizers: The number of optimizers.
         batches: The number of batches of an epoch; ``None`` if unknown.
         is_over: Whether the fit has ended.
+
+    Example:
+        >>> from lightning_practices.advisor import Run
+        >>> run = Run(steps=100, losses=[(step, 1 / (1 + step)) for step in range(100)])
+        >>> run.falls, run.has_not_fallen
+        (True, False)
     """
 
     steps: int = 0
@@ -238,27 +334,50 @@ class Run:
         return statistics.fmean(before) - statistics.fmean(last) > 2 * math.sqrt(variance)
 
     @property
+    def is_of_data(self) -> bool:
+        """Whether the loss is known to be one of data, which falls where training goes well.
+
+        Others may rise, or stay, as their targets move: those of reinforcement learning, of slow
+        copies of a network, of losses whose terms are balanced in time.
+        """
+        looks = self.looks[-_LATE:]
+        return bool(looks) and all(look.is_of_data for look in looks)
+
+    @property
     def has_not_fallen(self) -> bool:
         """Whether the training loss is known, and hardly lower now than at the start."""
         trend = self.trend
         return trend is not None and trend.now > trend.start - 0.1 * abs(trend.start)
 
     @property
-    def priors(self) -> Mapping[str, tuple[float, float]]:
-        """The mean of each kind of loss, and that of its prior, over the last looks."""
-        looks = self.looks[-_LATE:]
-        found = {}
-        for kind in {one.kind for look in looks for one in look.losses}:
-            pairs = [(x.value, x.prior) for look in looks for x in look.losses if x.kind == kind]
-            values, priors = zip(*pairs, strict=True)
-            found[kind] = statistics.fmean(values), statistics.fmean(priors)
-        return found
+    def priors(self) -> Mapping[tuple[str, int], tuple[float, float]]:
+        """The mean of each loss, and that of its prior, over the last looks.
+
+        Losses are known by their kind, and their place among those of that kind in a step.
+        """
+        found: dict[tuple[str, int], list[LossLook]] = {}
+        for look in self.looks[-_LATE:]:
+            places: Counter[str] = Counter()
+            for one in look.losses:
+                found.setdefault((one.kind, places[one.kind]), []).append(one)
+                places[one.kind] += 1
+        return {
+            key: (statistics.fmean(x.value for x in same), statistics.fmean(x.prior for x in same))
+            for key, same in found.items()
+        }
 
     @property
     def prior(self) -> float | None:
-        """The loss of the prior; ``None`` unless there is one kind of loss that has one."""
+        """The loss of the prior; ``None`` unless the loss is one alone, of data, in its own scale.
+
+        A loss may be scaled, weighted by samples or summed: then its prior's can't be compared
+        with it.
+        """
         found = [prior for _, prior in self.priors.values()]
-        return found[0] if len(found) == 1 and found[0] > 0 else None
+        losses = [one for look in self.looks[-_LATE:] for one in look.losses]
+        is_same = all(abs(x.total - x.value) <= _EQUAL * abs(x.value) for x in losses)
+        known = len(found) == 1 and found[0] > 0 and is_same and self.is_of_data
+        return found[0] if known else None
 
     @property
     def has_learnt(self) -> bool:
@@ -267,8 +386,8 @@ class Run:
 
     @property
     def is_no_better(self) -> bool:
-        """Whether losses are known, and none is better than its prior's."""
-        return bool(self.priors) and all(value > 0.95 * p for value, p in self.priors.values())
+        """Whether the losses are of data, and none is better than its prior's."""
+        return self.is_of_data and all(value > 0.95 * p for value, p in self.priors.values())
 
     def ratios(self, name: str, looks: Sequence[Look]) -> Iterator[float]:
         """Yield a parameter's ratios of update to weight that were measured."""

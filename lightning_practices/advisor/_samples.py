@@ -26,7 +26,8 @@ from torch.utils.data import (
 from lightning_practices.advisor._isolation import isolated
 
 _READ = 20_000  # samples, at most
-_BYTES = 1 << 26
+_BYTES = 1 << 26  # of samples that are compared
+_COLUMN = 1 << 24  # bytes of an entry that are measured
 _SECONDS = 0.2  # for one reading
 _LABELS, _FEWEST = 4096, 64  # samples that are read for their labels
 
@@ -51,6 +52,7 @@ class Samples:
     is_uniform: bool
     is_shuffled: bool
     _labels: dict[str, Tensor | None] = field(default_factory=dict)
+    _columns: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, loader: DataLoader[Any]) -> "Samples | None":
@@ -104,7 +106,7 @@ class Samples:
         return self.places[torch.linspace(0, len(self) - 1, number).long()]
 
     def column(self, source: str) -> Tensor | None:
-        """Return an entry of all samples, or of 64 MiB of them, without reading one by one.
+        """Return an entry of all samples, or of 16 MiB of them, without reading one by one.
 
         ``None`` if the dataset isn't one of tensors.
 
@@ -115,8 +117,10 @@ class Samples:
             return None
         for index, x in enumerate(self.dataset.tensors):
             if source == f"batch[{index}]":
-                size = x[0].numel() * x.element_size() if len(x) else 1
-                return x[self.spread(max(_BYTES // max(size, 1), 1))]
+                if source not in self._columns:
+                    size = x[0].numel() * x.element_size() if len(x) else 1
+                    self._columns[source] = x[self.spread(max(_COLUMN // max(size, 1), 1))]
+                return self._columns[source]
         return None
 
     def labels(self, source: str) -> Tensor | None:
@@ -150,8 +154,7 @@ class Samples:
         if isinstance(self.dataset, TensorDataset):
             sizes = [x[0].numel() * x.element_size() for x in self.dataset.tensors if len(x)]
             order = order[: _BYTES // max(sum(sizes), 1)]
-            columns = [x[order] for x in self.dataset.tensors]
-            return _hashes_of_rows(columns)
+            return _hashes_of_rows(self.dataset.tensors, order)
         # Samples that are drawn anew at each reading have no identity.
         twice = [digest(sample) for sample in self.read([*order[:2], *order[:2]])]
         if twice[:2] != twice[2:]:
@@ -194,12 +197,13 @@ def rows_of(batch: Any) -> Iterator[Any]:
         yield from zip(*tensors, strict=True)
 
 
-def _hashes_of_rows(columns: list[Tensor]) -> list[int]:
-    rows = [
-        np.ascontiguousarray(x.detach().cpu().flatten(1).numpy() if x.dim() > 1 else x.numpy())
-        for x in columns
-    ]
-    return [hash(tuple(x[i].tobytes() for x in rows)) for i in range(len(rows[0]))]
+def _hashes_of_rows(columns: Sequence[Tensor], places: Tensor) -> list[int]:
+    """Return a hash of each of these rows of all columns."""
+    if any(x.device.type != "cpu" for x in columns):
+        columns, places = [x[places].cpu() for x in columns], torch.arange(len(places))
+    columns = [x.view(torch.int16) if x.dtype == torch.bfloat16 else x for x in columns]
+    rows = [x.detach().numpy() for x in columns]
+    return [hash(tuple(x[i].tobytes() for x in rows)) for i in places.tolist()]
 
 
 def _is_number(value: Any) -> bool:

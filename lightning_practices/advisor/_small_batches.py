@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -58,13 +58,28 @@ def eval_step(seen: Observation, size: int, changed: int | None = None) -> Step 
             found[changed] = x.detach()[(changed + size) % len(x) or 1]
         return found
 
+    return run_in_eval_mode(seen, tree_map(chosen, seen.step.batch))
+
+
+def run_in_eval_mode(
+    seen: Observation, batch: Any, mode: AbstractContextManager[Any] | None = None
+) -> Step | None:
+    """Run the training step in eval mode on a batch.
+
+    Args:
+        seen: The observation.
+        batch: The batch.
+        mode: A mode of torch in which the step runs, or ``None``.
+
+    Returns:
+        The step; ``None`` if it raised an exception.
+    """
     module = seen.module
-    batch = tree_map(chosen, seen.step.batch)
     recorder = Recorder(module)
     arguments = (batch, 0)[: len(inspect.signature(module.training_step).parameters)]
     with isolated(module), torch.compiler.set_stance("force_eager"), _quiet_in_eval_mode(seen):
         try:
-            with recorder.watching(), torch.enable_grad():
+            with recorder.watching(), torch.enable_grad(), mode or nullcontext():
                 recorder.begin(batch)
                 result: Any = module.training_step(*arguments)
                 recorder.is_on = False
@@ -72,7 +87,9 @@ def eval_step(seen: Observation, size: int, changed: int | None = None) -> Step 
             return None
     loss = result.get("loss") if isinstance(result, dict) else result
     roots = [recorder.value_of(loss)] if isinstance(loss, Tensor) else []
-    return Step(recorder.calls, roots, batch, {})
+    step = Step(recorder.calls, roots, batch, {})
+    seen.trials.append(step)
+    return step
 
 
 @contextmanager

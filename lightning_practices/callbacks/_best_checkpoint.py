@@ -47,6 +47,8 @@ class BestCheckpoint(PracticeCallback, ModelCheckpoint):
     - The value is averaged over all ranks. :class:`EarlyStopping` averages it too, so both
       callbacks find the same best step.
 
+    Source: lecture S4: the saved model is overwritten only if the validation loss has improved.
+
     Args:
         monitor: Name of the logged value that decides which weights are the best.
         mode: Direction in which the value improves: ``"min"`` if lower is better, ``"max"`` if
@@ -61,6 +63,21 @@ class BestCheckpoint(PracticeCallback, ModelCheckpoint):
         ValueError: If ``monitor`` is empty, or ``mode`` is neither ``"min"`` nor ``"max"``.
         MisconfigurationException: On ``ckpt_path="last"``, as above. At a check, if ``monitor`` was
             not logged.
+
+    Example:
+        >>> import os
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import BestCheckpoint
+        >>> class Net(BoringModel):
+        ...     def validation_step(self, batch, batch_idx):
+        ...         self.log("val_loss", self.step(batch))
+        >>> checkpoint = BestCheckpoint("val_loss", dirpath="checkpoints")
+        >>> trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[checkpoint],
+        ...                   enable_progress_bar=False, enable_model_summary=False)
+        >>> trainer.fit(Net())
+        >>> sorted(os.listdir("checkpoints"))
+        ['epoch=0-step=64.ckpt', 'last.ckpt']
     """
 
     def __init__(

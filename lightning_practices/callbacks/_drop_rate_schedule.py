@@ -58,6 +58,23 @@ class DropRateSchedule(PracticeCallback):
             schedule the same layer, or ``duration`` is a share of a fit whose length isn't known
             beforehand.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.callbacks import LambdaCallback
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import DropRateSchedule
+        >>> module = BoringModel()
+        >>> module.layer = nn.Sequential(nn.Dropout(0.4), module.layer)
+        >>> show = LambdaCallback(on_train_batch_end=lambda *_: print(round(module.layer[0].p, 2)))
+        >>> callbacks = [DropRateSchedule(), show]
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=4, callbacks=callbacks).fit(module)
+        0.0
+        0.1
+        0.2
+        0.3
+        >>> module.layer[0].p  # after the fit
+        0.4
     """
 
     def __init__(

@@ -17,16 +17,6 @@ from lightning_practices.data import Entry, Preprocessing, check_entry, in_order
 class FitPreprocessing(PracticeCallback):
     """Fit the preprocessing layer of a module to the training data, before a fit begins.
 
-    ::
-
-        class Net(LightningModule):
-            def __init__(self):
-                super().__init__()
-                self.scale = Standardize()
-                self.layers = nn.Sequential(self.scale, nn.Linear(16, 1))
-
-        Trainer(callbacks=[FitPreprocessing()]).fit(Net(), loader)
-
     It reads the training split once, before the sanity check and the first step: each sample once,
     see :func:`~lightning_practices.data.in_order`, on each rank its share. A layer that has
     statistics, from a checkpoint or from before, is left as it is. So a resumed fit reads nothing,
@@ -48,6 +38,18 @@ class FitPreprocessing(PracticeCallback):
         TypeError: If ``layer`` is no string, or ``entry`` is neither a string nor a whole number.
             When a fit starts, if the entry is no tensor.
         ValueError: When a fit starts, if there are no batches, or a value is nan or infinite.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import FitPreprocessing
+        >>> from lightning_practices.data import Standardize
+        >>> module, fit = BoringModel(), FitPreprocessing()
+        >>> module.layer = nn.Sequential(Standardize(), module.layer)
+        >>> data = torch.utils.data.DataLoader(5 + 3 * torch.randn(64, 32), batch_size=16)
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=1, callbacks=fit).fit(module, data)
+        >>> torch.allclose(module.layer[0].mean, data.dataset.mean(0), atol=1e-5)
+        True
     """
 
     def __init__(self, layer: str | None = None, entry: Entry = 0) -> None:

@@ -41,11 +41,26 @@ class FusedLayers(PracticeCallback):
         measure: Whether to measure. ``None``: on a GPU. ``True``: on a CPU too, where few layers
             gain anything. ``False``: not at all.
 
+    Attributes:
+        report: The :class:`~lightning_practices.surgery.Report` of the layers that were fused or
+            skipped, with the times of those that were measured.
+
     Raises:
         TypeError: If ``measure`` is neither a flag nor ``None``.
 
     Example:
-        >>> trainer = Trainer(callbacks=[FusedLayers()])
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import FusedLayers
+        >>> module, fused = BoringModel(), FusedLayers()
+        >>> module.layer = nn.Sequential(nn.LayerNorm(32), module.layer)
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=2, callbacks=[fused]).fit(module)
+        >>> print(fused.report)
+        ┏━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+        ┃ module  ┃ before             ┃ after, or why it was skipped     ┃
+        ┡━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+        │ layer.0 │ torch.nn.LayerNorm │ lightning_practices.nn.LayerNorm │
+        └─────────┴────────────────────┴──────────────────────────────────┘
     """
 
     def __init__(self, measure: bool | None = None) -> None:

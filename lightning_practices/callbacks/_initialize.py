@@ -58,7 +58,13 @@ class Initialize(PracticeCallback):
             ``setup`` or ``configure_model`` of the module makes parameters.
 
     Example:
-        >>> trainer = Trainer(callbacks=[Initialize("kaiming_normal")])
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import Initialize
+        >>> module, init = BoringModel(), Initialize("kaiming_normal")
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=1, callbacks=[init]).fit(module)
+        >>> init.report, init.report.initialized[0].names
+        (InitReport(1 initialized, 0 zeroed, 0 kept), ('layer.weight',))
     """
 
     def __init__(self, initialization: Scheme | Initialization = "auto") -> None:

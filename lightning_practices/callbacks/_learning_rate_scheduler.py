@@ -35,10 +35,6 @@ _Scheduler = TypeVar("_Scheduler", LambdaLR, LinearLR, ReduceLROnPlateau)
 class LearningRateScheduler(PracticeCallback):
     """Let the learning rates of the module's optimizer follow a schedule.
 
-    ::
-
-        Trainer(callbacks=[LearningRateScheduler("cosine")])
-
     ``configure_optimizers`` has to return the optimizer alone. The schedule multiplies the
     configured rate of each parameter group by the same factor, so the rates keep their ratios.
 
@@ -76,6 +72,22 @@ class LearningRateScheduler(PracticeCallback):
             the length of the fit and it isn't known beforehand. After the first validation or
             epoch, if ``monitor`` has not been logged.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import LearningRateScheduler
+        >>> class Net(BoringModel):
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        ...     def on_before_optimizer_step(self, optimizer):
+        ...         print(round(optimizer.param_groups[0]["lr"], 3))
+        >>> cosine = LearningRateScheduler("cosine")
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=4, callbacks=[cosine]).fit(Net())
+        0.1
+        0.075
+        0.025
+        0.0
     """
 
     def __init__(

@@ -77,6 +77,15 @@ class Penalty(PracticeCallback):
             maximises; or if the module clips before the step, as ``GradientClippingMixin`` does
             under manual optimization.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import Penalty
+        >>> module, penalty = BoringModel(), Penalty(l1=10.0, proximal=True)  # far too strong
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=2, callbacks=[penalty]).fit(module)
+        >>> module.layer.weight.count_nonzero(), module.layer.bias.count_nonzero()
+        (tensor(0), tensor(2))
     """
 
     def __init__(

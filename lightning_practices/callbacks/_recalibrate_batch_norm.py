@@ -23,6 +23,7 @@ from lightning_practices._packages import either, own_kind
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.others import callbacks_of, set_callbacks
 from lightning_practices.callbacks._trainer.strategies import refuse
+from lightning_practices.callbacks._unfreezing import ProgressiveUnfreezing
 from lightning_practices.surgery import recalibrate_batch_norm
 
 
@@ -62,6 +63,18 @@ class RecalibrateBatchNorm(PracticeCallback):
         TypeError: If the Trainer and the module are of different packages of Lightning. At the
             first batch of an epoch, if ``forward`` isn't given and the batch is neither a tensor
             nor a list or tuple that begins with a tensor.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import RecalibrateBatchNorm
+        >>> module, callbacks = BoringModel(), [RecalibrateBatchNorm()]
+        >>> module.layer = nn.Sequential(nn.BatchNorm1d(32), module.layer)
+        >>> data = torch.utils.data.DataLoader(5 + 3 * torch.randn(64, 32), batch_size=16)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_epochs=1, callbacks=callbacks)
+        >>> trainer.fit(module, data)
+        >>> torch.allclose(module.layer[0].running_mean, data.dataset.mean(0), atol=1e-4)
+        True
     """
 
     def __init__(self, forward: Callable[[Any, Any], Any] | None = None) -> None:
@@ -90,7 +103,7 @@ class RecalibrateBatchNorm(PracticeCallback):
         runs = self.forward is not None or is_overridden(
             "forward", pl_module, own_kind(pl_module, LightningModule)
         )
-        if not runs and _to_do(pl_module):
+        if not runs and _will_be_to_do(trainer, pl_module):
             raise MisconfigurationException(
                 f"{type(pl_module).__name__} has no `forward`: define one, or say how to run a"
                 " batch, as in Trainer(callbacks=[RecalibrateBatchNorm(forward=lambda module,"
@@ -103,7 +116,8 @@ class RecalibrateBatchNorm(PracticeCallback):
     ) -> None:
         # Raises now, rather than after all of training. The batch is None if `training_step` takes
         # an iterator.
-        if batch_idx == 0 and self.forward is None and batch is not None and _to_do(pl_module):
+        is_first = batch_idx == 0 and self.forward is None and batch is not None
+        if is_first and _will_be_to_do(trainer, pl_module):
             input_of(batch)
 
     @override
@@ -133,6 +147,14 @@ def _to_do(pl_module: LightningModule) -> bool:
     return any(
         isinstance(module, _BatchNorm) and module.training and module.track_running_stats
         for module in pl_module.modules()
+    )
+
+
+def _will_be_to_do(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Say whether the fit updates running statistics now, or may do so after unfreezing."""
+    return _to_do(pl_module) or (
+        bool(callbacks_of(trainer, ProgressiveUnfreezing))
+        and any(isinstance(m, _BatchNorm) and m.track_running_stats for m in pl_module.modules())
     )
 
 

@@ -71,6 +71,19 @@ class SnapshotEnsemble(PracticeCallback):
             weights, there are fewer steps than cycles, the number of steps isn't known beforehand,
             or a fit with other cycles is resumed.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import SnapshotEnsemble
+        >>> class Net(BoringModel):
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        >>> module, snapshots = Net(), SnapshotEnsemble(cycles=3)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_steps=6, callbacks=[snapshots])
+        >>> trainer.fit(module)
+        >>> snapshots.steps_taken, len(snapshots.members(module))
+        ([2, 4, 6], 3)
     """
 
     def __init__(

@@ -6,4 +6,4 @@ Mode = Literal["min", "max"]
 """Whether a monitored value is to fall or to rise."""
 
 Interval = Literal["step", "epoch"]
-"""What a callback counts: optimizer steps or epochs."""
+"""What a callback counts, optimizer steps or epochs."""

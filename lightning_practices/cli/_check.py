@@ -6,8 +6,10 @@ from itertools import takewhile
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
-from lightning_practices.advisor import advise, all_rules
+from lightning_practices.advisor import Rule, advise, all_rules, training_rules
 from lightning_practices.advisor.rules import rules_matching
 from lightning_practices.cli._lightning import CLASSES, PracticesCLI
 from lightning_practices.cli._main import UsageError
@@ -23,8 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "MODULE and DATA are classes: package.Class, or file.py:Class. DATA is a"
         " LightningDataModule; without it, the module has the dataloaders. All other options are"
         " those of `fit`, such as --config fit.yaml, --model.lr=1e-3 or --trainer.max_epochs=10."
-        " Exit status: 0 without errors, 1 with errors, 2 for a wrong call."
+        " Rules about the plan of the fit, such as its length, are asked where the Trainer has"
+        " options. Exit status: 0 without errors, 1 with errors, 2 for a wrong call."
     )
+    parser.add_argument("--list", action="store_true",
+                        help="list the rules, or those of --select, and check nothing")  # fmt: skip
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
                         help="write JSON to a file, or print it in place of the table")  # fmt: skip
     parser.add_argument("--html", metavar="FILE", help="write the report as HTML")
@@ -38,14 +43,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Advise, show the report, and return 1 if it has errors."""
+    rules = all_rules() + (training_rules() if arguments.list else ())
     try:
-        for name, ids in (("--ignore", arguments.ignore), ("--select", arguments.select)):
-            rules_matching(all_rules(), name, ids)
+        left_out = rules_matching(rules, "--ignore", arguments.ignore)
+        selected = rules_matching(rules, "--select", arguments.select) or rules
     except ValueError as error:
         raise UsageError(str(error)) from error
-    cli = PracticesCLI(_named(arguments.more), run=False, seed_everything_default=False)
+    if arguments.list:
+        Console().print(_table([rule for rule in selected if rule not in left_out]))
+        return 0
+    cli = PracticesCLI(
+        _named(arguments.more), run=False, seed_everything_default=False,
+        trainer_defaults={"logger": False},
+    )  # fmt: skip
+    # A Trainer that got no option is not the user's, so that nothing can be said of its plan.
+    has_plan = cli.config.trainer != cli.parser.get_defaults().trainer
+    trainer = cli.trainer if has_plan else None
     report = advise(
-        cli.model, cli.datamodule, cli.trainer, ignore=arguments.ignore, select=arguments.select
+        cli.model, cli.datamodule, trainer, ignore=arguments.ignore, select=arguments.select
     )
     if arguments.html:
         report.write_html(arguments.html)
@@ -56,6 +71,14 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             write_file(Path(arguments.json), report.to_json())
     return report.exit_code
+
+
+def _table(rules: Sequence[Rule]) -> Table:
+    """Return a table of rules. Those of group 8 are asked by TrainingAdvisor, while training."""
+    table = Table("rule", "severity", "practice", box=None)
+    for rule in rules:
+        table.add_row(rule.id, rule.severity, escape(rule.practice))
+    return table
 
 
 def _named(argv: Sequence[str]) -> list[str]:

@@ -6,19 +6,12 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-import platformdirs
-import torch
-from rich.console import Console
-from rich.table import Table
-
-import lightning_kernels
-from lightning_practices import __version__
-
 _NEEDED = ("torch", "lightning", "torchvision", "torchmetrics", "jsonargparse")
 # Packages that some functions need, with the extra that installs each.
 _OPTIONAL = {
     "triton": "torch for Linux brings it; without it, torch's own operators run",
     "matplotlib": "pip install 'lightning-practices[plots]'",
+    "scikit-learn": "pip install 'lightning-practices[recipes]'",
     "timm": "pip install timm",
     "transformers": "pip install transformers",
 }
@@ -30,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Show the state of the installation; the status is 1 if something needed is missing."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table("", "", show_header=False, box=None, padding=(0, 2, 0, 0))
     for name, text in _lines():
         table.add_row(name, text)
@@ -38,6 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _lines() -> Iterator[tuple[str, str]]:
+    import platformdirs
+    import torch
+
+    import lightning_kernels
+    from lightning_practices import __version__
+
     yield "lightning-practices", __version__
     yield "Python", f"{platform.python_version()}, {platform.platform()}"
     for name in _NEEDED:

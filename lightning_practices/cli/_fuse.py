@@ -2,12 +2,7 @@
 
 import argparse
 
-import torch
-from rich.console import Console
-
 from lightning_practices.cli._main import UsageError
-from lightning_practices.cli._places import model_of
-from lightning_practices.surgery import fuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,6 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Fuse the model and show the report."""
+    import torch
+    from rich.console import Console
+
+    from lightning_practices.cli._places import model_of
+    from lightning_practices.surgery import fuse
+
     batch = None
     if arguments.measure and not arguments.input:
         raise UsageError("--measure needs --input, such as --input 8,3,224,224")

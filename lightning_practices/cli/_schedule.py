@@ -2,24 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import get_args
 
-from rich.console import Console
-from rich.table import Table
-
-from lightning_practices.callbacks import unfreezing_schedule, write_schedule
 from lightning_practices.cli._main import UsageError
-from lightning_practices.cli._places import model_of
-from lightning_practices.files import replacing
-from lightning_practices.schedules import FactorName, learning_rate_factor
-from lightning_practices.surgery import blocks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the two kinds of schedule, with their options."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     rates = kinds.add_parser("lr", help="draw the learning rates of a fit")
-    rates.add_argument("name", choices=get_args(FactorName))
+    rates.add_argument("name", help="cosine, exponential, one_cycle, power or step")
     rates.add_argument("--lr", type=float, default=1e-3, help="the highest rate (%(default)s)")
     rates.add_argument("--steps", type=int, default=1000,
                        help="optimizer steps of the fit (%(default)s)")  # fmt: skip
@@ -42,6 +33,9 @@ def _draw(arguments: argparse.Namespace) -> int:
         raise UsageError(
             "matplotlib is missing: pip install 'lightning-practices[plots]'"
         ) from None
+    from lightning_practices.files import replacing
+    from lightning_practices.schedules import learning_rate_factor
+
     try:
         factor = learning_rate_factor(
             arguments.name, arguments.steps, warmup_steps=arguments.warmup_steps
@@ -61,6 +55,13 @@ def _draw(arguments: argparse.Namespace) -> int:
 
 
 def _write(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lightning_practices.callbacks import unfreezing_schedule, write_schedule
+    from lightning_practices.cli._places import model_of
+    from lightning_practices.surgery import blocks
+
     model = model_of(arguments.model)
     write_schedule(unfreezing_schedule(model), Path(arguments.out))
     sizes = {name: p.numel() for name, p in model.named_parameters()}

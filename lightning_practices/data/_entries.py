@@ -9,6 +9,7 @@ from typing import Any, cast
 from lightning_practices._arguments import check_name, check_whole, shown
 
 Entry = int | str
+"""An entry of a batch: a position in a tuple, or a key of a dict or named tuple."""
 
 
 def check_entry(entry: Any, name: str = "entry") -> Entry:
@@ -21,6 +22,15 @@ def check_entry(entry: Any, name: str = "entry") -> Entry:
     Raises:
         TypeError: If it is neither a whole number nor a string.
         ValueError: If it is an empty string.
+
+    Example:
+        >>> from lightning_practices.data import check_entry
+        >>> check_entry("image"), check_entry(1)
+        ('image', 1)
+        >>> check_entry(1.5)
+        Traceback (most recent call last):
+            ...
+        TypeError: entry has to be a position in a tuple or a key of a dict, but got 1.5
     """
     if isinstance(entry, bool) or not isinstance(entry, int | str):
         raise TypeError(

@@ -87,6 +87,15 @@ class Ensemble(nn.Module):
         ValueError: If there are no members, ``task``, ``outputs`` or ``vote`` is not one of the
             values above, or the members differ although ``vectorize=True``. On a call, if an output
             has a wrong shape.
+
+    Example:
+        >>> from lightning_practices.ensembles import Ensemble
+        >>> members = [nn.Linear(4, 3) for _ in range(5)]
+        >>> x = torch.randn(8, 4)
+        >>> probabilities = Ensemble(members, task="multiclass")(x)
+        >>> mean = torch.stack([member(x).softmax(1) for member in members]).mean(0)
+        >>> torch.allclose(probabilities, mean, atol=1e-6)
+        True
     """
 
     def __init__(

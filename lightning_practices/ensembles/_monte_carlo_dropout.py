@@ -78,6 +78,17 @@ def monte_carlo_dropout(
         ValueError: If ``task``, ``passes`` or ``max_batch_size`` is out of range, the batch is
             empty, or an output has a wrong shape. If the batch is to be repeated, and one of its
             tensors has another size in dimension 0.
+
+    Example:
+        >>> from lightning_practices.ensembles import monte_carlo_dropout
+        >>> model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
+        >>> x = torch.randn(8, 4)
+        >>> prediction = monte_carlo_dropout(model, x, task="multiclass")
+        >>> prediction.mean.shape, bool((prediction.std > 0).all())
+        (torch.Size([8, 3]), True)
+        >>> again = monte_carlo_dropout(model, x[:2], task="multiclass")  # the same masks
+        >>> torch.allclose(again.mean, prediction.mean[:2], atol=1e-6)
+        True
     """
     check_module(model)
     task, passes, seed, max_batch_size = _checked(task, passes, seed, max_batch_size)
@@ -95,11 +106,6 @@ def monte_carlo_dropout(
 class MonteCarloDropout:
     """The settings of :func:`monte_carlo_dropout`, to be used for many batches.
 
-    ::
-
-        predict = MonteCarloDropout("multiclass", passes=50)
-        mean, std, *_ = predict(model, batch)
-
     Args:
         task: The kind of outputs, see :func:`monte_carlo_dropout`.
         passes: Number of passes, at least 2.
@@ -109,6 +115,14 @@ class MonteCarloDropout:
 
     Raises:
         ValueError: If ``task``, ``passes`` or ``max_batch_size`` is out of range.
+
+    Example:
+        >>> from lightning_practices.ensembles import MonteCarloDropout
+        >>> model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 3))
+        >>> predict = MonteCarloDropout("multiclass", passes=50)
+        >>> mean, std, entropy, mutual_information = predict(model, torch.randn(8, 4))
+        >>> mean.shape, bool((mutual_information <= entropy).all())
+        (torch.Size([8, 3]), True)
     """
 
     def __init__(

@@ -22,6 +22,13 @@ class MonteCarloPrediction(NamedTuple):
         mutual_information: The part of the entropy that is due to uncertain weights, in nats; more
             training data would lower it. It is 0 if all passes return the same probabilities,
             however uncertain these are. It has the entropy's shape. ``None`` for ``"regression"``.
+
+    Example:
+        >>> from lightning_practices.ensembles import monte_carlo_dropout
+        >>> model = nn.Sequential(nn.Linear(4, 32), nn.Dropout(0.5), nn.Linear(32, 1))
+        >>> prediction = monte_carlo_dropout(model, torch.randn(8, 4), task="regression")
+        >>> prediction.mean.shape, prediction.std.shape, prediction.entropy
+        (torch.Size([8, 1]), torch.Size([8, 1]), None)
     """
 
     mean: Tensor

@@ -8,8 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 Task = Literal["binary", "multiclass", "regression"]
+"""The kind of outputs, see :class:`~lightning_practices.ensembles.Ensemble`."""
+
 Outputs = Literal["logits", "probabilities"]
+"""What members return, see :class:`~lightning_practices.ensembles.Ensemble`."""
+
 Vote = Literal["soft", "hard"]
+"""How members are averaged, see :class:`~lightning_practices.ensembles.Ensemble`."""
 
 
 def probabilities_of(outputs: Tensor, task: Task, kind: Outputs) -> Tensor:

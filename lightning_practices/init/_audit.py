@@ -45,6 +45,14 @@ class AuditedLayer:
         histogram: Numbers of outputs in bins of equal width.
         low: Lower end of the bins.
         high: Upper end of the bins.
+
+    Example:
+        >>> from lightning_practices.init import audit
+        >>> model = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 3))
+        >>> model[0].weight.data *= 100  # far too large
+        >>> layer = audit(model, torch.randn(128, 16)).layers[0]
+        >>> layer.name, layer.activation, layer.saturated > 0.8
+        ('0', 'tanh', True)
     """
 
     name: str
@@ -67,6 +75,16 @@ class Audit:
     Attributes:
         layers: The layers in the order of their calls.
         input_std: Standard deviation of the model's input; nan if it holds no floats.
+
+    Example:
+        >>> from lightning_practices.init import audit
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 3))
+        >>> for layer in (model[0], model[2]):
+        ...     layer.weight.data *= 0.001  # too small: signals and gradients die out
+        ...     layer.bias.data *= 0.0
+        >>> report = audit(model, torch.randn(128, 64))
+        >>> [layer.ratio < 0.01 for layer in report.layers]
+        [True, True]
     """
 
     layers: list[AuditedLayer]
@@ -145,10 +163,13 @@ def audit(model: nn.Module, batch: Any) -> Audit:
         ValueError: If a parameter has no shape yet, or is on the meta device.
 
     Example:
+        >>> from lightning_practices.init import audit
         >>> model = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 3))
         >>> result = audit(model, torch.randn(128, 16))
-        >>> [layer.name for layer in result.layers]
-        ['0', '2']
+        >>> [(layer.name, layer.activation) for layer in result.layers]
+        [('0', 'tanh'), ('2', 'linear')]
+        >>> all(0.1 < layer.ratio < 1 for layer in result.layers)
+        True
     """
     check_module(model)
     check_ready(model, {*model.modules()})

@@ -25,9 +25,10 @@ class Initialization:
         ValueError: If a scheme is unknown, or ``modules`` has no name.
 
     Example:
+        >>> from lightning_practices.init import Initialization
         >>> report = Initialization(modules=["1"])(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))
-        >>> [names for row in report.initialized for names in row.names]
-        ['1.weight']
+        >>> [row.names for row in report.initialized]
+        [('1.weight',)]
     """
 
     def __init__(

@@ -108,8 +108,13 @@ def initialize(
             FSDP1. The model is unchanged then.
 
     Example:
-        >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 3))
-        >>> print(initialize(model))  # doctest: +SKIP
+        >>> from lightning_practices.init import initialize
+        >>> model = nn.Sequential(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 3))
+        >>> report = initialize(model)
+        >>> [(row.names[0], row.scheme) for row in report.initialized]
+        [('0.weight', 'kaiming_normal'), ('2.weight', 'xavier_normal')]
+        >>> round(model[0].weight.std().item() / (2 / 256) ** 0.5, 1)  # He's standard deviation
+        1.0
     """
     check_module(model)
     schemes = check_schemes(scheme)

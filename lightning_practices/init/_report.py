@@ -29,6 +29,13 @@ class Initialized:
         before: Standard deviation of the old values.
         after: Standard deviation of the new values.
         why: Why this scheme was chosen, and where the activation was read.
+
+    Example:
+        >>> from lightning_practices.init import initialize
+        >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 3))
+        >>> row = initialize(model).initialized[0]
+        >>> row.names, row.scheme, row.activation, row.fan, round(row.gain, 2)
+        (('0.weight',), 'kaiming_normal', 'relu', 16, 1.41)
     """
 
     names: tuple[str, ...]
@@ -50,6 +57,14 @@ class Kept:
         names: All names of the parameter in the model.
         cls: Class of its layer.
         reason: Why it was not changed.
+
+    Example:
+        >>> from lightning_practices.init import initialize
+        >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 3))
+        >>> model[0].requires_grad_(False)
+        Linear(in_features=16, out_features=64, bias=True)
+        >>> initialize(model).kept[0]
+        Kept(names=('0.weight',), cls='Linear', reason='frozen')
     """
 
     names: tuple[str, ...]
@@ -69,6 +84,15 @@ class InitReport:
         norms: Names of the norms whose scales are 1, offsets 0, and running statistics new.
         zeroed: Names of the scales that are 0 now: the last norms of residual branches.
         when_empty: The sentence that a report without entries prints.
+
+    Example:
+        >>> from lightning_practices.init import initialize
+        >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 3))
+        >>> report = initialize(model)
+        >>> report
+        InitReport(2 initialized, 0 zeroed, 0 kept)
+        >>> [row.scheme for row in report.initialized], report.biases
+        (['kaiming_normal', 'xavier_normal'], ['0.bias', '2.bias'])
     """
 
     initialized: list[Initialized] = field(default_factory=list)

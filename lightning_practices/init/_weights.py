@@ -17,6 +17,8 @@ Scheme = Literal[
     "auto", "kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "lecun_normal",
     "orthogonal", "trunc_normal",
 ]  # fmt: skip
+"""Names of the schemes of :func:`~lightning_practices.init.initialize`."""
+
 Role = Literal["layer", "embedding", "input", "hidden"]
 
 STD = 0.02  # of transformers' weights: Devlin et al., 2019, and Radford et al., 2019

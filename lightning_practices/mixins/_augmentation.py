@@ -82,6 +82,19 @@ class AugmentationMixin(DataPracticeMixin):
         ValueError: On construction, if a name is unknown, or ``augment_on`` is neither place. At
             the first batch, if floating images are outside of [0, 1] where a transform would clamp
             them.
+
+    Example:
+        >>> from lightning.pytorch import LightningDataModule
+        >>> from lightning_practices.mixins import AugmentationMixin
+        >>> class Data(AugmentationMixin, LightningDataModule): ...
+        >>> Data(augment=["flip", "crop"]).augmentation
+        Augmentation(
+          (per_sample): ModuleList(
+            (0): RandomHorizontalFlip(p=0.5)
+            (1): RandomPaddedCrop(padding=4, fill=0, padding_mode=constant)
+          )
+          (mixing): ModuleList()
+        )
     """
 
     _depth = 0  # of calls of methods that return loaders

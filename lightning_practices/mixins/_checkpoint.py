@@ -53,6 +53,20 @@ class CheckpointMixin(MonitorMixin):
             whose ``state_key`` is that of the given object. At a check, if ``monitor`` was not
             logged.
         TypeError: On subclassing, if bases are of both packages of Lightning.
+
+    Example:
+        >>> import os
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import CheckpointMixin
+        >>> class Net(CheckpointMixin, BoringModel):
+        ...     def validation_step(self, batch, batch_idx):
+        ...         self.log("val_loss", self.step(batch))
+        >>> module = Net()
+        >>> Trainer(max_epochs=1, limit_train_batches=4, accelerator="cpu", logger=False,
+        ...         enable_progress_bar=False, enable_model_summary=False).fit(module)
+        >>> os.path.basename(module.checkpoint.best_model_path)
+        'epoch=0-step=4.ckpt'
     """
 
     def __init__(

@@ -37,6 +37,17 @@ class DataPracticeMixin(_DataModule):
             of both packages of Lightning. On construction, if an argument is unknown.
         RuntimeError: At the first batch, if an own ``on_after_batch_transfer`` doesn't call
             ``super()``, or the constructors of the mixins have not run.
+
+    Example:
+        >>> from lightning.pytorch import LightningDataModule
+        >>> from lightning_practices.mixins import AugmentationMixin, DataPracticeMixin
+        >>> class Data(AugmentationMixin, LightningDataModule): ...
+        >>> isinstance(Data(augment="flip"), DataPracticeMixin)
+        True
+        >>> Data(augmnt="flip")
+        Traceback (most recent call last):
+            ...
+        TypeError: Data has no argument 'augmnt': did you mean 'augment'?
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -51,6 +51,19 @@ class DataPractices(AugmentationMixin, PreprocessingMixin):
         TypeError: See the mixins.
         ValueError: See the mixins.
         RuntimeError: See :class:`PreprocessingMixin`.
+
+    Example:
+        >>> from lightning.pytorch import LightningDataModule, Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import DataPractices
+        >>> class Data(DataPractices, LightningDataModule):
+        ...     def train_dataloader(self):
+        ...         return torch.utils.data.DataLoader(5 + 3 * torch.randn(64, 32), batch_size=16)
+        ...     val_dataloader = train_dataloader
+        >>> data = Data(preprocess="standardize")
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=2).fit(BoringModel(), data)
+        >>> data.preprocessing
+        BatchPreprocessing({0: Standardize(per='auto')})
     """
 
     def __init__(

@@ -44,6 +44,22 @@ class EarlyStoppingMixin(MonitorMixin):
         MisconfigurationException: When the fit starts, if the Trainer has an ``EarlyStopping`` too,
             and ``early_stopping`` isn't the default; or see the callback.
         ValueError: See the callback.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import EarlyStoppingMixin
+        >>> class Net(EarlyStoppingMixin, BoringModel):
+        ...     def validation_step(self, batch, batch_idx):  # a loss that rises after epoch 2
+        ...         self.log("val_loss", abs(self.current_epoch - 2.0))
+        >>> module = Net(early_stopping=3)
+        >>> trainer = Trainer(max_epochs=20, limit_train_batches=4, limit_val_batches=1,
+        ...                   accelerator="cpu", logger=False,
+        ...                   enable_checkpointing=False, enable_progress_bar=False,
+        ...                   enable_model_summary=False)
+        >>> trainer.fit(module)
+        >>> trainer.current_epoch, module.early_stopping.best_step
+        (6, 12)
     """
 
     def __init__(

@@ -43,6 +43,24 @@ class FineTuningMixin(PracticeMixin):
             backbone or the head, or has parameters outside of both.
         MisconfigurationException: When the fit starts, see the callback.
         TypeError: On subclassing, if bases are of both packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import FineTuningMixin
+        >>> class Net(FineTuningMixin, BoringModel):
+        ...     def __init__(self, **practices):
+        ...         super().__init__(**practices)
+        ...         self.backbone, self.head = nn.Linear(32, 32), self.layer
+        ...         del self.layer
+        ...     def forward(self, x):
+        ...         return self.head(self.backbone(x).relu())
+        ...     def on_train_batch_end(self, *_):
+        ...         print([name for name, p in self.named_parameters() if p.requires_grad])
+        >>> phases = [{"blocks": ["head"], "until": {"step": 1}}, {"blocks": ["backbone"]}]
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=2).fit(Net(fine_tuning=phases))
+        ['head.weight', 'head.bias']
+        ['backbone.weight', 'backbone.bias', 'head.weight', 'head.bias']
     """
 
     def __init__(

@@ -43,6 +43,23 @@ class FusedLayersMixin(PracticeMixin):
         TypeError: On subclassing, if bases are of both packages of Lightning. In
             ``configure_model`` under ``ModelParallelStrategy``, if no class but this package's
             mixins overrides the hook.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import FusedLayersMixin
+        >>> class Net(FusedLayersMixin, BoringModel):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = nn.Sequential(nn.LayerNorm(32), self.layer)
+        >>> module = Net()
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=2).fit(module)
+        >>> print(module.fused_layers)
+        ┏━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+        ┃ module  ┃ before             ┃ after, or why it was skipped     ┃
+        ┡━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+        │ layer.0 │ torch.nn.LayerNorm │ lightning_practices.nn.LayerNorm │
+        └─────────┴────────────────────┴──────────────────────────────────┘
     """
 
     # Lightning's list of the properties that TorchScript doesn't compile.

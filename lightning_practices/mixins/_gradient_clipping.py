@@ -40,6 +40,17 @@ class GradientClippingMixin(PracticeMixin):
         ValueError: If the norm isn't positive. When the fit starts, if a pattern matches no
             parameter.
         TypeError: On subclassing, if bases are of both packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import GradientClippingMixin
+        >>> class Net(GradientClippingMixin, BoringModel): ...
+        >>> module = Net(gradient_clipping=0.1)
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=2).fit(module)
+        >>> grads = [parameter.grad for parameter in module.parameters()]  # of the last step
+        >>> torch.nn.utils.get_total_norm(grads)
+        tensor(0.1000)
     """
 
     def __init__(
@@ -70,7 +81,7 @@ class GradientClippingMixin(PracticeMixin):
         the mixin, clips within the step and doesn't wait.
 
         Args:
-            optimizer: An optimizer that :meth:`optimizers` returns.
+            optimizer: An optimizer that the module's ``optimizers()`` returns.
 
         Raises:
             MisconfigurationException: Under automatic optimization, which clips without this call.

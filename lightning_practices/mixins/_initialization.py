@@ -51,6 +51,16 @@ class InitMixin(PracticeMixin):
         TypeError: On subclassing, if bases are of both packages of Lightning. In
             ``configure_model`` under ``ModelParallelStrategy``, if no class but a mixin of this
             package overrides the hook.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import InitMixin
+        >>> class Net(InitMixin, BoringModel): ...
+        >>> module = Net(initialization="kaiming_normal")
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=1).fit(module)
+        >>> module.init_report
+        InitReport(1 initialized, 0 zeroed, 0 kept)
     """
 
     def __init__(

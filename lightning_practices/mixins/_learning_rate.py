@@ -38,6 +38,21 @@ class LearningRateScheduleMixin(MonitorMixin):
         ValueError: If the name of the schedule is unknown, or the schedule needs arguments.
         MisconfigurationException: When the fit starts, see the callback.
         TypeError: On subclassing, if bases are of both packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import LearningRateScheduleMixin
+        >>> class Net(LearningRateScheduleMixin, BoringModel):
+        ...     def configure_optimizers(self):
+        ...         return torch.optim.SGD(self.parameters(), lr=0.1)
+        ...     def on_before_optimizer_step(self, optimizer):
+        ...         print(round(optimizer.param_groups[0]["lr"], 3))
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=4).fit(Net(schedule="cosine"))
+        0.1
+        0.075
+        0.025
+        0.0
     """
 
     def __init__(

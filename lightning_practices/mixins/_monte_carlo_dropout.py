@@ -35,6 +35,19 @@ class MonteCarloDropoutMixin(PracticeMixin):
         ValueError: If the kind of outputs is none of ``"multiclass"``, ``"binary"`` and
             ``"regression"``.
         RuntimeError, TypeError, ValueError: In ``predict_step``, see the function.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import MonteCarloDropoutMixin
+        >>> class Net(MonteCarloDropoutMixin, BoringModel):
+        ...     def __init__(self, **practices):
+        ...         super().__init__(**practices)
+        ...         self.layer = nn.Sequential(nn.Dropout(0.2), self.layer)
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", limit_predict_batches=1)
+        >>> [prediction] = trainer.predict(Net(monte_carlo_dropout="multiclass"))
+        >>> prediction.mean.shape, round(prediction.mean.sum().item(), 4)  # probabilities
+        (torch.Size([1, 2]), 1.0)
     """
 
     def __init__(

@@ -74,6 +74,19 @@ class OptimizerMixin(PracticeMixin):
             matches no parameter, or the parameters are flattened by FSDP1 or partitioned by ZeRO
             stage 3.
         TypeError: On subclassing, if bases are of both packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import LightningModule
+        >>> from lightning_practices.mixins import OptimizerMixin
+        >>> from lightning_practices.optim import Optimizer
+        >>> class Net(OptimizerMixin, LightningModule):
+        ...     def __init__(self, **practices):
+        ...         super().__init__(**practices)
+        ...         self.layer = nn.Linear(4, 2)
+        >>> module = Net(optimizer=Optimizer("sgd", lr=0.1, weight_decay=0.01))
+        >>> weights, biases = module.configure_optimizers().param_groups
+        >>> weights["weight_decay"], biases["weight_decay"]
+        (0.01, 0.0)
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -23,6 +23,17 @@ class PenaltyMixin(PracticeMixin):
 
     Raises:
         TypeError: On subclassing, if bases are of both packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import Penalty
+        >>> from lightning_practices.mixins import PenaltyMixin
+        >>> class Net(PenaltyMixin, BoringModel): ...
+        >>> module = Net(penalty=Penalty(l1=10.0, proximal=True))  # far too strong
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=2).fit(module)
+        >>> module.layer.weight.count_nonzero()
+        tensor(0)
     """
 
     def __init__(self, *args: Any, penalty: Penalty | None = None, **kwargs: Any) -> None:

@@ -116,6 +116,17 @@ class PracticeMixin(_NotingItsCall, _Module):
             not called ``super().__init__``.
         MisconfigurationException: When the fit starts, if your own ``configure_callbacks`` leaves
             out the callbacks that ``super().configure_callbacks()`` returns.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import FusedLayersMixin, PracticeMixin
+        >>> class Net(FusedLayersMixin, BoringModel): ...
+        >>> isinstance(Net(fuse_layers=True), PracticeMixin)
+        True
+        >>> Net(fuse_layer=True)
+        Traceback (most recent call last):
+            ...
+        TypeError: Net got an unknown argument 'fuse_layer': FusedLayersMixin takes 'fuse_layers'
     """
 
     # Lightning looks for arguments in a checkpoint under this key.
@@ -272,6 +283,15 @@ class MonitorMixin(PracticeMixin):
     Raises:
         TypeError: If ``monitor`` is not a string.
         ValueError: If ``monitor`` is empty, or ``mode`` is neither ``"min"`` nor ``"max"``.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import EarlyStoppingMixin, MonitorMixin
+        >>> class Net(EarlyStoppingMixin, BoringModel): ...
+        >>> issubclass(Net, MonitorMixin)
+        True
+        >>> Net(monitor="val_acc", mode="max").early_stopping.monitor
+        'val_acc'
     """
 
     def __init__(

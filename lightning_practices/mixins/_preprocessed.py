@@ -32,6 +32,21 @@ class PreprocessedMixin(PracticeMixin):
         TypeError: On subclassing, if bases are of both packages of Lightning.
         RuntimeError: At the first batch that the module is to preprocess, if an own
             ``on_after_batch_transfer`` doesn't call ``super()``.
+
+    Example:
+        >>> from lightning.pytorch import LightningDataModule, Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import PreprocessedMixin, PreprocessingMixin
+        >>> class Data(PreprocessingMixin, LightningDataModule):
+        ...     def train_dataloader(self):
+        ...         return torch.utils.data.DataLoader(5 + 3 * torch.randn(64, 32), batch_size=16)
+        ...     val_dataloader = train_dataloader
+        >>> class Net(PreprocessedMixin, BoringModel): ...
+        >>> module, data = Net(), Data(preprocess="standardize")
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=2).fit(module, data)
+        >>> x = torch.full((1, 32), 5.0)  # about the mean of the training data
+        >>> bool(module.preprocessing(x).abs().max() < 1)
+        True
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

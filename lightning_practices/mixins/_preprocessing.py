@@ -64,6 +64,22 @@ class PreprocessingMixin(DataPracticeMixin):
         ValueError: On construction, if a name is unknown. When a fit starts, if the training split
             is empty or holds nan.
         RuntimeError: When a run starts that is no fit, if there are no statistics.
+
+    Example:
+        >>> from lightning.pytorch import LightningDataModule, Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import PreprocessingMixin
+        >>> class Data(PreprocessingMixin, LightningDataModule):
+        ...     def train_dataloader(self):
+        ...         return torch.utils.data.DataLoader(5 + 3 * torch.randn(64, 32), batch_size=16)
+        ...     val_dataloader = train_dataloader
+        >>> class Net(BoringModel):
+        ...     def training_step(self, batch, batch_idx):
+        ...         print(bool(batch.mean().abs() < 0.3), bool((batch.std() - 1).abs() < 0.3))
+        ...         return self.step(batch)
+        >>> data = Data(preprocess="standardize")
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=1).fit(Net(), data)
+        True True
     """
 
     def __init__(

@@ -122,6 +122,23 @@ class TrainingPractices(
         MisconfigurationException: When the fit starts, see the mixins.
         TypeError: On subclassing, if bases are of both packages of Lightning. On construction, if
             an argument is unknown to all classes, or has a type that its practice doesn't take.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.mixins import TrainingPractices
+        >>> from lightning_practices.optim import Optimizer
+        >>> class Net(TrainingPractices, BoringModel):
+        ...     def validation_step(self, batch, batch_idx):  # a loss that rises after epoch 2
+        ...         self.log("val_loss", abs(self.current_epoch - 2.0))
+        >>> module = Net(optimizer=Optimizer("adamw", lr=1e-3), early_stopping=3, checkpoint=False)
+        >>> trainer = Trainer(max_epochs=20, limit_train_batches=4, limit_val_batches=1,
+        ...                   accelerator="cpu", logger=False,
+        ...                   enable_checkpointing=False, enable_progress_bar=False,
+        ...                   enable_model_summary=False)
+        >>> trainer.fit(module)
+        >>> type(trainer.optimizers[0]).__name__, module.early_stopping.best_step
+        ('AdamW', 12)
     """
 
     def __init__(

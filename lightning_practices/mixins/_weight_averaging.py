@@ -23,6 +23,20 @@ class WeightAveragingMixin(PracticeMixin):
     Raises:
         ValueError: If ``weight_averaging`` is a string other than ``"ema"`` and ``"swa"``.
         TypeError: On subclassing, if bases are of both packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import WeightAveraging
+        >>> from lightning_practices.mixins import WeightAveragingMixin
+        >>> class Net(WeightAveragingMixin, BoringModel):
+        ...     def on_train_batch_end(self, *_):
+        ...         biases.append(self.layer.bias.clone())
+        >>> averaging, biases = WeightAveraging("swa", start=0, interval="step"), []
+        >>> module = Net(weight_averaging=averaging)
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=4).fit(module)
+        >>> torch.allclose(module.layer.bias, torch.stack(biases).mean(0), atol=1e-6)
+        True
     """
 
     def __init__(

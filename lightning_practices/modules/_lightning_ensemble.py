@@ -96,6 +96,15 @@ class LightningEnsemble(_OfItsMembersPackage, LightningModule):
             arguments.
         ValueError: As for :class:`~lightning_practices.ensembles.Ensemble`. If the loaded file
             names a class that isn't imported.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning_practices.modules import LightningEnsemble
+        >>> module = LightningEnsemble([nn.Linear(4, 3) for _ in range(5)], task="multiclass")
+        >>> data = torch.utils.data.DataLoader(torch.randn(8, 4), batch_size=8)
+        >>> [prediction] = Trainer(barebones=True, accelerator="cpu").predict(module, data)
+        >>> torch.allclose(prediction.mean, module(data.dataset), atol=1e-6)
+        True
     """
 
     def __init__(

@@ -72,6 +72,16 @@ class AddDropoutLayerNorm(LayerNorm):
     Raises:
         ValueError: If ``p`` or ``drop_path`` is outside ``[0, 1]``, ``normalized_shape`` is empty
             or negative, or ``eps`` is negative or nan.
+
+    Example:
+        >>> from lightning_practices.nn import AddDropoutLayerNorm
+        >>> norm = AddDropoutLayerNorm(64, p=0.1, drop_path=0.2).eval()  # without drops
+        >>> branch, stream = torch.randn(2, 8, 10, 64).unbind()
+        >>> y, z = norm(branch, stream)
+        >>> torch.equal(z, stream + branch)
+        True
+        >>> torch.allclose(y, nn.functional.layer_norm(z, (64,)), atol=1e-6)
+        True
     """
 
     layer_scale: nn.Parameter | None

@@ -236,12 +236,38 @@ class BatchNorm2d(FusedBatchNorm, nn.BatchNorm2d):
             only one value per channel.
         RuntimeError: From ``forward``, if the shapes or dtypes of input, residual and parameters
             don't match.
+
+    Example:
+        >>> from lightning_practices.nn import BatchNorm2d
+        >>> norm = BatchNorm2d(16, activation="relu")
+        >>> x, residual = torch.randn(2, 8, 16, 4, 4).unbind()
+        >>> y = norm(x, residual)
+        >>> torch.allclose(y, (nn.BatchNorm2d(16)(x) + residual).relu(), atol=1e-5)
+        True
     """
 
 
 class BatchNorm1d(FusedBatchNorm, nn.BatchNorm1d):
-    """:class:`BatchNorm2d` for inputs of shape :math:`(N, C)` or :math:`(N, C, L)`."""
+    """:class:`BatchNorm2d` for inputs of shape :math:`(N, C)` or :math:`(N, C, L)`.
+
+    Equation, arguments and errors are those of :class:`BatchNorm2d`.
+
+    Example:
+        >>> from lightning_practices.nn import BatchNorm1d
+        >>> y = BatchNorm1d(16)(5 + 3 * torch.randn(32, 16))
+        >>> y.shape, torch.allclose(y.mean(0), torch.zeros(16), atol=1e-5)
+        (torch.Size([32, 16]), True)
+    """
 
 
 class BatchNorm3d(FusedBatchNorm, nn.BatchNorm3d):
-    """:class:`BatchNorm2d` for inputs of shape :math:`(N, C, D, H, W)`."""
+    """:class:`BatchNorm2d` for inputs of shape :math:`(N, C, D, H, W)`.
+
+    Equation, arguments and errors are those of :class:`BatchNorm2d`.
+
+    Example:
+        >>> from lightning_practices.nn import BatchNorm3d
+        >>> y = BatchNorm3d(4)(5 + 3 * torch.randn(8, 4, 2, 6, 6))
+        >>> y.shape, torch.allclose(y.mean((0, 2, 3, 4)), torch.zeros(4), atol=1e-5)
+        (torch.Size([8, 4, 2, 6, 6]), True)
+    """

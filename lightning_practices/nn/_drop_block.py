@@ -41,6 +41,15 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]``, ``block_size`` is below 1 or ``eps`` is
             negative; from ``forward``, if the input has another number of dimensions.
+
+    Example:
+        >>> from lightning_practices.nn import DropBlock2d
+        >>> x = torch.ones(8, 16, 20, 20)
+        >>> y = DropBlock2d(0.1, block_size=5)(x)
+        >>> bool(0.05 < (y == 0).float().mean() < 0.15)  # the dropped share
+        True
+        >>> round(y.mean().item(), 4)  # the rest is rescaled
+        1.0
     """
 
     block_size: int
@@ -79,7 +88,18 @@ class DropBlock2d(ScheduledRate, ops.DropBlock2d):  # type: ignore[misc]  # unty
 
 
 class DropBlock3d(DropBlock2d, ops.DropBlock3d):  # type: ignore[misc]  # untyped
-    """:class:`DropBlock2d` with cubes, for inputs of shape :math:`(N, C, D, H, W)`."""
+    """:class:`DropBlock2d` with cubes, for inputs of shape :math:`(N, C, D, H, W)`.
+
+    Arguments and errors are those of :class:`DropBlock2d`. A block that is larger than the volume
+    is cut to the smallest edge of the volume.
+
+    Example:
+        >>> from lightning_practices.nn import DropBlock3d
+        >>> x = torch.ones(4, 8, 10, 10, 10)
+        >>> y = DropBlock3d(0.1, block_size=3)(x)
+        >>> len(y.unique()), round(y.mean().item(), 4)  # dropped or rescaled; the mean of x
+        (2, 1.0)
+    """
 
     @override
     def forward(self, input: Tensor) -> Tensor:

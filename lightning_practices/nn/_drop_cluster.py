@@ -52,6 +52,13 @@ class DropCluster2d(FusedDropout):
         ValueError: If ``p`` is outside ``[0, 1]`` or ``num_clusters`` below 1; from ``forward``, if
             the input has another shape or dtype.
         RuntimeError: From ``forward`` in training, if ``p`` is not 0 and there are no clusters.
+
+    Example:
+        >>> from lightning_practices.nn import DropCluster2d
+        >>> drop = DropCluster2d(0.5, num_clusters=2)
+        >>> halves = torch.randn(64, 3, 1, 2).repeat_interleave(2, dim=3)  # of rows of four pixels
+        >>> drop.fit([halves]).clusters
+        tensor([[0, 0, 1, 1]])
     """
 
     clusters: Tensor
@@ -188,6 +195,14 @@ def fit_drop_clusters(
     Raises:
         ValueError: If no batch reaches a layer, or for the reasons given in
             :meth:`DropCluster2d.fit`.
+
+    Example:
+        >>> from lightning_practices.nn import DropCluster2d, fit_drop_clusters
+        >>> model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), DropCluster2d(0.1, num_clusters=5))
+        >>> fit_drop_clusters(model, [torch.randn(32, 3, 8, 8) for _ in range(4)])
+        ('2',)
+        >>> model[2].clusters.shape, model[2].clusters.unique()
+        (torch.Size([6, 6]), tensor([0, 1, 2, 3, 4]))
     """
     check_module(model)
     check_iterable("batches", batches, "batches of training data")

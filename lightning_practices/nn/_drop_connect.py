@@ -48,6 +48,15 @@ class DropConnectLinear(ScheduledRate, nn.Linear):
 
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]``.
+
+    Example:
+        >>> from lightning_practices.nn import DropConnectLinear
+        >>> layer = DropConnectLinear(64, 32, p=0.5)
+        >>> x = torch.randn(3, 64)
+        >>> torch.equal(layer(x), layer(x))  # two passes, two masks
+        False
+        >>> torch.equal(layer.eval()(x), nn.functional.linear(x, layer.weight, layer.bias))
+        True
     """
 
     def __init__(

@@ -39,6 +39,14 @@ class Dropout(FusedDropout, nn.Dropout):
 
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]``.
+
+    Example:
+        >>> from lightning_practices.nn import Dropout
+        >>> dropout = Dropout(0.5)
+        >>> dropout(torch.ones(1000)).unique()
+        tensor([0., 2.])
+        >>> dropout.eval()(torch.ones(3))
+        tensor([1., 1., 1.])
     """
 
     @override
@@ -49,8 +57,17 @@ class Dropout(FusedDropout, nn.Dropout):
 class Dropout1d(FusedDropout, nn.Dropout1d):
     """:class:`Dropout` of whole channels, for inputs ``(N, C, L)`` or ``(C, L)``.
 
+    ``p`` is the probability that a channel is zeroed. Arguments and errors are those of
+    :class:`Dropout`.
+
     Tompson et al., 2015, *Efficient Object Localization Using Convolutional Networks*,
     arXiv:1411.4280 (spatial dropout).
+
+    Example:
+        >>> from lightning_practices.nn import Dropout1d
+        >>> y = Dropout1d(0.5)(torch.ones(50, 8, 10))
+        >>> y.unique(), bool((y == y[..., :1]).all())  # a channel is dropped or kept as a whole
+        (tensor([0., 2.]), True)
     """
 
     @override
@@ -59,7 +76,16 @@ class Dropout1d(FusedDropout, nn.Dropout1d):
 
 
 class Dropout2d(FusedDropout, nn.Dropout2d):
-    """:class:`Dropout1d` for inputs ``(N, C, H, W)``, contiguous or channels last."""
+    """:class:`Dropout1d` for inputs ``(N, C, H, W)``, contiguous or channels last.
+
+    Arguments and errors are those of :class:`Dropout`.
+
+    Example:
+        >>> from lightning_practices.nn import Dropout2d
+        >>> y = Dropout2d(0.5)(torch.ones(50, 8, 4, 4))
+        >>> y.amax((2, 3)).unique()  # of each channel
+        tensor([0., 2.])
+    """
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -67,7 +93,16 @@ class Dropout2d(FusedDropout, nn.Dropout2d):
 
 
 class Dropout3d(FusedDropout, nn.Dropout3d):
-    """:class:`Dropout1d` for inputs ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
+    """:class:`Dropout1d` for inputs ``(N, C, D, H, W)`` or ``(C, D, H, W)``.
+
+    Arguments and errors are those of :class:`Dropout`.
+
+    Example:
+        >>> from lightning_practices.nn import Dropout3d
+        >>> y = Dropout3d(0.5)(torch.ones(50, 8, 2, 4, 4))
+        >>> y.amax((2, 3, 4)).unique()  # of each channel
+        tensor([0., 2.])
+    """
 
     @override
     def forward(self, input: Tensor) -> Tensor:
@@ -97,6 +132,12 @@ class AlphaDropout(FusedDropout, nn.AlphaDropout):
 
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]``.
+
+    Example:
+        >>> from lightning_practices.nn import AlphaDropout
+        >>> y = AlphaDropout(0.2)(torch.randn(100_000))
+        >>> bool(y.mean().abs() < 0.05), bool((y.std() - 1).abs() < 0.05)  # as before dropout
+        (True, True)
     """
 
     @override
@@ -107,7 +148,18 @@ class AlphaDropout(FusedDropout, nn.AlphaDropout):
 
 
 class FeatureAlphaDropout(FusedDropout, nn.FeatureAlphaDropout):
-    """:class:`AlphaDropout` of whole channels, for inputs ``(N, C, *)``."""
+    """:class:`AlphaDropout` of whole channels, for inputs ``(N, C, *)``.
+
+    ``p`` is the probability that a channel is set to SELU's saturation value. Equation, arguments
+    and errors are those of :class:`AlphaDropout`.
+
+    Example:
+        >>> from lightning_practices.nn import FeatureAlphaDropout
+        >>> y = FeatureAlphaDropout(0.5)(torch.randn(50, 8, 100))
+        >>> dropped = y.std(2) < 1e-6  # channels that hold one value
+        >>> y[dropped].unique().numel() == 1, bool(dropped.any())
+        (True, True)
+    """
 
     @override
     def forward(self, input: Tensor) -> Tensor:

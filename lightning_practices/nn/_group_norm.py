@@ -49,6 +49,15 @@ class GroupNorm(FusedLayer, nn.GroupNorm):
             ``forward``, if a group has only one value.
         RuntimeError: From ``forward``, if the input does not have :math:`C` channels.
         NotImplementedError: From ``forward``, if the input's dtype is not floating.
+
+    Example:
+        >>> from lightning_practices.nn import GroupNorm
+        >>> y = GroupNorm(4, 16)(5 + 3 * torch.randn(2, 16, 8, 8))
+        >>> groups = y.view(2, 4, -1)
+        >>> torch.allclose(groups.mean(2), torch.zeros(2, 4), atol=1e-5)
+        True
+        >>> torch.allclose(groups.var(2, correction=0), torch.ones(2, 4), atol=1e-4)
+        True
     """
 
     autocast: Autocast = "input"

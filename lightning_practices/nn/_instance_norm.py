@@ -91,12 +91,38 @@ class InstanceNorm2d(FusedInstanceNorm, nn.InstanceNorm2d):
         ValueError: If ``eps`` is negative; from ``forward``, if the input has another number of
             dimensions, only one pixel per channel or, with ``affine``, another number of channels.
         NotImplementedError: From ``forward``, if the input's dtype is not floating.
+
+    Example:
+        >>> from lightning_practices.nn import InstanceNorm2d
+        >>> y = InstanceNorm2d(4)(5 + 3 * torch.randn(2, 4, 8, 8))
+        >>> torch.allclose(y.mean((2, 3)), torch.zeros(2, 4), atol=1e-5)
+        True
+        >>> torch.allclose(y.var((2, 3), correction=0), torch.ones(2, 4), atol=1e-4)
+        True
     """
 
 
 class InstanceNorm1d(FusedInstanceNorm, nn.InstanceNorm1d):
-    """:class:`InstanceNorm2d` for inputs of shape :math:`(N, C, L)` or :math:`(C, L)`."""
+    """:class:`InstanceNorm2d` for inputs of shape :math:`(N, C, L)` or :math:`(C, L)`.
+
+    Equation, arguments and errors are those of :class:`InstanceNorm2d`.
+
+    Example:
+        >>> from lightning_practices.nn import InstanceNorm1d
+        >>> y = InstanceNorm1d(4)(5 + 3 * torch.randn(2, 4, 100))
+        >>> y.shape, torch.allclose(y.mean(2), torch.zeros(2, 4), atol=1e-5)
+        (torch.Size([2, 4, 100]), True)
+    """
 
 
 class InstanceNorm3d(FusedInstanceNorm, nn.InstanceNorm3d):
-    """:class:`InstanceNorm2d` for inputs :math:`(N, C, D, H, W)` or :math:`(C, D, H, W)`."""
+    """:class:`InstanceNorm2d` for inputs :math:`(N, C, D, H, W)` or :math:`(C, D, H, W)`.
+
+    Equation, arguments and errors are those of :class:`InstanceNorm2d`.
+
+    Example:
+        >>> from lightning_practices.nn import InstanceNorm3d
+        >>> y = InstanceNorm3d(4)(5 + 3 * torch.randn(2, 4, 6, 6, 6))
+        >>> y.shape, torch.allclose(y.mean((2, 3, 4)), torch.zeros(2, 4), atol=1e-5)
+        (torch.Size([2, 4, 6, 6, 6]), True)
+    """

@@ -43,6 +43,13 @@ class LabelSmoothingCrossEntropyLoss(nn.CrossEntropyLoss):
 
     Raises:
         ValueError: If ``label_smoothing`` is outside ``[0, 1]``.
+
+    Example:
+        >>> from lightning_practices.nn import LabelSmoothingCrossEntropyLoss
+        >>> loss = LabelSmoothingCrossEntropyLoss(label_smoothing=0.1)
+        >>> logits, labels = torch.tensor([[4.0, 0.0, 0.0]]), torch.tensor([0])
+        >>> loss(logits, labels), loss.eval()(logits, labels)
+        (tensor(0.3026), tensor(0.0360))
     """
 
     def __init__(
@@ -89,6 +96,8 @@ class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     independent yes-or-no labels. Torch has no such loss. At :math:`\alpha = 0.1` the loss can't
     fall below about 0.20.
 
+    Source: as for :class:`LabelSmoothingCrossEntropyLoss`.
+
     Args:
         weight: Weight :math:`w` of each element, broadcast.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
@@ -103,6 +112,13 @@ class LabelSmoothingBCEWithLogitsLoss(nn.BCEWithLogitsLoss):
     Raises:
         ValueError: If ``label_smoothing`` is outside ``[0, 1]``.
         TypeError: From ``forward``, if the target's dtype is not floating.
+
+    Example:
+        >>> from lightning_practices.nn import LabelSmoothingBCEWithLogitsLoss
+        >>> loss = LabelSmoothingBCEWithLogitsLoss(label_smoothing=0.1)
+        >>> logits, labels = torch.tensor([4.0, -4.0]), torch.tensor([1.0, 0.0])
+        >>> loss(logits, labels), loss.eval()(logits, labels)
+        (tensor(0.2181), tensor(0.0181))
     """
 
     def __init__(

@@ -70,6 +70,15 @@ class LayerNorm(FusedLayerNorm):
         ValueError: If ``normalized_shape`` is empty or negative, or ``eps`` is negative or nan.
         RuntimeError: From ``forward``, if the input's shape does not end in ``normalized_shape``,
             or its dtype is not floating.
+
+    Example:
+        >>> from lightning_practices.nn import LayerNorm
+        >>> x = torch.randn(4, 10, 64)
+        >>> norm = LayerNorm(64)
+        >>> torch.allclose(norm(x), nn.LayerNorm(64)(x), atol=1e-6)
+        True
+        >>> norm(x.bfloat16()).dtype
+        torch.bfloat16
     """
 
     @override

@@ -43,6 +43,12 @@ class LayerNorm2d(FusedLayerNorm, convnext.LayerNorm2d):  # type: ignore[misc]  
     Raises:
         RuntimeError: From ``forward``, if the input has another number of dimensions or channels.
         NotImplementedError: From ``forward``, if the input's dtype is not floating.
+
+    Example:
+        >>> from lightning_practices.nn import LayerNorm2d
+        >>> y = LayerNorm2d(32)(5 + 3 * torch.randn(2, 32, 8, 8))
+        >>> y.shape, torch.allclose(y.mean(1), torch.zeros(2, 8, 8), atol=1e-5)
+        (torch.Size([2, 32, 8, 8]), True)
     """
 
     @override

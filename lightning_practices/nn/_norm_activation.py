@@ -76,9 +76,16 @@ def norm_activation(
     Returns:
         :math:`y`, in the shape of ``x``.
 
+    Raises:
+        TypeError: If ``norm`` is not a module, or ``activation`` neither a layer nor the name of a
+            function.
+
     Example:
-        >>> norm, act, x = BatchNorm2d(4), nn.ReLU(), torch.randn(2, 4, 8, 8)
-        >>> y = norm_activation(x, norm, act, residual=x)  # act(norm(x) + x)
+        >>> from lightning_practices.nn import BatchNorm2d, norm_activation
+        >>> norm, activation, x = BatchNorm2d(4), nn.ReLU(), torch.randn(2, 4, 8, 8)
+        >>> y = norm_activation(x, norm, activation, residual=x)
+        >>> torch.allclose(y, activation(norm(x) + x), atol=1e-6)
+        True
     """
     check_module(norm, "norm")
     check_flag("inplace", inplace)

@@ -43,6 +43,12 @@ class RMSNorm(FusedLayer, nn.RMSNorm):
         ValueError: If ``normalized_shape`` is empty or negative, or ``eps`` is negative or nan.
         RuntimeError: From ``forward``, if the input's shape does not end in ``normalized_shape``.
         NotImplementedError: From ``forward``, if the input's dtype is not floating.
+
+    Example:
+        >>> from lightning_practices.nn import RMSNorm
+        >>> y = RMSNorm(64)(5 + 3 * torch.randn(4, 10, 64))
+        >>> torch.allclose(y.square().mean(-1), torch.ones(4, 10), atol=1e-5)
+        True
     """
 
     autocast: Autocast = "input"

@@ -30,6 +30,16 @@ class ScheduledRate(FusedLayer):
     Attributes:
         rate_name: Name of the attribute that holds the rate.
         rate: The tensor that holds a scheduled rate, or ``None`` if the rate is not scheduled.
+
+    Example:
+        >>> from lightning_practices.nn import Dropout
+        >>> dropout = Dropout(0.1)
+        >>> dropout.current_rate()
+        0.1
+        >>> dropout.schedule_rate()
+        >>> dropout.p = 0.3  # in a training loop, say
+        >>> dropout.current_rate()
+        tensor(0.3000)
     """
 
     rate_name: ClassVar[str] = "p"

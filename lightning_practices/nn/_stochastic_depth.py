@@ -34,6 +34,15 @@ class StochasticDepth(ScheduledRate, ops.StochasticDepth):  # type: ignore[misc]
     Raises:
         ValueError: If ``p`` is outside ``[0, 1]``, or ``mode`` is neither ``"row"`` nor
             ``"batch"``.
+
+    Example:
+        >>> from lightning_practices.nn import StochasticDepth
+        >>> drop = StochasticDepth(0.5, "row")
+        >>> branch, residual = torch.ones(100, 16), torch.ones(100, 16)
+        >>> drop(branch, residual).unique()  # dropped, or scaled by 2
+        tensor([1., 3.])
+        >>> drop.eval()(branch, residual).unique()
+        tensor([2.])
     """
 
     mode: str

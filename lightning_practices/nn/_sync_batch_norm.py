@@ -22,7 +22,7 @@ class SyncBatchNorm(FusedBatchNorm):
     The layer runs the fused kernels, and one collective in each of forward and backward. The
     collectives also exchange the batch sizes, so batches may differ in size and may be empty. In
     evaluation, or without other processes, it is a local batch norm. Second derivatives raise an
-    error. See :class:`BatchNorm2d` for the equation.
+    error. See :class:`BatchNorm2d` for the equation and the source.
 
     It has the arguments, ``repr`` and ``state_dict`` of :class:`torch.nn.SyncBatchNorm`, and also
     runs on the CPU (over gloo). It is not a subclass of torch's class, since
@@ -49,6 +49,15 @@ class SyncBatchNorm(FusedBatchNorm):
 
     Raises:
         TypeError: From ``forward`` in training, if this process is not in ``process_group``.
+
+    Example:
+        >>> from lightning_practices.nn import SyncBatchNorm
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        >>> model = SyncBatchNorm.convert_sync_batchnorm(model)
+        >>> [type(layer).__name__ for layer in model]
+        ['Conv2d', 'SyncBatchNorm']
+        >>> model(torch.randn(4, 3, 8, 8)).shape  # without other processes a local batch norm
+        torch.Size([4, 8, 6, 6])
     """
 
     def __init__(

@@ -86,8 +86,18 @@ class TransformerEncoderLayer(FusedTransformerLayer, nn.TransformerEncoderLayer)
     Layer Normalization in the Transformer Architecture*, arXiv:2002.04745.
 
     Args:
-        d_model: Number of features. For all other arguments see
-            :class:`torch.nn.TransformerEncoderLayer`.
+        d_model: Number of features of a token.
+        nhead: Number of attention heads, a divisor of ``d_model``.
+        dim_feedforward: Number of hidden features of the feed-forward network.
+        dropout: Probability that dropout zeroes an element: at the end of each branch, in the
+            feed-forward network, and of the attention weights.
+        activation: ``"relu"``, ``"gelu"`` or a function, in the feed-forward network.
+        layer_norm_eps: Number added to the variance in the norms.
+        batch_first: Whether the batch is the first dimension of inputs and output, not the second.
+        norm_first: Whether each branch begins with its norm, or else ends with it.
+        bias: Whether linear layers and norms have a bias.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Raises:
         ValueError: If ``nhead`` does not divide ``d_model``, or a number is out of range.
@@ -95,6 +105,16 @@ class TransformerEncoderLayer(FusedTransformerLayer, nn.TransformerEncoderLayer)
     Shape:
         - Input: ``(N, S, d_model)`` with ``batch_first``, else ``(S, N, d_model)``; or without N.
         - Output: shape of the input.
+
+    Example:
+        >>> from lightning_practices.nn import TransformerEncoderLayer
+        >>> sizes = {"d_model": 32, "nhead": 4, "dim_feedforward": 64, "batch_first": True}
+        >>> layer, plain = TransformerEncoderLayer(**sizes), nn.TransformerEncoderLayer(**sizes)
+        >>> plain.load_state_dict(layer.state_dict())
+        <All keys matched successfully>
+        >>> x = torch.randn(2, 10, 32)
+        >>> torch.allclose(layer.eval()(x), plain.eval()(x), atol=1e-5)
+        True
     """
 
     @override
@@ -133,13 +153,36 @@ class TransformerDecoderLayer(FusedTransformerLayer, nn.TransformerDecoderLayer)
     Vaswani et al., 2017, *Attention Is All You Need*, arXiv:1706.03762.
 
     Args:
-        d_model: Number of features. For all other arguments see
-            :class:`torch.nn.TransformerDecoderLayer`.
+        d_model: Number of features of a token.
+        nhead: Number of attention heads, a divisor of ``d_model``.
+        dim_feedforward: Number of hidden features of the feed-forward network.
+        dropout: Probability that dropout zeroes an element: at the end of each branch, in the
+            feed-forward network, and of the attention weights.
+        activation: ``"relu"``, ``"gelu"`` or a function, in the feed-forward network.
+        layer_norm_eps: Number added to the variance in the norms.
+        batch_first: Whether the batch is the first dimension of inputs and output, not the second.
+        norm_first: Whether each branch begins with its norm, or else ends with it.
+        bias: Whether linear layers and norms have a bias.
+        device: Device of the parameters.
+        dtype: Dtype of the parameters.
 
     Shape:
         - Input: ``(N, T, d_model)`` with ``batch_first``, else ``(T, N, d_model)``; or without N.
         - Memory: shape of the input, with ``S`` in place of ``T``.
         - Output: shape of the input.
+
+    Raises:
+        ValueError: If ``nhead`` does not divide ``d_model``, or a number is out of range.
+
+    Example:
+        >>> from lightning_practices.nn import TransformerDecoderLayer
+        >>> sizes = {"d_model": 32, "nhead": 4, "dim_feedforward": 64, "batch_first": True}
+        >>> layer, plain = TransformerDecoderLayer(**sizes), nn.TransformerDecoderLayer(**sizes)
+        >>> plain.load_state_dict(layer.state_dict())
+        <All keys matched successfully>
+        >>> tokens, memory = torch.randn(2, 5, 32), torch.randn(2, 9, 32)
+        >>> torch.allclose(layer.eval()(tokens, memory), plain.eval()(tokens, memory), atol=1e-5)
+        True
     """
 
     @override

@@ -42,6 +42,17 @@ def clip_in_step(
     Raises:
         ValueError: If the optimizer isn't fused: it would ignore the scale.
         RuntimeError: If the scaler has unscaled the gradients already.
+
+    Example:
+        >>> from lightning_practices.optim import clip_in_step
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> clip_in_step(optimizer, max_norm=1.0)
+        tensor(5.)
+        >>> optimizer.step()
+        >>> weight.data
+        tensor([-0.6000, -0.8000])
     """
     check_instance("optimizer", optimizer, Optimizer, "a torch optimizer")
     if not isinstance(max_norm, Tensor):
@@ -80,7 +91,21 @@ def clip_in_step(
 
 
 def clips_in_step(optimizer: Optimizer) -> bool:
-    """Return whether the optimizer divides its gradients by an attribute ``grad_scale``."""
+    """Return whether the optimizer divides its gradients by an attribute ``grad_scale``.
+
+    Torch's fused ``SGD``, ``Adam``, ``AdamW`` and ``Adagrad`` do. :func:`clip_in_step` needs it.
+
+    Args:
+        optimizer: The optimizer.
+
+    Example:
+        >>> from lightning_practices.optim import clips_in_step
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> clips_in_step(torch.optim.SGD([weight], lr=1.0, fused=True))
+        True
+        >>> clips_in_step(torch.optim.SGD([weight], lr=1.0))
+        False
+    """
     if not hasattr(optimizer, "param_groups"):  # a strategy may have wrapped torch's optimizer
         raise TypeError(f"optimizer has to be a torch optimizer, but got {shown(optimizer)}")
     return getattr(optimizer, "_step_supports_amp_scaling", False)

@@ -22,6 +22,7 @@ from lightning_practices._calls import as_call
 from lightning_practices.optim._parameter_groups import KINDS, check_groups, parameter_groups
 
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw"]
+"""Names of optimizers, see :func:`~lightning_practices.optim.make_optimizer`."""
 
 
 class _Kind(NamedTuple):
@@ -56,12 +57,10 @@ _KINDS: dict[str, _Kind] = {
 class Optimizer:
     """A named optimizer with its options, which can be made for any model.
 
-    ::
-
-        optimizer = Optimizer("adamw", lr=1e-3, weight_decay=0.05)(model)
-
     Calling it passes the :func:`~lightning_practices.optim.parameter_groups` of the model to
     :func:`make_optimizer`: biases, norms and embeddings are not decayed.
+
+    Source: see :func:`make_optimizer`.
 
     Args:
         name: ``"sgd"``, ``"momentum"``, ``"nesterov"``, ``"adagrad"``, ``"rmsprop"``, ``"adam"`` or
@@ -79,6 +78,15 @@ class Optimizer:
         ValueError: If ``name`` is an unknown name, or a number is out of range.
         TypeError: If the optimizer doesn't take one of the options. A function or class with
             ``**kwargs`` says so only when it is called.
+
+    Example:
+        >>> from lightning_practices.optim import Optimizer
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))
+        >>> optimizer = Optimizer("adamw", lr=1e-3, weight_decay=0.05)(model)
+        >>> for group in optimizer.param_groups:
+        ...     print(group["name"], len(group["params"]), group["lr"], group["weight_decay"])
+        decay 2 0.001 0.05
+        no_decay 4 0.001 0.0
     """
 
     def __init__(
@@ -143,10 +151,6 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Return one of torch's optimizers, or a custom one, for parameters or groups of parameters.
 
-    ::
-
-        optimizer = make_optimizer("adamw", parameter_groups(model, 0.05), lr=1e-3)
-
     The lectures recommend, in this order: ``"adam"``, ``"rmsprop"``, ``"momentum"``. Adam and
     RMSprop adapt the rate of each weight; momentum often generalises best once its rate has been
     tuned. ``"adamw"`` is Adam whose weight decay isn't divided by the size of the gradients.
@@ -178,6 +182,12 @@ def make_optimizer(
             optimizer doesn't support one.
         TypeError: If the optimizer doesn't take one of the options, or your function doesn't return
             an optimizer.
+
+    Example:
+        >>> from lightning_practices.optim import make_optimizer
+        >>> optimizer = make_optimizer("nesterov", nn.Linear(4, 2).parameters(), lr=0.1)
+        >>> type(optimizer).__name__, optimizer.defaults["momentum"], optimizer.defaults["nesterov"]
+        ('SGD', 0.9, True)
     """
     check_optimizer(optimizer, "optimizer")
     given = list(_listed(params))

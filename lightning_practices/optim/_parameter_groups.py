@@ -56,6 +56,14 @@ def decayed_weights(model: nn.Module, no_decay: Sequence[str] = KINDS) -> dict[s
     Raises:
         ValueError: If a pattern matches no parameter. If the model has no parameters, parameters
             without a shape yet, or the flat parameters that ``FullyShardedDataParallel`` makes.
+
+    Example:
+        >>> from lightning_practices.optim import decayed_weights
+        >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 8), nn.LayerNorm(8))
+        >>> list(decayed_weights(model))
+        ['1.weight']
+        >>> list(decayed_weights(model, no_decay=["norm", "bias"]))
+        ['0.weight', '1.weight']
     """
     places = _places(model, check_names("no_decay", no_decay))
     spared = {id(place.parameter) for place in places if place.is_spared}
@@ -77,10 +85,6 @@ def parameter_groups(
     lr: float | None = None,
 ) -> list[dict[str, Any]]:
     r"""Return the parameters in named groups, for any of torch's optimizers.
-
-    ::
-
-        optimizer = AdamW(parameter_groups(model, weight_decay=0.05), lr=1e-3)
 
     The group ``"decay"`` has the weights that :func:`decayed_weights` returns. The group
     ``"no_decay"`` has all other parameters, with a weight decay of 0. Each group holds its name
@@ -111,6 +115,16 @@ def parameter_groups(
         ValueError: If ``weight_decay`` or ``lr`` is negative or not finite, ``layer_decay`` is not
             above 0 and up to 1, or ``lr`` is missing with ``layer_decay``. Also as for
             :func:`decayed_weights`.
+
+    Example:
+        >>> from lightning_practices.optim import parameter_groups
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> for group in parameter_groups(model, weight_decay=0.05, layer_decay=0.5, lr=0.1):
+        ...     print(group["name"], group["lr"], group["weight_decay"])
+        layer_0_decay 0.05 0.05
+        layer_0_no_decay 0.05 0.0
+        layer_1_decay 0.1 0.05
+        layer_1_no_decay 0.1 0.0
     """
     weight_decay, layer_decay, lr = check_groups(weight_decay, layer_decay, lr)
     weights = {id(p) for p in decayed_weights(model, no_decay).values()}
@@ -143,6 +157,13 @@ def layer_depths(model: nn.Module) -> dict[nn.Parameter, int]:
 
     Raises:
         ValueError: If the model has no parameters, or parameters without a shape yet.
+
+    Example:
+        >>> from lightning_practices.optim import layer_depths
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> depths = layer_depths(model)
+        >>> [(name, depths[parameter]) for name, parameter in model.named_parameters()]
+        [('0.weight', 1), ('0.bias', 1), ('2.weight', 0), ('2.bias', 0)]
     """
     found = blocks(model)
     parameters = dict(model.named_parameters())

@@ -35,6 +35,11 @@ def penalty(weights: Weights, *, l1: float = 0.0, l2: float = 0.0) -> Tensor:
 
     Raises:
         ValueError: If ``l1`` or ``l2`` is negative or not finite.
+
+    Example:
+        >>> from lightning_practices.optim import penalty
+        >>> penalty(torch.tensor([2.0, -4.0]), l1=0.1, l2=0.5)  # 0.1 * 6 + 0.5 / 2 * 20
+        tensor(5.6000)
     """
     l1, l2 = check_number("l1", l1, ge=0), check_number("l2", l2, ge=0)
     listed = _listed(weights, stacklevel=3)
@@ -51,13 +56,6 @@ def add_penalty_gradients_(
     weights: Weights, *, l1: float = 0.0, l2: float = 0.0, scale: Tensor | None = None
 ) -> None:
     r"""Add :math:`\lambda_1 \operatorname{sign}(w) + \lambda_2 w` to the gradients, in place.
-
-    ::
-
-        loss.backward()
-        add_penalty_gradients_(decayed_weights(model).values(), l2=1e-4)
-        clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
 
     Call it once per optimizer step, after the last backward pass and before gradients are clipped.
     Weights whose ``grad`` is None are skipped, as optimizers skip them.
@@ -77,6 +75,14 @@ def add_penalty_gradients_(
     Raises:
         ValueError: If ``l1`` or ``l2`` is negative or not finite.
         RuntimeError: If a gradient is not sharded in the same way as its weight.
+
+    Example:
+        >>> from lightning_practices.optim import add_penalty_gradients_
+        >>> weight = nn.Parameter(torch.tensor([2.0, -4.0]))
+        >>> weight.sum().backward()  # a gradient of 1
+        >>> add_penalty_gradients_([weight], l1=0.1, l2=0.5)  # before gradients are clipped
+        >>> weight.grad
+        tensor([ 2.1000, -1.1000])
     """
     l1, l2 = check_number("l1", l1, ge=0), check_number("l2", l2, ge=0)
     if scale is not None:
@@ -109,6 +115,13 @@ def soft_threshold_(weights: Weights, threshold: float | Tensor) -> None:
 
     Raises:
         ValueError: If ``threshold`` is a number that is negative or nan.
+
+    Example:
+        >>> from lightning_practices.optim import soft_threshold_
+        >>> weight = torch.tensor([0.05, -0.3, 1.0])
+        >>> soft_threshold_(weight, 0.1)
+        >>> weight
+        tensor([ 0.0000, -0.2000,  0.9000])
     """
     values = [_local(w) for w in _listed(weights)]
     if isinstance(threshold, Tensor):

@@ -15,7 +15,10 @@ from lightning_practices._names import modules_with_names, plain_name
 from lightning_practices.nn import ScheduledRate
 
 DropSchedule = Literal["linear", "cosine", "early", "early_linear", "late"]
+"""Names of the schedules of :func:`drop_rate_factor`."""
+
 DropLayers = type[nn.Module] | str | Sequence[type[nn.Module] | str]
+"""The layers to schedule: a class or a name, or several, see :class:`DropRate`."""
 
 # Each function maps the progress (0 at the start of the schedule, 1 at its end) to a factor in
 # [0, 1] of the rates.
@@ -53,6 +56,13 @@ def drop_rate_factor(schedule: DropSchedule, progress: float) -> float:
 
     Raises:
         ValueError: If ``schedule`` is an unknown name, or ``progress`` is negative or nan.
+
+    Example:
+        >>> from lightning_practices.schedules import drop_rate_factor
+        >>> [round(drop_rate_factor("cosine", progress / 4), 2) for progress in range(5)]
+        [0.0, 0.15, 0.5, 0.85, 1.0]
+        >>> [drop_rate_factor("early", progress / 4) for progress in range(5)]
+        [1.0, 1.0, 1.0, 1.0, 0.0]
     """
     progress = check_number("progress", progress, ge=0, finite=False)
     return _SCHEDULES[check_choice("schedule", schedule, _SCHEDULES)](min(progress, 1.0))
@@ -71,13 +81,7 @@ class DropRate:
     The layers of this package read the rate from a tensor, see
     :meth:`~lightning_practices.nn.ScheduledRate.schedule_rate`, so a compiled model is not
     recompiled. For all other layers each change of the rate recompiles the model. Make this object
-    before the model is compiled or run. ::
-
-        drop_rate = DropRate(model, "linear")
-        for step in range(steps):
-            drop_rate.apply(step / steps)
-            ...
-        drop_rate.restore()
+    before the model is compiled or run.
 
     Args:
         model: The module whose dropout layers are scheduled. Its current rates are the rates at a
@@ -96,6 +100,18 @@ class DropRate:
         TypeError: If ``model`` is not a module, or ``layers`` holds neither classes nor names.
         ValueError: If ``schedule`` is an unknown name, or an entry of ``layers`` matches no dropout
             layer with a rate above 0.
+
+    Example:
+        >>> from lightning_practices.schedules import DropRate
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.4), nn.Linear(8, 2))
+        >>> drop_rate = DropRate(model, "linear")
+        >>> for step in range(3):
+        ...     factor = drop_rate.apply(step / 2)  # and train a step
+        ...     print(factor, model[1].p)
+        0.0 0.0
+        0.5 0.2
+        1.0 0.4
+        >>> drop_rate.restore()
     """
 
     def __init__(

@@ -50,6 +50,12 @@ def power_decay(steps: int, exponent: float = 1.0) -> Factor:
 
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``exponent`` isn't positive.
+
+    Example:
+        >>> from lightning_practices.schedules import power_decay
+        >>> factor = power_decay(10)
+        >>> [round(factor(t), 2) for t in (0, 10, 20, 30)]
+        [1.0, 0.5, 0.33, 0.25]
     """
     steps = check_whole("steps", steps, 1)
     exponent = check_number("exponent", exponent, gt=0)
@@ -66,6 +72,12 @@ def exponential_decay(steps: int) -> Factor:
 
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on.
+
+    Example:
+        >>> from lightning_practices.schedules import exponential_decay
+        >>> factor = exponential_decay(10)
+        >>> [round(factor(t), 4) for t in (0, 5, 10, 20)]
+        [1.0, 0.3162, 0.1, 0.01]
     """
     steps = check_whole("steps", steps, 1)
     return lambda t: 0.1 ** (t / steps)
@@ -82,6 +94,12 @@ def step_decay(steps: int, divisor: float = 10.0) -> Factor:
 
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``divisor`` isn't above 1.
+
+    Example:
+        >>> from lightning_practices.schedules import step_decay
+        >>> factor = step_decay(10)
+        >>> [round(factor(t), 4) for t in (0, 9, 10, 20)]
+        [1.0, 1.0, 0.1, 0.01]
     """
     steps = check_whole("steps", steps, 1)
     divisor = check_number("divisor", divisor, gt=1)
@@ -102,6 +120,12 @@ def cosine_decay(steps: int, floor: float = 0.0) -> Factor:
 
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``floor`` isn't from 0 to 1.
+
+    Example:
+        >>> from lightning_practices.schedules import cosine_decay
+        >>> factor = cosine_decay(5, floor=0.1)
+        >>> [round(factor(t), 2) for t in range(5)]
+        [1.0, 0.87, 0.55, 0.23, 0.1]
     """
     steps = check_whole("steps", steps, 1)
     floor = check_number("floor", floor, ge=0, le=1)
@@ -126,6 +150,12 @@ def cosine_restarts(steps: int, cycles: int) -> Factor:
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``cycles`` isn't one from 1 to
             ``steps``.
+
+    Example:
+        >>> from lightning_practices.schedules import cosine_restarts
+        >>> factor = cosine_restarts(8, cycles=2)
+        >>> [round(factor(t), 2) for t in range(8)]
+        [1.0, 0.85, 0.5, 0.15, 1.0, 0.85, 0.5, 0.15]
     """
     steps = check_whole("steps", steps, 1)
     cycles = check_whole("cycles", cycles, 1)
@@ -143,8 +173,18 @@ def cosine_restarts(steps: int, cycles: int) -> Factor:
 def cycle_of(t: int, steps: int, cycles: int) -> int:
     """Return the index of the cycle of :func:`cosine_restarts` to which step ``t`` belongs.
 
+    Args:
+        t: Optimizer steps taken.
+        steps: Optimizer steps of all cycles together.
+        cycles: Number of cycles in ``steps``.
+
     Raises:
         ValueError: If ``t`` isn't an integer from 0 on, or another argument not one from 1 on.
+
+    Example:
+        >>> from lightning_practices.schedules import cycle_of
+        >>> [cycle_of(t, steps=7, cycles=2) for t in range(7)]
+        [0, 0, 0, 1, 1, 1, 1]
     """
     t, steps = check_whole("t", t, 0), check_whole("steps", steps, 1)
     cycles = check_whole("cycles", cycles, 1)
@@ -165,6 +205,12 @@ def one_cycle(steps: int, floor: float = 0.0) -> Factor:
 
     Raises:
         ValueError: If ``steps`` isn't an integer from 1 on, or ``floor`` isn't from 0 to 1.
+
+    Example:
+        >>> from lightning_practices.schedules import one_cycle
+        >>> factor = one_cycle(11)
+        >>> [round(factor(t), 2) for t in range(11)]
+        [0.04, 0.52, 1.0, 0.96, 0.85, 0.69, 0.5, 0.31, 0.15, 0.04, 0.0]
     """
     steps = check_whole("steps", steps, 1)
     floor = check_number("floor", floor, ge=0, le=1)
@@ -193,6 +239,12 @@ def warmed_up(factor: Factor, steps: int) -> Factor:
 
     Raises:
         ValueError: If ``steps`` isn't an integer from 0 on.
+
+    Example:
+        >>> from lightning_practices.schedules import cosine_decay, warmed_up
+        >>> factor = warmed_up(cosine_decay(4), steps=3)
+        >>> [round(factor(t), 2) for t in range(7)]
+        [0.25, 0.5, 0.75, 1.0, 0.75, 0.25, 0.0]
     """
     check_callable("factor", factor, "a function of the step, such as cosine_decay(1000)")
     steps = check_whole("steps", steps, 0)
@@ -210,14 +262,6 @@ def learning_rate_factor(
 ) -> Factor:
     """Return the schedule of a given name, for torch's ``LambdaLR``.
 
-    ::
-
-        scheduler = LambdaLR(optimizer, learning_rate_factor("cosine", 1000, warmup_steps=100))
-        for batch in batches:
-            ...
-            optimizer.step()
-            scheduler.step()
-
     Args:
         schedule: ``"power"`` for :func:`power_decay`, ``"exponential"`` for
             :func:`exponential_decay`, ``"step"`` for :func:`step_decay`, ``"cosine"`` for
@@ -232,6 +276,22 @@ def learning_rate_factor(
 
     Raises:
         ValueError: If ``schedule`` is an unknown name, or an argument is out of its range.
+
+    Example:
+        >>> from torch.optim.lr_scheduler import LambdaLR
+        >>> from lightning_practices.schedules import learning_rate_factor
+        >>> optimizer = torch.optim.SGD(nn.Linear(4, 2).parameters(), lr=1.0)
+        >>> scheduler = LambdaLR(optimizer, learning_rate_factor("cosine", 6, warmup_steps=2))
+        >>> for step in range(6):
+        ...     print(round(optimizer.param_groups[0]["lr"], 2))
+        ...     optimizer.step()  # after the backward pass of a batch
+        ...     scheduler.step()
+        0.33
+        0.67
+        1.0
+        0.75
+        0.25
+        0.0
     """
     warmup_steps = check_whole("warmup_steps", warmup_steps, 0)
     steps = check_whole("steps", steps, 1)

@@ -32,6 +32,20 @@ def linear_warmup(optimizer: Optimizer, steps: int) -> LinearLR:
 
     Raises:
         ValueError: If ``steps`` isn't an integer from 0 on.
+
+    Example:
+        >>> from lightning_practices.schedules import linear_warmup
+        >>> optimizer = torch.optim.SGD(nn.Linear(4, 2).parameters(), lr=1.0)
+        >>> scheduler = linear_warmup(optimizer, steps=3)
+        >>> for step in range(5):
+        ...     print(round(optimizer.param_groups[0]["lr"], 2))
+        ...     optimizer.step()  # after the backward pass of a batch
+        ...     scheduler.step()
+        0.25
+        0.5
+        0.75
+        1.0
+        1.0
     """
     check_instance("optimizer", optimizer, Optimizer, "a torch optimizer")
     steps = check_whole("steps", steps, 0)
@@ -69,6 +83,19 @@ def plateau(
 
     Raises:
         ValueError: If an argument is out of its range.
+
+    Example:
+        >>> from lightning_practices.schedules import plateau
+        >>> optimizer = torch.optim.SGD(nn.Linear(4, 2).parameters(), lr=1.0)
+        >>> scheduler = plateau(optimizer, patience=2)
+        >>> for val_loss in (0.5, 0.4, 0.4, 0.4, 0.4):
+        ...     scheduler.step(val_loss)
+        ...     print(round(optimizer.param_groups[0]["lr"], 2))
+        1.0
+        1.0
+        1.0
+        1.0
+        0.1
     """
     check_instance("optimizer", optimizer, Optimizer, "a torch optimizer")
     mode = check_choice("mode", mode, ("min", "max"))
@@ -90,15 +117,6 @@ def plateau(
 class LearningRateSchedule:
     """A named schedule with its arguments, for any optimizer.
 
-    ::
-
-        schedule = LearningRateSchedule("cosine", warmup_steps=100)
-        (scheduler,) = schedule.schedulers(optimizer, steps=1000)
-        for batch in batches:
-            ...
-            optimizer.step()
-            scheduler.step()
-
     Args:
         name: ``"power"``, ``"exponential"``, ``"step"``, ``"cosine"`` or ``"one_cycle"``, see
             :func:`learning_rate_factor`; or ``"plateau"``, see :func:`plateau`.
@@ -116,6 +134,22 @@ class LearningRateSchedule:
     Raises:
         ValueError: If ``name`` is unknown, ``steps`` is missing, or an argument is out of its
             range.
+
+    Example:
+        >>> from lightning_practices.schedules import LearningRateSchedule
+        >>> optimizer = torch.optim.SGD(nn.Linear(4, 2).parameters(), lr=1.0)
+        >>> schedule = LearningRateSchedule("cosine", warmup_steps=2)
+        >>> (scheduler,) = schedule.schedulers(optimizer, steps=6)
+        >>> for step in range(6):
+        ...     print(round(optimizer.param_groups[0]["lr"], 2))
+        ...     optimizer.step()  # after the backward pass of a batch
+        ...     scheduler.step()
+        0.33
+        0.67
+        1.0
+        0.75
+        0.25
+        0.0
     """
 
     def __init__(

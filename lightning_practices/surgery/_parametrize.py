@@ -15,6 +15,8 @@ from lightning_practices._names import check_module, module_name
 from lightning_practices.surgery._blocks import Block, found
 
 Parametrization = Literal["weight", "spectral"]
+"""Weight norm or spectral norm, see :func:`~lightning_practices.surgery.parametrize`."""
+
 _LAYERS = (nn.Linear, nn.Bilinear, _ConvNd)
 
 
@@ -59,6 +61,15 @@ def parametrize(
             weight is already parametrized, lazy, or shared by several layers. If the weights of a
             whole output are 0 (for ``"spectral"``: all weights of a layer). After an error the
             model is unchanged.
+
+    Example:
+        >>> from lightning_practices.surgery import parametrize
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> parametrize(model, "spectral")
+        ('0.weight', '2.weight')
+        >>> sigma = torch.linalg.matrix_norm(model[0].weight, ord=2)  # the largest singular value
+        >>> bool((sigma - 1).abs() < 0.2)
+        True
     """
     check_choice("kind", kind, get_args(Parametrization))
     layers = _layers(model, where)
@@ -93,6 +104,18 @@ def unparametrize(model: nn.Module) -> tuple[str, ...]:
 
     Raises:
         TypeError: If ``model`` is not a module.
+
+    Example:
+        >>> from lightning_practices.surgery import parametrize, unparametrize
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> parametrize(model, "weight")
+        ('0.weight', '2.weight')
+        >>> list(model[0].state_dict())
+        ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1']
+        >>> unparametrize(model)
+        ('0.weight', '2.weight')
+        >>> list(model[0].state_dict())
+        ['weight', 'bias']
     """
     check_module(model)
     names: list[str] = []

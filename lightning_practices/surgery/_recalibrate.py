@@ -111,6 +111,17 @@ def recalibrate_batch_norm(
             a tensor nor a list or tuple whose first item is a tensor.
         ValueError: If no batch reaches a batch norm.
         RuntimeError: If ``torch.compile`` runs a batch norm without its hooks, which see inputs.
+
+    Example:
+        >>> from lightning_practices.surgery import recalibrate_batch_norm
+        >>> data = 5 + 3 * torch.randn(64, 4)
+        >>> model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
+        >>> recalibrate_batch_norm(model, torch.utils.data.DataLoader(data, batch_size=16))
+        ('0',)
+        >>> torch.allclose(model[0].running_mean, data.mean(0), atol=1e-5)
+        True
+        >>> torch.allclose(model[0].running_var, data.var(0), atol=1e-4)
+        True
     """
     check_iterable("loader", loader, "batches of training data")
     if forward is not None:

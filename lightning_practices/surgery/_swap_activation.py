@@ -40,6 +40,12 @@ class SwappedLayer:
         names: All names of the layer in the model.
         before: The layer that was there.
         after: The layer that is there now.
+
+    Example:
+        >>> from lightning_practices.surgery import swap_activation
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> swap_activation(model, nn.ReLU, nn.GELU).activations
+        [SwappedLayer(names=('1',), before=ReLU(), after=GELU(approximate='none'))]
     """
 
     names: tuple[str, ...]
@@ -56,6 +62,16 @@ class SwapReport:
         dropouts: The dropout layers that were replaced, for SELU.
         norms: Names of the normalisation layers, which SELU does without.
         initialized: The report of the new weights; ``None`` if the weights stayed.
+
+    Example:
+        >>> from lightning_practices.surgery import swap_activation
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> report = swap_activation(model, nn.ReLU, nn.GELU)
+        >>> report.activations[0].names, model[1]
+        (('1',), GELU(approximate='none'))
+        >>> report.undo()
+        >>> model[1]
+        ReLU()
     """
 
     activations: list[SwappedLayer]
@@ -149,6 +165,7 @@ def swap_activation(
             :func:`fuse`, which compute activations within norms. The model is unchanged then.
 
     Example:
+        >>> from lightning_practices.surgery import swap_activation
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Dropout(0.1), nn.Linear(8, 2))
         >>> report = swap_activation(model, nn.ReLU, nn.SELU)
         >>> model[1], model[2]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.nn import functional
 
@@ -113,3 +114,82 @@ def test_no_loss_is_an_error() -> None:
 
     with pytest.raises(ValueError, match="no training step of Nothing gave a loss"):
         overfit_batch(Nothing(mlp(64, 10)), digit_loaders(), steps=10)
+
+
+class Gan(LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.generator, self.critic = mlp(8, 32, 64), mlp(64, 32, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizers: Any = self.optimizers()
+        real = batch[0].flatten(1)
+        ones, zeros = torch.ones(len(real), 1), torch.zeros(len(real), 1)
+        bce = functional.binary_cross_entropy_with_logits
+        fake = self.generator(torch.randn(len(real), 8))
+        for optimizer, losses in zip(
+            optimizers,
+            (
+                lambda: bce(self.critic(fake), ones),
+                lambda: bce(self.critic(real), ones) + bce(self.critic(fake.detach()), zeros),
+            ),
+            strict=True,
+        ):
+            optimizer.zero_grad()
+            self.manual_backward(losses())
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.Adam(net.parameters()) for net in (self.generator, self.critic)]
+
+
+def test_losses_that_work_against_each_other_are_not_judged() -> None:
+    torch.manual_seed(0)
+    found = overfit_batch(Gan(), digit_loaders(), steps=60)
+    assert found.objectives == 2
+    assert not found.is_memorised
+    assert "the sum of 2 losses" in found.verdict
+    assert "next to nothing" not in found.verdict
+
+
+def test_few_steps_are_not_judged() -> None:
+    torch.manual_seed(0)
+    found = overfit_batch(Task(mlp(64, 10), optimizer=slow), digit_loaders(), steps=20)
+    assert "20 steps are few, so give steps=200" in found.verdict
+    found = overfit_batch(Task(mlp(64, 10), optimizer=slow), digit_loaders(), steps=60)
+    assert "it learns next to nothing" in found.verdict
+
+
+def slow(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, 1e-6)
+
+
+def test_a_faulty_loss_points_to_advice() -> None:
+    torch.manual_seed(0)
+    negative = Task(mlp(64, 10), lambda x, y: -functional.cross_entropy(x, y))
+    found = overfit_batch(negative, digit_loaders(), steps=60)
+    assert not found.is_memorised
+    assert "below 0, the least that this loss can be: look at its sign; advise" in found.verdict
+    twice = Task(nn.Sequential(mlp(64, 32, 10), nn.Softmax(dim=1)))
+    assert "advise(module, data) names" in overfit_batch(twice, digit_loaders(), steps=60).verdict
+    with pytest.raises(IndexError) as raised:
+        overfit_batch(
+            Task(mlp(64, 10), lambda x, y: functional.nll_loss(x, y + 9)), digit_loaders()
+        )
+    assert "advise(module, data) says why" in raised.value.__notes__[0]
+
+
+def test_the_progress_bar_and_its_switch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    module, data = Task(mlp(64, 10)), digit_loaders()
+    overfit_batch(module, data, steps=10, enable_progress_bar=False)
+    assert capsys.readouterr() == ("", "")
+    overfit_batch(module, data, steps=10)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "one batch" in shown.err
+    with pytest.raises(TypeError, match="enable_progress_bar"):
+        overfit_batch(module, data, enable_progress_bar=None)  # type: ignore[arg-type]

@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ def test_the_worst_comes_first() -> None:
     found = [finding("LP3", "hint"), finding("LP9", "error"), finding("LP2", "error")]
     report = Report([*found, finding("LP1", "warning")], ("LP1",), "Net")
     assert [one.id for one in report] == ["LP2", "LP9", "LP1", "LP3"]
-    assert repr(report) == "Net: 2 errors, 1 warning, 1 hint of 1 rule"
+    assert repr(report) == "Net: 2 errors, 1 warning, 1 hint (1 rule asked)"
     assert report.exit_code == 1
     assert Report([finding(severity="warning")]).exit_code == 0
 
@@ -40,6 +43,35 @@ def test_text_shows_markup_of_names_as_it_is() -> None:
     assert "got [bold]x[/] < 3" in text
     assert "net[0]" in text
     assert "at step 7" in text
+
+
+def test_what_is_wrong_comes_before_the_practice(tmp_path: Path) -> None:
+    one = finding(practice="healthy", message="ill", remedy="cure", modules=("", "net.0"), step=7)
+    assert str(one) == (
+        "error LP201: ill (in the module itself, net.0, at step 7). To mend it: cure"
+    )
+    assert str(finding(message="ill", remedy="cure")) == "error LP201: ill. To mend it: cure"
+    report = Report([one], ("LP201",), "Net")
+    report.write_html(tmp_path / "report.html")
+    page = Tags()
+    page.feed((tmp_path / "report.html").read_text())
+    shown = page.text.partition("Net: 1 error")[2]
+    for text in (str(report), report.to_json(), shown):
+        places = [text.index(word) for word in ("ill", "cure", "healthy")]
+        assert places == sorted(places)
+
+
+def test_text_for_a_terminal_that_knows_ascii_alone() -> None:
+    program = """
+from lightning_practices.advisor import Finding, Report
+print(Report([Finding("LP201", "error", "p", "got \\u00b5", "r")], ("LP201",), "Net"))
+"""
+    shown = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True, check=True,
+    ).stdout.decode("ascii")  # fmt: skip
+    assert "+----" in shown
+    assert "got \\xb5" in shown
 
 
 def test_json_holds_everything_and_no_nan() -> None:
@@ -78,7 +110,7 @@ def test_html_is_one_file_with_everything_escaped(tmp_path: Path) -> None:
     assert page.open == []
     assert "<b>3 & 4</b>" in page.text
     assert not re.search(r"(src|href)=\"(?!data:)", text)  # nothing is fetched
-    assert "1 error of 1 rule" in page.text
+    assert "1 error (1 rule asked)" in page.text
     with pytest.raises(OSError, match="missing"):
         report.write_html(tmp_path / "missing" / "report.html")
 
@@ -95,8 +127,8 @@ def test_bad_arguments() -> None:
     module, data = faulty()
     with pytest.raises(TypeError, match=r"module has to be a LightningModule, but got Sequential"):
         advise(nn.Sequential(), data)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"ignore has 'LP9999', .*: there are LP"):
-        advise(module, data, ignore=["LP9999"])
+    with pytest.raises(ValueError, match=r"ignore has 'lp201', .*did you mean 'LP201'\?.* --list"):
+        advise(module, data, ignore=["lp201"])
     with pytest.raises(TypeError, match=r"select has to be a list of"):
         advise(module, data, select="LP201")
     with pytest.raises(TypeError, match=r"trainer has to be a Trainer"):

@@ -143,12 +143,12 @@ class Unrolled(nn.Module):
         return out
 
 
-@faulty("LP803", source="Pascanu et al., 2013: gradients through time explode")
+@faulty("LP803", "net.again", source="Pascanu et al., 2013: gradients through time explode")
 def recurrence_that_explodes() -> Fit:
     return Fit(Task(Unrolled(1.0), optimizer=sgd(0.5)), train(), steps=10)
 
 
-@faulty("LP803", source="lecture S4: weights that are too large in a deep network")
+@faulty("LP803", "net.3", source="lecture S4: weights that are too large in a deep network")
 def large_weights_in_a_deep_network() -> Fit:
     net = mlp(10, *[32] * 8, 1)
     for layer in net:

@@ -289,15 +289,6 @@ def test_a_checkpoint_between_batches_of_a_step(tmp_path: Path) -> None:
         fit(shuffled, save, val=True, val_check_interval=3, accumulate_grad_batches=2)
 
 
-def test_a_validation_that_lightning_leaves_out(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"val": True, "val_check_interval": 2}
-    whole = fit(shuffled, SaveAt(tmp_path / "a", 2), **options)
-    with pytest.warns(UserWarning, match="Lightning leaves out this validation"):
-        rest = fit(shuffled, resume=tmp_path / "a", **options)
-    assert rest.batches == whole.batches[2:]
-    assert same(rest.weights, whole.weights)
-
-
 def test_validation_leaves_the_random_numbers_of_training_alone() -> None:
     often, never = fit(shuffled, val=True, val_check_interval=1), fit(shuffled)
     assert often.batches == never.batches

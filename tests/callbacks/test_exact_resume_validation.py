@@ -163,3 +163,45 @@ def test_a_fit_that_was_interrupted_once_resumes_as_any_other(tmp_path: Path, ho
     rest = fitted(Noisy(), list(VALUES), others, resume=tmp_path / "second.ckpt", **options)
     assert others.seen == [pair for pair in values.seen if pair[0] > 3]
     assert same(rest.weights, whole.weights)
+
+
+class Epochs(Callback):
+    """Notes the steps at which epochs have ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[int] = []
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.ended.append(trainer.global_step)
+
+
+@pytest.mark.parametrize(
+    ("step", "options"),
+    [
+        (4, {}),
+        (8, {}),
+        (8, {"check_val_every_n_epoch": 2}),
+        (3, {"val_check_interval": 1}),
+        (6, {"val_check_interval": 2}),
+        (8, {"val_check_interval": 2}),
+        (6, {"val_check_interval": 3, "check_val_every_n_epoch": None}),
+        (4, {"accumulate_grad_batches": 2, "max_epochs": 4}),
+        (8, {"max_steps": 10}),
+    ],
+)
+def test_the_validation_after_a_batch_that_saves_is_run(
+    tmp_path: Path, step: int, options: dict[str, Any]
+) -> None:
+    options = options if "max_steps" in options else {"max_epochs": 3, **options}
+    values, others, epochs, later = Values(), Values(), Epochs(), Epochs()
+    save = ModelCheckpoint(tmp_path, "{step}", every_n_train_steps=step, save_top_k=-1)
+    whole = fitted(Noisy(), list(VALUES), save, values, epochs, **options)
+    path = tmp_path / f"step={step}.ckpt"
+    rest = fitted(Noisy(), list(VALUES), others, later, resume=path, **options)
+    assert step in [at for at, _ in values.seen]
+    assert others.seen == [pair for pair in values.seen if pair[0] >= step]
+    assert later.ended == [at for at in epochs.ended if at >= step]
+    assert rest.batches == whole.batches[len(whole.batches) - len(rest.batches) :]
+    assert same(rest.weights, whole.weights)
+    assert rest.progress == whole.progress

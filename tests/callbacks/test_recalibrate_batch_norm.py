@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from lightning_practices.callbacks import EarlyStopping, RecalibrateBatchNorm
+from lightning_practices.callbacks import EarlyStopping, ProgressiveUnfreezing, RecalibrateBatchNorm
 from lightning_practices.surgery import fuse
 from tests import processes
 from tests.callbacks.scripted import At, Scripted, fail, interrupt, same, state_of, trainer_of
@@ -241,6 +241,16 @@ def test_dictionaries_need_forward_and_say_so_before_the_first_step() -> None:
     assert trainer.global_step == 0
     fitted(module, RecalibrateBatchNorm(lambda m, batch: m(batch["x"])), data=dicts())
     assert_recalibrated(module.net, rows().split(BATCH))
+
+
+def test_a_batch_norm_that_is_unfrozen_later_needs_forward_from_the_start() -> None:
+    module = Net()
+    phases: list[dict[str, Any]] = [{"blocks": [0], "until": {"step": 1}}, {"blocks": [1]}]
+    unfreezing = ProgressiveUnfreezing(phases, by=[["net.6"], ["net.0", "net.1", "net.4", "net.5"]])
+    trainer = trainer_of(RecalibrateBatchNorm(), unfreezing, precision="64-true")
+    with pytest.raises(TypeError, match=r"type dict.*forward=lambda model, batch"):
+        trainer.fit(module, dicts())
+    assert trainer.global_step == 0
 
 
 def test_a_module_without_forward_is_refused_when_the_fit_starts() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
@@ -18,21 +18,16 @@ from lightning_practices.advisor import all_rules, training_rules
 from lightning_practices.callbacks import LearningCurves, TrainingAdvisor
 from lightning_practices.callbacks._training_advisor.schedule import next_look
 from tests.advisor.programs import HEALTHY, Task, digit_loaders, load_all, mlp
-from tests.callbacks import faulty_fits_of_loss  # noqa: F401, declares more
+from tests.callbacks import (  # noqa: F401, they declare more
+    faulty_fits_of_loss,
+    faulty_fits_of_targets,
+)
+from tests.callbacks.advised import MARKS, fit_of, fitted
 from tests.callbacks.faulty_fits import FAULTY_FITS, Fit
 from tests.processes import run
 
 load_all()
-pytestmark = [
-    pytest.mark.plain,
-    pytest.mark.filterwarnings("ignore:TrainingAdvisor at step"),
-    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
-    pytest.mark.filterwarnings("ignore:Found .* module:UserWarning"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*Please add the following callbacks"),
-    pytest.mark.filterwarnings("ignore:Trying to infer the `batch_size`"),
-    pytest.mark.filterwarnings("ignore:.*have no `val_dataloader`"),
-]
+pytestmark = MARKS
 # Those that take longer than a second for their steps are measured by hand.
 _SLOW = {
     "tuned.resnet_by_torchvisions_recipe", "tuned.vision_transformer", "sequences.gru_on_text",
@@ -42,30 +37,6 @@ _SLOW = {
 }  # fmt: skip
 # Of these topics the programs are fitted: the others come close to what `advise` looks for.
 _TOPICS = ("classifiers", "regressions", "sequences", "generative", "tuned")
-
-
-def fitted(
-    module: LightningModule, train: Any, val: Any = None, steps: int = 100, **options: Any
-) -> TrainingAdvisor:
-    """Fit with an advisor, and return it."""
-    torch.manual_seed(0)
-    advisor = options.pop("advisor", None) or TrainingAdvisor()
-    options["callbacks"] = [*options.get("callbacks", ()), advisor]
-    quiet: dict[str, Any] = {"max_epochs": -1, "logger": DummyLogger()}
-    trainer = Trainer(
-        **quiet | {"enable_checkpointing": False} | options,
-        max_steps=steps, accelerator="cpu", enable_progress_bar=False, num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )  # fmt: skip
-    trainer.fit(module, train, val)
-    return advisor
-
-
-def fit_of(made: Fit, **options: Any) -> TrainingAdvisor:
-    options |= made.options or {}
-    return fitted(
-        made.module, made.train, made.val, made.steps, callbacks=made.callbacks, **options
-    )
 
 
 @pytest.mark.parametrize("name", FAULTY_FITS)
@@ -104,13 +75,16 @@ def test_rules_can_be_ignored() -> None:
         TrainingAdvisor(ignore=["LP9"])
 
 
-def test_each_finding_is_shown_once() -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
+def test_each_finding_is_shown_once_and_all_in_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "lightning.pytorch"):
         fit_of(FAULTY_FITS["never_zeroed"].make())
-    shown = [str(one.message) for one in caught if "LP815" in str(one.message)]
-    assert len(shown) == 1
-    assert "optimizer.zero_grad()" in shown[0]
+    shown = [one for one in caplog.records if "LP815" in one.getMessage()]
+    assert [one.levelname for one in shown] == ["WARNING", "INFO"]
+    found, table = (one.getMessage() for one in shown)
+    assert found.startswith("TrainingAdvisor: error LP815: ")
+    assert "at step " in found
+    assert "To mend it: optimizer.zero_grad()" in found
+    assert "optimizer.zero_grad()" in table
 
 
 def test_watching_changes_nothing() -> None:

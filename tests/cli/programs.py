@@ -25,6 +25,23 @@ class Net(TrainingPractices, LightningModule):
         self.log("val_loss", functional.cross_entropy(self.net(batch[0]), batch[1]))
 
 
+class Plain(LightningModule):
+    """Has no callbacks, which a long fit should have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", functional.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters())
+
+
 class Digits(LightningDataModule):
     def train_dataloader(self) -> Any:
         images, classes = digits()

@@ -1,5 +1,6 @@
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,7 @@ SPLITS = [(3, 3), (3, 1), (4, 0), (0, 4)]
 
 def passes(layer: SyncBatchNorm, batches: list[tuple[Tensor, ...]]) -> dict[str, list[Tensor]]:
     """Run ``layer`` forward and backward on each batch of input, residual and gradient."""
+    warnings.simplefilter("error")  # in ranks, too
     results: dict[str, list[Tensor]] = {"y": [], "x": [], "residual": []}
     for x, residual, grad in batches:
         leaves = x.requires_grad_(), residual.requires_grad_()

@@ -90,8 +90,14 @@ def add_dropout_layer_norm(
         ValueError: If a rate is outside ``[0, 1]`` or nan.
 
     Example:
+        >>> from lightning_kernels import add_dropout_layer_norm
         >>> x = torch.randn(4, 10, 64)
         >>> y, z = add_dropout_layer_norm(x, x, (64,), torch.ones(64), p=0.1, drop_path=0.2)
+        >>> torch.allclose(y.mean(-1), torch.zeros(4, 10), atol=1e-5)
+        True
+        >>> y, z = add_dropout_layer_norm(x, x, (64,), p=0.1, training=False)
+        >>> torch.equal(z, 2 * x)
+        True
 
     References:
         Ba et al., 2016, arXiv:1607.06450 (layer norm); Srivastava et al., 2014 (dropout); Huang et
@@ -140,6 +146,13 @@ def add_dropout_rms_norm(
     Returns:
         The normalised sum ``y``, in the dtype of ``x``. The sum ``z``, in the dtype of the residual
         if it is given, else of ``x``.
+
+    Example:
+        >>> from lightning_kernels import add_dropout_rms_norm
+        >>> x = torch.randn(4, 10, 64)
+        >>> y, z = add_dropout_rms_norm(x, x, (64,), torch.ones(64), p=0.1, drop_path=0.2)
+        >>> torch.allclose(y.square().mean(-1), torch.ones(4, 10), atol=1e-5)
+        True
 
     References:
         Zhang and Sennrich, 2019, "Root mean square layer normalization", arXiv:1910.07467.

@@ -87,8 +87,12 @@ def batch_norm(
             activation without parameter.
 
     Example:
-        >>> x = torch.randn(8, 3, 4, 4)
-        >>> y = batch_norm(x, None, None, training=True, activation="relu", residual=x)
+        >>> from lightning_kernels import batch_norm
+        >>> x, residual = torch.randn(2, 8, 3, 4, 4).unbind()
+        >>> y = batch_norm(x, None, None, training=True, activation="relu", residual=residual)
+        >>> plain = nn.functional.batch_norm(x, None, None, training=True)
+        >>> torch.allclose(y, (plain + residual).relu(), atol=1e-6)
+        True
 
     References:
         Ioffe and Szegedy, 2015, "Batch normalization: accelerating deep network training by

@@ -51,7 +51,9 @@ def gather(statistics: Tensor, group: str) -> Tensor:
     processes = _resolve(group)
     rows, channels = statistics.shape
     everyone = statistics.new_empty((processes.size() * rows, channels))
-    dist.all_gather_into_tensor(everyone, statistics, group=processes)
+    # torch 2.14 and later warn about the old name.
+    all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    all_gather(everyone, statistics, group=processes)
     everyone = everyone.view(-1, rows, channels)
     everyone[:, 1] *= everyone[:, 2]
     return everyone

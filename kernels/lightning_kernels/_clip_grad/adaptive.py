@@ -143,7 +143,12 @@ def clip_grad_adaptive_(
             positive.
 
     Example:
-        >>> clip_grad_adaptive_(model.parameters(), 0.01, exclude=model.head.parameters())
+        >>> from lightning_kernels import clip_grad_adaptive_
+        >>> weight = nn.Parameter(torch.tensor([[3.0, 4.0], [3.0, 4.0]]))  # two units of norm 5
+        >>> weight.grad = torch.tensor([[0.3, 0.4], [0.003, 0.004]])  # of norms 0.5 and 0.005
+        >>> clip_grad_adaptive_([weight], clip_factor=0.01)
+        >>> weight.grad.norm(dim=1)
+        tensor([0.0500, 0.0050])
 
     References:
         Brock et al., 2021, "High-performance large-scale image recognition without

@@ -27,6 +27,8 @@ from lightning_kernels._core.dispatch import runs_triton
 from lightning_kernels._core.parameters import not_a_tensor, number_of
 
 NonFinite = Literal["propagate", "error", "skip", "zero"]
+"""Action if the norm is nan or infinite, see :func:`~lightning_kernels.clip_grad_norm_`."""
+
 _NON_FINITE = get_args(NonFinite)
 
 # Elements of a gradient from which one pass over it takes less time than two without a call.
@@ -113,11 +115,16 @@ def clip_grad_norm_(
             ``"zero"`` together with ``error_if_nonfinite``.
 
     Example:
-        >>> norm = clip_grad_norm_(model.parameters(), 1.0)
+        >>> from lightning_kernels import clip_grad_norm_
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([0.9, 100.0])
+        >>> norm = clip_grad_norm_([weight], max_norm=1.0)
+        >>> norm, weight.grad  # the direction is kept
+        (tensor(100.0041), tensor([0.0090, 1.0000]))
 
     References:
         Pascanu, Mikolov and Bengio, 2013, "On the difficulty of training recurrent neural
-        networks", arXiv:1211.5063.
+        networks", arXiv:1211.5063; "Gradient clipping", lectures S0 and S2.
     """
     nonfinite = _resolve_nonfinite(nonfinite, error_if_nonfinite)
     norm_type = number_of("clip_grad_norm_", "norm_type", norm_type)
@@ -153,6 +160,14 @@ def clip_grads_with_norm_(
             skipped.
         max_norm: Largest norm: a number, or a tensor of one element, which only the device reads.
         total_norm: The norm of all gradients, a tensor of one element.
+
+    Example:
+        >>> from lightning_kernels import clip_grads_with_norm_
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> clip_grads_with_norm_([weight], max_norm=1.0, total_norm=torch.tensor(5.0))
+        >>> weight.grad
+        tensor([0.6000, 0.8000])
     """
     grads = gradients(parameters)
     if not grads:
@@ -187,6 +202,17 @@ def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -
 
     Raises:
         ValueError: If ``clip_value`` is negative or nan.
+
+    Example:
+        >>> from lightning_kernels import clip_grad_value_
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([0.9, 100.0])
+        >>> clip_grad_value_([weight], clip_value=1.0)
+        >>> weight.grad
+        tensor([0.9000, 1.0000])
+
+    References:
+        "Gradient clipping", lectures S0 and S2.
     """
     clip_value = number_of("clip_grad_value_", "clip_value", clip_value, least=0)
     grads = gradients(parameters)

@@ -22,6 +22,14 @@ class GradScale(NamedTuple):
             ``grad_scale``.
         found_inf: 1 if the norm is nan or infinite, else 0, float32. Assign it to the optimizer's
             attribute ``found_inf`` if the optimizer should skip steps with nan or infinity.
+
+    Example:
+        >>> from lightning_kernels import clip_grad_scale
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> norm, divisor, found_inf = clip_grad_scale([weight], max_norm=1.0)
+        >>> norm, divisor, found_inf
+        (tensor(5.), tensor(5.0000), tensor(0.))
     """
 
     norm: Tensor
@@ -46,11 +54,7 @@ def clip_grad_scale(
     (``fused=True``: SGD, Adam, AdamW, Adagrad) divide the gradients by their attribute
     ``grad_scale`` in the pass that updates the parameters, and write the quotients to the
     gradients. The update equals the update after :func:`clip_grad_norm_` up to the last bit:
-    ``clip_grad_norm_`` multiplies where the optimizer divides. Usage::
-
-        norm, optimizer.grad_scale, _ = clip_grad_scale(model.parameters(), 1.0)
-        optimizer.step()
-        del optimizer.grad_scale
+    ``clip_grad_norm_`` multiplies where the optimizer divides.
 
     With the scale of a ``GradScaler`` as ``loss_scale``, this one pass replaces two passes of the
     scaler: the search for nan and infinity, and the division.
@@ -67,8 +71,23 @@ def clip_grad_scale(
         loss_scale: Factor :math:`s` by which the loss, and so the gradients, have been multiplied.
             A norm of the scaled gradients beyond the range of float32 counts as infinite.
 
+    Returns:
+        The norm before clipping, the divisor, and whether the norm is nan or infinite. Without
+        gradients the norm is 0 and the divisor is the loss scale.
+
     Raises:
         ValueError: If ``max_norm`` is a tensor of more than one element.
+
+    Example:
+        >>> from lightning_kernels import clip_grad_scale
+        >>> weight = nn.Parameter(torch.zeros(2))
+        >>> weight.grad = torch.tensor([3.0, 4.0])
+        >>> optimizer = torch.optim.SGD([weight], lr=1.0, fused=True)
+        >>> norm, optimizer.grad_scale, _ = clip_grad_scale([weight], max_norm=1.0)
+        >>> optimizer.step()
+        >>> del optimizer.grad_scale
+        >>> norm, weight.data
+        (tensor(5.), tensor([-0.6000, -0.8000]))
     """
     norm_type = number_of("clip_grad_scale", "norm_type", norm_type)
     grads = gradients(parameters)

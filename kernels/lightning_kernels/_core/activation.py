@@ -18,6 +18,7 @@ from lightning_kernels._core.triton import tl, triton
 Activation = Literal[
     "relu", "relu6", "leaky_relu", "elu", "selu", "silu", "hardswish", "gelu"
 ]  # fmt: skip
+"""Names of the activations that the kernels compute; ``"gelu"`` is exact, not the approximation."""
 
 # The default parameter of each activation, None for an activation without parameter.
 DEFAULT_PARAMETERS: dict[str, float | None] = {

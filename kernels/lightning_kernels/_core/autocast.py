@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_kernels._core.parameters import check_choice
 
 Autocast = Literal["input", "match"]
+"""Dtype of a norm's result under autocast, see :func:`~lightning_kernels.layer_norm`."""
 
 
 def autocast_dtype(function: str, x: Tensor, autocast: Autocast) -> torch.dtype | None:

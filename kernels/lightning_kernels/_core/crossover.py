@@ -17,6 +17,8 @@ from lightning_kernels._core.parameters import check_choice
 from lightning_kernels._core.triton import INTERPRETED
 
 KernelPolicy = Literal["auto", "always"]
+"""Whether kernels run for small inputs too, see :func:`~lightning_kernels.set_kernel_policy`."""
+
 Call = tuple[Any, ...]  # an operation, and the shape, strides and dtype of its input
 
 _policy: KernelPolicy = "auto"
@@ -92,7 +94,10 @@ def set_kernel_policy(policy: KernelPolicy) -> None:
         ValueError: If ``policy`` is neither ``"auto"`` nor ``"always"``.
 
     Example:
+        >>> from lightning_kernels import get_kernel_policy, set_kernel_policy
         >>> set_kernel_policy("always")
+        >>> get_kernel_policy()
+        'always'
         >>> set_kernel_policy("auto")
     """
     global _policy
@@ -101,7 +106,15 @@ def set_kernel_policy(policy: KernelPolicy) -> None:
 
 
 def get_kernel_policy() -> KernelPolicy:
-    """Return the choice of :func:`set_kernel_policy`."""
+    """Return the choice of :func:`set_kernel_policy`.
+
+    Example:
+        >>> from lightning_kernels import get_kernel_policy, set_kernel_policy
+        >>> set_kernel_policy("always")
+        >>> get_kernel_policy()
+        'always'
+        >>> set_kernel_policy("auto")
+    """
     return _policy
 
 
@@ -151,8 +164,11 @@ def run_all_kernels() -> Iterator[set[Call]]:
         The calls on these inputs, for :func:`keep_kernels`.
 
     Example:
+        >>> from lightning_kernels import layer_norm, run_all_kernels
         >>> with run_all_kernels() as calls:
-        ...     y = layer_norm(torch.randn(2, 8), (8,))  # by the kernel, on a GPU
+        ...     y = layer_norm(torch.randn(2, 8), (8,))  # by the kernel, if the tensor is on a GPU
+        >>> calls  # empty: this tensor is on the CPU
+        set()
     """
     calls: set[Call] = set()
     token = _noted.set(calls)
@@ -173,9 +189,12 @@ def keep_kernels(calls: set[Call]) -> None:
         TypeError: If ``calls`` is no set.
 
     Example:
+        >>> from lightning_kernels import keep_kernels, layer_norm, run_all_kernels
         >>> with run_all_kernels() as calls:
         ...     y = layer_norm(torch.randn(2, 8), (8,))
         >>> keep_kernels(calls)
+        >>> calls  # empty: on the CPU no kernel runs
+        set()
     """
     if not isinstance(calls, set):
         raise TypeError(

@@ -12,7 +12,10 @@ from lightning_kernels._core.parameters import check_choice, not_a_tensor
 from lightning_kernels._core.triton import HAS_TRITON, INTERPRETED
 
 Route = Literal["triton", "interpreter", "aten"]
+"""Who computes a call: compiled kernels, Triton's interpreter or PyTorch's own operators."""
+
 CompiledNorms = Literal["kernels", "inductor"]
+"""Who computes norms in compiled functions, see :func:`~lightning_kernels.set_compiled_norms`."""
 
 # The kernels compute in float32, which is not precise enough for float64 inputs.
 _SERVED_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
@@ -34,6 +37,11 @@ def route(x: Tensor) -> Route:
         compute capability 8.0 or more; ``x`` is float64, integer, empty or not strided; ``x`` is a
         ``DTensor`` or another wrapper subclass; forward-mode differentiation or a ``torch.func``
         transform is active.
+
+    Example:
+        >>> from lightning_kernels import route
+        >>> route(torch.ones(8))  # a tensor on the CPU
+        'aten'
     """
     if not isinstance(x, Tensor):
         raise not_a_tensor("route", "x", x)
@@ -76,7 +84,10 @@ def set_compiled_norms(norms: CompiledNorms) -> None:
         ValueError: If ``norms`` is neither ``"kernels"`` nor ``"inductor"``.
 
     Example:
+        >>> from lightning_kernels import get_compiled_norms, set_compiled_norms
         >>> set_compiled_norms("inductor")
+        >>> get_compiled_norms()
+        'inductor'
         >>> set_compiled_norms("kernels")
     """
     global _compiled_norms
@@ -85,7 +96,15 @@ def set_compiled_norms(norms: CompiledNorms) -> None:
 
 
 def get_compiled_norms() -> CompiledNorms:
-    """Return the choice of :func:`set_compiled_norms`."""
+    """Return the choice of :func:`set_compiled_norms`.
+
+    Example:
+        >>> from lightning_kernels import get_compiled_norms, set_compiled_norms
+        >>> set_compiled_norms("inductor")
+        >>> get_compiled_norms()
+        'inductor'
+        >>> set_compiled_norms("kernels")
+    """
     return _compiled_norms
 
 

@@ -72,7 +72,12 @@ def drop_block2d(
             ``block_size`` is not a positive integer, or ``eps`` is negative.
 
     Example:
-        >>> y = drop_block2d(torch.randn(2, 8, 16, 16), 0.1, block_size=5)
+        >>> from lightning_kernels import drop_block2d
+        >>> y = drop_block2d(torch.ones(8, 16, 20, 20), 0.1, block_size=5)
+        >>> bool(0.05 < (y == 0).float().mean() < 0.15)  # the dropped share
+        True
+        >>> round(y.mean().item(), 4)  # the rest is rescaled
+        1.0
 
     References:
         Ghiasi et al., 2018, "DropBlock: a regularization method for convolutional networks",
@@ -96,6 +101,12 @@ def drop_block3d(
     The function is :func:`drop_block2d` for ``input`` of shape ``(N, C, D, H, W)``, with cubes as
     blocks. If their edge is odd, the result equals that of :func:`torchvision.ops.drop_block3d` in
     distribution.
+
+    Example:
+        >>> from lightning_kernels import drop_block3d
+        >>> y = drop_block3d(torch.ones(4, 8, 10, 10, 10), 0.1, block_size=3)
+        >>> len(y.unique()), round(y.mean().item(), 4)  # dropped or rescaled; the mean of the input
+        (2, 1.0)
     """
     return _run("drop_block3d", 5, input, p, block_size, inplace, eps, training, per_channel)
 

@@ -195,7 +195,10 @@ def dropout1d(
         ValueError: If ``p`` is outside ``[0, 1]`` or nan.
 
     Example:
-        >>> y = dropout1d(torch.randn(2, 3, 8), 0.2)
+        >>> from lightning_kernels import dropout1d
+        >>> y = dropout1d(torch.ones(50, 8, 10), 0.5)
+        >>> y.unique(), bool((y == y[..., :1]).all())  # a channel is dropped or kept as a whole
+        (tensor([0., 2.]), True)
 
     References:
         Tompson et al., 2015, "Efficient object localization using convolutional networks",
@@ -218,6 +221,12 @@ def dropout2d(
     :func:`torch.nn.functional.dropout2d`, the function treats an ``input`` of three dimensions as
     ``(N, C, L)``, and warns. It also warns if ``input`` has fewer than three or more than four
     dimensions, and treats the first two dimensions as ``(N, C)``.
+
+    Example:
+        >>> from lightning_kernels import dropout2d
+        >>> y = dropout2d(torch.ones(50, 8, 4, 4), 0.5)
+        >>> y.amax((2, 3)).unique()  # of each channel
+        tensor([0., 2.])
     """
     dimensions = dimensions_of("dropout2d", input)
     if dimensions == 3:
@@ -239,6 +248,12 @@ def dropout3d(
     :func:`dropout1d` describes the arguments and the result. Like
     :func:`torch.nn.functional.dropout3d`, the function warns if ``input`` does not have four or
     five dimensions, and treats the first dimension as the channels.
+
+    Example:
+        >>> from lightning_kernels import dropout3d
+        >>> y = dropout3d(torch.ones(50, 8, 2, 4, 4), 0.5)
+        >>> y.amax((2, 3, 4)).unique()  # of each channel
+        tensor([0., 2.])
     """
     dimensions = dimensions_of("dropout3d", input)
     if dimensions not in (4, 5):
@@ -257,6 +272,13 @@ def feature_alpha_dropout(
     which defines :math:`a`, :math:`b` and :math:`\alpha'`, with one draw for each channel of each
     sample. It replaces :func:`torch.nn.functional.feature_alpha_dropout`. Arguments, memory layouts
     and errors are those of :func:`dropout1d`.
+
+    Example:
+        >>> from lightning_kernels import feature_alpha_dropout
+        >>> y = feature_alpha_dropout(torch.randn(50, 8, 100), 0.5, training=True)
+        >>> dropped = y.std(2) < 1e-6  # channels that hold one value
+        >>> bool(dropped.any()), len(y[dropped].unique())
+        (True, 1)
     """
     return _drop_channels("feature_alpha_dropout", input, 2, p, training, inplace, alpha=True)
 

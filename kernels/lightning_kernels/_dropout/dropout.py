@@ -179,7 +179,9 @@ def dropout(
         ValueError: If ``p`` is outside ``[0, 1]`` or nan.
 
     Example:
-        >>> y = dropout(torch.randn(4, 8), 0.1)
+        >>> from lightning_kernels import dropout
+        >>> dropout(torch.ones(1000), 0.5).unique()  # dropped, or scaled by 2
+        tensor([0., 2.])
 
     References:
         Srivastava et al., 2014, "Dropout: a simple way to prevent neural networks from
@@ -208,6 +210,12 @@ def alpha_dropout(
     :math:`a = ((1 - p)(1 + p \alpha'^2))^{-1/2}` and :math:`b = -a p \alpha'`. So an input of mean
     0 and variance 1 keeps both. Arguments, results and errors are those of :func:`dropout`. The
     result equals that of :func:`torch.nn.functional.alpha_dropout` in distribution.
+
+    Example:
+        >>> from lightning_kernels import alpha_dropout
+        >>> y = alpha_dropout(torch.randn(100_000), 0.2, training=True)
+        >>> bool(y.mean().abs() < 0.05), bool((y.std() - 1).abs() < 0.05)  # as before dropout
+        (True, True)
 
     References:
         Klambauer et al., 2017, "Self-normalizing neural networks", arXiv:1706.02515.

@@ -311,7 +311,12 @@ def dropout_activation(
             ``activation_parameter`` is given for an activation without parameter.
 
     Example:
-        >>> y = dropout_activation(torch.randn(4, 64), "gelu", 0.1, bias=torch.zeros(64))
+        >>> from lightning_kernels import dropout_activation
+        >>> x, bias = torch.randn(4, 64), torch.randn(64)
+        >>> y = dropout_activation(x, "gelu", 0.1, bias=bias)
+        >>> kept = y != 0
+        >>> torch.allclose(y[kept], nn.functional.gelu(x + bias)[kept] / 0.9, atol=1e-6)
+        True
 
     References:
         Hendrycks and Gimpel, 2016, "Gaussian error linear units", arXiv:1606.08415; Vaswani et al.,

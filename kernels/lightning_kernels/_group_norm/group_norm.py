@@ -63,7 +63,11 @@ def group_norm(
             is neither ``"input"`` nor ``"match"``.
 
     Example:
-        >>> y = group_norm(torch.randn(2, 8, 4, 4), 4, activation="silu")
+        >>> from lightning_kernels import group_norm
+        >>> x = torch.randn(2, 8, 4, 4)
+        >>> y = group_norm(x, num_groups=4, activation="silu")
+        >>> torch.allclose(y, nn.functional.silu(nn.functional.group_norm(x, 4)), atol=1e-6)
+        True
 
     References:
         Wu and He, 2018, "Group normalization", arXiv:1803.08494.

@@ -72,7 +72,11 @@ def instance_norm(
             is unknown. If ``activation_parameter`` is given for an activation without parameter.
 
     Example:
-        >>> y = instance_norm(torch.randn(2, 3, 8, 8), activation="relu")
+        >>> from lightning_kernels import instance_norm
+        >>> x = torch.randn(2, 3, 8, 8)
+        >>> y = instance_norm(x, activation="relu")
+        >>> torch.allclose(y, nn.functional.instance_norm(x).relu(), atol=1e-6)
+        True
 
     References:
         Ulyanov et al., 2016, "Instance normalization: the missing ingredient for fast

@@ -60,7 +60,12 @@ def layer_norm(
         ValueError: If ``autocast`` is neither ``"input"`` nor ``"match"``.
 
     Example:
-        >>> y = layer_norm(torch.randn(4, 10, 64), (64,), torch.ones(64), torch.zeros(64))
+        >>> from lightning_kernels import layer_norm
+        >>> y = layer_norm(5 + 3 * torch.randn(4, 10, 64), (64,))
+        >>> torch.allclose(y.mean(-1), torch.zeros(4, 10), atol=1e-5)
+        True
+        >>> torch.allclose(y.var(-1, correction=0), torch.ones(4, 10), atol=1e-4)
+        True
 
     References:
         Ba, Kiros and Hinton, 2016, "Layer normalization", arXiv:1607.06450.

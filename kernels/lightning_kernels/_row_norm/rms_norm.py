@@ -53,7 +53,9 @@ def rms_norm(
         ValueError: If ``autocast`` is neither ``"input"`` nor ``"match"``.
 
     Example:
-        >>> y = rms_norm(torch.randn(4, 10, 64), (64,), torch.ones(64))
+        >>> from lightning_kernels import rms_norm
+        >>> rms_norm(torch.tensor([3.0, 4.0]), (2,)) * 12.5**0.5  # the mean square is 12.5
+        tensor([3., 4.])
 
     References:
         Zhang and Sennrich, 2019, "Root mean square layer normalization", arXiv:1910.07467.

@@ -63,8 +63,11 @@ def stochastic_depth(
             ``"batch"``.
 
     Example:
-        >>> x = torch.randn(8, 16, 4, 4)
-        >>> y = stochastic_depth(x, 0.1, "row", residual=x, layer_scale=torch.ones(16, 1, 1))
+        >>> from lightning_kernels import stochastic_depth
+        >>> branch, residual = torch.ones(100, 16), torch.ones(100, 16)
+        >>> y = stochastic_depth(branch, 0.5, "row", residual=residual)
+        >>> y.unique()  # the branch is dropped, or scaled by 2
+        tensor([1., 3.])
 
     References:
         Huang et al., 2016, "Deep networks with stochastic depth", arXiv:1603.09382; Touvron et al.,

@@ -15,11 +15,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from lightning_practices._names import module_name, plain_name
-from lightning_practices.advisor._kinds import ACTIVATIONS, LAYERS, NORMS, SOFTMAXES
+from lightning_practices.advisor._kinds import ACTIVATIONS, CLAMPS, LAYERS, NORMS, SOFTMAXES
 from lightning_practices.advisor._trace.calls import Call, Statistics, Value
+from lightning_practices.advisor._trace.idioms import Given, plain
 from lightning_practices.advisor._trace.losses import LOSSES
 
-_MEASURED = LAYERS | NORMS | ACTIVATIONS | SOFTMAXES | LOSSES.keys()
+_MEASURED = LAYERS | NORMS | ACTIVATIONS | CLAMPS | SOFTMAXES | LOSSES.keys()
+_COLUMNS = 4096  # of a value, about, whose variation is measured
 _KEPT = LOSSES.keys() | {"sub", "__sub__", "__rsub__", "rsub"}  # the last are parts of losses
 _KEPT |= {"cosine_embedding_loss", "margin_ranking_loss"}
 _LIBRARIES = tuple(f"{Path(sys.modules[name].__file__ or '').parent}/" for name in ("torch",))
@@ -85,6 +87,7 @@ class Recorder(TorchFunctionMode):
         finally:
             for handle in handles:
                 handle.remove()
+            del self.before_backward, self.after_backward  # may refer to what holds the recorder
 
     def _hooks(self) -> Iterator[RemovableHandle]:
         for name, module in self._module.named_modules():
@@ -140,6 +143,7 @@ class Recorder(TorchFunctionMode):
 
     def _enter(self, x: Tensor, source: str, is_data: bool = False) -> Value:
         value = Value(tuple(x.shape), x.dtype, x.requires_grad, source=source, is_data=is_data)
+        _keep_number(value, x)
         self._values[x] = value
         return value
 
@@ -153,18 +157,24 @@ class Recorder(TorchFunctionMode):
         return call
 
     def _note(self, name: str, given: Any, tensors: Any, made: list[Tensor]) -> None:
-        call = self._call(name, given)
+        known = plain(Given(name, *given), tensors)
+        call = self._call(known.name, (known.args, known.kwargs))
+        call.written = name
         inputs = call.inputs
         is_layer = call.is_layer
         depth = max((x.depth for x in inputs), default=0)
         is_data = any(x.is_data for x in inputs)
         if name in _KEPT or (is_layer and depth == 0 and is_data):
             _keep(inputs, tensors)
+        if name == "multi_head_attention_forward":  # its masks
+            for one, x in zip(inputs, _tensors(tensors), strict=True):
+                one.tensor = one.tensor if x.requires_grad else x.detach()
         for x in made:
             value = Value(
                 tuple(x.shape), x.dtype, x.requires_grad, call,
                 depth=depth + is_layer, is_data=is_data,
             )  # fmt: skip
+            _keep_number(value, x)
             self._values[x] = value
             call.outputs.append(value)
         if is_data and name in _MEASURED and made[0].is_floating_point():
@@ -187,14 +197,23 @@ def _variation(x: Tensor) -> float | None:
     """Return the standard deviation along the first dimension, as a root mean square."""
     if x.dim() < 2 or x.shape[0] < 2 or not x.numel():
         return None
-    wide = x if x.dtype == torch.float64 else x.float()
-    return float(wide.var(dim=0, correction=0).mean().sqrt())
+    rows = x.flatten(1)
+    rows = rows[:, :: max(1, rows.shape[1] // _COLUMNS)]
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    wide = wide - wide[:1]  # so that equal rows have no variation, in spite of rounding
+    return float((wide - wide.mean(dim=0)).square_().mean().sqrt())
 
 
 def _keep(inputs: list[Value], tensors: Any) -> None:
     for value, x in zip(inputs, _tensors(tensors), strict=True):
         if value.tensor is None and value.parameter is None:
             value.tensor = x.detach()
+
+
+def _keep_number(value: Value, x: Tensor) -> None:
+    """Keep a constant of one element, such as the factor of a loss."""
+    if x.numel() == 1 and not (value.is_data or value.requires_grad):
+        value.tensor = x.detach()
 
 
 def _tensors(value: Any) -> list[Tensor]:

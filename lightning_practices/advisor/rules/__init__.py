@@ -7,6 +7,7 @@ identifiers.
 import importlib
 import pkgutil
 from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from functools import cache
 
 from lightning_practices._arguments import check_names
@@ -15,7 +16,14 @@ from lightning_practices.advisor._rule import Rule
 
 @cache
 def all_rules() -> tuple[Rule, ...]:
-    """Return the rules before training in the order of their identifiers."""
+    """Return the rules before training in the order of their identifiers.
+
+    Example:
+        >>> from lightning_practices.advisor import all_rules
+        >>> rules = {rule.id: rule for rule in all_rules()}
+        >>> rules["LP201"].practice
+        'Cross entropy gets logits, not probabilities'
+    """
     return rules_within(__path__, __name__)
 
 
@@ -45,6 +53,10 @@ def rules_matching(rules: Sequence[Rule], argument: str, ids: Sequence[str]) -> 
     ids = check_names(argument, ids)
     for id in ids:
         if not any(rule.id.startswith(id) for rule in rules):
-            known = ", ".join(rule.id for rule in rules)
-            raise ValueError(f"{argument} has {id!r}, which begins no rule: there are {known}")
+            near = get_close_matches(id.upper(), [rule.id for rule in rules], 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise ValueError(
+                f"{argument} has {id!r}, which begins no rule's identifier{hint}. The command"
+                " `lightning-practices check --list` lists the rules"
+            )
     return [rule for rule in rules if rule.id.startswith(ids)]

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
 from lightning_practices._names import plain_name
 from lightning_practices.advisor._fit import mentions
 from lightning_practices.advisor._observation import Observation
@@ -20,15 +22,14 @@ _ENOUGH = 2  # steps in which a gradient accumulation of few batches would have 
     source=_SOURCE,
 )  # fmt: skip
 def gradients_accumulate(seen: Observation) -> Iterator[Evidence]:
-    if seen.module.automatic_optimization:
-        return
     for optimizer, updates in zip(seen.optimizers, seen.updates, strict=False):
         if updates.accumulated:
             name = type(optimizer).__name__.removeprefix("Lightning")
             yield Evidence(
                 f"{name} stepped, and at its next step the gradients held those of the steps before"
                 " too: nothing clears them",
-                "optimizer.zero_grad() before self.manual_backward(loss)",
+                "optimizer.zero_grad() before self.manual_backward(loss), or no own"
+                " optimizer_zero_grad",
             )
 
 
@@ -60,11 +61,19 @@ def gradients_erased(seen: Observation) -> Iterator[Evidence]:
     source=_SOURCE,
 )  # fmt: skip
 def optimizer_never_steps(seen: Observation) -> Iterator[Evidence]:
-    if seen.module.automatic_optimization or len(seen.steps) < _ENOUGH:
+    if any(updates.count for updates in seen.updates) or len(seen.steps) < _ENOUGH:
         return
-    if any(updates.count for updates in seen.updates) or mentions(type(seen.module), "step"):
+    if mentions(type(seen.module), "step", "optimizer_step"):
         return
-    if seen.updates and not _has_changed(seen):  # by hand
+    is_automatic = seen.module.automatic_optimization
+    if is_automatic and is_overridden("optimizer_step", seen.module):
+        if seen.observer.accumulate_grad_batches == 1 and not _has_changed(seen):
+            yield Evidence(
+                f"optimizer_step of {type(seen.module).__name__} calls no step of the optimizer: in"
+                f" {len(seen.steps)} training steps the weights stay as they are",
+                "optimizer.step(closure=optimizer_closure) in optimizer_step",
+            )
+    elif seen.updates and not is_automatic and not _has_changed(seen):  # by hand
         yield Evidence(
             f"optimization is manual, and in {len(seen.steps)} training steps no optimizer stepped:"
             " the weights stay as they are",

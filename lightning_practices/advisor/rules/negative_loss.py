@@ -2,17 +2,14 @@
 
 from collections.abc import Iterator
 
-from lightning_practices.advisor._kinds import PASSED
-from lightning_practices.advisor._observation import Observation, Step
+from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import layer_of, losses_seen, places
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace import REGRESSION, Call, Loss, Value
+from lightning_practices.advisor._signs import sign_in_loss
+from lightning_practices.advisor._trace import REGRESSION, Loss
 
 _ROUNDING = -1e-4
 _ABOVE_ZERO = frozenset({"cross_entropy", "nll", "bce", "bce_logits", *REGRESSION})
-_KEEPING = frozenset(
-    {"mean", "sum", "nanmean", "nansum", "add", "stack", "cat", "sqrt", "exp"}
-)  # the sign
 
 
 @rule(
@@ -35,7 +32,7 @@ def negative_loss(seen: Observation) -> Iterator[Evidence]:
                 {"loss": low.low},
             )
     yield from _likelihoods(seen)
-    signs = [_sign(step, loss.call) for step in seen.steps for loss in step.losses]
+    signs = [sign_in_loss(step, loss.call.output) for step in seen.steps for loss in step.losses]
     if signs and all(sign < 0 for sign in signs):
         for loss in losses[:1]:
             yield Evidence(
@@ -50,7 +47,7 @@ def _likelihoods(seen: Observation) -> Iterator[Evidence]:
     if any(step.losses for step in seen.steps):
         return
     for call in seen.step.after_layers:
-        if call.name in ("log_softmax", "log_sigmoid") and _sign(seen.step, call) > 0:
+        if call.name in ("log_softmax", "log_sigmoid") and sign_in_loss(seen.step, call.output) > 0:
             yield Evidence(
                 f"the step's loss is the output of {call} without a minus: the fit makes the"
                 " likelihood smaller",
@@ -67,36 +64,3 @@ def _is_in_range(loss: Loss) -> bool:
     if loss.kind in ("bce", "bce_logits"):
         return target is not None and bool(((target >= 0) & (target <= 1)).all())
     return True
-
-
-def _sign(step: Step, call: Call) -> int:
-    """Return the sign with which a call's output is added to a step's loss; 0 if unknown."""
-    roots = {id(root) for root in step.roots}
-    waiting: list[tuple[Value, int]] = [(call.output, 1)]
-    signs, seen = set(), set()
-    while waiting:
-        value, sign = waiting.pop()
-        if (id(value), sign) in seen:
-            continue
-        seen.add((id(value), sign))
-        if id(value) in roots:
-            signs.add(sign)
-        for user in step.users(value):
-            factor = _factor(user, value)
-            waiting += [(x, sign * factor) for x in user.outputs]
-    return signs.pop() if len(signs) == 1 else 0
-
-
-def _factor(call: Call, value: Value) -> int:
-    """Return the sign of what a call does to one of its inputs; 0 if unknown."""
-    if call.name in _KEEPING | PASSED:
-        return 1
-    if call.name == "neg":
-        return -1
-    if call.name in ("sub", "__rsub__", "rsub"):
-        is_first = bool(call.args) and call.args[0] is value
-        return 1 if is_first == (call.name == "sub") else -1
-    if call.name in ("mul", "div") and len(call.inputs) == 1:
-        number = next((x for x in call.args if isinstance(x, int | float)), 0)
-        return (number > 0) - (number < 0)
-    return 0

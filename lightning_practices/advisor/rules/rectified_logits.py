@@ -1,9 +1,9 @@
 """Logits that can't be negative, or stay within -1 and 1."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from lightning_practices.advisor._kinds import RECTIFIERS
+from lightning_practices.advisor._kinds import CLAMPS, RECTIFIERS
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._outputs import (
     activation,
@@ -19,6 +19,7 @@ from lightning_practices.advisor._trace import Call, Value
 _POSITIVE = RECTIFIERS | {"softplus"}
 _BOUNDED = frozenset({"tanh", "hardtanh", "softsign"})
 _LOSSES = frozenset({"cross_entropy", "bce_logits", "nll", "bce"})
+_NARROW = 2.0  # the range of tanh
 _INNER = {"nll": ("log_softmax",), "bce": ("sigmoid",)}  # the activation that makes the argument
 
 
@@ -42,15 +43,16 @@ def rectified_logits(seen: Observation) -> Iterator[Evidence]:
 @rule(
     "LP211", "warning",
     practice="Logits aren't bounded",
-    measures="tanh before cross entropy, or before its sigmoid or softmax",
+    measures="tanh, or a clamp to a range of 2, before cross entropy, or before its sigmoid or"
+    " softmax",
     healthy="none; one that is scaled by a temperature is no such",
     source="questions on forums; -log sigmoid(1) = 0.31 is the least loss",
 )  # fmt: skip
 def bounded_logits(seen: Observation) -> Iterator[Evidence]:
     for name, maker in _logits(seen, _BOUNDED):
         yield Evidence(
-            f"{name} gets the output of {maker} as logits, which stay within -1 and 1: the loss"
-            " can't come near 0",
+            f"{name} gets the output of {maker} as logits, which stay in a range of 2: the"
+            " loss can't come near 0",
             f"remove {activation(maker)} after the last layer",
             places(seen, maker),
         )
@@ -65,17 +67,24 @@ def _logits(seen: Observation, names: frozenset[str]) -> Iterator[tuple[str, Cal
             is_one = bool(inner) and activation(inner[0]) in _INNER[loss.kind]
             value = inner[0].inputs[0] if is_one and inner[0].inputs else None
         maker = made_by(value, names) if value is not None else None
-        if value is not None and maker is None and names is _POSITIVE:
-            maker = _rectifying_clamp(value)
-        if maker is not None:
+        if value is not None and maker is None:
+            maker = _clamp(value, _is_rectifier if names is _POSITIVE else _is_narrow)
+        if maker is not None and (maker.name != "hardtanh" or _is_narrow(*reach(maker.output))):
             yield f"{loss.call.name} ({loss.call.line})", maker
 
 
-def _rectifying_clamp(value: Value) -> Call | None:
-    """Return a clamp from 0 on, without an upper end, of a layer's output."""
+def _clamp(value: Value, is_meant: Callable[[float, float], bool]) -> Call | None:
+    """Return a clamp of a layer's output whose ends are as ``is_meant`` says."""
     call = value.maker()
-    if call is None or call.name not in ("clamp", "clip", "clamp_min"):
+    if call is None or call.name not in CLAMPS:
         return None
     found = makers(value)
-    is_rectifier = reach(value) == (0.0, math.inf) and bool(found) and found[0].is_layer
-    return call if is_rectifier else None
+    return call if is_meant(*reach(value)) and bool(found) and found[0].is_layer else None
+
+
+def _is_rectifier(low: float, high: float) -> bool:
+    return low == 0.0 and high == math.inf
+
+
+def _is_narrow(low: float, high: float) -> bool:
+    return high - low <= _NARROW

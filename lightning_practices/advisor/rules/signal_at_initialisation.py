@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from lightning_practices.advisor._gradient_paths import Paths
-from lightning_practices.advisor._kinds import LAYERS, NORMS, RECTIFIERS
+from lightning_practices.advisor._kinds import LAYERS, NORMS
 from lightning_practices.advisor._observation import Observation, Step
+from lightning_practices.advisor._outputs import rectifies
 from lightning_practices.advisor._parameters import owner
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Value
@@ -148,7 +149,7 @@ def _dead(seen: Observation, step: Step) -> Iterator[Call]:
     paths = Paths(step)
     for call in step.calls:
         found = call.output.statistics if call.outputs else None
-        if call.name not in RECTIFIERS or found is None or not found.zero >= _DEAD:
+        if not rectifies(call) or found is None or not found.zero >= _DEAD:
             continue
         maker = call.inputs[0].maker()
         is_of_layer = maker is not None and maker.name in LAYERS | NORMS and maker.parameters

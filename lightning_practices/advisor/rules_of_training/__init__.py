@@ -19,6 +19,11 @@ def training_rules(ignore: Sequence[str] = ()) -> tuple[Rule, ...]:
     Raises:
         TypeError: If ``ignore`` is not a list of names.
         ValueError: If ``ignore`` names no rule.
+
+    Example:
+        >>> from lightning_practices.advisor import training_rules
+        >>> len(training_rules()) - len(training_rules(ignore=["LP816"]))
+        1
     """
     left_out = rules_matching(_all(), "ignore", ignore)
     return tuple(rule for rule in _all() if rule not in left_out)

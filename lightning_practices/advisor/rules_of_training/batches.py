@@ -16,15 +16,16 @@ _WAITED = 0.3
     "LP817", "warning",
     practice="Batches hold different samples",
     measures="sums over each batch; its samples that equal the first; the classes in it",
-    healthy="all batches differ, at most half of a batch's samples are equal, several classes",
+    healthy="all batches differ, at most half of a batch's samples are equal, several classes;"
+    " batches of one number, where a step makes its own samples",
     source="Zinkevich et al., 2011; questions on datasets that ignore their index, and on sorted"
     " data without shuffling",
 )  # fmt: skip
 def batches_alike(run: Run) -> Iterator[Evidence]:
     looks = run.looks[-2 * _LOOKS :]
     batches = [look.batch for look in looks if look.batch is not None]
-    if len(batches) < _LOOKS:
-        return
+    if len(batches) < _LOOKS or all(one.is_constant for one in batches):
+        return  # a step that makes its own samples gets batches that mean nothing
     if run.batches != 1 and len({one.sums for one in batches}) == 1:
         yield Evidence(
             f"each of the {len(batches)} batches looked at holds the same numbers",

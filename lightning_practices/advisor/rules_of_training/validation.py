@@ -6,7 +6,7 @@ from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._run import Check, Run
 
 _RISE = 0.1  # of the validation loss above its minimum, as a share of that
-_RELEVANT = 0.05  # the same rise, as a share of the fall before
+_RELEVANT = 0.1  # the same rise, as a share of the fall before
 _CHECKS = 5  # for how many validations
 _MEMORISED = 0.1  # the training loss now by that at the start
 _USELESS = 0.9  # the lowest validation loss by the first one, or by the prior's
@@ -30,7 +30,7 @@ def _best(checks: Sequence[Check]) -> int:
     "LP811", "warning",
     practice="Training ends before the model overfits",
     measures="the last validation losses above their minimum, while the training loss falls",
-    healthy="less than 10 % above for five checks, or less than 5 % of the fall before",
+    healthy="less than 10 % above for five checks, or less than 10 % of the fall before",
     source="lecture S4: detecting overfitting, solutions; Prechelt, 1998, Early stopping",
 )  # fmt: skip
 def overfitting(run: Run) -> Iterator[Evidence]:
@@ -103,7 +103,7 @@ def still_falling(run: Run) -> Iterator[Evidence]:
     "LP814", "hint",
     practice="The model can fit its training data",
     measures="the training loss at the end of the fit, divided by that at its start or"
-    " the prior's",
+    " the prior's, for losses of data",
     healthy="below 0.7",
     source="lecture S4: detecting underfitting, more layers, more units, better data",
 )  # fmt: skip
@@ -111,6 +111,8 @@ def training_loss_stays_high(run: Run) -> Iterator[Evidence]:
     trend = run.trend
     if not run.is_over or trend is None or trend.start <= 0 or run.steps < 100:
         return
+    if not run.is_of_data:
+        return  # what can be reached isn't known
     before = trend.start if run.prior is None else min(trend.start, run.prior)
     if trend.now > _HIGH * before:
         yield Evidence(

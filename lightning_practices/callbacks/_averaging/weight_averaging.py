@@ -39,6 +39,7 @@ _CHECKPOINT_KEY = "weight_averaging"
 _DECAY = 0.999
 
 AveragingKind = Literal["ema", "swa"]
+"""The exponential moving average of weights, or stochastic weight averaging."""
 
 
 class WeightAveraging(PracticeCallback):
@@ -137,6 +138,20 @@ class WeightAveraging(PracticeCallback):
             callbacks (``save_weights_only``), or if ``start`` is a share of a fit whose length
             isn't known beforehand.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.callbacks import LambdaCallback
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import WeightAveraging
+        >>> module, biases = BoringModel(), []
+        >>> def keep(*_):
+        ...     biases.append(module.layer.bias.clone())
+        >>> averaging = WeightAveraging("swa", interval="step", start=0)
+        >>> callbacks = [averaging, LambdaCallback(on_train_batch_end=keep)]
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=4, callbacks=callbacks).fit(module)
+        >>> torch.allclose(module.layer.bias, torch.stack(biases).mean(0), atol=1e-6)
+        True
     """
 
     def __init__(

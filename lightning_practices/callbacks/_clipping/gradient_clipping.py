@@ -80,6 +80,16 @@ class GradientClipping(PracticeCallback):
         MisconfigurationException: When the fit starts, if the Trainer has a ``gradient_clip_val``,
             if the strategy doesn't allow clipping or if, with ``fused``, an optimizer isn't fused.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import GradientClipping
+        >>> module, clip = BoringModel(), GradientClipping(0.1)
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=2, callbacks=[clip]).fit(module)
+        >>> grads = [parameter.grad for parameter in module.parameters()]  # of the last step
+        >>> torch.nn.utils.get_total_norm(grads)
+        tensor(0.1000)
     """
 
     def __init__(

@@ -14,6 +14,7 @@ from lightning_practices._arguments import (
 )
 
 ClippingAlgorithm = Literal["norm", "value", "adaptive"]
+"""Clipping by norm, by value or by the ratio of the norms of gradients and weights."""
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,22 @@ class LearningCurves(PracticeCallback, ReadsLogs):
         ImportError: When the fit starts, if matplotlib can't be imported.
         MisconfigurationException: When the fit starts, if the folder can't be written to.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import LearningCurves
+        >>> class Net(BoringModel):
+        ...     def training_step(self, batch, batch_idx):
+        ...         self.log("train_loss", loss := self.step(batch))
+        ...         return loss
+        >>> curves = LearningCurves(every_n_train_steps=1)
+        >>> trainer = Trainer(max_steps=4, accelerator="cpu", callbacks=[curves], logger=False,
+        ...                   enable_checkpointing=False, enable_progress_bar=False,
+        ...                   enable_model_summary=False)
+        >>> trainer.fit(Net())
+        >>> curves.file.name, sorted(curves.history)
+        ('learning_curves.png', ['epoch', 'lr-SGD', 'train_loss'])
     """
 
     def __init__(

@@ -135,6 +135,22 @@ class EarlyStopping(PracticeCallback, LightningEarlyStopping):
         TypeError: If the Trainer and the module are of different packages of Lightning.
         ValueError: If ``monitor`` is empty or has a name twice, ``mode`` or ``min_delta`` is a list
             of another length than ``monitor``, or a threshold is given for several values.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import EarlyStopping
+        >>> class Net(BoringModel):
+        ...     def validation_step(self, batch, batch_idx):  # a loss that rises after epoch 2
+        ...         self.log("val_loss", abs(self.current_epoch - 2.0))
+        >>> stopping = EarlyStopping("val_loss", patience=3)
+        >>> trainer = Trainer(max_epochs=20, limit_train_batches=4, limit_val_batches=1,
+        ...                   accelerator="cpu", callbacks=[stopping], logger=False,
+        ...                   enable_checkpointing=False, enable_progress_bar=False,
+        ...                   enable_model_summary=False)
+        >>> trainer.fit(Net())
+        >>> trainer.current_epoch, stopping.best_epoch, stopping.best_step
+        (6, 2, 12)
     """
 
     def __init__(

@@ -69,6 +69,16 @@ class RetrainFor(PracticeCallback):
             is ``None``; or if the module has the best weights of an earlier fit, as an
             ``EarlyStopping`` of this fit knows.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import RetrainFor
+        >>> retrain = RetrainFor(steps=5, fit_steps=100)  # best_step and fit_steps of EarlyStopping
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_epochs=9, callbacks=[retrain])
+        >>> trainer.fit(BoringModel())
+        >>> trainer.global_step
+        5
     """
 
     def __init__(self, steps: int | None, fit_steps: int | None) -> None:
@@ -171,6 +181,13 @@ def join_loaders(
             ``IterableDataset``, which has no length.
         ValueError: If the first loader has a custom sampler or batch sampler, which knows only the
             samples of its own dataset.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from lightning_practices.callbacks import join_loaders
+        >>> train, val = DataLoader(range(64), batch_size=16), DataLoader(range(8), batch_size=4)
+        >>> [len(batch) for batch in join_loaders(train, val)]
+        [16, 16, 16, 16, 8]
     """
     for name, loader in (("train", train_dataloader), ("val", val_dataloader)):
         if type(loader) is not DataLoader:

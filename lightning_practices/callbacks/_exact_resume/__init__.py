@@ -6,6 +6,7 @@
 - ``indices``: the indices of a loader's batches, each with the seed of its worker process.
 - ``inexact``: why the rest of an epoch may be trained otherwise.
 - ``moments``: the random states of a moment of a fit.
+- ``plateau``: the steps of ``ReduceLROnPlateau`` in a resumed epoch.
 - ``progress``: how far a fit is within an epoch.
 - ``reasons``: what can't be resumed exactly of a loader, and the remedy.
 """

@@ -12,9 +12,8 @@ from typing_extensions import override
 
 from lightning_practices._names import count, some
 from lightning_practices._packages import own_kind
-from lightning_practices._random_states import (
-    set_random_states,
-)
+from lightning_practices._random_states import set_random_states
+from lightning_practices.callbacks._exact_resume import plateau
 from lightning_practices.callbacks._exact_resume.inexact import reasons
 from lightning_practices.callbacks._exact_resume.loaders import ResumableLoaders, ResumableSource
 from lightning_practices.callbacks._exact_resume.moments import (
@@ -25,6 +24,7 @@ from lightning_practices.callbacks._exact_resume.moments import (
     return_to,
 )
 from lightning_practices.callbacks._exact_resume.progress import (
+    complete_batch,
     continue_epoch,
     has_ended,
     is_validation_due,
@@ -38,11 +38,6 @@ from lightning_practices.callbacks._trainer.ranks import gather_objects
 
 class ExactResume(PracticeCallback):
     """Resume a fit exactly where its checkpoint was saved, in mid-epoch too.
-
-    ::
-
-        trainer = Trainer(callbacks=[ExactResume(), ModelCheckpoint(every_n_train_steps=100)])
-        trainer.fit(module, loader, ckpt_path="last")
 
     The resumed fit trains the remaining batches of the epoch, in the same order and with the same
     dropout masks and augmentation as the fit that was interrupted, and ends with the same weights,
@@ -100,13 +95,32 @@ class ExactResume(PracticeCallback):
 
     A validation that was interrupted, by an exception for example, is run anew from its first
     batch, so that its values are means over all batches. Lightning would leave out the batches
-    before the exception.
+    before the exception. A checkpoint that is saved after a batch, before the validation that
+    follows, is resumed with this validation. Lightning would leave it out, and
+    ``on_train_epoch_end`` too if the batch is the last one of the epoch. The module's own
+    ``ReduceLROnPlateau`` steps at the end of the resumed epoch too, where Lightning leaves it out.
 
     In the epoch that a fit resumes in its midst, Lightning doesn't call ``on_train_epoch_start`` of
     the module and of other callbacks again.
 
     Raises:
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+        >>> from lightning_practices.callbacks import ExactResume
+        >>> data = torch.utils.data.DataLoader(RandomDataset(32, 64), shuffle=True)
+        >>> def fit(steps, ckpt_path=None):
+        ...     torch.manual_seed(0)
+        ...     options = {"barebones": True, "accelerator": "cpu", "max_steps": steps}
+        ...     module, trainer = BoringModel(), Trainer(callbacks=[ExactResume()], **options)
+        ...     trainer.fit(module, data, ckpt_path=ckpt_path)
+        ...     trainer.save_checkpoint(f"{steps}.ckpt")
+        ...     return module.layer.weight
+        >>> whole, begun = fit(6), fit(3)
+        >>> torch.equal(fit(6, ckpt_path="3.ckpt"), whole)
+        True
     """
 
     def __init__(self) -> None:
@@ -151,6 +165,8 @@ class ExactResume(PracticeCallback):
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._arm(trainer)
+        if self._is_armed and self._saved is not None:
+            plateau.go_on(trainer, self._saved)
         combined = loaders_of(trainer)
         is_new_epoch = self._saved is not None and not self._saved["batches"]
         is_new_epoch &= self._is_armed and not trainer.fit_loop.restarting
@@ -183,6 +199,7 @@ class ExactResume(PracticeCallback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not has_ended(trainer):  # but the fit has
             self._final = moment(trainer)
+        plateau.let_them_step(trainer)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -202,8 +219,13 @@ class ExactResume(PracticeCallback):
     ) -> None:
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
         state = checkpoint["callbacks"].get(self.state_key)
-        if trainer.state.fn == TrainerFn.FITTING and state and state["batches"]:
+        if trainer.state.fn != TrainerFn.FITTING or not state:
+            return
+        if state["batches"]:
             continue_epoch(checkpoint)
+        if state["is_validation_due"]:
+            complete_batch(checkpoint)
+            state |= {"is_validation_due": False, "is_validation_interrupted": True}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -232,10 +254,12 @@ class ExactResume(PracticeCallback):
             "positions": positions if batches else None,
             "passes": passes,
             "seeds": [one.seed for one in loaders],
+            "monitored": plateau.monitored_values(trainer),
         }
         return {
             "batches": batches,
             "is_validation_due": is_validation_due(trainer),
+            "plateau_steps": plateau.due_steps(trainer),
             "is_validation_interrupted": trainer.validating and not self._has_validated,
             "loaders": [description(one.loader) for one in loaders],
             "ranks": gather_objects(trainer, rank),
@@ -261,13 +285,6 @@ class ExactResume(PracticeCallback):
             )
             self._saved = None
             return
-        if self._saved["is_validation_due"] and not self._is_armed:
-            rank_zero_warn(
-                "ExactResume: the checkpoint was saved by a batch after which validation was due,"
-                " and Lightning leaves out this validation, and on_train_epoch_end if the epoch has"
-                " ended. The training itself is resumed exactly. To resume the rest too save after"
-                " validation, as ModelCheckpoint does with a monitor, or at another step"
-            )
         self._is_armed = True
         progress: Any = loop.epoch_progress.current
         if loop.restarting and progress.ready == progress.processed:

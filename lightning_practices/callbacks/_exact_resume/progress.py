@@ -34,6 +34,17 @@ def continue_epoch(checkpoint: dict[str, Any]) -> None:
         counts["processed"] = counts["completed"] = counts["started"] - 1
 
 
+def complete_batch(checkpoint: dict[str, Any]) -> None:
+    """Change the progress in a checkpoint that was saved in ``on_train_batch_end``.
+
+    The batch counts as completed, as it does when validation begins. Otherwise Lightning takes the
+    validation that follows as done, and the epoch as ended if the batch was its last one.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["current"], progress["total"]):
+        counts["completed"] = counts["processed"]
+
+
 def validate_anew(trainer: Trainer) -> None:
     """Let a resumed fit begin with the validation that was interrupted, from its first batch.
 

@@ -19,6 +19,20 @@ class NonFiniteParameter:
         name: The parameter's name in the module.
         nan: The share of the gradient's elements that are nan.
         infinite: The share of the gradient's elements that are infinite.
+
+    Example:
+        >>> import contextlib
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import SkipNonFinite
+        >>> module, skip = BoringModel(), SkipNonFinite(max_consecutive=1)
+        >>> module.layer.bias.data.fill_(torch.inf)
+        tensor([inf, inf])
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_steps=2, callbacks=[skip])
+        >>> with contextlib.suppress(RuntimeError):
+        ...     trainer.fit(module)
+        >>> skip.report.parameters[0]
+        NonFiniteParameter(name='layer.weight', nan=0.0, infinite=1.0)
     """
 
     name: str
@@ -38,6 +52,20 @@ class NonFiniteReport:
     Attributes:
         parameters: The parameters with nan or infinite gradients, in the module's order.
         finite: The number of parameters with finite gradients.
+
+    Example:
+        >>> import contextlib
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import SkipNonFinite
+        >>> module, skip = BoringModel(), SkipNonFinite(max_consecutive=1)
+        >>> module.layer.bias.data.fill_(torch.inf)
+        tensor([inf, inf])
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_steps=2, callbacks=[skip])
+        >>> with contextlib.suppress(RuntimeError):
+        ...     trainer.fit(module)
+        >>> skip.report, skip.report.first_layer
+        (NonFiniteReport(2 non-finite, 0 finite), 'layer')
     """
 
     parameters: tuple[NonFiniteParameter, ...]

@@ -67,6 +67,19 @@ class SkipNonFinite(PracticeCallback):
             optimizer is ``LBFGS``, which computes gradients within its step.
         RuntimeError: After ``max_consecutive`` skipped steps in a row.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import SkipNonFinite
+        >>> class Net(BoringModel):
+        ...     def training_step(self, batch, batch_idx):
+        ...         loss = self.step(batch)
+        ...         return loss * torch.nan if batch_idx == 1 else loss
+        >>> module, skip = Net(), SkipNonFinite()
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=4, callbacks=[skip]).fit(module)
+        >>> skip.skipped, bool(module.layer.weight.isfinite().all())
+        (1, True)
     """
 
     def __init__(self, max_consecutive: int = 10) -> None:

@@ -4,6 +4,7 @@
 - ``schedule``: at which steps it looks.
 - ``open_look``: one look: the measures of a step, read at its end.
 - ``graph``, ``forward``: the graph of a loss, and activations, losses and batches.
+- ``losses``, ``targets``: losses and those of their priors, and where their targets come from.
 - ``weights``, ``zeroing``: gradients and weights around a step of an optimizer, and after it.
 - ``not_finite``: where the first number that isn't finite was seen.
 - ``readings``: numbers on a device, read at once.

@@ -10,7 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_practices.advisor import ActivationLook, BatchLook, LossLook
 from lightning_practices.callbacks._training_advisor.graph import Graph, Node
+from lightning_practices.callbacks._training_advisor.losses import measured
 from lightning_practices.callbacks._training_advisor.readings import Readings
+from lightning_practices.callbacks._training_advisor.targets import Given
 
 _SAMPLES = 64  # of a batch that are measured
 _MOSTLY = 0.9  # share of the units from which on the dead ones are listed
@@ -28,20 +30,36 @@ class Forward:
         graph: The graph of the loss.
         optimizers: The index of the optimizer of each parameter, by name.
         readings: Takes the numbers.
+
+    Attributes:
+        is_whole: Whether the losses that were measured are all terms of the loss.
     """
 
     def __init__(
         self, module: nn.Module, graph: Graph, optimizers: Mapping[str, int], readings: Readings
     ) -> None:
-        self._module, self._readings = module, readings
+        self._module, self._readings, self._graph = module, readings, graph
         self._activations: list[tuple[tuple[str, ...], str, int]] = []
         self._losses: list[tuple[str, int]] = []
         for node in graph.activations:
             if node.layer is not None and self._counts(node, graph, optimizers):
                 self._note_activation(node)
-        for node in graph.nodes:
-            for kind, values in _losses(node):
-                self._losses.append((kind, readings.add(torch.stack(values))))
+        self.is_whole = False
+
+    def note_losses(self, loss: Tensor, given: Given) -> None:
+        """Measure the losses that torch's functions have computed.
+
+        Args:
+            loss: The whole loss of the step, without the scale that Lightning gives it.
+            given: The batch, from which targets may come.
+        """
+        nodes = []
+        for node in self._graph.nodes:
+            for kind, values in measured(node, given):
+                nodes.append(node)
+                total = loss.to(values[0].device).reshape(())
+                self._losses.append((kind, self._readings.add(torch.stack([*values, total]))))
+        self.is_whole = not self._graph.has_other_terms(nodes)
 
     @staticmethod
     def _counts(node: Node, graph: Graph, optimizers: Mapping[str, int]) -> bool:
@@ -102,9 +120,9 @@ class Forward:
     def losses(self, numbers: list[list[float]]) -> Iterator[LossLook]:
         """Yield the losses, from the numbers that were read."""
         for kind, place in self._losses:
-            value, prior, classes, first = numbers[place]
+            value, prior, classes, first, is_data, total = numbers[place]
             if math.isfinite(value) and math.isfinite(prior):
-                yield LossLook(kind, value, prior, int(classes), int(first))
+                yield LossLook(kind, value, prior, int(classes), int(first), is_data > 0, total)
 
 
 def _has_channels(node: Node) -> bool:
@@ -115,55 +133,6 @@ def _has_channels(node: Node) -> bool:
         if any(word in one.kind for one in waiting for word in _OF_CHANNELS):
             return True
     return False
-
-
-def _losses(node: Node) -> Iterator[tuple[str, list[Tensor]]]:
-    """Yield a loss's kind and its value, its prior's, the number of classes and the first class."""
-    x, target = node.saved("self"), node.saved("target")
-    if x is None or target is None or not target.numel():
-        return
-    nothing = torch.full((), -1.0, device=x.device)
-    if node.kind in ("nll_loss", "nll_loss2_d", "nll_loss2d") and target.dtype == torch.long:
-        yield "cross_entropy", _cross_entropy(node, x, target)
-    elif node.kind == "binary_cross_entropy_with_logits":
-        if node.saved("pos_weight") is None and node.saved("weight") is None:
-            loss = nn.functional.binary_cross_entropy_with_logits(x.float(), target.float())
-            yield "bce", [loss, _binary_prior(target.float()), nothing + 1, nothing]
-    elif node.kind == "binary_cross_entropy" and node.saved("weight") is None:
-        loss = nn.functional.binary_cross_entropy(x.float(), target.float())
-        yield "bce", [loss, _binary_prior(target.float()), nothing + 1, nothing]
-    elif node.kind == "mse_loss" and target.shape == x.shape and len(target) >= 8:
-        wanted = target.float()
-        prior = wanted.var(dim=0).mean()
-        yield "mse", [(x.float() - wanted).square().mean(), prior, nothing + 1, nothing]
-
-
-def _cross_entropy(node: Node, x: Tensor, target: Tensor) -> list[Tensor]:
-    classes = x.shape[1] if x.dim() > 1 else x.shape[0]
-    weight = node.saved("weight")
-    ignored = int(getattr(node.raw, "_saved_ignore_index", -100))
-    # An index of -100 is kept in a field without sign.
-    ignored = ignored - 2**64 if ignored >= 2**63 else ignored
-    kept = target != ignored
-    safe = target.where(kept, 0)
-    chosen = x.gather(1, safe.unsqueeze(1)).squeeze(1) if x.dim() > 1 else x[safe]
-    weights = kept.float() if weight is None else weight.float()[safe] * kept
-    total = weights.sum().clamp_min(1e-12)
-    value = -(chosen.float().where(kept, 0.0) * weights).sum() / total
-    counts = torch.zeros(classes, device=x.device).scatter_add_(
-        0, safe.reshape(-1), weights.reshape(-1)
-    )
-    shares = counts / total
-    seen = (counts > 0).sum()
-    # A batch has fewer classes, and less equal shares, than the data: Miller and Madow, 1955.
-    entropy = torch.special.entr(shares).sum() + (seen - 1) / (2 * kept.sum().clamp_min(1))
-    return [value, entropy.clamp_max(math.log(classes)), seen.float(), safe.reshape(-1)[0].float()]
-
-
-def _binary_prior(target: Tensor) -> Tensor:
-    share = target.mean(dim=0)
-    entropy: Tensor = torch.special.entr(share) + torch.special.entr(1 - share)
-    return entropy.mean()
 
 
 class BatchNumbers:
@@ -186,12 +155,14 @@ class BatchNumbers:
             equal = (rows[1:] == rows[:1]).all(dim=1).float()
             sums = [x[:_SAMPLES].float().sum() for x in leaves]
             share = equal.mean() if len(equal) else torch.zeros((), device=rows.device)
+            varies = [(x[:_SAMPLES] != x.reshape(-1)[0]).any().float() for x in leaves]
             first = largest.device
-            self._place = readings.add(torch.stack([x.to(first) for x in (share, *sums)]))
+            varying = torch.stack([x.to(first) for x in varies]).sum()
+            self._place = readings.add(torch.stack([x.to(first) for x in (share, varying, *sums)]))
 
     def look(self, numbers: list[list[float]]) -> BatchLook | None:
         """Return the batch, from the numbers that were read."""
         if self._place is None:
             return None
-        equal, *sums = numbers[self._place]
-        return BatchLook(tuple(sums), equal, self._samples)
+        equal, varying, *sums = numbers[self._place]
+        return BatchLook(tuple(sums), equal, self._samples, not varying)

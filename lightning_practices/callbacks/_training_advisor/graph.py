@@ -6,12 +6,14 @@ functions and of checkpointed activations are passed over.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from lightning_practices.callbacks._training_advisor.weights import dims
 
 _PARTS = re.compile(r"(?<=[a-z])(?=[A-Z])")
 # Functions between a parameter and the layer that uses it.
@@ -21,6 +23,10 @@ _VIEWS = {"t", "transpose", "view", "reshape_alias", "unsafe_view", "to_copy", "
 _PASSED = _VIEWS | {"native_dropout", "native_batch_norm", "cudnn_batch_norm", "native_layer_norm",
                     "max_pool2d_with_indices", "avg_pool2d", "mean", "cat", "squeeze",
                     "mul"}  # fmt: skip
+# Functions of parameters alone, in penalties and learned scales.
+_OF_PARAMETERS = _VIEWS | {"add", "sub", "mul", "div", "pow", "abs", "sum", "mean", "stack", "cat",
+                           "linalg_vector_norm", "norm", "neg", "sqrt", "exp", "log",
+                           "squeeze"}  # fmt: skip
 
 
 class Layer(NamedTuple):
@@ -46,6 +52,7 @@ class Node:
         parameters: Names of the parameters that it uses.
         layer: The last parameter on the way to it; ``None`` before the first.
         users: The nodes after it.
+        end: The place of the last weight that multiplies, here or after it; -1 if there is none.
     """
 
     raw: Any
@@ -54,6 +61,7 @@ class Node:
     parameters: list[str] = field(default_factory=list)
     layer: Layer | None = None
     users: list["Node"] = field(default_factory=list)
+    end: int = -1
 
     def saved(self, name: str) -> Tensor | None:
         """Return a tensor that the node holds; ``None`` if there is none, or a hook holds it."""
@@ -88,7 +96,10 @@ class Graph:
         self.nodes: list[Node] = []
         self.places: dict[str, int] = {}  # of the parameters, in the order of the forward pass
         self.tables: set[str] = set()  # parameters whose rows are looked up
+        self.ends: dict[str, int] = {}  # the place of the last weight after each, on its branch
+        self._weights: set[str] = set()  # parameters of several dimensions
         self._read(loss)
+        self._note_ends()
 
     @cached_property
     def activations(self) -> list[Node]:
@@ -111,6 +122,35 @@ class Graph:
                 waiting += user.users
         return None
 
+    def has_other_terms(self, losses: Collection[Node]) -> bool:
+        """Say whether more than ``losses``, which are nodes of the graph, makes up the loss.
+
+        Weights of single samples count. Constant factors, learned scales, and penalties of the
+        parameters alone don't.
+        """
+        known = {id(node) for node in losses}
+        waiting = [self.nodes[-1]] if self.nodes else []
+        while waiting:
+            node = waiting.pop()
+            if id(node) in known:
+                continue
+            known.add(id(node))
+            if node.parameters and node.kind not in _OF_PARAMETERS:
+                return True
+            if node.kind in ("mul", "div") and len(node.inputs) + len(node.parameters) == 1:
+                factors = [node.saved("self"), node.saved("other")]
+                if any(x is not None and x.numel() > 1 for x in factors):
+                    return True
+            waiting += node.inputs
+        return not losses
+
+    def _note_ends(self) -> None:
+        for node in reversed(self.nodes):
+            own = [self.places[name] for name in node.parameters if name in self._weights]
+            node.end = max(own + [user.end for user in node.users], default=-1)
+            for name in node.parameters:
+                self.ends[name] = max(node.end, self.ends.get(name, -1))
+
     def _read(self, loss: Tensor) -> None:
         found: dict[Any, Node] = {}
         of_parameter: dict[Any, str] = {}  # views and casts of parameters alone
@@ -119,6 +159,8 @@ class Graph:
             if variable is not None:
                 if (name := self._names.get(id(variable))) is not None:
                     of_parameter[raw] = name
+                    if dims(variable) > 1:
+                        self._weights.add(name)
                 continue
             before = [one for one, _ in raw.next_functions if one is not None]
             names = [of_parameter[one] for one in before if one in of_parameter]

@@ -12,6 +12,7 @@ from lightning_practices.callbacks._trainer.optimizers import place_of
 from lightning_practices.callbacks._training_advisor.forward import BatchNumbers, Forward
 from lightning_practices.callbacks._training_advisor.graph import Graph
 from lightning_practices.callbacks._training_advisor.readings import Readings
+from lightning_practices.callbacks._training_advisor.targets import Given
 from lightning_practices.callbacks._training_advisor.weights import AroundStep
 from lightning_practices.callbacks._training_advisor.zeroing import Zeroing
 
@@ -46,24 +47,39 @@ class OpenLook:
         }
         self._readings = Readings()
         self._batch = BatchNumbers(batch, self._readings)
+        self._given = Given(batch)
         self._forwards: list[Forward] = []
         self._steps: dict[int, AroundStep] = {}
         self._places: dict[str, int] = {}
+        self._ends: dict[str, int] = {}
         self._tables: set[str] = set()
         self._batches = 0
+
+    def next_batch(self, batch: Any) -> None:
+        """Note that the next losses are of this batch, as gradients are accumulated."""
+        self._given = Given(batch)
 
     def graph(self, loss: Tensor) -> Graph:
         """Return the graph of a loss."""
         return Graph(loss, self._names)
 
-    def note_loss(self, graph: Graph) -> None:
-        """Measure the forward pass of a loss that is about to be differentiated."""
+    def note_loss(self, loss: Tensor, graph: Graph, scale: float) -> None:
+        """Measure the forward pass of a loss that is about to be differentiated.
+
+        Args:
+            loss: The loss.
+            graph: Its graph.
+            scale: What Lightning has multiplied the loss with; nan if that isn't known.
+        """
         if len(self._forwards) < _LOSSES:
             new = Forward(self._module, graph, self._optimizers, self._readings)
+            new.note_losses(loss.detach() / scale, self._given)
             self._forwards.append(new)
             shift = len(self._places)
             for name, place in graph.places.items():
-                self._places.setdefault(name, place + shift)
+                if name not in self._places:
+                    self._places[name] = place + shift
+                    self._ends[name] = graph.ends[name] + shift
             self._tables |= graph.tables
 
     @property
@@ -101,8 +117,9 @@ class OpenLook:
         for forward in self._forwards:
             look.activations += forward.activations(numbers)
             look.losses += forward.losses(numbers)
+        look.is_whole = bool(self._forwards) and all(one.is_whole for one in self._forwards)
         for place, one in self._steps.items():
-            look.weights |= one.looks(numbers, self._places, self._tables)
+            look.weights |= one.looks(numbers, self._places, self._ends, self._tables)
             if (norms := one.norms(numbers)) is not None:
                 look.norms[place] = norms
         return look

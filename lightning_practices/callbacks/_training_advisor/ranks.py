@@ -16,7 +16,8 @@ def merged(looks: Sequence[Look]) -> Look:
     first = looks[0]
     if len(looks) == 1:
         return first
-    found = Look(first.step, norms=first.norms)
+    is_whole = all(look.is_whole for look in looks)
+    found = Look(first.step, norms=first.norms, is_whole=is_whole)
     for name in dict.fromkeys(name for look in looks for name in look.weights):
         found.weights[name] = _weight(
             [look.weights[name] for look in looks if name in look.weights]
@@ -29,7 +30,10 @@ def merged(looks: Sequence[Look]) -> Look:
     batches = [look.batch for look in looks if look.batch is not None]
     if batches:
         sums = tuple(x for one in batches for x in one.sums)
-        found.batch = BatchLook(sums, min(one.equal for one in batches), batches[0].samples)
+        found.batch = BatchLook(
+            sums, min(one.equal for one in batches), batches[0].samples,
+            all(one.is_constant for one in batches),
+        )  # fmt: skip
     return found
 
 
@@ -58,4 +62,6 @@ def _loss(same: Sequence[LossLook]) -> LossLook:
         value=fmean(one.value for one in same),
         prior=fmean(one.prior for one in same),
         classes=classes,
+        is_data=all(one.is_data for one in same),
+        total=fmean(one.total for one in same),
     )

@@ -24,6 +24,7 @@ def of_look(look: Look) -> dict[str, Any]:
         "losses": [list(one) for one in look.losses],
         "batch": None if look.batch is None else _listed(look.batch),
         "norms": {place: list(one) for place, one in look.norms.items()},
+        "is_whole": look.is_whole,
     }
 
 
@@ -36,6 +37,7 @@ def to_look(state: Mapping[str, Any]) -> Look:
         [LossLook(*one) for one in state["losses"]],
         None if state["batch"] is None else BatchLook(*_tupled(state["batch"])),
         {place: Norms(*one) for place, one in state["norms"].items()},
+        state["is_whole"],
     )
 
 

@@ -1,5 +1,6 @@
 """The callback that watches a fit, and says what is wrong with it."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -50,8 +51,9 @@ class TrainingAdvisor(PracticeCallback):
     of each step, batches that are alike, and waiting for data.
     :func:`~lightning_practices.advisor.training_rules` lists the rules.
 
-    Each finding is shown once, when it is found, and all of them as a table when the fit ends. If
-    :class:`LearningCurves` draws this fit, the findings are marked in its picture.
+    Lightning's logger ``"lightning.pytorch"`` shows each finding once, when it is found, and all of
+    them as a table when the fit ends. If :class:`LearningCurves` draws this fit, the findings are
+    marked in its picture.
 
     **When.** One step is measured about every ``every_n_steps`` optimizer steps, at intervals that
     differ, so that they have no common divisor with batches or optimizers that alternate. At the
@@ -61,6 +63,11 @@ class TrainingAdvisor(PracticeCallback):
     keep the loss on its device. On the CPU, where reading it costs nothing, each loss is checked,
     so that the layer of the first number that isn't finite is named; on other devices
     ``every_n_steps=1`` does so.
+
+    **Which losses have to fall.** Those of data: the graph shows a loss of torch whose target comes
+    from the batch, and no other term but penalties. Losses whose targets move, as those of agents
+    and slow teachers, and losses that are written by hand may rise or stay while training goes
+    well. Of these, rules use what the weights and gradients show.
 
     Code that is compiled, activations that are checkpointed and functions of
     ``torch.autograd.Function`` are not looked into. On several ranks, all that ranks have measured
@@ -76,10 +83,14 @@ class TrainingAdvisor(PracticeCallback):
         ValueError: If ``every_n_steps`` is below 1, or ``ignore`` names no rule.
 
     Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import TrainingAdvisor
         >>> advisor = TrainingAdvisor()
-        >>> trainer = Trainer(callbacks=[advisor])  # doctest: +SKIP
-        >>> trainer.fit(module, data)  # doctest: +SKIP
-        >>> print(advisor.report)  # doctest: +SKIP
+        >>> trainer = Trainer(barebones=True, accelerator="cpu", max_steps=4, callbacks=[advisor])
+        >>> trainer.fit(BoringModel())
+        >>> advisor.report.findings
+        []
     """
 
     def __init__(self, every_n_steps: int = 100, *, ignore: Sequence[str] = ()) -> None:
@@ -135,7 +146,9 @@ class TrainingAdvisor(PracticeCallback):
         self._waiting.begin()
         self._backward = []
         self._batch = batch
-        if self._open is None and trainer.global_step >= self._next:
+        if self._open is not None:
+            self._open.next_batch(batch)
+        elif trainer.global_step >= self._next:
             self._open = OpenLook(trainer, pl_module, batch)
 
     @override
@@ -153,7 +166,7 @@ class TrainingAdvisor(PracticeCallback):
             step = trainer.global_step
             self._not_finite = not_finite.find(pl_module, graph, self._batch, step)
         elif look is not None:
-            look.note_loss(look.graph(loss))
+            look.note_loss(loss, look.graph(loss), _scale(trainer, pl_module))
 
     @override
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -187,7 +200,7 @@ class TrainingAdvisor(PracticeCallback):
         self._waiting.end(is_idle=is_idle)
 
     def _note_loss(self, trainer: Trainer, pl_module: LightningModule, outputs: Any) -> None:
-        """Keep the loss of a batch, which Lightning has divided if it accumulates gradients."""
+        """Keep the loss of a batch, as the training step has returned it."""
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not pl_module.automatic_optimization:
             self._has_one_loss &= len(self._backward) <= 1
@@ -195,6 +208,8 @@ class TrainingAdvisor(PracticeCallback):
             loss = self._backward[0] if self._backward and not is_scaled else None
         self._backward = []
         if self._has_one_loss and isinstance(loss, Tensor) and loss.numel() == 1:
+            if pl_module.automatic_optimization:
+                loss = loss * trainer.accumulate_grad_batches
             self._history.add(_LOSS, trainer.global_step, loss, stepwise=True)
 
     def _settle(self) -> None:
@@ -324,11 +339,8 @@ class TrainingAdvisor(PracticeCallback):
         new = gather_objects(trainer, new)[0]
         self._findings += new
         for one in new:
-            show = rank_zero_info if one.severity == "hint" else rank_zero_warn
-            show(
-                f"TrainingAdvisor at step {one.step}: {one.id}, {one.message}. To mend it:"
-                f" {one.remedy}"
-            )
+            level = logging.INFO if one.severity == "hint" else logging.WARNING
+            _report(level, f"TrainingAdvisor: {one}")
         if new:
             self._mark(trainer)
 
@@ -338,7 +350,20 @@ class TrainingAdvisor(PracticeCallback):
             curves.marks = [Mark(one.step or 0, one.id, one.severity) for one in self._findings]
 
     def _show(self) -> None:
-        rank_zero_info(f"TrainingAdvisor: {self.report}")
+        _report(logging.INFO, f"TrainingAdvisor: {self.report}")
+
+
+@rank_zero_only
+def _report(level: int, text: str) -> None:
+    """Log a text by Lightning's logger: a warning would name a line of this file."""
+    logging.getLogger("lightning.pytorch").log(level, text)
+
+
+def _scale(trainer: Trainer, module: LightningModule) -> float:
+    """Return what Lightning multiplies a loss with before its backward pass; nan if unknown."""
+    if grad_scaler(trainer) is not None:
+        return math.nan
+    return 1 / trainer.accumulate_grad_batches if module.automatic_optimization else 1.0
 
 
 def _is_validation_loss(name: str) -> bool:

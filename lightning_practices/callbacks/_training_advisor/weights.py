@@ -65,13 +65,18 @@ class AroundStep:
         self._done()
 
     def looks(
-        self, numbers: list[list[float]], places: Mapping[str, int], tables: set[str]
+        self,
+        numbers: list[list[float]],
+        places: Mapping[str, int],
+        ends: Mapping[str, int],
+        tables: set[str],
     ) -> dict[str, WeightLook]:
         """Return the parameters by name.
 
         Args:
             numbers: What was read.
             places: The places of parameters in the order of the forward pass.
+            ends: The place of the last weight after each parameter, on its branch.
             tables: Names of the parameters whose rows are looked up.
         """
         found = {}
@@ -82,7 +87,7 @@ class AroundStep:
             found[name] = WeightLook(
                 gradient if math.isfinite(gradient) else math.nan,
                 numbers[self._weights][i] / sampled, update, self._place, places.get(name, -1),
-                _dims(p), name in tables,
+                dims(p), name in tables, ends.get(name, -1),
             )  # fmt: skip
         return found
 
@@ -93,7 +98,7 @@ class AroundStep:
         return Norms(math.hypot(*numbers[self._gradients]), math.hypot(*numbers[self._clipped]))
 
 
-def _dims(p: Tensor) -> int:
+def dims(p: Tensor) -> int:
     """Return the number of dimensions; 1 for a scale of channels, as one of shape (n, 1, 1)."""
     return 1 if p.dim() > 2 and p.numel() == max(p.shape) else p.dim()
 

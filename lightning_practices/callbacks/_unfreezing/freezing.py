@@ -60,6 +60,9 @@ class Freezing:
         """Unfreeze the modules and parameters that :meth:`apply` froze."""
         unfreeze(self._module, self._parts)
         self._parts, self._flags = [], {}
+        # What the author had frozen with `freeze`, such as batch norms, went along with its block.
+        theirs = self._plan.frozen_by_author & {*map(plain_name, self._trainable())}
+        freeze(self._module, [*_outermost(self._module, "", theirs, ())])
 
     def rewrap(self, trainer: Trainer) -> None:
         """Wrap the module in DDP anew if the set of trainable parameters has changed.

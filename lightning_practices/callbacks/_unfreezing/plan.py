@@ -14,6 +14,7 @@ from lightning_practices.callbacks._unfreezing.schedule import PATTERN, Entry, P
 from lightning_practices.surgery import Block, Blocks, blocks
 
 BlocksBy = str | Sequence[str | Sequence[str]]
+"""How to divide a model into blocks, see :func:`~lightning_practices.surgery.blocks`."""
 
 _SHOWN = 5  # names in a message
 
@@ -79,6 +80,15 @@ def unfreezing_schedule(
 
     Raises:
         ValueError: If the model is one block, or ``at_once`` or ``epochs`` is below 1.
+
+    Example:
+        >>> from lightning_practices.callbacks import unfreezing_schedule
+        >>> model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)))
+        >>> for phase in unfreezing_schedule(model):
+        ...     print(phase)
+        {'blocks': ['3'], 'until': {'epoch': 1}}
+        {'blocks': ['2', '1'], 'until': {'epoch': 1}}
+        {'blocks': ['0']}
     """
     at_once = check_whole("at_once", at_once, 1)
     epochs = check_whole("epochs", epochs, 1)

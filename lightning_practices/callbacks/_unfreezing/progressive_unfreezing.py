@@ -133,9 +133,6 @@ class ProgressiveUnfreezing(PracticeCallback):
             to 1.
         dropout: Whether dropout stays active in frozen blocks.
 
-    Attributes:
-        phase: The number of the present phase, from 1.
-
     Raises:
         FileNotFoundError: If the YAML file doesn't exist.
         ValueError: If the schedule is malformed, or ``decay`` is out of its range. When the fit
@@ -147,6 +144,23 @@ class ProgressiveUnfreezing(PracticeCallback):
             other rates, or if kept weights don't fit the module. After the first validation or
             epoch, if the ``monitor`` of a plateau was not logged.
         TypeError: If the Trainer and the module are of different packages of Lightning.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.callbacks import LambdaCallback
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_practices.callbacks import ProgressiveUnfreezing
+        >>> module = BoringModel()
+        >>> module.layer = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), module.layer)
+        >>> phases = [{"blocks": [0], "until": {"step": 2}}, {"blocks": [1]}]
+        >>> unfreezing = ProgressiveUnfreezing(phases)
+        >>> def show(*_):
+        ...     print(unfreezing.phase, [p.requires_grad for p in module.parameters()])
+        >>> callbacks = [unfreezing, LambdaCallback(on_train_batch_end=show)]
+        >>> Trainer(barebones=True, accelerator="cpu", max_steps=3, callbacks=callbacks).fit(module)
+        1 [False, False, True, True]
+        1 [False, False, True, True]
+        2 [True, True, True, True]
     """
 
     def __init__(

@@ -21,6 +21,7 @@ Entry = str | int
 UnfreezingSchedule = (
     str | Sequence[Mapping[str, Any]] | Mapping[str | int, Mapping[str, Any]] | PathLike[str]
 )
+"""``"auto"``, phases as a list or as a dict by name, or a YAML file of either."""
 
 _PHASE = ("blocks", "freeze", "until", "lr_scale", "restore_best")
 _SUFFIXES = (".yaml", ".yml")
@@ -128,6 +129,18 @@ def write_schedule(schedule: Sequence[Mapping[str, Any]], path: str | PathLike[s
     Raises:
         ValueError: If the schedule is malformed, or the path doesn't end in ``.yaml`` or ``.yml``.
         OSError: If the file can't be written. A file that was there before is then unchanged.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from lightning_practices.callbacks import unfreezing_schedule, write_schedule
+        >>> model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.ReLU()) for _ in range(4)))
+        >>> write_schedule(unfreezing_schedule(model), "schedule.yaml")
+        >>> print(Path("schedule.yaml").read_text(), end="")
+        - blocks: ['3']
+          until: {epoch: 1}
+        - blocks: ['2', '1']
+          until: {epoch: 1}
+        - blocks: ['0']
     """
     if check_path("path", path, ".yaml file").suffix not in _SUFFIXES:
         raise ValueError(f"path has to be that of a .yaml file, but got {shown(str(path))}")

@@ -17,6 +17,7 @@ from lightning_practices.data._augmentation.states import drawn_seed, seed_all, 
 from lightning_practices.data._entries import Entry, item_of, with_item
 
 OneAugmentation = AugmentationName | nn.Module
+"""An augmentation: its name, or a transform."""
 
 # For a batch without the entry.
 HINT = "; give augment_entry=... and, for MixUp and CutMix, augment_target=..."
@@ -55,6 +56,15 @@ class Augmentation(nn.Module):
             floating nor uint8.
         ValueError: If there is no transform, or a name is unknown. When it is called, if floating
             images are outside of [0, 1] where a transform would clamp them; or the shape is wrong.
+
+    Example:
+        >>> from lightning_practices.data import Augmentation
+        >>> augment = Augmentation(["flip", "crop"])
+        >>> images = torch.rand(8, 3, 32, 32)
+        >>> augment(images).shape
+        torch.Size([8, 3, 32, 32])
+        >>> torch.equal(augment.eval()(images), images)
+        True
     """
 
     def __init__(self, transforms: OneAugmentation | Sequence[OneAugmentation]) -> None:
@@ -160,8 +170,8 @@ def augmentation(name: AugmentationName, **options: Any) -> Augmentation:
     ``"rotation"``            ``RandomRotation``, ``degrees=22.5`` either way
     ``"crop"``                ``RandomCrop`` of ``size``; without a size the image is padded, by 4
                               pixels unless ``padding`` is given, and cropped to the size it had
-    ``"affine"``              ``RandomAffine``, ``degrees=22.5, translate=(0.1, 0.1),
-                              scale=(0.9, 1.1), shear=10``
+    ``"affine"``              ``RandomAffine``, ``degrees=22.5``, ``translate=(0.1, 0.1)``,
+                              ``scale=(0.9, 1.1)``, ``shear=10``
     ``"shift"``               ``RandomAffine`` that shifts alone, by at most the shares
                               ``width=0.1`` and ``height=0.1`` of the image
     ``"brightness"``          ``ColorJitter``, ``brightness=0.2``
@@ -169,9 +179,10 @@ def augmentation(name: AugmentationName, **options: Any) -> Augmentation:
     ``"auto"``                ``AutoAugment``
     ``"rand"``                ``RandAugment``
     ``"trivial"``             ``TrivialAugmentWide``
-    ``"mixup"``, ``"cutmix"`` ``MixUp``, ``CutMix``; give ``num_classes``
-    ``"digits"``              no flips, which change a digit: ``RandomAffine(10, (0.1, 0.1), (0.9,
-                              1.1))``, bilinear
+    ``"mixup"``               ``MixUp``; give ``num_classes``
+    ``"cutmix"``              ``CutMix``; give ``num_classes``
+    ``"digits"``              no flips, which change a digit: bilinear
+                              ``RandomAffine(10, (0.1, 0.1), (0.9, 1.1))``
     ``"small_images"``        crop after a padding of 4 and flip, as He et al. 2016,
                               arXiv:1512.03385, section 4.2, train on CIFAR
     ``"photos"``              ``RandomResizedCrop`` to ``size=224``, flip, ``TrivialAugmentWide``
@@ -197,6 +208,7 @@ def augmentation(name: AugmentationName, **options: Any) -> Augmentation:
         ValueError: If there is no such name, or an option is out of range.
 
     Example:
+        >>> from lightning_practices.data import augmentation
         >>> augmentation("rotation", degrees=10).per_sample
         ModuleList(
           (0): RandomRotation(degrees=[-10.0, 10.0], interpolation=nearest, expand=False, fill=0)

@@ -145,6 +145,15 @@ def augmented_loader(
     Raises:
         TypeError: If ``loader`` is another one, or another argument has a wrong type.
         ValueError: If ``entry`` is an empty string.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from lightning_practices.data import Augmentation, augmented_loader
+        >>> images = torch.rand(64, 3, 32, 32)
+        >>> plain = DataLoader([(image,) for image in images], batch_size=64)
+        >>> [[batch]] = augmented_loader(plain, Augmentation("crop"))
+        >>> batch.shape, torch.equal(batch, images)
+        (torch.Size([64, 3, 32, 32]), False)
     """
     check_instance("augmentation", augmentation, Augmentation, "an Augmentation")
     check_entry(entry)

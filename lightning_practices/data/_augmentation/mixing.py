@@ -88,6 +88,7 @@ def hard_targets(targets: Tensor) -> Tensor:
         ValueError: If floating targets have no dimension of classes.
 
     Example:
+        >>> from lightning_practices.data import hard_targets
         >>> hard_targets(torch.tensor([[0.3, 0.7], [1.0, 0.0]]))
         tensor([1, 0])
     """

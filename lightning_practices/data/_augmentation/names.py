@@ -12,6 +12,7 @@ AugmentationName = Literal[
     "flip", "vertical_flip", "rotation", "crop", "affine", "shift", "brightness", "cutout", "auto",
     "rand", "trivial", "mixup", "cutmix", "digits", "small_images", "photos",
 ]  # fmt: skip
+"""Names of the augmentations of :func:`~lightning_practices.data.augmentation`."""
 
 _ELSEWHERE = {  # by lecture S0's name
     name: (

@@ -17,8 +17,8 @@ from lightning_practices.data._preprocessing.preprocessing import Preprocessing
 class Compose(Preprocessing):
     """Preprocessing layers that run one after another.
 
-    Each is fitted to the results of those before it, so :meth:`fit` reads the data once for each
-    layer. :meth:`inverse` undoes the last layer first.
+    Each is fitted to the results of those before it, so :meth:`~Preprocessing.fit` reads the data
+    once for each layer. :meth:`~Preprocessing.inverse` undoes the last layer first.
 
     Args:
         layers: The layers, in order.
@@ -29,6 +29,7 @@ class Compose(Preprocessing):
         ValueError: If the list is empty.
 
     Example:
+        >>> from lightning_practices.data import Compose, MinMax, Standardize
         >>> x = torch.tensor([[0.0], [1.0], [5.0]])
         >>> Compose([Standardize(), MinMax()]).fit(x)(x).flatten()
         tensor([-1.0000, -0.6000,  1.0000])

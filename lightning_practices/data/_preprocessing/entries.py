@@ -18,7 +18,10 @@ from lightning_practices.data._preprocessing.preprocessing import Preprocessing
 from lightning_practices.data._preprocessing.reading import tensor_of
 
 OnePreprocessing = PreprocessingName | Preprocessing
+"""A preprocessing: its name, or a layer."""
+
 PreprocessingSteps = OnePreprocessing | Sequence[OnePreprocessing]
+"""A preprocessing, or several that run one after another."""
 
 
 class BatchPreprocessing:
@@ -41,6 +44,7 @@ class BatchPreprocessing:
         ValueError: If a name is unknown, or there is no entry, or a list is empty.
 
     Example:
+        >>> from lightning_practices.data import BatchPreprocessing
         >>> both = BatchPreprocessing({0: "standardize", 1: "min_max"})
         >>> both.fit([(torch.tensor([[1.0], [3.0]]), torch.tensor([10.0, 20.0]))])
         >>> both((torch.tensor([[5.0]]), torch.tensor([15.0])))
@@ -53,6 +57,11 @@ class BatchPreprocessing:
         entries = preprocess if isinstance(preprocess, Mapping) else {0: preprocess}
         if not entries:
             raise ValueError("preprocess={} has no entry: give a name, such as 'standardize'")
+        if any(isinstance(steps, list | tuple) and not steps for steps in entries.values()):
+            raise ValueError(
+                f"preprocess={shown(preprocess)} has an empty list: give a name, such as"
+                " 'standardize', or leave it out"
+            )
         self.layers: dict[Entry, Preprocessing] = {
             check_entry(entry): _layer(one) for entry, one in entries.items()
         }

@@ -10,6 +10,7 @@ from lightning_practices.data._preprocessing.scaling import MeanSubtraction, Min
 from lightning_practices.data._preprocessing.whiten import Whiten
 
 PreprocessingName = Literal["center", "standardize", "min_max", "whiten"]
+"""Names of the layers of :func:`~lightning_practices.data.preprocessing`."""
 
 _NAMED: dict[PreprocessingName, Callable[..., Preprocessing]] = {
     "center": MeanSubtraction,
@@ -36,6 +37,7 @@ def preprocessing(name: PreprocessingName, **options: Any) -> Preprocessing:
         ValueError: If there is no such name.
 
     Example:
+        >>> from lightning_practices.data import preprocessing
         >>> preprocessing("min_max", range=(0, 1))
         MinMax(range=(0.0, 1.0), per='auto', not fitted)
     """

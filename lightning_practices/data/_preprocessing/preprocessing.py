@@ -40,6 +40,14 @@ class Preprocessing(nn.Module):
 
     Raises:
         ValueError: If ``per`` is none of these.
+
+    Example:
+        >>> from lightning_practices.data import Preprocessing, Standardize
+        >>> layer = Standardize().fit(torch.tensor([[1.0], [3.0]]))
+        >>> isinstance(layer, Preprocessing), layer.is_fitted
+        (True, True)
+        >>> layer.inverse(layer(torch.tensor([[5.0]])))
+        tensor([[5.]])
     """
 
     options: ClassVar[tuple[str, ...]] = ("per",)  # arguments of the constructor
@@ -53,7 +61,7 @@ class Preprocessing(nn.Module):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether the statistics are there, by :meth:`fit` or from a checkpoint."""
+        """Whether the statistics are there, by :meth:`~Preprocessing.fit` or from a checkpoint."""
         return all(self._buffers[name] is not None for name in self.statistics)
 
     @property
@@ -186,7 +194,7 @@ class Preprocessing(nn.Module):
     def config(self) -> dict[str, Any]:
         """Return the class's name and the constructor's arguments, in types of Python alone.
 
-        :func:`from_config` makes such a layer again, without statistics.
+        A layer made again from them has no statistics.
         """
         return {"class": type(self).__name__} | {name: getattr(self, name) for name in self.options}
 

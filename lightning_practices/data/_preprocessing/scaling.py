@@ -27,7 +27,11 @@ class MeanSubtraction(Preprocessing):
     Args:
         per: Which numbers share a mean, see :class:`Preprocessing`.
 
+    Raises:
+        ValueError: If ``per`` is unknown.
+
     Example:
+        >>> from lightning_practices.data import MeanSubtraction
         >>> MeanSubtraction().fit(torch.tensor([[1.0], [3.0]]))(torch.tensor([[5.0]]))
         tensor([[3.]])
     """
@@ -67,7 +71,11 @@ class Standardize(Preprocessing):
     Args:
         per: Which numbers share a mean and a standard deviation, see :class:`Preprocessing`.
 
+    Raises:
+        ValueError: If ``per`` is unknown.
+
     Example:
+        >>> from lightning_practices.data import Standardize
         >>> Standardize().fit(torch.tensor([[1.0], [3.0]]))(torch.tensor([[5.0]]))
         tensor([[3.]])
     """
@@ -126,6 +134,7 @@ class MinMax(Preprocessing):
         ValueError: If it has not two numbers, the lesser first.
 
     Example:
+        >>> from lightning_practices.data import MinMax
         >>> MinMax().fit(torch.tensor([[1.0], [3.0]]))(torch.tensor([[2.5]]))
         tensor([[0.5000]])
     """

@@ -42,6 +42,8 @@ def in_order(loader: DataLoader[Any], rank: int = 0, ranks: int = 1) -> DataLoad
         The loader, or ``loader`` itself if its dataset is an ``IterableDataset``.
 
     Example:
+        >>> from torch.utils.data import DataLoader
+        >>> from lightning_practices.data import in_order
         >>> [batch.tolist() for batch in in_order(DataLoader(range(5), 2, shuffle=True), 0, 2)]
         [[0, 2], [4]]
     """

@@ -31,7 +31,7 @@ class Whiten(Preprocessing):
 
     A direction in which the training split doesn't vary, up to the rounding of its dtype, is mapped
     to zero, so that other data don't explode along it. A warning counts such directions.
-    :meth:`inverse` gives their mean back. With ``shrinkage`` there are none.
+    :meth:`~Preprocessing.inverse` gives their mean back. With ``shrinkage`` there are none.
 
     With ``per="channel"`` the covariance is that of the channels over all pixels. With
     ``per="pixel"`` it is that of all values of a sample, whose memory grows with the square of
@@ -51,6 +51,7 @@ class Whiten(Preprocessing):
             there are more than 16384 columns, or fewer than two samples.
 
     Example:
+        >>> from lightning_practices.data import Whiten
         >>> x = torch.randn(500, 2) @ torch.tensor([[2.0, 1.0], [0.0, 0.5]])
         >>> Whiten().fit(x)(x).T.cov(correction=0).round(decimals=3).abs()
         tensor([[1., 0.],

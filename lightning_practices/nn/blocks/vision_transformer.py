@@ -46,8 +46,13 @@ class EncoderBlock(PreNormBlock, vision_transformer.EncoderBlock):  # type: igno
     Dosovitskiy et al., 2020, *An Image is Worth 16x16 Words*, arXiv:2010.11929.
 
     Args:
-        num_heads: Number of attention heads. For all other arguments see
-            :mod:`torchvision.models.vision_transformer`.
+        num_heads: Number of attention heads, a divisor of ``hidden_dim``.
+        hidden_dim: Number of features of a token.
+        mlp_dim: Number of hidden features of the feed-forward network.
+        dropout: Probability that dropout zeroes an element, after the attention and in the
+            feed-forward network.
+        attention_dropout: Probability that an attention weight is zeroed.
+        norm_layer: Function that makes the norms of ``hidden_dim`` features.
 
     Raises:
         ValueError: If ``num_heads`` does not divide ``hidden_dim``, or a number is out of range.
@@ -55,6 +60,14 @@ class EncoderBlock(PreNormBlock, vision_transformer.EncoderBlock):  # type: igno
     Shape:
         - Input: ``(N, S, hidden_dim)``.
         - Output: shape of the input.
+
+    Example:
+        >>> from lightning_practices.nn import EncoderBlock
+        >>> block = EncoderBlock(4, hidden_dim=32, mlp_dim=64, dropout=0.1, attention_dropout=0.0)
+        >>> block(torch.randn(2, 10, 32)).shape
+        torch.Size([2, 10, 32])
+        >>> sorted(name for name, _ in block.named_children())  # torchvision's, so checkpoints load
+        ['dropout', 'ln_1', 'ln_2', 'mlp', 'self_attention']
     """
 
     original = vision_transformer.EncoderBlock

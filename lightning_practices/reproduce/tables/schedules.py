@@ -71,5 +71,5 @@ TABLE = Table(
         "20 epochs": Column("accuracy", settings={"epochs": 20}),
     },
     reference="constant",
-    tiny={"epochs": 1, "rates": (0.03,)},
+    tiny={"epochs": 3, "rates": (0.03,)},
 )

@@ -13,6 +13,12 @@ class Block:
         modules: Names of the outermost modules that lie entirely in the block, including modules
             without parameters (dropout). A frozen block keeps all these modules in eval mode.
         parameters: Names of the block's parameters, as in ``model.named_parameters()``.
+
+    Example:
+        >>> from lightning_practices.surgery import blocks
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> blocks(model)[0]
+        Block(depth=0, name='2', modules=('1', '2'), parameters=('2.weight', '2.bias'))
     """
 
     depth: int

@@ -83,6 +83,15 @@ def blocks(
             model doesn't run on ``example``. If a name or the expression matches nothing. If a
             parameter is in no block, or a block has no parameters. If ``example`` is given with a
             list, which holds the order already.
+
+    Example:
+        >>> import torchvision
+        >>> from lightning_practices.surgery import blocks
+        >>> model = torchvision.models.resnet18()
+        >>> [block.name for block in blocks(model)[:3]]
+        ['fc', 'layer4.1', 'layer4.0']
+        >>> [block.name for block in blocks(model, ["fc", "layer4", ""])]
+        ['fc', 'layer4', 'rest']
     """
     check_module(model)
     if by is not None:

@@ -21,6 +21,17 @@ class Blocks(Sequence[Block]):
         blocks: The blocks in the order of their depth.
         sizes: Number of elements of all parameters of each block.
         notes: Sentences that the table ends in.
+
+    Example:
+        >>> from lightning_practices.surgery import blocks
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> print(blocks(model))
+        ┏━━━━━━━┳━━━━━━━┳━━━━━┳━━━━━━━━━━━━┳━━━━━━━┓
+        ┃ depth ┃ block ┃ and ┃ parameters ┃ share ┃
+        ┡━━━━━━━╇━━━━━━━╇━━━━━╇━━━━━━━━━━━━╇━━━━━━━┩
+        │ 0     │ 2     │ 1   │         18 │ 31.0% │
+        │ 1     │ 0     │     │         40 │ 69.0% │
+        └───────┴───────┴─────┴────────────┴───────┘
     """
 
     def __init__(

@@ -81,9 +81,12 @@ def measure_fused(
         TypeError: If ``model`` is not a module, or ``report`` is no report.
 
     Example:
+        >>> from lightning_practices.surgery import fuse, measure_fused
         >>> model, x = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), torch.randn(4, 8)
         >>> with measure_fused(model, fuse(model)) as report:
         ...     model(x).sum().backward()
+        >>> [measured.call for measured in report.measured]
+        ['LayerNorm']
     """
     check_module(model)
     if report is None:

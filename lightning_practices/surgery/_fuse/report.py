@@ -27,6 +27,12 @@ class Replaced:
         names: All names of the layer in the model; a shared layer has several.
         before: Class whose ``forward`` ran before.
         after: Class whose ``forward`` runs now, or the name of the registered forward.
+
+    Example:
+        >>> from lightning_practices.surgery import fuse
+        >>> report = fuse(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
+        >>> report.replaced[0].names, report.replaced[0].before, report.replaced[0].after
+        (('1',), 'torch.nn.LayerNorm', 'lightning_practices.nn.LayerNorm')
     """
 
     names: tuple[str, ...]
@@ -44,6 +50,12 @@ class Folded:
         block: Class of the block that calls the norm.
         chain: The operations of the call, such as ``"BatchNorm2d + add + ReLU"`` or
             ``"add + LayerNorm"``.
+
+    Example:
+        >>> from lightning_practices.surgery import fuse
+        >>> report = fuse(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()))
+        >>> report.folded[0].names, report.folded[0].chain
+        (('1',), 'BatchNorm2d + ReLU')
     """
 
     names: tuple[str, ...]
@@ -61,6 +73,14 @@ class Skipped:
         cls: Class of the layer.
         reason: Why it was not changed. For a block, and for a norm that its block can't fold, the
             reason begins with ``"not folded:"``.
+
+    Example:
+        >>> from lightning_practices.surgery import fuse
+        >>> class Norm(nn.LayerNorm):
+        ...     def forward(self, x):
+        ...         return super().forward(x) + 1
+        >>> fuse(nn.Sequential(nn.Linear(8, 8), Norm(8))).skipped[0].reason
+        'Norm overrides forward'
     """
 
     names: tuple[str, ...]
@@ -76,6 +96,12 @@ class Measured:
         names: All names of the layer in the model.
         call: The operations that were timed, such as ``"BatchNorm2d + add + ReLU"``.
         times: Seconds of the fused call and of torch's layers.
+
+    Example:
+        >>> from lightning_practices.surgery import fuse
+        >>> report = fuse(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)), torch.randn(4, 8))
+        >>> report.measured[0].names, report.measured[0].call
+        (('1',), 'LayerNorm')
     """
 
     names: tuple[str, ...]
@@ -101,6 +127,18 @@ class Report:
         step: The times of the whole step, with the fused layers that are left and with torch's;
             ``None`` if it was not measured.
         when_empty: The sentence that a report without entries prints.
+
+    Example:
+        >>> from lightning_practices.surgery import fuse
+        >>> report = fuse(nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8)))
+        >>> report
+        Report(1 replaced, 0 folded, 0 skipped)
+        >>> print(report)
+        ┏━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┓
+        ┃ module ┃ before             ┃ after, or why it was skipped     ┃
+        ┡━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━━┩
+        │ 1      │ torch.nn.LayerNorm │ lightning_practices.nn.LayerNorm │
+        └────────┴────────────────────┴──────────────────────────────────┘
     """
 
     replaced: list[Replaced] = field(default_factory=list)

@@ -47,6 +47,14 @@ def freeze(
     Raises:
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
         ValueError: If the model has no module or parameter with a given name.
+
+    Example:
+        >>> from lightning_practices.surgery import blocks, freeze
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        >>> freeze(model, blocks(model)[1:])  # all but the head
+        ('0.weight', '0.bias', '1.weight', '1.bias')
+        >>> model.train()[1].training  # the batch norm keeps its statistics
+        False
     """
     check_flag("dropout", dropout)
     modules, ids = _chosen(model, where)
@@ -81,6 +89,14 @@ def unfreeze(model: nn.Module, where: Iterable[str | Block]) -> tuple[str, ...]:
     Raises:
         TypeError: If ``model`` is not a module or ``where`` not a sequence.
         ValueError: If the model has no module or parameter with a given name.
+
+    Example:
+        >>> from lightning_practices.surgery import freeze, unfreeze
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> freeze(model, ["0"])
+        ('0.weight', '0.bias')
+        >>> unfreeze(model, ["0"])
+        ('0.weight', '0.bias')
     """
     modules, ids = _chosen(model, where)
     owners = _owners(model)

@@ -32,6 +32,13 @@ def input_transform(weights: WeightsEnum | nn.Module) -> v2.Compose:
             record its weights.
         ValueError: If the weights are not for the classification of images, or timm's ``crop_mode``
             is neither ``"center"`` with square images nor ``"squash"``.
+
+    Example:
+        >>> import torchvision
+        >>> from lightning_practices.surgery import input_transform
+        >>> transform = input_transform(torchvision.models.ResNet18_Weights.DEFAULT)
+        >>> transform(torch.zeros(3, 300, 400, dtype=torch.uint8)).shape
+        torch.Size([3, 224, 224])
     """
     if isinstance(weights, WeightsEnum):
         preset: Any = weights.transforms()

@@ -55,6 +55,16 @@ def remove_top_blocks(model: nn.Module, n: int, example: Any) -> tuple[str, ...]
         ValueError: If ``n`` is out of range. If a block is not an element of a list. If the model
             doesn't run without the blocks, or its output has another shape. Also as for
             :func:`replace_head`.
+
+    Example:
+        >>> from lightning_practices.surgery import remove_top_blocks
+        >>> widths = [(8, 16), (16, 32), (32, 64)]
+        >>> hidden = [nn.Sequential(nn.Linear(i, o), nn.ReLU()) for i, o in widths]
+        >>> model = nn.Sequential(*hidden, nn.Linear(64, 2))
+        >>> remove_top_blocks(model, 1, torch.randn(4, 8))
+        ('2',)
+        >>> model[-1]
+        Linear(in_features=32, out_features=2, bias=True)
     """
     found = blocks(model, example=example)
     n = check_whole("n", n, None)

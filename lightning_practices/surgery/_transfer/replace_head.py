@@ -56,6 +56,15 @@ def replace_head(model: nn.Module, num_classes: int, *, example: Any = None) -> 
             of another class, is parametrized or sharded, or shares a parameter with another layer.
             If the head has several outputs that are not known, or does not output the labels of a
             transformers model. Also as for :func:`blocks`. After an error the model is unchanged.
+
+    Example:
+        >>> import torchvision
+        >>> from lightning_practices.surgery import replace_head
+        >>> model = torchvision.models.resnet18()
+        >>> replace_head(model, num_classes=10)
+        ('fc',)
+        >>> model.fc
+        Linear(in_features=512, out_features=10, bias=True)
     """
     num_classes = check_whole("num_classes", num_classes, 1)
     head = head_of(model, example)
@@ -112,6 +121,15 @@ def feature_extractor(
     Raises:
         TypeError: If ``model`` is not a module.
         ValueError: If ``model`` is a single block. Also as for :func:`replace_head`.
+
+    Example:
+        >>> import torchvision
+        >>> from lightning_practices.surgery import feature_extractor
+        >>> model = torchvision.models.resnet18()
+        >>> feature_extractor(model, num_classes=10)
+        ('fc.weight', 'fc.bias')
+        >>> sum(p.requires_grad for p in model.parameters()), model.bn1.training
+        (2, False)
     """
     if num_classes is not None:
         num_classes = check_whole("num_classes", num_classes, 1)

@@ -40,6 +40,15 @@ def share_layers(a: nn.Module, b: nn.Module, where: Iterable[str | Block]) -> tu
             or parameter with a given name. If classes, shapes, dtypes or devices of ``a`` and ``b``
             differ. If ``b`` uses a replaced parameter in another layer too. After an error both
             models are unchanged.
+
+    Example:
+        >>> from lightning_practices.surgery import share_layers
+        >>> digits = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+        >>> speech = nn.Sequential(nn.Linear(40, 8), nn.ReLU(), nn.Linear(8, 10))
+        >>> share_layers(digits, speech, ["2"])
+        ('2.weight', '2.bias')
+        >>> speech[2] is digits[2]
+        True
     """
     check_module(a, "a")
     check_module(b, "b")

@@ -165,3 +165,25 @@ def sgd_with_a_rate_of_1e_6() -> Arguments:
 @faulty("LP642", source="TheDeepChecker and UMLAUT: learning rate too low")
 def adam_with_a_rate_of_1e_7() -> Arguments:
     return Planned(lambda m: Adam(m.parameters(), 1e-7)), digit_loaders(), trainer()
+
+
+@faulty("LP621", source="an optimizer_zero_grad that does nothing, for accumulation")
+def hook_that_clears_no_gradients() -> Arguments:
+    class Kept(Task):
+        def optimizer_zero_grad(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    return Kept(mlp(64, 64, 10)), digit_loaders()
+
+
+@faulty("LP622", source="an optimizer_step that calls the closure alone")
+def hook_that_steps_no_optimizer() -> Arguments:
+    class Idle(Task):
+        def optimizer_step(
+            self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+        ) -> None:
+            if optimizer_closure is not None:
+                optimizer_closure()
+            optimizer.zero_grad()
+
+    return Idle(mlp(64, 64, 10)), digit_loaders()

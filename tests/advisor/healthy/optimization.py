@@ -223,3 +223,39 @@ def accumulation_without_batch_norm() -> Arguments:
 def small_data_in_one_batch() -> Arguments:
     x, y = digits()
     return Planned(adamw), split(x[:128], y[:128], batch_size=100), trainer()
+
+
+@healthy
+def gradients_set_to_zero_rather_than_none() -> Arguments:
+    class Zeroed(Task):
+        def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+            optimizer.zero_grad(set_to_none=False)
+
+    return Zeroed(mlp(64, 64, 10)), digit_loaders()
+
+
+@healthy
+def warmup_in_optimizer_step() -> Arguments:
+    class Warm(Task):
+        def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any) -> None:
+            optimizer.step(closure=closure)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 * min(1.0, (self.trainer.global_step + 1) / 20)
+
+    return Warm(mlp(64, 64, 10)), digit_loaders()
+
+
+@healthy
+def steps_of_every_fourth_batch_by_hooks() -> Arguments:
+    class Fourth(Task):
+        def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any) -> None:
+            if (batch_idx + 1) % 4 == 0:
+                optimizer.step(closure=closure)
+            else:
+                closure()
+
+        def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+            if batch_idx % 4 == 0:
+                optimizer.zero_grad()
+
+    return Fourth(mlp(64, 64, 10)), digit_loaders()
