@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tests.test_documents import blocks_of, output_of
 
 from lightning_practices.cli._main import COMMANDS, LIGHTNING
 from lightning_practices.cli._recipe_files import card, recipe_file, recipe_names
-from tests.test_documents import blocks_of, output_of
 
 DOCS = Path(__file__).parents[2] / "docs"
 HEADINGS = {"", "What for", "What it does", "Change first", "Trade-offs", "Source"}
