@@ -57,7 +57,8 @@ class Residual(nn.Module):
 
     @override
     def forward(self, x: Tensor) -> Tensor:
-        return (self.shortcut(x) + self.path(self.branch(x))).relu()
+        y: Tensor = self.shortcut(x) + self.path(self.branch(x))
+        return y.relu()
 
 
 def small_resnet(

@@ -24,7 +24,7 @@ class ByPieces(nn.Module):
         super().__init__()
         self.rnn = nn.RNN(PIXELS, WIDTH, nonlinearity="relu", batch_first=True)
         self.head = nn.Linear(WIDTH, 10)
-        nn.init.eye_(self.rnn.weight_hh_l0)
+        nn.init.eye_(self.rnn.get_parameter("weight_hh_l0"))
 
     @override
     def forward(self, x: Tensor) -> Tensor:
