@@ -139,7 +139,8 @@ def _kernel_ratios(op: str, rows: Sequence[Row]) -> Figure:
     return _ratio_bars(f"{op}: the best peer's time over ours (right of 1 is faster)", panels)
 
 
-def _cpu(rows: Sequence[Row]) -> Figure:
+def cpu_ratios(rows: Sequence[Row]) -> Figure:
+    """Draw our time over the peer's, with a panel for each dtype and number of threads."""
     panels = {
         ", ".join((dtype, *([f"threads: {threads}"] if threads else []))): [
             _Bar(
@@ -153,7 +154,8 @@ def _cpu(rows: Sequence[Row]) -> Figure:
     return _ratio_bars("CPU: our time over the peer's (left of 1 is faster)", panels)
 
 
-def _fit(rows: Sequence[Row]) -> Figure | None:
+def training_steps(rows: Sequence[Row]) -> Figure | None:
+    """Draw the time of each variant's step over that of the plain step, where there is one."""
     bars = [
         _Bar(str(row["model"]), str(row["variant"]), row["ratio_to_plain"])
         for row in rows
@@ -215,8 +217,8 @@ def _function_and_direction(row: Row) -> str:
 
 
 _FIGURES: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
-    "cpu": _cpu,
-    "fit": _fit,
+    "cpu": cpu_ratios,
+    "fit": training_steps,
     "overhead": _overhead,
     "prediction": _predictions,
 }

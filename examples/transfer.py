@@ -346,7 +346,7 @@ def draw_ends(axis: Any, accuracies: dict[str, list[float]]) -> None:
     axis.set_yticks(range(len(accuracies)), [*accuracies])
     for label, colour in zip(axis.get_yticklabels(), COLOURS.values(), strict=True):
         label.set_color(colour)
-    seeds = f"pale: {len(values)} seeds; diamonds: means with 95 % intervals"
+    seeds = f"pale: {len(accuracies[SCRATCH])} seeds; diamonds: means with 95 % intervals"
     axis.set(xlabel=f"test accuracy in %\n{seeds}", ylim=(len(accuracies) - 0.6, -0.7))
     best = max(accuracies, key=lambda method: statistics.mean(accuracies[method]))
     gain = spread([*map(sub, accuracies[best], accuracies[SCRATCH])])
