@@ -2,12 +2,11 @@
 
 A small convolutional network is pretrained on half of scikit-learn's digits. Then it learns to tell
 even from odd by ten images of the other half, one of each digit: from scratch, as a feature
-extractor, fine-tuned at once, and unfrozen in phases. There are two schedules of phases: that of
-``ProgressiveUnfreezing("auto")``, whose phases last one epoch, and one of equal phases, which is
-written to a file and read from it. All methods start from the same head and see the same batches,
-and their learning rates fall to 0 along the same cosine. They are tested after the last step, on
-all other images of that half. Each seed has its own halves, labels and pretraining. The script
-takes a few minutes on a CPU:
+extractor, fine-tuned at once, and unfrozen in phases: those of ``ProgressiveUnfreezing("auto")``,
+which last one epoch, and equal ones, which are written to a file and read from it. All methods
+start from the same head and see the same batches, and their learning rates fall to 0 along the same
+cosine. They are tested after the last step, on all other images of that half. Each seed has its own
+halves, labels and pretraining. The script takes a few minutes on a CPU:
 
     python examples/transfer.py
 
@@ -177,8 +176,7 @@ def digits_task(seed: int, epochs: int) -> Task:
     torch.manual_seed(seed)
     network = make_network(DIGITS)
     seen = TensorDataset(x[known], y[known])
-    names = [str(digit) for digit in range(DIGITS)]
-    start = Task(network, nn.Identity, seen, y[known].tolist(), seen, names, *PRETRAINING)
+    start = Task(network, nn.Identity, seen, y[known].tolist(), seen, [], *PRETRAINING)
     fit(start, Classifier(network, RATE), [], seed)
     train, test = (TensorDataset(x[i], y[i] % 2) for i in (few, rest))
     fresh = partial(make_network, len(NAMES))
@@ -278,10 +276,9 @@ def show(runs: Runs, rates: dict[str, float]) -> None:
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Return the mean, and half the width of its 95 % interval by Student's t, nan for a value."""
-    several = len(values) > 1
-    half = float(t.ppf(0.975, len(values) - 1) * sem(values)) if several else math.nan
-    return statistics.mean(values), half
+    """Return the mean, and half of its 95 % interval by Student's t, or nan for a single value."""
+    free = len(values) - 1  # degrees of freedom
+    return statistics.mean(values), float(t.ppf(0.975, free) * sem(values)) if free else math.nan
 
 
 def spread(values: list[float]) -> str:
@@ -304,18 +301,15 @@ def draw(runs: Runs, task: Task, path: Path) -> None:
 
 def draw_images(axis: Any, task: Task) -> None:
     """Draw training images, class by class."""
-    tiles = []
-    for label in range(min(len(task.names), SHOWN)):
-        of_class = [i for i, own in enumerate(task.labels) if own == label]
-        for i in of_class[: max(1, SHOWN // len(task.names))]:
-            image = task.train[i][0]
-            shade = (image - image.min()) / (image.max() - image.min())
-            tiles.append(F.pad(shade, [image.shape[-1] // 8] * 4, value=1))
+    every = max(1, len(task.labels) // SHOWN)
+    chosen = sorted(range(len(task.labels)), key=lambda i: task.labels[i])[::every][:SHOWN]
+    images = [task.train[i][0] for i in chosen]
+    shades = [(image - image.min()) / (image.max() - image.min()) for image in images]
+    tiles = [F.pad(image, [image.shape[-1] // 8] * 4, value=1) for image in shades]
     axis.imshow(torch.cat(tiles, 2).permute(1, 2, 0).numpy(), cmap="gray")
     axis.set_axis_off()
     all_of = "All" if len(tiles) == len(task.labels) else f"{len(tiles)} of the"
-    names = ", ".join(task.names[:SHOWN])
-    axis.set_title(f"{all_of} {len(task.labels)} images with labels: {names}")
+    axis.set_title(f"{all_of} {len(task.labels)} images with labels: {', '.join(task.names)}")
 
 
 def draw_courses(axis: Any, runs: Runs, task: Task) -> None:
@@ -346,8 +340,8 @@ def draw_ends(axis: Any, accuracies: dict[str, list[float]]) -> None:
     axis.set_yticks(range(len(accuracies)), [*accuracies])
     for label, colour in zip(axis.get_yticklabels(), COLOURS.values(), strict=True):
         label.set_color(colour)
-    seeds = f"pale: {len(accuracies[SCRATCH])} seeds; diamonds: means with 95 % intervals"
-    axis.set(xlabel=f"test accuracy in %\n{seeds}", ylim=(len(accuracies) - 0.6, -0.7))
+    axis.set_ylim(len(accuracies) - 0.6, -0.7)
+    axis.set_xlabel("test accuracy in %\npale: seeds; diamonds: means with 95 % intervals")
     best = max(accuracies, key=lambda method: statistics.mean(accuracies[method]))
     gain = spread([*map(sub, accuracies[best], accuracies[SCRATCH])])
     axis.set_title(f"{best}: {gain} points better than {SCRATCH}".capitalize())
@@ -404,11 +398,10 @@ def main() -> None:
     Console(width=100).print(blocks(task.pretrained))
     print(f"{schedule}:\n\n{schedule.read_text()}")
     show(runs, rates)
-    summary = {
-        "test_accuracy_percent": ends(runs), "accuracies_by_step": runs, "learning_rates": rates,
-    }  # fmt: skip
+    summary = {"test_accuracy_percent": ends(runs), "accuracies_by_step": runs}
+    text = json.dumps(summary | {"learning_rates": rates}, indent=2)
     draw(runs, task, arguments.out / "transfer.png")
-    write_file(arguments.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_file(arguments.out / "summary.json", f"{text}\n")
     print(f"Wrote {arguments.out}/transfer.png and {arguments.out}/summary.json")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from scipy.stats import ttest_rel
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from examples import digits
 from tests.examples.scripts import run_main
@@ -52,10 +54,14 @@ def test_intervals_are_those_of_the_paired_t_test() -> None:
     assert (mean - half, mean + half) == pytest.approx(tuple(expected))
 
 
+def images(loader: DataLoader[tuple[Tensor, ...]]) -> set[tuple[float, ...]]:
+    assert isinstance(loader.dataset, TensorDataset)
+    return {tuple(row.tolist()) for row in loader.dataset.tensors[0]}
+
+
 def test_each_seed_has_digits_of_its_own_to_train_and_the_same_to_test() -> None:
     first, second = (
-        [{tuple(row.tolist()) for row in loader.dataset.tensors[0]} for loader in loaders]
-        for loaders in map(digits.make_loaders, (0, 1))
+        [images(loader) for loader in loaders] for loaders in map(digits.make_loaders, (0, 1))
     )
     assert [len(part) for part in first] == [digits.TRAIN, digits.VALIDATION, digits.TEST]
     assert sum(map(len, first)) == len(set().union(*first))

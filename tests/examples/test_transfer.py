@@ -162,7 +162,6 @@ def test_the_comparison(
         courses = summary["accuracies_by_step"][method]
         assert [list(course) for course in courses] == [["5", "10", "15", "20"]] * 2
         assert [100 * course["20"] for course in courses] == values
-        assert courses[0] != courses[1]
         assert all(5 < value < 100 for value in values)
         (row,) = (line for line in printed.splitlines() if method in line and "│" in line)
         cells = [cell.strip() for cell in row.strip("│").split("│")]
@@ -172,6 +171,7 @@ def test_the_comparison(
         for cell, other in zip(cells[3:], (transfer.SCRATCH, transfer.AT_ONCE), strict=True):
             mean = sum(values) / 2 - sum(ends[other]) / 2
             assert float(cell.split(" ± ")[0]) == pytest.approx(mean, abs=0.051)
+    assert any(one != other for one, other in summary["accuracies_by_step"].values())
     written = (out / "unfreezing.yaml").read_text()
     assert written in printed
     assert [phase.get("until") for phase in yaml.safe_load(written)] == [{"epoch": 1}] * 2 + [None]
