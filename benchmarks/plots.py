@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from matplotlib import style
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure  # its default canvas is Agg, which needs no display
@@ -13,11 +14,13 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from benchmarks.rows import BOUNDS, COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
 from lightning_practices.files import replacing
 
-_DPI = 110
+_STYLE = Path(__file__).parents[1] / "examples" / "pictures.mplstyle"
+_WIDTH = 7.0  # of a figure in inches
 # Okabe and Ito's palette, which colour-blind readers can distinguish. Ours is always the first.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 _MARKERS = "osD^vP*X"
 _DECADE = 10.0
+PLAIN = "plain"  # the variant of a training step with which the others are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,7 @@ class _Bar:
     spread: float | None = None
 
 
+@style.context(_STYLE)
 def draw(rows: Sequence[Row], prefix: Path) -> list[Path]:
     """Draw the rows that were measured.
 
@@ -58,14 +62,14 @@ def draw(rows: Sequence[Row], prefix: Path) -> list[Path]:
     for name, figure in figures.items():
         path = prefix.with_name(f"{prefix.name}_{name}.png")
         with replacing(path) as part:
-            figure.savefig(part, dpi=_DPI)
+            figure.savefig(part)
         paths.append(path)
     return paths
 
 
-def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with a grid of panels, each of ``size`` in inches."""
-    figure = Figure(figsize=(size[0] * columns, size[1] * rows + 0.8), layout="constrained")
+def _panels(rows: int, columns: int, height: float) -> tuple[Figure, list[list[Axes]]]:
+    """Return a figure with a grid of panels, each of a height in inches."""
+    figure = Figure(figsize=(_WIDTH, height * rows + 1), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False).tolist()
 
 
@@ -73,7 +77,7 @@ def bandwidth(op: str, rows: Sequence[Row]) -> Figure:
     """Plot GB/s by size for every provider, with a panel per dtype, layout and direction."""
     groups = grouped(rows, "dtype", "layout")
     directions = list(grouped(rows, "direction"))
-    figure, panels = _panels(len(groups), len(directions), (4.6, 3.3))
+    figure, panels = _panels(len(groups), len(directions), 3.0)
     names = providers_of(rows)
     for line, ((dtype, layout), group) in zip(panels, groups.items(), strict=True):
         for axes, (direction,) in zip(line, directions, strict=True):
@@ -105,7 +109,6 @@ def _bandwidth_panel(axes: Axes, rows: Sequence[Row], names: Sequence[str]) -> N
     if sizes and max(sizes) >= _DECADE * min(sizes):
         axes.set_xscale("log")
     axes.xaxis.set_major_formatter(EngFormatter(unit="B", sep=" "))
-    axes.tick_params(axis="x", labelsize=8)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
 
@@ -133,36 +136,33 @@ def _kernel_ratios(op: str, rows: Sequence[Row]) -> Figure:
         ]
         for (dtype,), of_dtype in grouped(measured, "dtype").items()
     }
-    return _ratio_bars(f"{op}: the best peer's time over ours\n(right of 1 is faster)", panels)
+    return _ratio_bars(f"{op}: the best peer's time over ours (right of 1 is faster)", panels)
 
 
-def _cpu(rows: Sequence[Row]) -> Figure:
+def cpu_ratios(rows: Sequence[Row]) -> Figure:
+    """Draw our time over the peer's, with a panel for each dtype and number of threads."""
     panels = {
         ", ".join((dtype, *([f"threads: {threads}"] if threads else []))): [
             _Bar(
-                f"{_label(row, 'op', 'shape')}\nvs. {row['peer']}",
+                f"{_label(row, 'op', 'shape')}\nvs. {row['peer'].removeprefix('torch.nn.')}",
                 str(row["direction"]), row["ratio"], row.get("spread"),
             )
             for row in group
         ]
         for (dtype, threads), group in grouped(rows, "dtype", "threads").items()
     }  # fmt: skip
-    return _ratio_bars("CPU: our time over the peer's\n(left of 1 is faster)", panels)
+    return _ratio_bars("CPU: our time over the peer's (left of 1 is faster)", panels)
 
 
-def _fit(rows: Sequence[Row]) -> Figure | None:
-    panels: dict[str, list[_Bar]] = {
-        "samples per second": [], "milliseconds per step": [], "peak memory (MiB)": []
-    }  # fmt: skip
-    for row in rows:
-        rate = next((row[name] for name in row if name.endswith("_per_s")), None)
-        spread = row.get("spread")
-        figures = (rate, row["milliseconds_per_step"], row.get("peak_mib"))
-        for bars, value, error in zip(panels.values(), figures, (None, spread, None), strict=True):
-            if value is not None:
-                bars.append(_Bar(str(row["model"]), str(row["variant"]), value, error))
-    panels = {heading: bars for heading, bars in panels.items() if bars}
-    return _bars("Training steps", panels) if panels else None
+def training_steps(rows: Sequence[Row]) -> Figure | None:
+    """Draw the time of each variant's step over that of the plain step, where there is one."""
+    bars = [
+        _Bar(str(row["model"]), str(row["variant"]), row["ratio_to_plain"])
+        for row in rows
+        if row["variant"] != PLAIN and row.get("ratio_to_plain") is not None
+    ]
+    title = f"Training steps: time over that of {PLAIN} (left of 1 is faster)"
+    return _ratio_bars(title, {"": bars}) if bars else None
 
 
 def _overhead(rows: Sequence[Row]) -> Figure | None:
@@ -182,28 +182,33 @@ def _predictions(rows: Sequence[Row]) -> Figure:
     """Draw a point for each pass, in lines by function, with a panel for each GPU."""
     gpus = grouped(rows, "predicted_for")
     lines = list(dict.fromkeys(map(_function_and_direction, rows)))
-    figure, grid = _panels(1, len(gpus), (4.0, 1.0 + 0.22 * len(lines)))
-    for axes, ((gpu,), of_gpu) in zip(grid[0], gpus.items(), strict=True):
+    columns = 2
+    rows_of_panels = -(-len(gpus) // columns)
+    figure, grid = _panels(rows_of_panels, columns, 1.0 + 0.2 * len(lines))
+    panels = [axes for line in grid for axes in line]
+    for axes in panels[len(gpus) :]:
+        axes.set_visible(False)
+    for axes, ((gpu,), of_gpu) in zip(panels, gpus.items(), strict=False):
         for i, bound in enumerate(BOUNDS):
             mine = [row for row in of_gpu if row["predicted_bound"] == bound]
             axes.scatter(
                 [row["predicted_percent"] for row in mine],
                 [lines.index(_function_and_direction(row)) for row in mine],
-                color=COLOURS[i], marker=_MARKERS[i], s=22, alpha=0.8, label=f"bound by {bound}",
+                color=COLOURS[i], marker=_MARKERS[i], s=36, alpha=0.8, label=f"bound by {bound}",
             )  # fmt: skip
         axes.set_title(f"{gpu}, predicted")
         axes.set_xlabel("predicted % of the floor")
-        axes.set_xlim(0, 102)
-        axes.set_yticks(range(len(lines)), lines, fontsize=8)
+        axes.set_xlim(0, 103)
+        axes.set_yticks(range(len(lines)), lines)
         axes.set_ylim(len(lines) - 0.5, -0.5)
-        axes.grid(alpha=0.3)
-    for axes in grid[0][1:]:
-        axes.set_yticklabels([])
+        axes.grid(axis="x")
+    for line in grid:
+        line[1].set_yticklabels([])
     figure.suptitle(
-        "PREDICTION from machine code, not measured: each point is a pass over one shape",
-        fontweight="bold", fontsize=11,
+        "PREDICTION from machine code, not measured:\neach point is a pass over one shape",
+        fontweight="bold",
     )  # fmt: skip
-    _add_legend(figure, grid[0])
+    _add_legend(figure, panels[: len(gpus)])
     return figure
 
 
@@ -212,8 +217,8 @@ def _function_and_direction(row: Row) -> str:
 
 
 _FIGURES: dict[str, Callable[[Sequence[Row]], Figure | None]] = {
-    "cpu": _cpu,
-    "fit": _fit,
+    "cpu": cpu_ratios,
+    "fit": training_steps,
     "overhead": _overhead,
     "prediction": _predictions,
 }
@@ -229,7 +234,7 @@ def _ratio_bars(title: str, panels: dict[str, list[_Bar]]) -> Figure:
     values = [bar.value for bars in panels.values() for bar in bars]
     for axes in figure.axes:
         axes.set_xscale("log", base=2)
-        axes.set_xlim(min(0.5, min(values) / 1.6), max(2.0, max(values) * 1.6))
+        axes.set_xlim(min(0.5, min(values) / 1.8), max(2.0, max(values) * 1.8))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.axvline(1.0, color="black", linewidth=1)
@@ -238,34 +243,41 @@ def _ratio_bars(title: str, panels: dict[str, list[_Bar]]) -> Figure:
 
 def _bars(title: str, panels: dict[str, list[_Bar]], start: float = 0.0) -> Figure:
     """Draw a panel of horizontal bars, grouped by label, for each item of ``panels``."""
-    labels = list(dict.fromkeys(bar.label for bars in panels.values() for bar in bars))
     hues = list(dict.fromkeys(bar.hue for bars in panels.values() for bar in bars))
-    lines = sum(max(len(hues), label.count("\n") + 1) for label in labels)
-    figure, grid = _panels(1, len(panels), (5.4, 0.8 + 0.19 * lines))
+    labels = [list(dict.fromkeys(bar.label for bar in bars)) for bars in panels.values()]
+    lines = [_lines(own, len(hues)) for own in labels]
+    figure = Figure(
+        figsize=(_WIDTH, 1.2 + sum(0.6 + 0.21 * n for n in lines)), layout="constrained"
+    )
+    grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=lines)[:, 0].tolist()
     thickness = 0.84 / len(hues)
-    for axes, (heading, bars) in zip(grid[0], panels.items(), strict=True):
+    for axes, (heading, bars), own in zip(grid, panels.items(), labels, strict=True):
         for i, hue in enumerate(hues):
             mine = [bar for bar in bars if bar.hue == hue]
             drawn = axes.barh(
-                [labels.index(bar.label) + (i + 0.5) * thickness - 0.42 for bar in mine],
+                [own.index(bar.label) + (i + 0.5) * thickness - 0.42 for bar in mine],
                 [bar.value - start for bar in mine], left=start, height=thickness,
                 color=COLOURS[i % 8], label=hue, xerr=[bar.spread or 0.0 for bar in mine],
-                error_kw={"elinewidth": 0.8, "ecolor": "#555555"},
+                error_kw={"elinewidth": 0.8, "ecolor": "#555555", "capsize": 0},
             )  # fmt: skip
             texts = [format(bar.value, ",.3g" if bar.value < 1e3 else ",.0f") for bar in mine]
-            axes.bar_label(drawn, texts, padding=3, fontsize=7)
+            axes.bar_label(drawn, texts, padding=4, fontsize=9)
         axes.set_title(heading)
-        axes.set_yticks(range(len(labels)), labels, fontsize=8)
-        axes.set_ylim(len(labels) - 0.5, -0.5)
+        axes.set_yticks(range(len(own)), own)
+        axes.set_ylim(len(own) - 0.5, -0.5)
         axes.margins(x=0.15)
+        axes.grid(visible=False, axis="y")
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
-    for axes in grid[0][1:]:
-        axes.set_yticklabels([])
     figure.suptitle(title, fontweight="bold", fontsize=11)
     if hues != [""]:
-        _add_legend(figure, grid[0])
+        _add_legend(figure, grid)
     return figure
+
+
+def _lines(labels: Sequence[str], hues: int) -> int:
+    """Return the lines of text that a panel has place for: one for each bar or line of a label."""
+    return sum(max(hues, label.count("\n") + 1) for label in labels)
 
 
 def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
@@ -274,5 +286,5 @@ def _add_legend(figure: Figure, panels: Sequence[Axes]) -> None:
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    columns = min(len(handles), 4)
+    columns = min(len(handles), 3)
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns)

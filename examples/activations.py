@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from scipy.stats import sem, t
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ STYLE = Path(__file__).with_name("pictures.mplstyle")
 CLASSES, PIXELS, WIDTH = 10, 64, 64
 TRAIN, BATCH_SIZE, STEPS, LEARNING_RATE = 500, 50, 200, 1e-3
 DEPTHS = 4, 20
+TICKS = 5, 10, 20, 50, 90  # of the error in %
 ACTIVATIONS: dict[str, type[nn.Module]] = {  # in the lecture's order of preference
     "SELU": nn.SELU,
     "ELU": nn.ELU,
@@ -120,26 +122,30 @@ def show(results: Results) -> None:
 
 
 def draw_depth(axis: Axes, results: Results, depth: int) -> None:
-    """Draw a point for each seed, and the mean, for each activation."""
+    """Draw the error of each seed, and the mean with its interval, for each activation."""
     for row, name in enumerate(ACTIVATIONS):
-        accuracies = [accuracy for accuracy, _ in results[name, depth]]
-        axis.plot(accuracies, [row] * len(accuracies), "o", color="C0", alpha=0.35, mew=0)
-        axis.plot(statistics.mean(accuracies), row, "D", color="C1")
-    axis.set(title=f"{depth} layers", xlabel="test accuracy in %")
+        errors = [100 - accuracy for accuracy, _ in results[name, depth]]
+        half = t.ppf(0.975, len(errors) - 1) * sem(errors)  # of the interval, by Student's t
+        axis.plot(errors, [row] * len(errors), "o", color="C0", alpha=0.3)
+        axis.errorbar(statistics.mean(errors), row, xerr=half, fmt="D", color="C1")
+    axis.set(title=f"Networks of {depth} layers", xscale="log", xlim=(3.5, 110))
+    axis.set_xticks(TICKS, ("5", "10", "20", "50", "90: guesses"))
+    axis.set_xticks([], minor=True)
     axis.set_yticks(range(len(ACTIVATIONS)), list(ACTIVATIONS))
+    axis.set_ylim(len(ACTIVATIONS) - 0.5, -0.5)
 
 
 @style.context(STYLE)
 def draw(results: Results, path: Path) -> None:
-    """Draw all accuracies, by activation and depth."""
-    figure = Figure(figsize=(9, 3.2))
-    axes = figure.subplots(1, len(DEPTHS), sharey=True)
+    """Draw the test errors, by activation and depth."""
+    figure = Figure(figsize=(7, 6))
+    axes = figure.subplots(len(DEPTHS), 1)
     for axis, depth in zip(axes, DEPTHS, strict=True):
         draw_depth(axis, results, depth)
-    axes[0].invert_yaxis()
     seeds = len(results["ReLU", DEPTHS[0]])
-    figure.suptitle(
-        f"Each dot one of {seeds} seeds, each diamond their mean; {STEPS} steps of Adam"
+    axes[-1].set_xlabel(
+        f"test error in % after {STEPS} steps (left is better)\n"
+        f"pale: {seeds} seeds; diamonds: means with 95 % intervals"
     )
     with replacing(path) as part:
         figure.savefig(part)

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from scipy.stats import sem, t
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -133,7 +134,7 @@ def compare(seed: int) -> Scores:
 
 
 def show(runs: list[Scores]) -> None:
-    """Print means and standard deviations over the repetitions."""
+    """Print means and their 95 % intervals over the repetitions."""
     table = Table("method", "training", "test accuracy in %", "better than one by", "NLL in nats")
     for name in runs[0]:
         accuracies = [100 * run[name][0] for run in runs]
@@ -150,31 +151,41 @@ def show(runs: list[Scores]) -> None:
     Console(width=110).print(table)
 
 
+def interval(values: list[float]) -> tuple[float, float]:
+    """Return the mean, and half the width of its 95 % interval by Student's t."""
+    return statistics.mean(values), float(t.ppf(0.975, len(values) - 1) * sem(values))
+
+
 def spread(values: list[float], digits: int) -> str:
-    """Return mean and standard deviation."""
-    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+    """Return the mean and its interval as text."""
+    mean, half = interval(values)
+    return f"{mean:.{digits}f} ± {half:.{digits}f}"
 
 
 @style.context(STYLE)
 def draw(runs: list[Scores], path: Path) -> None:
-    """Draw each repetition as a line over the methods, and the means."""
-    figure = Figure(figsize=(9, 3.6))
-    axes = figure.subplots(1, 2, sharey=True)
-    names = list(runs[0])
-    for axis, column in zip(axes, (0, 1), strict=True):
-        scale = 100 if column == 0 else 1
-        for run in runs:
-            values = [scale * run[name][column] for name in names]
-            axis.plot(values, range(len(names)), ".-", color="0.75", lw=0.8)
-        means = [statistics.mean(scale * run[name][column] for run in runs) for name in names]
-        axis.plot(means, range(len(names)), "D", color="C1", label="mean")
-    axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
-    axes[0].set(
-        xlabel="test accuracy in %", title=f"Each grey line: one repetition, {TRAIN} digits"
+    """Draw by how much each method is better than one network, for each repetition."""
+    figure = Figure(figsize=(7, 5.8))
+    axes = figure.subplots(2, 1, height_ratios=(4, 3))
+    names = [name for name in runs[0] if name != "one network"]
+    probable = [name for name in names if "votes" not in name]  # the others give no probabilities
+    for axis, column, scale, rows in ((axes[0], 0, 100, names), (axes[1], 1, 1, probable)):
+        for row, name in enumerate(rows):
+            gains = [scale * (run[name][column] - run["one network"][column]) for run in runs]
+            axis.plot(gains, [row] * len(gains), "o", color="C0", alpha=0.3)
+            mean, half = interval(gains)
+            axis.errorbar(mean, row, xerr=half, fmt="D", color="C1")
+        axis.axvline(0, color="0.3", lw=1)
+        axis.set_yticks(range(len(rows)), rows)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+    accuracy, loss = ([statistics.mean(run["one network"][i] for run in runs)] for i in (0, 1))
+    axes[0].set_title(f"Accuracy, compared with one network's {100 * accuracy[0]:.1f} %")
+    axes[0].set_xlabel("difference in percentage points (right is better)")
+    axes[1].set_title(f"Negative log likelihood, compared with one network's {loss[0]:.2f}")
+    axes[1].set_xlabel(
+        "difference in nats (left is better)\n"
+        f"pale: {len(runs)} repetitions; diamonds: means with 95 % intervals"
     )
-    axes[1].set(xlabel="negative log likelihood in nats", title="Votes give no likelihood")
-    axes[0].legend()
     with replacing(path) as part:
         figure.savefig(part)
 

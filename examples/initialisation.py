@@ -2,7 +2,7 @@
 
 The upper rows are the lectures' figures: histograms of the activations of ten layers, for weights
 that are too small, too large, and of Xavier's and He's schemes. The lower panels show networks of
-30 layers, each with the scheme of the textbook and as `init.initialize` begins it:
+30 layers: on the left with the textbook's scheme, on the right as `init.initialize` begins them:
 
     python examples/initialisation.py
 
@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from matplotlib import style
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from torch import nn
 
 from lightning_practices.files import replacing
@@ -26,7 +25,7 @@ from lightning_practices.init import AuditedLayer, audit, initialize
 
 STYLE = Path(__file__).with_name("pictures.mplstyle")
 LAYERS, UNITS, SAMPLES = 10, 500, 400  # of the histograms
-SHOWN = (1, 2, 4, 6, 8, 10)  # layers with a histogram
+SHOWN = (1, 2, 5, 10)  # layers with a histogram
 DEPTH, WIDTH, BATCH = 30, 256, 256  # of the lower panels
 SEED = 0
 RANGES = {"tanh": (-1.0, 1.0), "relu": (0.0, 3.0)}
@@ -54,11 +53,20 @@ def torchs_selu(model: nn.Module) -> None:
 
 
 STARTS: dict[str, tuple[Callable[[], nn.Module], Begin]] = {
-    "tanh, N(0, 0.01²)": (nn.Tanh, normal(0.01)),
-    "tanh, N(0, 1)": (nn.Tanh, normal(1.0)),
-    "tanh, Xavier 1 / n": (nn.Tanh, lambda model: initialize(model, "lecun_normal")),
-    "ReLU, Xavier 1 / n": (nn.ReLU, lambda model: initialize(model, "lecun_normal")),
-    "ReLU, He 2 / n": (nn.ReLU, lambda model: initialize(model, "kaiming_normal")),
+    "tanh, weights from N(0, 0.01²): the signal dies out": (nn.Tanh, normal(0.01)),
+    "tanh, weights from N(0, 1): most units are saturated": (nn.Tanh, normal(1.0)),
+    "tanh, Xavier, variance 1 / n: the signal lasts": (
+        nn.Tanh,
+        lambda model: initialize(model, "lecun_normal"),
+    ),
+    "ReLU, Xavier, variance 1 / n: the signal shrinks": (
+        nn.ReLU,
+        lambda model: initialize(model, "lecun_normal"),
+    ),
+    "ReLU, He, variance 2 / n: the signal keeps its size": (
+        nn.ReLU,
+        lambda model: initialize(model, "kaiming_normal"),
+    ),
 }
 TEXTBOOK: dict[str, tuple[Callable[[], nn.Module], Begin]] = {
     "ReLU": (nn.ReLU, lambda model: initialize(model, "kaiming_normal")),
@@ -124,52 +132,44 @@ def draw_histogram(axis: Any, layer: AuditedLayer, colour: str) -> None:
     axis.set_ylim(0, 1.25 * float(heights[1:].max() if is_relu else heights.max()))
     axis.set_yticks([])
     axis.spines["left"].set_visible(False)
-    axis.text(
-        0.97, 0.88, f"{layer.std:.2g}", transform=axis.transAxes, ha="right", fontsize=7,
-        color="0.35",
-    )  # fmt: skip
+    axis.text(0.98, 0.86, f"std {layer.std:.2g}", transform=axis.transAxes, ha="right", size=9)
 
 
-def draw_course(axis: Any, audits: Audits, value: Callable[[AuditedLayer], float]) -> None:
-    """Draw a value of all layers, dashed for the textbook's schemes."""
-    for i, name in enumerate(TEXTBOOK):
-        for layers, dashes in ((audits.textbook[name], (0, (2, 1.5))), (audits.auto[name], "-")):
-            values = [value(layer) for layer in layers]
-            label = name if dashes == "-" else None
-            axis.semilogy(
-                range(1, DEPTH + 1), values, color=f"C{i}", ls=dashes, lw=1.4, label=label
-            )
+def draw_course(
+    axis: Any, networks: dict[str, list[AuditedLayer]], value: Callable[[AuditedLayer], float]
+) -> None:
+    """Draw a value of all layers of each network."""
+    for name, layers in networks.items():
+        axis.semilogy(range(1, DEPTH + 1), [value(layer) for layer in layers], label=name)
     axis.set_ylim(1e-4, 20)
-    axis.set_xlabel("layer")
 
 
 @style.context(STYLE)
 def draw(audits: Audits, path: Path) -> None:
     """Draw the histograms, and the courses over 30 layers."""
-    figure: Any = Figure(figsize=(9, 9.2))
-    above, below = figure.subfigures(2, 1, height_ratios=(6, 3.2))
+    figure: Any = Figure(figsize=(7, 12.5))
+    above, below = figure.subfigures(2, 1, height_ratios=(7.5, 5))
+    heading: dict[str, Any] = {"x": 0.01, "ha": "left", "weight": "bold"}
     above.suptitle(
-        f"Activations by layer of {UNITS} units, with their standard deviation",
-        x=0.01, ha="left", fontsize=11,
-    )  # fmt: skip
-    axes = above.subplots(len(STARTS), len(SHOWN))
-    for row, (name, layers) in zip(axes, audits.starts.items(), strict=True):
-        for axis, place in zip(row, SHOWN, strict=True):
+        f"Activations in {LAYERS} layers, with their standard deviations (std)", **heading
+    )
+    rows = above.subfigures(len(STARTS), 1)
+    for row, (name, layers) in zip(rows, audits.starts.items(), strict=True):
+        row.suptitle(name, x=0.01, ha="left")
+        for axis, place in zip(row.subplots(1, len(SHOWN)), SHOWN, strict=True):
             draw_histogram(axis, layers[place - 1], "C0" if name.startswith("tanh") else "C2")
-        row[0].set_title(name, fontweight="bold", fontsize=9)
-    for axis, place in zip(axes[0], SHOWN, strict=True):
-        axis.text(0.03, 0.88, f"layer {place}", transform=axis.transAxes, fontsize=7, color="0.35")
-    below.suptitle(
-        f"{DEPTH} layers of {WIDTH}: dashed with the textbook's scheme, solid by initialize",
-        x=0.01, ha="left", fontsize=11,
-    )  # fmt: skip
-    left, right = below.subplots(1, 2)
-    draw_course(left, audits, lambda layer: layer.std)
-    draw_course(right, audits, lambda layer: layer.gradient_std)
-    left.set_title("standard deviation of the activations")
-    right.set_title("standard deviation of the gradients")
-    handles = [Line2D([], [], color=f"C{i}", label=name) for i, name in enumerate(TEXTBOOK)]
-    left.legend(handles=handles, loc="lower left", ncols=2)
+            axis.set_xlabel(f"layer {place}", labelpad=0)
+    below.suptitle(f"Standard deviations in {DEPTH} layers", **heading)
+    panels = below.subplots(2, 2, sharex=True, sharey=True)
+    columns = {"the textbook's scheme": audits.textbook, "init.initialize": audits.auto}
+    for column, (title, networks) in zip(panels.T, columns.items(), strict=True):
+        draw_course(column[0], networks, lambda layer: layer.std)
+        draw_course(column[1], networks, lambda layer: layer.gradient_std)
+        column[0].set_title(title)
+        column[1].set_xlabel("layer")
+    panels[0, 0].set_ylabel("of activations")
+    panels[1, 0].set_ylabel("of gradients")
+    panels[0, 1].legend(loc="lower left", ncols=2)
     with replacing(path) as part:
         figure.savefig(part)
 

@@ -26,11 +26,11 @@ from lightning_practices.nn import DropBlock2d, DropCluster2d, Dropout, Dropout2
 
 STYLE = Path(__file__).with_name("pictures.mplstyle")
 HEIGHT, WIDTH = 32, 48  # positions
-PIXELS = 8  # side of a position in the picture
+PIXELS = 3  # side of a position in the picture
 RATE = 0.3
 BLOCK_SIZE = 7
 CLUSTERS, CROPS = 40, 300
-SEED = 4  # spatial dropout then drops one of the three channels
+SEED = 33  # spatial dropout then drops one of the three channels
 
 
 @dataclass
@@ -85,16 +85,16 @@ def draw(photograph: Tensor, masks: Masks, path: Path) -> None:
     palette = colormaps["gist_ncar"]
     colours = torch.tensor([palette(i / (CLUSTERS - 1))[:3] for i in range(CLUSTERS)])
     coloured = enlarge(colours[masks.clusters].permute(2, 0, 1))
-    panels = {"Input": image}
+    panels = {"Input\nnothing hidden": image}
     for name, kept in masks.kept.items():
         hidden = 1 - kept.double().mean().item()
-        panels[f"{name}\np = {RATE}, {hidden:.0%} hidden here"] = image * enlarge(kept)
+        panels[f"{name}\np = {RATE}, {100 * hidden:.0f} % hidden"] = image * enlarge(kept)
     panels[f"The clusters\nlearnt from {CROPS} crops"] = (image + coloured) / 2
-    figure = Figure(figsize=(6.75, 3.9))
+    figure = Figure(figsize=(7, 4.1))
     axes = figure.subplots(2, 3)
     for axis, (title, panel) in zip(axes.flat, panels.items(), strict=True):
         axis.imshow(panel.permute(1, 2, 0).numpy())
-        axis.set_title(title, fontsize=8)
+        axis.set_title(title, fontsize=10)
         axis.set_axis_off()
     with replacing(path) as part:
         figure.savefig(part)

@@ -85,8 +85,8 @@ def make_rates() -> Rates:
 @style.context(STYLE)
 def draw(made: Rates, path: Path) -> None:
     """Draw a panel for each schedule."""
-    figure = Figure(figsize=(9, 5))
-    axes = figure.subplots(2, 3, sharex=True)
+    figure = Figure(figsize=(7, 6.4))
+    axes = figure.subplots(3, 2, sharex=True, sharey=True)
     for axis, (name, rates) in zip(axes.flat, made.rates.items(), strict=True):
         axis.axvspan(0, WARMUP, color="0.9")
         axis.plot(range(STEPS), rates)
@@ -94,12 +94,12 @@ def draw(made: Rates, path: Path) -> None:
         axis.set_ylim(0, 1.05 * RATE)
     for axis in axes[:, 0]:
         axis.set_ylabel("learning rate")
-    for axis in axes[1]:
+    for axis in axes[-1]:
         axis.set_xlabel("optimizer steps")
-    axes[0, 0].text(WARMUP + 10, 0.04 * RATE, "warmup", color="0.5", fontsize=9)
-    metric_axis = axes[1, 2].twinx()
+    axes[0, 0].text(WARMUP + 10, 0.04 * RATE, "grey: warmup", color="0.35")
+    metric_axis = axes[-1, -1].twinx()
     metric_axis.semilogy(range(CHECK, STEPS + 1, CHECK), made.metric, color="C1")
-    metric_axis.set_ylabel("metric", color="C1")
+    metric_axis.set_ylabel("loss that it watches", color="C1")
     metric_axis.grid(visible=False)
     with replacing(path) as part:
         figure.savefig(part)

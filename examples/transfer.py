@@ -1,12 +1,12 @@
-"""Transfer a network to digits that it has never seen, with five labels for each.
+"""Transfer a network that knows ten digits to another question, with ten labels.
 
-A small convolutional network is pretrained on scikit-learn's digits 0 to 4. Then it learns to tell
-5 to 9 apart from 25 images: from scratch, as a feature extractor, fine-tuned at once, and unfrozen
-in phases. There are two schedules of phases: that of ``ProgressiveUnfreezing("auto")``, whose
-phases last one epoch, and one of equal phases, which is written to a file and read from it. All
-methods start from the same head and see the same batches, and their learning rates fall to 0 along
-the same cosine. They are tested after the last step, on all other images of 5 to 9. Each seed has
-its own labels and pretraining. The script takes a few minutes on a CPU:
+A small convolutional network is pretrained on half of scikit-learn's digits. Then it learns to tell
+even from odd by ten images of the other half, one of each digit: from scratch, as a feature
+extractor, fine-tuned at once, and unfrozen in phases: those of ``ProgressiveUnfreezing("auto")``,
+which last one epoch, and equal ones, which are written to a file and read from it. All methods
+start from the same head and see the same batches, and their learning rates fall to 0 along the same
+cosine. They are tested after the last step, on all other images of that half. Each seed has its own
+halves, labels and pretraining. The script takes a few minutes on a CPU:
 
     python examples/transfer.py
 
@@ -46,6 +46,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from scipy.stats import sem, t
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
@@ -61,10 +62,13 @@ from lightning_practices.mixins import LearningRateScheduleMixin
 from lightning_practices.surgery import blocks, feature_extractor, input_transform, replace_head
 
 STYLE = Path(__file__).with_name("pictures.mplstyle")
-HALF, LABELS = 5, 5  # classes before and after the transfer, and labels of each new class
+DIGITS = 10  # classes before the transfer
+NAMES = ["even", "odd"]  # classes after it
+LABELS, BATCH_SIZE = 1, 2  # images of each digit to learn from
+SHOWN = 10  # of these images
 POINTS = 10  # points of a curve, about
 WORKERS = min(4, os.cpu_count() or 1)  # processes that load the images of a folder
-PRETRAINING = 32, 10  # batch size and epochs
+PRETRAINING, RATE = (32, 10), 3e-3  # batch size and epochs, and the first learning rate
 
 SCRATCH, EXTRACTOR, AT_ONCE = "from scratch", "feature extractor", "fine-tuned at once"
 AUTO, PHASES = "unfrozen, 'auto'", "unfrozen, equal phases"
@@ -75,7 +79,7 @@ COLOURS = {
 
 # Adam's first learning rates: those that --tune tries, and those that it has chosen on digits.
 GRID = 1e-3, 3e-3, 1e-2, 3e-2, 1e-1
-RATES = {SCRATCH: 1e-2, EXTRACTOR: 1e-1, AT_ONCE: 1e-2, AUTO: 1e-2, PHASES: 3e-2}
+RATES = {SCRATCH: 3e-3, EXTRACTOR: 1e-2, AT_ONCE: 3e-3, AUTO: 3e-3, PHASES: 3e-3}
 
 Run = dict[int, float]  # accuracy by the number of optimizer steps
 Runs = dict[str, list[Run]]  # by method, a run for each seed
@@ -90,7 +94,7 @@ class Task:
     train: Dataset[Any]
     labels: list[int]  # of the training data
     test: Dataset[Any]
-    classes: int
+    names: list[str]  # of the classes
     batch_size: int
     epochs: int
 
@@ -130,7 +134,7 @@ class History(Callback):
         self.run[trainer.global_step] = trainer.callback_metrics["accuracy"].item()
 
 
-def make_network() -> nn.Sequential:
+def make_network(classes: int) -> nn.Sequential:
     """Return four blocks of convolution and batch norm for images of 8 x 8, and a head."""
 
     def block(inputs: int, outputs: int) -> nn.Sequential:
@@ -140,7 +144,7 @@ def make_network() -> nn.Sequential:
     return nn.Sequential(OrderedDict(
         block1=block(1, 8), block2=block(8, 16), pool=nn.MaxPool2d(2),
         block3=block(16, 32), block4=block(32, 32), mean=nn.AdaptiveAvgPool2d(1),
-        flatten=nn.Flatten(), head=nn.Linear(32, HALF),
+        flatten=nn.Flatten(), head=nn.Linear(32, classes),
     ))  # fmt: skip
 
 
@@ -162,22 +166,21 @@ def fit(task: Task, model: Classifier, callbacks: list[Callback], seed: int) -> 
 
 
 def digits_task(seed: int, epochs: int) -> Task:
-    """Pretrain on the digits 0 to 4, and return the task of the digits 5 to 9."""
+    """Pretrain on half of the digits, and return the task of telling even from odd by few."""
     pixels, labels = load_digits(return_X_y=True)
     x = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
     y = torch.tensor(labels)
-    known, new = y < HALF, y >= HALF
+    split = partial(train_test_split, random_state=seed)
+    known, new = split(range(len(y)), train_size=0.5, stratify=y)
+    few, rest = split(new, train_size=DIGITS * LABELS, stratify=y[new])
     torch.manual_seed(seed)
-    network = make_network()
+    network = make_network(DIGITS)
     seen = TensorDataset(x[known], y[known])
-    start = Task(network, make_network, seen, y[known].tolist(), seen, HALF, *PRETRAINING)
-    fit(start, Classifier(network), [], seed)
-    x, y = x[new], y[new] - HALF
-    train, test = train_test_split(
-        range(len(y)), train_size=HALF * LABELS, stratify=y, random_state=seed
-    )
-    few, rest = TensorDataset(x[train], y[train]), TensorDataset(x[test], y[test])
-    return Task(network, make_network, few, y[train].tolist(), rest, HALF, LABELS, epochs)
+    start = Task(network, nn.Identity, seen, y[known].tolist(), seen, [], *PRETRAINING)
+    fit(start, Classifier(network, RATE), [], seed)
+    train, test = (TensorDataset(x[i], y[i] % 2) for i in (few, rest))
+    fresh = partial(make_network, len(NAMES))
+    return Task(network, fresh, train, (y[few] % 2).tolist(), test, NAMES, BATCH_SIZE, epochs)
 
 
 def folder_task(folder: Path, model: str, weights: str, epochs: int) -> Task:
@@ -200,7 +203,7 @@ def folder_task(folder: Path, model: str, weights: str, epochs: int) -> Task:
         raise ValueError(f"the classes differ: train has {train.classes}, val has {val.classes}")
     fresh = partial(models.get_model, model, weights=None)
     pretrained, labels = models.get_model(model, weights=chosen), train.targets
-    return Task(pretrained, fresh, train, labels, val, len(train.classes), 32, epochs)
+    return Task(pretrained, fresh, train, labels, val, train.classes, 32, epochs)
 
 
 def equal_phases(task: Task) -> list[dict[str, Any]]:
@@ -216,9 +219,9 @@ def prepare(method: str, task: Task, seed: int, schedule: Path) -> tuple[nn.Modu
     network = task.fresh() if method == SCRATCH else copy.deepcopy(task.pretrained)
     torch.manual_seed(seed)
     if method == EXTRACTOR:
-        feature_extractor(network, task.classes)
+        feature_extractor(network, len(task.names))
         return network, []
-    replace_head(network, task.classes)
+    replace_head(network, len(task.names))
     schedules: dict[str, Any] = {AUTO: "auto", PHASES: schedule}
     return network, [ProgressiveUnfreezing(schedules[method])] if method in schedules else []
 
@@ -261,7 +264,7 @@ def ends(runs: Runs) -> dict[str, list[float]]:
 
 
 def show(runs: Runs, rates: dict[str, float]) -> None:
-    """Print means and standard deviations over the seeds, also of differences within a seed."""
+    """Print means over the seeds and their 95 % intervals, also of differences within a seed."""
     table = Table("method", "rate", "test accuracy in %", *(f"over {o} by" for o in REFERENCES))
     accuracies = ends(runs)
     for method, values in accuracies.items():
@@ -269,20 +272,26 @@ def show(runs: Runs, rates: dict[str, float]) -> None:
         table.add_row(method, f"{rates[method]:g}", spread(values), *gains)
     Console(width=120).print(table)
     its = runs[SCRATCH]
-    print(f"Mean ± standard deviation, seeds: {len(its)}, steps of each fit: {max(its[0])}")
+    print(f"Means and 95 % intervals, seeds: {len(its)}, steps of each fit: {max(its[0])}")
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Return the mean, and half of its 95 % interval by Student's t, or nan for a single value."""
+    free = len(values) - 1  # degrees of freedom
+    return statistics.mean(values), float(t.ppf(0.975, free) * sem(values)) if free else math.nan
 
 
 def spread(values: list[float]) -> str:
-    """Return the mean, and the standard deviation if there are several values."""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{deviation}"
+    """Return the mean, and its interval if there are several values."""
+    mean, half = interval(values)
+    return f"{mean:.1f}" if math.isnan(half) else f"{mean:.1f} ± {half:.1f}"
 
 
 @style.context(STYLE)
 def draw(runs: Runs, task: Task, path: Path) -> None:
     """Draw the training images, the course of the accuracies, and the final ones."""
-    figure = Figure(figsize=(13, 4.2))
-    images, courses, last = figure.subplots(1, 3, width_ratios=[1, 1.8, 1.4])
+    figure = Figure(figsize=(7, 8.6))
+    images, courses, last = figure.subplots(3, 1, height_ratios=[0.7, 4, 3.2])
     draw_images(images, task)
     draw_courses(courses, runs, task)
     draw_ends(last, ends(runs))
@@ -291,27 +300,25 @@ def draw(runs: Runs, task: Task, path: Path) -> None:
 
 
 def draw_images(axis: Any, task: Task) -> None:
-    """Draw training images, a row for each of the first classes."""
-    rows = []
-    for label in range(min(task.classes, LABELS)):
-        images = [task.train[i][0] for i, own in enumerate(task.labels) if own == label][:LABELS]
-        shades = [(image - image.min()) / (image.max() - image.min()) for image in images]
-        tiles = [F.pad(image, [image.shape[-1] // 8] * 4, value=1) for image in shades]
-        tiles += [torch.ones_like(tiles[0])] * (LABELS - len(tiles))
-        rows.append(torch.cat(tiles, 2))
-    axis.imshow(torch.cat(rows, 1).permute(1, 2, 0).numpy(), cmap="gray")
+    """Draw training images, class by class."""
+    every = max(1, len(task.labels) // SHOWN)
+    chosen = sorted(range(len(task.labels)), key=lambda i: task.labels[i])[::every][:SHOWN]
+    images = [task.train[i][0] for i in chosen]
+    shades = [(image - image.min()) / (image.max() - image.min()) for image in images]
+    tiles = [F.pad(image, [image.shape[-1] // 8] * 4, value=1) for image in shades]
+    axis.imshow(torch.cat(tiles, 2).permute(1, 2, 0).numpy(), cmap="gray")
     axis.set_axis_off()
-    all_of = "All" if len(task.labels) <= LABELS * LABELS else "Some of the"
-    axis.set_title(f"{all_of} {len(task.labels)} images with labels")
+    all_of = "All" if len(tiles) == len(task.labels) else f"{len(tiles)} of the"
+    axis.set_title(f"{all_of} {len(task.labels)} images with labels: {', '.join(task.names)}")
 
 
 def draw_courses(axis: Any, runs: Runs, task: Task) -> None:
     """Draw the mean over the seeds of each method, and the starts of phases."""
     for method, its_runs in runs.items():
         means = {step: 100 * statistics.mean(run[step] for run in its_runs) for step in its_runs[0]}
-        axis.plot([*means], [*means.values()], ".-", color=COLOURS[method], lw=2, label=method)
-    axis.set(xlabel="optimizer steps", ylabel="test accuracy in %", ylim=(0, 100))
-    axis.set_title("In the course of training\n\n")
+        axis.plot([*means], [*means.values()], ".-", color=COLOURS[method], label=method)
+    axis.set(xlabel="optimizer steps", ylabel="mean test accuracy in %", ylim=(None, 100))
+    axis.set_title(f"While training (dotted: {PHASES})\n\n")
     axis.legend(loc="lower right")
     epoch = 0
     for phase in equal_phases(task):
@@ -319,24 +326,25 @@ def draw_courses(axis: Any, runs: Runs, task: Task) -> None:
             step = max(runs[PHASES][0]) * epoch / task.epochs
             axis.axvline(step, color=COLOURS[PHASES], lw=1, ls=":")
             names = ",\n   ".join(name.removeprefix("network.") for name in phase["blocks"])
-            axis.text(step, 101, f"+ {names}", color=COLOURS[PHASES], size=9, va="bottom")
+            axis.text(step, 101, f"+ {names}", color=COLOURS[PHASES], size=10, va="bottom")
         epoch += phase.get("until", {"epoch": 0})["epoch"]
 
 
 def draw_ends(axis: Any, accuracies: dict[str, list[float]]) -> None:
-    """Draw each seed as a line over the methods, and the means."""
-    rows = range(len(accuracies))
-    for values in zip(*accuracies.values(), strict=True):
-        axis.plot(values, rows, ".-", color="0.8", lw=0.8, zorder=1)
-    means = [statistics.mean(values) for values in accuracies.values()]
-    axis.scatter(means, rows, 60, [*COLOURS.values()], marker="D", zorder=2)
-    axis.set_yticks(rows, [*accuracies])
-    labels = axis.get_yticklabels()
-    for row, mean, label, colour in zip(rows, means, labels, COLOURS.values(), strict=True):
-        axis.annotate(f"{mean:.1f}", (mean, row), (0, 7), textcoords="offset points", ha="center")
+    """Draw each seed and the means, and say what the best method gains."""
+    for row, (method, values) in enumerate(accuracies.items()):
+        mean, half = interval(values)
+        axis.plot(values, [row] * len(values), "o", color=COLOURS[method], alpha=0.3)
+        axis.errorbar(mean, row, xerr=half, fmt="D", color=COLOURS[method])
+        axis.annotate(f"{mean:.1f}", (mean, row), (0, 8), textcoords="offset points", ha="center")
+    axis.set_yticks(range(len(accuracies)), [*accuracies])
+    for label, colour in zip(axis.get_yticklabels(), COLOURS.values(), strict=True):
         label.set_color(colour)
-    axis.set(xlabel="test accuracy in %", ylim=(len(rows) - 0.7, -0.5))
-    axis.set_title("After the last step: means, and seeds in grey")
+    axis.set_ylim(len(accuracies) - 0.6, -0.7)
+    axis.set_xlabel("test accuracy in %\npale: seeds; diamonds: means with 95 % intervals")
+    best = max(accuracies, key=lambda method: statistics.mean(accuracies[method]))
+    gain = spread([*map(sub, accuracies[best], accuracies[SCRATCH])])
+    axis.set_title(f"{best}: {gain} points better than {SCRATCH}".capitalize())
 
 
 def parse() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -390,11 +398,10 @@ def main() -> None:
     Console(width=100).print(blocks(task.pretrained))
     print(f"{schedule}:\n\n{schedule.read_text()}")
     show(runs, rates)
-    summary = {
-        "test_accuracy_percent": ends(runs), "accuracies_by_step": runs, "learning_rates": rates,
-    }  # fmt: skip
+    summary = {"test_accuracy_percent": ends(runs), "accuracies_by_step": runs}
+    text = json.dumps(summary | {"learning_rates": rates}, indent=2)
     draw(runs, task, arguments.out / "transfer.png")
-    write_file(arguments.out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_file(arguments.out / "summary.json", f"{text}\n")
     print(f"Wrote {arguments.out}/transfer.png and {arguments.out}/summary.json")
 
 

@@ -1,12 +1,15 @@
 """Reports of planted measurements: the tables' text, and images that show something."""
 
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.patches import Rectangle
 
 from benchmarks import plots, report
 from benchmarks.results import Results
@@ -87,7 +90,7 @@ def test_every_kind_has_its_images_and_they_are_linked(written: dict[str, Path])
         ("all_layer_norm_bandwidth.png", plots.COLOURS[:2]),  # ours and eager
         ("all_layer_norm_ratio.png", plots.COLOURS[:1]),
         ("all_cpu.png", plots.COLOURS[:1]),
-        ("all_fit.png", plots.COLOURS[:2]),
+        ("all_fit.png", plots.COLOURS[:1]),  # ours; plain is the 1
         ("all_overhead.png", plots.COLOURS[:1]),
     ],
 )
@@ -100,6 +103,36 @@ def test_images_show_the_data(
     for colour in colours:
         shown = np.abs(pixels - np.array(to_rgb(colour))).max(axis=-1) < 0.02
         assert shown.sum() > 100, colour
+
+
+def test_training_steps_are_one_panel_of_ratios_to_plain() -> None:
+    rows = [row for row in planted.fit_rows() if row["status"] == "ok"]
+    rows += [{**row, "model": "vit", "ratio_to_plain": None} for row in rows]
+    figure = plots.training_steps(rows)
+    assert figure is not None
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["resnet50"]
+    (bar,) = (patch for patch in axes.patches if isinstance(patch, Rectangle))
+    assert (bar.get_x(), bar.get_x() + bar.get_width()) == pytest.approx((1, 0.8))
+    low, high = axes.get_xlim()
+    assert low < 0.8 < 1 < high
+    assert [1.0, 1.0] in [list(np.asarray(line.get_xdata())) for line in axes.get_lines()]
+
+
+def test_labels_of_bars_lie_apart() -> None:
+    rows = [
+        planted.cpu_row(ratio, op=op, direction=direction)
+        for op in ("dropout", "layer_norm", "stochastic_depth")
+        for direction, ratio in (("forward", 0.3), ("forward+backward", 1.1))
+    ]
+    figure = plots.cpu_ratios(rows)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in [*axes.get_yticklabels(), *axes.texts]]
+    assert len(boxes) == 3 + 6
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
 
 
 def test_bandwidth_points_lie_where_they_were_measured() -> None:

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_rel
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from examples import digits
 from tests.examples.scripts import run_main
@@ -25,9 +28,12 @@ def test_the_demo_measures_what_it_says(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     summary = json.loads((tmp_path / "digits" / "summary.json").read_text())
-    assert 0.97 <= summary["test_accuracy"] <= 1
-    assert f"{summary['test_accuracy']:.4f}" in result.stdout
-    assert f"{summary['plain_test_accuracy']:.4f}" in result.stdout
+    (ours, _), (plain, _) = summary["test_accuracy"], summary["plain_test_accuracy"]
+    assert 0.9 < ours < 1
+    assert summary["difference"][0] == pytest.approx(ours - plain)
+    for name in ("test_accuracy", "plain_test_accuracy", "difference"):
+        mean, half = summary[name]
+        assert f"{mean:.4f} ± {half:.4f}" in result.stdout
     assert summary["fused_layers"] == [f"network.{i}" for i in (1, 3, 5, 7)]
     assert len(summary["best_steps"]) == summary["seeds"] == 2
     for best, stop in zip(summary["best_steps"], summary["stop_steps"], strict=True):
@@ -35,6 +41,32 @@ def test_the_demo_measures_what_it_says(tmp_path: Path) -> None:
     picture = (tmp_path / "digits" / "learning_curves.png").read_bytes()
     assert picture.startswith(b"\x89PNG")
     assert len(picture) > 20_000
+
+
+def test_intervals_are_those_of_the_paired_t_test() -> None:
+    plain, ours = [0.9, 0.92, 0.91, 0.95], [0.93, 0.94, 0.92, 0.95]
+    runs = {
+        name: [digits.Run(accuracy, [], 1) for accuracy in accuracies]
+        for name, accuracies in zip(digits.TWINS, (plain, ours), strict=True)
+    }
+    mean, half = digits.difference(runs)
+    expected = ttest_rel(ours, plain).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx(tuple(expected))
+
+
+def images(loader: DataLoader[tuple[Tensor, ...]]) -> set[tuple[float, ...]]:
+    assert isinstance(loader.dataset, TensorDataset)
+    return {tuple(row.tolist()) for row in loader.dataset.tensors[0]}
+
+
+def test_each_seed_has_digits_of_its_own_to_train_and_the_same_to_test() -> None:
+    first, second = (
+        [images(loader) for loader in loaders] for loaders in map(digits.make_loaders, (0, 1))
+    )
+    assert [len(part) for part in first] == [digits.TRAIN, digits.VALIDATION, digits.TEST]
+    assert sum(map(len, first)) == len(set().union(*first))
+    assert first[2] == second[2]
+    assert len(first[0] & second[0]) < digits.TRAIN / 2
 
 
 def test_too_few_seeds_are_refused(
