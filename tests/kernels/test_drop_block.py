@@ -201,7 +201,7 @@ def test_both_layouts_have_the_same_mask(
     assert torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("per_channel", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_rows_of_many_words(per_channel: bool, device: str) -> None:
     x = torch.rand(1, 3, 4, 993, device=device) + 1  # 31 pieces of 32 elements and one of a single
     torch.manual_seed(1)

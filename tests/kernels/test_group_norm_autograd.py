@@ -136,7 +136,12 @@ def test_compiled_in_one_graph(layout: Layout, device: str) -> None:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")
 @pytest.mark.kernel
 @pytest.mark.parametrize(
-    ("shape", "layout"), [((2, 4, 3, 2), None), ((2, 4, 3, 2), LAST), ((1, 2, 97, 173), None)]
+    ("shape", "layout"),
+    [
+        ((2, 4, 3, 2), None),
+        pytest.param((2, 4, 3, 2), LAST, marks=pytest.mark.full),
+        pytest.param((1, 2, 97, 173), None, marks=pytest.mark.full),
+    ],
 )
 def test_opcheck(shape: tuple[int, ...], layout: Layout, device: str) -> None:
     x, weight, bias = (t.requires_grad_() for t in make(shape, layout, device=device))

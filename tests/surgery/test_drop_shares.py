@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision import ops
 
 from lightning_practices.surgery import Skipped, fuse
+from tests.amounts import few_and_many
 
 Sizes = tuple[int, ...]
 
@@ -71,9 +72,11 @@ def mean_and_error(layer: nn.Module, sizes: Sizes, device: str) -> tuple[float, 
     return shares.mean().item(), shares.std().item() / math.sqrt(PLANES)
 
 
-@pytest.mark.parametrize(("kind", "sizes", "block_size"), CASES)
-def test_the_share_of_blocks(kind: Any, sizes: Sizes, block_size: int, device: str) -> None:
-    make, law = kind
+@pytest.mark.parametrize(
+    "case", few_and_many(CASES[::4], [*CASES[1::4], *CASES[2::4], *CASES[3::4]])
+)
+def test_the_share_of_blocks(case: tuple[Any, Sizes, int], device: str) -> None:
+    (make, law), sizes, block_size = case
     layer = make(P, block_size)
     expected = law(sizes, block_size).mean().item()
     fused = copy.deepcopy(layer)

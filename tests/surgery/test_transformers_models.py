@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from lightning_practices.surgery import fuse, unfuse
+from tests.amounts import few_and_many
 from tests.surgery.clients import needs
 from tests.surgery.models import assert_equal
 from tests.surgery.transformers_models import (
@@ -36,7 +37,7 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
 @kernel
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("kind", ["llama", "bart", "vit", "distilbert"])
+@pytest.mark.parametrize("kind", few_and_many(["llama", "bart"], ["vit", "distilbert"]))
 def test_checkpointed_activations(kind: str, reentrant: bool, device: str, ends: Calls) -> None:
     model = fused(build(kind, 0.2, device)).train()
     expected, count = run(model), len(ends)
@@ -77,7 +78,7 @@ def test_a_fused_model_is_saved_and_loaded(kind: str, tmp_path: Path, device: st
 
 
 @kernel
-@pytest.mark.parametrize("kind", ["bert", "llama", "dinov2", "bart"])
+@pytest.mark.parametrize("kind", few_and_many(["bert", "llama"], ["dinov2", "bart"]))
 def test_a_compiled_model(kind: str, device: str) -> None:
     model = fused(build(kind, device=device))
     compiled = torch.compile(model, backend="aot_eager")
@@ -85,7 +86,9 @@ def test_a_compiled_model(kind: str, device: str) -> None:
         torch.testing.assert_close(mine, right, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "biogpt", "gemma3", "gpt_neox"])
+@pytest.mark.parametrize(
+    "kind", few_and_many(["llama", "gpt2"], ["opt", "biogpt", "gemma3", "gpt_neox"])
+)
 def test_generated_tokens_are_equal(kind: str, device: str) -> None:
     model = build(kind, device=device, causal=True).eval()
     other = fused(model)

@@ -4,9 +4,7 @@ import functools
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 import lightning_kernels
 from benchmarks.ptx import Finding, Record, compiled_on_cpu
 from benchmarks.replaced import our_kernels
+from tests.amounts import few_and_many
 from tests.benchmarks.ptx import cases, clips, drops
 from tests.benchmarks.ptx.cases import Case, executed
 from tests.kernels.test_activation_values import SHARES, all_numbers, half_unit
@@ -48,11 +47,6 @@ def moves(record: Record, size: int) -> float:
     """Return how often tensors of ``size`` bytes or more are read or written, each as a whole."""
     tensors = [t for launch in record.launches for t in launch.traffic if t.size >= size]
     return sum(t.read_bytes + t.written_bytes for t in tensors) / size
-
-
-def few_and_many(few: Iterable[Any], many: Iterable[Any]) -> list[Any]:
-    """Return the parameters of a test: those of `make test`, and those of `make test-full`."""
-    return [*few, *(pytest.param(one, marks=pytest.mark.full) for one in many)]
 
 
 @pytest.mark.parametrize("case", few_and_many(cases.FEW, cases.MANY), ids=str)
