@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_practices.advisor._observation import Observation, Step
+from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Value
 
@@ -38,7 +38,7 @@ def last_step_of_both_directions(seen: Observation) -> Iterator[Evidence]:
         is_read = any(seen.step.users(state) for state in call.outputs[1:])
         if output.shape[time] < _FEWEST or is_read or not users:
             continue
-        if all(_is_last(user, time) and not _are_parted(seen.step, user) for user in users):
+        if all(_is_last(user, time) for user in users):
             yield Evidence(
                 f"only the last of {output.shape[time]} time steps of {call} is used, by"
                 f" {users[0]}: there the backward direction has read one element",
@@ -61,21 +61,3 @@ def _is_last(user: Call, time: int) -> bool:
     rest = [part for place, part in enumerate(parts) if place != time]
     is_end = parts[time] in (-1, user.inputs[0].shape[time] - 1)
     return is_end and isinstance(parts[time], int) and all(part == slice(None) for part in rest)
-
-
-def _are_parted(step: Step, user: Call) -> bool:
-    """Return whether the two directions are taken apart after the call."""
-    names = (
-        "__getitem__",
-        "chunk",
-        "split",
-        "tensor_split",
-        "narrow",
-        "view",
-        "reshape",
-        "unflatten",
-    )
-    return any(
-        each.name in names and (not each.outputs or each.output.shape != user.output.shape)
-        for each in step.users(user.output)
-    )
