@@ -21,7 +21,7 @@ def softmax_before_many_labels(seen: Observation) -> Iterator[Evidence]:
     for _, loss in losses_seen(seen, {"bce"}):
         maker, target = made_by(loss.prediction, {"softmax"}), loss.target.tensor
         dimension = softmax_dimension(maker) if maker is not None else None
-        if maker is None or target is None or dimension is None or not target.numel():
+        if maker is None or target is None or not dimension or not target.numel():
             continue
         if target.shape != maker.output.shape or target.shape[dimension] < 2:
             continue

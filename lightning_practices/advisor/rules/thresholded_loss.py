@@ -23,7 +23,7 @@ _DECISIONS = frozenset(
     source="questions on forums about a Dice loss of thresholded masks that doesn't improve",
 )  # fmt: skip
 def thresholded_loss(seen: Observation) -> Iterator[Evidence]:
-    for root in seen.step.roots:
+    for root in (one for one in seen.step.roots if one.requires_grad):
         for term in terms_of(root, reductions=False):
             decision = None if term.value.requires_grad else _decision(term.value)
             if decision is not None:
