@@ -1,6 +1,11 @@
 """Images whose channels are moved by a reshape."""
 
 from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from typing_extensions import override
 
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
@@ -13,11 +18,13 @@ _MOST_CHANNELS = 4
 @rule(
     "LP328", "error",
     practice="Dimensions are exchanged by permute, not by a reshape",
-    measures="a reshape of images (N, H, W, C) to (N, C, H, W) before a first layer",
+    measures="a reshape of images (N, H, W, C) to (N, C, H, W) before a first layer, or in the"
+    " dataset",
     healthy="none",
     source="questions about numpy images that look scrambled after reshape",
 )  # fmt: skip
 def reshaped_images(seen: Observation) -> Iterator[Evidence]:
+    yield from _in_dataset(seen)
     for call, value in seen.step.first_layers:
         for made in _makers(value):
             if made.name in _RESHAPES and _moves_channels(made.inputs[0].shape, made.output.shape):
@@ -28,6 +35,38 @@ def reshaped_images(seen: Observation) -> Iterator[Evidence]:
                     "x = x.movedim(-1, -3)",
                     (call.module,) if call.module else (),
                 )
+
+
+def _in_dataset(seen: Observation) -> Iterator[Evidence]:
+    samples = seen.train.samples
+    if samples is None:
+        return
+    with _Reshapes() as reshapes:
+        samples.read(samples.spread(1))
+    for name, before, after in reshapes.found[:1]:
+        yield Evidence(
+            f"the dataset's {name} gives images of shape {before} the shape {after} without moving"
+            " an element: pixels and channels are mixed up",
+            "x = x.movedim(-1, -3)",
+        )
+
+
+class _Reshapes(TorchFunctionMode):
+    """Notes the reshapes in a block that move channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+
+    @override
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name in _RESHAPES and isinstance(result, Tensor) and args:
+            before, after = tuple(args[0].shape), tuple(result.shape)
+            if _moves_channels(before, after):
+                self.found.append((name, before, after))
+        return result
 
 
 def _moves_channels(before: tuple[int, ...], after: tuple[int, ...]) -> bool:

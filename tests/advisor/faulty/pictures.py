@@ -1,0 +1,122 @@
+"""Datasets of pictures: masks that stay, reshapes, and weights of a sampler."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
+from torchvision.transforms import v2
+from torchvision.tv_tensors import Mask
+
+from tests.advisor.programs import Arguments, Task, digit_loaders, digits, faulty, mlp
+
+
+class Pictures(Dataset[Any]):
+    """Digits and what is made of them."""
+
+    def __init__(self) -> None:
+        self.images, self.labels = digits()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.sample(self.images[index], self.labels[index])
+
+    def sample(self, image: Tensor, label: Tensor) -> Any:
+        raise NotImplementedError
+
+
+class Ink(Pictures):
+    flip = v2.RandomHorizontalFlip()
+
+    def sample(self, image: Tensor, label: Tensor) -> Any:
+        image, mask = self.flip(image, Mask((image[0] > 0).long()))
+        return image, mask.as_subclass(Tensor)
+
+
+def segmenter() -> Task:
+    return Task(nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1)))
+
+
+def shuffled(dataset: Any) -> DataLoader[Any]:
+    return DataLoader(dataset, 64, shuffle=True, drop_last=True)
+
+
+def _joint() -> Arguments:
+    images = digits()[0]
+    masks = (images[:, 0] > 0).long()
+    return segmenter(), (shuffled(Ink()), DataLoader(TensorDataset(images, masks), 64))
+
+
+@faulty("LP343", source="a transform of images in a segmentation dataset", mended=_joint)
+def image_flipped_alone() -> Arguments:
+    class Alone(Ink):
+        flip = v2.Compose([v2.RandomVerticalFlip(), v2.GaussianNoise(sigma=0.05, clip=False)])
+
+        def sample(self, image: Tensor, label: Tensor) -> Any:
+            return self.flip(image), (image[0] > 0).long()
+
+    return segmenter(), shuffled(Alone())
+
+
+@faulty("LP343", source="a coin for the image, and none for the mask")
+def coin_for_image_alone() -> Arguments:
+    class Alone(Ink):
+        def sample(self, image: Tensor, label: Tensor) -> Any:
+            mask = (image[0] > 0).long()
+            return (image.flip(-1) if torch.rand(()) < 0.5 else image), mask
+
+    return segmenter(), shuffled(Alone())
+
+
+class Colours(Pictures):
+    """Digits in three colours, as numpy keeps images: height, width, channels."""
+
+    def sample(self, image: Tensor, label: Tensor) -> Any:
+        return self.channels_first(image[0, :, :, None] * torch.tensor([1.0, 0.5, 0.2])), label
+
+    def channels_first(self, image: Tensor) -> Tensor:
+        return image.permute(2, 0, 1)
+
+
+@faulty("LP328", source="view for channels first in a dataset")
+def view_in_dataset() -> Arguments:
+    class Viewed(Colours):
+        def channels_first(self, image: Tensor) -> Tensor:
+            return image.view(3, 8, 8)
+
+    return Task(mlp(192, 32, 10)), shuffled(Viewed())
+
+
+@faulty("LP328", source="torch.reshape in a transform")
+def reshape_in_transform() -> Arguments:
+    class Reshaped(Colours):
+        def channels_first(self, image: Tensor) -> Tensor:
+            return torch.reshape(image, (3, *image.shape[:2]))
+
+    return Task(mlp(192, 32, 10)), shuffled(Reshaped())
+
+
+def weighted(weights: Tensor) -> DataLoader[Any]:
+    sampler = WeightedRandomSampler(weights.tolist(), len(digits()[1]))
+    return DataLoader(TensorDataset(*digits()), 64, sampler=sampler, drop_last=True)
+
+
+def _of_samples() -> Arguments:
+    y = digits()[1]
+    return Task(mlp(64, 32, 10)), (weighted((1 / y.bincount())[y]), digit_loaders()[1])
+
+
+@faulty("LP344", source="weights of the classes for a weighted sampler", also=("LP319", "LP321"),
+        mended=_of_samples)  # fmt: skip
+def weights_of_classes() -> Arguments:
+    return Task(mlp(64, 32, 10)), weighted(1 / digits()[1].bincount())
+
+
+@faulty("LP344", source="weights of two classes, balanced by hand", also=("LP319",))
+def two_weights() -> Arguments:
+    x, y = digits()
+    sampler = WeightedRandomSampler(torch.tensor([0.2, 0.8]), 1000)
+    data = TensorDataset(x, (y > 7).long())
+    return Task(mlp(64, 32, 2)), DataLoader(data, batch_size=50, sampler=sampler)
