@@ -247,7 +247,7 @@ def show(runs: dict[str, list[Run]], model: Digits, summary: dict[str, object]) 
 def main() -> None:
     """Train both twins with every seed, and print and draw the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--seeds", type=int, default=15, help="runs of each twin, at least 2")
+    parser.add_argument("--seeds", type=int, default=20, help="runs of each twin, at least 2")
     parser.add_argument("--out", type=Path, default=Path("runs/digits"), help="folder for results")
     arguments = parser.parse_args()
     if arguments.seeds < 2:

@@ -6,7 +6,9 @@ extractor, fine-tuned at once, and unfrozen in phases: those of ``ProgressiveUnf
 which last one epoch, and equal ones, which are written to a file and read from it. All methods
 start from the same head and see the same batches, and their learning rates fall to 0 along the same
 cosine. They are tested after the last step, on all other images of that half. Each seed has its own
-halves, labels and pretraining. The script takes a few minutes on a CPU:
+halves, labels and pretraining. The question was chosen since the network's knowledge answers it: on
+other questions about digits that were tried, pretraining gained little or nothing. The script takes
+a few minutes on a CPU:
 
     python examples/transfer.py
 
