@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_practices.advisor import Finding, Report, advise, all_rules
+from lightning_practices.advisor import Evidence, Finding, Report, _advise, advise, all_rules
+from lightning_practices.advisor import rule as new_rule
 from tests.advisor.programs import Task, digit_loaders, mlp
 
 pytestmark = pytest.mark.plain
@@ -153,3 +155,19 @@ def test_trainer_is_only_read() -> None:
     before = {name: str(value) for name, value in vars(trainer).items()}
     advise(*faulty(), trainer)
     assert {name: str(value) for name, value in vars(trainer).items()} == before
+
+
+def test_a_rule_that_fails_says_so_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    @new_rule("LP999", "error", practice="p", measures="m", healthy="h", source="s")
+    def broken(seen: Any) -> Iterator[Evidence]:
+        yield Evidence("found before", "r")
+        math.log(0 * len(seen.steps))
+
+    monkeypatch.setattr(_advise, "all_rules", lambda: (broken, *all_rules()))
+    report = advise(*faulty())
+    assert {one.id for one in report} >= {"LP000", "LP201"}
+    [failed] = [one for one in report if one.id == "LP000"]
+    assert failed.severity == "warning"
+    assert re.match(r"rule LP999 failed: ValueError: .* \(test_report.py:\d+\)", failed.message)
+    assert 'ignore=["LP999"]' in failed.remedy
+    assert "LP000" not in {one.id for one in advise(*faulty(), ignore=["LP999"])}
