@@ -27,6 +27,7 @@ from lightning_practices.advisor._kept_graphs import KeptGraphs
 from lightning_practices.advisor._observation import Batch, Observation, Split, Step
 from lightning_practices.advisor._observed_copy import (
     copy_loaders,
+    note_synced,
     release,
     release_trainer,
     simplify,
@@ -152,6 +153,7 @@ class _Watch(OfBothPackages, Callback):
         self.recorder.before_backward = self._before_backward
         self.recorder.after_backward = self._after_backward
         self._graphs = KeptGraphs()
+        self._synced = note_synced(seen.module)
         self._step = OpenStep()
         self._skipped = 0  # epochs that ended before their first step
         self._has_batch = False
@@ -305,9 +307,7 @@ class _Watch(OfBothPackages, Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         logged = [] if trainer._results is None else list(trainer._results.values())
         self.seen.unsynced |= {
-            one.meta.name
-            for one in logged
-            if one.is_tensor and not (one.meta.sync.should or one.meta.sync.rank_zero_only)
+            one.meta.name for one in logged if one.is_tensor and one.meta.name not in self._synced
         }
 
 

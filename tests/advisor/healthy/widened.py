@@ -78,9 +78,6 @@ def bags_of_instances() -> Arguments:
         DataLoader(val, batch_size=None),  # type: ignore[arg-type]
     )
     return Bags(), loaders
-        DataLoader(bags[:80], batch_size=None, shuffle=True),
-        DataLoader(bags[80:], batch_size=None),
-    )  # type: ignore[arg-type]
 
 
 class Slots(Task):
@@ -172,3 +169,60 @@ def shares_of_labels() -> Arguments:
     x, y = labels_of_digits()
     some = y.sum(1) > 0
     return Task(mlp(64, 64, 4)), split(x[some], (y / y.sum(1, keepdim=True))[some])
+
+
+class Twins(Task):
+    """Draws two noisy views of a sample together, and others apart."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = batch[0]
+        views = [functional.normalize(self.net(x + 0.3 * torch.randn_like(x))) for _ in range(2)]
+        labels = torch.arange(len(x), device=x.device)
+        return functional.cross_entropy(views[0] @ views[1].T / 0.2, labels)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+@healthy
+def contrastive_in_large_batches() -> Arguments:
+    return Twins(mlp(64, 64, 32)), digit_loaders(256)
+
+
+class Denoiser(Task):
+    """Predicts the noise that was added."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = batch[0].flatten(1)
+        noise = torch.randn_like(x)
+        return functional.mse_loss(self.net(x + noise), noise)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+
+@healthy
+def denoising_in_large_batches() -> Arguments:
+    return Denoiser(mlp(64, 128, 64)), digit_loaders(256)
+
+
+class LowRank(nn.Module):
+    """A frozen layer with the product of two parameters beside it, written as matrices."""
+
+    def __init__(self, layer: nn.Linear, rank: int = 4) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.a = nn.Parameter(torch.randn(rank, layer.in_features) / layer.in_features**0.5)
+        self.b = nn.Parameter(torch.zeros(layer.out_features, rank))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.layer(x) + 2 * (x @ self.a.T @ self.b.T)
+
+
+@healthy
+def lora_of_matrices() -> Arguments:
+    net = nn.Sequential(
+        nn.Flatten(), LowRank(nn.Linear(64, 64)), nn.ReLU(), LowRank(nn.Linear(64, 64)), nn.ReLU(),
+        nn.Linear(64, 10),
+    )  # fmt: skip
+    return Task(net), digit_loaders()
