@@ -94,8 +94,9 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
                     error.add_note(note)
                 raise
     if not seen.steps and seen.failure is None:
+        why = watch.no_step
         release_observation(seen)
-        raise ValueError(watch.no_step)
+        raise ValueError(why)
     return seen
 
 

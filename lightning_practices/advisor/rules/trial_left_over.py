@@ -48,8 +48,10 @@ def few_batches(seen: Observation) -> Iterator[Evidence]:
         )
         return
     batches = _batches(seen)
+    if limit is None or math.isinf(batches):
+        return
     used = limit if isinstance(limit, int) else math.floor(limit * batches)
-    if limit is not None and limit != 1.0 and used < batches < math.inf:
+    if used < batches:
         yield Evidence(
             f"limit_train_batches={limit} uses {used} of {batches} batches of an epoch",
             "leave limit_train_batches out of the Trainer, once the trial is over",
