@@ -86,10 +86,10 @@ def advise(
     rules = [rule for rule in asked or all_rules() if rule not in left_out]
     seen = observe(module, data, trainer)
     try:
-        found, rules = _asked(rules, seen)
+        found, used = _asked(rules, seen)
     finally:
         release_observation(seen)
-    return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
+    return Report(found, tuple(rule.id for rule in used), type(module).__name__)
 
 
 def _asked(rules: Sequence[Rule], seen: Observation) -> tuple[list[Finding], Sequence[Rule]]:

@@ -80,8 +80,9 @@ def _is_log_probability(call: Call) -> bool:
     if call.name != "sub" or len(call.inputs) != 2:
         return False
     total = call.inputs[1].maker()
-    is_sum = total is not None and total.name == "logsumexp"
-    return is_sum and total.inputs[0].origin() is call.inputs[0].origin()
+    if total is None or total.name != "logsumexp":
+        return False
+    return total.inputs[0].origin() is call.inputs[0].origin()
 
 
 def _is_in_range(loss: Loss) -> bool:
