@@ -14,6 +14,8 @@ from lightning_practices.advisor._rule import Finding, Rule
 from lightning_practices.advisor.rules import all_rules, rules_matching
 
 _LOSSES = "LP2"  # the rules that need no more of a step than its loss
+_STEPLESS = ("LP251",)  # those that need no whole step
+_FAILURE = ("LP250",)  # the rule that explains an exception which no other rule does
 
 
 def advise(
@@ -31,8 +33,9 @@ def advise(
     the functions that they call on tensors are recorded. Rules look at the recording, the
     gradients, the weights, the data, the optimizers and, if it is given, the Trainer.
 
-    If a step raises an exception, so does this function, unless it is one of a loss that a rule
-    explains: the report then holds the rules on outputs and losses only.
+    If a step raises an exception whose cause is known, such as shapes or devices that don't fit,
+    the report names the cause and the user's line as an error, and holds no other rules than those
+    that need no whole step. Another exception is raised.
 
     No effect stays: module, loaders, datamodule, Trainer and random states are as before, bit for
     bit. But the user's own code runs, such as ``prepare_data`` and hooks, also those of
@@ -83,20 +86,38 @@ def advise(
     rules = [rule for rule in asked or all_rules() if rule not in left_out]
     seen = observe(module, data, trainer)
     try:
-        if seen.failure is not None:
-            rules = [rule for rule in rules if rule.id.startswith(_LOSSES)]
-        found = _found(rules, seen)
-        if seen.failure is not None and not any(one.severity == "error" for one in found):
-            raise seen.failure
+        found, used = _asked(rules, seen)
     finally:
         release_observation(seen)
-    return Report(found, tuple(rule.id for rule in rules), type(module).__name__)
+    return Report(found, tuple(rule.id for rule in used), type(module).__name__)
+
+
+def _asked(rules: Sequence[Rule], seen: Observation) -> tuple[list[Finding], Sequence[Rule]]:
+    """Return the findings of rules, with the rules that could be asked.
+
+    Raises:
+        Exception: That of the steps, if they failed and no rule finds an error that explains it.
+    """
+    apart = [rule for rule in rules if rule.id in _FAILURE]
+    others = [rule for rule in rules if rule.id not in _FAILURE]
+    if seen.failure is None:
+        return _found(others, seen), rules
+    chosen = (_LOSSES,) if seen.failed_in_loss else _STEPLESS
+    others = [rule for rule in others if rule.id.startswith(chosen)]
+    found = _found(others, seen)
+    if not any(one.severity == "error" for one in found):
+        found += _found(apart, seen)
+    if not any(one.severity == "error" for one in found):
+        for one in found:  # such as that a rule has failed
+            seen.failure.add_note(str(one))
+        raise seen.failure
+    return found, [*others, *apart]
 
 
 def _found(rules: Sequence[Rule], seen: Observation) -> list[Finding]:
     """Return the findings of rules, but for repeated ones and those that others explain."""
-    found = {rule: rule.findings(seen) for rule in rules}
-    causes = {rule.id for rule, findings in found.items() if findings}
+    found = {rule: rule.findings_or_failure(seen) for rule in rules}
+    causes = {one.id for findings in found.values() for one in findings}
     shown = {
         (finding.id, finding.message): finding
         for rule, findings in found.items()

@@ -1,10 +1,11 @@
 """Which data a user has given: a datamodule or loaders."""
 
-from typing import Any
+from collections.abc import Sized
+from typing import Any, TypeGuard
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_practices._packages import either
 
@@ -56,6 +57,29 @@ def note_on(data: Any) -> str | None:
             " (train loader, validation loader)"
         )
     return None
+
+
+def note_on_empty(loaders: Any) -> str:
+    """Return the text of an exception for training data that gave no batch."""
+    nothing = "the training data gave no batch, so that no step could be looked at"
+    for one in tree_leaves(loaders):
+        if not isinstance(one, DataLoader) or not one.drop_last or not _is_sized(one.sampler):
+            continue
+        size, samples = getattr(one.batch_sampler, "batch_size", one.batch_size), len(one.sampler)
+        if size and 0 < samples < size:
+            return (
+                f"{nothing}: drop_last=True drops the last batch if it isn't full, and the loader"
+                f" has {samples} samples for batches of {size}. Give batch_size={samples} or less,"
+                " or drop_last=False"
+            )
+    return f"{nothing}: give data with at least one batch"
+
+
+def _is_sized(value: Any) -> TypeGuard[Sized]:
+    try:
+        return len(value) >= 0
+    except (TypeError, NotImplementedError):
+        return False
 
 
 def _is_datamodule(data: Any) -> bool:

@@ -1,7 +1,7 @@
 """The plan of a fit: its length, and how a module is trained in it."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import NamedTuple, TypeVar
 
@@ -86,15 +86,20 @@ def mentions(kind: type, *names: str, apart_from: tuple[str, ...] = ()) -> bool:
         names: The names.
         apart_from: Names of methods that aren't looked at.
     """
-    own = [base for base in kind.__mro__ if not base.__module__.startswith(_LIBRARIES)]
-    codes = [
-        code
-        for base in own
-        for name, value in vars(base).items()
-        if name not in apart_from
-        for code in _codes(getattr(getattr(value, "__func__", value), "__code__", None))
-    ]
+    codes = codes_of(kind, lambda method: method not in apart_from)
     return any(name in (*code.co_names, *code.co_consts) for code in codes for name in names)
+
+
+def codes_of(kind: type, is_chosen: Callable[[str], bool]) -> Iterator[CodeType]:
+    """Yield the codes of a class's methods whose names are chosen, and of functions within them.
+
+    Classes of torch and Lightning among its bases don't count.
+    """
+    own = [base for base in kind.__mro__ if not base.__module__.startswith(_LIBRARIES)]
+    for base in own:
+        for name, value in vars(base).items():
+            if is_chosen(name):
+                yield from _codes(getattr(getattr(value, "__func__", value), "__code__", None))
 
 
 _LIBRARIES = (

@@ -196,8 +196,15 @@ class Observation:
             configures. None of them has run.
         trainer: The user's Trainer, if one was given.
         observer: The Trainer that ran the steps.
-        failure: The exception of one of torch's losses that ended the steps; ``None`` if there was
-            none. If the loss was that of the first step, this has no gradients.
+        failure: The exception that ended the steps; ``None`` if there was none. It is that of one
+            of torch's losses, or one whose cause is known. If it was in the first step, this has no
+            gradients, or is missing.
+        failed_in_loss: Whether it is that of one of torch's losses, so that there is a step.
+        failed_at: The user's line that led to it, or the line of a backward pass before; may be
+            empty.
+        unsynced: Names of the tensors that validation logs without sync_dist.
+        carried_graphs: Attributes whose tensors the next step's loss depends on, with their graph.
+        grown_graphs: Attributes that keep the graphs of all steps.
         datamodule: The copy of the user's datamodule, if one was given.
         names: Name of each parameter before the first step, by its ``id``.
         originals: ``id`` of each parameter of the user's own module, not of the copy.
@@ -218,6 +225,11 @@ class Observation:
     optimizers: list[Optimizer] = field(default_factory=list)
     schedulers: list[Any] = field(default_factory=list)
     failure: Exception | None = None
+    failed_in_loss: bool = False
+    failed_at: str = ""
+    unsynced: set[str] = field(default_factory=set)
+    carried_graphs: tuple[str, ...] = ()
+    grown_graphs: tuple[str, ...] = ()
     rates: list[list[float]] = field(default_factory=list)
     updates: list[Updates] = field(default_factory=list)
     callbacks: list[Callback] = field(default_factory=list)

@@ -20,11 +20,14 @@ from typing_extensions import override
 from lightning_practices._names import count, plain_name
 from lightning_practices._packages import OfBothPackages, twin_of
 from lightning_practices.advisor._configured import callbacks_of_module
-from lightning_practices.advisor._data import note_on, parts_of
+from lightning_practices.advisor._data import note_on, note_on_empty, parts_of
+from lightning_practices.advisor._failures import explanation_of, line_of
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
+from lightning_practices.advisor._kept_graphs import KeptGraphs
 from lightning_practices.advisor._observation import Batch, Observation, Split, Step
 from lightning_practices.advisor._observed_copy import (
     copy_loaders,
+    note_synced,
     release,
     release_trainer,
     simplify,
@@ -50,7 +53,8 @@ _PRECISIONS = ("32-true", "64-true", "bf16-true", "bf16-mixed", "16-true", "16-m
 def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Observation:
     """Run a copy of ``module`` on ``data`` and return what was seen.
 
-    An exception that one of torch's losses raises is noted rather than raised.
+    An exception of one of torch's losses, and one that :mod:`_failures` explains, is noted rather
+    than raised.
 
     Args:
         module: The user's module, which stays as it is.
@@ -89,9 +93,10 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
                 if note := note_on(data):
                     error.add_note(note)
                 raise
-    if not seen.steps:
+    if not seen.steps and seen.failure is None:
+        why = watch.no_step
         release_observation(seen)
-        raise ValueError(watch.no_step)
+        raise ValueError(why)
     return seen
 
 
@@ -148,6 +153,8 @@ class _Watch(OfBothPackages, Callback):
         self._optimizer_steps = OptimizerSteps()
         self.recorder.before_backward = self._before_backward
         self.recorder.after_backward = self._after_backward
+        self._graphs = KeptGraphs()
+        self._synced = note_synced(seen.module)
         self._step = OpenStep()
         self._skipped = 0  # epochs that ended before their first step
         self._has_batch = False
@@ -163,17 +170,23 @@ class _Watch(OfBothPackages, Callback):
             yield
         finally:
             self._optimizer_steps.end()
+            self._graphs.release()
+            self.seen.carried_graphs = tuple(self._graphs.carried)
+            self.seen.grown_graphs = tuple(self._graphs.grown)
             for x, gradient in self._step.shared.values():
                 x.grad = gradient
 
     def note_failure(self, module: LightningModule, error: Exception) -> bool:
-        """Note that ``error`` ended a step in a loss, and say whether it did."""
+        """Note that ``error`` ended the steps, and say whether a rule may explain it."""
         failed, call = self.recorder.failure or (None, None)
         self.recorder.failure = None  # whose traceback refers to the recorder
-        if call is None or failed is not error:
+        is_loss = call is not None and failed is error
+        if not is_loss and explanation_of(error) is None:
             return False
         self.seen.failure = error
-        if not self.seen.steps:
+        self.seen.failed_in_loss = is_loss
+        self.seen.failed_at = line_of(error) or self.recorder.own_backward
+        if call is not None and is_loss and not self.seen.steps:
             self._step.roots = [call.output]
             self.seen.steps.append(self._step.closed(module, self.recorder))
         return True
@@ -187,10 +200,7 @@ class _Watch(OfBothPackages, Callback):
                 f" first batch of {count(self._skipped, 'epoch')}, which skips the epoch: let it"
                 " return None for a batch that is to be looked at"
             )
-        return (
-            "the training data gave no batch, so that no step could be looked at: give data with at"
-            " least one batch"
-        )
+        return note_on_empty(self.seen.observer.train_dataloader)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -236,6 +246,7 @@ class _Watch(OfBothPackages, Callback):
     def _before_backward(self, loss: Tensor) -> None:
         self.recorder.is_on = False
         self._optimizer_steps.note_backward()
+        self._graphs.note_loss(loss)
         self._step.note_loss(self.seen.module, loss, self.recorder.value_of(loss))
 
     def _after_backward(self) -> None:
@@ -251,6 +262,7 @@ class _Watch(OfBothPackages, Callback):
         self.seen.steps.append(
             self._step.closed(pl_module, self.recorder, self._optimizer_steps.stepped)
         )
+        self._graphs.note_step(pl_module)
         untouched = [
             name
             for name, weight in self.seen.weights.items()
@@ -263,7 +275,7 @@ class _Watch(OfBothPackages, Callback):
         else:
             is_judged = self._optimizer_steps.are_judged
         is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
-        if not is_open:
+        if not (is_open or (self._graphs.is_open and steps < 2)):
             trainer.should_stop = True
 
     @override
@@ -291,6 +303,13 @@ class _Watch(OfBothPackages, Callback):
             found = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
             self._step.roots = [self.recorder.value_of(x) for x in found]
             self.seen.validation_step = self._step.closed(pl_module, self.recorder)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logged = [] if trainer._results is None else list(trainer._results.values())
+        self.seen.unsynced |= {
+            one.meta.name for one in logged if one.is_tensor and one.meta.name not in self._synced
+        }
 
 
 def _optimizers(trainer: Trainer, module: LightningModule) -> list[Optimizer]:

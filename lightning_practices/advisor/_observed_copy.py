@@ -1,5 +1,6 @@
 """What a copied module does otherwise than the user's while it is observed."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ _LOADERS = ("train_dataloader", "val_dataloader")
 # Methods that the attributes of a copy replace. These attributes refer to the copy.
 _REPLACED = (
     "configure_optimizers", "configure_callbacks", "configure_gradient_clipping", "clip_gradients",
-    "practice_callbacks", "backward", *_LOADERS,
+    "practice_callbacks", "backward", "log", *_LOADERS,
 )  # fmt: skip
 
 
@@ -32,6 +33,24 @@ def simplify(model: LightningModule) -> None:
     if hasattr(model, "practice_callbacks"):  # of the mixins, whose clipping needs its callback
         model.practice_callbacks = list  # type: ignore[assignment]
     _survive(model)
+
+
+def note_synced(model: LightningModule) -> set[str]:
+    """Let a copy note the names that it logs for all ranks or for rank 0 alone; return their set.
+
+    On one rank, Lightning keeps no trace of that.
+    """
+    log, names = model.log, set[str]()
+    signature = inspect.signature(log)
+
+    def noting(*args: Any, **kwargs: Any) -> None:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        if given.get("sync_dist") or given.get("rank_zero_only"):
+            names.add(given["name"])
+        log(*args, **kwargs)
+
+    model.log = noting  # type: ignore[method-assign]
+    return names
 
 
 def _survive(model: LightningModule) -> None:

@@ -1,7 +1,9 @@
 """Rules, and what they find."""
 
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from typing_extensions import override
@@ -12,6 +14,8 @@ Severity = Literal["error", "warning", "hint"]
 """How bad a finding is, the worst first."""
 
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "hint")  # the worst first
+
+RULE_FAILED = "LP000"  # identifier of the finding that a rule itself has failed
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,26 @@ class Rule:
             )
             for one in self.find(seen)
         ]  # fmt: skip
+
+    def findings_or_failure(self, seen: Any, step: int | None = None) -> list[Finding]:
+        """Return what :meth:`findings` does, or a finding of its own if the rule itself fails.
+
+        A fault of a rule is none of the program that it looks at, so that it may neither end a fit
+        nor hide what other rules find.
+        """
+        try:
+            return self.findings(seen, step)
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            return [
+                Finding(
+                    RULE_FAILED, "warning", "The advisor's rules run to their end",
+                    f"rule {self.id} failed: {type(error).__name__}: {error}"
+                    f" ({Path(last.filename).name}:{last.lineno}). It says nothing of this program",
+                    f'please report it; until it is mended, ignore=["{self.id}"]',
+                    source=self.source, step=step,
+                )
+            ]  # fmt: skip
 
 
 def rule(

@@ -8,9 +8,11 @@ from lightning_practices.advisor._observation import Step
 from lightning_practices.advisor._trace import Call, Value
 
 _KEEPING = CLAMPS | {"mean", "sum", "nanmean", "nansum", "add", "stack", "cat", "sqrt", "exp"}
+_KEEPING |= {"broadcast_tensors"}
 _DIFFERENCES = frozenset({"sub", "__rsub__", "rsub"})
 _SCALES = frozenset({"mul", "div"})
 _LINEAR = _SCALES | _DIFFERENCES | {"add", "neg"}
+_POSITIVE = frozenset({"exp", "square", "softplus", "sigmoid", "softmax"})
 _REDUCTIONS = frozenset({"mean", "sum"})
 _SHAPES = frozenset(
     {"reshape", "view", "squeeze", "unsqueeze", "flatten", "contiguous", "clone", "ravel"}
@@ -86,6 +88,18 @@ def _is_number(value: Value) -> bool:
     return is_constant and value.tensor is not None and value.tensor.numel() == 1
 
 
+def _is_positive(value: Value) -> bool:
+    """Return whether a value is positive by the functions that made it, as a variance is."""
+    call = value.origin().call
+    if call is None or not call.inputs:
+        return False
+    if call.name in ("pow", "mul", "div"):
+        numbers = [x for x in call.args if isinstance(x, int | float)]
+        is_even = call.name == "pow" and numbers[:1] == [2]
+        return is_even or bool(numbers and numbers[0] > 0 and _is_positive(call.inputs[0]))
+    return call.name in _POSITIVE
+
+
 def _factor(call: Call, value: Value) -> int:
     """Return the sign of what a call does to one of its inputs; 0 if unknown."""
     if call.name in _KEEPING | PASSED:
@@ -100,6 +114,8 @@ def _factor(call: Call, value: Value) -> int:
         return (number > 0) - (number < 0)
     if call.name in _SCALES and len(call.inputs) == 2:
         other = call.inputs[1] if call.inputs[0] is value else call.inputs[0]
+        if _is_positive(other) and (call.name == "mul" or call.inputs[0] is value):
+            return 1
         if _is_number(other) and other.tensor is not None:
             return int(other.tensor.sign())
     return 0

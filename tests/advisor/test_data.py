@@ -6,7 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_practices.advisor import advise, overfit_batch
 from lightning_practices.advisor._observe import observe
@@ -112,3 +112,9 @@ def test_an_epoch_that_is_skipped() -> None:
     later = Skipping(mlp(64, 10))
     later.epochs = 2
     assert advise(later, TRAIN).of("error") == []
+
+
+def test_a_last_batch_that_is_the_only_one_and_dropped() -> None:
+    few = TensorDataset(*(x[:20] for x in TRAIN.dataset[:]))
+    with pytest.raises(ValueError, match=r"drop_last=True drops .* 20 samples for batches of 32"):
+        advise(Task(mlp(64, 10)), DataLoader(few, 32, drop_last=True))

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import pytest
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_practices.advisor import Finding, Report, advise, all_rules
-from tests.advisor.programs import Task, digit_loaders, mlp
+from lightning_practices.advisor import Evidence, Finding, Report, _advise, advise, all_rules
+from lightning_practices.advisor import rule as new_rule
+from tests.advisor.programs import FAULTY, Task, digit_loaders, load_all, mlp
 
+load_all()
 pytestmark = pytest.mark.plain
 
 
@@ -153,3 +156,42 @@ def test_trainer_is_only_read() -> None:
     before = {name: str(value) for name, value in vars(trainer).items()}
     advise(*faulty(), trainer)
     assert {name: str(value) for name, value in vars(trainer).items()} == before
+
+
+def test_a_rule_that_fails_says_so_and_the_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    @new_rule("LP999", "error", practice="p", measures="m", healthy="h", source="s")
+    def broken(seen: Any) -> Iterator[Evidence]:
+        yield Evidence("found before", "r")
+        math.log(0 * len(seen.steps))
+
+    monkeypatch.setattr(_advise, "all_rules", lambda: (broken, *all_rules()))
+    report = advise(*faulty())
+    assert {one.id for one in report} >= {"LP000", "LP201"}
+    [failed] = [one for one in report if one.id == "LP000"]
+    assert failed.severity == "warning"
+    assert re.match(r"rule LP999 failed: ValueError: .* \(test_report.py:\d+\)", failed.message)
+    assert 'ignore=["LP999"]' in failed.remedy
+    assert "LP000" not in {one.id for one in advise(*faulty(), ignore=["LP999"])}
+
+
+@pytest.mark.parametrize(
+    ("program", "id", "text", "remedy"),
+    [
+        ("failures.tensors_on_a_fixed_device", "LP250", r"at failures.py:\d+: tensors are put on .*"
+         r" The exception is \w+: .*(NVIDIA|CUDA|meta)", r"device=self.device"),
+        ("failures.backward_under_automatic_optimization", "LP250", r"at failures.py:\d+: .*"
+         r"a backward\(\) in the step.* Trying to backward", r"manual_backward"),
+        ("failures.token_beyond_the_embedding", "LP250", r"index out of range", r"num_embeddings"),
+        ("failures.state_with_its_graph", "LP251", r"self.state keeps .* backward fails", "detach"),
+        ("widened.classes_from_one", "LP216", r"targets are from 1 to 10", r"y = y - 1"),
+        ("monitors.plateau_without_monitor", "LP611", r"has no monitor", r'monitor="val_loss"'),
+    ],
+)  # fmt: skip
+def test_causes_and_remedies_name_what_to_change(
+    program: str, id: str, text: str, remedy: str
+) -> None:
+    report = advise(*FAULTY[program].make())
+    [found] = [one for one in report if one.id == id]
+    assert re.search(text, found.message)
+    assert re.search(remedy, found.remedy)
+    assert report.exit_code == 1

@@ -17,7 +17,7 @@ SILENT = {
         "factorised_layer", "linear_probe_on_frozen_features", "attention_written_out",
         "transformer_of_torch", "residual_blocks_without_norms", "separable_convolutions",
         "mixture_of_experts", "activation_of_an_own_autograd_function",
-        "activation_of_torch_script", "quadratic_network", "gan",
+        "activation_of_torch_script", "quadratic_network", "gan", "lora_of_matrices",
     ],
     "LP521": ["cnn_on_digits"],
     "LP541": ["selu_by_the_book", "mlp_on_digits"],
@@ -27,8 +27,12 @@ SILENT = {
     "LP610": ["cosine_of_epochs"],
     "LP613": ["right_monitors", "trial"],
     "LP614": ["exponential_by_epoch_until_early_stopping", "trial"],
-    "LP633": ["mlp_on_digits"],
+    "LP633": [
+        "mlp_on_digits", "contrastive_in_large_batches", "denoising_in_large_batches",
+    ],
     "LP634": ["accumulation_without_batch_norm"],
+    "LP653": ["values_of_all_ranks", "metrics_of_all_ranks"],
+    "LP655": ["right_monitors", "limited_stream"],
     "LP643": ["rate_of_one_before_the_factor_of_a_transformer", "fine_tuning_with_a_low_rate"],
 }  # fmt: skip
 

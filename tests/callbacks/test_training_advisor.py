@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_practices.advisor import all_rules, training_rules
+from lightning_practices.advisor import Rule, all_rules, training_rules
 from lightning_practices.callbacks import LearningCurves, TrainingAdvisor
 from lightning_practices.callbacks._training_advisor.schedule import next_look
 from tests.advisor.programs import HEALTHY, Task, digit_loaders, load_all, mlp
@@ -73,6 +73,20 @@ def test_rules_can_be_ignored() -> None:
     assert "LP815" not in {*advisor.report.checked, *(one.id for one in advisor.report)}
     with pytest.raises(ValueError, match="ignore has 'LP9'"):
         TrainingAdvisor(ignore=["LP9"])
+
+
+def test_a_rule_that_fails_ends_no_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: Any) -> Any:
+        raise ZeroDivisionError("of nothing")
+        yield
+
+    own = Rule("LP899", "error", "p", "m", "h", "s", broken)
+    rules = (own, *training_rules())
+    monkeypatch.setattr(TrainingAdvisor, "_rules", property(lambda self: rules))
+    report = fit_of(FAULTY_FITS["never_zeroed"].make()).report
+    [failed] = [one for one in report if one.id == "LP000"]
+    assert "rule LP899 failed: ZeroDivisionError: of nothing" in failed.message
+    assert "LP815" in {one.id for one in report}
 
 
 def test_each_finding_is_shown_once_and_all_in_the_end(caplog: pytest.LogCaptureFixture) -> None:

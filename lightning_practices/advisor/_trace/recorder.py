@@ -39,6 +39,7 @@ class Recorder(TorchFunctionMode):
         is_on: Whether calls are recorded.
         calls: The calls since the last :meth:`begin`.
         failure: The last exception that one of torch's losses raised, and its call.
+        own_backward: The last line at which a step called ``backward`` by itself; may be empty.
         before_backward: Is called with each tensor whose ``backward`` a step calls by itself.
         after_backward: Is called after it.
     """
@@ -48,6 +49,7 @@ class Recorder(TorchFunctionMode):
         self.is_on = False
         self.calls: list[Call] = []
         self.failure: tuple[Exception, Call] | None = None
+        self.own_backward = ""
         self.before_backward: Callable[[Tensor], None] = lambda loss: None
         self.after_backward: Callable[[], None] = lambda: None
         self._values: Any = WeakTensorKeyDictionary()
@@ -133,6 +135,8 @@ class Recorder(TorchFunctionMode):
         return result
 
     def _backward(self, args: Any, kwargs: dict[str, Any]) -> None:
+        path, number = _place()
+        self.own_backward = f"{Path(path).name}:{number}" if path else ""
         self.before_backward(args[0])
         if args[0].requires_grad:  # if not, a rule says why, where torch would raise
             Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from lightning_practices.advisor._entries import targets_of
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
 
@@ -16,12 +17,14 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 @rule(
     "LP633", "hint",
     practice="The batch size leaves many steps to an epoch",
-    measures="batch size and steps of an epoch",
+    measures="batch size and steps of an epoch, where a loss has a target from the batch",
     healthy="32 or less, 64 or less with batch norm, or 20 steps and more",
     source="lecture S3; Masters and Luschi, 2018, arXiv:1804.07612; the Deep Learning Tuning"
     " Playbook, which takes the opposite view",
 )  # fmt: skip
 def large_batches(seen: Observation) -> Iterator[Evidence]:
+    if not any(entry.source is not None for _, entry in targets_of(seen)):
+        return  # more samples are better negatives, or make the estimate of a density less noisy
     limit = _WITH_NORMS if _norms(seen) else _LECTURE
     sizes = [one.batch_size for one in seen.train.loaders if one.batch_size is not None]
     batches = seen.observer.num_training_batches

@@ -32,11 +32,35 @@ def class_targets(seen: Observation) -> Iterator[Evidence]:
 
 
 @rule(
+    "LP254", "warning",
+    practice="Several labels at a time are for sigmoids",
+    measures="rows of 0 and 1 that sum to 2 and more, among the targets of cross entropy",
+    healthy="none: the shares of the classes in a row sum to 1",
+    source="torch.nn.CrossEntropyLoss: the target contains class probabilities",
+)  # fmt: skip
+def several_labels(seen: Observation) -> Iterator[Evidence]:
+    for _, loss in losses_seen(seen, {"cross_entropy"}):
+        x = loss.target.tensor
+        if x is None or not x.is_floating_point() or x.dim() < 2 or not x.numel():
+            continue
+        share = float((x.sum(1) >= 2).float().mean())
+        if share > 0 and bool(((x == 0) | (x == 1)).all()):
+            yield Evidence(
+                f"{share:.0%} of the target rows of {loss.call} hold two labels and more, as 0 and"
+                " 1: softmax lets the labels of a sample compete, and the loss can't reach 0",
+                "nn.BCEWithLogitsLoss() in its place, and sigmoid for predictions",
+                tuple(name for name in [layer_of(loss.prediction)] if name),
+                {"share": share},
+            )
+
+
+@rule(
     "LP218", "hint",
     practice="Soft targets of cross entropy sum to 1 over the classes",
     measures="sums of the rows of floating point targets",
     healthy="1",
     source="torch.nn.CrossEntropyLoss: the target contains class probabilities",
+    explained_by=("LP254",),
 )  # fmt: skip
 def sums_of_soft_targets(seen: Observation) -> Iterator[Evidence]:
     for _, loss in losses_seen(seen, {"cross_entropy"}):
@@ -75,6 +99,13 @@ def _problem(loss: Loss) -> tuple[str, str] | None:
     if low < 0 or high >= count:
         return (
             f"so that classes are 0 to {count - 1}, and targets are from {low} to {high}",
-            f"an output of {high + 1} classes" if low >= 0 else f"ignore_index={low}",
+            _remedy(low, high, count),
         )
     return None
+
+
+def _remedy(low: int, high: int, count: int) -> str:
+    """Return what brings classes from ``low`` to ``high`` and ``count`` outputs together."""
+    if low == 1 and high == count:  # classes that are counted from 1
+        return "y = y - 1, as classes begin at 0"
+    return f"an output of {high + 1} classes" if low >= 0 else f"ignore_index={low}"

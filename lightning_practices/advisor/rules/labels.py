@@ -31,8 +31,9 @@ def batches_of_one_class(seen: Observation) -> Iterator[Evidence]:
             continue
         labels = torch.cat(batches) if labels is None else labels
         pure = [x for x in batches if bool((x == x[0]).all())]
-        shares = torch.unique(labels, return_counts=True)[1] / len(labels)
-        log_chance = sum(math.log(float((shares ** len(x)).sum())) for x in pure)
+        shares = torch.unique(labels, return_counts=True)[1].double() / len(labels)
+        # Logarithms, as the powers of large batches are below the least number.
+        log_chance = sum(float((len(x) * shares.log()).logsumexp(0)) for x in pure)
         if len(shares) < 2 or len(pure) < 0.75 * len(batches) or log_chance > math.log(_CHANCE):
             continue
         samples = seen.train.samples

@@ -95,7 +95,11 @@ def _widths(seen: Observation, call: Call) -> tuple[int, int] | None:
     if call.name.startswith("conv"):
         groups = call.get(6, "groups", 1)
         return None if groups != 1 else (weight.shape[1], weight.shape[0])
-    out, into = weight.shape[:2] if call.name == "linear" else weight.shape[:2][::-1]
+    used = next(x for x in call.inputs if x.origin().parameter == name)
+    if len(used.shape) < 2:
+        return None
+    # A product takes the matrix as it is used, which may be a parameter's transpose.
+    into, out = used.shape[:2][::-1] if call.name == "linear" else used.shape[-2:]
     return into, out
 
 

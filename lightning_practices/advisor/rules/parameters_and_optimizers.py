@@ -101,7 +101,8 @@ def optimizer_of_other_parameters(seen: Observation) -> Iterator[Evidence]:
 @rule(
     "LP106", "warning",
     practice="One optimizer holds each parameter, once",
-    measures="parameters twice in an optimizer, or in an optimizer of all parameters and another",
+    measures="parameters twice in an optimizer, or in an optimizer of all parameters and another,"
+    " or in two optimizers of all that step after losses of their own",
     healthy="each once; a part that two losses share may be in two optimizers",
     source="torch.optim.Optimizer warns of duplicates; questions about GANs whose discriminator's"
     " optimizer got self.parameters()",
@@ -121,6 +122,16 @@ def in_two_optimizers(seen: Observation) -> Iterator[Evidence]:
             )
     for shared, first, second in _shared(seen):
         larger = max((first, second), key=lambda one: len(one[1]))
+        if _takes_turns(seen, shared, first, second):
+            yield Evidence(
+                f"Optimizers {first[0]} and {second[0]} both hold all"
+                f" {count(len(shared), 'parameter')} of the module, and both step in a training"
+                " step, after losses of their own: each loss moves what the other one trains",
+                "give each optimizer the parameters alone that its loss has to train, such as"
+                " Adam(self.generator.parameters()) and Adam(self.discriminator.parameters())",
+                concerned(seen, sorted(shared)),
+                {"parameters": len(shared)},
+            )
         if larger[1] == every and len(shared) < len(every):
             rest = outermost(seen, sorted(shared))
             yield Evidence(
@@ -143,6 +154,8 @@ def in_two_optimizers(seen: Observation) -> Iterator[Evidence]:
 def in_two_optimizers_perhaps(seen: Observation) -> Iterator[Evidence]:
     every = set(trainable(seen))
     for shared, first, second in _shared(seen):
+        if _takes_turns(seen, shared, first, second):
+            continue
         if every not in (first[1], second[1]) or shared == every:
             yield Evidence(
                 f"Optimizers {first[0]} and {second[0]} both hold"
@@ -154,6 +167,14 @@ def in_two_optimizers_perhaps(seen: Observation) -> Iterator[Evidence]:
 
 
 _Held = tuple[int, set[str]]
+
+
+def _takes_turns(seen: Observation, shared: set[str], first: _Held, second: _Held) -> bool:
+    """Whether two optimizers of all parameters both step in a step that differentiates twice."""
+    both = {first[0], second[0]}
+    return shared == set(trainable(seen)) and any(
+        len(step.roots) > 1 and both <= step.stepped for step in seen.steps
+    )
 
 
 def _shared(seen: Observation) -> Iterator[tuple[set[str], _Held, _Held]]:

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from lightning_practices.advisor._divergences import base_of, divergences_of, stripped
-from lightning_practices.advisor._observation import Observation
+from lightning_practices.advisor._gradient_paths import Paths
+from lightning_practices.advisor._kinds import PASSED
+from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import layer_of
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Value
@@ -84,12 +86,77 @@ def code_by_its_variance(seen: Observation) -> Iterator[Evidence]:
                 return
 
 
-def _noise(call: Call) -> Iterator[tuple[Value, Call]]:
+@rule(
+    "LP249", "error",
+    practice="The reconstruction trains the encoder through a sampled code",
+    measures="whether a code that is drawn from the mean and the variance of a divergence, and goes"
+    " into a layer, has a gradient",
+    healthy="it does: mean + std * noise, or rsample()",
+    source="Kingma and Welling, 2014, arXiv:1312.6114, section 2.4: the reparametrisation",
+)  # fmt: skip
+def code_without_gradient(seen: Observation) -> Iterator[Evidence]:
+    step = seen.step
+    encoders = {
+        layer_of(x) for found in divergences_of(step) for x in (found.variance, found.mean)
+    } - {""}
+    if not encoders:
+        return
+    drawn = [one for one in _drawn(step) if encoders & set(map(layer_of, one[2]))]
+    if any(code.requires_grad and call.name != "normal" for call, code, _ in drawn):
+        return
+    for call, code, _ in drawn:  # torch.normal has a gradient, which is 0
+        if _is_decoded(step, code):
+            yield Evidence(
+                f"{call} draws a code from the encoder's output without a gradient: the"
+                " reconstruction trains the decoder alone, and the encoder gets the gradient of its"
+                " divergence from the prior",
+                "z = mean + std * torch.randn_like(std), with no detach(), or"
+                " torch.distributions.Normal(mean, std).rsample()",
+                tuple(sorted(encoders)),
+            )
+            return
+
+
+def _drawn(step: Step) -> Iterator[tuple[Call, Value, list[Value]]]:
+    """Yield the calls that draw codes, each with the code and the values it is drawn from."""
+    for call in step.calls:
+        sources = [x for x in call.inputs if x.is_data and x.depth]
+        if call.name == "normal" and sources:
+            yield call, call.output, sources
+        for value, _ in _noise(call, even_if_detached=True):
+            sums = [one for one in step.users(call.output) if one.name == "add"]
+            for one in sums[:1] or [call]:
+                yield one, one.output, [value]
+
+
+def _is_decoded(step: Step, code: Value) -> bool:
+    """Return whether a code reaches the loss through a layer, and through nothing else.
+
+    The logarithm of its probability, by which a score function trains the encoder, is other.
+    """
+    paths = Paths(step)
+    views = [call for call in step.users(code) if call.name in PASSED]
+    if any(_is_decoded(step, view.output) for view in views if view.outputs):
+        return True
+    first = [call for call in step.users(code) if call not in views]
+    is_scored = any(
+        x.requires_grad and x.parameter is None and x.depth
+        for call in first
+        for x in call.inputs
+        if x is not code and not call.is_layer
+    )
+    return not is_scored and any(
+        call.is_layer and id(call) in paths.reach for call in paths.after([code])
+    )
+
+
+def _noise(call: Call, *, even_if_detached: bool = False) -> Iterator[tuple[Value, Call]]:
     """Yield the value that a call multiplies by noise, and the call that drew the noise."""
     if call.name != "mul" or len(call.inputs) != 2:
         return
     for value, other in (call.inputs, call.inputs[::-1]):
         drawn = other.maker()
         is_drawn = drawn is not None and drawn.name in _NORMAL | _UNIFORM
-        if is_drawn and drawn is not None and value.requires_grad:
+        is_output = value.requires_grad or (even_if_detached and value.is_data and value.depth)
+        if is_drawn and drawn is not None and is_output:
             yield value, drawn

@@ -331,11 +331,14 @@ class TrainingAdvisor(PracticeCallback):
     def _ask(self, trainer: Trainer, *, is_over: bool = False) -> None:
         """Ask the rules that have found nothing yet, on rank 0; all ranks get the answer."""
         known = {one.id for one in self._findings}
+        said = {one.message for one in self._findings}  # a rule that fails does so each time
         new: list[Finding] = []
         if trainer.is_global_zero:
             run = self._run(trainer, is_over=is_over)
             asked = [rule for rule in self._rules if rule.id not in known]
-            new = [one for rule in asked for one in rule.findings(run, trainer.global_step)[:1]]
+            step = trainer.global_step
+            found = [one for rule in asked for one in rule.findings_or_failure(run, step)[:1]]
+            new = [one for one in found if one.message not in said]
         new = gather_objects(trainer, new)[0]
         self._findings += new
         for one in new:

@@ -282,6 +282,17 @@ def sorted_and_not_shuffled() -> Arguments:
     return Task(mlp(64, 64, 10)), (train, DataLoader(TensorDataset(x[odd], y[odd]), 16))
 
 
+@faulty("LP317", source="the same in batches so large that chances are below the least float32")
+def sorted_in_large_batches() -> Arguments:
+    x, y = digits()
+    order = y.argsort(stable=True)
+    x, y = x[order[::2]].repeat_interleave(4, 0), y[order[::2]].repeat_interleave(4)
+    noisy = x + 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    odd = order[1::2]
+    val = DataLoader(TensorDataset(*[part[odd] for part in digits()]), 64)
+    return Task(mlp(64, 64, 10)), (DataLoader(TensorDataset(noisy, y), 64), val)
+
+
 @faulty("LP317", source="an ImageFolder, which is sorted by class, without shuffle")
 def sorted_dicts_without_shuffle() -> Arguments:
     x, y = digits()

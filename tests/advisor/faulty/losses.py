@@ -315,11 +315,18 @@ def detached_term() -> Arguments:
     return Task(mlp(64, 64, 10), loss), digit_loaders()
 
 
-@faulty("LP218", "net.3", source="several labels and CrossEntropyLoss")
+@faulty("LP254", "net.3", source="several labels and CrossEntropyLoss")
 def several_labels() -> Arguments:
     x, y = digits()
     labels = functional.one_hot(y, 10) + functional.one_hot((y + 1) % 10, 10)
     return Task(mlp(64, 64, 10)), split(x, labels.float())
+
+
+@faulty("LP218", "net.3", source="votes of annotators that aren't divided by their number")
+def votes_for_classes() -> Arguments:
+    x, y = digits()
+    votes = 2 * functional.one_hot(y, 10) + functional.one_hot((y + 1) % 10, 10)
+    return Task(mlp(64, 64, 10)), split(x, votes.float())
 
 
 @faulty("LP212", "net.1", source="LogSoftmax and CrossEntropyLoss")
