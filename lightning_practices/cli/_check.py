@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
 
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -56,6 +57,12 @@ def run(arguments: argparse.Namespace) -> int:
         _named(arguments.more), run=False, seed_everything_default=False,
         trainer_defaults={"logger": False},
     )  # fmt: skip
+    if cli.datamodule is None and not is_overridden("train_dataloader", cli.model):
+        name = type(cli.model).__name__
+        raise UsageError(
+            f"{name} has no train_dataloader: name the class of a datamodule too, as in"
+            f" lightning-practices check train.py:{name} train.py:Data"
+        )
     # A Trainer that got no option is not the user's, so that nothing can be said of its plan.
     has_plan = cli.config.trainer != cli.parser.get_defaults().trainer
     trainer = cli.trainer if has_plan else None
