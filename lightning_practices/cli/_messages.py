@@ -134,8 +134,8 @@ def _wrong_value(found: re.Match[str], before: str, *_: object) -> str:
 
 
 def _no_class_path(found: re.Match[str], *_: object) -> str:
-    module, _, inside = found[1].rpartition(":")
-    remedy = f"{module}.{inside}, or {module}.py:{inside}" if module else "package.Class"
+    *module, inside = found[1].rsplit(":", 1)
+    remedy = f"{module[0]}.{inside}, or {module[0]}.py:{inside}" if module else "package.Class"
     return f"{found[1]} is no class: give {remedy} for a class in a file"
 
 

@@ -71,6 +71,12 @@ def test_check_finds_a_fault_and_says_so_by_its_status(capsys: Output) -> None:
     ]
 
 
+def test_check_shows_the_report_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lightning.pytorch")
+    main(["check", NET, DATA, "--trainer.max_epochs=3"])
+    assert caplog.messages == []
+
+
 def test_check_selects_and_ignores_rules(capsys: Output) -> None:
     faulty = ["check", NET, DATA, "--model.softmax=true", "--trainer.logger=false"]
     assert main([*faulty, "--ignore", "LP2"]) == 0
