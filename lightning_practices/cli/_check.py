@@ -1,10 +1,13 @@
 """``check``: the advisor, from the command line."""
 
 import argparse
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -52,10 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.list:
         Console().print(_table([rule for rule in selected if rule not in left_out]))
         return 0
-    cli = PracticesCLI(
-        _named(arguments.more), run=False, seed_everything_default=False,
-        trainer_defaults={"logger": False},
-    )  # fmt: skip
+    with _without_notes_of_the_trainer():
+        cli = PracticesCLI(
+            _named(arguments.more), run=False, seed_everything_default=False,
+            trainer_defaults={"logger": False},
+        )  # fmt: skip
+    if cli.datamodule is None and not is_overridden("train_dataloader", cli.model):
+        name = type(cli.model).__name__
+        raise UsageError(
+            f"{name} has no train_dataloader: name the class of a datamodule too, as in"
+            f" lightning-practices check train.py:{name} train.py:Data"
+        )
     # A Trainer that got no option is not the user's, so that nothing can be said of its plan.
     has_plan = cli.config.trainer != cli.parser.get_defaults().trainer
     trainer = cli.trainer if has_plan else None
@@ -71,6 +81,18 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.json:
             write_file(Path(arguments.json), report.to_json())
     return report.exit_code
+
+
+@contextmanager
+def _without_notes_of_the_trainer() -> Iterator[None]:
+    """Leave out which devices a fit would use, and Lightning's tips; warnings are shown."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _table(rules: Sequence[Rule]) -> Table:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from typing_extensions import override
@@ -10,6 +11,7 @@ from typing_extensions import override
 from lightning_practices.cli._main import USAGE, UsageError
 from lightning_practices.cli._messages import (
     error_of_constructor,
+    is_of_configuration,
     is_of_this_package,
     reason_of,
     short_message,
@@ -33,8 +35,9 @@ class _Parser(LightningArgumentParser):
         command = parser.prog.split()[-1]
         options = [*parser._option_string_actions]
         reason = short_message(message, options, "fit" if command == _NAME else command)
-        shown = _NAME if command == _NAME else f"{_NAME} {command}"
-        return self.exit(USAGE, f"{shown}: {reason}\n")
+        # The only parser without a command of Lightning's is that of `check`.
+        shown = "check" if command == _NAME else command
+        return self.exit(USAGE, f"{_NAME} {shown}: {reason}\n")
 
 
 class PracticesCLI(LightningCLI):
@@ -95,6 +98,10 @@ def _made(argv: Sequence[str]) -> PracticesCLI:
     try:
         return PracticesCLI(argv, seed_everything_default=0)
     except (DataError, MissingPackageError) as error:
+        raise UsageError(str(error)) from error
+    except (MisconfigurationException, FileNotFoundError) as error:
+        if not is_of_configuration(error):
+            raise  # from below the user's code: the traceback says where
         raise UsageError(str(error)) from error
 
 

@@ -49,6 +49,20 @@ def is_of_this_package(error: BaseException) -> bool:
     return raised_in.startswith("lightning_practices.")
 
 
+def is_of_configuration(error: BaseException) -> bool:
+    """Say whether an error is about what was given to Lightning, and not raised below user's code.
+
+    The traceback of such an error shows only code of Lightning and of this package.
+    """
+    place = error.__traceback__
+    while place is not None:
+        module = str(place.tb_frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] not in ("lightning", "lightning_practices", "contextlib"):
+            return False
+        place = place.tb_next
+    return True
+
+
 def reason_of(error: Exception) -> str:
     """Return the reason in an error that lists why a value is of none of several types."""
     listed: list[str] = re.findall(r"^ *- (.*)", str(error), re.MULTILINE)
@@ -115,6 +129,20 @@ def _wrong_type(found: re.Match[str], before: str, *_: object) -> str:
     return f"{_key(before)} has to be {' or '.join(names)}, but got '{found[2]}'"
 
 
+def _wrong_value(found: re.Match[str], before: str, *_: object) -> str:
+    return f"{_key(before)} has to be {found[1].rpartition('.')[2]}, but got '{found[2]}'"
+
+
+def _no_class_path(found: re.Match[str], *_: object) -> str:
+    *module, inside = found[1].rsplit(":", 1)
+    remedy = f"{module[0]}.{inside}, or {module[0]}.py:{inside}" if module else "package.Class"
+    return f"{found[1]} is no class: give {remedy} for a class in a file"
+
+
+def _wrong_base(found: re.Match[str], *_: object) -> str:
+    return f"{found[2]} is no {found[1]}, which is expected here"
+
+
 def _key(before: str) -> str:
     """Return the option that a message is about, from the keys of each level in it."""
     return "--" + ".".join(_KEY.findall(before))
@@ -140,4 +168,7 @@ _REASONS: list[tuple[str, _Explain]] = [
     (r"(?s)Expected a typing\.Literal\[([^\]]*)\].*?Given value: ([^\n]*)", _wrong_choice),
     (r"Subtypes: \[((?:<class '(?:int|float|bool|str|NoneType)'>(?:, )?)+)\](?s:.*?)"
      r"Given value: ([^\n]*)", _wrong_type),
+    (r"Expected a dot import path string: (\S+)", _no_class_path),
+    (r"does not correspond to a subclass of (\w+)(?s:.*?)Given value: ([^\n]*)", _wrong_base),
+    (r"Expected a <class '([\w.]+)'>\. Got value: ([^\n]*)", _wrong_value),
 ]  # fmt: skip

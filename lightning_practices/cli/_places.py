@@ -17,11 +17,15 @@ def class_path(name: str) -> str:
     The folder of a file is added to the places from which Python imports.
     """
     file, _, inside = name.rpartition(":")
+    if name.endswith(".py"):
+        raise UsageError(f"{name} names a file and no class: give {name}:Net for its class Net")
     if not file.endswith(".py"):
         return name
     path = Path(file).resolve()
     if not path.is_file():
-        raise UsageError(f"{file} is not a file")
+        near = get_close_matches(path.name, [one.name for one in path.parent.glob("*.py")], 1)
+        hint = f": did you mean {near[0]}?" if near else ""
+        raise UsageError(f"there is no file {file}{hint}")
     sys.path.insert(0, str(path.parent))
     return f"{path.stem}.{inside}"
 

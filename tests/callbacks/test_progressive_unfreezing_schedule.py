@@ -123,7 +123,10 @@ WRONG: list[tuple[Any, str]] = [
     ([{"blocks": ["head"]}, STEM], r"phase 1: until has to say when the phase ends, .*got None"),
     ([{**HEAD, "until": 3}, STEM], "phase 1: until has to say when the phase ends, .*got 3"),
     ([HEAD], "phase 1: it is the last phase .*until={'epoch': 1} has no meaning"),
-    ([{**HEAD, "until": {"epochs": 1}}, STEM], "phase 1: 'epochs' is none of epoch, step, plateau"),
+    (
+        [{**HEAD, "until": {"epochs": 1}}, STEM],
+        "phase 1: 'epochs' is none of epoch, step, plateau: did you mean 'epoch'",
+    ),
     (
         [{**HEAD, "until": {"epoch": 0}}, STEM],
         "epoch has to be a whole number from 1 on, but got 0",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from lightning_practices import __version__
@@ -18,7 +19,7 @@ from lightning_practices.advisor import all_rules, training_rules
 from lightning_practices.callbacks import unfreezing_schedule
 from lightning_practices.cli import main
 from lightning_practices.cli._main import COMMANDS, LIGHTNING
-from tests.cli.programs import small
+from tests.cli.programs import Net, small
 
 pytestmark = [
     pytest.mark.plain,
@@ -70,6 +71,12 @@ def test_check_finds_a_fault_and_says_so_by_its_status(capsys: Output) -> None:
     ]
 
 
+def test_check_shows_the_report_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lightning.pytorch")
+    main(["check", NET, DATA, "--trainer.max_epochs=3"])
+    assert caplog.messages == []
+
+
 def test_check_selects_and_ignores_rules(capsys: Output) -> None:
     faulty = ["check", NET, DATA, "--model.softmax=true", "--trainer.logger=false"]
     assert main([*faulty, "--ignore", "LP2"]) == 0
@@ -116,7 +123,12 @@ def test_check_reads_the_file_of_a_fit(capsys: Output) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["check", "missing.py:Net"], "missing.py is not a file"),
+        (["check", "missing.py:Net"], "there is no file missing.py"),
+        (["check", "trian.py:Net"], "there is no file trian.py: did you mean train.py?"),
+        (["check", "train.py"], "train.py names a file and no class"),
+        (["check", NET], "Net has no train_dataloader: name the class of a datamodule too"),
+        (["recipe", "run", "digits", "--ckpt_path=last"], "finds no checkpoint"),
+        (["validate", "--config", "digits", "--ckpt_path=no.ckpt"], "file not found: no.ckpt"),
         (["check", NET, DATA, "more"], "there are at most two classes"),
         (["check", NET, DATA, "--select", "LP999"], "begins no rule's identifier"),
         (["fuse", "resnt18"], "did you mean resnet18"),
@@ -141,6 +153,10 @@ def test_wrong_calls_end_with_2_and_a_message(
     arguments: list[str], message: str, capsys: Output
 ) -> None:
     Path("fit.yaml").touch()
+    Path("train.py").touch()
+    earlier = Path("lightning_logs/version_0/checkpoints/last.ckpt")
+    earlier.parent.mkdir(parents=True)
+    earlier.touch()
     assert main(arguments) == 2
     shown = capsys.readouterr().err
     assert message in shown
@@ -165,6 +181,15 @@ def test_wrong_calls_end_with_2_and_a_message(
             ["fit", "--model", NET, "--trainer.max_epochs=x"],
             "--trainer.max_epochs has to be int or null, but got 'x'",
         ),
+        (
+            ["fit", "--model", NET, "--model.width=x"],
+            "--model.width has to be int, but got 'x'",
+        ),
+        (
+            ["check", "train:Net", DATA],
+            "check: train:Net is no class: give train.Net, or train.py:Net",
+        ),
+        (["check", DATA, NET], f"check: {DATA} is no LightningModule"),
         (["fit", "--model.width=3"], "--model.width comes without a class"),
         (["fit"], "a model is missing: give --model train.py:Net"),
         (["doctor", "--all"], "unrecognized arguments: --all"),
@@ -206,6 +231,16 @@ def test_a_class_may_come_after_its_arguments(capsys: Output) -> None:
     with pytest.raises(SystemExit):
         main(["fit", "--model.width=5", "--model", NET, "--data", DATA, "--print_config"])
     assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["width"] == 5
+
+
+def test_an_error_below_an_own_step_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    def logs_wrongly(self: Net, batch: Any, batch_idx: int) -> None:
+        self.log("val/dataloader_idx_0", batch[0].mean())  # Lightning raises, below this line
+
+    monkeypatch.setattr(Net, "validation_step", logs_wrongly)
+    with pytest.raises(MisconfigurationException) as raised:
+        main(["validate", "--model", NET, "--data", DATA, "--trainer.fast_dev_run=true"])
+    assert any(place.name == "logs_wrongly" for place in raised.traceback)
 
 
 def test_an_error_of_an_own_class_keeps_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

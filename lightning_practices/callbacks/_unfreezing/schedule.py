@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -288,7 +289,9 @@ def _entries(given: Mapping[str, Any], key: str, wrong: list[str]) -> tuple[Entr
 def _unknown(given: Mapping[str, Any], known: Sequence[str]) -> Iterator[str]:
     for key in given:
         if key not in known:
-            yield f"{shown(key)} is none of {', '.join(known)}"
+            near = get_close_matches(str(key), known, 1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            yield f"{shown(key)} is none of {', '.join(known)}{hint}"
 
 
 def _is_whole(value: Any, least: int) -> bool:
