@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.test_documents import blocks_of, output_of
 
 from lightning_practices.cli._main import COMMANDS, LIGHTNING
 from lightning_practices.cli._recipe_files import card, recipe_file, recipe_names
@@ -45,8 +44,3 @@ def test_the_page_of_the_command_shows_each_command() -> None:
     listed = re.search(r"recipe list\n((?:\w+ +.*\n)+?)\$", page)
     assert listed is not None
     assert [line.split()[0] for line in listed[1].splitlines()] == recipe_names()
-
-
-@pytest.mark.parametrize("code", blocks_of("docs/recipes.md"))
-def test_the_code_of_the_page_runs(code: str, tmp_path: Path) -> None:
-    assert "Sequential" in output_of(code, tmp_path)
