@@ -17,6 +17,7 @@ TORCH = "https://docs.pytorch.org/docs/stable"
 VISION = "https://docs.pytorch.org/vision/stable"
 METRICS = "https://lightning.ai/docs/torchmetrics/stable/all-metrics.html"
 LIGHTNING = "https://lightning.ai/docs/pytorch/stable"
+RICH = "https://rich.readthedocs.io/en/stable/reference"
 PYTHON = "https://docs.python.org/3/library/{module}.html"
 
 # The start of a public name, and the page of such names; the longest start that fits is used.
@@ -35,6 +36,7 @@ PAGES = {
     "torchvision": VISION + "/generated/{name}.html",
     "lightning.pytorch": LIGHTNING + "/api/{name}.html",
     "torchmetrics": METRICS,
+    "rich.console": RICH + "/console.html",
 }
 # Names under which a project documents what it also offers, or keeps, elsewhere.
 DOCUMENTED = {

@@ -39,6 +39,7 @@ def test_the_page_of_a_package_has_each_public_name_once(room: str) -> None:
             "api/lightning.pytorch.core.LightningModule.html"
             "#lightning.pytorch.core.LightningModule",
         ),
+        ("rich.console.Group", "reference/console.html#rich.console.Group"),
         ("os.PathLike", "library/os.html#os.PathLike"),
     ],
 )
