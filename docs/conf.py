@@ -21,13 +21,13 @@ release = version = __version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "myst_parser",
     "sphinx_autodoc_typehints",
     "sphinx_copybutton",
     "sphinx_design",
-    "public_names",  # this and the next are in _ext
+    "mathml",  # this and the next two are in _ext
+    "public_names",
     "other_projects",
 ]
 
@@ -55,6 +55,7 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = f"lightning-practices {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
