@@ -72,7 +72,7 @@ def test_what_the_wheel_requires(built: Path) -> None:
     assert not any("triton" in names for names in required.values())
     assert {"torch", "lightning"} <= required[""]
     with_plots = {extra for extra, names in required.items() if "matplotlib" in names}
-    assert with_plots == {"plots", "dev", "examples", "bench", "recipes"}
+    assert with_plots == {"plots", "dev", "examples", "bench", "recipes", "reproduce"}
     assert required["plots"] == {"matplotlib"}
 
 

@@ -259,7 +259,13 @@ class Look:
 
 
 class Trend(NamedTuple):
-    """The course of the training loss: at the start, its mean now, and its lowest mean."""
+    """The course of the training loss: at the start, its mean now, and its lowest mean.
+
+    Example:
+        >>> from lightning_practices.advisor import Run
+        >>> Run(steps=100, losses=[(step, 2.0 if step < 50 else 0.5) for step in range(100)]).trend
+        Trend(start=2.0, now=0.5, lowest=0.5)
+    """
 
     start: float
     now: float

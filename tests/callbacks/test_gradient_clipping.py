@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.loops.optimization.automatic import Closure
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities.rank_zero import WarningCache
 from torch import Tensor
 
 from lightning_practices.callbacks import GradientClipping
@@ -219,7 +221,9 @@ def test_the_module_is_trained_alike_whoever_unscales() -> None:
     torch.testing.assert_close(states[0], states[1])
 
 
-def test_nothing_is_done_without_gradients() -> None:
+def test_nothing_is_done_without_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Closure, "warning_cache", WarningCache())  # it warns once in a process
+
     class Idle(Net):
         def training_step(self, batch: Tensor, batch_idx: int) -> Any:
             return None if batch_idx == 1 else super().training_step(batch, batch_idx)

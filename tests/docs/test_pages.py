@@ -18,6 +18,8 @@ pytestmark = [
     # Lightning calls what jsonargparse deprecates.
     pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+    # It tries the modules of all callbacks, those that other tests made up too.
+    pytest.mark.filterwarnings("ignore::jsonargparse._util.JsonargparseWarning"),
     pytest.mark.filterwarnings("ignore:Starting from v1.9.0, `tensorboardX`"),
 ]
 

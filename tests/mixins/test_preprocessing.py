@@ -126,7 +126,8 @@ def test_a_loaded_module_preprocesses_without_the_datamodule(tmp_path: Path) -> 
     assert all(map(torch.equal, found, expected))
     x, _ = samples(10, 2)
     assert loaded.preprocessing is not None
-    assert torch.equal(loaded.net(loaded.preprocessing(x)), torch.cat([*expected]))
+    # A product of matrices may round otherwise for another size of the batch.
+    torch.testing.assert_close(loaded.net(loaded.preprocessing(x)), torch.cat([*expected]))
     # The checkpoint is that of a plain module too, whose weights have no further keys.
     Net.load_from_checkpoint(tmp_path / "one.ckpt", weights_only=True)
 

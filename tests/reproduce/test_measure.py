@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,7 @@ def test_a_run_that_fails_names_its_settings_and_keeps_the_others(
 
 KILLED = """
 import sys
+from io import StringIO
 from pathlib import Path
 from lightning_practices.reproduce import measure
 from tests.reproduce.experiments import killing, table
@@ -161,9 +163,9 @@ def test_labels_that_are_no_rows_are_refused(log: Path) -> None:
 
 
 def text_of(results: Results) -> str:
-    console = Console(width=120, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(show(results))
-    return console.export_text()
+    with StringIO() as text:
+        Console(width=120, file=text).print(show(results))
+        return text.getvalue()
 
 
 def test_the_printed_table_has_means_gains_and_the_lecture(results: Results) -> None:

@@ -5,6 +5,7 @@ from itertools import product
 
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
+from lightning_practices.advisor._signs import sign_in_loss
 from lightning_practices.advisor._trace import Value
 
 _KINDS = frozenset({"bce", "bce_logits", "mse"})
@@ -34,7 +35,9 @@ def generator_against_itself(seen: Observation) -> Iterator[Evidence]:
             for real, label in found
             if _parameters(real.prediction) == critic and abs(label - low) > _APART
         ]
-        is_asked_for_fake = abs(asked - low) < _APART / 2
+        # A minimax generator maximises the critic's loss: the sign is negative there.
+        is_made_smaller = sign_in_loss(seen.step, own.call.output) >= 0
+        is_asked_for_fake = is_made_smaller and abs(asked - low) < _APART / 2
         if trained and reals and is_asked_for_fake and critic <= _parameters(own.prediction):
             yield Evidence(
                 f"{own.call} trains the generator towards {asked:g}, which is the critic's label of"
