@@ -86,13 +86,12 @@ def run(arguments: argparse.Namespace) -> int:
 @contextmanager
 def _without_notes_of_the_trainer() -> Iterator[None]:
     """Leave out which devices a fit would use, and Lightning's tips; warnings are shown."""
-    log = logging.getLogger("lightning.pytorch")
-    level = log.level
-    log.setLevel(logging.WARNING)
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.INFO))
     try:
         yield
     finally:
-        log.setLevel(level)
+        logging.disable(before)
 
 
 def _table(rules: Sequence[Rule]) -> Table:
