@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_practices.advisor._clipping import Twice
 from lightning_practices.advisor._samples import Samples
 from lightning_practices.advisor._trace import (
     Call,
@@ -205,6 +206,7 @@ class Observation:
         unsynced: Names of the tensors that validation logs without sync_dist.
         carried_graphs: Attributes whose tensors the next step's loss depends on, with their graph.
         grown_graphs: Attributes that keep the graphs of all steps.
+        clipped_twice: The thresholds of gradients that the module's own hook clips twice.
         datamodule: The copy of the user's datamodule, if one was given.
         names: Name of each parameter before the first step, by its ``id``.
         originals: ``id`` of each parameter of the user's own module, not of the copy.
@@ -230,6 +232,7 @@ class Observation:
     unsynced: set[str] = field(default_factory=set)
     carried_graphs: tuple[str, ...] = ()
     grown_graphs: tuple[str, ...] = ()
+    clipped_twice: list[Twice] = field(default_factory=list)
     rates: list[list[float]] = field(default_factory=list)
     updates: list[Updates] = field(default_factory=list)
     callbacks: list[Callback] = field(default_factory=list)

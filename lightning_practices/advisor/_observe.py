@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from lightning_practices._names import count, plain_name
 from lightning_practices._packages import OfBothPackages, twin_of
+from lightning_practices.advisor._clipping import let_clip
 from lightning_practices.advisor._configured import callbacks_of_module
 from lightning_practices.advisor._data import note_on, note_on_empty, parts_of
 from lightning_practices.advisor._failures import explanation_of, line_of
@@ -80,6 +81,7 @@ def observe(module: LightningModule, data: Any, trainer: Trainer | None) -> Obse
             model, trainer, observer, datamodule, modes=modes_of(module), callbacks=callbacks
         )
         seen.originals = frozenset(map(id, module.parameters()))
+        seen.clipped_twice = let_clip(model, observer, trainer)
         if any(is_lazy(p) for p in model.parameters()):  # a step gives the parameters their shapes
             _materialise(model, module, trainer, (train, val, datamodule))
         watch = _Watch(seen)

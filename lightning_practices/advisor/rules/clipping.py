@@ -12,7 +12,8 @@ _FUNCTIONS = ("clip_grad_norm_", "clip_grad_value_", "clip_grad_norm", "clip_gra
 @rule(
     "LP631", "warning",
     practice="Gradients are clipped once",
-    measures="gradient_clip_val of the Trainer, callbacks that clip, clipping in the module's code",
+    measures="gradient_clip_val of the Trainer, callbacks that clip, clipping in the module's code,"
+    " and what its configure_gradient_clipping does to large gradients",
     healthy="one of them",
     source="Pascanu et al., 2013, arXiv:1211.5063",
 )  # fmt: skip
@@ -32,6 +33,14 @@ def clipped_twice(seen: Observation) -> Iterator[Evidence]:
         yield Evidence(
             f"gradients are clipped by {' and by '.join(found)}: the lower threshold counts",
             "keep one of them",
+        )
+    for one in seen.clipped_twice[:1]:
+        yield Evidence(
+            f"configure_gradient_clipping of {type(seen.module).__name__} clips the norm of the"
+            f" same gradients twice: to {one.own:.3g}, and by self.clip_gradients to"
+            f" {one.given:.3g}. The lower threshold counts",
+            "keep one of them",
+            numbers={"own": one.own, "given": one.given},
         )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from torch.optim import SGD, Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
 
+from lightning_practices.advisor._clipping import is_own_hook
 from lightning_practices.advisor._observation import Observation, Updates
 from lightning_practices.advisor._rule import Evidence, rule
 
@@ -17,9 +18,9 @@ _MOMENTUM = 0.99
 @rule(
     "LP651", "warning",
     practice="Clipping leaves gradients large enough to train",
-    measures="the norm of the gradients at the first step of an optimizer, and by the Trainer's"
-    " gradient_clip_val, beside that after the backward pass; the change of the weights by a step"
-    " of SGD, and the gradients of Adam and RMSprop beside their eps",
+    measures="the norm of the gradients at the first step of an optimizer, after the module's own"
+    " clipping, and by the Trainer's gradient_clip_val, beside that after the backward pass; the"
+    " change of the weights by a step of SGD, and the gradients of Adam and RMSprop beside their eps",
     healthy="a change of 1e-5 of the weights' norm and more; gradients above eps",
     source="Pascanu et al., 2013, arXiv:1211.5063; questions on forums about a loss that doesn't"
     " fall",
@@ -75,6 +76,8 @@ def _clipped(seen: Observation, updates: Updates, gradients: float, elements: in
     """Return the norm of the gradients that an optimizer gets, after all clipping."""
     found = gradients if updates.norm is None else updates.norm
     value = None if seen.trainer is None else seen.trainer.gradient_clip_val
+    if is_own_hook(seen.module):  # which has run, in place of the Trainer's clipping
+        return found
     if value and seen.module.automatic_optimization:
         is_norm = seen.trainer is None or seen.trainer.gradient_clip_algorithm != "value"
         found = min(found, float(value) * (1 if is_norm else elements**0.5))
