@@ -20,7 +20,8 @@ _MOMENTUM = 0.99
     practice="Clipping leaves gradients large enough to train",
     measures="the norm of the gradients at the first step of an optimizer, after the module's own"
     " clipping, and by the Trainer's gradient_clip_val, beside that after the backward pass; the"
-    " change of the weights by a step of SGD, and the gradients of Adam and RMSprop beside their eps",
+    " change of the weights by a step of SGD, and the gradients of Adam and RMSprop beside their"
+    " eps",
     healthy="a change of 1e-5 of the weights' norm and more; gradients above eps",
     source="Pascanu et al., 2013, arXiv:1211.5063; questions on forums about a loss that doesn't"
     " fall",
