@@ -57,7 +57,7 @@ def batches_of_one_class(seen: Observation) -> Iterator[Evidence]:
     measures="the distinct values among the targets of a loss that come from the batch",
     healthy="two and more",
     source="Islam et al. 2019, a comprehensive study on deep learning bug characteristics",
-    explained_by=("LP204", "LP205"),
+    explained_by=("LP204", "LP205", "LP344"),
 )  # fmt: skip
 def constant_targets(seen: Observation) -> Iterator[Evidence]:
     for loss, entry in targets_of(seen):

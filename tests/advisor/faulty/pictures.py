@@ -108,13 +108,12 @@ def _of_samples() -> Arguments:
     return Task(mlp(64, 32, 10)), (weighted((1 / y.bincount())[y]), digit_loaders()[1])
 
 
-@faulty("LP344", source="weights of the classes for a weighted sampler", also=("LP319", "LP321"),
-        mended=_of_samples)  # fmt: skip
+@faulty("LP344", source="weights of the classes for a weighted sampler", mended=_of_samples)
 def weights_of_classes() -> Arguments:
     return Task(mlp(64, 32, 10)), weighted(1 / digits()[1].bincount())
 
 
-@faulty("LP344", source="weights of two classes, balanced by hand", also=("LP319",))
+@faulty("LP344", source="weights of two classes, balanced by hand")
 def two_weights() -> Arguments:
     x, y = digits()
     sampler = WeightedRandomSampler(torch.tensor([0.2, 0.8]), 1000)
