@@ -64,8 +64,11 @@ def activation(call: Call) -> str:
     """Return the name of an activation, also of a softmax or sigmoid that is written out."""
     if call.name in _DIVISIONS and len(call.inputs) == 2:
         above, below = call.inputs[0].origin(), call.inputs[1].maker()
-        if _is(above.call, "exp") and _is(below, "sum") and below.inputs[0].origin() is above:
-            return "softmax"
+        if _is(above.call, "exp") and _is(below, "sum"):
+            summed = below.inputs[0].origin()
+            is_again = _is(summed.call, "exp") and _argument(summed.call) is _argument(above.call)
+            if summed is above or is_again:
+                return "softmax"
     if call.name in ("__rdiv__", "reciprocal", "__rtruediv__") and call.inputs:
         below = call.inputs[0].maker()
         if _is(below, "add") and _is(below.inputs[0].maker(), "exp"):
@@ -216,6 +219,10 @@ def _adds_little(call: Call) -> bool:
         and isinstance(other, int | float)
         and abs(other) <= _LITTLE
     )
+
+
+def _argument(call: Call) -> Value:
+    return call.inputs[0].origin()
 
 
 def _is(call: Call | None, name: str) -> TypeGuard[Call]:
