@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from lightning_practices._names import count, some
 from lightning_practices.advisor._observation import Observation
+from lightning_practices.advisor._plain_objects import held_by, is_plain
 from lightning_practices.advisor._rule import Evidence, rule
 
-_DEEP = 3  # lists within lists that are searched
+_DEEP = 4  # lists, dicts and plain objects within each other that are searched
 
 
 @rule(
@@ -85,6 +86,8 @@ def _unregistered(seen: Observation, is_held: bool) -> Iterator[Evidence]:
 def _remedy(value: Any) -> str:
     if isinstance(value, Tensor):
         return "nn.Parameter(...)"
+    if is_plain(value):
+        return f"{type(value).__name__}(...), of a class {type(value).__name__}(nn.Module)"
     return "nn.ModuleDict(...)" if isinstance(value, Mapping) else "nn.ModuleList(...)"
 
 
@@ -111,6 +114,8 @@ def _tensors(value: Any, deep: int) -> Iterator[Tensor]:
             for name, each in vars(part).items():
                 if not name.startswith("_"):
                     yield from _tensors(each, deep - 1)
-    elif deep and isinstance(value, Mapping | list | tuple):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(each, deep - 1)
+    elif deep:
+        is_object = is_plain(value)  # which may hold what a step has made, such as an attack
+        for _, each in held_by(value):
+            if not (is_object and isinstance(each, Tensor) and not isinstance(each, nn.Parameter)):
+                yield from _tensors(each, deep - 1)

@@ -1,6 +1,7 @@
 """Programs whose first steps raise an exception, and that keep graphs from step to step."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -183,3 +184,69 @@ def sum_of_losses() -> Arguments:
         return loss
 
     return OwnStep(step, mlp(10, 32, 1)), diabetes_loaders()
+
+
+class Memory:
+    """An object of a plain class, as an agent or a cache is."""
+
+    def __init__(self) -> None:
+        self.state: Any = None
+        self.losses: list[Any] = []
+
+
+class Remembering(OwnStep):
+    """A module that holds plain objects."""
+
+    def __init__(self, step: Any) -> None:
+        super().__init__(step)
+        self.memory = Memory()
+        self.memories = {"first": [Memory()]}
+
+
+@faulty("LP251", source="the state of an agent, an object of a plain class", mended=_right)
+def state_in_a_plain_object() -> Arguments:
+    def step(module: Any, x: Tensor, y: Tensor) -> Tensor:
+        out: Tensor = module.net(x)
+        last, module.memory.state = module.memory.state, out.mean(0)
+        drawn = 0.0 if last is None else 0.1 * (out.mean(0) - last).square().mean()
+        return functional.cross_entropy(out, y) + drawn
+
+    return Remembering(step), digit_loaders()
+
+
+@faulty("LP251", source="states of layers in a dataclass within a list")
+def state_in_a_dataclass_in_a_list() -> Arguments:
+    @dataclass
+    class State:
+        hidden: Tensor | None = None
+
+    def step(module: Any, x: Tensor, y: Tensor) -> Tensor:
+        module.states = getattr(module, "states", [State()])
+        out: Tensor = module.net(x)
+        last = module.states[0].hidden
+        out = out if last is None else out + 0.1 * last
+        module.states[0].hidden = out.mean(0)
+        return functional.cross_entropy(out, y)
+
+    return Remembering(step), digit_loaders()
+
+
+@faulty("LP252", source="losses in a history, an object of a plain class")
+def losses_in_a_plain_object() -> Arguments:
+    def step(module: Any, x: Tensor, y: Tensor) -> Tensor:
+        loss = functional.cross_entropy(module.net(x), y)
+        module.memory.losses.append(loss)
+        return loss
+
+    return Remembering(step), digit_loaders()
+
+
+@faulty("LP252", source="a sum of losses in an object in a dict of lists")
+def sum_of_losses_in_a_nested_object() -> Arguments:
+    def step(module: Any, x: Tensor, y: Tensor) -> Tensor:
+        loss = functional.cross_entropy(module.net(x), y)
+        memory = module.memories["first"][0]
+        memory.state = loss if memory.state is None else memory.state + loss
+        return loss
+
+    return Remembering(step), digit_loaders()

@@ -182,6 +182,26 @@ def tensor_instead_of_a_parameter() -> Arguments:
     return Plain(), digit_loaders()
 
 
+class Blocks:
+    """Layers in an object of a plain class."""
+
+    def __init__(self) -> None:
+        self.layers = [nn.Linear(64, 32)]
+
+
+@faulty("LP107", "blocks", mended=_net, source="a class of blocks that isn't an nn.Module")
+def layers_in_a_plain_object() -> Arguments:
+    class Hidden(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = [Blocks()]
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.encoder(x) + self.blocks[0].layers[0](x.flatten(1)))
+
+    return Hidden(), digit_loaders()
+
+
 @faulty("LP107", mended=_net, source="questions: a layer that is made in forward")
 def layer_is_made_in_forward() -> Arguments:
     class Made(Net):
