@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_practices.advisor._clipping import Twice
+from lightning_practices.advisor._reset_weights import ResetWeights
 from lightning_practices.advisor._samples import Samples
 from lightning_practices.advisor._trace import (
     Call,
@@ -84,6 +85,8 @@ class Step:
         gradients: The gradient of each trainable parameter by name; ``None`` for one without.
         unregistered: Tensors with a gradient that the backward pass reached and that are neither
             parameters of the module nor of the batch.
+        made: Parameters by name that the backward pass reached, and that the module has only since
+            the fit has begun.
         seconds: How long the step took, with the recorder on.
         stepped: The optimizers that made a step in it, as places in :attr:`Observation.optimizers`.
     """
@@ -96,6 +99,7 @@ class Step:
     unregistered: tuple[Tensor, ...] = ()
     seconds: float = 0.0
     stepped: frozenset[int] = frozenset()
+    made: Mapping[str, Tensor] = field(default_factory=dict)
 
     @cached_property
     def losses(self) -> list[Loss]:
@@ -207,6 +211,7 @@ class Observation:
         carried_graphs: Attributes whose tensors the next step's loss depends on, with their graph.
         grown_graphs: Attributes that keep the graphs of all steps.
         clipped_twice: The thresholds of gradients that the module's own hook clips twice.
+        resets: The weights that something apart from the optimizer replaced.
         datamodule: The copy of the user's datamodule, if one was given.
         names: Name of each parameter before the first step, by its ``id``.
         originals: ``id`` of each parameter of the user's own module, not of the copy.
@@ -233,6 +238,7 @@ class Observation:
     carried_graphs: tuple[str, ...] = ()
     grown_graphs: tuple[str, ...] = ()
     clipped_twice: list[Twice] = field(default_factory=list)
+    resets: ResetWeights = field(default_factory=ResetWeights)
     rates: list[list[float]] = field(default_factory=list)
     updates: list[Updates] = field(default_factory=list)
     callbacks: list[Callback] = field(default_factory=list)

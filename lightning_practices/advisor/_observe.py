@@ -153,6 +153,7 @@ class _Watch(OfBothPackages, Callback):
         self.seen = seen
         self.recorder = Recorder(seen.module)
         self._optimizer_steps = OptimizerSteps()
+        self._optimizer_steps.after_step = seen.resets.note_step
         self.recorder.before_backward = self._before_backward
         self.recorder.after_backward = self._after_backward
         self._graphs = KeptGraphs()
@@ -173,6 +174,7 @@ class _Watch(OfBothPackages, Callback):
         finally:
             self._optimizer_steps.end()
             self._graphs.release()
+            self.seen.resets.end()
             self.seen.carried_graphs = tuple(self._graphs.carried)
             self.seen.grown_graphs = tuple(self._graphs.grown)
             for x, gradient in self._step.shared.values():
@@ -212,6 +214,7 @@ class _Watch(OfBothPackages, Callback):
         groups = [getattr(one, "param_groups", []) for one in self.seen.optimizers]
         self.seen.rates = [[float(group.get("lr", 0)) for group in each] for each in groups]
         self._optimizer_steps.watch(self.seen.optimizers)
+        self.seen.resets.begin(self.seen.optimizers, self.seen.names)
         self.seen.updates = self._optimizer_steps.updates
         self.seen.schedulers = [replace(config) for config in trainer.lr_scheduler_configs]
         for config in trainer.lr_scheduler_configs:
@@ -249,7 +252,9 @@ class _Watch(OfBothPackages, Callback):
         self.recorder.is_on = False
         self._optimizer_steps.note_backward()
         self._graphs.note_loss(loss)
-        self._step.note_loss(self.seen.module, loss, self.recorder.value_of(loss))
+        self.seen.resets.note_loss()
+        value = self.recorder.value_of(loss)
+        self._step.note_loss(self.seen.module, loss, value, self.seen.names)
 
     def _after_backward(self) -> None:
         self._step.note_gradients(self.seen.module)
@@ -277,8 +282,13 @@ class _Watch(OfBothPackages, Callback):
         else:
             is_judged = self._optimizer_steps.are_judged
         is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
-        if not (is_open or (self._graphs.is_open and steps < 2)):
+        is_new = self._graphs.is_open or self.seen.resets.at_first or self.seen.steps[-1].made
+        if not (is_open or (is_new and steps < 2)):
             trainer.should_stop = True
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen.resets.end()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

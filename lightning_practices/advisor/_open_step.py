@@ -34,16 +34,29 @@ class OpenStep:
         self._modes: dict[str, bool] = {}
         self._gradients: dict[str, Gradient | None] = {}
         self._unregistered: list[Tensor] = []
+        self._made: dict[str, Tensor] = {}
         self._start = time.perf_counter()
 
-    def note_loss(self, module: LightningModule, loss: Tensor, value: Value) -> None:
-        """Note a loss that is about to be differentiated, and which leaves it reaches."""
+    def note_loss(
+        self, module: LightningModule, loss: Tensor, value: Value, names: Collection[int]
+    ) -> None:
+        """Note a loss that is about to be differentiated, and which leaves it reaches.
+
+        Args:
+            module: The module.
+            loss: The loss.
+            value: Its value in the trace.
+            names: ``id`` of the parameters before the first step.
+        """
         self.roots.append(value)
         value.statistics = Statistics.of(loss)
         self._modes = self._modes or modes_of(module)
-        known = {id(p) for p in module.parameters()}
+        own = {id(p): plain_name(name) for name, p in module.named_parameters()}
+        known = set(own)
         known |= {id(x) for x in tree_leaves(self._batch)}
         for x in _leaves(loss):
+            if id(x) in own and id(x) not in names:
+                self._made[own[id(x)]] = x
             if id(x) not in known:
                 gradient = None if x.grad is None else x.grad.clone()
                 self.shared.setdefault(id(x), (x, gradient))
@@ -65,7 +78,7 @@ class OpenStep:
         return Step(
             recorder.calls, self.roots, self._batch, self._modes or modes_of(module),
             self._gradients, tuple(self._unregistered), time.perf_counter() - self._start,
-            frozenset(stepped),
+            frozenset(stepped), self._made,
         )  # fmt: skip
 
 

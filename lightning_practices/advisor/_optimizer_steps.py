@@ -1,7 +1,7 @@
 """Watch the steps of optimizers, and whether gradients are cleared between them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,11 +22,13 @@ class OptimizerSteps:
     Attributes:
         updates: For each optimizer, what was seen.
         stepped: Places of the optimizers that stepped since the last :meth:`begin`.
+        after_step: Is called with each optimizer that has stepped.
     """
 
     def __init__(self) -> None:
         self.updates: list[Updates] = []
         self.stepped: set[int] = set()
+        self.after_step: Callable[[Optimizer], None] = lambda optimizer: None
         self._handles: list[RemovableHandle] = []
         self._optimizers: list[Optimizer] = []
         self._cleared: list[bool | None] = []  # since the last step; None before any backward pass
@@ -86,6 +88,7 @@ class OptimizerSteps:
         seen = self.updates[place]
         if seen.norm is None:
             seen.norm = _norm(self._optimizers[place])
+        self.after_step(self._optimizers[place])
 
 
 def _is_cleared(optimizer: Optimizer) -> bool:

@@ -74,7 +74,7 @@ def _in_no_optimizer(seen: Observation, mode: bool) -> Iterator[Evidence]:
     source="questions about fine-tuning in which the head is replaced after the optimizer is made",
 )  # fmt: skip
 def optimizer_of_other_parameters(seen: Observation) -> Iterator[Evidence]:
-    reached = {id(x) for step in seen.steps for x in step.unregistered}
+    reached = {id(x) for step in seen.steps for x in [*step.unregistered, *step.made.values()]}
     places = optimized(seen)
     for place, optimizer in enumerate(seen.optimizers):
         others = [
