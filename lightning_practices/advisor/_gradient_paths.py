@@ -78,3 +78,23 @@ class Paths:
             if inputs and not any(x.requires_grad for x in call.outputs):
                 return call
         return None
+
+
+def parameters_behind(value: Value, without: Call | None = None) -> set[str]:
+    """Return the names of the parameters from which a way with a gradient leads to a value.
+
+    Args:
+        value: The value.
+        without: A call that ways may not pass.
+    """
+    waiting, seen, found = [value], set(), set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or not value.requires_grad:
+            continue
+        seen.add(id(value))
+        if value.parameter is not None:
+            found.add(value.parameter)
+        elif value.call is not None and value.call is not without:
+            waiting += value.call.inputs
+    return found

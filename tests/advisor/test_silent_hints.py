@@ -11,6 +11,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Found .* module:UserWarning"),  # in eval mode, on purpose
 ]
 SILENT = {
+    "LP123": ["weights_within_a_box", "weights_with_noise_in_each_step"],
+    "LP135": [
+        "q_learning_with_a_target_network", "double_q_learning_without_a_target_network",
+        "potentials_of_two_states",
+    ],
+    "LP136": ["embedding_with_two_names", "one_encoder_for_both_views"],
     "LP212": ["logarithm_of_a_sum_of_exponentials", "logarithm_of_a_share_of_all_inputs"],
     "LP230": [
         "log_sigmoid_of_both_sides", "softplus_of_both_sides", "logarithm_of_a_positive_output",

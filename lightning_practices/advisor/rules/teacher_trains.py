@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 from lightning_practices._names import some
+from lightning_practices.advisor._gradient_paths import parameters_behind
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._parameters import concerned, optimized, outermost
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._signs import terms_of
-from lightning_practices.advisor._trace import Call, Loss, Value
+from lightning_practices.advisor._trace import Call, Loss
 
 _NAME = "teacher"
 _SOFT = frozenset({"kl", "cross_entropy"})  # losses whose target is what another network says
@@ -49,8 +50,8 @@ def _targets(step: Step, trained: set[str]) -> Iterator[tuple[set[str], Call]]:
     for loss in step.losses:
         if loss.kind not in _SOFT or not (_is_soft(loss) and loss.prediction.requires_grad):
             continue
-        student, teacher = (_behind(x) & trained for x in (loss.prediction, loss.target))
-        others = {name for root in step.roots for name in _behind(root, loss.call)}
+        student, teacher = (parameters_behind(x) & trained for x in (loss.prediction, loss.target))
+        others = {name for root in step.roots for name in parameters_behind(root, loss.call)}
         if student and teacher and not teacher & (student | others):
             yield teacher, loss.call
 
@@ -67,13 +68,13 @@ def _named(step: Step, trained: set[str]) -> Iterator[tuple[set[str], Call]]:
     compared = None
     for root in step.roots:
         for term in terms_of(root):
-            names = _behind(term.value) & trained
+            names = parameters_behind(term.value) & trained
             if names & teacher and not names - teacher:
                 return  # a loss of its own
             if names & teacher:
                 compared = term.value.call or compared
     for loss in step.losses:
-        if not loss.target.requires_grad and _behind(loss.prediction) & teacher:
+        if not loss.target.requires_grad and parameters_behind(loss.prediction) & teacher:
             return
     if compared is not None:
         yield teacher, compared
@@ -81,23 +82,3 @@ def _named(step: Step, trained: set[str]) -> Iterator[tuple[set[str], Call]]:
 
 def _parts(name: str) -> list[str]:
     return name.split(".")[:-1]
-
-
-def _behind(value: Value, without: Call | None = None) -> set[str]:
-    """Return the names of the parameters from which a way with a gradient leads to a value.
-
-    Args:
-        value: The value.
-        without: A call that ways may not pass.
-    """
-    waiting, seen, found = [value], set(), set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen or not value.requires_grad:
-            continue
-        seen.add(id(value))
-        if value.parameter is not None:
-            found.add(value.parameter)
-        elif value.call is not None and value.call is not without:
-            waiting += value.call.inputs
-    return found
