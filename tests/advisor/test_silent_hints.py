@@ -32,6 +32,10 @@ SILENT = {
     "LP521": ["cnn_on_digits"],
     "LP541": ["selu_by_the_book", "mlp_on_digits"],
     "LP542": ["selu_by_the_book"],
+    "LP561": [
+        "shared_activation_and_dropout", "copies_of_a_layer", "blocks_that_share_a_small_part",
+        "transformer_of_torch",
+    ],
     "LP604": ["warmup_then_cosine", "divisions_of_recipes", "accumulated_one_cycle"],
     "LP607": ["functions_of_two_groups", "one_cycle_of_the_fit"],
     "LP610": ["cosine_of_epochs"],
