@@ -195,3 +195,15 @@ def test_causes_and_remedies_name_what_to_change(
     assert re.search(text, found.message)
     assert re.search(remedy, found.remedy)
     assert report.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("program", "remedy"),
+    [
+        ("structure.norms_decayed_by_sgd", r"^SGD\(.*\(self, weight_decay=0\.0001\)\)$"),
+        ("structure.biases_decayed", r"^AdamW\(.*\(self, weight_decay=0\.01\)\)$"),
+    ],
+)
+def test_groups_keep_the_users_optimizer_and_decay(program: str, remedy: str) -> None:
+    [found] = advise(*FAULTY[program].make(), select=["LP551"])
+    assert re.search(remedy, found.remedy)

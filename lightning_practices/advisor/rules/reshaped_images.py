@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
+from lightning_practices.advisor._scrambled import scrambled_images
 from lightning_practices.advisor._trace import Call, Value
 
 _RESHAPES = frozenset({"view", "reshape"})
@@ -19,12 +20,16 @@ _MOST_CHANNELS = 4
     "LP328", "error",
     practice="Dimensions are exchanged by permute, not by a reshape",
     measures="a reshape of images (N, H, W, C) to (N, C, H, W) before a first layer, or in the"
-    " dataset",
-    healthy="none",
+    " dataset; differences of neighbouring pixels, as images are and as they were before a reshape",
+    healthy="none; images that are smoother as they are",
     source="questions about numpy images that look scrambled after reshape",
 )  # fmt: skip
 def reshaped_images(seen: Observation) -> Iterator[Evidence]:
-    yield from _in_dataset(seen)
+    found = [*_in_dataset(seen), *_in_step(seen)]
+    yield from found or _by_roughness(seen)
+
+
+def _in_step(seen: Observation) -> Iterator[Evidence]:
     for call, value in seen.step.first_layers:
         for made in _makers(value):
             if made.name in _RESHAPES and _moves_channels(made.inputs[0].shape, made.output.shape):
@@ -48,6 +53,23 @@ def _in_dataset(seen: Observation) -> Iterator[Evidence]:
             f"the dataset's {name} gives images of shape {before} the shape {after} without moving"
             " an element: pixels and channels are mixed up",
             "x = x.movedim(-1, -3)",
+        )
+
+
+def _by_roughness(seen: Observation) -> Iterator[Evidence]:
+    found = scrambled_images(seen)
+    if found is not None:
+        _, channels, height, width = found.shape
+        order = "(N, H, W, C)" if found.was_last else "(N, C, H, W)"
+        yield Evidence(
+            f"neighbouring pixels of the images of shape {found.shape} differ"
+            f" {found.rough / found.smooth:.1f} times as much as if their elements were read in the"
+            f" order {order}: a reshape has mixed up pixels and channels",
+            "np.moveaxis(x, -1, -3), or x.movedim(-1, -3), in place of the reshape"
+            if found.was_last
+            else f"x.reshape({channels}, {height}, {width}), and only then"
+            " np.moveaxis(x, 0, -1) for channels last",
+            numbers={"rough": found.rough, "smooth": found.smooth},
         )
 
 

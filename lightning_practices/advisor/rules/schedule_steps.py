@@ -41,7 +41,8 @@ def schedule_never_stepped(seen: Observation) -> Iterator[Evidence]:
 def schedule_acts_too_late(seen: Observation) -> Iterator[Evidence]:
     fit = fit_of(seen)
     for config in seen.schedulers:
-        if seen.module.automatic_optimization and (steps_of(config, fit) or 2) < 2:
+        steps = steps_of(config, fit)
+        if seen.module.automatic_optimization and steps is not None and steps < 2:
             yield Evidence(
                 f"the fit ends before {name_of(config)} has changed the rate: it is stepped every"
                 f" {config.frequency} {config.interval}s",

@@ -17,7 +17,7 @@ from lightning_practices.advisor._rule import Evidence, rule
 )  # fmt: skip
 def norms_and_biases_decayed(seen: Observation) -> Iterator[Evidence]:
     decayed = [
-        p
+        (float(group["weight_decay"]), optimizer)
         for optimizer in seen.optimizers
         for group in getattr(optimizer, "param_groups", ())
         if group.get("weight_decay")
@@ -25,9 +25,11 @@ def norms_and_biases_decayed(seen: Observation) -> Iterator[Evidence]:
         if p.dim() <= 1
     ]
     if decayed:
+        decay, optimizer = decayed[0]
+        name = type(optimizer).__name__.removeprefix("Lightning")
         yield Evidence(
             f"{len(decayed)} of the decayed parameters are biases or weights of norms",
-            "AdamW(lightning_practices.optim.parameter_groups(self, weight_decay=0.05))",
+            f"{name}(lightning_practices.optim.parameter_groups(self, weight_decay={decay:g}))",
             numbers={"parameters": len(decayed)},
         )
 

@@ -1,8 +1,11 @@
 """Datasets of pictures: masks that stay, reshapes, and weights of a sampler."""
 
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler
 from torchvision.transforms import v2
@@ -96,6 +99,69 @@ def reshape_in_transform() -> Arguments:
             return torch.reshape(image, (3, *image.shape[:2]))
 
     return Task(mlp(192, 32, 10)), shuffled(Reshaped())
+
+
+@cache
+def photographs() -> tuple[Any, Tensor]:
+    """Return 600 pieces of two photographs, shape (600, 32, 32, 3) of bytes, and which they are."""
+    found: Any = load_sample_images()
+    places = np.random.default_rng(0).integers(0, 300, (600, 2))
+    pieces = [
+        found.images[i % 2][y : y + 64 : 2, x : x + 64 : 2] for i, (y, x) in enumerate(places)
+    ]
+    return np.stack(pieces), torch.arange(600) % 2
+
+
+class Photographs(Dataset[Any]):
+    """The pieces, as numpy loads them."""
+
+    def __init__(self) -> None:
+        self.images, self.labels = photographs()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        image = self.channels_first(self.images[index]).astype(np.float32) / 127.5 - 1
+        return torch.from_numpy(image), self.labels[index]
+
+    def channels_first(self, image: Any) -> Any:
+        return np.ascontiguousarray(np.moveaxis(image, -1, 0))
+
+
+def of_colours() -> Task:
+    return Task(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), mlp(128, 2)
+        )
+    )
+
+
+def _moved() -> Arguments:
+    return of_colours(), (shuffled(Photographs()), DataLoader(Photographs(), 64))
+
+
+@faulty("LP328", source="numpy's reshape of images in a dataset", mended=_moved)
+def reshape_of_numpy() -> Arguments:
+    class Reshaped(Photographs):
+        def channels_first(self, image: Any) -> Any:
+            return image.reshape(3, 32, 32)
+
+    return of_colours(), shuffled(Reshaped())
+
+
+@faulty("LP328", source="rows of CIFAR, which have channels first, read as channels last")
+def rows_of_channels_first_read_as_last() -> Arguments:
+    rows = np.moveaxis(photographs()[0], -1, 1).reshape(600, -1)
+    images = torch.from_numpy(rows.reshape(-1, 32, 32, 3).copy()).permute(0, 3, 1, 2)
+    return of_colours(), shuffled(TensorDataset(images.float() / 127.5 - 1, photographs()[1]))
+
+
+@faulty("LP328", source="all images reshaped at once, and standardised afterwards")
+def reshape_before_the_dataset() -> Arguments:
+    images = torch.from_numpy(photographs()[0].reshape(-1, 3, 32, 32).copy()).float()
+    images = (images - images.mean((0, 2, 3), True)) / images.std((0, 2, 3), keepdim=True)
+    return of_colours(), shuffled(TensorDataset(images, photographs()[1]))
 
 
 def weighted(weights: Tensor) -> DataLoader[Any]:

@@ -175,6 +175,16 @@ def schedule_by_epoch_in_one_epoch() -> Arguments:
     return scheduled(lambda o, m: StepLR(o, 1), "epoch", max_epochs=1)
 
 
+@faulty("LP610", source="a frequency that counts steps, of a schedule by epoch")
+def schedule_with_a_frequency_longer_than_the_fit() -> Arguments:
+    def configure(module: Planned) -> Any:
+        optimizer = SGD(module.parameters(), 0.1)
+        scheduler = {"scheduler": CosineAnnealingLR(optimizer, 10), "frequency": 100}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    return Planned(configure), digit_loaders(), trainer()
+
+
 @faulty("LP604", source="a schedule of 200 epochs in a fit of 10")
 def cosine_longer_than_the_fit() -> Arguments:
     return scheduled(lambda o, m: CosineAnnealingLR(o, 100), "epoch")
