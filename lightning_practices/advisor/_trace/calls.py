@@ -68,14 +68,16 @@ def _measured(x: Tensor) -> list[float]:
     size = min(_BLOCK, x.numel()) if x.device.type == "cpu" else x.numel()
     memory = x.new_empty(size)
     squares, zeros = [], []
-    for block in x.reshape(-1).split(size):
+    for block in torch.split(x.reshape(-1), size):
         # torch.std_mean and torch.count_nonzero take many times as long on a CPU.
         work = memory[: len(block)]
         squares.append(torch.sub(block, mean, out=work).square_().sum())
         zeros.append(torch.eq(block, 0, out=work).sum())
     measured: list[float] = torch.stack([low, high, mean, *squares, *zeros]).tolist()
     least, most, average, *sums = measured
-    variance, zero = (sum(each) / x.numel() for each in (sums[: len(squares)], sums[len(squares) :]))
+    variance, zero = (
+        sum(each) / x.numel() for each in (sums[: len(squares)], sums[len(squares) :])
+    )
     return [average, math.sqrt(variance) if least != most else 0.0, least, most, zero]
 
 
