@@ -20,6 +20,7 @@ from lightning_practices.advisor import advise
 
 _CLASSES = 10
 _READ = 8  # batches of a split that advise reads
+_SECONDS = 20  # of a program's rounds, after which no other begins
 GOAL_STEPS, GOAL_SECONDS = 3, 0.3  # advise may take the greater of both, and the reading of data
 
 
@@ -86,7 +87,7 @@ PROGRAMS = (
     Program("ResNet-18, 64 px", lambda: resnet18(num_classes=_CLASSES),
             lambda number: torch.randn(number, 3, 64, 64), 1280, 32),
     Program("ResNet-50, 224 px", lambda: resnet50(num_classes=_CLASSES),
-            lambda number: torch.randn(number, 3, 224, 224), 120, 32),
+            lambda number: torch.randn(number, 3, 224, 224), 100, 8),
 )  # fmt: skip
 
 
@@ -124,7 +125,10 @@ def main(rounds: int, device: torch.device) -> bool:
 
 
 def _cost(program: Program, rounds: int, device: torch.device) -> Cost:
-    """Return the least times of several rounds, in which step and advice take turns."""
+    """Return the least times of several rounds, in which step and advice take turns.
+
+    Programs that take long have fewer rounds, and one at least after the warm-up.
+    """
     torch.manual_seed(0)
     loaders = program.loaders()
     module = WithValidation(program.network())
@@ -142,7 +146,10 @@ def _cost(program: Program, rounds: int, device: torch.device) -> Cost:
     batch = next(iter(loaders[0]))
     times: list[list[float]] = [[], [], []]
     with quiet(), threads(1) if device.type == "cpu" else contextlib.nullcontext():
-        for _ in range(rounds + 1):  # the first is a warm-up
+        end = time.perf_counter() + _SECONDS
+        for i in range(rounds + 1):  # the first is a warm-up
+            if i > 1 and time.perf_counter() > end:
+                break
             for lap, each in zip(laps, times, strict=True):
                 start = clock()
                 lap()  # type: ignore[no-untyped-call]

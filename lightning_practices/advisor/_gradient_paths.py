@@ -1,6 +1,5 @@
 """Paths of tensors through the calls of a step."""
 
-from collections import defaultdict
 from collections.abc import Collection, Iterator
 
 from lightning_practices.advisor._observation import Step
@@ -24,25 +23,18 @@ class Paths:
     """
 
     def __init__(self, step: Step) -> None:
-        self.reach = {id(call) for root in step.roots for call in root.before()}
-        self._users: dict[int, list[Call]] = defaultdict(list)
-        self._starts: dict[str, list[Value]] = defaultdict(list)
-        for call in step.calls:
-            for value in {id(x): x for x in call.inputs}.values():
-                self._users[id(value)].append(call)
-                if value.parameter is not None:
-                    self._starts[value.parameter].append(value)
+        self.reach = step.reach
+        self._step = step
 
     def users_of(self, name: str) -> list[Call]:
         """Return the calls that take a parameter."""
-        values = {id(x): x for x in self._starts.get(name, ())}
-        return [call for value in values.values() for call in self._users[id(value)]]
+        return [call for value in self._step.values_of(name) for call in self._step.users(value)]
 
     def after(self, values: Collection[Value]) -> Iterator[Call]:
         """Yield the calls that depend on values, each once, the nearest first."""
         waiting, seen = list(values), set()
         while waiting:
-            for call in self._users[id(waiting.pop(0))]:
+            for call in self._step.users(waiting.pop(0)):
                 if id(call) not in seen:
                     seen.add(id(call))
                     yield call
@@ -53,10 +45,10 @@ class Paths:
 
         The walk ends at calls whose results have no gradient; these are yielded too.
         """
-        waiting = [value for name in names for value in self._starts.get(name, ())]
+        waiting = self._values_of(names)
         seen: set[int] = set()
         while waiting:
-            for call in self._users[id(waiting.pop(0))]:
+            for call in self._step.users(waiting.pop(0)):
                 if id(call) in seen or id(call) not in self.reach:
                     continue
                 seen.add(id(call))
@@ -72,12 +64,14 @@ class Paths:
         for call in self.towards_loss(names):
             if not any(x.requires_grad for x in call.outputs):
                 return call
-        values = [value for name in names for value in self._starts.get(name, ())]
-        for call in self.after(values):
+        for call in self.after(self._values_of(names)):
             inputs = any(x.requires_grad for x in call.inputs)
             if inputs and not any(x.requires_grad for x in call.outputs):
                 return call
         return None
+
+    def _values_of(self, names: Collection[str]) -> list[Value]:
+        return [value for name in names for value in self._step.values_of(name)]
 
 
 def parameters_behind(value: Value, without: Call | None = None) -> set[str]:

@@ -111,9 +111,18 @@ class Step:
         """The calls between the last layers with parameters and :attr:`roots`."""
         return after_layers(self.roots)
 
+    @cached_property
+    def reach(self) -> frozenset[int]:
+        """``id`` of each call on which :attr:`roots` depend."""
+        return frozenset(id(call) for root in self.roots for call in root.before())
+
     def users(self, value: Value) -> list[Call]:
         """Return the calls that take ``value``."""
         return self._users.get(id(value), [])
+
+    def values_of(self, parameter: str) -> list[Value]:
+        """Return the values of a parameter that calls take, each once."""
+        return list(self._values.get(parameter, {}).values())
 
     @cached_property
     def _users(self) -> dict[int, list[Call]]:
@@ -121,6 +130,14 @@ class Step:
         for call in self.calls:
             for value in {id(x): x for x in call.inputs}:
                 found.setdefault(value, []).append(call)
+        return found
+
+    @cached_property
+    def _values(self) -> dict[str, dict[int, Value]]:
+        found: dict[str, dict[int, Value]] = {}
+        for value in (x for call in self.calls for x in call.inputs):
+            if value.parameter is not None:
+                found.setdefault(value.parameter, {})[id(value)] = value
         return found
 
     @cached_property

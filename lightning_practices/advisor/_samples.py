@@ -1,7 +1,7 @@
 """The samples of a loader's dataset, which rules may read beyond the first batches."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -189,21 +189,23 @@ def digest(sample: Any) -> int | None:
     return hash(tuple(parts))
 
 
-def rows_of(batch: Any) -> Iterator[Any]:
-    """Yield the samples of a batch, as lists of the rows of its tensors."""
+def digests_of_rows(batch: Any) -> list[int]:
+    """Return a hash of each sample of a batch, by the rows of its tensors."""
     tensors = [x for x in tree_leaves(batch) if isinstance(x, Tensor) and x.dim()]
-    lengths = {len(x) for x in tensors}
-    if len(lengths) == 1:
-        yield from zip(*tensors, strict=True)
+    if len({len(x) for x in tensors}) != 1:
+        return []
+    dense = [x if x.layout == torch.strided else x.to_dense() for x in tensors]
+    return _hashes_of_rows(dense, torch.arange(len(dense[0])))
 
 
 def _hashes_of_rows(columns: Sequence[Tensor], places: Tensor) -> list[int]:
     """Return a hash of each of these rows of all columns."""
     if any(x.device.type != "cpu" for x in columns):
         columns, places = [x[places].cpu() for x in columns], torch.arange(len(places))
+    kind = hash(tuple((str(x.dtype), tuple(x.shape[1:])) for x in columns))
     columns = [x.view(torch.int16) if x.dtype == torch.bfloat16 else x for x in columns]
     rows = [x.detach().numpy() for x in columns]
-    return [hash(tuple(x[i].tobytes() for x in rows)) for i in places.tolist()]
+    return [hash((kind, *(x[i].tobytes() for x in rows))) for i in places.tolist()]
 
 
 def _is_number(value: Any) -> bool:

@@ -4,6 +4,7 @@ import linecache
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_practices.advisor._kinds import LAYERS, PASSED
 
 _LONGEST = 12  # lines of a call in the source
+_BLOCK = 1 << 18  # elements that are measured at once on a CPU, so that they stay in its cache
 
 
 class Statistics(NamedTuple):
@@ -63,11 +65,20 @@ def _measured(x: Tensor) -> list[float]:
     """Return mean, standard deviation, least, greatest, and the share of zeros."""
     low, high = x.aminmax()
     mean = x.mean()
-    # torch.std_mean takes four times as long on a CPU.
-    std = (x - mean).square_().mean().sqrt().where(low != high, 0)
-    zero = 1 - x.count_nonzero().double() / x.numel()
-    found = torch.stack([each.double() for each in (mean, std, low, high, zero)])
-    return [float(each) for each in found.tolist()]
+    size = min(_BLOCK, x.numel()) if x.device.type == "cpu" else x.numel()
+    memory = x.new_empty(size)
+    squares, zeros = [], []
+    for block in torch.split(x.reshape(-1), size):
+        # torch.std_mean and torch.count_nonzero take many times as long on a CPU.
+        work = memory[: len(block)]
+        squares.append(torch.sub(block, mean, out=work).square_().sum())
+        zeros.append(torch.eq(block, 0, out=work).sum())
+    measured: list[float] = torch.stack([low, high, mean, *squares, *zeros]).tolist()
+    least, most, average, *sums = measured
+    variance, zero = (
+        sum(each) / x.numel() for each in (sums[: len(squares)], sums[len(squares) :])
+    )
+    return [average, math.sqrt(variance) if least != most else 0.0, least, most, zero]
 
 
 @dataclass(eq=False)
@@ -166,9 +177,9 @@ class Call:
     written: str = ""
     outputs: list[Value] = field(default_factory=list, repr=False)
 
-    @property
+    @cached_property  # as are the next two: rules ask many times, and arguments stay as they are
     def inputs(self) -> list[Value]:
-        """The tensors among the arguments, in their order."""
+        """The tensors among the arguments, in their order. The list is not for changing."""
         return [x for x in tree_leaves((self.args, self.kwargs)) if isinstance(x, Value)]
 
     @property
@@ -176,7 +187,7 @@ class Call:
         """The first tensor that it returns."""
         return self.outputs[0]
 
-    @property
+    @cached_property
     def parameters(self) -> list[str]:
         """The names of the parameters among the arguments, also those that views or casts hold."""
         return [name for x in self.inputs if (name := x.origin().parameter) is not None]
@@ -197,7 +208,7 @@ class Call:
                 break
         return text
 
-    @property
+    @cached_property
     def data(self) -> list[Value]:
         """The arguments that depend on the batch."""
         return [x for x in self.inputs if x.is_data]

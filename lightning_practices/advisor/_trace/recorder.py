@@ -1,8 +1,10 @@
 """Record the calls of functions while a step runs."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ _LIBRARIES = tuple(f"{Path(sys.modules[name].__file__ or '').parent}/" for name 
 class Recorder(TorchFunctionMode):
     """Records the calls of functions on tensors, while :attr:`is_on`.
 
-    Calls within torch's own functions aren't recorded: ``cross_entropy`` is one call.
+    Calls within torch's own functions aren't recorded: ``cross_entropy`` is one call. Neither are
+    those of torch's optimizers and of hooks that watch them: a parameter that an optimizer has
+    moved is still the parameter. What a closure calls is recorded.
 
     Args:
         module: The module. The names of calls' modules are as in its ``named_modules``.
@@ -112,7 +116,7 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not self.is_on:
+        if not self.is_on or _is_of_optimizers(sys._getframe(1).f_code.co_filename):
             return func(*args, **kwargs)
         if func is Tensor.backward:
             return self._backward(args, kwargs)
@@ -136,7 +140,7 @@ class Recorder(TorchFunctionMode):
 
     def _backward(self, args: Any, kwargs: dict[str, Any]) -> None:
         path, number = _place()
-        self.own_backward = f"{Path(path).name}:{number}" if path else ""
+        self.own_backward = f"{os.path.basename(path)}:{number}" if path else ""
         self.before_backward(args[0])
         if args[0].requires_grad:  # if not, a rule says why, where torch would raise
             Tensor.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -155,7 +159,7 @@ class Recorder(TorchFunctionMode):
         args, kwargs = given
         module = self._stack[-1] if self._stack else ""
         path, number = _place()
-        line = f"{Path(path).name}:{number}" if path else ""
+        line = f"{os.path.basename(path)}:{number}" if path else ""
         call = Call(name, args, kwargs, module, tuple(self._stack), line, len(self.calls), path)
         self.calls.append(call)
         return call
@@ -244,4 +248,13 @@ def _place() -> tuple[str, int]:
     return "", 0
 
 
+@lru_cache(maxsize=4096)
+def _is_of_optimizers(path: str) -> bool:
+    """Whether a file is one of torch's optimizers, or watches optimizers."""
+    is_torchs = path.startswith(_OPTIMIZERS) and os.path.basename(path) != "swa_utils.py"
+    return is_torchs or path == _HOOKS
+
+
+_OPTIMIZERS = f"{Path(torch.optim.__file__ or '').parent}/"
 _HERE = str(Path(__file__).parent)
+_HOOKS = str(Path(__file__).parents[1] / "_optimizer_steps.py")

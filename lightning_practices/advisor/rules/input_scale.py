@@ -56,8 +56,8 @@ def _off_scale(seen: Observation) -> list[tuple[Entry, float]]:
         # A frozen layer was trained on inputs of its own scale.
         if entry in uneven or not any(seen.weights[name].is_trainable for name in names):
             continue
-        x = torch.cat([x.flatten() for x in entry.tensors])
-        x = x[:: 1 + len(x) // _ELEMENTS].float()
+        step = 1 + sum(x.numel() for x in entry.tensors) // _ELEMENTS
+        x = torch.cat([x.flatten()[::step] for x in entry.tensors]).float()
         x = x[torch.isfinite(x)]
         if not x.any():
             continue

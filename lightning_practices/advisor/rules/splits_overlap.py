@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_practices.advisor._observation import Observation, Split
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._samples import digest, rows_of
+from lightning_practices.advisor._samples import digests_of_rows
 
 _SHARE = 0.05  # of the validation samples; healthy programs: 0, or as many as within a split
 _NATURAL = 3.0  # times as many as within the train split
@@ -81,8 +81,7 @@ def _share(samples: Sequence[int], known: set[int]) -> float:
 
 
 def _digests_of_batches(split: Split) -> list[int]:
-    found = [digest(list(row)) for one in split.batches for row in rows_of(one.loaded)]
-    return [one for one in found if one is not None]
+    return [one for batch in split.batches for one in digests_of_rows(batch.loaded)]
 
 
 def _is_rich(split: Split) -> bool:

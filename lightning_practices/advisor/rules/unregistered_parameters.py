@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_practices._names import count, some
-from lightning_practices.advisor._observation import Observation
+from lightning_practices.advisor._observation import Observation, once
 from lightning_practices.advisor._plain_objects import held_by, is_plain
 from lightning_practices.advisor._rule import Evidence, rule
 
@@ -39,7 +39,7 @@ def _unregistered(seen: Observation, is_held: bool) -> Iterator[Evidence]:
     held = {id(p) for o in seen.optimizers for g in o.param_groups for p in g["params"]}
     reached = {id(x): x for step in seen.steps for x in step.unregistered}
     at_start = {id(x) for x in seen.step.unregistered}
-    places = dict(_places(seen))
+    places = _places(seen)
     own = {id(p) for p in seen.module.parameters()}  # such as one that a step made anew
     named: dict[str, list[Tensor]] = {}
     made: list[Tensor] = []
@@ -95,14 +95,17 @@ def _shapes(tensors: list[Tensor]) -> str:
     return some([str(tuple(x.shape)) for x in tensors])
 
 
-def _places(seen: Observation) -> Iterator[tuple[int, str]]:
-    """Yield the ``id`` and the attribute of tensors in the modules' plain attributes."""
+@once
+def _places(seen: Observation) -> dict[int, str]:
+    """Return the attributes of tensors in the modules' plain attributes, by ``id``."""
+    found = {}
     for name, module in seen.modules.items():
         for attribute, value in vars(module).items():
             if attribute.startswith("_") and attribute in vars(nn.Module()):
                 continue
             for x in _tensors(value, _DEEP):
-                yield id(x), f"{name}.{attribute}".removeprefix(".")
+                found[id(x)] = f"{name}.{attribute}".removeprefix(".")
+    return found
 
 
 def _tensors(value: Any, deep: int) -> Iterator[Tensor]:
