@@ -1,7 +1,7 @@
 """Run the training step in eval mode on few samples, whose number no other dimension has."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -62,7 +62,10 @@ def eval_step(seen: Observation, size: int, changed: int | None = None) -> Step 
 
 
 def run_in_eval_mode(
-    seen: Observation, batch: Any, mode: AbstractContextManager[Any] | None = None
+    seen: Observation,
+    batch: Any,
+    mode: AbstractContextManager[Any] | None = None,
+    after: Callable[[Tensor], None] | None = None,
 ) -> Step | None:
     """Run the training step in eval mode on a batch.
 
@@ -70,6 +73,7 @@ def run_in_eval_mode(
         seen: The observation.
         batch: The batch.
         mode: A mode of torch in which the step runs, or ``None``.
+        after: Is called with the loss, if the step returns one, or ``None``.
 
     Returns:
         The step; ``None`` if it raised an exception.
@@ -87,6 +91,8 @@ def run_in_eval_mode(
             return None
     loss = result.get("loss") if isinstance(result, dict) else result
     roots = [recorder.value_of(loss)] if isinstance(loss, Tensor) else []
+    if after is not None and isinstance(loss, Tensor):
+        after(loss)
     step = Step(recorder.calls, roots, batch, {})
     seen.trials.append(step)
     return step
