@@ -205,6 +205,8 @@ class Observation:
         unsynced: Names of the tensors that validation logs without sync_dist.
         carried_graphs: Attributes whose tensors the next step's loss depends on, with their graph.
         grown_graphs: Attributes that keep the graphs of all steps.
+        continued_metrics: Names of the metrics that held samples of training when the first
+            validation step began, and that it has updated.
         datamodule: The copy of the user's datamodule, if one was given.
         names: Name of each parameter before the first step, by its ``id``.
         originals: ``id`` of each parameter of the user's own module, not of the copy.
@@ -230,6 +232,7 @@ class Observation:
     unsynced: set[str] = field(default_factory=set)
     carried_graphs: tuple[str, ...] = ()
     grown_graphs: tuple[str, ...] = ()
+    continued_metrics: tuple[str, ...] = ()
     rates: list[list[float]] = field(default_factory=list)
     updates: list[Updates] = field(default_factory=list)
     callbacks: list[Callback] = field(default_factory=list)

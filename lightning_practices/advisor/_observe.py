@@ -24,6 +24,7 @@ from lightning_practices.advisor._data import note_on, note_on_empty, parts_of
 from lightning_practices.advisor._failures import explanation_of, line_of
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
 from lightning_practices.advisor._kept_graphs import KeptGraphs
+from lightning_practices.advisor._metric_states import MetricStates
 from lightning_practices.advisor._observation import Batch, Observation, Split, Step
 from lightning_practices.advisor._observed_copy import (
     copy_loaders,
@@ -155,6 +156,7 @@ class _Watch(OfBothPackages, Callback):
         self.recorder.after_backward = self._after_backward
         self._graphs = KeptGraphs()
         self._synced = note_synced(seen.module)
+        self._metrics = MetricStates()
         self._step = OpenStep()
         self._skipped = 0  # epochs that ended before their first step
         self._has_batch = False
@@ -290,6 +292,7 @@ class _Watch(OfBothPackages, Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         if self.seen.validation_step is None:
+            self._metrics.begin(pl_module)
             self._step = OpenStep(batch, self._step.shared)
             self.recorder.begin(batch)
 
@@ -303,6 +306,7 @@ class _Watch(OfBothPackages, Callback):
             found = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
             self._step.roots = [self.recorder.value_of(x) for x in found]
             self.seen.validation_step = self._step.closed(pl_module, self.recorder)
+            self.seen.continued_metrics = self._metrics.continued(pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

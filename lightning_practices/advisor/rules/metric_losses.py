@@ -15,7 +15,7 @@ from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import places
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._samples import entry_of
-from lightning_practices.advisor._small_batches import run_in_eval_mode
+from lightning_practices.advisor._small_batches import run_again
 from lightning_practices.advisor._trace import Value
 
 _COMPARISONS = frozenset({"eq", "ne", "__eq__", "__ne__", "not_equal"})
@@ -48,13 +48,13 @@ def metric_loss_turned_round(seen: Observation) -> Iterator[Evidence]:
             if gradient is not None:
                 steps.extend(_changes(watch.last.detach(), -gradient, labels))
 
-    run_in_eval_mode(seen, seen.step.batch, watch, after)
+    run_again(seen, seen.step.batch, watch, after)
     if steps and min(steps) > _ALIGNED:
         call = embedding.maker()
         yield Evidence(
             "a step down the loss moves the embeddings of samples with equal labels apart, compared"
-            f" with those of different labels (cosine {steps[0]:.2f} with the growth of the ratio of"
-            " their distances): the loss is turned round",
+            f" with those of different labels (cosine {steps[0]:.2f} with the growth of the ratio"
+            " of their distances): the loss is turned round",
             "exchange positives and negatives: triplet_margin_loss(anchor, positive, negative);"
             " pairs with equal labels are pulled together",
             () if call is None else places(seen, call),
