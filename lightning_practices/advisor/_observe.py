@@ -276,7 +276,10 @@ class _Watch(OfBothPackages, Callback):
             is_judged = not any(is_overridden(hook, pl_module) for hook in _STEPPING)
         else:
             is_judged = self._optimizer_steps.are_judged
-        is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
+        # By hand, an optimizer may step once in several batches.
+        is_manual = not pl_module.automatic_optimization
+        is_open = (untouched or (is_manual and not is_judged)) and (steps < _STEPS or is_quick)
+        is_open = is_open or (not is_judged and steps < _STEPS)
         if not (is_open or (self._graphs.is_open and steps < 2)):
             trainer.should_stop = True
 
