@@ -86,7 +86,7 @@ def optimizer_never_steps(seen: Observation) -> Iterator[Evidence]:
 @rule(
     "LP626", "hint",
     practice="Accumulated gradients are a mean over their batches",
-    measures="under manual optimization, the steps in which an optimizer steps, and constant factors"
+    measures="under manual optimization, the steps in which an optimizer steps, and factors"
     " of the losses",
     healthy="a loss that is divided by the number of batches; or a rate that is chosen for the sum",
     source=_SOURCE,

@@ -167,6 +167,48 @@ def rand_in_a_lerp() -> Arguments:
     return Uniform(), digit_loaders()
 
 
+@faulty("LP272", "net.5", source="a time step that the network doesn't get")
+def time_step_is_left_out() -> Arguments:
+    class Blind(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp(64, 128, 128, 64, activation=nn.SiLU)
+
+        def of_noise(self, x: Tensor, time: Tensor, kept: Tensor) -> Tensor:
+            noise = self.noise(x)
+            noisy = kept.sqrt() * x + (1 - kept).sqrt() * noise
+            return functional.mse_loss(self.net(noisy), noise)
+
+    return Blind(), digit_loaders()
+
+
+@faulty("LP272", source="a network whose forward takes the time step and doesn't use it")
+def time_step_is_not_used() -> Arguments:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(
+                nn.Conv2d(1, 16, 3, padding=1), nn.SiLU(), nn.Conv2d(16, 1, 3, padding=1)
+            )
+
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return self.layers(x)
+
+    class Images(Task):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x = batch[0]
+            time = torch.rand(len(x), device=x.device)
+            angle = (time * torch.pi / 2).view(-1, 1, 1, 1)
+            noise = torch.randn_like(x)
+            noisy = noise * angle.sin() + x * angle.cos()
+            return functional.mse_loss(self.net(noisy, time), noise)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    return Images(Unused()), digit_loaders()
+
+
 @faulty("LP147", "net.1", source="self.train() at the start of the validation step")
 def training_mode_in_validation() -> Arguments:
     class Training(Task):

@@ -71,6 +71,22 @@ def normal_noise() -> Arguments:
 
 
 @healthy
+def residual_of_a_blind_denoiser() -> Arguments:
+    """Predicts what was added, of a size that it has to see for itself."""
+
+    class Blind(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp(64, 128, 128, 64, activation=nn.SiLU)
+
+        def of_noise(self, x: Tensor, time: Tensor, kept: Tensor) -> Tensor:
+            added = 0.5 * torch.rand(len(x), 1) * torch.randn_like(x)
+            return functional.mse_loss(self.net(x + added), added)
+
+    return Blind(), digit_loaders()
+
+
+@healthy
 def strength_of_a_blur_is_predicted() -> Arguments:
     """What is predicted is uniform and changes the images, a number for each."""
 
