@@ -40,7 +40,8 @@ from lightning_practices.advisor._trace import Recorder
 _BATCHES = 8  # of each split that are read, at most
 _SECONDS = 5.0  # for reading a split
 _STEPPING = ("optimizer_step", "optimizer_zero_grad")  # hooks in which a module steps by itself
-_STEPS = 3  # where parameters have no gradient in the first, or optimization is manual
+_STEPS = 3  # where parameters have no gradient in the first
+_BY_HAND = 4  # under manual optimization, where an optimizer has not stepped twice
 _QUICK_STEPS = 16  # where they have none in these either, as long as steps are quick
 _QUICK = 0.25  # seconds for all steps
 # Of a fit whose Trainer isn't given. A schedule of so many steps or epochs has asked for them: an
@@ -272,14 +273,14 @@ class _Watch(OfBothPackages, Callback):
         ]
         steps = len(self.seen.steps)
         is_quick = sum(step.seconds for step in self.seen.steps) < _QUICK and steps < _QUICK_STEPS
-        if pl_module.automatic_optimization:
+        if is_automatic := pl_module.automatic_optimization:
             is_judged = not any(is_overridden(hook, pl_module) for hook in _STEPPING)
         else:
             is_judged = self._optimizer_steps.are_judged
-        # By hand, an optimizer may step once in several batches.
-        is_manual = not pl_module.automatic_optimization
-        is_open = (untouched or (is_manual and not is_judged)) and (steps < _STEPS or is_quick)
-        is_open = is_open or (not is_judged and steps < _STEPS)
+        is_open = bool(untouched) and (steps < _STEPS or is_quick)
+        is_open |= not is_judged and (
+            steps < _STEPS if is_automatic else steps < _BY_HAND or is_quick
+        )
         if not (is_open or (self._graphs.is_open and steps < 2)):
             trainer.should_stop = True
 

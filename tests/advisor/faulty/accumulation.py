@@ -9,9 +9,9 @@ from tests.advisor.programs import Arguments, Task, digit_loaders, faulty, mlp
 
 
 class Accumulated(Task):
-    """Steps after each fourth batch."""
+    """Steps after each second batch."""
 
-    batches = 4
+    batches = 2
 
     def __init__(self) -> None:
         super().__init__(mlp(64, 32, 10), optimizer=lambda p: torch.optim.SGD(p, 0.1))
@@ -58,8 +58,6 @@ def accumulation_without_a_division() -> Arguments:
 @faulty("LP626", source="zero_grad at the start of each second batch")
 def accumulation_cleared_at_the_start() -> Arguments:
     class Second(Accumulated):
-        batches = 2
-
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             optimizer: Any = self.optimizers()
             if batch_idx % 2 == 0:

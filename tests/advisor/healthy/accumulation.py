@@ -7,7 +7,7 @@ from tests.advisor.programs import Arguments, digit_loaders, healthy
 
 
 @healthy
-def accumulation_of_four_batches() -> Arguments:
+def accumulation_of_two_batches() -> Arguments:
     return accumulated()
 
 
