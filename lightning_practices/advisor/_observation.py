@@ -229,6 +229,8 @@ class Observation:
         grown_graphs: Attributes that keep the graphs of all steps.
         clipped_twice: The thresholds of gradients that the module's own hook clips twice.
         resets: The weights that something apart from the optimizer replaced.
+        continued_metrics: Names of the metrics that held samples of training when the first
+            validation step began, and that it has updated.
         datamodule: The copy of the user's datamodule, if one was given.
         names: Name of each parameter before the first step, by its ``id``.
         originals: ``id`` of each parameter of the user's own module, not of the copy.
@@ -256,6 +258,7 @@ class Observation:
     grown_graphs: tuple[str, ...] = ()
     clipped_twice: list[Twice] = field(default_factory=list)
     resets: ResetWeights = field(default_factory=ResetWeights)
+    continued_metrics: tuple[str, ...] = ()
     rates: list[list[float]] = field(default_factory=list)
     updates: list[Updates] = field(default_factory=list)
     callbacks: list[Callback] = field(default_factory=list)

@@ -25,6 +25,7 @@ from lightning_practices.advisor._data import note_on, note_on_empty, parts_of
 from lightning_practices.advisor._failures import explanation_of, line_of
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
 from lightning_practices.advisor._kept_graphs import KeptGraphs
+from lightning_practices.advisor._metric_states import MetricStates
 from lightning_practices.advisor._observation import Batch, Observation, Split, Step
 from lightning_practices.advisor._observed_copy import (
     copy_loaders,
@@ -40,7 +41,8 @@ from lightning_practices.advisor._trace import Recorder
 _BATCHES = 8  # of each split that are read, at most
 _SECONDS = 5.0  # for reading a split
 _STEPPING = ("optimizer_step", "optimizer_zero_grad")  # hooks in which a module steps by itself
-_STEPS = 3  # where parameters have no gradient in the first, or optimization is manual
+_STEPS = 3  # where parameters have no gradient in the first
+_BY_HAND = 4  # under manual optimization, where an optimizer has not stepped twice
 _QUICK_STEPS = 16  # where they have none in these either, as long as steps are quick
 _QUICK = 0.25  # seconds for all steps
 # Of a fit whose Trainer isn't given. A schedule of so many steps or epochs has asked for them: an
@@ -158,6 +160,7 @@ class _Watch(OfBothPackages, Callback):
         self.recorder.after_backward = self._after_backward
         self._graphs = KeptGraphs()
         self._synced = note_synced(seen.module)
+        self._metrics = MetricStates()
         self._step = OpenStep()
         self._skipped = 0  # epochs that ended before their first step
         self._has_batch = False
@@ -277,11 +280,14 @@ class _Watch(OfBothPackages, Callback):
         ]
         steps = len(self.seen.steps)
         is_quick = sum(step.seconds for step in self.seen.steps) < _QUICK and steps < _QUICK_STEPS
-        if pl_module.automatic_optimization:
+        if is_automatic := pl_module.automatic_optimization:
             is_judged = not any(is_overridden(hook, pl_module) for hook in _STEPPING)
         else:
             is_judged = self._optimizer_steps.are_judged
-        is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
+        is_open = bool(untouched) and (steps < _STEPS or is_quick)
+        is_open |= not is_judged and (
+            steps < _STEPS if is_automatic else steps < _BY_HAND or is_quick
+        )
         is_new = self._graphs.is_open or self.seen.resets.at_first or self.seen.steps[-1].made
         if not (is_open or (is_new and steps < 2)):
             trainer.should_stop = True
@@ -302,6 +308,7 @@ class _Watch(OfBothPackages, Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         if self.seen.validation_step is None:
+            self._metrics.begin(pl_module)
             self._step = OpenStep(batch, self._step.shared)
             self.recorder.begin(batch)
 
@@ -315,6 +322,7 @@ class _Watch(OfBothPackages, Callback):
             found = [x for x in tree_leaves(outputs) if isinstance(x, Tensor)]
             self._step.roots = [self.recorder.value_of(x) for x in found]
             self.seen.validation_step = self._step.closed(pl_module, self.recorder)
+            self.seen.continued_metrics = self._metrics.continued(pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from typing_extensions import override
 
 from lightning_practices.advisor._observation import Observation, Step
-from lightning_practices.advisor._small_batches import run_in_eval_mode
+from lightning_practices.advisor._small_batches import run_again
 from lightning_practices.advisor._trace import CLASSES, Call, Loss, Value
 
 _IGNORED = -100
@@ -126,7 +126,7 @@ class Changes:
         self._batch = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x,
                                seen.step.batch)  # fmt: skip
         self._is_meant = is_meant
-        step = run_in_eval_mode(seen, self._batch)
+        step = run_again(seen, self._batch)
         self._step = step
         self.tokens = None if step is None else next(filter(is_meant, tokens_of(step)), None)
 
@@ -159,7 +159,7 @@ class Changes:
         if self.tokens is None or self._step is None:
             return None
         mode = _Replaced(self._step, self.tokens.call, self.tokens.value, x)
-        return self._prediction(run_in_eval_mode(self._seen, self._batch, mode))
+        return self._prediction(run_again(self._seen, self._batch, mode))
 
     def _prediction(self, step: Step | None) -> Tensor | None:
         if step is None or self.tokens is None or self._step is None:

@@ -1,7 +1,7 @@
-"""Run the training step in eval mode on few samples, whose number no other dimension has."""
+"""Run the training step again, mostly in eval mode on few samples of a rare number."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import DataLoader, default_collate
 
+from lightning_practices._names import module_name
 from lightning_practices.advisor._isolation import isolated
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._trace import Call, Recorder, Value
@@ -58,18 +59,24 @@ def eval_step(seen: Observation, size: int, changed: int | None = None) -> Step 
             found[changed] = x.detach()[(changed + size) % len(x) or 1]
         return found
 
-    return run_in_eval_mode(seen, tree_map(chosen, seen.step.batch))
+    return run_again(seen, tree_map(chosen, seen.step.batch))
 
 
-def run_in_eval_mode(
-    seen: Observation, batch: Any, mode: AbstractContextManager[Any] | None = None
+def run_again(
+    seen: Observation,
+    batch: Any,
+    mode: AbstractContextManager[Any] | None = None,
+    after: Callable[[Tensor], None] | None = None,
+    training: bool = False,
 ) -> Step | None:
-    """Run the training step in eval mode on a batch.
+    """Run the training step on a batch, from a fixed seed.
 
     Args:
         seen: The observation.
         batch: The batch.
         mode: A mode of torch in which the step runs, or ``None``.
+        after: Is called with the loss, if the step returns one, or ``None``.
+        training: Whether the modules keep their modes; otherwise all are in eval mode.
 
     Returns:
         The step; ``None`` if it raised an exception.
@@ -77,7 +84,7 @@ def run_in_eval_mode(
     module = seen.module
     recorder = Recorder(module)
     arguments = (batch, 0)[: len(inspect.signature(module.training_step).parameters)]
-    with isolated(module), torch.compiler.set_stance("force_eager"), _quiet_in_eval_mode(seen):
+    with isolated(module), torch.compiler.set_stance("force_eager"), _quiet(seen, training):
         try:
             with recorder.watching(), torch.enable_grad(), mode or nullcontext():
                 recorder.begin(batch)
@@ -87,14 +94,16 @@ def run_in_eval_mode(
             return None
     loss = result.get("loss") if isinstance(result, dict) else result
     roots = [recorder.value_of(loss)] if isinstance(loss, Tensor) else []
+    if after is not None and isinstance(loss, Tensor):
+        after(loss)
     step = Step(recorder.calls, roots, batch, {})
     seen.trials.append(step)
     return step
 
 
 @contextmanager
-def _quiet_in_eval_mode(seen: Observation) -> Iterator[None]:
-    """Put the observed module into eval mode, and let it log nothing: no loop of a fit runs."""
+def _quiet(seen: Observation, training: bool) -> Iterator[None]:
+    """Put the observed module into a mode, and let it log nothing: no loop of a fit runs."""
     module = seen.module
     modes = {part: part.training for part in module.modules()}
     names = ("log", "log_dict")
@@ -102,7 +111,8 @@ def _quiet_in_eval_mode(seen: Observation) -> Iterator[None]:
     try:
         for name in names:
             setattr(module, name, lambda *args, **kwargs: None)
-        module.eval()
+        for name, part in module.named_modules():
+            part.training = training and seen.step.modes.get(module_name(name), True)
         yield
     finally:
         for name in names:

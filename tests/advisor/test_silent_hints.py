@@ -41,6 +41,11 @@ SILENT = {
     "LP610": ["cosine_of_epochs"],
     "LP613": ["right_monitors", "trial"],
     "LP614": ["exponential_by_epoch_until_early_stopping", "trial"],
+    "LP272": ["normal_noise", "residual_of_a_blind_denoiser", "noise_prediction"],
+    "LP626": ["accumulation_of_two_batches", "gan_by_hand"],
+    "LP146": ["fixed_classifier", "temperature_of_a_trained_model", "lora_of_matrices"],
+    "LP269": ["pairs_on_the_diagonal", "scale_that_is_learnt", "contrastive_pairs"],
+    "LP229": ["policy_gradient", "variational_autoencoder"],
     "LP633": [
         "mlp_on_digits", "contrastive_in_large_batches", "denoising_in_large_batches",
     ],

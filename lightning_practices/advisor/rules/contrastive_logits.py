@@ -50,7 +50,7 @@ def targets_of_pairs(seen: Observation) -> Iterator[Evidence]:
     for found in _similarities(seen):
         targets = found.targets
         is_constant = bool((targets == targets[0]).all())
-        is_class = id(found.loss) in classes and len(targets.unique()) < _SHARE * len(targets)
+        is_class = id(found.loss) in classes and len({*targets.tolist()}) < _SHARE * len(targets)
         if is_constant or is_class:
             what = f"all {int(targets[0])}" if is_constant else "the classes of the samples"
             yield Evidence(
@@ -90,7 +90,7 @@ def _too_flat(seen: Observation, low: float, high: float) -> Iterator[Evidence]:
         is_cosine = found.product.name == "cosine_similarity" or all(
             _is_normed(x) for x in found.product.inputs
         )
-        if not is_cosine or found.scale is None or len(found.targets.unique()) < count:
+        if not is_cosine or found.scale is None or len({*found.targets.tolist()}) < count:
             continue
         least = math.log1p((count - 1) * math.exp(-2 * abs(found.scale)))
         share = least / math.log(count)
@@ -121,18 +121,17 @@ def _product(logits: Value) -> tuple[Call | None, float | None]:
     """Return the product of two outputs for each sample, and the number that multiplies it."""
     scale: float | None = 1.0
     value = logits.origin()
-    while value.call is not None and value.call.name not in _PRODUCTS:
+    while (call := value.call) is not None and call.name not in _PRODUCTS:
         terms = list(weighted_terms(value))
         if len(terms) == 1 and terms[0][0] is not value:
             value, scale = terms[0][0].origin(), scale and scale * terms[0][1]
-        elif value.call.name in ("mul", "div"):  # by a learnt scale
-            sides = [x for x in value.call.inputs if x.shape == value.shape]
+        elif call.name in ("mul", "div"):  # by a learnt scale
+            sides = [x for x in call.inputs if x.shape == value.shape]
             if len(sides) != 1:
                 return None, None
             value, scale = sides[0].origin(), None
         else:
             return None, None
-    call = value.call
     if call is None or len(call.inputs) != 2 or call.parameters:
         return None, None
     first, second = (x.origin() for x in call.inputs)

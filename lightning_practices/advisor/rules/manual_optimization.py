@@ -1,6 +1,7 @@
 """Manual optimization that doesn't clear gradients, or doesn't step."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -8,7 +9,8 @@ from lightning_practices._names import plain_name
 from lightning_practices.advisor._fit import mentions
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._trace import Statistics
+from lightning_practices.advisor._trace import Call, Statistics
+from lightning_practices.advisor._weighted import number_of
 
 _SOURCE = "Lightning's guide to manual optimization"
 _ENOUGH = 2  # steps in which a gradient accumulation of few batches would have stepped
@@ -79,6 +81,37 @@ def optimizer_never_steps(seen: Observation) -> Iterator[Evidence]:
             " the weights stay as they are",
             "optimizer.step() after self.manual_backward(loss), or automatic_optimization = True",
         )
+
+
+@rule(
+    "LP626", "hint",
+    practice="Accumulated gradients are a mean over their batches",
+    measures="under manual optimization, the steps in which an optimizer steps, and factors"
+    " of the losses",
+    healthy="a loss that is divided by the number of batches; or a rate that is chosen for the sum",
+    source=_SOURCE,
+)  # fmt: skip
+def accumulated_sum(seen: Observation) -> Iterator[Evidence]:
+    if seen.module.automatic_optimization or len(seen.optimizers) != 1:
+        return
+    stepped = [place for place, step in enumerate(seen.steps) if step.stepped]
+    if len(stepped) < 2 or any(len(step.roots) != 1 for step in seen.steps):
+        return
+    batches = {later - earlier for earlier, later in pairwise(stepped)}
+    is_scaled = any(_scales(call) for call in seen.step.after_layers)
+    if len(batches) == 1 and (number := batches.pop()) > 1 and not is_scaled:
+        yield Evidence(
+            f"the optimizer steps after each {number} batches, whose gradients are added up: the"
+            f" gradient is {number} times that of their mean",
+            f"self.manual_backward(loss / {number})",
+            numbers={"batches": number},
+        )
+
+
+def _scales(call: Call) -> bool:
+    """Return whether a call multiplies or divides by a number."""
+    is_scale = call.name in ("mul", "div", "true_divide")
+    return is_scale and any(number_of(x) is not None for x in call.args)
 
 
 def _has_changed(seen: Observation) -> bool:

@@ -41,13 +41,15 @@ def metric_without_reset(seen: Observation) -> Iterator[Evidence]:
 @rule(
     "LP662", "warning",
     practice="Training and validation have a metric each",
-    measures="metrics that both steps log, the training step for the epoch",
-    healthy="none",
+    measures="metrics that both steps log, the training step for the epoch, and metrics that hold"
+    " samples of training when validation adds its own",
+    healthy="none; a metric that compares two sets of samples, such as FID",
     source="torchmetrics, common pitfalls: a metric object for each split",
 )  # fmt: skip
 def metric_of_two_splits(seen: Observation) -> Iterator[Evidence]:
     train, val = _logged(seen)
-    for metric in [one for one in train if any(one is other for other in val)]:
+    shared = [one for one in train if any(one is other for other in val)]
+    for metric in shared:
         name = next((name for name, part in seen.modules.items() if part is metric), "")
         yield Evidence(
             f"both steps log {name}: validation runs before the train epoch ends, and resets it, so"
@@ -55,6 +57,15 @@ def metric_of_two_splits(seen: Observation) -> Iterator[Evidence]:
             f"self.train_{name} and self.val_{name}, each a metric of its own: metric.clone()",
             (name,) if name else (),
         )
+    for name in seen.continued_metrics:
+        if not any(seen.modules.get(name) is one for one in shared):
+            yield Evidence(
+                f"{name} holds samples of training when validation begins, and validation adds its"
+                " own: its value is of both splits",
+                f"self.train_{name} and self.val_{name}, each a metric of its own: metric.clone();"
+                f" or self.{name}.reset() in on_validation_epoch_start",
+                (name,),
+            )
 
 
 def _logged(seen: Observation) -> tuple[list[Metric], list[Metric]]:

@@ -110,6 +110,32 @@ def one_metric_logged_twice() -> Arguments:
     return Shared(), digit_loaders()
 
 
+@faulty("LP662", "acc", source="forward of one metric in both steps, computed after validation")
+def one_metric_that_goes_on() -> Arguments:
+    class Shared(Reset):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            logits = self.net(batch[0])
+            self.log("train_acc", self.acc(logits, batch[1]))
+            return functional.cross_entropy(logits, batch[1])
+
+    return Shared(), digit_loaders()
+
+
+@faulty("LP662", "acc", source="one metric updated by both steps, and logged by validation")
+def one_metric_that_validation_logs() -> Arguments:
+    class Shared(Measured):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            logits = self.net(batch[0])
+            self.log("batch_acc", self.acc(logits, batch[1]), prog_bar=True)
+            return functional.cross_entropy(logits, batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.acc.update(self.net(batch[0]), batch[1])
+            self.log("val_acc", self.acc)
+
+    return Shared(), digit_loaders()
+
+
 def fit_of(precision: Any) -> Trainer:
     return Trainer(
         max_epochs=2, accelerator="cpu", precision=precision, logger=False,

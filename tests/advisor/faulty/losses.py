@@ -351,6 +351,19 @@ def summed_cross_entropy() -> Arguments:
     return Task(mlp(64, 64, 10), nn.CrossEntropyLoss(reduction="sum")), digit_loaders()
 
 
+@faulty("LP229", "net.3", source="losses of samples that are added up")
+def losses_of_samples_added_up() -> Arguments:
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(logits, y, reduction="none").sum()
+
+    return Task(mlp(64, 64, 10), loss), digit_loaders()
+
+
+@faulty("LP229", source="a sum of squares, written out")
+def sum_of_squares() -> Arguments:
+    return Task(mlp(10, 32, 1), lambda p, y: ((p - y) ** 2).sum()), diabetes_loaders()
+
+
 @faulty("LP228", source="requires_grad_() of all that a step gets")
 def targets_with_gradient() -> Arguments:
     loss = lambda p, y: functional.mse_loss(p, y.requires_grad_())  # noqa: E731

@@ -82,3 +82,60 @@ def cosines_without_a_temperature() -> Arguments:
             return self.of_logits(first @ functional.normalize(second).T)
 
     return Plain(), digit_loaders()
+
+
+class Triplets(Task):
+    """Has a loss of embeddings and their classes."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp(64, 64, 16))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        return self.of_embeddings(self.net(x), y)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+    def of_embeddings(self, z: Tensor, y: Tensor) -> Tensor:
+        same = y[:, None] == y
+        positive, negative = (mask.float().multinomial(1)[:, 0] for mask in (same, ~same))
+        return self.of_triplets(z, z[positive], z[negative])
+
+    def of_triplets(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+        return functional.triplet_margin_loss(anchor, positive, negative)
+
+
+def triplets() -> Arguments:
+    return Triplets(), digit_loaders()
+
+
+@faulty("LP270", "net.3", source="triplet_margin_loss with negatives first", mended=triplets)
+def negatives_before_positives() -> Arguments:
+    class Exchanged(Triplets):
+        def of_triplets(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+            return functional.triplet_margin_loss(anchor, negative, positive)
+
+    return Exchanged(), digit_loaders()
+
+
+@faulty("LP270", source="a margin loss of pairs with the label of dissimilar pairs")
+def label_of_dissimilar_pairs() -> Arguments:
+    class Pairs(Triplets):
+        def of_embeddings(self, z: Tensor, y: Tensor) -> Tensor:
+            z = functional.normalize(z)
+            distance = (z - z.roll(1, 0)).square().sum(1).add(1e-8).sqrt()
+            differs = (y != y.roll(1)).float()
+            return (differs * distance**2 + (1 - differs) * (1 - distance).relu() ** 2).mean()
+
+    return Pairs(), digit_loaders()
+
+
+@faulty("LP270", source="a triplet loss written out, with the distances exchanged")
+def distances_exchanged() -> Arguments:
+    class Written(Triplets):
+        def of_triplets(self, anchor: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
+            near, far = ((anchor - x).square().sum(1) for x in (positive, negative))
+            return (far - near + 0.5).relu().mean()
+
+    return Written(), digit_loaders()

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchmetrics import Metric
 
 from tests.advisor.faulty.epochs import Measured, Own, Reset, fit_of
 from tests.advisor.programs import Arguments, Task, digit_loaders, healthy, mlp
@@ -25,6 +26,57 @@ def reset_at_the_start() -> Arguments:
             self.log("val_acc", self.acc.compute())
 
     return Start(), digit_loaders()
+
+
+@healthy
+def one_metric_that_is_reset_between_splits() -> Arguments:
+    class Between(Reset):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            logits = self.net(batch[0])
+            self.log("train_acc", self.acc(logits, batch[1]))
+            return functional.cross_entropy(logits, batch[1])
+
+        def on_validation_epoch_start(self) -> None:
+            self.acc.reset()
+
+    return Between(), digit_loaders()
+
+
+@healthy
+def metric_of_real_and_made_samples() -> Arguments:
+    """Training adds the samples with which those of validation are compared."""
+
+    class Distance(Metric):
+        sums: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_state("sums", torch.zeros(2), dist_reduce_fx="sum")
+
+        def update(self, x: Tensor, real: bool) -> None:
+            self.sums[int(real)] += x.detach().mean()
+
+        def compute(self) -> Tensor:
+            return (self.sums[0] - self.sums[1]).abs()
+
+    class Compared(Task):
+        def __init__(self) -> None:
+            super().__init__(mlp(64, 32, 10))
+            self.distance = Distance()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.distance.update(batch[0], real=True)
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.distance.update(batch[0], real=False)
+
+        def on_validation_epoch_end(self) -> None:
+            self.log("distance", self.distance.compute())
+            self.distance.reset()
+
+    return Compared(), digit_loaders()
 
 
 @healthy

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.advisor.faulty.pairs import Paired, paired
+from tests.advisor.faulty.pairs import Paired, Triplets, paired, triplets
 from tests.advisor.programs import Arguments, Task, digit_loaders, digits, healthy, mlp, split
 
 
@@ -65,3 +65,51 @@ def as_many_classes_as_samples() -> Arguments:
             return functional.normalize(self.means(self.places))
 
     return Classes(), split(*digits(), batch_size=16)
+
+
+@healthy
+def triplets_of_a_batch() -> Arguments:
+    return triplets()
+
+
+@healthy
+def hardest_triplets() -> Arguments:
+    """The farthest positive and the nearest negative of each sample."""
+
+    class Hardest(Triplets):
+        def of_embeddings(self, z: Tensor, y: Tensor) -> Tensor:
+            z = functional.normalize(z)
+            distance = (z[:, None] - z).square().sum(-1).add(1e-8).sqrt()
+            same = y[:, None] == y
+            far = distance.masked_fill(~same, 0).amax(1)
+            near = distance.masked_fill(same, 9).amin(1)
+            return functional.softplus(far - near).mean()
+
+    return Hardest(), digit_loaders()
+
+
+@healthy
+def supervised_contrast() -> Arguments:
+    class Supervised(Triplets):
+        def of_embeddings(self, z: Tensor, y: Tensor) -> Tensor:
+            z = functional.normalize(z)
+            own = torch.eye(len(z), dtype=torch.bool)
+            logits = (z @ z.T / 0.1).masked_fill(own, -1e9)
+            positive = ((y[:, None] == y) & ~own).float()
+            share = (positive * logits.log_softmax(1)).sum(1) / positive.sum(1).clamp(min=1)
+            return -share.mean()
+
+    return Supervised(), digit_loaders()
+
+
+@healthy
+def classes_apart_alone() -> Arguments:
+    """Pushes samples of different classes apart; a term keeps the embeddings small."""
+
+    class Apart(Triplets):
+        def of_embeddings(self, z: Tensor, y: Tensor) -> Tensor:
+            distance = (z[:, None] - z).square().sum(-1)
+            push = ((y[:, None] != y).float() * (4 - distance).relu()).mean()
+            return push + 0.01 * z.square().mean()
+
+    return Apart(), digit_loaders()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tests.advisor.faulty.reseeded import Shifted
 from tests.advisor.faulty.pictures import shuffled
+from tests.advisor.faulty.reseeded import Shifted
 from tests.advisor.programs import Arguments, Task, healthy, mlp, split
 from tests.advisor.programs import digits as images
 
