@@ -35,8 +35,8 @@ def last_step_is_padding(seen: Observation) -> Iterator[Evidence]:
             call, use = summary
             yield Evidence(
                 f"{padded.share:.0%} of the sequences in {padded.value.source or 'a batch'} end"
-                f" by padding, {padded.mean:.0f} of {padded.steps} steps on average, and {use} is all"
-                f" that is used of {call}: it has read the padding after the sequence",
+                f" by padding, {padded.mean:.0f} of {padded.steps} steps on average, and {use} is"
+                f" all that is used of {call}: it has read the padding after the sequence",
                 "pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False) and the"
                 " hidden state, h[torch.arange(len(h)), lengths - 1], or padding at the start",
                 tuple(name for name in [call.module or layer_of(call.output)] if name),
