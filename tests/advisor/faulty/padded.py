@@ -58,6 +58,15 @@ class Attentive(Reader):
         return self.encoder(x + self.positions, src_key_padding_mask=tokens == 0)
 
 
+class Series(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(3, 24, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.rnn(x)[0].select(1, STEPS - 1)
+
+
 def reads(net: nn.Module) -> Arguments:
     return Task(net), split(*sentences())
 
@@ -79,14 +88,6 @@ def last_position_of_attention() -> Arguments:
 
 @faulty("LP266", "net.0.rnn", source="series of various lengths, padded by zeros")
 def last_output_of_padded_series() -> Arguments:
-    class Series(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.rnn = nn.LSTM(3, 24, batch_first=True)
-
-        def forward(self, x: Tensor) -> Any:
-            return self.rnn(x)[0].select(1, STEPS - 1)
-
     tokens, y = sentences()
     x = torch.stack([tokens / 10.0, (tokens > 9).float(), (tokens > 0).float()], dim=2)
     return Task(nn.Sequential(Series(), nn.Linear(24, 2))), split(x, y)

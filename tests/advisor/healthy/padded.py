@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from tests.advisor.faulty.padded import STEPS, Attentive, Reader, reads, sentences
+from tests.advisor.faulty.padded import STEPS, Attentive, Reader, Series, reads, sentences
 from tests.advisor.programs import Arguments, Task, healthy, split
 
 
@@ -66,3 +66,12 @@ def masked_mean_of_outputs() -> Arguments:
         return (out * mask).sum(dim=1) / mask.sum(dim=1).clamp(max=STEPS)
 
     return reads(Reader(summary))
+
+
+@healthy
+def few_padded_series() -> Arguments:
+    tokens, y = sentences()
+    full = torch.where(tokens == 0, 1 + 10 * y[:, None], tokens)
+    full[::8] = tokens[::8]
+    series = torch.stack([full / 10.0, (full > 9).float(), (full > 0).float()], dim=2)
+    return Task(nn.Sequential(Series(), nn.Linear(24, 2))), split(series, y)
