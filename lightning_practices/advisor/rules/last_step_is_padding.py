@@ -20,7 +20,7 @@ _ATTENTION = frozenset({"multi_head_attention_forward", "scaled_dot_product_atte
 
 
 @rule(
-    "LP266", "warning",
+    "LP273", "warning",
     practice="The summary of a sequence is read at its own last step",
     measures="the share of sequences that end by padding, where the last time step of all is the"
     " only output of a recurrent network or of attention that is used",

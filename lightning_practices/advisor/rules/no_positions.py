@@ -22,7 +22,7 @@ _EQUAL = 1e-4  # of the predictions' standard deviation: rounding is below
 
 
 @rule(
-    "LP267", "hint",
+    "LP274", "hint",
     practice="Attention over ordered tokens knows their positions",
     measures="predictions in eval mode of tokens in another order, where neighbours in the data are"
     " no random pairs",

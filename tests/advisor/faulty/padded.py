@@ -71,22 +71,22 @@ def reads(net: nn.Module) -> Arguments:
     return Task(net), split(*sentences())
 
 
-@faulty("LP266", "net.rnn", source="out[:, -1] of an LSTM on padded reviews")
+@faulty("LP273", "net.rnn", source="out[:, -1] of an LSTM on padded reviews")
 def last_output_of_padded_tokens() -> Arguments:
     return reads(Reader(lambda net, x, tokens: net.rnn(x)[0][:, -1]))
 
 
-@faulty("LP266", "net.rnn", source="h[-1] without packing, and an embedding without padding_idx")
+@faulty("LP273", "net.rnn", source="h[-1] without packing, and an embedding without padding_idx")
 def last_state_of_padded_tokens() -> Arguments:
     return reads(Reader(lambda net, x, tokens: net.rnn(x)[1][-1], padding=None))
 
 
-@faulty("LP266", source="attention read at the last position, which is padding")
+@faulty("LP273", source="attention read at the last position, which is padding")
 def last_position_of_attention() -> Arguments:
     return reads(Attentive(lambda net, x, tokens: net.attend(x, tokens)[:, -1, :]))
 
 
-@faulty("LP266", "net.0.rnn", source="series of various lengths, padded by zeros")
+@faulty("LP273", "net.0.rnn", source="series of various lengths, padded by zeros")
 def last_output_of_padded_series() -> Arguments:
     tokens, y = sentences()
     x = torch.stack([tokens / 10.0, (tokens > 9).float(), (tokens > 0).float()], dim=2)

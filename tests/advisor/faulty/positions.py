@@ -54,12 +54,12 @@ class Written(Encoder):
         return self.head(x + scores.softmax(dim=-1) @ v).transpose(1, 2)
 
 
-@faulty("LP267", "net.encoder", source="nn.TransformerEncoder on embedded tokens alone")
+@faulty("LP274", "net.encoder", source="nn.TransformerEncoder on embedded tokens alone")
 def no_positions_in_an_encoder() -> Arguments:
     return Task(Encoder()), split(*text())
 
 
-@faulty("LP267", source="attention written out, for a tag of each token that its neighbour tells")
+@faulty("LP274", source="attention written out, for a tag of each token that its neighbour tells")
 def no_positions_in_a_tagger() -> Arguments:
     codes, _ = text()
     follows = torch.isin(codes.roll(1, dims=1), torch.tensor(list(b"aeiou"))).long()
