@@ -21,6 +21,11 @@ SILENT = {
     "LP230": [
         "log_sigmoid_of_both_sides", "softplus_of_both_sides", "logarithm_of_a_positive_output",
     ],
+    "LP274": [
+        "learnt_positions", "learnt_positions_from_zero", "sets_in_random_order",
+        "sets_that_are_sorted", "causal_attention_without_positions",
+        "tags_of_the_tokens_themselves", "decoder_on_text", "transformer_of_torch",
+    ],
     "LP504": ["convolution_activation_norm", "selu_by_the_book"],
     "LP512": [
         "lora_within_a_perceptron", "shallow_linear_autoencoder", "autoencoder_with_a_linear_code",
