@@ -73,7 +73,8 @@ class Manual(LightningModule):
         return functional.cross_entropy(self.second(self.first(batch[0])), batch[1])
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
-        first, second = self.optimizers()  # type: ignore[misc]
+        optimizers: Any = self.optimizers()
+        first, second = optimizers
 
         def closure() -> Tensor:
             first.zero_grad()
