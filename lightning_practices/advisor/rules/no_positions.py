@@ -11,7 +11,7 @@ from lightning_practices.advisor._kinds import LAYERS, NORMS
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import layer_of
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._small_batches import run_in_eval_mode
+from lightning_practices.advisor._small_batches import run_again
 from lightning_practices.advisor._trace import Call, Value
 
 _SHORTEST = 6  # steps
@@ -150,7 +150,7 @@ def _ignores_order(seen: Observation, read: _Read) -> bool | None:
 
     batch = seen.step.batch
     first, again, reordered = (
-        _numbers(run_in_eval_mode(seen, tree_map(change, batch)))
+        _numbers(run_again(seen, tree_map(change, batch)))
         for change in (_copy, _copy, lambda x: moved(_copy(x)))
     )
     if first is None or again is None or reordered is None:
