@@ -50,14 +50,15 @@ def _explained(error: Exception) -> str:
 def _reproduce(table: Any, arguments: argparse.Namespace) -> None:
     from rich.console import Console
 
-    from lightning_practices.reproduce import draw, measure, show
+    from lightning_practices.reproduce import draw, measure, show, write_page
 
     path = arguments.out / f"{table.name}.json"
     seeds = range(arguments.seeds)
     results = measure(table, seeds, path=path, jobs=arguments.jobs, tiny=arguments.tiny)
     Console().print(show(results))
     draw(results, path.with_suffix(".svg"))
-    print(f"wrote {path} and {path.with_suffix('.svg')}\n")
+    write_page(results, path.with_suffix(".md"))
+    print(f"wrote {path}, its picture .svg and its page .md\n")
 
 
 def _list(tables: Any) -> int:

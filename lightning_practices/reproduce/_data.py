@@ -24,6 +24,13 @@ class Data(DataPractices, LightningDataModule):
         seed: Seed of the order of training batches, so that it is the same for all settings.
         batch_size: Samples of a training batch.
         **practices: See ``DataPractices``.
+
+    Example:
+        >>> from torch.utils.data import TensorDataset
+        >>> from lightning_practices.reproduce import Data
+        >>> parts = [TensorDataset(torch.randn(n, 1, 8, 8), torch.zeros(n)) for n in (64, 8, 8)]
+        >>> len(Data(*parts, seed=0, batch_size=16).train_dataloader())
+        4
     """
 
     def __init__(
@@ -63,6 +70,12 @@ def digits(seed: int, labels: int, *, scale: float = 1.0, **options: Any) -> Dat
         labels: Number of images to fit, at most 997.
         scale: Grey level of white. The images have the shape (1, 8, 8).
         **options: Arguments of :class:`Data`.
+
+    Example:
+        >>> from lightning_practices.reproduce import digits
+        >>> images, labels = digits(seed=0, labels=100).train[:]
+        >>> images.shape, labels.bincount()  # shares as in all digits
+        (torch.Size([100, 1, 8, 8]), tensor([10, 10, 10, 10, 10, 10, 10, 10, 10, 10]))
     """
     images, classes = _digits()
     return _split(images * scale, classes, seed, (labels, 300, 500), options)
@@ -84,6 +97,12 @@ def solar_cells(seed: int, labels: int, size: int = 96, **options: Any) -> Data:
         size: Edge of the images, to which they are reduced by averaging. They have the shape
             (1, size, size), and values from 0 to 1.
         **options: Arguments of :class:`Data`.
+
+    Example:
+        >>> from lightning_practices.reproduce import solar_cells
+        >>> images, defective = solar_cells(seed=0, labels=200, size=64).train[:]
+        >>> images.shape, int(defective.sum())
+        (torch.Size([200, 1, 64, 64]), 63)
     """
     images, defective = _solar_cells(size)
     return _split(images, defective, seed, (labels, 124, 500), options)

@@ -96,6 +96,14 @@ def efficientnet_lite0(pretrained: bool = True) -> nn.Module:
 
     Args:
         pretrained: Whether it has these weights, or random ones.
+
+    Example:
+        >>> from lightning_practices.reproduce import efficientnet_lite0
+        >>> network = efficientnet_lite0().eval()
+        >>> with torch.no_grad():
+        ...     logits = network(torch.zeros(1, 3, 64, 64))
+        >>> logits.shape  # ImageNet's classes
+        torch.Size([1, 1000])
     """
     import timm
 

@@ -39,7 +39,7 @@ TABLE = Table(
     rows={
         "none": {},
         "L2, 0.01": {"l2": 0.01},
-        "L2, 0.1": {"l2": 0.1},
+        "L2, 0.03": {"l2": 0.03},
         "L1, 0.001": {"l1": 0.001},
         "proximal L1, 0.001": {"l1": 0.001, "proximal": True},
         "proximal L1, 0.003": {"l1": 0.003, "proximal": True},
