@@ -125,14 +125,19 @@ def test_curves_have_the_lectures_figures_at_their_places(
 LONG = "a row whose label says with many words what it is, and then says some more of it"
 
 
-@pytest.mark.parametrize("of", [*all_tables(), "long labels"])
-def test_no_texts_overlap_or_leave_the_picture(of: str, figures: list[Any], tmp_path: Path) -> None:
-    if of == "long labels":
-        rows = {f"{i}: {LONG}": {"row": i} for i in range(4)}
-        titles = {f"{i}: {LONG}": Column("error", settings={"place": i}) for i in range(3)}
-        drawn = table(rows=rows, columns=titles, reference=f"0: {LONG}")
-    else:
-        drawn = all_tables()[of]
+def with_long_labels() -> Table:
+    rows = {f"{i}: {LONG}": {"row": i} for i in range(4)}
+    titles = {f"{i}: {LONG}": Column("error", settings={"place": i}) for i in range(3)}
+    return table(title="long labels", rows=rows, columns=titles, reference=f"0: {LONG}")
+
+
+ALL = {one.title: one for own in all_tables().values() for one in (own, own.on_folder or own)}
+
+
+@pytest.mark.parametrize("drawn", [*ALL.values(), with_long_labels()], ids=lambda one: one.title)
+def test_no_texts_overlap_or_leave_the_picture(
+    drawn: Table, figures: list[Any], tmp_path: Path
+) -> None:
     draw(results_of(drawn), tmp_path / "table.png")
     (figure,) = figures
     canvas = FigureCanvasAgg(figure)
