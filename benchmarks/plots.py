@@ -13,8 +13,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 
 from benchmarks.rows import BOUNDS, COPY, OURS, Row, grouped, is_ok, kind_of, numbers, providers_of
 from lightning_practices.files import replacing
+from lightning_practices.pictures import STYLE
 
-_STYLE = Path(__file__).parents[1] / "examples" / "pictures.mplstyle"
 _WIDTH = 7.0  # of a figure in inches
 # Okabe and Ito's palette, which colour-blind readers can distinguish. Ours is always the first.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -33,7 +33,7 @@ class _Bar:
     spread: float | None = None
 
 
-@style.context(_STYLE)
+@style.context(STYLE)
 def draw(rows: Sequence[Row], prefix: Path) -> list[Path]:
     """Draw the rows that were measured.
 

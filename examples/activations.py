@@ -30,9 +30,9 @@ from torch.nn import functional as F  # noqa: N812
 from lightning_practices.data import Standardize
 from lightning_practices.files import replacing
 from lightning_practices.init import initialize
+from lightning_practices.pictures import STYLE
 from lightning_practices.surgery import swap_activation
 
-STYLE = Path(__file__).with_name("pictures.mplstyle")
 CLASSES, PIXELS, WIDTH = 10, 64, 64
 TRAIN, BATCH_SIZE, STEPS, LEARNING_RATE = 500, 50, 200, 1e-3
 DEPTHS = 4, 20

@@ -22,8 +22,8 @@ from torch.nn.functional import interpolate
 
 from lightning_practices.data import augmentation
 from lightning_practices.files import replacing
+from lightning_practices.pictures import STYLE
 
-STYLE = Path(__file__).with_name("pictures.mplstyle")
 HEIGHT, WIDTH = 80, 120
 GAP = 4  # pixels between two photographs
 SEED = 117

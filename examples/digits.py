@@ -39,8 +39,8 @@ from typing_extensions import override
 import lightning_kernels
 from lightning_practices.files import replacing, write_file
 from lightning_practices.mixins import EarlyStoppingMixin, FusedLayersMixin
+from lightning_practices.pictures import STYLE
 
-STYLE = Path(__file__).with_name("pictures.mplstyle")
 CLASSES, PIXELS, WIDTH = 10, 64, 256
 TRAIN, VALIDATION, TEST = 200, 200, 897  # digits
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 60, 20, 1e-3

@@ -36,9 +36,9 @@ from typing_extensions import override
 from lightning_practices.callbacks import SnapshotEnsemble
 from lightning_practices.files import replacing
 from lightning_practices.modules import LightningEnsemble
+from lightning_practices.pictures import STYLE
 from lightning_practices.schedules import cosine_decay
 
-STYLE = Path(__file__).with_name("pictures.mplstyle")
 CLASSES, PIXELS, WIDTH = 10, 64, 128
 TRAIN, BATCH_SIZE = 200, 20
 EPOCHS, LEARNING_RATE = 60, 0.1

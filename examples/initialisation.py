@@ -22,8 +22,8 @@ from torch import nn
 
 from lightning_practices.files import replacing
 from lightning_practices.init import AuditedLayer, audit, initialize
+from lightning_practices.pictures import STYLE
 
-STYLE = Path(__file__).with_name("pictures.mplstyle")
 LAYERS, UNITS, SAMPLES = 10, 500, 400  # of the histograms
 SHOWN = (1, 2, 5, 10)  # layers with a histogram
 DEPTH, WIDTH, BATCH = 30, 256, 256  # of the lower panels

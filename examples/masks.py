@@ -23,8 +23,8 @@ from torchvision.transforms import v2
 
 from lightning_practices.files import replacing
 from lightning_practices.nn import DropBlock2d, DropCluster2d, Dropout, Dropout2d
+from lightning_practices.pictures import STYLE
 
-STYLE = Path(__file__).with_name("pictures.mplstyle")
 HEIGHT, WIDTH = 32, 48  # positions
 PIXELS = 3  # side of a position in the picture
 RATE = 0.3

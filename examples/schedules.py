@@ -21,9 +21,9 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_practices.files import replacing
+from lightning_practices.pictures import STYLE
 from lightning_practices.schedules import learning_rate_factor, linear_warmup, plateau
 
-STYLE = Path(__file__).with_name("pictures.mplstyle")
 STEPS, WARMUP = 600, 60
 RATE = 0.1
 SCALE = 150  # steps after which power, exponential and step divide the rate

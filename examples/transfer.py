@@ -61,9 +61,9 @@ from typing_extensions import override
 from lightning_practices.callbacks import ProgressiveUnfreezing, unfreezing_schedule, write_schedule
 from lightning_practices.files import replacing, write_file
 from lightning_practices.mixins import LearningRateScheduleMixin
+from lightning_practices.pictures import STYLE
 from lightning_practices.surgery import blocks, feature_extractor, input_transform, replace_head
 
-STYLE = Path(__file__).with_name("pictures.mplstyle")
 DIGITS = 10  # classes before the transfer
 NAMES = ["even", "odd"]  # classes after it
 LABELS, BATCH_SIZE = 1, 2  # images of each digit to learn from

@@ -22,6 +22,7 @@ from lightning_practices.advisor._observe import observe, observer_of, release_o
 from lightning_practices.advisor._observed_copy import release, simplify
 from lightning_practices.advisor._trace import Loss
 from lightning_practices.files import replacing
+from lightning_practices.pictures import COLOURS, dress
 
 _MEMORISED = 0.05  # of the way from the prior's loss to the least one that is left
 _LEARNT = 0.7
@@ -136,11 +137,12 @@ class Overfit:
         file = check_path("path", path, "picture")
         figure = Figure(figsize=(6, 3.5), layout="constrained")
         axis = figure.subplots()
-        axis.plot(range(len(self.losses)), self.losses, color="#0072B2", label="training loss")
+        axis.plot(range(len(self.losses)), self.losses, color=COLOURS[0], label="training loss")
         if self.prior is not None:
-            axis.axhline(self.prior, color="#D55E00", ls="--", label="loss of the prior")
+            axis.axhline(self.prior, color=COLOURS[1], ls="--", label="loss of the prior")
         axis.set(xlabel="steps on one batch", ylabel="loss", title=self.subject)
         axis.legend(frameon=False)
+        dress(axis)
         with replacing(file) as part:
             figure.savefig(part)
         return file

@@ -34,6 +34,7 @@ def _draw(arguments: argparse.Namespace) -> int:
             "matplotlib is missing: pip install 'lightning-practices[plots]'"
         ) from None
     from lightning_practices.files import replacing
+    from lightning_practices.pictures import COLOURS, dress
     from lightning_practices.schedules import learning_rate_factor
 
     try:
@@ -45,7 +46,8 @@ def _draw(arguments: argparse.Namespace) -> int:
     steps = range(arguments.steps)
     figure = Figure(figsize=(7, 3.5), dpi=200, layout="constrained")
     axis = figure.subplots()
-    axis.plot(steps, [arguments.lr * factor(step) for step in steps], color="#0072B2")
+    axis.plot(steps, [arguments.lr * factor(step) for step in steps], color=COLOURS[0])
+    dress(axis)
     axis.set(xlabel="optimizer steps", ylabel="learning rate", ylim=(0, None))
     axis.set_title(f"{arguments.name}, {arguments.warmup_steps} steps of warmup", loc="left")
     with replacing(arguments.out) as part:

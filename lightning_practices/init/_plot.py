@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_practices.files import replacing
+from lightning_practices.pictures import COLOURS, INK, dress
 
 if TYPE_CHECKING:
     from lightning_practices.init._audit import AuditedLayer
 
-# Okabe and Ito, 2008, "Color universal design": colours for any kind of colour vision.
-_ACTIVATIONS, _GRADIENTS, _INK, _FAINT = "#0072B2", "#D55E00", "#222222", "#E3E3E3"
+_ACTIVATIONS, _GRADIENTS = COLOURS[:2]
 _MOST_HISTOGRAMS, _COLUMNS = 12, 6
 _SIDE = 1.7  # inches, of a histogram
 _MOST_LETTERS = 22  # of a title
@@ -60,10 +60,10 @@ def _draw_histogram(axis: Any, layer: "AuditedLayer") -> None:
     lefts = [layer.low + i * width for i in range(len(layer.histogram))]
     axis.bar(lefts, layer.histogram, width=width, align="edge", color=_ACTIVATIONS)
     name = layer.name if len(layer.name) <= _MOST_LETTERS else f"...{layer.name[-_MOST_LETTERS:]}"
-    title = axis.set_title(f"{name}\n{layer.activation}", loc="left", fontsize=7, color=_INK)
+    title = axis.set_title(f"{name}\n{layer.activation}", loc="left", fontsize=7, color=INK)
     title.set_parse_math(False)
     axis.set_yticks([])
-    axis.tick_params(labelsize=6, colors=_INK, length=2)
+    axis.tick_params(labelsize=6, colors=INK, length=2)
     for side in ("top", "right", "left"):
         axis.spines[side].set_visible(False)
 
@@ -79,10 +79,6 @@ def _draw_course(axis: Any, layers: "Sequence[AuditedLayer]", input_std: float) 
         label="of the gradients",
     )  # fmt: skip
     axis.set_yscale("log", nonpositive="mask")
-    axis.set_xlabel("layer", fontsize=8, color=_INK)
-    axis.grid(axis="y", color=_FAINT, lw=0.6)
-    axis.set_axisbelow(True)
-    axis.tick_params(labelsize=7, colors=_INK, length=3)
+    axis.set_xlabel("layer", fontsize=8, color=INK)
+    dress(axis)
     axis.legend(fontsize=7, frameon=False, loc="best")
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)

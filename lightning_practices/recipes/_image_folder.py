@@ -8,7 +8,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
@@ -19,6 +19,7 @@ from lightning_practices.recipes._classifier import Classifier
 from lightning_practices.recipes._drop_block import add_drop_block
 from lightning_practices.recipes._errors import DataError
 from lightning_practices.recipes._pretrained import architecture_of, normalization, pretrained
+from lightning_practices.recipes._splits import SplitName, stratified_splits
 from lightning_practices.surgery import freeze
 
 _TREE = """expected is a folder for each split, and in it a folder of images for each class:
@@ -33,6 +34,8 @@ _TREE = """expected is a folder for each split, and in it a folder of images for
     |-- val
     |   `-- the same classes
     `-- test, if there is one
+
+With split_seed, {root} may hold the folders of the classes alone: their images are split.
 """
 
 
@@ -40,21 +43,26 @@ class ImageFolderData(DataPractices, LightningDataModule):
     """Images in folders: ``root/train/CLASS/IMAGE``, the same for ``val``, and for ``test`` if any.
 
     Images are resized, their centre is cropped, and values are from 0 to 1. Without a folder
-    ``test``, the test is of the validation split.
+    ``test``, the test is of the validation split. With ``split_seed``, ``root/CLASS/IMAGE`` is
+    enough.
 
     Args:
-        root: The folder with the folders ``train`` and ``val``.
+        root: The folder with the folders ``train`` and ``val``, or with those of the classes.
         image_size: The edge of the images in pixels.
         resize: The shorter edge of the images, in pixels, before the centre is cropped. Training
             images keep the centre of this edge, for ``augment`` to crop ``image_size`` at random.
             Default: ``image_size``.
         batch_size: Images of a batch, in each process.
         num_workers: Processes that load images, for each process that trains.
+        split_seed: The seed by which the images of each class are split, if ``root`` has no folders
+            ``train`` and ``val``: three fifths for training, a fifth for validation, and a fifth
+            for the test. Without it there is no split, and such a root is an error.
         **practices: See :class:`~lightning_practices.mixins.DataPractices`.
 
     Raises:
         DataError: If a folder is missing, or doesn't hold two classes with images or more, or the
-            splits have different classes. The message draws the tree that is expected.
+            splits have different classes. If a class to split has fewer than three images, or
+            folders in it. The message draws the tree that is expected.
     """
 
     def __init__(
@@ -64,24 +72,34 @@ class ImageFolderData(DataPractices, LightningDataModule):
         resize: int | None = None,
         batch_size: int = 32,
         num_workers: int = 2,
+        split_seed: int | None = None,
         **practices: Any,
     ) -> None:
         super().__init__(**practices)
         self.root, self.batch_size, self.num_workers = Path(root), batch_size, num_workers
         self.image_size, self.resize = image_size, resize or image_size
-        self.class_names = self._checked_classes()
+        self._parts: dict[SplitName, Tensor] = {}  # of a root that has no folders for them
+        whole = not any((self.root / split).is_dir() for split in ("train", "val"))
+        if split_seed is not None and self.root.is_dir() and whole:
+            self.class_names = self._split_classes(split_seed)
+        else:
+            self.class_names = self._checked_classes()
         self.num_classes = len(self.class_names)
 
+    def _split_classes(self, seed: int) -> list[str]:
+        classes = self._classes(self.root)
+        for name in classes:
+            if any(path.is_dir() for path in (self.root / name).iterdir()):
+                raise self._error(f"{self.root / name} has folders in it, and not images alone")
+        self._parts = stratified_splits(torch.tensor(ImageFolder(self.root).targets), seed)
+        return classes
+
     def _checked_classes(self) -> list[str]:
-        classes = self._classes("train")
-        if len(classes) < 2:
-            raise self._error(
-                f"{self.root / 'train'} has one class, {classes[0]!r}, and a classifier needs two"
-            )
+        classes = self._classes(self._folder("train"))
         for split in ("val", "test"):
             if split == "test" and not (self.root / split).exists():
                 continue
-            if (others := self._classes(split)) != classes:
+            if (others := self._classes(self._folder(split), least=1)) != classes:
                 missing, more = sorted({*classes} - {*others}), sorted({*others} - {*classes})
                 raise self._error(
                     f"{self.root / split} has other classes than {self.root / 'train'}: it lacks"
@@ -89,17 +107,22 @@ class ImageFolderData(DataPractices, LightningDataModule):
                 )
         return classes
 
-    def _classes(self, split: str) -> list[str]:
+    def _folder(self, split: str) -> Path:
         folder = self.root / split
         if not self.root.is_dir():
             raise self._error(f"there is no folder {self.root}")
         if not folder.is_dir():
             found = sorted(path.name for path in self.root.iterdir() if path.is_dir())
             raise self._error(f"{self.root} has no folder {split!r}, only {found or 'no folders'}")
+        return folder
+
+    def _classes(self, folder: Path, least: int = 2) -> list[str]:
         try:
             classes: list[str] = ImageFolder(folder).classes
         except FileNotFoundError as error:  # no classes, or one without images
             raise self._error(f"{folder}: {error}") from error
+        if len(classes) < least:
+            raise self._error(f"{folder} has one class, {classes[0]!r}, and a classifier needs two")
         return classes
 
     def _error(self, message: str) -> DataError:
@@ -111,9 +134,19 @@ class ImageFolderData(DataPractices, LightningDataModule):
         to_float = v2.ToDtype(torch.float32, scale=True)
         return v2.Compose([v2.ToImage(), v2.Resize(self.resize), v2.CenterCrop(edge), to_float])
 
-    def _loader(self, split: str) -> DataLoader[Any]:
+    def dataset(self, split: SplitName) -> Dataset[Any]:
+        """Return the images of a split with their classes, as :meth:`transform` makes them."""
+        if self._parts:
+            images = ImageFolder(self.root, self.transform(split))
+            return Subset(images, self._parts[split].tolist())
+        is_there = split != "test" or (self.root / split).exists()
+        folder = self.root / (split if is_there else "val")
+        found: Dataset[Any] = ImageFolder(folder, self.transform(split))
+        return found
+
+    def _loader(self, split: SplitName) -> DataLoader[Any]:
         return DataLoader(
-            ImageFolder(self.root / split, self.transform(split)),
+            self.dataset(split),
             batch_size=self.batch_size,
             shuffle=split == "train",
             num_workers=self.num_workers,
@@ -130,7 +163,7 @@ class ImageFolderData(DataPractices, LightningDataModule):
 
     @override
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._loader("test" if (self.root / "test").exists() else "val")
+        return self._loader("test")
 
     @override
     def predict_dataloader(self) -> DataLoader[Any]:

@@ -12,14 +12,14 @@ from lightning_practices.mixins import DataPractices
 from lightning_practices.recipes._errors import DataError
 
 SplitName = Literal["train", "val", "test"]
-_SEED = 0  # of the splits, which are the same in each run
 
 
-def stratified_splits(labels: Tensor) -> dict[SplitName, Tensor]:
+def stratified_splits(labels: Tensor, seed: int = 0) -> dict[SplitName, Tensor]:
     """Return indices of three splits: three fifths, a fifth and a fifth of each class.
 
     Args:
         labels: The class of each sample, ``(N,)``.
+        seed: The seed of the splits, which are the same in each run.
 
     Raises:
         DataError: If there is one class only, or a class has fewer than three samples.
@@ -34,7 +34,7 @@ def stratified_splits(labels: Tensor) -> dict[SplitName, Tensor]:
             f" {few} of {len(classes)} classes have fewer: merge or remove these classes; if the"
             " target is a quantity, this is a regression, which this class doesn't do"
         )
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(seed)
     parts: dict[SplitName, list[Tensor]] = {"train": [], "val": [], "test": []}
     for one in classes:
         own = (labels == one).nonzero().flatten()

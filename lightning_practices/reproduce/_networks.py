@@ -5,7 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model
 from typing_extensions import override
+
+from lightning_practices.nn import DropBlock2d
+from lightning_practices.recipes import add_drop_block
 
 Layer = Callable[[], nn.Module]
 
@@ -87,6 +91,40 @@ def small_resnet(
         channels = width
     head = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), last(), nn.Linear(channels, classes))
     return nn.Sequential(*stem, *blocks, *head)
+
+
+def torchvision_resnet(
+    architecture: str,
+    classes: int,
+    *,
+    p: float = 0.0,
+    noise: Callable[[float], nn.Module] | None = None,
+    path: Layer | None = None,
+) -> nn.Module:
+    """Return a ResNet of torchvision with random weights.
+
+    Args:
+        architecture: Its name, such as ``"resnet50"``.
+        classes: Number of classes.
+        p: Rate of the noise in the last stage.
+        noise: Makes the layer of a rate that is behind each norm and shortcut of the last two
+            stages, where :func:`~lightning_practices.recipes.add_drop_block` puts DropBlock. The
+            rate is ``p`` in the last stage, and a quarter of it in the one before.
+        path: Makes the layer that each residual branch ends in, such as stochastic depth.
+    """
+    network: nn.Module = get_model(architecture, num_classes=classes)
+    if noise is not None:
+        add_drop_block(network, p)
+        for name, layer in [*network.named_modules()]:
+            if isinstance(layer, DropBlock2d):
+                rate: Any = layer.p
+                network.set_submodule(name, noise(rate))
+    if path is not None:
+        for stage in ("layer1", "layer2", "layer3", "layer4"):
+            for block in network.get_submodule(stage).children():
+                last = max(name for name, _ in block.named_children() if name.startswith("bn"))
+                setattr(block, last, nn.Sequential(block.get_submodule(last), path()))
+    return network
 
 
 def efficientnet_lite0(pretrained: bool = True) -> nn.Module:

@@ -22,12 +22,14 @@ class Run:
         seed: The seed.
         metrics: What it returned.
         seconds: The time it took.
+        machine: The versions and the device that made it.
     """
 
     settings: Mapping[str, Any]
     seed: int
     metrics: Mapping[str, float]
     seconds: float
+    machine: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,35 @@ class Cell:
 class Results:
     """The runs of a table so far.
 
+    A file may hold runs of other settings, such as quick trials, or those from before the table was
+    changed. They may have taken hours, so they are kept, but they count nowhere: only :attr:`shown`
+    does.
+
     Attributes:
         table: The table.
         tiny: Whether these are runs with the settings for a quick trial.
         data: The folder of images that they were made on, if not on the table's own data.
-        runs: The runs.
-        machine: Versions and the device.
+        runs: The runs, those of other settings too.
     """
 
     table: Table
     tiny: bool = False
     data: str | None = None
     runs: list[Run] = field(default_factory=list)
-    machine: Mapping[str, str] = field(default_factory=dict)
 
     def settings(self, row: str, column: str) -> dict[str, Any]:
         """Return the arguments of the experiment for one cell, but for the seed."""
         data = {} if self.data is None else {"data": self.data}
         return {**self.table.settings(row, column, self.tiny), **data}
+
+    def different_settings(self) -> list[dict[str, Any]]:
+        """Return the settings of all cells, each once."""
+        found: list[dict[str, Any]] = []
+        for row in self.table.rows:
+            for column in self.table.columns:
+                if (settings := self.settings(row, column)) not in found:
+                    found.append(settings)
+        return found
 
     def has(self, settings: Mapping[str, Any], seed: int) -> bool:
         """Return whether there is a run with these settings and this seed."""
@@ -80,9 +93,34 @@ class Results:
         return any(run.seed == seed and run.settings == kept for run in self.runs)
 
     @property
+    def shown(self) -> list[Run]:
+        """The runs that a cell shows, without those of other settings."""
+        kept = [as_json(settings) for settings in self.different_settings()]
+        return [run for run in self.runs if run.settings in kept]
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds of the runs that are shown."""
+        return len({run.seed for run in self.shown})
+
+    @property
     def seconds(self) -> float:
-        """The time of all runs, one after another."""
-        return sum(run.seconds for run in self.runs)
+        """The time of the runs that are shown, one after another."""
+        return sum(run.seconds for run in self.shown)
+
+    @property
+    def machines(self) -> list[Mapping[str, str]]:
+        """The versions and devices that made the runs that are shown, each once."""
+        found: list[Mapping[str, str]] = []
+        for run in self.shown:
+            if run.machine not in found:
+                found.append(run.machine)
+        return found
+
+    @property
+    def machine(self) -> Mapping[str, str]:
+        """The versions and the device that made the last of the runs that are shown."""
+        return self.machines[-1] if self.machines else {}
 
     def cell(self, row: str, column: str) -> Cell | None:
         """Return a cell, of the seeds that its runs and those of the reference row have.
@@ -114,6 +152,19 @@ class Results:
             for row in self.table.rows
             if (cell := self.cell(row, label)) is not None
         ]
+        summary = {
+            "seeds": self.seeds,
+            "seconds": round(self.seconds, 1),
+            "machines": self.machines,
+            "cells": cells,
+        }
+        self._write(path, summary)
+
+    def save_runs(self, path: Path) -> None:
+        """Write the runs alone, as :meth:`load` needs them: quick, however many they are."""
+        self._write(path, {})
+
+    def _write(self, path: Path, summary: Mapping[str, Any]) -> None:
         content = {
             "table": self.table.name,
             "title": self.table.title,
@@ -122,16 +173,13 @@ class Results:
             "reference": self.table.reference,
             "tiny": self.tiny,
             "data": self.data,
-            "seeds": len({run.seed for run in self.runs}),
-            "seconds": round(self.seconds, 1),
-            "machine": dict(self.machine),
-            "cells": cells,
+            **summary,
             "runs": [asdict(run) for run in self.runs],
         }
         write_file(path, json.dumps(content, indent=1) + "\n")
 
     def load(self, path: Path) -> None:
-        """Add the runs of a file that :meth:`save` has written.
+        """Add the runs of a file that :meth:`save` or :meth:`save_runs` has written.
 
         Raises:
             ValueError: If the file isn't one of this table's.
@@ -139,7 +187,9 @@ class Results:
         try:
             content = json.loads(path.read_text())
             same = content["table"] == self.table.name
-            runs = [Run(**run) for run in content["runs"]]
+            runs = [
+                Run(**{"machine": content.get("machine", {}), **run}) for run in content["runs"]
+            ]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no results ({error}): move it away") from error
         if not same:

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import platform
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from lightning_practices import __version__
 from lightning_practices.reproduce._results import Results, Run, as_json
 from lightning_practices.reproduce._table import Table
 
@@ -39,54 +41,77 @@ def measure(
     """Run the experiment of a table for each cell and seed.
 
     A run that two cells share is made once. Each run is written to the file as it ends, so that a
-    call that was interrupted goes on where it stopped.
+    call that was interrupted goes on where it stopped. The file keeps runs of other settings, such
+    as quick trials, and the results say how many they are.
 
     Args:
         table: The table.
         seeds: Seeds of the runs.
         path: JSON file of the results. Its runs with the same settings aren't made again.
-        data: A folder of images to run the experiment on, as torchvision's ``ImageFolder`` reads
-            them.
-        jobs: Processes, each with one thread. By default as many as there are cores.
+        data: A folder of images to run the table on instead of its own data, with
+            ``train/CLASS/IMAGE`` and ``val/CLASS/IMAGE``, or just ``CLASS/IMAGE``.
+        jobs: Processes, each with one thread. By default as many as there are cores. A table whose
+            runs need the machine alone has one process with all threads, whatever ``jobs`` is.
         tiny: Whether to run with the table's settings for a quick trial.
 
     Returns:
         The results, of the earlier runs too.
 
     Raises:
-        ValueError: If the table takes no ``data``, or the file holds other results.
+        ValueError: If the table takes no ``data``, the folder holds no images of two classes, or
+            the file holds other results.
     """
-    if data is not None and not table.takes_data:
-        raise ValueError(f"{table.name} runs only on the data that it names, not on {data}")
-    results = Results(table, tiny, None if data is None else str(data), machine=_machine())
+    results = _of_table(table, data, tiny)
     if path is not None and path.exists():
         results.load(path)
     todo = list(_missing(results, seeds))
-    with _pool(jobs, len(todo)) as pool, _progress(table, len(todo)) as advance:
-        started = {pool.submit(_one, table, settings, seed): settings for settings, seed in todo}
+    try:
+        _run_all(results, todo, jobs, path)
+    finally:
+        if path is not None and results.runs:
+            results.save(path)
+    return results
+
+
+def _of_table(table: Table, data: Path | None, tiny: bool) -> Results:
+    if data is None:
+        return Results(table, tiny)
+    if table.on_folder is None:
+        raise ValueError(f"{table.name} runs only on the data that it names, not on {data}")
+    return Results(table.on_folder, tiny, str(data.resolve()))
+
+
+def _run_all(
+    results: Results,
+    todo: Sequence[tuple[Mapping[str, Any], int]],
+    jobs: int | None,
+    path: Path | None,
+) -> None:
+    table, machine = results.table, _machine()
+    with _pool(jobs, len(todo), table.alone) as pool, _progress(table, len(todo)) as advance:
+        started = {
+            pool.submit(_one, table, settings, seed, machine): settings for settings, seed in todo
+        }
         for future in as_completed(started):
             results.runs.append(_finished(future, started))
             if path is not None:
-                results.save(path)
+                results.save_runs(path)  # cells would take longer, the more runs there are
             advance()
-    return results
 
 
 def _missing(results: Results, seeds: Sequence[int]) -> Iterator[tuple[dict[str, Any], int]]:
     """Give the settings and seeds that have no run, those of all cells before the next seed."""
-    cells = [(row, column) for row in results.table.rows for column in results.table.columns]
+    different = results.different_settings()
     for seed in seeds:
-        given: list[dict[str, Any]] = []
-        for settings in (results.settings(*cell) for cell in cells):
-            if settings not in given and not results.has(settings, seed):
-                given.append(settings)
+        for settings in different:
+            if not results.has(settings, seed):
                 yield settings, seed
 
 
-def _one(table: Table, settings: Mapping[str, Any], seed: int) -> Run:
+def _one(table: Table, settings: Mapping[str, Any], seed: int, machine: Mapping[str, str]) -> Run:
     started = time.perf_counter()
     metrics = dict(table.experiment(seed=seed, **settings))
-    return Run(as_json(settings), seed, metrics, round(time.perf_counter() - started, 2))
+    return Run(as_json(settings), seed, metrics, round(time.perf_counter() - started, 2), machine)
 
 
 def _finished(future: Future[Run], started: Mapping[Future[Run], Mapping[str, Any]]) -> Run:
@@ -100,11 +125,11 @@ def _finished(future: Future[Run], started: Mapping[Future[Run], Mapping[str, An
 
 
 @contextmanager
-def _pool(jobs: int | None, most: int) -> Iterator[ProcessPoolExecutor]:
+def _pool(jobs: int | None, most: int, alone: bool) -> Iterator[ProcessPoolExecutor]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    count = max(1, min(jobs or cores or 1, most))
+    count = 1 if alone else max(1, min(jobs or cores or 1, most))
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_prepare)
+    pool = ProcessPoolExecutor(count, context, _prepare, (alone,))
     try:
         yield pool
     except BaseException:
@@ -115,13 +140,23 @@ def _pool(jobs: int | None, most: int) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown()
 
 
-def _prepare() -> None:
-    """Prepare a process: one thread, and none of Lightning's messages for each fit."""
+def _prepare(alone: bool) -> None:
+    """Prepare a process: one thread or all, and none of Lightning's messages for each fit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
-    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    if not alone:
+        torch.set_num_threads(1)
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")  # Lightning's, on torch 2.12 and later
+
+
+def _end_with_the_parent() -> None:
+    """End this process once the parent is gone, as after a kill: else it waits for runs forever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 @contextmanager
@@ -136,6 +171,7 @@ def _progress(table: Table, total: int) -> Iterator[Any]:
 def _machine() -> dict[str, str]:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
+        "lightning-practices": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "device": "cpu" if device is None else torch.get_device_module(device).get_device_name(),

@@ -1,5 +1,7 @@
 """Results, printed."""
 
+from collections.abc import Mapping
+
 from rich.console import Group
 from rich.table import Column as RichColumn
 from rich.table import Table as RichTable
@@ -44,10 +46,26 @@ def _text(cell: Cell | None, column: Column) -> Text:
 
 
 def _caption(results: Results) -> str:
-    table, seeds = results.table, len({run.seed for run in results.runs})
+    table, seeds = results.table, results.seeds
     trial = " These are quick trials, not the experiment." if results.tiny else ""
     return (
         f"Mean ± 95 % interval over {seeds} seeds; below, the difference to {table.reference!r}, "
-        f"seed by seed (coloured where its interval leaves out 0).{trial}\n"
+        f"seed by seed (coloured where its interval leaves out 0).{trial}{_origin(results)}\n"
         f"{table.source}: {table.claim}"
     )
+
+
+def _origin(results: Results) -> str:
+    """Say where runs differ from those of a single call."""
+    text = ""
+    if len(results.machines) > 1:
+        each = "; ".join(map(_in_words, results.machines))
+        text += f" The runs were made by different versions or devices: {each}."
+    if others := len(results.runs) - len(results.shown):
+        text += f" The file also holds {others} runs of other settings, which are not shown."
+    return text
+
+
+def _in_words(machine: Mapping[str, str]) -> str:
+    """Return versions and the device, such as ``"torch 2.12.0, device cpu"``."""
+    return ", ".join(f"{name} {value}" for name, value in machine.items()) or "unknown"

@@ -1,6 +1,5 @@
 """What a table is: an experiment, the settings of its rows and columns, the lecture's figures."""
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,14 +40,17 @@ class Table:
         source: The lecture, and the paper that it takes the figures from.
         claim: What the lecture says, in a sentence.
         experiment: A function at the top level of a module. It takes ``seed`` and the settings by
-            keyword, and returns metrics by name. If it also takes ``data``, the table runs on a
-            folder of images of yours.
+            keyword, and returns metrics by name.
         rows: Settings of each row, by its label.
         columns: Columns, by their label.
         reference: The row that the others are compared with, seed by seed.
         tiny: Settings for a quick trial, which overrule the others.
         axis: Label of the axis for columns that have an ``x``.
         log_axis: Whether this axis is logarithmic.
+        alone: Whether a run needs the machine alone, since it is a timing, or since its network
+            fills a GPU. Such runs are made one after another.
+        on_folder: The table that is measured instead on a folder of images of yours. Its experiment
+            also takes ``data``, the path of the folder.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Table:
     tiny: Settings = field(default_factory=dict)
     axis: str | None = None
     log_axis: bool = False
+    alone: bool = False
+    on_folder: "Table | None" = None
 
     def __post_init__(self) -> None:
         """Check that the labels fit together.
@@ -72,11 +76,6 @@ class Table:
         named = {self.reference}.union(*(column.lecture for column in self.columns.values()))
         if unknown := named - self.rows.keys():
             raise ValueError(f"{self.name} has no rows {sorted(unknown)}: {[*self.rows]}")
-
-    @property
-    def takes_data(self) -> bool:
-        """Whether the table runs on a folder of images."""
-        return "data" in inspect.signature(self.experiment).parameters
 
     def settings(self, row: str, column: str, tiny: bool = False) -> dict[str, Any]:
         """Return the arguments of the experiment for one cell, but for the seed."""

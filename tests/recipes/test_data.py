@@ -73,6 +73,64 @@ def test_training_images_have_room_for_a_crop() -> None:
     assert data.num_classes == 2
 
 
+def many(*places: str) -> None:
+    for place in places:
+        Path("images", place).mkdir(parents=True)
+        for i in range(5):
+            Image.new("L", (8, 8)).save(Path("images", place, f"{i}.png"))
+
+
+def test_a_folder_of_classes_is_split_by_the_seed() -> None:
+    many("cat", "dog")
+    shares = []
+    for seed in (0, 0, 1):
+        data = ImageFolderData(Path("images"), image_size=8, num_workers=0, split_seed=seed)
+        assert data.class_names == ["cat", "dog"]
+        parts: list[Any] = [data.dataset(split) for split in ("train", "val", "test")]
+        assert [len(part) for part in parts] == [6, 2, 2]
+        assert sorted(i for part in parts for i in part.indices) == [*range(10)]
+        assert sorted(label for _, label in parts[2]) == [0, 1]  # equal shares
+        shares.append([part.indices for part in parts])
+    assert shares[0] == shares[1] != shares[2]
+    assert len(data.test_dataloader().dataset) == 2  # type: ignore[arg-type]
+
+
+def test_a_folder_with_splits_is_not_split_again() -> None:
+    many("train/cat", "train/dog", "val/cat", "val/dog")
+    plain, seeded = (
+        ImageFolderData(Path("images"), num_workers=0, split_seed=seed) for seed in (None, 3)
+    )
+    for split in ("train", "val", "test"):
+        first: Any = plain.dataset(split)
+        second: Any = seeded.dataset(split)
+        assert first.imgs == second.imgs
+        assert len(first) == 10
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (["cat"], "has one class, 'cat', and a classifier needs two"),
+        (["training/cat", "validation/cat"], "images/training has folders in it"),
+        (["train/cat", "train/dog"], "has no folder 'val'"),
+        (["val/cat", "val/dog"], "has no folder 'train'"),
+    ],
+)
+def test_folders_that_are_no_classes_are_not_split(places: list[str], message: str) -> None:
+    many(*places)
+    with pytest.raises(DataError, match=message) as raised:
+        ImageFolderData(Path("images"), split_seed=0)
+    assert "With split_seed, images may hold the folders of the classes" in str(raised.value)
+
+
+def test_a_class_of_two_images_is_not_split() -> None:
+    many("cat", "dog")
+    for i in range(3):
+        Path("images", "dog", f"{i}.png").unlink()
+    with pytest.raises(DataError, match="at least three samples"):
+        ImageFolderData(Path("images"), split_seed=0)
+
+
 ROWS = ["kind,a,b", *(f"{'yn'[i % 2]},{i},{2 * i}" for i in range(10))]
 
 

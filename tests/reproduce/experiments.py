@@ -5,6 +5,8 @@ import os
 import time
 from pathlib import Path
 
+import torch
+
 from lightning_practices.reproduce import Column, Table
 
 
@@ -39,9 +41,17 @@ def _kept(path: Path) -> int:
     return len(json.loads(path.read_text())["runs"]) if path.exists() else 0
 
 
-def on_images(seed: int, unit: float, log: str, data: str | None = None) -> dict[str, float]:
+def on_images(seed: int, unit: float, log: str, data: str) -> dict[str, float]:
     """Return the number of entries of a folder."""
-    return {"length": float(len(os.listdir(data))) if data else unit, "square": 0.0}
+    return {**lengths(seed, unit, log), "length": float(len(os.listdir(data)))}
+
+
+def crowd(seed: int, unit: float, log: str) -> dict[str, float]:
+    """Return how many processes there are beside this one at most, and its threads."""
+    place = Path(log).with_suffix(f".{os.getpid()}")
+    place.touch()
+    time.sleep(0.2)
+    return {"length": len([*place.parent.glob("*.[0-9]*")]), "square": torch.get_num_threads()}
 
 
 def table(log: Path, experiment: object = lengths, **changes: object) -> Table:

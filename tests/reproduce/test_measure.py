@@ -3,14 +3,18 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from scipy import stats
 
-from lightning_practices.reproduce import Column, Results, draw, measure, show
+from lightning_practices import __version__
+from lightning_practices.reproduce import Cell, Column, Results, Run, draw, measure, show
+from lightning_practices.reproduce._results import as_json
 from tests.processes import DEADLINE
 from tests.reproduce import experiments
 from tests.reproduce.experiments import table
@@ -94,11 +98,14 @@ def test_a_run_that_fails_names_its_settings_and_keeps_the_others(
     with pytest.raises(ArithmeticError, match="the unit is 2") as raised:
         measure(table(log, experiments.failing), range(2), path=path, jobs=1)
     assert "'unit': 2.0" in raised.value.__notes__[0]
-    assert len(json.loads(path.read_text())["runs"]) >= 4  # those before it
+    content = json.loads(path.read_text())
+    assert len(content["runs"]) >= 4  # those before it
+    assert {"unit 1", "unit 2", "unit 3"} == {one["row"] for one in content["cells"]}
 
 
 KILLED = """
 import sys
+from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path
 from lightning_practices.reproduce import measure
@@ -117,7 +124,8 @@ def test_a_call_that_was_killed_goes_on(results: Results, log: Path, tmp_path: P
     command = [sys.executable, str(script), str(log), str(path)]
     root = Path(__file__).parents[2]
     environment = {"PYTHONPATH": f"{root}:{root / 'kernels'}"}
-    first = subprocess.run(command, env=environment, timeout=DEADLINE)
+    # Its processes have this pipe too, so that this waits until all of them have ended.
+    first = subprocess.run(command, env=environment, timeout=DEADLINE, capture_output=True)
     assert first.returncode == -9
     second = subprocess.run(
         command, env=environment, timeout=DEADLINE, capture_output=True, text=True
@@ -132,13 +140,109 @@ def test_a_folder_is_refused_by_a_table_of_its_own_data(log: Path, tmp_path: Pat
         measure(table(log), [0], data=tmp_path)
 
 
-def test_a_table_of_images_runs_on_a_folder(log: Path, tmp_path: Path) -> None:
+def test_a_table_of_images_runs_on_a_folder(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("cats", "dogs"):
         (tmp_path / "photos" / name).mkdir(parents=True)
-    results = measure(table(log, experiments.on_images), [0], data=tmp_path / "photos")
+    on_folder = table(log, experiments.on_images)
+    given, path = table(log, on_folder=on_folder), tmp_path / "lengths.json"
+    results = measure(given, [0], path=path, data=tmp_path / "photos", jobs=1)
     cell = results.cell("unit 1", "length")
     assert cell is not None
     assert cell.mean == 2
+    # The same folder by another path has its runs already; another folder hasn't.
+    monkeypatch.chdir(tmp_path)
+    assert measure(given, [0], path=path, data=Path("photos"), jobs=1).runs == results.runs
+    (tmp_path / "other").mkdir()
+    other = measure(given, [], path=path, data=tmp_path / "other")
+    assert (len(other.shown), len(other.runs)) == (0, 3)
+    own = measure(given, [], path=path)
+    assert (own.table, len(own.shown)) == (given, 0)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_runs_that_need_the_machine_alone_have_one_process_with_all_threads(
+    log: Path, alone: bool
+) -> None:
+    crowded = table(log, experiments.crowd, alone=alone)
+    runs = measure(crowded, range(2), jobs=2).runs
+    most, threads = (max(run.metrics[name] for run in runs) for name in ("length", "square"))
+    assert most == (1 if alone else 2)
+    assert threads == (torch.get_num_threads() if alone else 1)
+
+
+def test_cells_are_computed_once_however_many_runs_there_are(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+    cell = Results.cell
+
+    def counted(self: Results, row: str, column: str) -> Cell | None:
+        asked.append((row, column))
+        return cell(self, row, column)
+
+    monkeypatch.setattr(Results, "cell", counted)
+    path = tmp_path / "lengths.json"
+    results = measure(table(log), range(6), path=path, jobs=1)
+    assert len(asked) == 3 * 2  # the table's cells
+    content = json.loads(path.read_text())
+    assert content["seeds"] == 6
+    assert len(content["cells"]) == 3 * 2
+    means = {one["row"]: one["mean"] for one in content["cells"] if one["unit"] == "m"}
+    assert means["unit 2"] == cell(results, "unit 2", "length").mean  # type: ignore[union-attr]
+
+
+def made(log: Path, seeds: Iterable[int], tiny: bool = False, **machine: str) -> Results:
+    """Return results as a call would make them with these versions."""
+    results = Results(table(log), tiny)
+    for seed in seeds:
+        for settings in results.different_settings():
+            metrics = experiments.lengths(seed, **settings)
+            results.runs.append(Run(as_json(settings), seed, metrics, 1.5, machine))
+    return results
+
+
+def test_runs_of_other_settings_are_kept_and_named_and_count_nowhere(
+    log: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "lengths.json"
+    made(log, range(3), tiny=True, torch="2").save(path)
+    results = made(log, [0], torch="3")
+    results.load(path)
+    assert (len(results.runs), len(results.shown), results.seeds) == (6, 3, 1)
+    assert results.seconds == 3 * 1.5
+    assert results.machines == [{"torch": "3"}]
+    assert "over 1 seeds" in flowing(text_of(results))
+    assert "also holds 3 runs of other settings" in flowing(text_of(results))
+    results.save(path)
+    content = json.loads(path.read_text())
+    assert (content["seeds"], content["seconds"], len(content["runs"])) == (1, 4.5, 6)
+    tiny = measure(table(log), range(3), path=path, tiny=True)  # makes no run
+    assert (len(tiny.shown), tiny.seeds) == (3, 3)
+
+
+def test_runs_of_other_versions_are_named(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lengths.json"
+    made(log, [0], torch="1.0", device="cpu").save(path)
+    old = measure(table(log), [0], path=path)  # makes no run, so it isn't of this version
+    assert old.machines == [old.machine] == [{"torch": "1.0", "device": "cpu"}]
+    assert "different versions" not in flowing(text_of(old))
+    both = measure(table(log), [0, 1], path=path, jobs=1)
+    assert [one["torch"] for one in both.machines] == ["1.0", str(torch.__version__)]
+    assert both.machine["lightning-practices"] == __version__
+    assert "different versions or devices: torch 1.0, device cpu;" in flowing(text_of(both))
+    assert json.loads(path.read_text())["machines"] == both.machines
+
+
+def test_a_file_that_names_one_machine_for_all_runs_is_read(log: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lengths.json"
+    made(log, [0]).save(path)
+    content = json.loads(path.read_text())
+    for run in content["runs"]:
+        del run["machine"]
+    path.write_text(json.dumps({**content, "machine": {"torch": "1.0"}}))
+    assert measure(table(log), [0], path=path).machines == [{"torch": "1.0"}]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +270,11 @@ def text_of(results: Results) -> str:
     with StringIO() as text:
         Console(width=120, file=text).print(show(results))
         return text.getvalue()
+
+
+def flowing(text: str) -> str:
+    """Return a text without its line breaks."""
+    return " ".join(text.split())
 
 
 def test_the_printed_table_has_means_gains_and_the_lecture(results: Results) -> None:

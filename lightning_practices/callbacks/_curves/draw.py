@@ -8,16 +8,15 @@ import torch
 
 from lightning_practices.callbacks._curves.panels import Curve, Panel, chosen, panels
 from lightning_practices.callbacks._curves.series import EPOCH, Series
+from lightning_practices.pictures import COLOURS, FAINT, GREY, INK, TEXT_SIZES, dress
 
 if TYPE_CHECKING:  # an optional dependency
     from matplotlib.figure import Figure
 
-# Okabe and Ito, 2008, "Color universal design": colours for any kind of colour vision.
-_SPLIT_COLOURS = {"train": "#0072B2", "val": "#D55E00", "test": "#009E73"}
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+_SPLIT_COLOURS = dict(zip(("train", "val", "test"), COLOURS, strict=False))
 _DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)))  # once all colours are in use
-_INK, _FAINT, _BEST = "#222222", "#E3E3E3", "#111111"
-_MARKS = {"error": "#B00020", "warning": "#E69F00", "hint": "#56B4E9"}  # by severity
+_BEST = "#111111"
+_MARKS = {"error": "#B00020", "warning": COLOURS[4], "hint": COLOURS[5]}  # by severity
 _PANEL = (4.6, 3.3)  # width and height in inches
 _MOST_MARKERS = 40
 _MOST_LABELS = 8
@@ -84,8 +83,8 @@ def draw(
         for i, axis in enumerate(axes[: len(drawn)]):
             _mark_epochs(axis, series[EPOCH], named=i < columns)
     for axis in axes[: len(drawn)][-columns:]:
-        axis.set_xlabel("optimizer steps", color=_INK, fontsize=9)
-    style: dict[str, Any] = {"x": 0.1 / size[0], "ha": "left", "color": _INK}
+        axis.set_xlabel("optimizer steps", color=INK, fontsize=TEXT_SIZES["label"])
+    style: dict[str, Any] = {"x": 0.1 / size[0], "ha": "left", "color": INK}
     heading = figure.suptitle(
         title, y=1 - 0.08 / size[1], va="top", fontsize=11, weight="bold", **style
     )
@@ -163,15 +162,9 @@ def _draw_panel(axis: Any, panel: Panel, series: Mapping[str, Series], best: Bes
             handles.insert(0, (line, star))
             labels.insert(0, f"best: {best.value:.4g} at step {best.step:,}")
     _legend(axis, handles, labels, not_drawn=len(groups) - len(curves))
-    heading = axis.set_title(panel.title, loc="left", color=_INK, fontsize=10)
+    heading = axis.set_title(panel.title, loc="left", color=INK, fontsize=TEXT_SIZES["title"])
     heading.set_parse_math(False)
-    axis.grid(axis="y", color=_FAINT, lw=0.6)
-    axis.set_axisbelow(True)
-    axis.tick_params(which="both", labelsize=8, colors=_INK, length=3)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color("#999999")
+    dress(axis)
 
 
 def _alike(curves: Sequence[Curve], series: Mapping[str, Series]) -> list[list[Curve]]:
@@ -233,7 +226,7 @@ def _styles(curves: Sequence[Curve]) -> list[tuple[str, Any]]:
     free = [
         (colour, dashes)
         for dashes in _DASHES
-        for colour in _COLOURS
+        for colour in COLOURS
         if (colour, dashes) not in given.values()
     ]
     others = [key for key in dict.fromkeys(keys) if key not in given]
@@ -254,9 +247,9 @@ def _legend(axis: Any, handles: list[Any], labels: list[str], *, not_drawn: int)
         return
     # Texts are set afterwards: matplotlib leaves out labels that start with an underscore.
     legend = axis.legend(
-        handles, ["label"] * len(handles), fontsize=7.5, frameon=True, framealpha=0.85,
-        edgecolor="none", labelcolor=_INK, loc="best",
-        title=", ".join(notes) or None, title_fontsize=7.5,
+        handles, ["label"] * len(handles), fontsize=TEXT_SIZES["legend"], frameon=True,
+        framealpha=0.85, edgecolor="none", labelcolor=INK, loc="best",
+        title=", ".join(notes) or None, title_fontsize=TEXT_SIZES["legend"],
     )  # fmt: skip
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_text(label if len(label) <= _MOST_LETTERS else f"{label[:_MOST_LETTERS]}...")
@@ -288,15 +281,13 @@ def _mark_epochs(axis: Any, epochs: Series, *, named: bool) -> None:
     )
     chosen = epochs.bins[every - 1 :: every]
     for each in chosen:
-        axis.axvline(each.step, color=_FAINT, lw=0.6, zorder=0.5)
+        axis.axvline(each.step, color=FAINT, lw=0.6, zorder=0.5)
     if named:
         above = axis.secondary_xaxis("top")
         above.set_xticks([each.step for each in chosen], [f"{each.mean:.0f}" for each in chosen])
-        above.tick_params(labelsize=7, colors="#888888", length=0, pad=1)
+        above.tick_params(labelsize=7, colors=GREY, length=0, pad=1)
         above.spines["top"].set_visible(False)
-        axis.text(
-            1.0, 1.09, "epochs", transform=axis.transAxes, ha="right", fontsize=7, color="#888888"
-        )
+        axis.text(1.0, 1.09, "epochs", transform=axis.transAxes, ha="right", fontsize=7, color=GREY)
 
 
 def _draw_marks(axis: Any, marks: Sequence[Mark]) -> None:
@@ -315,7 +306,7 @@ def _draw_marks(axis: Any, marks: Sequence[Mark]) -> None:
         text = ", ".join(mark.id for mark in found)
         axis.annotate(
             text, (step, 0.0), xycoords=on_axis, xytext=(0, 8), textcoords="offset points",
-            fontsize=6.5, rotation=90, ha="center", va="bottom", color=_INK, zorder=6,
+            fontsize=6.5, rotation=90, ha="center", va="bottom", color=INK, zorder=6,
         )  # fmt: skip
 
 
