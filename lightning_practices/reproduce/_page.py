@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning_practices.files import write_file
 from lightning_practices.reproduce._results import Cell, Results
-from lightning_practices.reproduce._show import number
+from lightning_practices.reproduce._show import number, origin
 from lightning_practices.reproduce._table import Column
 
 
@@ -63,14 +63,14 @@ def _text(cell: Cell | None, column: Column) -> str:
 
 
 def _caption(results: Results, metric: str) -> str:
-    table, seeds = results.table, len({run.seed for run in results.runs})
+    table, seeds = results.table, results.seeds
     trial = " These are quick trials, not the experiment." if results.tiny else ""
     lecture = any(column.lecture for column in table.columns.values())
     return (
         f"{metric.capitalize() or 'Each'}: mean ± 95 % interval over {seeds} seeds, by Student's t;"
         " below it, the difference to"
         f" “{table.reference}”, seed by seed, in bold where its interval leaves out 0"
-        f"{'; in italics, the lecture' if lecture else ''}.{trial} Made by"
+        f"{'; in italics, the lecture' if lecture else ''}.{trial}{origin(results)} Made by"
         f" `lightning-practices reproduce {table.name} --seeds {seeds}` in"
         f" {_duration(results.seconds)} of one thread on {_machine(results)}."
     )

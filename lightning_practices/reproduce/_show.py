@@ -50,12 +50,12 @@ def _caption(results: Results) -> str:
     trial = " These are quick trials, not the experiment." if results.tiny else ""
     return (
         f"Mean ± 95 % interval over {seeds} seeds; below, the difference to {table.reference!r}, "
-        f"seed by seed (coloured where its interval leaves out 0).{trial}{_origin(results)}\n"
+        f"seed by seed (coloured where its interval leaves out 0).{trial}{origin(results)}\n"
         f"{table.source}: {table.claim}"
     )
 
 
-def _origin(results: Results) -> str:
+def origin(results: Results) -> str:
     """Say where runs differ from those of a single call."""
     text = ""
     if len(results.machines) > 1:
