@@ -66,7 +66,7 @@ def _is_norm(layer: nn.Module) -> bool:
     return isinstance(layer, nn.BatchNorm2d)
 
 
-# AdamW's first rates: those with the best mean area, on 50 labels by the seeds 1000 and 1001, and on
+# AdamW's first rates: those of the best mean area, on 50 labels by the seeds 1000 and 1001, and on
 # 200 labels by 1000. Each method was tried at rates a factor of 3 apart, on both sides of its best.
 RATES = {SCRATCH: 3e-3, EXTRACTOR: 1e-2, AT_ONCE: 1e-3, FROZEN_NORMS: 3e-4, PROGRESSIVE: 3e-3}
 STEPS = {50: 60, 200: 120, 2000: 300}  # by the number of labels
