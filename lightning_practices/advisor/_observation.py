@@ -91,6 +91,7 @@ class Step:
         stepped: The optimizers that made a step in it, as places in :attr:`Observation.optimizers`.
         carried: The values of tensors that layers made in the step before and that attributes of
             the module kept, each with the attribute's name.
+        read: Sources of the batch's tensors that it has read out of torch, as by ``item``.
     """
 
     calls: list[Call]
@@ -103,6 +104,7 @@ class Step:
     stepped: frozenset[int] = frozenset()
     made: Mapping[str, Tensor] = field(default_factory=dict)
     carried: Sequence[tuple[str, Value]] = ()
+    read: frozenset[str] = frozenset()
 
     @cached_property
     def losses(self) -> list[Loss]:

@@ -286,8 +286,8 @@ class _Watch(OfBothPackages, Callback):
         else:
             is_judged = self._optimizer_steps.are_judged
         is_open = (untouched and (steps < _STEPS or is_quick)) or (not is_judged and steps < _STEPS)
-        is_new = self._graphs.is_open or self.seen.resets.at_first or self.seen.steps[-1].made
-        is_new = is_new or bool(self._held)
+        is_new = self._graphs.is_open or self.seen.resets.at_first or bool(self._held)
+        is_new = is_new or bool(self.seen.steps[-1].made)
         if not (is_open or (is_new and steps < 2)):
             trainer.should_stop = True
 

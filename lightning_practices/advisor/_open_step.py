@@ -80,6 +80,7 @@ class OpenStep:
             recorder.calls, self.roots, self._batch, self._modes or modes_of(module),
             self._gradients, tuple(self._unregistered), time.perf_counter() - self._start,
             frozenset(stepped), self._made, self.carried,
+            frozenset(recorder.read),
         )  # fmt: skip
 
 
