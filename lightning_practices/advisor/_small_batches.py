@@ -74,6 +74,14 @@ def run_in_eval_mode(
     Returns:
         The step; ``None`` if it raised an exception.
     """
+    found = loss_in_eval_mode(seen, batch, mode)
+    return None if found is None else found[0]
+
+
+def loss_in_eval_mode(
+    seen: Observation, batch: Any, mode: AbstractContextManager[Any] | None = None
+) -> tuple[Step, Tensor | None] | None:
+    """Return what :func:`run_in_eval_mode` does, with the loss, which has its graph."""
     module = seen.module
     recorder = Recorder(module)
     arguments = (batch, 0)[: len(inspect.signature(module.training_step).parameters)]
@@ -86,10 +94,11 @@ def run_in_eval_mode(
         except Exception:  # the user's code, on a batch that it may not expect
             return None
     loss = result.get("loss") if isinstance(result, dict) else result
-    roots = [recorder.value_of(loss)] if isinstance(loss, Tensor) else []
+    loss = loss if isinstance(loss, Tensor) else None
+    roots = [] if loss is None else [recorder.value_of(loss)]
     step = Step(recorder.calls, roots, batch, {})
     seen.trials.append(step)
-    return step
+    return step, loss
 
 
 @contextmanager
