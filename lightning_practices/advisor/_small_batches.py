@@ -85,7 +85,7 @@ def loss_in_eval_mode(
     module = seen.module
     recorder = Recorder(module)
     arguments = (batch, 0)[: len(inspect.signature(module.training_step).parameters)]
-    with isolated(module), torch.compiler.set_stance("force_eager"), _quiet_in_eval_mode(seen):
+    with isolated(module), torch.compiler.set_stance("force_eager"), quiet_in_eval_mode(seen):
         try:
             with recorder.watching(), torch.enable_grad(), mode or nullcontext():
                 recorder.begin(batch)
@@ -102,7 +102,7 @@ def loss_in_eval_mode(
 
 
 @contextmanager
-def _quiet_in_eval_mode(seen: Observation) -> Iterator[None]:
+def quiet_in_eval_mode(seen: Observation) -> Iterator[None]:
     """Put the observed module into eval mode, and let it log nothing: no loop of a fit runs."""
     module = seen.module
     modes = {part: part.training for part in module.modules()}
