@@ -34,6 +34,17 @@ def mixture_of_experts_by_its_gates() -> Arguments:
 
 
 @healthy
+def error_of_the_mean_of_gates() -> Arguments:
+    """Gates that sum to 1 take the mean of errors, which is the error of a mean."""
+
+    def loss(out: Tensor, y: Tensor) -> Tensor:
+        gates, means = out.chunk(2, dim=1)
+        return (gates.softmax(dim=1) * (y - means)).sum(dim=1).square().mean()
+
+    return Task(mlp(10, 32, 6), loss), diabetes_loaders()
+
+
+@healthy
 def mask_of_the_input() -> Arguments:
     """The input times a mask is compared with the sample without noise."""
 
@@ -70,7 +81,7 @@ def gains_of_a_controller() -> Arguments:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             x = batch[0]
             for _ in range(3):
-                x = x + 0.1 * (0.5 * x - self.net(x) * x)
+                x = x + 0.1 * self.net(x) * x
             return x.square().mean()
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
