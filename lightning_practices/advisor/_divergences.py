@@ -63,10 +63,26 @@ def _parts(terms: list[Term]) -> tuple[Term, Term, Term] | None:
             for term in terms
             if _is_logarithm(term.value, variance.value) and base_of(term.value) is base
         ]
-        means = [one for one in powers if _is_square(one.value) and base_of(one.value) is not base]
+        squares = [one for one in powers if _is_square(one.value)]
+        means = [one for one in squares if _is_mean(base_of(one.value)) and
+                 base_of(one.value) is not base]  # fmt: skip
         if logs and means and not _is_learned_ratio(base):
             return variance, logs[0], means[0]
     return None
+
+
+def _is_mean(base: Value) -> bool:
+    """Return whether a value isn't the error of a prediction, as in a likelihood of targets."""
+    return base.call is None or not is_error(base.call)
+
+
+def is_error(call: Call) -> bool:
+    """Return whether a call is the difference between an output and a target of the batch."""
+    if call.name not in ("sub", "rsub", "__rsub__") or len(call.inputs) != 2:
+        return False
+    target, output = sorted(call.inputs, key=lambda value: value.requires_grad)
+    is_target = target.is_data and not target.requires_grad and not target.depth
+    return is_target and output.requires_grad and bool(output.depth)
 
 
 def _is_power(value: Value) -> bool:

@@ -72,7 +72,16 @@ class KeptGraphs:
 
 
 def _held_by(module: LightningModule) -> Iterator[tuple[str, list[_Held]]]:
-    """Yield the attributes that hold tensors with a graph, with these.
+    """Yield the attributes that hold tensors with a graph, with these."""
+    found: dict[str, list[_Held]] = {}
+    for name, x in tensors_held(module):
+        if x.grad_fn is not None:
+            found.setdefault(name, []).append(_Held(x, x.grad_fn))
+    yield from found.items()
+
+
+def tensors_held(module: LightningModule) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors that attributes and buffers hold, each with the attribute's name.
 
     Attributes of plain objects are named by their own place, as ``memory[0].state``.
     """
@@ -82,13 +91,9 @@ def _held_by(module: LightningModule) -> Iterator[tuple[str, list[_Held]]]:
             continue  # which detaches what it keeps from step to step
         kept = {name: value for name, value in vars(part).items() if name not in _OWN}
         kept |= kept.pop("_buffers", {})
-        found: dict[str, list[_Held]] = {}
         for name, value in kept.items():
             for place, x in _tensors_in(name, value, known):
-                if x.grad_fn is not None:
-                    found.setdefault(place, []).append(_Held(x, x.grad_fn))
-        for name, held in found.items():
-            yield ".".join(filter(None, [module_name(path), name])), held
+                yield ".".join(filter(None, [module_name(path), place])), x
 
 
 def _tensors_in(

@@ -1,6 +1,6 @@
 """What the rules look at: a module, its data, and one step of each kind."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from typing import Any, NamedTuple, TypeVar
@@ -89,6 +89,9 @@ class Step:
             the fit has begun.
         seconds: How long the step took, with the recorder on.
         stepped: The optimizers that made a step in it, as places in :attr:`Observation.optimizers`.
+        carried: The values of tensors that layers made in the step before and that attributes of
+            the module kept, each with the attribute's name.
+        read: Sources of the batch's tensors that it has read out of torch, as by ``item``.
     """
 
     calls: list[Call]
@@ -100,6 +103,8 @@ class Step:
     seconds: float = 0.0
     stepped: frozenset[int] = frozenset()
     made: Mapping[str, Tensor] = field(default_factory=dict)
+    carried: Sequence[tuple[str, Value]] = ()
+    read: frozenset[str] = frozenset()
 
     @cached_property
     def losses(self) -> list[Loss]:

@@ -24,7 +24,7 @@ from lightning_practices.advisor._configured import callbacks_of_module
 from lightning_practices.advisor._data import note_on, note_on_empty, parts_of
 from lightning_practices.advisor._failures import explanation_of, line_of
 from lightning_practices.advisor._isolation import copied_data, copied_module, isolated
-from lightning_practices.advisor._kept_graphs import KeptGraphs
+from lightning_practices.advisor._kept_graphs import KeptGraphs, tensors_held
 from lightning_practices.advisor._metric_states import MetricStates
 from lightning_practices.advisor._observation import Batch, Observation, Split, Step
 from lightning_practices.advisor._observed_copy import (
@@ -162,6 +162,7 @@ class _Watch(OfBothPackages, Callback):
         self._synced = note_synced(seen.module)
         self._metrics = MetricStates()
         self._step = OpenStep()
+        self._held: list[tuple[str, Tensor]] = []  # what layers made in the step before
         self._skipped = 0  # epochs that ended before their first step
         self._has_batch = False
 
@@ -177,6 +178,7 @@ class _Watch(OfBothPackages, Callback):
         finally:
             self._optimizer_steps.end()
             self._graphs.release()
+            self._held = []
             self.seen.resets.end()
             self.seen.carried_graphs = tuple(self._graphs.carried)
             self.seen.grown_graphs = tuple(self._graphs.grown)
@@ -240,6 +242,7 @@ class _Watch(OfBothPackages, Callback):
         self._step = OpenStep(batch, self._step.shared)
         self._optimizer_steps.begin()
         self.recorder.begin(batch)
+        self._step.carried = [(name, self.recorder.value_of(x)) for name, x in self._held]
 
     @override
     def on_before_backward(
@@ -273,6 +276,7 @@ class _Watch(OfBothPackages, Callback):
             self._step.closed(pl_module, self.recorder, self._optimizer_steps.stepped)
         )
         self._graphs.note_step(pl_module)
+        self._held = self._made_by_layers(pl_module)
         untouched = [
             name
             for name, weight in self.seen.weights.items()
@@ -288,9 +292,15 @@ class _Watch(OfBothPackages, Callback):
         is_open |= not is_judged and (
             steps < _STEPS if is_automatic else steps < _BY_HAND or is_quick
         )
-        is_new = self._graphs.is_open or self.seen.resets.at_first or self.seen.steps[-1].made
+        is_new = self._graphs.is_open or self.seen.resets.at_first or bool(self._held)
+        is_new = is_new or bool(self.seen.steps[-1].made)
         if not (is_open or (is_new and steps < 2)):
             trainer.should_stop = True
+
+    def _made_by_layers(self, module: LightningModule) -> list[tuple[str, Tensor]]:
+        """Return the tensors of a step that come from layers and that attributes still hold."""
+        held = ((name, x, self.recorder.value_of(x)) for name, x in tensors_held(module))
+        return [(name, x) for name, x, value in held if value.depth and value.is_data]
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -30,6 +30,7 @@ class OpenStep:
     ) -> None:
         self.shared = {} if shared is None else shared
         self.roots: list[Value] = []
+        self.carried: list[tuple[str, Value]] = []
         self._batch = batch
         self._modes: dict[str, bool] = {}
         self._gradients: dict[str, Gradient | None] = {}
@@ -78,7 +79,8 @@ class OpenStep:
         return Step(
             recorder.calls, self.roots, self._batch, self._modes or modes_of(module),
             self._gradients, tuple(self._unregistered), time.perf_counter() - self._start,
-            frozenset(stepped), self._made,
+            frozenset(stepped), self._made, self.carried,
+            frozenset(recorder.read),
         )  # fmt: skip
 
 

@@ -49,25 +49,32 @@ class Term(NamedTuple):
     sign: int
 
 
-def terms_of(value: Value, sign: int = 1, *, reductions: bool = True) -> Iterator[Term]:
+def terms_of(
+    value: Value, sign: int = 1, *, reductions: bool = True, products: bool = True
+) -> Iterator[Term]:
     """Yield the parts of a sum of tensors, by sums, differences and factors that are numbers.
 
     Args:
         value: The sum.
         sign: Its sign.
         reductions: Whether means and sums over elements are looked through too.
+        products: Whether both factors of a product are looked at, where both are positive. If not,
+            a product with what has no gradient, such as weights of samples, is still.
     """
     value = unshaped(value)
     call = value.call
     names = _LINEAR | _REDUCTIONS if reductions else _LINEAR
     factors = []
     if call is not None and call.name in names:
-        factors = [(x, _factor(call, x)) for x in call.inputs if not _is_number(x)]
+        factors = [(x, _factor(call, x)) for x in call.inputs if not is_number(x)]
+        if call.name in _SCALES and not products:
+            trained = [pair for pair in factors if pair[0].requires_grad]
+            factors = trained if len(trained) == 1 else []
     if not factors or any(factor == 0 for _, factor in factors):
         yield Term(value, sign)
         return
     for x, factor in factors:
-        yield from terms_of(x, sign * factor, reductions=reductions)
+        yield from terms_of(x, sign * factor, reductions=reductions, products=products)
 
 
 def is_sum(call: Call) -> bool:
@@ -82,7 +89,7 @@ def unshaped(value: Value) -> Value:
     return value
 
 
-def _is_number(value: Value) -> bool:
+def is_number(value: Value) -> bool:
     """Return whether a value is a constant of one element."""
     is_constant = not (value.is_data or value.requires_grad)
     return is_constant and value.tensor is not None and value.tensor.numel() == 1
@@ -116,6 +123,6 @@ def _factor(call: Call, value: Value) -> int:
         other = call.inputs[1] if call.inputs[0] is value else call.inputs[0]
         if _is_positive(other) and (call.name == "mul" or call.inputs[0] is value):
             return 1
-        if _is_number(other) and other.tensor is not None:
+        if is_number(other) and other.tensor is not None:
             return int(other.tensor.sign())
     return 0

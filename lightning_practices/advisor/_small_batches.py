@@ -81,10 +81,26 @@ def run_again(
     Returns:
         The step; ``None`` if it raised an exception.
     """
+    found = run_with_loss(seen, batch, mode, training)
+    if found is None:
+        return None
+    step, loss = found
+    if after is not None and loss is not None:
+        after(loss)
+    return step
+
+
+def run_with_loss(
+    seen: Observation,
+    batch: Any,
+    mode: AbstractContextManager[Any] | None = None,
+    training: bool = False,
+) -> tuple[Step, Tensor | None] | None:
+    """Return what :func:`run_again` does, with the loss, which has its graph."""
     module = seen.module
     recorder = Recorder(module)
     arguments = (batch, 0)[: len(inspect.signature(module.training_step).parameters)]
-    with isolated(module), torch.compiler.set_stance("force_eager"), _quiet(seen, training):
+    with isolated(module), torch.compiler.set_stance("force_eager"), quiet(seen, training):
         try:
             with recorder.watching(), torch.enable_grad(), mode or nullcontext():
                 recorder.begin(batch)
@@ -93,16 +109,15 @@ def run_again(
         except Exception:  # the user's code, on a batch that it may not expect
             return None
     loss = result.get("loss") if isinstance(result, dict) else result
-    roots = [recorder.value_of(loss)] if isinstance(loss, Tensor) else []
-    if after is not None and isinstance(loss, Tensor):
-        after(loss)
+    loss = loss if isinstance(loss, Tensor) else None
+    roots = [] if loss is None else [recorder.value_of(loss)]
     step = Step(recorder.calls, roots, batch, {})
     seen.trials.append(step)
-    return step
+    return step, loss
 
 
 @contextmanager
-def _quiet(seen: Observation, training: bool) -> Iterator[None]:
+def quiet(seen: Observation, training: bool = False) -> Iterator[None]:
     """Put the observed module into a mode, and let it log nothing: no loop of a fit runs."""
     module = seen.module
     modes = {part: part.training for part in module.modules()}

@@ -26,6 +26,10 @@ _MEASURED = LAYERS | NORMS | ACTIVATIONS | CLAMPS | SOFTMAXES | LOSSES.keys()
 _COLUMNS = 4096  # of a value, about, whose variation is measured
 _KEPT = LOSSES.keys() | {"sub", "__sub__", "__rsub__", "rsub"}  # the last are parts of losses
 _KEPT |= {"cosine_embedding_loss", "margin_ranking_loss"}
+_READING = frozenset(
+    {"item", "tolist", "numpy", "equal", "allclose"}
+    | {f"__{kind}__" for kind in ("array", "bool", "int", "float", "index", "contains", "dlpack")}
+)
 _LIBRARIES = tuple(f"{Path(sys.modules[name].__file__ or '').parent}/" for name in ("torch",))
 
 
@@ -42,6 +46,7 @@ class Recorder(TorchFunctionMode):
     Attributes:
         is_on: Whether calls are recorded.
         calls: The calls since the last :meth:`begin`.
+        read: Sources of the batch's tensors that a step has read out of torch, as by ``item``.
         failure: The last exception that one of torch's losses raised, and its call.
         own_backward: The last line at which a step called ``backward`` by itself; may be empty.
         before_backward: Is called with each tensor whose ``backward`` a step calls by itself.
@@ -52,6 +57,7 @@ class Recorder(TorchFunctionMode):
         super().__init__()
         self.is_on = False
         self.calls: list[Call] = []
+        self.read: set[str] = set()
         self.failure: tuple[Exception, Call] | None = None
         self.own_backward = ""
         self.before_backward: Callable[[Tensor], None] = lambda loss: None
@@ -62,7 +68,7 @@ class Recorder(TorchFunctionMode):
 
     def begin(self, batch: Any) -> None:
         """Forget the calls of the step before, and record those of a step on ``batch``."""
-        self.calls = []
+        self.calls, self.read = [], set()
         self._values = WeakTensorKeyDictionary()
         for name, p in self._module.named_parameters():
             self._enter(p, f"parameter {plain_name(name)}")
@@ -136,6 +142,8 @@ class Recorder(TorchFunctionMode):
         made = [x for x in made if isinstance(x, Tensor)]
         if made:
             self._note(_plain(name), given, (args, kwargs), made)
+        elif name in _READING:
+            self.read |= {str(x.source) for x in tree_leaves(given) if isinstance(x, Value)}
         return result
 
     def _backward(self, args: Any, kwargs: dict[str, Any]) -> None:

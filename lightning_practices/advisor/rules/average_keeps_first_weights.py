@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from lightning_practices._packages import either
 from lightning_practices.advisor._fit import Fit, fit_of
 from lightning_practices.advisor._observation import Observation
+from lightning_practices.advisor._own_averages import own_averages
 from lightning_practices.advisor._rule import Evidence, rule
 
 _MOST = 0.1  # of the first weights; an average over the last tenth of a fit keeps 5e-5
@@ -23,7 +24,8 @@ _ASKED = 100_000  # steps at which a callback is asked whether it averages
 @rule(
     "LP616", "warning",
     practice="An average of weights forgets the first ones within the fit",
-    measures="the share of the first weights in the average at the end, decay ** updates",
+    measures="the share of the first weights in the average at the end, decay ** updates; of a copy"
+    " in the module with which it validates, how far the module's hooks move it towards weights",
     healthy="under 0.1",
     source="Izmailov et al., 2018, arXiv:1803.05407; Tarvainen and Valpola, 2017, arXiv:1703.01780",
 )  # fmt: skip
@@ -38,6 +40,11 @@ def average_keeps_first_weights(seen: Observation) -> Iterator[Evidence]:
             yield from _evidence(type(callback).__name__, "", decay, updates, share)
     if seen.validation_step is None or not fit.steps:
         return
+    for own in own_averages(seen):
+        updates = _batches_of(fit) or fit.steps
+        share = own.decay ** (updates - 1)
+        title = f"{own.name}, with which validation runs, follows {own.source}: it"
+        yield from _evidence(title, own.name, round(own.decay, 6), updates, share)
     validated = {name for call in seen.validation_step.calls for name in call.stack}
     for name, module in seen.modules.items():
         if isinstance(module, AveragedModel) and name in validated:
@@ -80,6 +87,11 @@ def average_never_begins(seen: Observation) -> Iterator[Evidence]:
                     "swa_epoch_start=0.75",
                     numbers={"start": start, "epochs": fit.epochs},
                 )
+
+
+def _batches_of(fit: Fit) -> int | None:
+    """Return the training batches of a fit, after each of which hooks run."""
+    return None if fit.batches is None or fit.epochs is None else fit.batches * fit.epochs
 
 
 def _may_be_slow(seen: Observation, callback: Any) -> bool:

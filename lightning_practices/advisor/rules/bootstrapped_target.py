@@ -3,21 +3,16 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from lightning_practices.advisor._bootstrapped import next_value
 from lightning_practices.advisor._fit import mentions
 from lightning_practices.advisor._gradient_paths import parameters_behind
-from lightning_practices.advisor._kinds import CLAMPS, PASSED
 from lightning_practices.advisor._observation import Observation, Step, once
 from lightning_practices.advisor._parameters import concerned, optimized
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import REGRESSION, Call, Value
 
-_SUMS = frozenset({"add", "sub", "rsub", "__rsub__"})
 _DIFFERENCES = frozenset({"sub", "rsub", "__rsub__"})
 _DISTANCES = frozenset({"pow", "square", "abs", "mul", "norm", "linalg_vector_norm"})
-_PRODUCTS = frozenset({"mul"})
-_CHOICES = frozenset({"where", "masked_fill", "__setitem__"})
-_BEST = frozenset({"max", "amax"})
-_DISCOUNT = (0.8, 1.0)
 _REMEDY = (
     "with torch.no_grad(): target = reward + discount * (1 - done) * next_value, or"
     " target.detach(): the gradient is that of the prediction alone"
@@ -88,10 +83,10 @@ def _pairs(seen: Observation) -> list[_Pair]:
             for prediction, target in (ends, ends[::-1]):
                 behind = parameters_behind(prediction) & held
                 names = parameters_behind(target) & held
-                next_value = _next_value(target)
-                if next_value is None or not behind or not names:
+                found_value = next_value(target, lambda x: x.requires_grad)
+                if found_value is None or not behind or not names:
                     continue
-                value, is_best = next_value
+                value, is_best = found_value.call, found_value.is_best
                 # The network has run twice: on the states, and on those that follow.
                 layer = next((one for one in value.output.before() if one.is_layer), None)
                 is_apart = all(one is not layer for one in prediction.before())
@@ -111,59 +106,6 @@ def _ends(step: Step) -> Iterator[tuple[Call, tuple[Value, Value]]]:
             is_distance = any(user.name in _DISTANCES for user in step.users(call.output))
             if first.requires_grad and second.requires_grad and is_distance:
                 yield call, (first, second)
-
-
-def _next_value(target: Value) -> tuple[Call, bool] | None:
-    """Return the call of the value that a reward is added to and a discount multiplies.
-
-    The second item tells whether it is the largest of several.
-    """
-    waiting = [(target, False, False)]
-    while waiting:
-        value, has_reward, has_discount = waiting.pop()
-        call = value.call
-        if call is None or not value.requires_grad:
-            continue
-        is_whole = has_reward and has_discount
-        inputs = [x for x in call.inputs if x.requires_grad]
-        plain = [x for x in call.inputs if not x.requires_grad and not x.depth]
-        if _is_best(call):
-            if is_whole:
-                return call, True
-        elif call.name in _SUMS:
-            waiting += [(x, has_reward or bool(plain), has_discount) for x in inputs]
-        elif call.name in _PRODUCTS:
-            waiting += [(x, has_reward, has_discount or _discounts(call)) for x in inputs]
-        elif call.name in PASSED | CLAMPS | _CHOICES:
-            waiting += [(x, has_reward, has_discount) for x in inputs]
-        elif is_whole and call.is_layer:
-            return call, False
-    return None
-
-
-def _is_best(call: Call) -> bool:
-    """Return whether a call chooses the largest along a dimension, or the action with it."""
-    if call.name in _BEST and len(call.inputs) == 1:
-        return len(call.output.shape) > 0 and call.output.shape != call.inputs[0].shape
-    if call.name not in ("gather", "__getitem__", "take_along_dim"):
-        return False
-    makers = [x.maker() for x in call.inputs if not x.requires_grad and x.depth]
-    return any(one is not None and one.name in ("argmax", "max") for one in makers)
-
-
-def _discounts(call: Call) -> bool:
-    """Return whether a product has a discount as a factor, alone or times a mask."""
-    numbers = [x for x in call.args if isinstance(x, int | float)]
-    for x in call.inputs:
-        if x.requires_grad or x.depth:
-            continue
-        if x.tensor is not None and x.tensor.numel() == 1:
-            numbers.append(float(x.tensor))
-        maker = x.maker()
-        if maker is not None and maker.name in _PRODUCTS and _discounts(maker):
-            return True
-    low, high = _DISCOUNT
-    return any(low <= x < high for x in numbers)
 
 
 @rule(

@@ -1,10 +1,13 @@
 """Averages of weights that don't fit the fit."""
 
+import copy
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.callbacks import WeightAveraging as LightningWeightAveraging
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
 
 from lightning_practices.callbacks import WeightAveraging
@@ -61,6 +64,58 @@ class Averaged(Planned):
 @faulty("LP616", "average", source=_SLOW)
 def ema_of_the_module_in_a_short_fit() -> Arguments:
     return Averaged(0.9999), digit_loaders(), trainer(max_epochs=5)
+
+
+class Copied(Planned):
+    """Validates with a copy of the network that a hook moves."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(adamw)
+        self.decay = decay
+        self.average = copy.deepcopy(self.net).requires_grad_(False)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for a, p in zip(self.average.parameters(), self.net.parameters(), strict=True):
+            a.lerp_(p.detach(), 1 - self.decay)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", self.loss(self.average(x), y))
+
+
+@faulty("LP616", "average", source=_SLOW)
+def copy_that_a_hook_moves_slowly() -> Arguments:
+    return Copied(0.9995), digit_loaders(), trainer(max_epochs=5)
+
+
+@faulty("LP616", "shadow.model", source=_SLOW)
+def copy_within_an_own_module() -> Arguments:
+    class Shadow(nn.Module):
+        def __init__(self, net: nn.Module) -> None:
+            super().__init__()
+            self.model = copy.deepcopy(net)
+
+        @torch.no_grad()
+        def follow(self, net: nn.Module) -> None:
+            state = net.state_dict()
+            self.model.load_state_dict(
+                {name: 0.9999 * x + (1 - 0.9999) * state[name]
+                 for name, x in self.model.state_dict().items()}
+            )  # fmt: skip
+
+    class Validated(Planned):
+        def __init__(self) -> None:
+            super().__init__(lambda module: torch.optim.Adam(module.net.parameters(), 1e-3))
+            self.shadow = Shadow(self.net)
+
+        def on_before_zero_grad(self, optimizer: Any) -> None:
+            self.shadow.follow(self.net)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            x, y = batch
+            self.log("val_loss", self.loss(self.shadow.model(x), y))
+
+    return Validated(), digit_loaders(), trainer(max_epochs=5)
 
 
 @faulty("LP617", source="StochasticWeightAveraging of a long fit in a short one")

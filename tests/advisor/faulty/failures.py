@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from tests.advisor.programs import (
     Arguments,
@@ -137,7 +138,9 @@ class Stateful(Task):
 
 
 def detached_state() -> Arguments:
-    return Stateful(lambda state: tuple(x.detach() for x in state)), digit_loaders()
+    train, val = digit_loaders()
+    loaders = DataLoader(train.dataset, 64, drop_last=True), val  # in order, as streams are
+    return Stateful(lambda state: tuple(x.detach() for x in state)), loaders
 
 
 @faulty("LP251", source="an LSTM's state that goes from batch to batch", mended=detached_state)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.advisor.faulty.language import (
     PAD,
@@ -234,7 +235,10 @@ def state_kept_between_batches() -> Arguments:
             super().validation_step(batch, batch_idx)
             self.net.state = None
 
-    return Reset(Stateful(None), flat), split(text_windows())
+    windows = text_windows()
+    length = len(windows) // 64  # of each of 64 streams; a batch has the next window of each
+    streams = windows[: 64 * length].unflatten(0, (64, length)).transpose(0, 1).flatten(0, 1)
+    return Reset(Stateful(None), flat), DataLoader(TensorDataset(streams), 64)
 
 
 @healthy
