@@ -118,7 +118,7 @@ class BatchLook(NamedTuple):
         >>> batch = BatchLook(sums=(3.5, 64.0), equal=0.1, samples=32)
         >>> run = Run(steps=40, looks=[Look(step, batch=batch) for step in range(0, 41, 10)])
         >>> [rule.practice for rule in training_rules() if rule.findings(run)]
-        ['Batches hold different samples']
+        ['Batches differ from each other']
     """
 
     sums: tuple[float, ...]
@@ -167,6 +167,28 @@ class NotFinite(NamedTuple):
     what: str
     name: str = ""
     modules: tuple[str, ...] = ()
+
+
+class Kept(NamedTuple):
+    """An attribute in which outputs of earlier epochs stay.
+
+    Attributes:
+        owner: The class of the module or callback that has it.
+        name: Its name.
+        split: ``"validation"`` or ``"training"``.
+        entries: The number of its entries.
+
+    Example:
+        >>> from lightning_practices.advisor import Kept, Run, training_rules
+        >>> run = Run(kept={Kept("Net", "outputs", "validation", 12): 2})
+        >>> [rule.practice for rule in training_rules() if rule.findings(run)]
+        ['Outputs of an epoch are cleared before the next one']
+    """
+
+    owner: str
+    name: str
+    split: str
+    entries: int
 
 
 class Check(NamedTuple):
@@ -288,6 +310,12 @@ class Run:
         optimizers: The number of optimizers.
         batches: The number of batches of an epoch; ``None`` if unknown.
         is_over: Whether the fit has ended.
+        in_eval_mode: The looks in a row in which parts that were in training mode at the start of
+            the fit trained in eval mode, by name.
+        unowned: The looks in a row in which parameters that were unfrozen during the fit, and that
+            no optimizer has, stayed as they were, by name.
+        kept: The epochs in a row for which an attribute kept the outputs of the ones before.
+        metrics: The logged values by name, each with the optimizer steps taken.
 
     Example:
         >>> from lightning_practices.advisor import Run
@@ -306,6 +334,10 @@ class Run:
     optimizers: int = 1
     batches: int | None = None
     is_over: bool = False
+    in_eval_mode: Mapping[str, int] = field(default_factory=dict)
+    unowned: Mapping[str, int] = field(default_factory=dict)
+    kept: Mapping[Kept, int] = field(default_factory=dict)
+    metrics: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)
 
     def last_looks(self, number: int, steps: int) -> Sequence[Look]:
         """Return the last looks: at least ``number``, over at least ``steps``; otherwise none."""
