@@ -11,7 +11,7 @@ _LOWER = {"loss", "losses", "mse", "rmse", "mae", "mape", "perplexity", "ppl", "
           "error", "err", "fid", "brier", "ece", "bce", "crossentropy"}  # fmt: skip
 _HIGHER = {"acc", "accuracy", "acc1", "acc5", "auc", "auroc", "auprc", "f1", "iou", "miou", "map",
            "precision", "recall", "bleu", "rouge", "psnr", "ssim", "kappa", "mcc", "r2",
-           "f1score", "top1", "top5", "ndcg", "mrr"}  # fmt: skip
+           "f1score", "top1", "top5", "ndcg", "mrr", "dice", "jaccard"}  # fmt: skip
 _TURNED = {"neg", "negative", "minus", "inverse", "inv", "one"}  # "neg_accuracy"
 _REWARDS = {"reward", "rewards", "return", "returns"}
 _EXCHANGED = {"precision", "recall", "kappa"}  # for another one; the last may be an option

@@ -213,7 +213,8 @@ class Bandit(Task):
         drawn = choices.sample()
         reward = ((drawn - batch[1]).abs() <= 3).float()
         self.log("train/mean_reward", reward.mean())
-        return self.sign * (choices.log_prob(drawn) * (reward - 0.5)).mean()
+        loss: Tensor = self.sign * (choices.log_prob(drawn) * (reward - 0.5)).mean()
+        return loss
 
 
 @faulty("LP823", source="policy gradients without the minus")
@@ -227,7 +228,7 @@ def overlap_that_is_lowered() -> Fit:
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
             mask = (batch[0] > 0).float().flatten(1)
             guess = self.net(batch[0]).sigmoid()
-            dice = 2 * (guess * mask).sum() / (guess.sum() + mask.sum())
+            dice: Tensor = 2 * (guess * mask).sum() / (guess.sum() + mask.sum())
             self.log("train_dice", dice)
             return dice
 

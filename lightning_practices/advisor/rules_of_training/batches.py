@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
+from lightning_practices.advisor._looks import BatchLook
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._run import BatchLook, Run
+from lightning_practices.advisor._run import Run
 
 _LOOKS = 4
 _EQUAL = 0.9  # of the samples of a batch

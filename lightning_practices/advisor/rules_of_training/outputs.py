@@ -26,10 +26,6 @@ def outputs_of_earlier_epochs(run: Run) -> Iterator[Evidence]:
             yield Evidence(
                 f"{some(names)} still have the outputs of earlier {split} epochs, and {hook} reads"
                 f" all of them: what it shows is that of all epochs so far, and memory grows",
-                "; ".join(_cleared(one.name) for one in kept[:2]) + f" at the end of {hook}",
+                f"empty them at the end of {hook}, as by self.{kept[0].name}.clear()",
                 numbers={name: one.entries for name, one in zip(names, kept, strict=True)},
             )
-
-
-def _cleared(name: str) -> str:
-    return f"self.{name}.clear()"

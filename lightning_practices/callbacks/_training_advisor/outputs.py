@@ -102,7 +102,7 @@ def _names_in(kind: type, hooks: tuple[str, ...]) -> set[str]:
     waiting, seen = list(hooks), set(hooks)
     while waiting:
         method = waiting.pop()
-        for code in codes_of(kind, lambda name, method=method: name == method):
+        for code in codes_of(kind, method.__eq__):
             found.update(code.co_names)
         new = [name for name in found - seen if callable(getattr(kind, name, None))]
         waiting += new

@@ -50,7 +50,8 @@ class TrainingAdvisor(PracticeCallback):
     gradients that vanish or explode, dead and saturated units, updates that are too large or too
     small for the weights, a loss that stays at that of predicting frequencies, overfitting,
     memorising and underfitting, gradients that are not zeroed under manual optimization, clipping
-    of each step, batches that are alike, and waiting for data.
+    of each step, batches that are alike, waiting for data, modules that a hook leaves in eval mode,
+    unfrozen layers without optimizer, outputs of earlier epochs, and metrics that get worse.
     :func:`~lightning_practices.advisor.training_rules` lists the rules.
 
     Lightning's logger ``"lightning.pytorch"`` shows each finding once, when it is found, and all of
@@ -106,7 +107,7 @@ class TrainingAdvisor(PracticeCallback):
         self._zeroing: dict[int, Zeroing] = {}
         self._backward: list[Tensor] = []  # losses of the batch that runs
         self._waiting = Waiting()
-        self._since_start: SinceStart | None = None
+        self._since_start = SinceStart()
         self._reset()
 
     @override
@@ -136,13 +137,13 @@ class TrainingAdvisor(PracticeCallback):
         if stage == "fit":
             self._subject = type(pl_module).__name__
             self._open, self._zeroing, self._waiting = None, {}, Waiting()
-            self._since_start = None
+            self._since_start = SinceStart()
             put_first(trainer, self)  # others clip gradients, and draw the findings
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._next = next_look(trainer.global_step - 1, self.every_n_steps)
-        self._since_start = SinceStart(pl_module)
+        self._since_start.begin(pl_module)
         self._mark(trainer)
 
     @override
@@ -152,8 +153,7 @@ class TrainingAdvisor(PracticeCallback):
         self._waiting.begin()
         self._backward = []
         self._batch = batch
-        if self._since_start is not None:
-            self._since_start.begin_batch("training", trainer, pl_module, is_first=not batch_idx)
+        self._since_start.begin_batch("training", trainer, pl_module, is_first=not batch_idx)
         if self._open is not None:
             self._open.next_batch(batch)
         elif trainer.global_step >= self._next:
@@ -167,7 +167,7 @@ class TrainingAdvisor(PracticeCallback):
         for one in self._zeroing.values():
             one.before_backward()
         look = self._open
-        if look is not None and self._since_start is not None:
+        if look is not None:
             self._since_start.note_modes(pl_module)
         is_checked = self._not_finite is None and (look is not None or loss.device.type == "cpu")
         if is_checked and not math.isfinite(loss.item()):
@@ -193,8 +193,7 @@ class TrainingAdvisor(PracticeCallback):
         if self._open is not None:
             with torch.no_grad():
                 self._open.note_step(optimizer)
-                if self._since_start is not None:
-                    self._since_start.note_gradients(trainer, pl_module)
+                self._since_start.note_gradients(trainer, pl_module)
 
     @override
     def on_train_batch_end(
@@ -237,8 +236,7 @@ class TrainingAdvisor(PracticeCallback):
         self._next = next_look(opened.step, self.every_n_steps)
         look = opened.closed()
         self._zeroing = opened.zeroing
-        if self._since_start is not None:
-            self._since_start.close_look(trainer, trainer.lightning_module)
+        self._since_start.close_look(trainer, trainer.lightning_module)
         self._metrics.add_scores(opened.step, trainer.callback_metrics)
         if self._not_finite is None and grad_scaler(trainer) is None:
             bad = [name for name, one in look.weights.items() if math.isnan(one.gradient)]
@@ -263,14 +261,12 @@ class TrainingAdvisor(PracticeCallback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if self._since_start is not None:
-            is_first = not batch_idx and not dataloader_idx
-            self._since_start.begin_batch("validation", trainer, pl_module, is_first=is_first)
+        is_first = not batch_idx and not dataloader_idx
+        self._since_start.begin_batch("validation", trainer, pl_module, is_first=is_first)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._since_start is not None:
-            self._since_start.end_epoch("validation", trainer, pl_module)
+        self._since_start.end_epoch("validation", trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -297,8 +293,7 @@ class TrainingAdvisor(PracticeCallback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._waiting.interrupt()
-        if self._since_start is not None:
-            self._since_start.end_epoch("training", trainer, pl_module)
+        self._since_start.end_epoch("training", trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -308,7 +303,6 @@ class TrainingAdvisor(PracticeCallback):
             self._open.discard()
             self._open = None
         self._ask(trainer, is_over=True)
-        self._since_start = None  # it holds the module
         self._show()
 
     @override
@@ -361,7 +355,7 @@ class TrainingAdvisor(PracticeCallback):
             trainer.global_step, self._looks, losses, self._checks, found, self._stale,
             self._waiting.share, len(trainer.optimizers),
             None if math.isinf(batches) else int(batches), is_over, metrics=self._metrics.values,
-            **({} if self._since_start is None else self._since_start.found()),
+            **self._since_start.found(),
         )  # fmt: skip
 
     def _ask(self, trainer: Trainer, *, is_over: bool = False) -> None:

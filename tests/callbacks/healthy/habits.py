@@ -1,6 +1,5 @@
 """Healthy fits with habits that resemble faults which begin during a fit."""
 
-import copy
 from collections import deque
 from typing import Any
 
@@ -370,5 +369,6 @@ def whole_data_several_times_in_an_epoch() -> tuple[Fit, Metric]:
 
 @fits_well(above=0.8)
 def whole_data_in_a_list() -> tuple[Fit, Metric]:
-    module = Task(copy.deepcopy(mlp(64, 32, 10)), optimizer=adam(1e-2))
-    return Fit(module, [digits()] * 8), of(module, digit_accuracy)
+    module = Task(mlp(64, 32, 10), optimizer=adam(1e-2))
+    items: Any = [digits()] * 8
+    return Fit(module, DataLoader(items, None)), of(module, digit_accuracy)
