@@ -52,7 +52,12 @@ class Metrics:
         return found
 
 
-def is_validation_loss(name: str) -> bool:
-    """Say whether a name is that of a validation loss of a whole epoch."""
-    curve = read_name(name)
-    return curve.split == "val" and curve.kind == "loss" and curve.fork != "step"
+def validation_loss(logged: Mapping[str, float]) -> float | None:
+    """Return the validation loss of an epoch among logged values; ``None`` if there is none."""
+    curves = [read_name(name) for name in logged]
+    names = [
+        one.name
+        for one in curves
+        if one.split == "val" and one.kind == "loss" and one.fork != "step"
+    ]
+    return logged["val_loss" if "val_loss" in names else names[0]] if names else None

@@ -1,31 +1,36 @@
 """Modules that someone has put into eval mode during the fit, and that train in it since."""
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.hooks import RemovableHandle
 
 from lightning_practices.advisor._fit import mentions
 from lightning_practices.advisor._modes import depends_on_mode
 from lightning_practices.advisor._parameters import outermost_where
 
+_MOST = 8  # modules of a part that are watched
 _FIRST_EPOCHS = 2  # in which who forgets train() does so; statistics are frozen on purpose later
 
 
 class Modes:
-    """Compares the modes in the backward passes of the looks with those at the start of the fit.
+    """Compares the modes in the steps of the looks with those at the start of the fit.
 
     A part counts if all parameters are in it that an optimizer trains, and something else than its
-    own batch norms: these and frozen parts are in eval mode on purpose.
+    own batch norms: these and frozen parts are in eval mode on purpose. What is suspected in a look
+    gets a hook in the next one, which sees the mode in the forward pass: a step may change the
+    modes after it.
 
     Args:
         module: The module of the fit, before its first step.
 
     Attributes:
-        looks: The number of looks in a row in which each part was in eval mode, by name.
+        looks: The number of looks in a row in which each part trained in eval mode, by name.
     """
 
     def __init__(self, module: LightningModule) -> None:
@@ -33,8 +38,19 @@ class Modes:
         self._fresh = _fresh_norms(module)
         self._now: set[str] | None = None
         self._has_begun: set[str] = set()  # were in training mode in a backward pass
-        self._suspects: set[str] = set()
+        self._suspects: dict[str, list[str]] = {}  # what acts as in validation, by part
+        self._hooks: list[RemovableHandle] = []
+        self._seen: dict[str, set[bool]] = {}  # modes in forward passes with gradients
         self.looks: dict[str, int] = {}
+
+    def open(self, module: LightningModule) -> None:
+        """Watch what is suspected, in the steps of a look."""
+        self.discard()
+        names = {name for within in self._suspects.values() for name in within[:_MOST]}
+        for name, part in module.named_modules() if names else ():
+            if name in names:
+                modes = self._seen.setdefault(name, set())
+                self._hooks.append(part.register_forward_pre_hook(partial(_note, modes)))
 
     def note(self, module: LightningModule) -> None:
         """Note which modules are in eval mode in a backward pass of a look."""
@@ -42,26 +58,37 @@ class Modes:
         self._now = still if self._now is None else self._now & still
 
     def close(self, trainer: Trainer, module: LightningModule) -> None:
-        """Count the parts that were in eval mode in each backward pass of a look."""
-        now, self._now = self._now, None
-        if now is None:
-            return
+        """Count the parts that trained in eval mode in a look."""
+        seen, now = self._seen, self._now or set()
+        self.discard()
+        self.looks = {
+            name: self.looks.get(name, 0) + 1
+            for name, within in self._suspects.items()
+            if (modes := [seen[each] for each in within if seen.get(each)])
+            and not any(True in each for each in modes)
+        }
         left = now & self._training
         self._has_begun |= self._training - now
-        parts = dict(module.named_modules())
-        found = set(outermost_where(parts, left)) if left else set()
-        found = {name for name in found if self._counts(trainer, parts, name)}
-        self.looks = {name: self.looks.get(name, 0) + 1 for name in found}
+        parts = dict(module.named_modules()) if left else {}
+        found = {name: self._changed(trainer, parts, name) for name in outermost_where(parts, left)}
+        self._suspects = {name: within for name, within in found.items() if within}
 
-    def _counts(self, trainer: Trainer, parts: dict[str, nn.Module], name: str) -> bool:
+    def discard(self) -> None:
+        """Remove the hooks, and forget what they have seen."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._seen, self._now = [], {}, None
+
+    def _changed(self, trainer: Trainer, parts: dict[str, nn.Module], name: str) -> list[str]:
+        """Return what acts as in validation in a part, if that isn't so on purpose."""
         part = parts[name]
         if not any(True for _ in part.children()) or not _holds_optimized(trainer, part):
-            return False
+            return []
         prefix = f"{name}." if name else ""
         within = {each: one for each, one in parts.items() if f"{each}.".startswith(prefix)}
-        owners = [each for each, one in within.items() if _trains(one.parameters(recurse=False))]
-        if any(within[each].training for each in owners):
-            return False  # what trains was put back
+        owners = [one for one in within.values() if _trains(one.parameters(recurse=False))]
+        if any(one.training for one in owners):
+            return []  # what trains was put back
         changed = [
             each
             for each, one in within.items()
@@ -70,8 +97,14 @@ class Modes:
         ]  # fmt: skip
         is_fresh = not self._fresh.isdisjoint(changed)
         if all(isinstance(within[each], _BatchNorm) for each in changed):
-            return is_fresh and (name in self.looks or trainer.current_epoch < _FIRST_EPOCHS)
-        return is_fresh or name in self._has_begun
+            is_early = name in self._suspects or trainer.current_epoch < _FIRST_EPOCHS
+            return changed if is_fresh and is_early else []
+        return changed if is_fresh or name in self._has_begun else []
+
+
+def _note(modes: set[bool], part: nn.Module, _: Any) -> None:
+    if torch.is_grad_enabled():
+        modes.add(part.training)
 
 
 def _acts_differently(part: nn.Module) -> bool:

@@ -34,6 +34,16 @@ class SinceStart:
         if split in self._outputs:
             self._outputs[split].end_epoch(trainer, module)
 
+    def open_look(self, module: LightningModule) -> None:
+        """Begin a look."""
+        if self._modes is not None:
+            self._modes.open(module)
+
+    def discard(self) -> None:
+        """End a look without a result."""
+        if self._modes is not None:
+            self._modes.discard()
+
     def note_modes(self, module: LightningModule) -> None:
         """Note the modes in a backward pass of a look."""
         if self._modes is not None:

@@ -30,7 +30,7 @@ from lightning_practices.callbacks._trainer.optimizers import grad_scaler
 from lightning_practices.callbacks._trainer.others import callbacks_of, put_first
 from lightning_practices.callbacks._trainer.ranks import gather_objects
 from lightning_practices.callbacks._training_advisor import not_finite, state
-from lightning_practices.callbacks._training_advisor.metrics import Metrics, is_validation_loss
+from lightning_practices.callbacks._training_advisor.metrics import Metrics, validation_loss
 from lightning_practices.callbacks._training_advisor.open_look import OpenLook
 from lightning_practices.callbacks._training_advisor.ranks import merged
 from lightning_practices.callbacks._training_advisor.schedule import next_look
@@ -158,6 +158,7 @@ class TrainingAdvisor(PracticeCallback):
             self._open.next_batch(batch)
         elif trainer.global_step >= self._next:
             self._open = OpenLook(trainer, pl_module, batch)
+            self._since_start.open_look(pl_module)
 
     @override
     def on_before_backward(
@@ -274,11 +275,9 @@ class TrainingAdvisor(PracticeCallback):
             return
         step = trainer.global_step
         logged = self._metrics.add_validation(step, trainer.callback_metrics)  # on all ranks
-        names = [name for name in logged if is_validation_loss(name)]
-        if names:
-            loss = logged["val_loss" if "val_loss" in names else names[0]]
-            if math.isfinite(loss):
-                self._checks.append(Check(step, loss, self._train_loss()))
+        loss = validation_loss(logged)
+        if loss is not None and math.isfinite(loss):
+            self._checks.append(Check(step, loss, self._train_loss()))
 
     def _train_loss(self) -> float:
         """Return the mean training loss since the last validation; nan if there is none."""
@@ -299,19 +298,21 @@ class TrainingAdvisor(PracticeCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._settle()
         self._metrics.add_scores(trainer.global_step, trainer.callback_metrics)
+        self._discard()
+        self._ask(trainer, is_over=True)
+        self._show()
+
+    def _discard(self) -> None:
+        self._since_start.discard()
         if self._open is not None:
             self._open.discard()
             self._open = None
-        self._ask(trainer, is_over=True)
-        self._show()
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if self._open is not None:
-            self._open.discard()
-            self._open = None
+        self._discard()
         if self._findings:
             self._show()
 

@@ -82,6 +82,26 @@ def trained_network_tuned_in_eval_mode() -> tuple[Fit, Metric]:
 
 
 @fits_well(above=0.8)
+def accuracy_in_eval_mode_at_the_end_of_each_step() -> tuple[Fit, Metric]:
+    """The next step puts training mode back: backward passes run in eval mode, forward don't."""
+
+    class Measures(Task):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.net.train()
+            loss = super().training_step(batch, batch_idx)
+            self.net.eval()
+            with torch.no_grad():
+                self.log("train_acc", accuracy(self.net, *batch))
+            return loss
+
+        def on_train_epoch_start(self) -> None:
+            self.net.train()
+
+    module = Measures(net_with_norms())
+    return Fit(module, *digit_loaders()), of(module, digit_accuracy)
+
+
+@fits_well(above=0.8)
 def head_of_a_body_that_is_frozen_later() -> tuple[Fit, Metric]:
     """The body is frozen after the second epoch: it is in eval mode, and gets no gradient."""
 
