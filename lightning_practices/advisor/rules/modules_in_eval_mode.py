@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from lightning_practices._modes import depends_on_mode
 from lightning_practices._names import count, some
-from lightning_practices.advisor._modes import depends_on_mode
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._parameters import (
     has_gradient,

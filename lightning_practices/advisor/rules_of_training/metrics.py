@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Iterator, Sequence
 
-from lightning_practices.advisor._metrics import is_of_validation, is_score
+from lightning_practices._metric_names import is_of_validation, is_score
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._run import Run
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_practices.advisor._metrics import is_of_validation, is_score
+from lightning_practices._metric_names import is_of_validation, is_score
 from lightning_practices.callbacks._curves import read_name
 
 _MOST = 256  # values of a name

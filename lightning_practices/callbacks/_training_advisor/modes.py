@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.hooks import RemovableHandle
 
-from lightning_practices.advisor._fit import mentions
-from lightning_practices.advisor._modes import depends_on_mode
-from lightning_practices.advisor._parameters import outermost_where
+from lightning_practices._codes import mentions
+from lightning_practices._modes import depends_on_mode
+from lightning_practices._names import outermost_where
 
 _MOST = 8  # modules of a part that are watched
 _FIRST_EPOCHS = 2  # in which who forgets train() does so; statistics are frozen on purpose later

@@ -8,8 +8,8 @@ import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lightning_practices._codes import codes_of
 from lightning_practices.advisor import Kept
-from lightning_practices.advisor._fit import codes_of
 
 _HOOKS = {
     "validation": ("on_validation_epoch_end", "on_validation_end"),
