@@ -1,7 +1,7 @@
 """Names of a model's modules and parameters, as the author wrote them, and words for messages."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from torch import nn
 
@@ -54,3 +54,13 @@ def modules_with_names(model: nn.Module) -> Iterator[tuple[nn.Module, tuple[str,
         names.setdefault(module, []).append(name)
     for module, its_names in names.items():
         yield module, tuple(its_names)
+
+
+def outermost_where(names: Collection[str], chosen: Collection[str]) -> Iterator[str]:
+    """Yield the modules among ``chosen`` of which no ancestor is among it."""
+    chosen = set(chosen)
+    for name in names:
+        parts = name.split(".")
+        above = {".".join(parts[:length]) for length in range(len(parts))} if name else set()
+        if name in chosen and not above & chosen:
+            yield name

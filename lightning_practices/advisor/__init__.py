@@ -2,7 +2,7 @@
 
 - ``_advise``: look at a module and its data before a fit.
 - ``_rule``, ``rules``: the rules, as data, and what they find.
-- ``_run``, ``rules_of_training``: a fit up to now, and the rules that look at it.
+- ``_looks``, ``_run``, ``rules_of_training``: a fit up to now, and the rules that look at it.
 - ``_report``, ``_html``: the findings as a table, JSON, HTML and an exit code.
 - ``_observe``, ``_open_step``, ``_observation``: run a step, and what the rules can look at.
 - ``_trace``: the calls of functions on tensors within a step.
@@ -11,21 +11,18 @@
 """
 
 from lightning_practices.advisor._advise import advise
-from lightning_practices.advisor._overfit import Overfit, overfit_batch
-from lightning_practices.advisor._report import Report
-from lightning_practices.advisor._rule import Evidence, Finding, Rule, Severity, rule
-from lightning_practices.advisor._run import (
+from lightning_practices.advisor._looks import (
     ActivationLook,
     BatchLook,
-    Check,
     Look,
     LossLook,
     Norms,
-    NotFinite,
-    Run,
-    Trend,
     WeightLook,
 )
+from lightning_practices.advisor._overfit import Overfit, overfit_batch
+from lightning_practices.advisor._report import Report
+from lightning_practices.advisor._rule import Evidence, Finding, Rule, Severity, rule
+from lightning_practices.advisor._run import Check, Kept, NotFinite, Run, Trend
 from lightning_practices.advisor.rules import all_rules
 from lightning_practices.advisor.rules_of_training import training_rules
 
@@ -35,6 +32,7 @@ __all__ = [
     "Check",
     "Evidence",
     "Finding",
+    "Kept",
     "Look",
     "LossLook",
     "Norms",

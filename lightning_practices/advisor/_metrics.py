@@ -1,30 +1,14 @@
 """Monitored values: whether anything logs them, and which way is better."""
 
-import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from lightning_practices._metric_names import direction_of as direction_of
 from lightning_practices.advisor._fit import mentions
 from lightning_practices.advisor._observation import Observation
 
-_LOWER = {"loss", "losses", "mse", "rmse", "mae", "mape", "perplexity", "ppl", "wer", "cer", "nll",
-          "error", "err", "fid", "brier", "ece", "bce", "crossentropy"}  # fmt: skip
-_HIGHER = {"acc", "accuracy", "acc1", "acc5", "auc", "auroc", "auprc", "f1", "iou", "miou", "map",
-           "precision", "recall", "bleu", "rouge", "psnr", "ssim", "kappa", "mcc", "r2",
-           "f1score", "top1", "top5", "ndcg", "mrr"}  # fmt: skip
-_TURNED = {"neg", "negative", "minus", "inverse", "inv", "one"}  # "neg_accuracy"
 # Methods whose texts name monitors, and don't log.
 _NAMING = ("configure_optimizers", "configure_callbacks", "__init__")
-
-
-def direction_of(name: str) -> str | None:
-    """Return ``"min"`` or ``"max"``, as the name of a value says; ``None`` if it doesn't."""
-    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower())
-    if _TURNED & set(words):
-        return None
-    if _LOWER & set(words):
-        return "min"
-    return "max" if _HIGHER & set(words) else None
 
 
 def is_missing(seen: Observation, name: str) -> bool:

@@ -1,9 +1,10 @@
 """Parameters by the modules and optimizers that hold them."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 
 from torch import nn
 
+from lightning_practices._names import outermost_where as outermost_where
 from lightning_practices.advisor._observation import Observation, Step
 
 _NAMED = 8  # modules of a finding, besides the outermost
@@ -111,13 +112,3 @@ def _state(seen: Observation, module: str) -> dict[str, object]:
         for name, weight in seen.weights.items()
         if name.startswith(prefix) and weight.statistics.std > 0
     }
-
-
-def outermost_where(names: Collection[str], chosen: Collection[str]) -> Iterator[str]:
-    """Yield the modules among ``chosen`` of which no ancestor is among it."""
-    chosen = set(chosen)
-    for name in names:
-        parts = name.split(".")
-        above = {".".join(parts[:length]) for length in range(len(parts))} if name else set()
-        if name in chosen and not above & chosen:
-            yield name

@@ -149,7 +149,7 @@ class OneBatch(IterableDataset[Any]):
             yield x[:64], y[:64]
 
 
-@faulty("LP817", source="next(iter(loader)) in a generator")
+@faulty("LP819", source="next(iter(loader)) in a generator")
 def one_batch_again_and_again() -> Fit:
     return Fit(Task(mlp(64, 32, 10)), DataLoader(OneBatch(), None), steps=30)
 

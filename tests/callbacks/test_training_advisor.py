@@ -21,6 +21,7 @@ from tests.advisor.programs import HEALTHY, Task, digit_loaders, load_all, mlp
 from tests.callbacks import (  # noqa: F401, they declare more
     faulty_fits_of_loss,
     faulty_fits_of_targets,
+    faulty_fits_since_start,
 )
 from tests.callbacks.advised import MARKS, fit_of, fitted
 from tests.callbacks.faulty_fits import FAULTY_FITS, Fit

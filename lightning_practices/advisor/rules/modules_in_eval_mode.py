@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from lightning_practices._modes import depends_on_mode
 from lightning_practices._names import count, some
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._parameters import (
@@ -45,7 +45,7 @@ def modules_in_eval_mode(seen: Observation) -> Iterator[Evidence]:
         within = [
             prefix + each
             for each, part in module.named_modules()
-            if each and not part.training and _depends_on_mode(part)
+            if each and not part.training and depends_on_mode(part)
         ]
         if within:
             shown = name or "The module"
@@ -56,14 +56,3 @@ def modules_in_eval_mode(seen: Observation) -> Iterator[Evidence]:
                 (name,) if name else tuple(within),
                 {"parameters": len(own)},
             )
-
-
-def _depends_on_mode(module: nn.Module) -> bool:
-    if isinstance(module, _BatchNorm):
-        return module.track_running_stats
-    if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
-        return float(module.dropout) > 0
-    if "drop" not in type(module).__name__.lower():
-        return False
-    rates = (getattr(module, name, None) for name in ("p", "rate", "drop_prob", "drop_rate"))
-    return any(isinstance(rate, int | float) and rate > 0 for rate in rates)

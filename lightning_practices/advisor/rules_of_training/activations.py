@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 
+from lightning_practices.advisor._looks import ActivationLook, Look
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._run import ActivationLook, Look, Run
+from lightning_practices.advisor._run import Run
 
 # In the healthy programs and fits of the tests no layer has 90 % of its units silent in a single
 # batch, and at most 23 % of the results of a hidden tanh or sigmoid are at the ends of its range.

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import median
 
+from lightning_practices.advisor._looks import Look
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._run import Look, Run
+from lightning_practices.advisor._run import Run
 
 # The gradient of the first layer of a branch by that of the last, root mean squares. Healthy
 # programs and fits of the tests: 0.011 to 9.9; with thirty layers and residuals 0.5 to 1.3. Layers

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from lightning_practices.advisor._looks import Look
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._run import Look, Run
+from lightning_practices.advisor._run import Run
 
 # The change of a step by the weight, root mean squares. Healthy programs and fits of the tests:
 # medians of 1e-4 to 0.05 over a fit, and of 0.09 by SGD with momentum and a rate of 0.2; 0.1 to

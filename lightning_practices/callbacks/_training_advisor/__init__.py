@@ -9,6 +9,8 @@
 - ``not_finite``: where the first number that isn't finite was seen.
 - ``readings``: numbers on a device, read at once.
 - ``ranks``: looks of several ranks as one.
+- ``since_start``: what has changed since the fit began, by ``modes``, ``unowned`` and ``outputs``.
+- ``metrics``: logged values.
 - ``waiting``: the time in which training waits for data.
 - ``state``: looks and findings as primitives, for checkpoints.
 """

@@ -24,15 +24,17 @@ from lightning_practices.advisor import (
     Run,
     training_rules,
 )
-from lightning_practices.callbacks._curves import History, LearningCurves, Mark, read_name
+from lightning_practices.callbacks._curves import History, LearningCurves, Mark
 from lightning_practices.callbacks._practice import PracticeCallback
 from lightning_practices.callbacks._trainer.optimizers import grad_scaler
 from lightning_practices.callbacks._trainer.others import callbacks_of, put_first
 from lightning_practices.callbacks._trainer.ranks import gather_objects
 from lightning_practices.callbacks._training_advisor import not_finite, state
+from lightning_practices.callbacks._training_advisor.metrics import Metrics, validation_loss
 from lightning_practices.callbacks._training_advisor.open_look import OpenLook
 from lightning_practices.callbacks._training_advisor.ranks import merged
 from lightning_practices.callbacks._training_advisor.schedule import next_look
+from lightning_practices.callbacks._training_advisor.since_start import SinceStart
 from lightning_practices.callbacks._training_advisor.waiting import Waiting
 from lightning_practices.callbacks._training_advisor.zeroing import Zeroing
 
@@ -48,7 +50,8 @@ class TrainingAdvisor(PracticeCallback):
     gradients that vanish or explode, dead and saturated units, updates that are too large or too
     small for the weights, a loss that stays at that of predicting frequencies, overfitting,
     memorising and underfitting, gradients that are not zeroed under manual optimization, clipping
-    of each step, batches that are alike, and waiting for data.
+    of each step, batches that are alike, waiting for data, modules that a hook leaves in eval mode,
+    unfrozen layers without optimizer, outputs of earlier epochs, and metrics that get worse.
     :func:`~lightning_practices.advisor.training_rules` lists the rules.
 
     Lightning's logger ``"lightning.pytorch"`` shows each finding once, when it is found, and all of
@@ -104,6 +107,7 @@ class TrainingAdvisor(PracticeCallback):
         self._zeroing: dict[int, Zeroing] = {}
         self._backward: list[Tensor] = []  # losses of the batch that runs
         self._waiting = Waiting()
+        self._since_start = SinceStart()
         self._reset()
 
     @override
@@ -111,6 +115,7 @@ class TrainingAdvisor(PracticeCallback):
         self._findings: list[Finding] = []
         self._looks: list[Look] = []
         self._checks: list[Check] = []
+        self._metrics = Metrics()
         self._history = History()
         self._not_finite: NotFinite | None = None
         self._stale: list[int] = []
@@ -132,11 +137,13 @@ class TrainingAdvisor(PracticeCallback):
         if stage == "fit":
             self._subject = type(pl_module).__name__
             self._open, self._zeroing, self._waiting = None, {}, Waiting()
+            self._since_start = SinceStart()
             put_first(trainer, self)  # others clip gradients, and draw the findings
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._next = next_look(trainer.global_step - 1, self.every_n_steps)
+        self._since_start.begin(pl_module)
         self._mark(trainer)
 
     @override
@@ -146,10 +153,12 @@ class TrainingAdvisor(PracticeCallback):
         self._waiting.begin()
         self._backward = []
         self._batch = batch
+        self._since_start.begin_batch("training", trainer, pl_module, is_first=not batch_idx)
         if self._open is not None:
             self._open.next_batch(batch)
         elif trainer.global_step >= self._next:
             self._open = OpenLook(trainer, pl_module, batch)
+            self._since_start.open_look(pl_module)
 
     @override
     def on_before_backward(
@@ -159,6 +168,8 @@ class TrainingAdvisor(PracticeCallback):
         for one in self._zeroing.values():
             one.before_backward()
         look = self._open
+        if look is not None:
+            self._since_start.note_modes(pl_module)
         is_checked = self._not_finite is None and (look is not None or loss.device.type == "cpu")
         if is_checked and not math.isfinite(loss.item()):
             seen = look or OpenLook(trainer, pl_module, self._batch)
@@ -183,6 +194,7 @@ class TrainingAdvisor(PracticeCallback):
         if self._open is not None:
             with torch.no_grad():
                 self._open.note_step(optimizer)
+                self._since_start.note_gradients(trainer, pl_module)
 
     @override
     def on_train_batch_end(
@@ -225,6 +237,8 @@ class TrainingAdvisor(PracticeCallback):
         self._next = next_look(opened.step, self.every_n_steps)
         look = opened.closed()
         self._zeroing = opened.zeroing
+        self._since_start.close_look(trainer, trainer.lightning_module)
+        self._metrics.add_scores(opened.step, trainer.callback_metrics)
         if self._not_finite is None and grad_scaler(trainer) is None:
             bad = [name for name, one in look.weights.items() if math.isnan(one.gradient)]
             if bad:
@@ -244,16 +258,26 @@ class TrainingAdvisor(PracticeCallback):
         self._waiting.interrupt()
 
     @override
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        is_first = not batch_idx and not dataloader_idx
+        self._since_start.begin_batch("validation", trainer, pl_module, is_first=is_first)
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since_start.end_epoch("validation", trainer, pl_module)
+
+    @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        logged = trainer.callback_metrics  # collective: on all ranks
-        names = [name for name in logged if _is_validation_loss(name)]
-        if names:
-            name = "val_loss" if "val_loss" in names else names[0]
-            loss, step = float(logged[name]), trainer.global_step
-            if math.isfinite(loss):
-                self._checks.append(Check(step, loss, self._train_loss()))
+        step = trainer.global_step
+        logged = self._metrics.add_validation(step, trainer.callback_metrics)  # on all ranks
+        loss = validation_loss(logged)
+        if loss is not None and math.isfinite(loss):
+            self._checks.append(Check(step, loss, self._train_loss()))
 
     def _train_loss(self) -> float:
         """Return the mean training loss since the last validation; nan if there is none."""
@@ -268,23 +292,27 @@ class TrainingAdvisor(PracticeCallback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._waiting.interrupt()
+        self._since_start.end_epoch("training", trainer, pl_module)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._settle()
+        self._metrics.add_scores(trainer.global_step, trainer.callback_metrics)
+        self._discard()
+        self._ask(trainer, is_over=True)
+        self._show()
+
+    def _discard(self) -> None:
+        self._since_start.discard()
         if self._open is not None:
             self._open.discard()
             self._open = None
-        self._ask(trainer, is_over=True)
-        self._show()
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if self._open is not None:
-            self._open.discard()
-            self._open = None
+        self._discard()
         if self._findings:
             self._show()
 
@@ -294,6 +322,7 @@ class TrainingAdvisor(PracticeCallback):
             "findings": [state.of_finding(one) for one in self._findings],
             "looks": [state.of_look(one) for one in self._looks],
             "checks": [list(one) for one in self._checks],
+            "metrics": self._metrics.values,
             "losses": self._history.state_dict(),
             "not_finite": None
             if (found := self._not_finite) is None
@@ -307,6 +336,7 @@ class TrainingAdvisor(PracticeCallback):
         self._findings = [state.to_finding(one) for one in state_dict["findings"]]
         self._looks = [state.to_look(one) for one in state_dict["looks"]]
         self._checks = [Check(*one) for one in state_dict["checks"]]
+        self._metrics = Metrics(state_dict["metrics"])
         self._history.load_state_dict(state_dict["losses"])
         found = state_dict["not_finite"]
         self._not_finite = (
@@ -325,7 +355,8 @@ class TrainingAdvisor(PracticeCallback):
         return Run(
             trainer.global_step, self._looks, losses, self._checks, found, self._stale,
             self._waiting.share, len(trainer.optimizers),
-            None if math.isinf(batches) else int(batches), is_over,
+            None if math.isinf(batches) else int(batches), is_over, metrics=self._metrics.values,
+            **self._since_start.found(),
         )  # fmt: skip
 
     def _ask(self, trainer: Trainer, *, is_over: bool = False) -> None:
@@ -367,8 +398,3 @@ def _scale(trainer: Trainer, module: LightningModule) -> float:
     if grad_scaler(trainer) is not None:
         return math.nan
     return 1 / trainer.accumulate_grad_batches if module.automatic_optimization else 1.0
-
-
-def _is_validation_loss(name: str) -> bool:
-    curve = read_name(name)
-    return curve.split == "val" and curve.kind == "loss" and curve.fork != "step"
