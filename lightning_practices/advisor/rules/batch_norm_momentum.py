@@ -6,11 +6,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_practices._names import some
 from lightning_practices.advisor._fit import Fit, fit_of, mentions
+from lightning_practices.advisor._norms_state import was_fresh
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
@@ -64,7 +64,7 @@ def statistics_never_reached(seen: Observation) -> Iterator[Evidence]:
         for name, (module, _) in _averaging(seen).items()
         if 0 < module.momentum <= _SMALL
         and (1 - module.momentum) ** batches > _LEFT
-        and _was_fresh(seen, name)
+        and was_fresh(seen, name)
         and _is_far(module)
     }
     if found:
@@ -110,8 +110,9 @@ def _averaging(seen: Observation) -> dict[str, tuple[Any, Call]]:
         module = seen.modules.get(call.module)
         if call.name not in ("batch_norm", "sync_batch_norm") or not call.data:
             continue
-        is_averaging = isinstance(module, _BatchNorm) and isinstance(module.momentum, float | int)
-        if is_averaging and module.running_mean is not None and seen.step.modes.get(call.module):
+        if not isinstance(module, _BatchNorm) or not isinstance(module.momentum, float | int):
+            continue
+        if module.running_mean is not None and seen.step.modes.get(call.module):
             found[call.module] = module, call
     return found
 
@@ -131,23 +132,14 @@ def _is_refreshed(seen: Observation) -> bool:
 _MAKERS = ("__init__", "configure_optimizers", "setup", "configure_model")
 
 
-def _was_fresh(seen: Observation, name: str) -> bool:
-    """Whether the running statistics were those of a new layer before the first step."""
-    mean, variance = (seen.weights.get(f"{name}.running_{one}") for one in ("mean", "var"))
-    if mean is None or variance is None:
-        return False
-    low, high = variance.statistics.low, variance.statistics.high
-    return mean.statistics.low == 0 == mean.statistics.high and low == 1 == high
-
-
-def _is_far(module: nn.Module) -> bool:
+def _is_far(module: Any) -> bool:
     """Whether the statistics of the batches so far are far from the first ones, 0 and 1."""
-    count = int(getattr(module, "num_batches_tracked", 0) or 0)
-    share = 1 - (1 - module.momentum) ** count  # type: ignore[operator]
+    count = 0 if module.num_batches_tracked is None else int(module.num_batches_tracked)
+    share = 1 - (1 - module.momentum) ** count
     if not share:
         return False
-    mean = module.running_mean.double() / share  # type: ignore[operator]
-    variance = (1 + (module.running_var.double() - 1) / share).clamp(min=1e-6)  # type: ignore[operator]
+    mean = module.running_mean.double() / share
+    variance = (1 + (module.running_var.double() - 1) / share).clamp(min=1e-6)
     means = torch.abs(mean / variance.sqrt()).tolist()
     variances = [abs(math.log(x)) for x in variance.tolist()]
     return median(means) > _FAR or median(variances) > _FAR

@@ -95,8 +95,8 @@ def _end_of(seen: Observation, monitor: Monitor, fit: Fit) -> float | None:
     if every is None or not isinstance(interval, int | float):
         return None
     if isinstance(interval, float):
-        return patience * every * interval
-    return patience * every * min(interval / fit.batches, 1) if fit.batches else None
+        return float(patience * every * interval)
+    return float(patience * every * min(interval / fit.batches, 1)) if fit.batches else None
 
 
 def _unit_of(config: Any, fit: Fit) -> float | None:
@@ -106,7 +106,7 @@ def _unit_of(config: Any, fit: Fit) -> float | None:
     if fit.batches is None or not fit.batches:
         return None
     if isinstance(config.scheduler, ReduceLROnPlateau):
-        return config.frequency / fit.batches
+        return float(config.frequency / fit.batches)
     by_epoch = fit.steps / fit.epochs if fit.steps and fit.epochs else fit.batches
     return float(config.frequency / by_epoch)
 

@@ -85,8 +85,9 @@ def small_momentum_in_a_long_fit() -> Arguments:
 @healthy
 def small_momentum_of_tuned_statistics() -> Arguments:
     """Statistics of a network that was trained before, which a short fit is to keep."""
-    module, data, plan = shifted(0.001, trainer(max_epochs=10))  # type: ignore[misc]
-    norm: Any = module.net[0]
+    found: Any = shifted(0.001, trainer(max_epochs=10))
+    module, data, plan = found
+    norm = module.net[0]
     norm.running_mean.fill_(5.0)
     norm.running_var.fill_(9.0)
     return module, data, plan
