@@ -27,7 +27,8 @@ _MAKERS = ("__init__", "setup", "configure_model")
     " reports of teachers that get worse",
 )  # fmt: skip
 def averaged_without_statistics(seen: Observation) -> Iterator[Evidence]:
-    if mentions(type(seen.module), *_COPYING, apart_from=_MAKERS):
+    kinds: list[type] = [type(part) for part in (seen.module, *seen.callbacks)]
+    if any(mentions(kind, *_COPYING, apart_from=_MAKERS) for kind in kinds):
         return
     steps = [step for step in (seen.step, seen.validation_step) if step is not None]
     called = {

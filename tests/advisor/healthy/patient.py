@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, ReduceLROnPlat
 
 from tests.advisor.faulty.patient import convolutions, patient, shifted
 from tests.advisor.plans import Planned, adamw, trainer
-from tests.advisor.programs import Arguments, Task, digit_loaders, healthy
+from tests.advisor.programs import Arguments, Task, digit_loaders, digits, healthy, split
 
 
 @healthy
@@ -57,7 +57,8 @@ def momentum_of_all_batches() -> Arguments:
 
 @healthy
 def momentum_of_one_with_the_whole_split() -> Arguments:
-    return Task(convolutions(1.0)), digit_loaders(1400)
+    x, y = digits()
+    return Task(convolutions(1.0)), split(x[:120], y[:120], batch_size=96)
 
 
 @healthy
