@@ -16,7 +16,9 @@ from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
 
 _LAST = 0.9  # a momentum from which the statistics are nearly those of one batch
-_MANY = 128  # samples of a batch whose own statistics are good enough
+# On the digits, 0.99 in place of 0.1 raises the validation loss of a convolutional network from 0.18
+# to 0.40 with batches of 4, from 0.20 to 0.22 with 16, and not at all with 32 and 64.
+_MANY = 32  # samples of a batch whose own statistics are good enough
 _SMALL = 0.03  # a momentum that was chosen; a fit too short for the default is a trial
 _LEFT = 0.1  # of the first statistics at the end of the fit
 _FAR = 0.5  # of a standard deviation, or of a variance's logarithm
@@ -27,7 +29,7 @@ _SOURCE = "torch.nn.BatchNorm2d: new = (1 - momentum) * running + momentum * bat
 @rule(
     "LP351", "warning",
     practice="Batch norm's running statistics are an average over many batches",
-    measures="momentum of batch norms in training mode, with less than 128 samples a batch",
+    measures="momentum of batch norms in training mode, with less than 32 samples a batch",
     healthy="0.1 by default, and up to 0.5; None is the mean over all batches; 1.0 with a single"
     " batch an epoch",
     source=f"{_SOURCE} and TensorFlow the reverse",
@@ -39,7 +41,7 @@ def statistics_of_the_last_batch(seen: Observation) -> Iterator[Evidence]:
 @rule(
     "LP352", "hint",
     practice="Batch norm's running statistics are an average over batches",
-    measures="the same, with 128 samples a batch and more",
+    measures="the same, with 32 samples a batch and more",
     healthy="0.1 by default, and up to 0.5",
     source=f"{_SOURCE} and TensorFlow the reverse",
 )  # fmt: skip

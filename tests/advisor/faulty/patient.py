@@ -93,7 +93,7 @@ def momentum_of_perceptrons_set_later() -> Arguments:
     for part in net.modules():
         if isinstance(part, nn.BatchNorm1d):
             part.momentum = 0.9
-    return Task(net, nn.functional.mse_loss), diabetes_loaders(32)
+    return Task(net, nn.functional.mse_loss), diabetes_loaders(16)
 
 
 @faulty("LP352", "net.1", source=_MOMENTUM)
