@@ -16,8 +16,8 @@ from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call
 
 _LAST = 0.9  # a momentum from which the statistics are nearly those of one batch
-# On the digits, 0.99 in place of 0.1 raises the validation loss of a convolutional network from 0.18
-# to 0.40 with batches of 4, from 0.20 to 0.22 with 16, and not at all with 32 and 64.
+# On the digits, 0.99 in place of 0.1 raises the validation loss of a convolutional network from
+# 0.18 to 0.40 with batches of 4, from 0.20 to 0.22 with 16, and hardly with 32 and more.
 _MANY = 32  # samples of a batch whose own statistics are good enough
 _SMALL = 0.03  # a momentum that was chosen; a fit too short for the default is a trial
 _LEFT = 0.1  # of the first statistics at the end of the fit

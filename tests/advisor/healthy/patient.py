@@ -81,7 +81,7 @@ def momentum_that_falls_with_the_epochs() -> Arguments:
                     part.momentum = max(0.9 * 0.5**trainer.current_epoch, 0.01)
 
     module = Planned(adamw, convolutions(0.9), (Falling(),))
-    return module, digit_loaders(), trainer(max_epochs=20)
+    return module, digit_loaders(16), trainer(max_epochs=20)
 
 
 @healthy
