@@ -107,6 +107,16 @@ def highest_factor(scheduler: Any) -> float | None:
     return 1.0 if type(scheduler).__module__ == LambdaLR.__module__ else None
 
 
+def peak_rate(seen: Observation, optimizer: Any, group: dict[str, Any]) -> float:
+    """Return the highest rate that a group of an optimizer is known to get."""
+    rate = float(group.get("max_lr", group.get("initial_lr", group["lr"])))
+    for config in seen.schedulers:
+        if getattr(config.scheduler, "optimizer", None) is optimizer:
+            factor = highest_factor(config.scheduler)
+            rate = float(group["lr"]) if factor is None else rate * factor
+    return rate
+
+
 def _curve(function: Callable[[int], float], to: int) -> list[tuple[int, float]]:
     """Return values of a function at steps from 0 to ``to``; none if it can't be asked."""
     steps = {*range(20), *(round(to * i / _PROBES) for i in range(_PROBES + 1))}

@@ -10,7 +10,7 @@ from lightning_practices._names import plain_name
 from lightning_practices.advisor._fit import fit_of
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._schedules import highest_factor
+from lightning_practices.advisor._schedules import peak_rate
 
 # Changes of a weight by one step as a share of it. On the digits, perceptrons of two to six layers
 # train with 1e-3 to 0.4 and fail from 4 on (Adam), or from 0.5 on (SGD). A linear model trains with
@@ -91,7 +91,7 @@ def learning_rate_unusual(seen: Observation) -> Iterator[Evidence]:
         if kind is None:
             continue
         low, high = _USUAL[kind]
-        rates = [_peak(seen, optimizer, group) for group in optimizer.param_groups]
+        rates = [peak_rate(seen, optimizer, group) for group in optimizer.param_groups]
         rates = [rate for rate in rates if rate > high or 0 < rate < low or rate == 0 == max(rates)]
         if rates:
             yield Evidence(
@@ -124,7 +124,7 @@ def _changes(seen: Observation) -> Iterator[_Change]:
                 size = weight.statistics.root_mean_square
                 if size > 0:
                     step = gradient.norm / p.numel() ** 0.5 if kind == "sgd" else 1.0
-                    rate = _peak(seen, optimizer, group)
+                    rate = peak_rate(seen, optimizer, group)
                     ratios.append(rate * step / size)
                     rates.append(rate)
         if ratios:
@@ -137,16 +137,6 @@ def _kind_of(optimizer: Any) -> str | None:
     if isinstance(optimizer, Adam | NAdam | Adamax):
         return "adam"
     return "sgd" if isinstance(optimizer, SGD) else None
-
-
-def _peak(seen: Observation, optimizer: Any, group: dict[str, Any]) -> float:
-    """Return the highest rate of a group that is known."""
-    rate = float(group.get("max_lr", group.get("initial_lr", group["lr"])))
-    for config in seen.schedulers:
-        if getattr(config.scheduler, "optimizer", None) is optimizer:
-            factor = highest_factor(config.scheduler)
-            rate = float(group["lr"]) if factor is None else rate * factor
-    return rate
 
 
 def _title(optimizer: Any) -> str:
