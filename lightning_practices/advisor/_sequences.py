@@ -49,22 +49,22 @@ class Tokens:
     @property
     def are_next(self) -> bool:
         """Whether targets are the next tokens, and not the tokens themselves."""
-        length = min(self.targets.shape[1], self.read.shape[1] - 1)
-        next_ones = self._share(self.read[:, 1 : 1 + length])
-        return next_ones >= _ALL and self._share(self._beside) < _SOME
+        return self.share(1) >= _ALL and self.share(0) < _SOME
 
     @property
     def are_same(self) -> bool:
         """Whether targets are the tokens themselves, and not the next ones."""
-        length = min(self.targets.shape[1], self.read.shape[1] - 1)
-        return self._share(self._beside) == 1 and self._share(self.read[:, 1 : 1 + length]) < _SOME
+        return self.share(0) == 1 and self.share(1) < _SOME
 
     @property
-    def _beside(self) -> Tensor:
-        return self.read[:, : self.targets.shape[1]]
+    def are_after_next(self) -> bool:
+        """Whether targets are the tokens after the next, and neither these nor nearer ones."""
+        return self.share(2) >= _ALL and max(self.share(0), self.share(1)) < _SOME
 
-    def _share(self, others: Tensor) -> float:
-        length = others.shape[1]
+    def share(self, offset: int) -> float:
+        """Return the share of targets that equal the token so many positions later."""
+        length = min(self.targets.shape[1], self.read.shape[1] - offset)
+        others = self.read[:, offset : offset + length]
         kept, equal = self.kept[:, :length], self.targets[:, :length] == others
         return float(equal[kept].float().mean()) if bool(kept.any()) else 0.0
 
@@ -81,14 +81,14 @@ def tokens_of(step: Step) -> Iterator[Tokens]:
         if loss.kind not in CLASSES or target is None or target.is_floating_point():
             continue
         for call, value in step.first_layers:
-            read = _tokens(value.tensor)
+            read = tokens_in(value.tensor)
             layouts = [] if read is None else [(False, read), (True, read.T)]
             for is_time_first, tokens in layouts:
                 for arrange in _arrangements(target, tokens):
                     yield Tokens(loss, call, value, tokens, arrange(target), arrange, is_time_first)
 
 
-def _tokens(x: Tensor | None) -> Tensor | None:
+def tokens_in(x: Tensor | None) -> Tensor | None:
     """Return tokens of shape (a, b), also of one-hot vectors."""
     if x is None or not x.numel():
         return None

@@ -73,6 +73,37 @@ def coin_for_image_alone() -> Arguments:
     return segmenter(), shuffled(Alone())
 
 
+@faulty("LP343", source="one random transform that is called twice")
+def two_coins() -> Arguments:
+    class Apart(Ink):
+        def sample(self, image: Tensor, label: Tensor) -> Any:
+            return self.flip(image), self.flip((image[0] > 0).long())
+
+    return segmenter(), shuffled(Apart())
+
+
+@faulty("LP343", source="a turn of the mask that is drawn anew")
+def mask_turned_otherwise() -> Arguments:
+    class Turned(Ink):
+        def sample(self, image: Tensor, label: Tensor) -> Any:
+            turns = torch.randint(4, (2,)).tolist()
+            mask = (image[0] > 0).long().rot90(turns[1])
+            return image.rot90(turns[0], (-2, -1)) + 0.1 * torch.randn(8, 8), mask
+
+    return segmenter(), shuffled(Turned())
+
+
+@faulty("LP343", source="a mask that is flipped in place of its image")
+def mask_flipped_alone() -> Arguments:
+    class Alone(Ink):
+        def sample(self, image: Tensor, label: Tensor) -> Any:
+            wide = nn.functional.interpolate(image[None], scale_factor=6)[0]
+            mask = (wide[0] > 0).long()
+            return wide, mask.flip(-2) if torch.rand(()) < 0.5 else mask
+
+    return segmenter(), shuffled(Alone())
+
+
 class Colours(Pictures):
     """Digits in three colours, as numpy keeps images: height, width, channels."""
 

@@ -37,6 +37,28 @@ def noise_on_the_image_alone() -> Arguments:
 
 
 @healthy
+def turned_with_the_mask() -> Arguments:
+    class Turned(Ink):
+        def sample(self, image: Tensor, label: Tensor) -> Any:
+            turns = int(torch.randint(4, ()))
+            mask = (image[0] > 0).long().rot90(turns)
+            return image.rot90(turns, (-2, -1)) + 0.3 * torch.randn(8, 8), mask
+
+    return segmenter(), shuffled(Turned())
+
+
+@healthy
+def flipped_under_a_symmetric_mask() -> Arguments:
+    class Framed(Ink):
+        def sample(self, image: Tensor, label: Tensor) -> Any:
+            mask = torch.zeros(8, 8).long()
+            mask[2:6, 2:6] = 1
+            return (image.flip(-1) if torch.rand(()) < 0.5 else image) + 3 * mask, mask
+
+    return segmenter(), shuffled(Framed())
+
+
+@healthy
 def permuted_in_dataset() -> Arguments:
     return Task(mlp(192, 32, 10)), shuffled(Colours())
 
