@@ -48,6 +48,7 @@ def quotes(text: str, folder: str = "measured/") -> list[tuple[str, str]]:
         (name, figure)
         for paragraph in text.split("\n\n")
         for name in link.findall(paragraph)
+        if name != "index"
         for figure in MEASURED.findall(paragraph)
     ]
 
