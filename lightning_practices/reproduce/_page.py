@@ -54,9 +54,8 @@ def _text(cell: Cell | None, column: Column) -> str:
         return ""
     parts = [number(cell.mean, cell.interval, column.digits)]
     if cell.gain is not None:
-        clear = cell.gain_interval is not None and abs(cell.gain) > cell.gain_interval
         gain = number(cell.gain, cell.gain_interval, column.digits, signed=True)
-        parts.append(f"**{gain}**" if clear else gain)
+        parts.append(f"**{gain}**" if cell.is_clear else gain)
     if cell.lecture is not None:
         parts.append(f"*lecture {cell.lecture:g}*")
     return "<br>".join(parts)
@@ -64,15 +63,16 @@ def _text(cell: Cell | None, column: Column) -> str:
 
 def _caption(results: Results, metric: str) -> str:
     table, seeds = results.table, results.seeds
-    trial = " These are quick trials, not the experiment." if results.tiny else ""
     lecture = any(column.lecture for column in table.columns.values())
+    options = " --tiny" if results.tiny else ""
+    options += "" if results.data is None else f" --data {results.data}"
     return (
         f"{metric.capitalize() or 'Each'}: mean ± 95 % interval over {seeds} seeds, by Student's t;"
-        " below it, the difference to"
-        f" “{table.reference}”, seed by seed, in bold where its interval leaves out 0"
-        f"{'; in italics, the lecture' if lecture else ''}.{trial}{origin(results)} Made by"
-        f" `lightning-practices reproduce {table.name} --seeds {seeds}` in"
-        f" {_duration(results.seconds)} of one thread on {_machine(results)}."
+        f" below it, the difference to “{table.reference}”, seed by seed, in bold where its"
+        " interval leaves out 0, as one in twenty does by chance"
+        f"{'; in italics, the lecture' if lecture else ''}.{origin(results)} Made by"
+        f" `lightning-practices reproduce {table.name} --seeds {seeds}{options}`: runs of"
+        f" {_duration(results.seconds)} in all, {_machine(results)}."
     )
 
 
@@ -84,5 +84,6 @@ def _duration(seconds: float) -> str:
 
 def _machine(results: Results) -> str:
     device = results.machine.get("device", "cpu")
-    where = "a CPU" if device == "cpu" else f"one {device}"
-    return f"{where}, with torch {results.machine.get('torch', 'unknown')}"
+    threads = "" if results.table.alone else "each with one thread, "
+    where = f"{threads}on a CPU" if device == "cpu" else f"on one {device}"
+    return f"{where}, by torch {results.machine.get('torch', 'unknown')}"

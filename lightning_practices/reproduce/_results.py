@@ -52,6 +52,13 @@ class Cell:
     gain_interval: float | None = None
     lecture: float | None = None
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval of the gain leaves out 0."""
+        if self.gain is None or self.gain_interval is None:
+            return False
+        return abs(self.gain) > self.gain_interval
+
 
 @dataclass
 class Results:

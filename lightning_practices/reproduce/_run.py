@@ -28,6 +28,8 @@ from lightning_practices import __version__
 from lightning_practices.reproduce._results import Results, Run, as_json
 from lightning_practices.reproduce._table import Table
 
+_MOST = 61  # processes, which is as many as Windows can wait for
+
 
 def measure(
     table: Table,
@@ -128,14 +130,17 @@ def _finished(future: Future[Run], started: Mapping[Future[Run], Mapping[str, An
 def _pool(jobs: int | None, most: int, alone: bool) -> Iterator[ProcessPoolExecutor]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     count = 1 if alone else max(1, min(jobs or cores or 1, most))
+    count = min(count, _MOST)
     context = multiprocessing.get_context("spawn")  # a fork would copy torch's threads
+    others = multiprocessing.active_children()
     pool = ProcessPoolExecutor(count, context, _prepare, (alone,))
     try:
         yield pool
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
-            process.terminate()
+            if process not in others:
+                process.terminate()
         raise
     pool.shutdown()
 
@@ -169,10 +174,17 @@ def _progress(table: Table, total: int) -> Iterator[Any]:
 
 
 def _machine() -> dict[str, str]:
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return {
         "lightning-practices": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "device": "cpu" if device is None else torch.get_device_module(device).get_device_name(),
+        "device": _device(),
     }
+
+
+def _device() -> str:
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if device is None:
+        return "cpu"
+    name = getattr(torch.get_device_module(device), "get_device_name", None)  # MPS has none
+    return device.type if name is None else str(name())

@@ -36,9 +36,8 @@ def _text(cell: Cell | None, column: Column) -> Text:
         return Text("")
     lines = [Text(number(cell.mean, cell.interval, column.digits))]
     if cell.gain is not None:
-        clear = cell.gain_interval is not None and abs(cell.gain) > cell.gain_interval
         better = (cell.gain > 0) == column.more_is_better
-        style = ("green" if better else "red") if clear else "dim"
+        style = ("green" if better else "red") if cell.is_clear else "dim"
         lines.append(Text(number(cell.gain, cell.gain_interval, column.digits, signed=True), style))
     if cell.lecture is not None:
         lines.append(Text(f"lecture {cell.lecture:g}", "italic dim"))
@@ -47,17 +46,16 @@ def _text(cell: Cell | None, column: Column) -> Text:
 
 def _caption(results: Results) -> str:
     table, seeds = results.table, results.seeds
-    trial = " These are quick trials, not the experiment." if results.tiny else ""
     return (
         f"Mean ± 95 % interval over {seeds} seeds; below, the difference to {table.reference!r}, "
-        f"seed by seed (coloured where its interval leaves out 0).{trial}{origin(results)}\n"
+        f"seed by seed (coloured where its interval leaves out 0).{origin(results)}\n"
         f"{table.source}: {table.claim}"
     )
 
 
 def origin(results: Results) -> str:
-    """Say where runs differ from those of a single call."""
-    text = ""
+    """Say where runs differ from those of a single call of the experiment."""
+    text = " These are quick trials, not the experiment." if results.tiny else ""
     if len(results.machines) > 1:
         each = "; ".join(map(_in_words, results.machines))
         text += f" The runs were made by different versions or devices: {each}."

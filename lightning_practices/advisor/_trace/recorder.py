@@ -30,7 +30,7 @@ _READING = frozenset(
     {"item", "tolist", "numpy", "equal", "allclose"}
     | {f"__{kind}__" for kind in ("array", "bool", "int", "float", "index", "contains", "dlpack")}
 )
-_LIBRARIES = tuple(f"{Path(sys.modules[name].__file__ or '').parent}/" for name in ("torch",))
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 class Recorder(TorchFunctionMode):
@@ -250,7 +250,7 @@ def _place() -> tuple[str, int]:
     frame = sys._getframe(3)
     while frame is not None:
         path = frame.f_code.co_filename
-        if not path.startswith((*_LIBRARIES, _HERE)):
+        if not path.startswith((_TORCH, _HERE)):
             return path, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
     return "", 0
@@ -263,6 +263,6 @@ def _is_of_optimizers(path: str) -> bool:
     return is_torchs or path == _HOOKS
 
 
-_OPTIMIZERS = f"{Path(torch.optim.__file__ or '').parent}/"
+_OPTIMIZERS = f"{Path(torch.optim.__file__ or '').parent}{os.sep}"
 _HERE = str(Path(__file__).parent)
 _HOOKS = str(Path(__file__).parents[1] / "_optimizer_steps.py")
