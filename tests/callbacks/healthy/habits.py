@@ -349,6 +349,25 @@ def accuracy_of_a_domain_that_falls_on_purpose() -> tuple[Fit, Metric]:
 
 
 @fits_well(above=0.8)
+def entropy_of_a_map_that_falls() -> tuple[Fit, Metric]:
+    """The network attends to one class of each image: its map gets sharp."""
+
+    class Attends(Task):
+        def __init__(self) -> None:
+            super().__init__(mlp(64, 32, 10), optimizer=adam(1e-2))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            out = self.net(batch[0])
+            attention = out.softmax(dim=1)
+            entropy = torch.special.entr(attention).sum(dim=1).mean()
+            self.log("attention_map_entropy", entropy.detach())
+            return functional.cross_entropy(out, batch[1])
+
+    module = Attends()
+    return Fit(module, digit_loaders()[0], steps=150), of(module, digit_accuracy)
+
+
+@fits_well(above=0.8)
 def average_that_is_quick_enough() -> tuple[Fit, Metric]:
     module = Copied(mlp(64, 32, 10), 0.95)
     return Fit(module, *digit_loaders(), steps=150), lambda: digit_accuracy(module.copy)
