@@ -15,8 +15,10 @@ MEAN_PRECISION = [
     "bbox_mAP_75",
     "train.map_large",
 ]
-NOT_SCORES = ["attention_map_entropy", "saliency_map", "map_size", "map_sparsity", "recall_entropy",
-              "reward_variance", "iou_loss", "mapping", "heat_map_mean", "return_distance"]  # fmt: skip
+NOT_SCORES = [
+    "attention_map_entropy", "saliency_map", "map_size", "map_sparsity", "recall_entropy",
+    "reward_variance", "iou_loss", "mapping", "heat_map_mean", "return_distance",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MEAN_PRECISION)
