@@ -8,7 +8,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.advisor.faulty.unlike import Denoiser, Large, Scaled, scaled
-from tests.advisor.programs import Arguments, Task, diabetes, digit_loaders, healthy, mlp
+from tests.advisor.programs import Arguments, Task, diabetes, digit_loaders, digits, healthy, mlp
 
 
 @healthy
@@ -23,6 +23,50 @@ def threshold_after_a_sigmoid() -> Arguments:
             return logits.sigmoid().round() > 0.5
 
     return Sigmoid(), digit_loaders()
+
+
+class Counted(Task):
+    """One output tells digits above 4, and the other one predicts the digit."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp(64, 32, 2))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        above, digit = self.parts(self.net(x))
+        loss = functional.binary_cross_entropy_with_logits(above, (y > 4).float())
+        return loss + functional.mse_loss(digit, y.float())
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+        self.log("val_same", (self.parts(self.net(batch[0]))[1].round() == batch[1]).float().mean())
+
+    def parts(self, out: Tensor) -> Any:
+        return out[:, 0], out[:, 1]
+
+
+@healthy
+def count_beside_logits_is_rounded() -> Arguments:
+    return Counted(), digit_loaders()
+
+
+@healthy
+def count_beside_logits_by_unbind() -> Arguments:
+    class Unbound(Counted):
+        def parts(self, out: Tensor) -> Any:
+            return out.unbind(-1)
+
+    return Unbound(), digit_loaders()
+
+
+@healthy
+def count_beside_logits_in_chunks() -> Arguments:
+    class Chunks(Counted):
+        def parts(self, out: Tensor) -> Any:
+            above, digit = out.chunk(2, dim=1)
+            return above.squeeze(1), digit.select(1, 0)
+
+    return Chunks(), digit_loaders()
 
 
 @healthy
@@ -54,6 +98,31 @@ def temperature_of_a_trained_model() -> Arguments:
     module.requires_grad_(False)
     module.scale.requires_grad_(True)
     return module, digit_loaders()
+
+
+def _zero_shot(rows: Tensor) -> Arguments:
+    """Return a head of embeddings of the classes, with a bias of 0, and a trained temperature."""
+    module = Scaled()
+    module.net = nn.Flatten()
+    module.head = nn.Linear(64, 10)
+    with torch.no_grad():
+        module.head.weight.copy_(rows)
+        module.head.bias.zero_()
+    module.requires_grad_(False)
+    module.scale.requires_grad_(True)
+    return module, digit_loaders()
+
+
+@healthy
+def temperature_of_a_head_of_class_means() -> Arguments:
+    x, y = digits()
+    return _zero_shot(torch.stack([x[y == one].flatten(1).mean(dim=0) for one in range(10)]))
+
+
+@healthy
+def temperature_of_a_head_of_unit_vectors() -> Arguments:
+    """Embeddings of texts have a norm of 1."""
+    return _zero_shot(functional.normalize(torch.randn(10, 64), dim=1))
 
 
 @healthy
