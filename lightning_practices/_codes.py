@@ -55,6 +55,23 @@ def read_by(code: CodeType) -> set[str]:
     return {name for name, count in reads.items() if count > 0}
 
 
+def unpacked_in(code: CodeType, count: int) -> Iterator[tuple[str, ...]]:
+    """Yield the names of the variables to which a function unpacks sequences of ``count``."""
+    lines = [one for one in dis.get_instructions(code) if one.opname != "CACHE"]
+    for place, one in enumerate(lines):
+        if one.opname != "UNPACK_SEQUENCE" or one.argval != count:
+            continue
+        names: list[str] = []
+        for after in lines[place + 1 :]:
+            if not after.opname.startswith(("STORE_FAST", "STORE_DEREF")) or len(names) >= count:
+                break
+            is_pair = after.opname == "STORE_FAST_STORE_FAST"
+            stored = after.argval if isinstance(after.argval, tuple) else (after.argval,)
+            names += stored if is_pair else stored[:1]
+        if len(names) == count:
+            yield tuple(names)
+
+
 _OF_METHODS = ("LOAD_ATTR", "LOAD_METHOD")
 
 

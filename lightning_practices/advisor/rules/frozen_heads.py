@@ -66,7 +66,8 @@ def _frozen_heads(seen: Observation) -> Iterator[tuple[Call, int, int]]:
         if layer is None or not loss.target.is_data or loss.target.requires_grad:
             continue
         weights = [seen.weights[name] for name in layer.parameters if name in seen.weights]
-        held = seen.module.get_parameter(layer.parameters[0]) if weights else None
+        named = {seen.names.get(id(p)): p for p in seen.module.parameters()}
+        held = named.get(layer.parameters[0]) if weights else None
         if layer.name == "linear" and held is not None and _are_new(weights, held):
             yield layer, weights[0].shape[0], trained
 
