@@ -8,7 +8,16 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.advisor.faulty.unlike import Denoiser, Large, Scaled, scaled
-from tests.advisor.programs import Arguments, Task, diabetes, digit_loaders, digits, healthy, mlp
+from tests.advisor.programs import (
+    Arguments,
+    Task,
+    cnn,
+    diabetes,
+    digit_loaders,
+    digits,
+    healthy,
+    mlp,
+)
 
 
 @healthy
@@ -190,3 +199,53 @@ def several_passes_in_training_mode() -> Arguments:
 
     net = nn.Sequential(mlp(64, 32), nn.Dropout(0.3), nn.ReLU(), nn.Linear(32, 10))
     return Passes(net), digit_loaders()
+
+
+class Losses(nn.Module):
+    """Gives a dict of losses in training mode, and a list of predictions otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = cnn()
+
+    def forward(self, x: Tensor, y: Tensor) -> Any:
+        out = self.layers(x)
+        if self.training:
+            return {"loss_classifier": functional.cross_entropy(out, y)}
+        return [{"labels": one.argmax()} for one in out]
+
+
+@healthy
+def losses_of_a_detector_in_validation() -> Arguments:
+    class Detector(Task):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return torch.stack(list(self.net(*batch).values())).sum()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.train()
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    return Detector(Losses()), digit_loaders()
+
+
+@healthy
+def losses_of_one_mode_in_validation() -> Arguments:
+    """In eval mode the network gives a tensor for each sample, and no loss."""
+
+    class OneMode(Losses):
+        def forward(self, x: Tensor, y: Tensor) -> Any:
+            out = self.layers(x)
+            return functional.cross_entropy(out, y) if self.training else out.argmax(dim=1)
+
+    class Step(Task):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            loss: Tensor = self.net(*batch)
+            return loss
+
+        def on_validation_epoch_start(self) -> None:
+            self.train()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self.net(*batch))
+
+    return Step(OneMode()), digit_loaders()
