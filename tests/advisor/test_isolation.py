@@ -306,7 +306,7 @@ def test_hooks_that_run_again_leave_the_observed_module_as_it_was() -> None:
     module = Counts()
     optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
-    module(torch.randn(4, 6)).sum().backward()
+    module.net(torch.randn(4, 6)).sum().backward()
     fit: Any = SimpleNamespace(
         optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)]
     )
