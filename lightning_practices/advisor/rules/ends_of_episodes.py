@@ -114,9 +114,9 @@ def _flags(seen: Observation) -> Iterator[_Flag]:
     read |= {source for step in steps for source in step.read}
     columns: dict[str, list[Tensor]] = {}
     for batch in seen.train.batches:
-        for path, x in tree_flatten_with_path(batch.received)[0]:
+        for keys, x in tree_flatten_with_path(batch.received)[0]:
             if isinstance(x, Tensor):
-                columns.setdefault(keystr(path), []).append(x)
+                columns.setdefault(keystr(keys), []).append(x)
     for path, parts in columns.items():
         if f"batch{path}" in read or not all(_is_column(x) for x in parts):
             continue
