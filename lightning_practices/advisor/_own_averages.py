@@ -4,15 +4,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_practices._names import module_name
+from lightning_practices.advisor._copied_hooks import copy_for_hooks
 from lightning_practices.advisor._isolation import isolated
 from lightning_practices.advisor._observation import Observation
 from lightning_practices.advisor._parameters import optimized, trainable
-from lightning_practices.advisor._small_batches import quiet
 
 _ELEMENTS = 1 << 16  # of the weights that are moved, about
 _EVEN = 1e-2  # difference between the shares of two elements
@@ -35,8 +36,8 @@ class OwnAverage(NamedTuple):
 def own_averages(seen: Observation) -> Iterator[OwnAverage]:
     """Yield the copies with which a module validates, and which the step itself doesn't use.
 
-    The weights of the network are moved by 1, and the module's hooks after a batch are called. How
-    far the copy follows tells its decay. What has moved is put back.
+    In a copy of the module, the weights of the network are set to those of the copy plus 1, and its
+    hooks after a batch are called. How far the network's copy follows tells its decay.
     """
     module = seen.module
     hooks = [name for name in _HOOKS if is_overridden(name, module)]
@@ -63,7 +64,7 @@ def own_averages(seen: Observation) -> Iterator[OwnAverage]:
         for copy in copies if len(sources) == 1 else ():
             if any(copy.startswith(f"{outer}.") for outer in found):
                 continue
-            share = _followed(seen, seen.modules[copy], seen.modules[sources[0]], hooks)
+            share = _followed(seen, copy, sources[0], hooks)
             if share is not None and 0 < share < 1:
                 found.append(copy)
                 yield OwnAverage(copy, sources[0], 1 - share)
@@ -84,35 +85,36 @@ def _is_known(seen: Observation, name: str) -> bool:
     return any(isinstance(part, AveragedModel) for part in outer)
 
 
-def _followed(
-    seen: Observation, copy: nn.Module, source: nn.Module, hooks: list[str]
-) -> float | None:
+def _followed(seen: Observation, copy: str, source: str, hooks: list[str]) -> float | None:
     """Return the share of the way to the network that the copy goes; ``None`` if it isn't one."""
-    pairs = _pairs(copy, source)
-    before = [(a.detach().clone(), b.detach().clone()) for a, b in pairs]
-    try:
-        with torch.no_grad():
-            for (_, b), (start, _) in zip(pairs, before, strict=True):
-                b.copy_(start + 1)
-        with isolated(seen.module), quiet(seen):
-            _call(seen, hooks)
-        moved = torch.cat([
-            (a.detach() - start).flatten() for (a, _), (start, _) in zip(pairs, before, strict=True)
-        ])  # fmt: skip
-    except Exception:  # the user's code, outside of a fit
+    with isolated(seen.module), copy_for_hooks(seen.module) as model:
+        parts = dict(model.named_modules())
+        pairs = _pairs(parts[copy], parts[source])
+        before = [a.detach().clone() for a, _ in pairs]
+        try:
+            with torch.no_grad():
+                for a, b in pairs:
+                    b.copy_(a + 1)
+            _call(seen, model, hooks)
+        except Exception:  # the user's code, outside of a fit
+            return None
+    moves = [
+        (a.detach() - start).flatten().double()
+        for (a, _), start in zip(pairs, before, strict=True)
+    ]  # fmt: skip
+    if not moves:
         return None
-    finally:
-        with torch.no_grad():
-            for (a, b), (first, second) in zip(pairs, before, strict=True):
-                a.copy_(first)
-                b.copy_(second)
-    share = float(moved.double().mean())
+    moved = torch.cat(moves)
+    share = float(moved.mean())
     is_even = float((moved - share).abs().max()) <= _EVEN * abs(share)
     return share if is_even else None
 
 
 def _pairs(copy: nn.Module, source: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Return the first parameters of both, of some thousand elements at least."""
+    """Return the first parameters of both, of some thousand elements at least.
+
+    None have half precision, whose steps are too large to tell a decay.
+    """
     found: list[tuple[Tensor, Tensor]] = []
     elements = 0
     for a, b in zip(copy.parameters(), source.parameters(), strict=True):
@@ -122,8 +124,7 @@ def _pairs(copy: nn.Module, source: nn.Module) -> list[tuple[Tensor, Tensor]]:
     return found
 
 
-def _call(seen: Observation, hooks: list[str]) -> None:
-    module = seen.module
+def _call(seen: Observation, module: LightningModule, hooks: list[str]) -> None:
     if "on_train_batch_end" in hooks:
         outputs: Any = {"loss": torch.zeros(())}
         module.on_train_batch_end(outputs, seen.steps[0].batch, 0)

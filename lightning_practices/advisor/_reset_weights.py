@@ -1,7 +1,7 @@
 """Tell whether trained weights are replaced by new ones, apart from the optimizer."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_practices._names import plain_name
-from lightning_practices.advisor._isolation import copied_module
+from lightning_practices.advisor._copied_hooks import copy_for_hooks
 
 _ELEMENTS = 4096  # of a weight that are compared, at most
 _FEWEST = 64  # that tell: the correlation of as many random numbers is below 0.3
@@ -105,32 +105,10 @@ def replaced_by(module: LightningModule, name: str, weights: Iterable[str]) -> s
         name: Name of the hook, which has no arguments.
         weights: Names of the weights.
     """
-    trainer = module.trainer
-    model = copied_module(module)
-    own = {plain_name(key): p for key, p in model.named_parameters()}
-    chosen = {key: own[key] for key in weights if key in own}
-    before = {key: sample(p) for key, p in chosen.items()}
-    for silenced in ("log", "log_dict"):
-        setattr(model, silenced, lambda *args, **kwargs: None)
-    model._trainer = trainer
-    with _kept_options(trainer.optimizers), suppress(Exception):  # of the user's code
-        getattr(model, name)()
-    model._trainer = None
+    with copy_for_hooks(module) as model:
+        own = {plain_name(key): p for key, p in model.named_parameters()}
+        chosen = {key: own[key] for key in weights if key in own}
+        before = {key: sample(p) for key, p in chosen.items()}
+        with suppress(Exception):  # of the user's code
+            getattr(model, name)()
     return {key for key, p in chosen.items() if differs(before[key], sample(p))}
-
-
-@contextmanager
-def _kept_options(optimizers: Sequence[Any]) -> Iterator[None]:
-    """Restore the options of optimizers after the block, such as their rates."""
-    known = [one for one in optimizers if isinstance(one, Optimizer)]
-    saved = [
-        [{key: x for key, x in group.items() if key != "params"} for group in one.param_groups]
-        for one in known
-    ]
-    try:
-        yield
-    finally:
-        for one, options in zip(known, saved, strict=True):
-            del one.param_groups[len(options) :]
-            for group, kept in zip(one.param_groups, options, strict=True):
-                group.update(kept)

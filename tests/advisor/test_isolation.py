@@ -3,6 +3,7 @@
 import copy
 import random
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.utils.data import (
 
 from lightning_practices._random_states import random_states, set_random_states
 from lightning_practices.advisor import advise, overfit_batch
+from lightning_practices.advisor._copied_hooks import copy_for_hooks
 from lightning_practices.mixins import DataPractices, TrainingPractices
 
 pytestmark = [
@@ -286,3 +288,37 @@ def test_an_optimizer_that_the_copy_shares_is_as_before() -> None:
     assert str(optimizer.state_dict()) == str(expected)
     assert not optimizer._optimizer_step_pre_hooks
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_hooks_that_run_again_leave_the_observed_module_as_it_was() -> None:
+    class Counts(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+            self.register_buffer("updates", torch.zeros(()))
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.calls += 1
+            self.updates += 1
+            self.optimizers().step()
+            self.lr_schedulers().step()
+
+    module = Counts()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    module.net(torch.randn(4, 6)).sum().backward()
+    fit: Any = SimpleNamespace(
+        optimizers=[optimizer], lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)]
+    )
+    module._trainer = fit
+    module.optimizers = lambda: optimizer
+    module.lr_schedulers = lambda: scheduler
+    before = copy.deepcopy(module.state_dict()), copy.deepcopy(scheduler.state_dict())
+    with copy_for_hooks(module) as model:
+        model.on_train_batch_end()
+    assert model.calls == 1
+    assert module.calls == 0
+    assert all(torch.equal(x, before[0][name]) for name, x in module.state_dict().items())
+    assert scheduler.state_dict() == before[1]
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert all(p.grad is not None for p in module.net.parameters())

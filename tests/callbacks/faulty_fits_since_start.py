@@ -200,6 +200,25 @@ def outputs_of_training_never_cleared() -> Fit:
     return Fit(Trains(mlp(64, 32, 10)), train(), steps=100)
 
 
+@faulty("LP822", source="a tensor of the module that grows with each training batch")
+def training_outputs_joined() -> Fit:
+    class Joins(Task):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.right = torch.empty(0, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            right = self.net(batch[0]).argmax(1, keepdim=True) == batch[1][:, None]
+            self.right = torch.cat([self.right, right.float()])
+            return super().training_step(batch, batch_idx)
+
+        def on_train_epoch_end(self) -> None:
+            if len(self.right):
+                self.log("train_acc_of_epoch", self.right.mean())
+
+    return Fit(Joins(mlp(64, 32, 10)), train(), steps=100)
+
+
 # Metrics.
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from lightning_practices.advisor._observation import Observation, Step
-from lightning_practices.advisor._outputs import layer_of, losses_seen
+from lightning_practices.advisor._outputs import layer_of
+from lightning_practices.advisor._parts import Part, is_within, parts_of
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._trace import Call, Value
 
@@ -21,13 +22,14 @@ _THRESHOLD = 0.5
     " questions on forums about an accuracy that is too low",
 )  # fmt: skip
 def accuracy_of_logits(seen: Observation) -> Iterator[Evidence]:
-    layers = {
-        layer_of(loss.prediction)
-        for _, loss in losses_seen(seen, {"bce_logits"})
-        if _is_layer(loss.prediction)
-    }
+    logits = [
+        (layer_of(loss.prediction), parts_of(loss.prediction))
+        for step in seen.steps
+        for loss in step.losses
+        if loss.kind == "bce_logits" and _is_layer(loss.prediction)
+    ]
     for step in (seen.validation_step, seen.step):
-        call = None if step is None else _thresholded(seen, step, layers)
+        call = None if step is None else _thresholded(seen, step, logits)
         if call is not None:
             how = "rounds" if call.name == "round" else "compares with 0.5"
             yield Evidence(
@@ -39,13 +41,18 @@ def accuracy_of_logits(seen: Observation) -> Iterator[Evidence]:
             return
 
 
-def _thresholded(seen: Observation, step: Step, layers: set[str]) -> Call | None:
+def _thresholded(
+    seen: Observation, step: Step, logits: list[tuple[str, tuple[Part, ...]]]
+) -> Call | None:
     used = {id(call) for root in step.roots for call in root.before()} if step is seen.step else ()
     for call in step.calls:
         if not call.inputs or not _is_threshold(call) or id(call) in used:
             continue
         value = call.inputs[0]
-        if _is_layer(value) and layer_of(value) in layers:
+        layer, parts = layer_of(value), parts_of(value)
+        if _is_layer(value) and any(
+            layer == one and is_within(parts, taken) for one, taken in logits
+        ):
             return call
     return None
 

@@ -24,9 +24,10 @@ _LEAST = 0.1  # factor of the noise; noise that fills the steps of integers is b
 @rule(
     "LP282", "error",
     practice="A denoiser doesn't predict its own input",
-    measures="targets that are the very tensor which the network gets, with noise of a random level"
-    " in it, or with noise of one level where no narrower layer and no other term is there",
-    healthy="the noise, the sample without noise, or what both give; autoencoders of their input",
+    measures="targets that are the very tensor which the network gets, with noise in it whose"
+    " random level it gets too, or where no narrower layer and no other term is there",
+    healthy="the noise, the sample without noise, or what both give; autoencoders of their input,"
+    " with noise as augmentation",
     source="Ho et al., 2020, arXiv:2006.11239, algorithm 1: the target is the noise",
 )  # fmt: skip
 def denoiser_of_its_input(seen: Observation) -> Iterator[Evidence]:
@@ -36,9 +37,10 @@ def denoiser_of_its_input(seen: Observation) -> Iterator[Evidence]:
         if found is None or not _is_read(loss.prediction, noisy):
             continue
         noise, factors = found
-        is_random = any(call.name in _RANDOM for x in factors for call in x.before())
-        is_fixed = _level(noisy, noise) >= _LEAST and not _is_limited(step, loss, noisy)
-        if is_random or is_fixed:
+        draws = [call for x in factors for call in x.before() if call.name in _RANDOM]
+        is_told = _reads_beside(loss.prediction, noisy, draws)
+        is_noise = bool(draws) or _level(noisy, noise) >= _LEAST
+        if is_told or (is_noise and not _is_limited(step, loss, noisy)):
             yield Evidence(
                 f"the target of {loss.call} is the network's input itself, with the noise of"
                 f" {noise} in it: the network learns to repeat its input, and no denoising",
@@ -106,6 +108,20 @@ def _is_read(prediction: Value, noisy: Value) -> bool:
                 return True
             if value.call is not None and value.call.name in _SCALED | _JOINS | PASSED:
                 waiting += value.call.inputs
+    return False
+
+
+def _reads_beside(prediction: Value, noisy: Value, draws: list[Call]) -> bool:
+    """Return whether a network gets random numbers otherwise than within its noisy input."""
+    waiting, seen = [prediction.origin()], {id(noisy), id(noisy.call)}
+    while waiting:
+        call = waiting.pop().origin().call
+        if call is None or id(call) in seen:
+            continue
+        if any(call is one for one in draws):
+            return True
+        seen.add(id(call))
+        waiting += call.inputs
     return False
 
 

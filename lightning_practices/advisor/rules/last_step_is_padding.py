@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import layer_of
@@ -22,21 +22,39 @@ _ATTENTION = frozenset({"multi_head_attention_forward", "scaled_dot_product_atte
 @rule(
     "LP273", "warning",
     practice="The summary of a sequence is read at its own last step",
-    measures="the share of sequences that end by padding, where the last time step of all is the"
-    " only output of a recurrent network or of attention that is used",
+    measures="the share of sequences that end by a token for padding, where the last time step of"
+    " all is the only output of a recurrent network or of attention that is used",
     healthy="packed sequences, padding at the start, the step at each length, or a masked mean",
     source="torch.nn.utils.rnn.pack_padded_sequence; questions on forums about an LSTM on padded"
     " reviews that stays at chance",
 )  # fmt: skip
 def last_step_is_padding(seen: Observation) -> Iterator[Evidence]:
+    yield from _read_after_padding(seen, is_known=True)
+
+
+@rule(
+    "LP275", "hint",
+    practice="The summary of a sequence is read at its own last step",
+    measures="as LP273, where vectors of zeros, or a token other than 0 that the embedding doesn't"
+    " name as padding, end the sequences",
+    healthy="as for LP273; series whose ends are silent, as of notes, spikes or rain",
+    source="torch.nn.utils.rnn.pack_padded_sequence",
+)  # fmt: skip
+def last_step_may_be_padding(seen: Observation) -> Iterator[Evidence]:
+    yield from _read_after_padding(seen, is_known=False)
+
+
+def _read_after_padding(seen: Observation, is_known: bool) -> Iterator[Evidence]:
     for padded in _padded(seen.step):
-        summary = _summary(seen, padded)
+        summary = _summary(seen, padded) if padded.is_known == is_known else None
         if summary is not None:
             call, use = summary
+            what = "padding" if is_known else "the same steps"
+            end = "" if is_known else ", if these steps are padding"
             yield Evidence(
                 f"{padded.share:.0%} of the sequences in {padded.value.source or 'a batch'} end"
-                f" by padding, {padded.mean:.0f} of {padded.steps} steps on average, and {use} is"
-                f" all that is used of {call}: it has read the padding after the sequence",
+                f" by {what}, {padded.mean:.0f} of {padded.steps} steps on average, and {use} is"
+                f" all that is used of {call}: it has read the padding after the sequence{end}",
                 "pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False) and the"
                 " hidden state, h[torch.arange(len(h)), lengths - 1], or padding at the start",
                 tuple(name for name in [call.module or layer_of(call.output)] if name),
@@ -55,6 +73,7 @@ class _Padded(NamedTuple):
         time: The dimension of the time steps.
         share: The share of sequences with padding at their end.
         mean: The mean number of padded steps.
+        is_known: Whether they are padding by the embedding, or have the token 0.
     """
 
     call: Call
@@ -63,6 +82,7 @@ class _Padded(NamedTuple):
     time: int
     share: float
     mean: float
+    is_known: bool
 
 
 def _padded(step: Step) -> Iterator[_Padded]:
@@ -74,8 +94,18 @@ def _padded(step: Step) -> Iterator[_Padded]:
             lengths = padding_at_the_end(sequences)
             if lengths is not None and are_lengths_of_padding(lengths, sequences.shape[1]):
                 share, mean = float((lengths > 0).float().mean()), float(lengths.float().mean())
-                yield _Padded(call, value.origin(), sequences.shape[1], time, share, mean)
+                is_known = _is_known(call, sequences)
+                yield _Padded(call, value.origin(), sequences.shape[1], time, share, mean, is_known)
                 break
+
+
+def _is_known(call: Call, sequences: Tensor) -> bool:
+    """Return whether what ends sequences is a token for padding, and no data."""
+    if sequences.is_floating_point():
+        return False
+    declared = call.get(2, "padding_idx") if call.name == "embedding" else None
+    token = int(sequences[:, -1].mode().values)
+    return token in (0, declared)
 
 
 def _summary(seen: Observation, padded: _Padded) -> tuple[Call, str] | None:

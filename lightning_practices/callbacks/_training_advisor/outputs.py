@@ -2,19 +2,21 @@
 
 from collections import deque
 from collections.abc import Iterator
+from types import CodeType
 from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from lightning_practices._codes import codes_of
+from lightning_practices._codes import codes_of, read_by
 from lightning_practices.advisor import Kept
 
 _HOOKS = {
     "validation": ("on_validation_epoch_end", "on_validation_end"),
     "training": ("on_train_epoch_end",),
 }
+_TRAINS = ("training_step", "on_train_batch_start", "on_train_epoch_start", "train_dataloader")
 _SHOWS = ("log", "log_dict", "print", "add_scalar", "add_scalars", "info")
 _FEWEST = 2  # batches: the result of an epoch can't be told from that of a single batch
 _SCALARS = 4  # numbers of a batch, that are more than its loss and some metrics
@@ -31,7 +33,8 @@ class Outputs:
 
     An attribute holds outputs of earlier epochs if each batch adds arrays to it, if it still has
     all that it had at the end of the epoch before when the next one's first batch begins, and if a
-    hook at the end of the epoch reads and shows it. Single numbers may be a history.
+    hook at the end of the epoch reads and shows it. Single numbers may be a history. What a
+    training step reads too is a memory to learn from, and a length shows none of the outputs.
 
     Args:
         split: ``"validation"`` or ``"training"``.
@@ -45,7 +48,7 @@ class Outputs:
         self._begun: dict[tuple[int, str], _Size] = {}
         self._ended: dict[tuple[int, str], _Size] = {}
         self._batches = 0
-        self._read: dict[type, set[str]] = {}
+        self._shown: dict[type, set[str]] = {}
         self.epochs: dict[Kept, int] = {}
 
     def begin_batch(self, trainer: Trainer, module: LightningModule, *, is_first: bool) -> None:
@@ -91,23 +94,26 @@ class Outputs:
     def _is_shown(self, owner: Any, name: str) -> bool:
         """Say whether a hook at the end of the epoch reads an attribute and shows something."""
         kind = type(owner)
-        if kind not in self._read:
-            self._read[kind] = _names_in(kind, _HOOKS[self._split])
-        return name in self._read[kind] and not self._read[kind].isdisjoint(_SHOWS)
+        if kind not in self._shown:
+            codes = list(_codes_behind(kind, _HOOKS[self._split]))
+            is_shown = any(name in _SHOWS for code in codes for name in code.co_names)
+            learnt = {x for code in _codes_behind(kind, _TRAINS) for x in read_by(code)}
+            read = {x for code in codes for x in read_by(code)}
+            self._shown[kind] = read - learnt if is_shown else set()
+        return name in self._shown[kind]
 
 
-def _names_in(kind: type, hooks: tuple[str, ...]) -> set[str]:
-    """Return the names that hooks of a class use, and the methods that they call."""
-    found: set[str] = set()
+def _codes_behind(kind: type, hooks: tuple[str, ...]) -> Iterator[CodeType]:
+    """Yield the codes of hooks of a class, and of the methods that they call."""
     waiting, seen = list(hooks), set(hooks)
     while waiting:
         method = waiting.pop()
         for code in codes_of(kind, method.__eq__):
-            found.update(code.co_names)
-        new = [name for name in found - seen if callable(getattr(kind, name, None))]
-        waiting += new
-        seen.update(new)
-    return found
+            yield code
+            names = set(code.co_names) - seen
+            new = [name for name in names if callable(getattr(kind, name, None))]
+            waiting += new
+            seen.update(new)
 
 
 def _is_of_library(kind: type) -> bool:

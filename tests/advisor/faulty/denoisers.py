@@ -81,3 +81,24 @@ def wide_autoencoder_of_noisy_samples() -> Arguments:
             self.log("val_loss", self.training_step(batch, batch_idx))
 
     return Noisy(mlp(64, 128, 64)), digit_loaders()
+
+
+@faulty("LP282", source="a narrow network of a noisy sample and the time")
+def narrow_denoiser_that_gets_the_time() -> Arguments:
+    module = Diffusion(lambda x, noise, noisy: noisy)
+    module.net = mlp(65, 32, 64)
+    return module, digit_loaders()
+
+
+@faulty("LP282", source="noise of a random level that the network isn't told")
+def wide_denoiser_of_a_hidden_level() -> Arguments:
+    class Noisy(Task):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x = batch[0].flatten(1)
+            noisy = x + torch.rand(len(x), 1) * torch.randn_like(x)
+            return functional.mse_loss(self.net(noisy), noisy)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    return Noisy(mlp(64, 128, 64)), digit_loaders()

@@ -41,7 +41,26 @@ def critic(module: Any, batch: Any) -> Tensor:
     return error.square().mean()
 
 
-@faulty("LP137", "net.3", source="deep Q-learning that forgets done")
+@faulty("LP137", "net.3", source="deep Q-learning that unpacks done and forgets it")
+def best_value_after_done() -> Arguments:
+    class Unpacked(Values):
+        def __init__(self) -> None:
+            super().__init__(None)  # type: ignore[arg-type]
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            state, action, reward, follows, _done = batch
+            with torch.no_grad():
+                best = self.target(follows).max(dim=1).values
+            value = self.net(state).gather(1, action[:, None])[:, 0]
+            return functional.smooth_l1_loss(value, reward + DISCOUNT * best)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self.training_step(batch, batch_idx))
+
+    return Unpacked(), transitions()
+
+
+@faulty("LP138", "net.3", source="deep Q-learning that forgets done")
 def best_value_after_the_end() -> Arguments:
     def step(module: Any, batch: Any) -> Tensor:
         state, action, reward, follows, _ = batch
@@ -58,7 +77,7 @@ def value_after_the_end() -> Arguments:
     return Values(critic, 1), named("terminal")
 
 
-@faulty("LP137", source="the smaller of two critics, detached")
+@faulty("LP138", source="the smaller of two critics, detached")
 def smaller_of_two_values_after_the_end() -> Arguments:
     class Twins(nn.Module):
         def __init__(self) -> None:

@@ -86,7 +86,7 @@ def last_position_of_attention() -> Arguments:
     return reads(Attentive(lambda net, x, tokens: net.attend(x, tokens)[:, -1, :]))
 
 
-@faulty("LP273", "net.0.rnn", source="series of various lengths, padded by zeros")
+@faulty("LP275", "net.0.rnn", source="series of various lengths, padded by zeros")
 def last_output_of_padded_series() -> Arguments:
     tokens, y = sentences()
     x = torch.stack([tokens / 10.0, (tokens > 9).float(), (tokens > 0).float()], dim=2)

@@ -56,6 +56,25 @@ def rounded_logits() -> Arguments:
     return Rounded(), digit_loaders()
 
 
+@faulty("LP664", source="a threshold of 0.5 on one of several logits, which the loss takes all")
+def threshold_of_one_of_several_logits() -> Arguments:
+    class Several(Task):
+        def __init__(self) -> None:
+            super().__init__(mlp(64, 32, 3))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            out = self.net(batch[0])[:, :2]
+            y = torch.stack([batch[1] > 4, batch[1] % 2 > 0], dim=1).float()
+            loss = functional.binary_cross_entropy_with_logits(out, y)
+            return loss + functional.mse_loss(self.net(batch[0])[:, 2], batch[1].float())
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            odd = self.net(batch[0])[..., 1] > 0.5
+            self.log("val_acc", (odd == (batch[1] % 2 > 0)).float().mean())
+
+    return Several(), digit_loaders()
+
+
 def scaled(task: Task, factor: float, shift: float = 0.0) -> Arguments:
     """Return a regression whose validation targets have another unit."""
     x, y = diabetes()

@@ -53,3 +53,21 @@ def frozen_copy_that_stays() -> Arguments:
             pass
 
     return First(0.0), digit_loaders(), trainer(max_epochs=5)
+
+
+@healthy
+def copy_in_half_precision() -> Arguments:
+    class Half(Copied):
+        def __init__(self) -> None:
+            super().__init__(0.9)
+            self.average.bfloat16()
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            for a, p in zip(self.average.parameters(), self.net.parameters(), strict=True):
+                a.lerp_(p.detach().bfloat16(), 1 - self.decay)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            x, y = batch
+            self.log("val_loss", self.loss(self.average(x.bfloat16()).float(), y))
+
+    return Half(), digit_loaders(), trainer(max_epochs=5)

@@ -38,6 +38,23 @@ def narrow_autoencoder_of_augmented_samples() -> Arguments:
 
 
 @healthy
+def narrow_autoencoder_with_noise_of_a_random_level() -> Arguments:
+    """Augmentation by noise whose level is drawn for each sample, which the network isn't told."""
+
+    class Noisy(Task):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x = batch[0].flatten(1)
+            x = x + 0.1 * torch.rand(len(x), 1) * torch.randn_like(x)
+            return functional.mse_loss(self.net(x), x)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            x = batch[0].flatten(1)
+            self.log("val_loss", functional.mse_loss(self.net(x), x))
+
+    return Noisy(mlp(64, 4, 64)), digit_loaders()
+
+
+@healthy
 def autoencoder_of_samples_between_integers() -> Arguments:
     """Noise that fills the gaps between integers, and a wide code."""
 

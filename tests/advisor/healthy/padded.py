@@ -75,3 +75,23 @@ def few_padded_series() -> Arguments:
     full[::8] = tokens[::8]
     series = torch.stack([full / 10.0, (full > 9).float(), (full > 0).float()], dim=2)
     return Task(nn.Sequential(Series(), nn.Linear(24, 2))), split(series, y)
+
+
+@healthy
+def piano_rolls_whose_ends_are_silent() -> Arguments:
+    """Three notes; silence of different lengths ends most pieces, and tells of the class."""
+    draw = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (640,), generator=draw)
+    ends = torch.randint(4, STEPS // 2, (640,), generator=draw) + y * STEPS // 2
+    notes = torch.nn.functional.one_hot(torch.randint(3, (640, STEPS), generator=draw), 3)
+    rolls = notes.float() * (torch.arange(STEPS) < ends[:, None])[:, :, None]
+    return Task(nn.Sequential(Series(), nn.Linear(24, 2))), split(rolls, y)
+
+
+@healthy
+def states_that_are_never_left() -> Arguments:
+    """The last state of customers who leave is a state like others, and has no padding_idx."""
+    tokens, y = sentences()
+    states = torch.where(tokens == 0, 29, tokens.clamp(max=28))
+    read = Reader(lambda net, x, tokens: net.rnn(x)[0][:, -1], padding=None)
+    return Task(read), split(states, y)

@@ -278,6 +278,67 @@ def memory_of_earlier_batches() -> tuple[Fit, Metric]:
     return Fit(module, digit_loaders()[0]), of(module, digit_accuracy)
 
 
+class Replays(Task):
+    """Keeps batches in a list that is cut at its limit, and learns from some of them again."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.buffer: list[Any] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.buffer.append(tuple(batch))
+        if len(self.buffer) > 100_000:
+            self.buffer = self.buffer[-100_000:]
+        return super().training_step(batch, batch_idx) + 0.1 * self.again(batch_idx)
+
+    def again(self, batch_idx: int) -> Tensor:
+        x, y = self.buffer[batch_idx % len(self.buffer)]
+        return functional.cross_entropy(self.net(x), y)
+
+
+@fits_well(above=0.8)
+def size_of_a_replay_buffer() -> tuple[Fit, Metric]:
+    class Sized(Replays):
+        def on_train_epoch_end(self) -> None:
+            self.log("buffer_size", float(len(self.buffer)))
+
+    module = Sized(mlp(64, 32, 10))
+    return Fit(module, digit_loaders()[0]), of(module, digit_accuracy)
+
+
+@fits_well(above=0.8)
+def classes_in_a_replay_buffer() -> tuple[Fit, Metric]:
+    """The end of the epoch reads what is in the memory."""
+
+    class Counted(Replays):
+        def on_train_epoch_end(self) -> None:
+            self.log("buffer_mean", torch.cat([y for _, y in self.buffer]).float().mean())
+
+    module = Counted(mlp(64, 32, 10))
+    return Fit(module, digit_loaders()[0]), of(module, digit_accuracy)
+
+
+@fits_well(above=0.8)
+def number_of_all_outputs() -> tuple[Fit, Metric]:
+    """Outputs that are kept for the end of the fit, and whose number alone is logged."""
+
+    class Kept(Task):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.seen: list[Tensor] = []
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            self.seen.append(self.net(batch[0]).argmax(1))
+
+        def on_validation_epoch_end(self) -> None:
+            if self.seen:
+                self.log("val_batches", float(len(self.seen)))
+
+    module = Kept(mlp(64, 32, 10))
+    return Fit(module, *digit_loaders()), of(module, digit_accuracy)
+
+
 # Metrics.
 
 
@@ -346,6 +407,25 @@ def accuracy_of_a_domain_that_falls_on_purpose() -> tuple[Fit, Metric]:
     x, y = digits()
     rows = torch.cat([x.flatten(1), torch.zeros(len(x), 1)], 1)
     return Fit(module, digit_loaders()[0], steps=150), lambda: accuracy(module.net, rows, y)
+
+
+@fits_well(above=0.8)
+def entropy_of_a_map_that_falls() -> tuple[Fit, Metric]:
+    """The network attends to one class of each image: its map gets sharp."""
+
+    class Attends(Task):
+        def __init__(self) -> None:
+            super().__init__(mlp(64, 32, 10), optimizer=adam(1e-2))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            out = self.net(batch[0])
+            attention = out.softmax(dim=1)
+            entropy = torch.special.entr(attention).sum(dim=1).mean()
+            self.log("attention_map_entropy", entropy.detach())
+            return functional.cross_entropy(out, batch[1])
+
+    module = Attends()
+    return Fit(module, digit_loaders()[0], steps=150), of(module, digit_accuracy)
 
 
 @fits_well(above=0.8)
