@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from typing_extensions import override
 
 from lightning_practices.advisor._observation import Observation, Step
-from lightning_practices.advisor._small_batches import run_again
+from lightning_practices.advisor._small_batches import batch_of, run_again
 from lightning_practices.advisor._trace import CLASSES, Call, Loss, Value
 
 _IGNORED = -100
@@ -123,8 +123,7 @@ class Changes:
 
     def __init__(self, seen: Observation, is_meant: Callable[[Tokens], bool]) -> None:
         self._seen = seen
-        self._batch = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x,
-                               seen.step.batch)  # fmt: skip
+        self._batch = batch_of(seen)
         self._is_meant = is_meant
         step = run_again(seen, self._batch)
         self._step = step
@@ -154,6 +153,17 @@ class Changes:
             return None
         classes = 1 if first.dim() > 1 else 0
         return tokens.arrange(((changed - first).abs() > limit).any(dim=classes))
+
+    def of_one_token(self) -> tuple[int, Tensor] | None:
+        """Return a middle position, and at which positions predictions change with its token.
+
+        Predictions that the loss doesn't count are left out. ``None`` as for :meth:`after`.
+        """
+        if self.tokens is None:
+            return None
+        place = self.tokens.read.shape[1] // 2
+        changed = self.after(place, place + 1)
+        return None if changed is None else (place, (changed & self.tokens.kept).any(dim=0))
 
     def _run(self, x: Tensor) -> Tensor | None:
         if self.tokens is None or self._step is None:

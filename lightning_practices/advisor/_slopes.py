@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 from typing_extensions import override
 
 from lightning_practices.advisor._observation import Observation, Step
-from lightning_practices.advisor._small_batches import run_with_loss
+from lightning_practices.advisor._small_batches import batch_of, run_with_loss
 from lightning_practices.advisor._trace import Call
 
 _FAR = 30.0  # times the largest element of the batch; penalties of outputs are still small there
@@ -38,9 +38,7 @@ class Slopes:
 
         ``None`` if the loss doesn't depend on the output then, or the step fails.
         """
-        batch = tree_map(
-            lambda x: x.detach().clone() if isinstance(x, Tensor) else x, self._seen.step.batch
-        )
+        batch = batch_of(self._seen)
         sizes = [
             float(x.abs().max())
             for x in tree_leaves(batch)

@@ -62,6 +62,11 @@ def eval_step(seen: Observation, size: int, changed: int | None = None) -> Step 
     return run_again(seen, tree_map(chosen, seen.step.batch))
 
 
+def batch_of(seen: Observation) -> Any:
+    """Return a copy of the first batch, without a graph, to run a step on."""
+    return tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, seen.step.batch)
+
+
 def run_again(
     seen: Observation,
     batch: Any,

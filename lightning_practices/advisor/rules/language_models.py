@@ -71,14 +71,10 @@ def targets_are_inputs(seen: Observation) -> Iterator[Evidence]:
     if len({id(one.call) for one in _all(seen) if one.are_same}) != 1:
         return
     changes = Changes(seen, lambda one: one.are_same)
-    tokens = changes.tokens
-    if tokens is None:
+    tokens, found = changes.tokens, changes.of_one_token()
+    if tokens is None or found is None:
         return
-    place = tokens.read.shape[1] // 2
-    changed = changes.after(place, place + 1)
-    if changed is None:
-        return
-    columns = (changed & tokens.kept).any(dim=0)
+    place, columns = found
     if columns[place] and columns[place + 1 :].any() and not columns[:place].any():
         yield Evidence(
             f"the targets of {tokens.loss.call} equal the tokens at the same positions, which the"

@@ -11,7 +11,7 @@ from lightning_practices.advisor._kinds import LAYERS, NORMS
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import layer_of
 from lightning_practices.advisor._rule import Evidence, rule
-from lightning_practices.advisor._small_batches import run_again
+from lightning_practices.advisor._small_batches import batch_of, run_again
 from lightning_practices.advisor._trace import Call, Value
 
 _SHORTEST = 6  # steps
@@ -148,10 +148,9 @@ def _ignores_order(seen: Observation, read: _Read) -> bool | None:
         is_beside = isinstance(x, Tensor) and x.shape[:2] == (samples, steps)
         return x[:, order.to(x.device)] if is_beside else x
 
-    batch = seen.step.batch
     first, again, reordered = (
-        _numbers(run_again(seen, tree_map(change, batch)))
-        for change in (_copy, _copy, lambda x: moved(_copy(x)))
+        _numbers(run_again(seen, batch))
+        for batch in (batch_of(seen), batch_of(seen), tree_map(moved, batch_of(seen)))
     )
     if first is None or again is None or reordered is None:
         return None
@@ -159,10 +158,6 @@ def _ignores_order(seen: Observation, read: _Read) -> bool | None:
     if not torch.equal(first, again) or scale == 0:
         return None
     return _distance(first, reordered) < _EQUAL * scale
-
-
-def _copy(x: Any) -> Any:
-    return x.detach().clone() if isinstance(x, Tensor) else x
 
 
 def _numbers(step: Step | None) -> Tensor | None:

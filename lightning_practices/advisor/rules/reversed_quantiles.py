@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from lightning_practices.advisor._divergences import is_error
 from lightning_practices.advisor._kept_graphs import tensors_held
@@ -14,7 +13,7 @@ from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import layer_of
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._slopes import Slopes
-from lightning_practices.advisor._small_batches import run_again
+from lightning_practices.advisor._small_batches import batch_of, run_again
 from lightning_practices.advisor._trace import Call, Value
 
 _CLOSE, _APART = 0.02, 0.1
@@ -37,8 +36,7 @@ def reversed_quantiles(seen: Observation) -> Iterator[Evidence]:
     counts = {len(quantiles) for quantiles in written} | _constants(seen.step)
     if not any(counts & set(heads.shape[1:]) for heads, _ in _heads(seen.step)):
         return
-    batch = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, seen.step.batch)
-    step = run_again(seen, batch)
+    step = run_again(seen, batch_of(seen))
     if step is None:
         return
     for heads, maker in _heads(step):

@@ -4,15 +4,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from lightning_practices.advisor._kinds import PASSED, SOFTMAXES
 from lightning_practices.advisor._observation import Observation, Step
 from lightning_practices.advisor._outputs import batch_size, layer_of
 from lightning_practices.advisor._rule import Evidence, rule
 from lightning_practices.advisor._slopes import Slopes
-from lightning_practices.advisor._small_batches import run_again
+from lightning_practices.advisor._small_batches import batch_of, run_again
 from lightning_practices.advisor._trace import Call, Value
 
 _JOINS = frozenset({"cat", "concat", "concatenate", "stack", "where", "index_add", "scatter"})
@@ -36,8 +34,7 @@ def scale_without_its_logarithm(seen: Observation) -> Iterator[Evidence]:
         return
     if _scaled(seen.step) is None:
         return
-    batch = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, seen.step.batch)
-    step = run_again(seen, batch)
+    step = run_again(seen, batch_of(seen))
     found = None if step is None else _scaled(step)
     if step is None or found is None:
         return

@@ -34,14 +34,10 @@ def shifted_twice(seen: Observation) -> Iterator[Evidence]:
     if takes_turns or _is_head_of_frozen_network(seen, found[0]):
         return
     changes = Changes(seen, lambda one: one.are_after_next)
-    tokens = changes.tokens
-    if tokens is None:
+    tokens, changed = changes.tokens, changes.of_one_token()
+    if tokens is None or changed is None:
         return
-    place = tokens.read.shape[1] // 2
-    changed = changes.after(place, place + 1)
-    if changed is None:
-        return
-    columns = (changed & tokens.kept).any(dim=0)
+    place, columns = changed
     if columns[place] and not columns[:place].any():
         yield Evidence(
             f"the targets of {tokens.loss.call} are the tokens after the next: at each position the"
