@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from io import StringIO
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from rich.console import Console
 from scipy import stats
 
 from lightning_practices import __version__
-from lightning_practices.reproduce import Cell, Column, Results, Run, draw, measure, show
+from lightning_practices.reproduce import Cell, Column, Results, Run, _run, draw, measure, show
 from lightning_practices.reproduce._results import as_json
 from tests.processes import DEADLINE
 from tests.reproduce import experiments
@@ -25,6 +27,19 @@ SEEDS = range(4)
 @pytest.fixture
 def log(tmp_path: Path) -> Path:
     return tmp_path / "log"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """One process for all runs: to start one takes seconds, since it imports torch."""
+    with _run._pool(1, 1, alone=False) as pool:
+        yield pool
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch, pool: ProcessPoolExecutor) -> None:
+    """Let calls of ``measure`` share a process, in tests of what they keep and show."""
+    monkeypatch.setattr(_run, "_pool", lambda *_: nullcontext(pool))
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +78,7 @@ def test_a_run_that_two_cells_share_is_made_once(results: Results) -> None:
     assert len(lines(log)) == 3 * len(SEEDS)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_the_runs_of_a_file_are_not_made_again(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "lengths.json"
     measure(table(log), range(2), path=path, jobs=1)
@@ -72,6 +88,7 @@ def test_the_runs_of_a_file_are_not_made_again(log: Path, tmp_path: Path) -> Non
     assert len(json.loads(path.read_text())["runs"]) == 3 * 4
 
 
+@pytest.mark.usefixtures("one_process")
 def test_runs_with_other_settings_are_made_anew(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "lengths.json"
     measure(table(log), [0], path=path, jobs=1)
@@ -82,6 +99,7 @@ def test_runs_with_other_settings_are_made_anew(log: Path, tmp_path: Path) -> No
     assert cell.values == (3.0,)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_quick_trials_do_not_count_as_the_experiment(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "lengths.json"
     tiny = measure(table(log), [0], path=path, jobs=1, tiny=True)
@@ -140,6 +158,7 @@ def test_a_folder_is_refused_by_a_table_of_its_own_data(log: Path, tmp_path: Pat
         measure(table(log), [0], data=tmp_path)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_table_of_images_runs_on_a_folder(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,6 +191,7 @@ def test_runs_that_need_the_machine_alone_have_one_process_with_all_threads(
     assert threads == (torch.get_num_threads() if alone else 1)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_cells_are_computed_once_however_many_runs_there_are(
     log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +223,7 @@ def made(log: Path, seeds: Iterable[int], tiny: bool = False, **machine: str) ->
     return results
 
 
+@pytest.mark.usefixtures("one_process")
 def test_runs_of_other_settings_are_kept_and_named_and_count_nowhere(
     log: Path, tmp_path: Path
 ) -> None:
@@ -222,6 +243,7 @@ def test_runs_of_other_settings_are_kept_and_named_and_count_nowhere(
     assert (len(tiny.shown), tiny.seeds) == (3, 3)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_runs_of_other_versions_are_named(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "lengths.json"
     made(log, [0], torch="1.0", device="cpu").save(path)
@@ -235,6 +257,7 @@ def test_runs_of_other_versions_are_named(log: Path, tmp_path: Path) -> None:
     assert json.loads(path.read_text())["machines"] == both.machines
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_file_that_names_one_machine_for_all_runs_is_read(log: Path, tmp_path: Path) -> None:
     path = tmp_path / "lengths.json"
     made(log, [0]).save(path)
@@ -291,6 +314,7 @@ def test_the_picture_names_the_rows(results: Results, tmp_path: Path) -> None:
     assert all(f"<!-- {row} -->" in picture for row in results.table.rows)
 
 
+@pytest.mark.usefixtures("one_process")
 def test_columns_with_places_are_drawn_as_curves(log: Path, tmp_path: Path) -> None:
     columns = {
         f"offset {x:g}": Column("length", "m", settings={"offset": x}, x=x) for x in (1.0, 10.0)
