@@ -14,6 +14,7 @@ from lightning_practices.mixins import TrainingPractices
 Module = TypeVar("Module", bound=LightningModule)
 
 OTHER_SEEDS = 1000  # of fits that only choose
+_MOST_FURTHER = 5  # rates beyond the given ones
 
 _OFF: dict[str, Any] = {
     "schedule": None, "early_stopping": None, "gradient_clipping": None, "checkpoint": None,
@@ -100,11 +101,15 @@ def fit_at_best_rate(
 ) -> dict[str, float]:
     """Choose the learning rate with another seed, then fit with it.
 
+    A best rate at an end of the given ones may not be the best: then further ones are tried beyond
+    it, by the same factor, until the best lies between two others.
+
     Args:
         make: Makes the module with a learning rate.
         data_of: Makes the data of a seed.
         seed: Seed of the fit whose metrics are returned.
-        rates: Learning rates to choose from: that with the lowest ``val_loss`` after the fit.
+        rates: Learning rates to choose from: that with the lowest ``val_loss`` after the fit. A
+            single one is taken as it is.
         **trainer: Arguments of the Trainer. Without ``limit_val_batches`` the fits don't validate.
 
     Returns:
@@ -120,10 +125,26 @@ def fit_at_best_rate(
         loss = metrics["val_loss"]
         return loss if loss == loss else float("inf")  # nan, of a fit that diverged, is worst
 
-    best = min(rates, key=val_loss)
+    best = _lowest(val_loss, rates)
     data = data_of(seed)
     model = train(partial(make, best), data, seed, **trainer)
     return {**test(model, data), "rate": best}
+
+
+def _lowest(loss_of: Callable[[float], float], rates: Sequence[float]) -> float:
+    """Return the rate of the lowest loss, beyond the given ones where the best is at an end."""
+    if len(rates) == 1:
+        return rates[0]
+    losses = {rate: loss_of(rate) for rate in rates}
+    for _ in range(_MOST_FURTHER):
+        low, *_, high = ordered = sorted(losses)
+        best = min(ordered, key=losses.__getitem__)
+        if best not in (low, high):
+            break
+        inner = ordered[1] if best == low else ordered[-2]
+        further = float(f"{best * best / inner:.3g}")
+        losses[further] = loss_of(further)
+    return min(losses, key=losses.__getitem__)
 
 
 def _in_percent(metrics: Mapping[str, float]) -> dict[str, float]:
